@@ -1,0 +1,272 @@
+"""``edgepeft.json``: the schema that binds a base, its variants, its slots and its adapters.
+
+The models below are the documentation of the format; :func:`json_schema` prints it as JSON Schema.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from ..errors import ManifestError
+
+SCHEMA_VERSION = 1
+MANIFEST_NAME = "edgepeft.json"
+
+#: Adapter and variant names become file names and tensor prefixes on every platform.
+NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+Dim = int | str
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _check_relative(path: str) -> str:
+    pure = PurePosixPath(path)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in path or ":" in path or not path:
+        raise ValueError(f"{path!r} leaves the bundle folder; only relative paths inside it are allowed")
+    return path
+
+
+class FileEntry(_Model):
+    """One file of the bundle."""
+
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    bytes: int = Field(ge=0)
+
+
+class SlotPart(_Model):
+    """One site's share of a slot: columns ``offset … offset + size`` of the slot's output."""
+
+    site: str
+    offset: int = Field(ge=0)
+    size: int = Field(gt=0)
+
+
+class LinearSlot(_Model):
+    """Graph inputs through which ``LowRank`` (and, where present, gain) edits reach one linear map.
+
+    ``a`` is ``[adapter_batch, in_features, rank]``, ``b`` is ``[adapter_batch, rank, out_features]``; ``out_gain`` is
+    ``[adapter_batch, 1, out_features]`` and ``in_gain`` ``[adapter_batch, 1, in_features]``. A packed matrix (fused
+    q/k/v) has one slot with several parts. ``weight`` names the initializer of the fp32 graph that holds the base's
+    numbers, as ``[in, out]`` or, where ``transposed``, as ``[out, in]``.
+    """
+
+    name: str
+    in_features: int = Field(gt=0)
+    out_features: int = Field(gt=0)
+    parts: tuple[SlotPart, ...] = Field(min_length=1)
+    a: str
+    b: str
+    rank: str
+    out_gain: str | None = None
+    in_gain: str | None = None
+    weight: str
+    transposed: bool = False
+
+    def tensors(self) -> Iterator[tuple[str, tuple[Dim, ...]]]:
+        """Name and shape of each slot tensor; strings are symbolic dimensions."""
+        yield self.a, ("adapter_batch", self.in_features, self.rank)
+        yield self.b, ("adapter_batch", self.rank, self.out_features)
+        if self.out_gain is not None:
+            yield self.out_gain, ("adapter_batch", 1, self.out_features)
+        if self.in_gain is not None:
+            yield self.in_gain, ("adapter_batch", 1, self.in_features)
+
+    @property
+    def per_row(self) -> bool:
+        """Whether every row of a batch may bring its own tensors."""
+        return True
+
+
+class OverrideSlot(_Model):
+    """A graph input that replaces one parameter of the base.
+
+    ``layout`` says how the parameter's tensor is laid out in the slot: ``as_is`` keeps its shape, ``matmul`` is a
+    linear weight ``[out, in]`` written ``[adapter_batch, in, out]``, ``row`` is a vector ``[n]`` written
+    ``[adapter_batch, 1, n]``.
+    """
+
+    parameter: str
+    tensor: str
+    shape: tuple[Dim, ...]
+    layout: Literal["as_is", "matmul", "row"]
+    per_row: bool
+
+    def tensors(self) -> Iterator[tuple[str, tuple[Dim, ...]]]:
+        """Name and shape of the slot tensor; strings are symbolic dimensions."""
+        yield self.tensor, self.shape
+
+
+class SlotTable(_Model):
+    """All slots of a base, in graph order."""
+
+    linear: tuple[LinearSlot, ...] = ()
+    overrides: tuple[OverrideSlot, ...] = ()
+
+    def tensors(self) -> dict[str, tuple[Dim, ...]]:
+        """Every slot tensor by name, with its shape."""
+        return {name: shape for slot in (*self.linear, *self.overrides) for name, shape in slot.tensors()}
+
+    def site(self, site: str) -> tuple[LinearSlot, SlotPart] | None:
+        """The slot that serves ``site``, and the site's part of it."""
+        for slot in self.linear:
+            for part in slot.parts:
+                if part.site == site:
+                    return slot, part
+        return None
+
+    def override(self, parameter: str) -> OverrideSlot | None:
+        """The slot that replaces ``parameter``, if there is one."""
+        return next((slot for slot in self.overrides if slot.parameter == parameter), None)
+
+    @property
+    def hash(self) -> str:
+        """sha256 over what an adapter must fit: tensor names, shapes and the sites behind them."""
+        signature = {
+            "tensors": {name: list(shape) for name, shape in sorted(self.tensors().items())},
+            "parts": {slot.name: [part.model_dump() for part in slot.parts] for slot in self.linear},
+        }
+        return hashlib.sha256(json.dumps(signature, sort_keys=True).encode()).hexdigest()
+
+
+class Variant(_Model):
+    """One precision of the base."""
+
+    file: str
+    data: tuple[str, ...] = ()
+    slots: Literal["overridable", "input", "none"] = "overridable"
+    recipe: str
+    #: Share of the base's weight numbers that are stored in fewer bits than fp32, 0 … 1.
+    quantized_share: float = Field(ge=0, le=1)
+
+    _relative = field_validator("file")(_check_relative)
+
+
+class BaseEntry(_Model):
+    """What the base is and where it came from."""
+
+    source: str
+    architecture: str
+    model_type: str
+    captured_by: str
+    #: sha256 over the weights that the checkpoint holds, before quantization.
+    identity: str = Field(pattern=r"^[0-9a-f]{64}$")
+    parameters: int = Field(gt=0)
+    #: Parameters that the checkpoint does not hold; zero in the base, outside its identity.
+    fresh: tuple[str, ...] = ()
+
+
+class GraphInput(_Model):
+    """A model input that is not a slot."""
+
+    name: str
+    dtype: str
+    shape: tuple[Dim, ...]
+
+
+class AdapterEntry(_Model):
+    """One adapter and its contract with the base."""
+
+    onnx_adapter: str
+    onnx: str
+    method: str
+    source: str
+    base_identity: str = Field(pattern=r"^[0-9a-f]{64}$")
+    slots_hash: str = Field(pattern=r"^[0-9a-f]{64}$")
+    #: Exactly the tensors the file holds, with their shapes.
+    tensors: dict[str, tuple[int, ...]]
+    ranks: dict[str, int]
+    labels: tuple[str, ...] | None = None
+    #: False where the edits are not linear in a scale (gains, and a magnitude frozen at lowering).
+    scalable: bool = True
+    #: False where one of its slots cannot differ by row of a batch.
+    per_row: bool = True
+    bytes: int = Field(ge=0)
+
+    _relative = field_validator("onnx_adapter", "onnx")(_check_relative)
+
+
+class Manifest(_Model):
+    """``edgepeft.json``."""
+
+    schema_version: Literal[1] = 1
+    task: str
+    mode: Literal["swap", "merge"]
+    base: BaseEntry
+    inputs: tuple[GraphInput, ...]
+    outputs: tuple[GraphInput, ...]
+    labels: tuple[str, ...] | None = None
+    #: Longest input in tokens.
+    max_length: int | None = None
+    slots: SlotTable
+    variants: dict[str, Variant]
+    adapters: dict[str, AdapterEntry] = Field(default_factory=dict)
+    #: For ``mode = "merge"``: the adapter whose weights are folded into the base.
+    merged: str | None = None
+    provenance: dict[str, Any] = Field(default_factory=dict)
+    files: dict[str, FileEntry]
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Manifest:
+        for path in self.files:
+            _check_relative(path)
+        for name in (*self.variants, *self.adapters):
+            check_name(name)
+        for variant in self.variants.values():
+            for path in (variant.file, *variant.data):
+                if path not in self.files:
+                    raise ValueError(f"variant file {path} is not listed under files")
+        for adapter in self.adapters.values():
+            for path in (adapter.onnx_adapter, adapter.onnx):
+                if path not in self.files:
+                    raise ValueError(f"adapter file {path} is not listed under files")
+        if not self.variants:
+            raise ValueError("a bundle holds at least one variant")
+        return self
+
+
+def check_name(name: str) -> str:
+    """``name`` if it can name an adapter or variant; else ``ValueError`` that says what a name may hold."""
+    if not NAME_PATTERN.fullmatch(name):
+        raise ValueError(
+            f"{name!r} cannot be a name: use 1 to 64 letters, digits, '.', '_' or '-', starting with a letter or digit"
+        )
+    return name
+
+
+def parse_manifest(text: str, where: str) -> Manifest:
+    """The manifest in ``text``; raises :class:`ManifestError` that names ``where`` and each wrong key."""
+    try:
+        raw = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ManifestError(f"{where} is not JSON (line {error.lineno}: {error.msg}); export the bundle again") from error
+    version = raw.get("schema_version") if isinstance(raw, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ManifestError(
+            f"{where} has schema_version {version!r}; this edgepeft reads version {SCHEMA_VERSION}. "
+            "Export the bundle again, or install the edgepeft that wrote it."
+        )
+    try:
+        return Manifest.model_validate(raw)
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or '(top)'}: {e['msg']}" for e in error.errors()[:5])
+        raise ManifestError(f"{where} does not fit the schema: {problems}") from error
+
+
+def dump_manifest(manifest: Manifest) -> str:
+    """``manifest`` as the text of ``edgepeft.json``."""
+    return json.dumps(manifest.model_dump(mode="json"), indent=1) + "\n"
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of ``edgepeft.json``."""
+    return Manifest.model_json_schema()

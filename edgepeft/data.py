@@ -1,0 +1,132 @@
+"""Reading labelled text from CSV and JSONL files, with errors that name the row."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import DataError
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Rows of a data file.
+
+    ``texts[i]`` is the input of row ``i`` (a pair's second text is in ``pairs[i]``); ``labels[i]`` is its label as a
+    string, or ``labels`` is ``None`` when the file was read without labels.
+    """
+
+    texts: tuple[str, ...]
+    labels: tuple[str, ...] | None
+    pairs: tuple[str, ...] | None = None
+    source: str = ""
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def select(self, rows: Sequence[int]) -> Examples:
+        """The given rows, in the given order."""
+        return Examples(
+            texts=tuple(self.texts[i] for i in rows),
+            labels=None if self.labels is None else tuple(self.labels[i] for i in rows),
+            pairs=None if self.pairs is None else tuple(self.pairs[i] for i in rows),
+            source=self.source,
+        )
+
+
+def _decode(path: Path) -> str:
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"cannot read data file {path}: {error.strerror or error}") from error
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        row = raw.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{path}, line {row}: byte 0x{raw[error.start]:02x} is not valid UTF-8. "
+            "Convert the file first, for example: iconv -f latin1 -t utf-8 IN > OUT"
+        ) from error
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Each row as a mapping with the line number it starts on (1-based, the CSV header is line 1)."""
+    text = _decode(path)
+    if path.suffix.lower() in {".jsonl", ".ndjson", ".json"}:
+        for number, line in enumerate(text.splitlines(), 1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise DataError(f"{path}, line {number}: not a JSON object ({error.msg}). One object per line.") from error
+            if not isinstance(row, dict):
+                raise DataError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}")
+            yield number, row
+    elif path.suffix.lower() in {".csv", ".tsv"}:
+        reader = csv.DictReader(text.splitlines(keepends=True), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+        if reader.fieldnames is None:
+            raise DataError(f"{path} is empty: expected a header line such as text,label")
+        while True:
+            line = reader.line_num + 1
+            try:
+                row = next(reader)
+            except StopIteration:
+                return
+            except csv.Error as error:
+                raise DataError(f"{path}, line {line}: {error}") from error
+            if None in row:
+                raise DataError(
+                    f"{path}, line {line}: more fields than the header's {len(reader.fieldnames)}. "
+                    "Quote texts that hold the delimiter."
+                )
+            yield line, row
+    else:
+        raise DataError(f"{path}: unknown data format {path.suffix or '(no suffix)'}; use .csv, .tsv or .jsonl")
+
+
+def read_examples(
+    path: str | Path,
+    *,
+    text: str = "text",
+    label: str | None = "label",
+    pair: str | None = None,
+    limit: int | None = None,
+) -> Examples:
+    """Read texts and labels from a CSV, TSV or JSONL file.
+
+    ``text``, ``label`` and ``pair`` name the columns; ``label=None`` reads texts alone. Raises :class:`DataError` with
+    the line number for a row that is not UTF-8, lacks a column or has an empty label.
+    """
+    path = Path(path)
+    texts: list[str] = []
+    labels: list[str] = []
+    pairs: list[str] = []
+    for line, row in _rows(path):
+        for column in (text, label, pair):
+            if column is not None and row.get(column) is None:
+                raise DataError(f"{path}, line {line}: no column {column!r}; this row has: {', '.join(map(str, row)) or '-'}")
+        if not isinstance(row[text], str):
+            raise DataError(f"{path}, line {line}: {text!r} must be a string, found {type(row[text]).__name__}")
+        texts.append(row[text])
+        if label is not None:
+            value = str(row[label]).strip()
+            if not value:
+                raise DataError(f"{path}, line {line}: the label is empty")
+            labels.append(value)
+        if pair is not None:
+            pairs.append(str(row[pair]))
+        if limit is not None and len(texts) >= limit:
+            break
+    if not texts:
+        raise DataError(f"{path} has no data rows")
+    return Examples(
+        texts=tuple(texts),
+        labels=tuple(labels) if label is not None else None,
+        pairs=tuple(pairs) if pair is not None else None,
+        source=str(path),
+    )
