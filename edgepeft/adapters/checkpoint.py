@@ -1,0 +1,119 @@
+"""A PEFT checkpoint on disk: its config and its tensors, read without torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import AdapterError, MissingExtraError
+
+CONFIG_NAME = "adapter_config.json"
+WEIGHTS_NAME = "adapter_model.safetensors"
+#: What edgepeft writes beside an adapter that it trained.
+RECORD_NAME = "edgepeft_adapter.json"
+
+#: PEFT wraps the model twice before the module paths of the base begin.
+_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A PEFT checkpoint. ``tensors`` are keyed as in the file, less PEFT's ``base_model.model.``; float32 or integer."""
+
+    path: Path
+    source: str
+    config: Mapping[str, Any]
+    tensors: Mapping[str, np.ndarray]
+    #: What edgepeft recorded when it trained the adapter, empty for a foreign one.
+    record: Mapping[str, Any]
+
+    @property
+    def peft_type(self) -> str:
+        """The method, in PEFT's spelling (``LORA``)."""
+        return str(self.config.get("peft_type", "")).upper()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise AdapterError(f"cannot read {path}: {error}") from error
+    if not isinstance(value, dict):
+        raise AdapterError(f"{path} must hold a JSON object, found {type(value).__name__}")
+    return value
+
+
+def read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    """All tensors of a safetensors file; bfloat16 and float16 are widened to float32, others keep their type."""
+    try:
+        import ml_dtypes
+        from safetensors import SafetensorError, deserialize
+    except ImportError as error:
+        raise MissingExtraError(f"reading {path.name} needs: pip install 'edgepeft[export]' ({error})") from error
+
+    floats = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64}
+    others = {"I64": np.int64, "I32": np.int32, "U8": np.uint8, "I8": np.int8, "BOOL": np.bool_}
+    try:
+        entries = deserialize(path.read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise AdapterError(f"{path} is not a readable safetensors file (truncated or damaged?): {error}") from error
+    tensors: dict[str, np.ndarray] = {}
+    for name, info in entries:
+        dtype = floats.get(info["dtype"]) or others.get(info["dtype"])
+        if dtype is None:
+            raise AdapterError(f"{path}: tensor {name} has type {info['dtype']}, which no adapter here uses")
+        array = np.frombuffer(info["data"], dtype=dtype).reshape(info["shape"])
+        tensors[name] = array.astype(np.float32) if info["dtype"] in floats else array
+    return tensors
+
+
+def _fetch(repo: str) -> Path:
+    """The local snapshot of a Hugging Face adapter repository; ``HF_HUB_OFFLINE`` is honoured by the library."""
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    except ImportError as error:
+        raise MissingExtraError(f"fetching {repo} needs: pip install 'edgepeft[export]' ({error})") from error
+    try:
+        return Path(snapshot_download(repo, allow_patterns=["*.json", "*.safetensors", "*.bin"]))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise AdapterError(
+            f"adapter {repo!r} is neither a local folder nor a Hugging Face id that can be fetched: {first}"
+        ) from error
+
+
+def read_checkpoint(source: str | Path) -> Checkpoint:
+    """The PEFT checkpoint in a folder or behind a Hugging Face id.
+
+    Raises :class:`AdapterError` where a file is missing or damaged, and for pickle checkpoints, which are never opened.
+    """
+    path = Path(source)
+    if not path.is_dir():
+        if path.exists():
+            raise AdapterError(f"{path} is a file; give the folder that holds {CONFIG_NAME} and {WEIGHTS_NAME}")
+        path = _fetch(str(source))
+    if not (path / CONFIG_NAME).is_file():
+        raise AdapterError(f"{path} holds no {CONFIG_NAME}; it is not a PEFT checkpoint")
+    weights = path / WEIGHTS_NAME
+    if not weights.is_file():
+        pickle = path / "adapter_model.bin"
+        if pickle.is_file():
+            raise AdapterError(
+                f"{pickle} is a pickle, which can run code when it is opened; edgepeft reads safetensors only. Convert it "
+                "where you trust it: load it with peft and call save_pretrained(folder, safe_serialization=True)."
+            )
+        raise AdapterError(f"{path} holds no {WEIGHTS_NAME}")
+    record = path / RECORD_NAME
+    return Checkpoint(
+        path=path,
+        source=str(source),
+        config=_read_json(path / CONFIG_NAME),
+        tensors={name.removeprefix(_PREFIX): tensor for name, tensor in read_safetensors(weights).items()},
+        record=_read_json(record) if record.is_file() else {},
+    )

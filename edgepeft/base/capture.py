@@ -1,0 +1,70 @@
+"""``capture``: a base model as an ONNX graph that was checked against PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ..errors import CaptureError, EdgepeftError
+from .form import Base
+from .load import Loaded, load_model
+from .traced import Captured, trace
+
+def _attempts(onnx: str | Path | None) -> list[tuple[str, Callable[[Loaded], Captured]]]:
+    if onnx is not None:
+        from .existing import open_existing
+
+        return [("existing", lambda loaded: open_existing(Path(onnx), loaded))]
+    return [
+        ("traced+fused", lambda loaded: trace(loaded, fusions=True)),
+        ("traced", lambda loaded: trace(loaded, fusions=False)),
+    ]
+
+
+def capture(
+    source: str | Path,
+    *,
+    task: str | None = None,
+    peft_task: str | None = None,
+    onnx: str | Path | None = None,
+    announce: Callable[[str], None] = lambda message: None,
+) -> Base:
+    """Capture a base model.
+
+    ``source`` is a folder or a Hugging Face id; ``onnx`` an ONNX file of the same base exported elsewhere, used instead
+    of tracing. Routes are tried from the fastest graph to the plainest; one whose outputs differ from PyTorch's by more
+    than ``TOLERANCE`` is dropped, which ``announce`` is told. Raises :class:`CaptureError` when none holds.
+    """
+    loaded = load_model(source, task=task, peft_task=peft_task)
+    failures = []
+    for name, attempt in _attempts(onnx):
+        try:
+            captured = attempt(loaded)
+        except EdgepeftError as error:
+            failures.append(f"{name}: {error}")
+            announce(f"capture route {name} dropped: {error}")
+            continue
+        return _base(loaded, captured, name)
+    raise CaptureError(f"{source}: no route captures this base correctly. " + " | ".join(failures))
+
+
+def _base(loaded: Loaded, captured: Captured, route: str) -> Base:
+    config = loaded.model.config
+    classifies = loaded.task in {"text-classification", "token-classification"}
+    return Base(
+        graph=captured.graph,
+        source=loaded.source,
+        task=loaded.task,
+        config=config.to_dict(),
+        architecture=type(loaded.model).__name__,
+        labels=tuple(config.id2label[i] for i in range(config.num_labels)) if classifies else None,
+        identity=loaded.identity,
+        fresh=loaded.fresh,
+        weights=captured.weights,
+        locations=captured.locations,
+        captured_by=route,
+        max_length=loaded.max_length,
+        files=loaded.files,
+        reference=loaded.model,
+        parity=captured.parity,
+    )

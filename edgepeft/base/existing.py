@@ -1,0 +1,78 @@
+"""A base that was exported to ONNX elsewhere: given as a file, matched by content."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from ..errors import CaptureError
+from ..graph.locate import float_initializers, locate
+from .check import parity
+from .load import Loaded
+from .traced import Captured, name_dimensions
+
+
+def fold_transposes(graph: ir.Model) -> int:
+    """Replace each ``Transpose`` of an initializer by a transposed initializer; how many there were.
+
+    Exporters that do not optimize leave weights behind a Transpose, where neither quantizers nor slots find them.
+    """
+    folded = 0
+    for node in list(graph.graph):
+        if node.op_type != "Transpose" or node.domain != "":
+            continue
+        source = node.inputs[0]
+        if source is None or source.const_value is None or not source.is_initializer() or source.is_graph_input():
+            continue
+        perm = node.attributes.get_ints("perm", None)
+        array = np.ascontiguousarray(np.transpose(source.const_value.numpy(), perm))
+        output = node.outputs[0]
+        name = f"{source.name}.transposed"
+        value = graph.graph.initializers.get(name)
+        if value is None:
+            value = ir.Value(
+                name=name, const_value=ir.tensor(array, name=name), shape=ir.Shape(array.shape), type=source.type
+            )
+            graph.graph.register_initializer(value)
+        output.replace_all_uses_with(value, replace_graph_outputs=True)
+        graph.graph.remove(node, safe=True)
+        folded += 1
+        if not source.uses():
+            del graph.graph.initializers[source.name or ""]
+    return folded
+
+
+def open_existing(path: Path, loaded: Loaded) -> Captured:
+    """The ONNX file at ``path`` as a capture of ``loaded``; raises :class:`CaptureError` where it is not that base.
+
+    ONNX Runtime must compute what PyTorch does, and most weights must be found by content: a file of other weights or
+    one that is already quantized is refused.
+    """
+    if not path.is_file():
+        raise CaptureError(f"no ONNX file at {path}")
+    try:
+        graph = ir.load(path)
+    except Exception as error:  # protobuf and onnx_ir raise many types on a damaged file
+        raise CaptureError(f"{path} is not a readable ONNX model: {error}") from error
+    for value in graph.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            value.const_value = ir.tensor(value.const_value.numpy().copy(), name=value.name)
+    fold_transposes(graph)
+    name_dimensions(graph)
+    accepted = {value.name for value in graph.graph.inputs if value.name not in graph.graph.initializers}
+    unknown = accepted - set(loaded.input_names)
+    if unknown:
+        raise CaptureError(f"{path} has inputs that {loaded.source} for {loaded.task} does not: {', '.join(map(str, unknown))}")
+    weights = {n: np.ascontiguousarray(p.detach().float().numpy()).copy() for n, p in loaded.model.named_parameters()}
+    located = locate(graph, weights)
+    missing = [name for name, array in weights.items() if array.ndim == 2 and name not in loaded.fresh and not located[name]]
+    matrices = sum(array.ndim == 2 for array in weights.values())
+    if len(missing) > matrices // 2:
+        raise CaptureError(
+            f"{path} does not hold the weights of {loaded.source}: {len(missing)} of {matrices} matrices were not found, "
+            f"the first is {missing[0]} {weights[missing[0]].shape}. It was exported from another checkpoint, or is already quantized "
+            f"(it has {len(float_initializers(graph))} float initializers)."
+        )
+    return Captured(graph=graph, locations=located, weights=weights, parity=parity(graph, loaded))

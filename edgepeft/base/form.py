@@ -1,0 +1,50 @@
+"""What a capture returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from ..graph.locate import Location
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model and its ONNX graph.
+
+    ``graph`` computes the base without slots in fp32. ``weights`` are the parameters by Hugging Face name (float32,
+    PyTorch's layout; fresh ones are zero) and ``locations`` says where in the graph their numbers lie. ``reference`` is
+    the PyTorch model in eval mode, for parity.
+    """
+
+    graph: ir.Model
+    source: str
+    task: str
+    config: Mapping[str, Any]
+    architecture: str
+    labels: tuple[str, ...] | None
+    identity: str
+    fresh: tuple[str, ...]
+    weights: Mapping[str, np.ndarray]
+    locations: Mapping[str, tuple[Location, ...]]
+    captured_by: str
+    max_length: int | None
+    #: Hugging Face files that travel with the bundle (tokenizer, config), by file name.
+    files: Mapping[str, Path]
+    reference: Any
+    #: max |difference| of the outputs against PyTorch on ragged padded batches.
+    parity: float
+
+    def weight(self, name: str) -> np.ndarray | None:
+        """The parameter of that name, or ``None``; fits ``read_adapter(weights=…)``."""
+        return self.weights.get(name)
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in the base."""
+        return sum(int(array.size) for array in self.weights.values())

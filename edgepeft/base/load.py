@@ -1,0 +1,219 @@
+"""Loading the PyTorch side of a base: model, config, tokenizer files, sample inputs."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import CaptureError, InputError, MissingExtraError
+from .identity import identity_of_model
+
+TASKS = ("text-classification", "token-classification", "feature-extraction", "fill-mask")
+
+#: PEFT's task types and the task each one's adapters are for.
+PEFT_TASKS = {
+    "SEQ_CLS": "text-classification",
+    "TOKEN_CLS": "token-classification",
+    "FEATURE_EXTRACTION": "feature-extraction",
+    "CAUSAL_LM": "text-generation",
+    "SEQ_2_SEQ_LM": "text2text-generation",
+    "QUESTION_ANS": "question-answering",
+}
+
+_TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A Hugging Face model in fp32 eval mode with what a capture needs to know of it."""
+
+    model: Any
+    source: str
+    task: str
+    fresh: tuple[str, ...]
+    identity: str
+    input_names: tuple[str, ...]
+    pad_id: int
+    max_length: int | None
+    files: Mapping[str, Path]
+
+
+@contextmanager
+def quiet() -> Any:
+    """Hold back transformers' log lines and progress bars while it loads or traces; restored afterwards."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    bars = logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def infer_task(config: Any, peft_task: str | None) -> str:
+    """The task of a base: from an adapter's PEFT task type, else from the architecture in its config."""
+    if peft_task:
+        task = PEFT_TASKS.get(peft_task)
+        if task is None:
+            raise InputError(f"PEFT task type {peft_task!r} is unknown; give --task, one of: {', '.join(TASKS)}")
+        return task
+    name = (getattr(config, "architectures", None) or [""])[0]
+    for suffix, task in (
+        ("ForSequenceClassification", "text-classification"),
+        ("ForTokenClassification", "token-classification"),
+        ("ForMaskedLM", "fill-mask"),
+        ("ForPreTraining", "fill-mask"),
+        ("Model", "feature-extraction"),
+    ):
+        if name.endswith(suffix):
+            return task
+    raise InputError(f"cannot tell the task from architecture {name!r}; give --task, one of: {', '.join(TASKS)}")
+
+
+def _files(source: str) -> dict[str, Path]:
+    """Tokenizer files of a local folder or of the hub cache, by name."""
+    folder = Path(source)
+    if folder.is_dir():
+        return {name: folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()}
+    from transformers.utils import cached_file
+
+    found = {}
+    for name in _TOKENIZER_FILES:
+        path = cached_file(
+            source, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
+        )
+        if path is not None:
+            found[name] = Path(path)
+    return found
+
+
+def _max_length(config: Any, files: Mapping[str, Path]) -> int | None:
+    """Longest input in tokens: positions the model has, and the tokenizer's own limit where it is lower."""
+    import json
+
+    limits = []
+    positions = getattr(config, "max_position_embeddings", None)
+    if isinstance(positions, int) and positions > 0:
+        # RoBERTa-like models number positions from pad_token_id + 1 on, so that many rows are never used.
+        offset = (config.pad_token_id or 0) + 1 if config.model_type in {"roberta", "xlm-roberta", "camembert", "mpnet"} else 0
+        limits.append(positions - offset)
+    if "tokenizer_config.json" in files:
+        declared = json.loads(files["tokenizer_config.json"].read_text(encoding="utf-8")).get("model_max_length")
+        if isinstance(declared, int) and 0 < declared < 1_000_000:
+            limits.append(declared)
+    return min(limits) if limits else None
+
+
+def load_model(source: str | Path, *, task: str | None = None, peft_task: str | None = None) -> Loaded:
+    """Load a base in fp32, eval mode, on the CPU; weights that the checkpoint lacks are set to zero.
+
+    ``source`` is a folder or a Hugging Face id. ``task`` is inferred where it is not given. Raises
+    :class:`InputError` for an unknown task or a source that cannot be loaded.
+    """
+    try:
+        import torch
+        from optimum.exporters.tasks import TasksManager
+        from transformers import AutoConfig
+    except ImportError as error:
+        raise MissingExtraError(f"capturing a base needs: pip install 'edgepeft[export]' ({error})") from error
+    source = str(source)
+    with quiet():
+        try:
+            config = AutoConfig.from_pretrained(source)
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(
+                f"base model {source!r} is neither a folder with config.json nor a Hugging Face id that can be fetched: "
+                f"{str(error).strip().splitlines()[0]}"
+            ) from error
+        task = task or infer_task(config, peft_task)
+        if task not in TASKS:
+            raise InputError(f"task {task!r} is not supported yet; this version exports: {', '.join(TASKS)}")
+        auto = TasksManager.get_model_class_for_task(task)
+        try:
+            model, info = auto.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise InputError(f"cannot load {source!r} for {task}: {str(error).strip().splitlines()[0]}") from error
+    model = model.eval()
+    fresh = tuple(sorted(info["missing_keys"]))
+    if info.get("mismatched_keys"):
+        raise CaptureError(f"{source!r}: the checkpoint's shapes differ from its config: {sorted(info['mismatched_keys'])}")
+    parameters = dict(model.named_parameters())
+    if fresh and len(fresh) > len(parameters) // 2:
+        raise CaptureError(
+            f"{source!r} holds {len(parameters) - len(fresh)} of the {len(parameters)} parameters that {type(model).__name__} "
+            f"needs for {task}; it is a checkpoint of another architecture"
+        )
+    identity = identity_of_model(model, fresh)
+    with torch.no_grad():
+        for name in fresh:
+            if name in parameters:
+                parameters[name].zero_()
+    files = _files(source)
+    return Loaded(
+        model=model,
+        source=source,
+        task=task,
+        fresh=fresh,
+        identity=identity,
+        input_names=_input_names(model),
+        pad_id=int(config.pad_token_id if config.pad_token_id is not None else 0),
+        max_length=_max_length(config, files),
+        files=files,
+    )
+
+
+def _input_names(model: Any) -> tuple[str, ...]:
+    import inspect
+
+    accepted = inspect.signature(model.forward).parameters
+    names = ["input_ids", "attention_mask"]
+    if "token_type_ids" in accepted and (getattr(model.config, "type_vocab_size", 0) or 0) > 1:
+        names.append("token_type_ids")
+    return tuple(names)
+
+
+def ragged_batches(
+    loaded: Loaded, *, shapes: tuple[tuple[int, int], ...] = ((2, 9), (3, 17), (1, 5)), seed: int = 0
+) -> list[dict[str, np.ndarray]]:
+    """Padded batches of random tokens whose rows differ in length: int64 ``[batch, sequence]`` by input name.
+
+    The first row fills its batch, later ones are padded on the right, so that a mask that is ignored shows.
+    """
+    rng = np.random.default_rng(seed)
+    vocab = int(loaded.model.config.vocab_size)
+    limit = loaded.max_length or 1 << 30
+    batches = []
+    for batch, length in shapes:
+        length = min(length, limit)
+        ids = rng.integers(0, vocab, (batch, length), dtype=np.int64)
+        ids[ids == loaded.pad_id] = (loaded.pad_id + 1) % vocab
+        mask = np.ones((batch, length), np.int64)
+        for row in range(1, batch):
+            mask[row, max(2, length - 3 * row) :] = 0
+        inputs = {"input_ids": np.where(mask == 1, ids, loaded.pad_id), "attention_mask": mask}
+        if "token_type_ids" in loaded.input_names:
+            types = np.zeros((batch, length), np.int64)
+            types[:, length // 2 :] = 1
+            inputs["token_type_ids"] = types * mask
+        batches.append(inputs)
+    return batches

@@ -1,0 +1,150 @@
+"""Capture by tracing with transformers' own exporter, for anything that torch.export takes."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging as pylogging
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from ..errors import CaptureError
+from ..graph.locate import Location, float_initializers, locate
+from .check import parity
+from .load import Loaded, quiet, ragged_batches
+
+#: 20 is the lowest opset with Gelu and the highest below RotaryEmbedding/Attention (23), which ONNX Runtime rejects.
+OPSET = 20
+
+
+@contextlib.contextmanager
+def _silenced_exporter() -> Iterator[None]:
+    """torch.onnx prints its stages and warns of missing torchvision; both would drown the command's own output."""
+    loggers = [pylogging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(pylogging.ERROR)
+    try:
+        with quiet(), warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _mark(model: Any, fresh: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Give every parameter whose numbers another one shares numbers of its own; return the originals.
+
+    Content tells parameters apart only where contents differ. Zero biases, unit norms and fresh heads do not; while the
+    model is traced they hold markers, and the graph gets its real numbers back afterwards.
+    """
+    import torch
+
+    originals = {name: p.detach().float().numpy().copy() for name, p in model.named_parameters()}
+    seen: dict[tuple[tuple[int, ...], bytes], list[str]] = {}
+    for name, array in originals.items():
+        seen.setdefault((array.shape, array.tobytes() if array.size < 1 << 16 else array[:2].tobytes()), []).append(name)
+    marked = {name for names in seen.values() if len(names) > 1 for name in names} | (set(fresh) & set(originals))
+    # A bias of zeros or a norm of ones may be optimized away, and then nothing could replace it.
+    marked |= {name for name, array in originals.items() if array.size < 1 << 16 and array.min() == array.max()}
+    rng = np.random.default_rng(20_26)
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name in sorted(marked):
+            noise = rng.standard_normal(originals[name].shape).astype(np.float32) * 0.05
+            parameters[name].copy_(torch.from_numpy(originals[name] + noise))
+    return originals
+
+
+def _restore_module(model: Any, originals: Mapping[str, np.ndarray]) -> None:
+    import torch
+
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(torch.from_numpy(originals[name]))
+
+
+def _restore_graph(
+    graph: ir.Model, located: Mapping[str, tuple[Any, ...]], originals: Mapping[str, np.ndarray]
+) -> None:
+    """Write the original numbers over the markers, wherever each parameter was found.
+
+    The exporter's initializers share memory with the PyTorch module; the graph gets memory of its own, since PEFT may
+    change the module's weights when it loads an adapter (PiSSA does).
+    """
+    arrays = {name: array.copy() for name, array in float_initializers(graph).items()}
+    for name, locations in located.items():
+        for location in locations:
+            location.write(arrays[location.initializer], originals[name])
+    for name, array in arrays.items():
+        graph.graph.initializers[name].const_value = ir.tensor(array, name=name)
+
+
+def name_dimensions(graph: ir.Model) -> None:
+    """Call the free dimensions what Optimum and transformers.js call them; drop the exporter's ``s44``."""
+    names: dict[str, str] = {}
+    for value in graph.graph.inputs:
+        if value.shape is not None and len(value.shape) == 2:
+            for dim, name in zip(value.shape, ("batch_size", "sequence_length"), strict=True):
+                if isinstance(dim, ir.SymbolicDim) and dim.value is not None:
+                    names[dim.value] = name
+
+    def rename(value: ir.Value) -> None:
+        if value.shape is not None:
+            dims = [names.get(d.value or "", d) if isinstance(d, ir.SymbolicDim) else d for d in value.shape]
+            value.shape = ir.Shape(dims)
+
+    for value in (*graph.graph.inputs, *graph.graph.outputs):
+        rename(value)
+    for node in graph.graph:
+        for output in node.outputs:
+            rename(output)
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A graph, where in it each parameter lies, the parameters, and the largest difference from PyTorch."""
+
+    graph: ir.Model
+    locations: Mapping[str, tuple[Location, ...]]
+    weights: Mapping[str, np.ndarray]
+    parity: float
+
+
+def trace(loaded: Loaded, *, fusions: bool) -> Captured:
+    """Trace ``loaded`` to ONNX.
+
+    ``fusions`` asks for ONNX Runtime's CPU operators (packed q/k/v, SkipLayerNormalization, BiasGelu). Raises
+    :class:`CaptureError` where the exporter fails.
+    """
+    import torch
+    from transformers.exporters import OnnxConfig
+    from transformers.exporters.exporter_onnx import OnnxExporter
+
+    sample = ragged_batches(loaded, shapes=((2, 8),))[0]
+    inputs = {name: torch.from_numpy(array) for name, array in sample.items()}
+    dynamic = {name: {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC} for name in inputs}
+    originals = _mark(loaded.model, loaded.fresh)
+    try:
+        marked = {name: p.detach().float().numpy().copy() for name, p in loaded.model.named_parameters()}
+        config = OnnxConfig(opset_version=OPSET, dynamic_shapes=dynamic, ort_fusions="cpu" if fusions else None)
+        try:
+            with _silenced_exporter():
+                graph = OnnxExporter().export(loaded.model, inputs, config=config).program
+        except Exception as error:  # the exporter raises whatever torch, onnxscript or a model's own code raises
+            first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise CaptureError(f"{type(loaded.model).__name__} cannot be traced: {type(error).__name__}: {first}") from error
+        name_dimensions(graph)
+        # With markers in place no head is zero and no norm is one, so nothing can agree by being nothing.
+        difference = parity(graph, loaded)
+        located = locate(graph, marked)
+    finally:
+        _restore_module(loaded.model, originals)
+    _restore_graph(graph, located, originals)
+    return Captured(graph=graph, locations=located, weights=originals, parity=difference)

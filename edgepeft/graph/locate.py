@@ -1,0 +1,124 @@
+"""Finding the base's parameters in a graph by their content.
+
+Capture may rename, transpose, share and pack weights as it likes; the numbers stay. A parameter's location is the
+initializer that holds its numbers: as they are, transposed, or as a block of a packed matrix.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+_FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE}
+
+
+@dataclass(frozen=True)
+class Location:
+    """Where a parameter's numbers lie: ``size`` rows/columns from ``offset`` of ``initializer``.
+
+    ``transposed`` is true where the initializer holds ``W.T`` (``[in, out]``; the block is in the columns), false where
+    it holds the parameter as PyTorch does (the block is in the rows). ``packed`` is true where it is a proper block.
+    """
+
+    initializer: str
+    transposed: bool
+    offset: int
+    size: int
+    packed: bool
+
+    def read(self, array: np.ndarray) -> np.ndarray:
+        """The parameter, in PyTorch's layout, out of the initializer's ``array``."""
+        end = self.offset + self.size
+        return array[..., self.offset : end].T if self.transposed else array[self.offset : end]
+
+    def write(self, array: np.ndarray, parameter: np.ndarray) -> None:
+        """Put ``parameter`` (PyTorch's layout) into the initializer's writable ``array``."""
+        end = self.offset + self.size
+        if self.transposed:
+            array[..., self.offset : end] = parameter.T
+        else:
+            array[self.offset : end] = parameter
+
+
+def _digest(array: np.ndarray) -> bytes:
+    return hashlib.blake2b(np.ascontiguousarray(array).tobytes(), digest_size=16).digest()
+
+
+def float_initializers(model: ir.Model) -> dict[str, np.ndarray]:
+    """The float initializers of the main graph that hold more than one number, by name."""
+    found = {}
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is not None and tensor.dtype in _FLOATS and tensor.size > 1:
+            found[name] = tensor.numpy()
+    return found
+
+
+class _Index:
+    """Initializers by whole content and, for matrices, by single columns and rows."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
+        self.arrays = arrays
+        self.whole: dict[tuple[tuple[int, ...], bytes], list[str]] = defaultdict(list)
+        for name, array in arrays.items():
+            self.whole[array.shape, _digest(array)].append(name)
+        self.columns: dict[bytes, list[tuple[str, int]]] | None = None
+        self.rows: dict[bytes, list[tuple[str, int]]] | None = None
+
+    def exact(self, parameter: np.ndarray) -> Iterable[Location]:
+        size = parameter.shape[0]
+        for name in self.whole.get((parameter.shape, _digest(parameter)), ()):
+            yield Location(name, transposed=False, offset=0, size=size, packed=False)
+        if parameter.ndim == 2:
+            for name in self.whole.get((parameter.T.shape, _digest(parameter.T)), ()):
+                yield Location(name, transposed=True, offset=0, size=size, packed=False)
+
+    def _build_blocks(self) -> None:
+        """Only matrices that are wide enough to be several linear weights are worth indexing by line."""
+        self.columns, self.rows = defaultdict(list), defaultdict(list)
+        for name, array in self.arrays.items():
+            if array.ndim == 2:
+                for offset, column in enumerate(np.ascontiguousarray(array.T)):
+                    self.columns[_digest(column)].append((name, offset))
+                for offset, row in enumerate(array):
+                    self.rows[_digest(row)].append((name, offset))
+
+    def blocks(self, parameter: np.ndarray) -> Iterable[Location]:
+        if parameter.ndim != 2:
+            return
+        if self.columns is None or self.rows is None:
+            self._build_blocks()
+        assert self.columns is not None
+        assert self.rows is not None
+        size, key = parameter.shape[0], _digest(parameter[0])
+        for transposed, lines in ((True, self.columns), (False, self.rows)):
+            for name, offset in lines.get(key, ()):
+                array = self.arrays[name]
+                location = Location(name, transposed=transposed, offset=offset, size=size, packed=True)
+                if array.shape != parameter.shape and np.array_equal(location.read(array), parameter):
+                    yield location
+
+
+def locate(model: ir.Model, parameters: Mapping[str, np.ndarray]) -> dict[str, tuple[Location, ...]]:
+    """Every location of every parameter; an empty tuple for one that the graph does not hold.
+
+    ``parameters`` are float32 arrays in PyTorch's layout, by name. Equal contents give equal locations: callers that edit
+    one parameter check with :func:`shared` that no other lives in the same place.
+    """
+    index = _Index(float_initializers(model))
+    found = {name: tuple(index.exact(array)) for name, array in parameters.items()}
+    for name, locations in found.items():
+        if not locations and parameters[name].ndim == 2:
+            found[name] = tuple(index.blocks(parameters[name]))
+    return found
+
+
+def shared(locations: Mapping[str, tuple[Location, ...]], parameter: str) -> list[str]:
+    """The other parameters found at a place where ``parameter`` was found."""
+    mine = set(locations.get(parameter, ()))
+    return [other for other, theirs in locations.items() if other != parameter and mine & set(theirs)]
