@@ -1,0 +1,191 @@
+"""The statistics of a comparison: intervals and verdicts, without scipy.
+
+Throughout, the unit of replication is the fresh process (or the A B B A block of processes), never the iteration:
+iterations within one process share its memory layout, its clock and its neighbours, so they are not independent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import NormalDist, fmean, variance
+
+import numpy as np
+
+from ..targets import Verdict
+
+#: Samples below which a percentile is not stated. The median from 6: only then does the range of the sample cover the
+#: true median with 95 % (1 - 2 * 0.5**n). The tails: about five, and one, samples beyond the value.
+MIN_SAMPLES = {50: 6, 95: 100, 99: 1000}
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its lower and upper confidence bounds."""
+
+    estimate: float
+    lower: float
+    upper: float
+    confidence: float
+
+
+def percentile(samples: Sequence[float], q: int) -> float | None:
+    """The ``q``-th percentile (linear interpolation), or ``None`` where the sample cannot support it."""
+    if len(samples) < MIN_SAMPLES[q]:
+        return None
+    return float(np.percentile(np.asarray(samples, dtype=np.float64), q))
+
+
+def _beta_fraction(a: float, b: float, x: float) -> float:
+    """Continued fraction of the incomplete beta function (DLMF 8.17.22), by Lentz's method (DLMF 3.10)."""
+    tiny = 1e-300
+    c, d = 1.0, 1.0 / max(1.0 - (a + b) * x / (a + 1), tiny)
+    value = d
+    for m in range(1, 500):
+        even = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
+        odd = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+        for term in (even, odd):
+            d = 1.0 + term * d
+            d = 1.0 / (d if abs(d) > tiny else tiny)
+            c = 1.0 + term / c
+            c = c if abs(c) > tiny else tiny
+            value *= c * d
+        if abs(c * d - 1.0) < 1e-15:
+            return value
+    raise ArithmeticError(f"incomplete beta did not converge for a={a}, b={b}, x={x}")
+
+
+def _incomplete_beta(a: float, b: float, x: float) -> float:
+    """The regularised incomplete beta function I_x(a, b)."""
+    if x <= 0.0 or x >= 1.0:
+        return min(max(x, 0.0), 1.0)
+    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x))
+    # The fraction converges fast on this side only; the symmetry I_x(a, b) = 1 - I_{1-x}(b, a) gives the other.
+    if x < (a + 1) / (a + b + 2):
+        return front * _beta_fraction(a, b, x) / a
+    return 1.0 - front * _beta_fraction(b, a, 1.0 - x) / b
+
+
+def t_tail(t: float, df: float) -> float:
+    """P(T > t) for Student's t with ``df`` degrees of freedom, ``t >= 0`` (DLMF 8.17; Abramowitz and Stegun 26.7.1)."""
+    return 0.5 * _incomplete_beta(df / 2, 0.5, df / (df + t * t))
+
+
+def t_quantile(tail: float, df: float) -> float:
+    """The t that leaves ``tail`` (0 < tail < 0.5) above it: the inverse of :func:`t_tail`, by bisection to 1e-12."""
+    if not 0.0 < tail < 0.5 or df <= 0:
+        raise ValueError(f"t_quantile needs 0 < tail < 0.5 and df > 0, got tail={tail}, df={df}")
+    low, high = 0.0, 2.0
+    while t_tail(high, df) > tail:
+        low, high = high, high * 2.0
+    while high - low > 1e-12 * high:
+        middle = 0.5 * (low + high)
+        if middle in (low, high):
+            break
+        low, high = (middle, high) if t_tail(middle, df) > tail else (low, middle)
+    return 0.5 * (low + high)
+
+
+def t_interval(values: Sequence[float], confidence: float = 0.95) -> Interval:
+    """Student's interval of a mean (two-sided; needs two values)."""
+    mean, tail = fmean(values), (1.0 - confidence) / 2.0
+    half = t_quantile(tail, len(values) - 1) * math.sqrt(variance(values) / len(values))
+    return Interval(mean, mean - half, mean + half, confidence)
+
+
+def spent(alpha: float, look: int) -> float:
+    """The part of ``alpha`` that the ``look``-th look at growing data (1-based) may spend.
+
+    ``alpha / (k (k + 1))`` sums to ``alpha`` over all looks, so by the union bound a comparison that stops as soon as
+    it is decided keeps its error rate however many rounds it takes (alpha spending: Lan and DeMets 1983).
+    """
+    return alpha / (look * (look + 1))
+
+
+def ratio_bounds(log_ratios: Sequence[float], *, cases: int, look: int = 1, confidence: float = 0.95) -> Interval:
+    """Bounds on the mean of paired log-ratios, for one of ``cases`` cases at the ``look``-th look.
+
+    The two bounds are one-sided statements. A check *fails* when any case does, so the lower bound is Bonferroni
+    corrected for the number of cases. It *passes* only when every case does, which needs no correction (the
+    intersection-union test: Berger 1982), so the upper bound has none. Both are corrected for repeated looks.
+    """
+    mean = fmean(log_ratios)
+    error = math.sqrt(variance(log_ratios) / len(log_ratios))
+    return _bounds(mean, error, len(log_ratios) - 1, cases=cases, look=look, confidence=confidence)
+
+
+def welch_bounds(
+    baseline: Sequence[float], candidate: Sequence[float], *, cases: int, drift: float, confidence: float = 0.95
+) -> Interval:
+    """As :func:`ratio_bounds`, for unpaired logs of two sessions (Welch 1947, degrees of freedom by Satterthwaite).
+
+    Neither sample holds the drift of the machine from one session to the next, so ``drift`` (a standard deviation
+    in log units, one for each session) widens the interval: its variance is added twice.
+    """
+    parts = [variance(values) / len(values) for values in (baseline, candidate)]
+    squares = sum(part**2 / (len(values) - 1) for part, values in zip(parts, (baseline, candidate), strict=True))
+    df = sum(parts) ** 2 / squares if squares > 0 else len(baseline) + len(candidate) - 2
+    error = math.sqrt(sum(parts) + 2 * drift**2)
+    return _bounds(fmean(candidate) - fmean(baseline), error, df, cases=cases, look=1, confidence=confidence)
+
+
+def _bounds(mean: float, error: float, df: float, *, cases: int, look: int, confidence: float) -> Interval:
+    alpha = spent((1.0 - confidence) / 2.0, look)
+    return Interval(
+        mean, mean - t_quantile(alpha / cases, df) * error, mean + t_quantile(alpha, df) * error, confidence
+    )
+
+
+def judge(interval: Interval, limit: float) -> Verdict:
+    """``pass`` when the whole interval is below ``limit``, ``fail`` when it is above, else ``inconclusive``."""
+    if interval.upper < limit:
+        return Verdict.PASS
+    return Verdict.FAIL if interval.lower > limit else Verdict.INCONCLUSIVE
+
+
+def wilson(hits: int, total: int, confidence: float = 0.95) -> Interval:
+    """Wilson's score interval of a proportion (Wilson 1927; two-sided)."""
+    if not 0 <= hits <= total or total == 0:
+        raise ValueError(f"wilson needs 0 <= hits <= total and total > 0, got {hits} of {total}")
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    share = hits / total
+    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
+    half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
+    return Interval(share, max(0.0, centre - half), min(1.0, centre + half), confidence)
+
+
+def mcnemar(only_baseline: int, only_candidate: int) -> float:
+    """Exact two-sided McNemar p-value (binomial with 1/2 on the discordant rows; McNemar 1947).
+
+    ``only_baseline`` rows were right in the baseline alone, ``only_candidate`` rows in the candidate alone.
+    """
+    n = only_baseline + only_candidate
+    tail = sum(math.comb(n, i) for i in range(min(only_baseline, only_candidate) + 1))
+    return min(1.0, 2 * tail / 2**n)
+
+
+def paired_drop(baseline: Sequence[bool], candidate: Sequence[bool], confidence: float = 0.95) -> Interval:
+    """Accuracy of the baseline minus that of the candidate on the same rows, with an adjusted Wald interval.
+
+    Bonett and Price (2012): one row is added to each discordant count, which keeps the coverage for small counts
+    and leaves an honest width where no row differs.
+    """
+    rows = len(baseline)
+    lost = sum(b and not c for b, c in zip(baseline, candidate, strict=True))
+    won = sum(c and not b for b, c in zip(baseline, candidate, strict=True))
+    z = NormalDist().inv_cdf(0.5 + confidence / 2)
+    p_lost, p_won = (lost + 1) / (rows + 2), (won + 1) / (rows + 2)
+    half = z * math.sqrt((p_lost + p_won - (p_lost - p_won) ** 2) / (rows + 2))
+    centre = p_lost - p_won
+    return Interval((lost - won) / rows, centre - half, centre + half, confidence)
+
+
+def bootstrap_drop(
+    baseline: Sequence[bool], candidate: Sequence[bool], *, resamples: int = 2000, seed: int = 0, confidence: float = 0.95
+) -> Interval:
+    """As :func:`paired_drop`, by resampling rows (percentile bootstrap: Efron and Tibshirani 1993, chapter 13)."""
+    drops = np.asarray(baseline, dtype=np.float64) - np.asarray(candidate, dtype=np.float64)
+    rows = np.random.default_rng(seed).integers(0, len(drops), size=(resamples, len(drops)))
+    lower, upper = np.quantile(drops[rows].mean(axis=1), [(1 - confidence) / 2, (1 + confidence) / 2])
+    return Interval(float(drops.mean()), float(lower), float(upper), confidence)

@@ -1,0 +1,122 @@
+"""The node-level edits of slot insertion."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx_ir as ir
+
+from ..errors import SiteError
+
+Dim = int | str
+FLOAT = ir.TensorType(ir.DataType.FLOAT)
+
+
+def is_linear(node: ir.Node) -> bool:
+    """Whether ``node`` is a MatMul, or a Gemm that is one up to a bias and a transposed weight."""
+    if node.domain != "":
+        return False
+    if node.op_type == "MatMul":
+        return True
+    return node.op_type == "Gemm" and (
+        node.attributes.get_float("alpha", 1.0) == 1.0
+        and node.attributes.get_float("beta", 1.0) == 1.0
+        and node.attributes.get_int("transA", 0) == 0
+    )
+
+
+def linear_users(value: ir.Value) -> list[ir.Node]:
+    """The linear nodes that multiply by ``value`` from the right."""
+    return [node for node, index in value.uses() if index == 1 and is_linear(node)]
+
+
+def weight_is_transposed(node: ir.Node) -> bool:
+    """Whether a linear node's weight lies as ``[out, in]``."""
+    return node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
+
+
+def is_flat(node: ir.Node) -> bool:
+    """Whether a linear node's activation is 2-D, so that a slot needs an axis for the sequence."""
+    if node.op_type == "Gemm":
+        return True
+    shape = node.inputs[0].shape if node.inputs[0] is not None else None
+    if shape is None:
+        raise SiteError(f"node {node.name}: the rank of its activation is unknown; run shape inference on the graph first")
+    return len(shape) == 2
+
+
+def slot_input(graph: ir.Graph, name: str, shape: Sequence[Dim], default: np.ndarray) -> ir.Value:
+    """A graph input with a default: an initializer that may be overridden at run time."""
+    value = ir.Value(name=name, shape=ir.Shape(list(shape)), type=FLOAT, const_value=ir.tensor(default, name=name))
+    graph.inputs.append(value)
+    graph.register_initializer(value)
+    return value
+
+
+def constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    """The constant of that name, registered once."""
+    existing = graph.initializers.get(name)
+    if existing is not None:
+        return existing
+    value = ir.Value(
+        name=name,
+        shape=ir.Shape(array.shape),
+        type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
+        const_value=ir.tensor(array, name=name),
+    )
+    graph.register_initializer(value)
+    return value
+
+
+class Chain:
+    """Builds nodes that are inserted after an anchor and then stand in for one of its values."""
+
+    def __init__(self, graph: ir.Graph, prefix: str) -> None:
+        self.graph = graph
+        self.prefix = prefix
+        self.nodes: list[ir.Node] = []
+
+    def add(self, op: str, inputs: Sequence[ir.Value], part: str) -> ir.Value:
+        """Append a node; its output is named ``<prefix>/<part>``."""
+        node = ir.node(op, inputs, name=f"{self.prefix}/{part}")
+        node.outputs[0].name = f"{self.prefix}/{part}_output"
+        node.outputs[0].type = FLOAT
+        self.nodes.append(node)
+        return node.outputs[0]
+
+    def unsqueeze(self, value: ir.Value, part: str) -> ir.Value:
+        """``[batch, n]`` to ``[batch, 1, n]``."""
+        return self.add("Unsqueeze", [value, constant(self.graph, "edgepeft.axis_1", np.array([1], np.int64))], part)
+
+    def squeeze(self, value: ir.Value, part: str) -> ir.Value:
+        """``[batch, 1, n]`` to ``[batch, n]``."""
+        return self.add("Squeeze", [value, constant(self.graph, "edgepeft.axis_1", np.array([1], np.int64))], part)
+
+    def replace(self, old: ir.Value, new: ir.Value) -> None:
+        """Insert the nodes after ``old``'s producer and give ``old``'s consumers ``new``; graph outputs keep their name."""
+        anchor = old.producer()
+        assert anchor is not None
+        mine = set(map(id, self.nodes))
+        new.shape, new.type = old.shape, old.type
+        for user, index in list(old.uses()):
+            if id(user) not in mine:
+                user.replace_input_with(index, new)
+        if old.is_graph_output():
+            name = old.name
+            for position, output in enumerate(self.graph.outputs):
+                if output is old:
+                    self.graph.outputs[position] = new
+            old.name, new.name = f"{self.prefix}/base_output", name
+        self.graph.insert_after(anchor, self.nodes)
+
+
+def split_bias(graph: ir.Graph, node: ir.Node) -> None:
+    """Turn a Gemm with bias into a Gemm without and an Add, so that an edit can stand between them."""
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is None:
+        return
+    chain = Chain(graph, f"{node.name}/bias")
+    node.resize_inputs(2)
+    total = chain.add("Add", [node.outputs[0], bias], "Add")
+    chain.replace(node.outputs[0], total)

@@ -1,0 +1,159 @@
+"""The keys of a target file (``targets/*.toml``); these models are their documentation.
+
+MB is 1,000,000 bytes, times are milliseconds, a shape is written ``"<batch>x<sequence>"`` in tokens.
+"""
+
+from __future__ import annotations
+
+import platform
+import re
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from ..errors import InputError
+
+OperatingSystem = Literal["linux", "windows", "macos", "android", "ios", "web"]
+Architecture = Literal["x86_64", "arm64", "wasm32"]
+
+_SHAPE = re.compile(r"([1-9]\d{0,5})x([1-9]\d{0,5})")
+
+
+class Shape(NamedTuple):
+    """Size of an input batch, in rows and tokens."""
+
+    batch: int
+    sequence: int
+
+    def __str__(self) -> str:
+        return f"{self.batch}x{self.sequence}"
+
+
+def parse_shape(text: str) -> Shape:
+    """``"1x128"`` as a shape; :class:`InputError` for anything else."""
+    match = _SHAPE.fullmatch(text)
+    if match is None:
+        raise InputError(f"{text!r} is not a shape: write <batch>x<sequence>, for example 1x128")
+    return Shape(int(match[1]), int(match[2]))
+
+
+def _shape_key(text: str) -> str:
+    if _SHAPE.fullmatch(text) is None:
+        raise ValueError("a shape is written <batch>x<sequence>, for example 1x128")
+    return text
+
+
+# Strict: TOML has types, so "35" in quotes or true is a slip and not a number.
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
+Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, strict=True)]
+ShapeKey = Annotated[str, AfterValidator(_shape_key)]
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Machine(_Model):
+    """``[machine]``: what the device is."""
+
+    os: OperatingSystem
+    arch: Architecture
+
+
+class RuntimeRules(_Model):
+    """``[runtime]``: how ONNX Runtime is run there."""
+
+    #: Oldest onnxruntime version the target is held to.
+    onnxruntime: str = Field(pattern=r"^\d+\.\d+(\.\d+)?$")
+    #: Execution providers in order of preference, by ONNX Runtime's names.
+    providers: tuple[Annotated[str, Field(pattern=r"^[A-Za-z]+ExecutionProvider$")], ...] = Field(min_length=1)
+    #: Threads inside one operator.
+    threads: int = Field(ge=1, le=256, strict=True)
+
+
+class Budgets(_Model):
+    """``[budgets]``: the most each number may be; a key that is left out is not judged."""
+
+    #: Median latency of one steady inference by shape; the shapes listed are the shapes measured.
+    p50_ms: dict[ShapeKey, Positive] = Field(default_factory=dict)
+    #: From ``use(name)`` to ready, median.
+    swap_ms: Positive | None = None
+    #: From opening the bundle to ready, hash checks included.
+    load_ms: Positive | None = None
+    #: Highest resident set size of a process that measures everything.
+    peak_rss_mb: Positive | None = None
+    #: Growth of the resident set over the swaps measured.
+    rss_drift_mb: Positive | None = None
+    #: All files of the bundle.
+    bundle_mb: Positive | None = None
+    #: The file a device fetches for one more adapter.
+    adapter_mb: Positive | None = None
+
+    @model_validator(mode="after")
+    def _possible(self) -> Budgets:
+        if self.adapter_mb is not None and self.bundle_mb is not None and self.adapter_mb > self.bundle_mb:
+            raise ValueError(
+                f"adapter_mb {self.adapter_mb:g} is more than bundle_mb {self.bundle_mb:g}, yet a bundle holds its adapters"
+            )
+        return self
+
+
+class CheckRules(_Model):
+    """``[check]``: when a candidate counts as a regression against a baseline."""
+
+    #: Allowed slowdown of the median latency: 0.10 allows a ratio of 1.10.
+    latency_tolerance: Positive = 0.10
+    #: Allowed drop of accuracy, as a share: 0.01 is one point.
+    accuracy_tolerance: Positive = 0.01
+    #: Confidence of every interval.
+    confidence: float = Field(default=0.95, ge=0.5, lt=1, strict=True)
+    #: ABBA rounds before the first verdict, and at most.
+    min_rounds: int = Field(default=4, ge=3, strict=True)
+    max_rounds: int = Field(default=12, ge=3, strict=True)
+    #: No further round is started after this long.
+    max_seconds: Positive = 600.0
+
+    @model_validator(mode="after")
+    def _ordered(self) -> CheckRules:
+        if self.min_rounds > self.max_rounds:
+            raise ValueError(f"min_rounds {self.min_rounds} is more than max_rounds {self.max_rounds}")
+        return self
+
+
+class Target(_Model):
+    """One kind of device."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    summary: str = Field(min_length=1)
+    #: How adapters reach the graph there: ``overridable`` initializers, or plain ``input`` where those cannot be fed.
+    slots: Literal["overridable", "input"] = "overridable"
+    #: Variants in order of preference; the first that a bundle has is the one to deploy.
+    variants: tuple[str, ...] = Field(default=("fp32",), min_length=1)
+    machine: Machine
+    runtime: RuntimeRules
+    budgets: Budgets = Budgets()
+    #: ``[accuracy]``: the least accuracy by adapter name; ``"*"`` is for every adapter not named.
+    accuracy: dict[str, Share] = Field(default_factory=dict)
+    check: CheckRules = CheckRules()
+
+    def floor(self, adapter: str | None) -> float | None:
+        """The accuracy floor of ``adapter`` (``None``: the base or a merged model), if one is set."""
+        return self.accuracy.get(adapter or "*", self.accuracy.get("*"))
+
+    def shapes(self) -> tuple[Shape, ...]:
+        """The shapes that have a latency budget, smallest first; 1x32 and 1x128 where none has."""
+        keys = self.budgets.p50_ms or ("1x32", "1x128")
+        return tuple(sorted(map(parse_shape, keys), key=lambda shape: (shape.batch * shape.sequence, shape)))
+
+    def here(self) -> str | None:
+        """Why this machine is not the target's kind; ``None`` when it is."""
+        found = host_machine()
+        wanted = f"{self.machine.os} {self.machine.arch}"
+        return None if found == wanted else f"{self.name} is {wanted}, this machine is {found}"
+
+
+def host_machine() -> str:
+    """This machine as ``"<os> <arch>"`` in the words of target files."""
+    system = {"Darwin": "macos"}.get(platform.system(), platform.system().lower())
+    arch = {"amd64": "x86_64", "aarch64": "arm64"}.get(platform.machine().lower(), platform.machine().lower())
+    return f"{system} {arch}"

@@ -1,0 +1,246 @@
+"""Training one adapter: the stage function, its result and the files it leaves."""
+
+from __future__ import annotations
+
+import json
+import platform
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..data import Examples
+from ..errors import DataError, InputError, MissingExtraError
+from .loop import Schedule, Scores
+from .output import replace_folder
+from .source import load_split
+
+#: Written beside PEFT's two files: the contract (labels, base identity) and how the adapter came to be.
+ADAPTER_FILE = "edgepeft_adapter.json"
+FORMAT = 1
+TASK = "text-classification"
+_DEFAULT_MAX_LENGTH = 128
+
+
+@dataclass(frozen=True)
+class TrainedAdapter:
+    """A trained adapter on disk.
+
+    ``folder`` holds ``adapter_model.safetensors``, ``adapter_config.json`` and ``edgepeft_adapter.json``. ``before`` and
+    ``after`` are scores on the validation rows; ``seconds`` is the time spent in the training loop.
+    """
+
+    folder: Path
+    task: str
+    labels: tuple[str, ...]
+    base_model: str
+    base_identity: str
+    before: Scores
+    after: Scores
+    seconds: float
+    epochs: int
+    best_epoch: int
+    train_rows: int
+    validation_rows: int
+    truncated_rows: int
+    trainable_parameters: int
+    total_parameters: int
+
+
+def train_adapter(
+    model: str | Path,
+    data: str | Path | Examples,
+    out: str | Path,
+    *,
+    text: str = "text",
+    label: str = "label",
+    pair: str | None = None,
+    validation: str | Path | Examples | None = None,
+    validation_fraction: float = 0.1,
+    rank: int = 8,
+    alpha: float = 16,
+    dropout: float = 0.0,
+    target_modules: str | Sequence[str] | None = None,
+    use_dora: bool = False,
+    use_rslora: bool = False,
+    epochs: int = 3,
+    learning_rate: float = 1e-3,
+    batch_size: int = 16,
+    max_length: int | None = None,
+    patience: int | None = 2,
+    seed: int = 0,
+    threads: int | None = None,
+    progress: bool | None = None,
+) -> TrainedAdapter:
+    """Fine-tune a LoRA text classifier on ``model`` and write it to the folder ``out``.
+
+    ``model`` is a Hugging Face id or folder. ``data`` (and ``validation``) is a CSV, TSV or JSONL file, a ``datasets``
+    id (``id`` or ``id:configuration``) or folder, or :class:`~edgepeft.data.Examples`; ``text``, ``pair`` and ``label``
+    name its columns. ``target_modules`` are module names or ``"all-linear"``; without it, the attention projections that
+    PEFT knows for the architecture, or all linear layers. ``max_length`` counts tokens (128, or the model's limit where
+    that is lower). ``patience`` is the number of epochs without a better validation macro F1 after which training stops
+    (``None``: never); the best epoch is kept either way. ``progress`` forces the bar on or off (by default: on a
+    terminal). The same arguments on the same machine give the same weights.
+
+    Modules that the checkpoint lacks (the classification head) are trained in full and saved with the adapter. ``out``
+    appears whole or not at all; an adapter that edgepeft wrote there before is replaced, any other folder is refused.
+
+    Raises :class:`InputError` (:class:`DataError` for the data, :class:`MissingExtraError` without the training extra).
+    """
+    arguments = {
+        key: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+        for key, value in locals().items()
+        if key not in {"out", "progress"} and not isinstance(value, Examples)
+    }
+    out = Path(out)
+    _check_arguments(out, arguments)
+    _check_extra()
+    split = load_split(
+        data, validation=validation, fraction=validation_fraction, text=text, label=label, pair=pair, seed=seed
+    )
+
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    from .base import load_base, resolve_targets
+    from .loop import fit, seeded
+
+    with seeded(seed, threads):  # the fresh head and lora_A are drawn here
+        base = load_base(model, split.labels)
+        limit = _token_limit(base.tokenizer, base.model.config)
+        if max_length is not None and max_length > limit:
+            raise InputError(f"max_length {max_length} is more than the {limit} tokens {base.source} can take")
+        length = min(_DEFAULT_MAX_LENGTH, limit) if max_length is None else max_length
+        config = LoraConfig(
+            task_type=TaskType.SEQ_CLS,
+            r=rank,
+            lora_alpha=alpha,
+            lora_dropout=dropout,
+            target_modules=resolve_targets(base, target_modules),
+            # PEFT adds these two names itself; given twice, they would be listed twice.
+            modules_to_save=[name for name in base.fresh if name not in {"classifier", "score"}],
+            exclude_modules=list(base.fresh) or None,
+            use_dora=use_dora,
+            use_rslora=use_rslora,
+        )
+        adapted = get_peft_model(base.model, config)
+    trainable, _ = adapted.get_nb_trainable_parameters()
+    rows, cut = _encode(base.tokenizer, split.train, split.labels, length)
+    held, held_cut = _encode(base.tokenizer, split.validation, split.labels, length)
+    start = time.perf_counter()
+    schedule = Schedule(epochs, learning_rate, batch_size, seed, patience, threads)
+    course = fit(adapted, base.tokenizer, rows, held, schedule, progress=progress)
+    result = TrainedAdapter(
+        folder=out,
+        task=TASK,
+        labels=split.labels,
+        base_model=base.source,
+        base_identity=base.identity,
+        before=course.before,
+        after=course.after,
+        seconds=time.perf_counter() - start,
+        epochs=len(course.train_loss),
+        best_epoch=course.best_epoch,
+        train_rows=len(rows),
+        validation_rows=len(held),
+        truncated_rows=cut + held_cut,
+        trainable_parameters=int(trainable),
+        total_parameters=base.parameters,
+    )
+    _write(adapted, result, course.train_loss, arguments)
+    return result
+
+
+def _check_arguments(out: Path, arguments: dict[str, Any]) -> None:
+    for name in ("rank", "epochs", "batch_size", "alpha", "learning_rate", "max_length", "patience", "threads"):
+        value = arguments[name]
+        if value is not None and not value > 0:
+            raise InputError(f"{name} must be greater than 0, found {value}")
+    if not 0 <= arguments["dropout"] < 1:
+        raise InputError(f"dropout must lie between 0 and 1, found {arguments['dropout']}")
+    if out.exists() and not (out.is_dir() and ((out / ADAPTER_FILE).is_file() or not any(out.iterdir()))):
+        raise InputError(f"{out} exists and is not an adapter that edgepeft wrote; give another folder, or remove it")
+
+
+def _check_extra() -> None:
+    try:
+        import accelerate
+        import peft
+        import torch
+        import transformers
+    except ImportError as error:
+        raise MissingExtraError(
+            f"training needs {error.name}, which is not installed: pip install 'edgepeft[train]'"
+        ) from error
+    del accelerate, peft, torch, transformers
+
+
+def _token_limit(tokenizer: Any, config: Any) -> int:
+    """The longest input in tokens; tokenizers without a limit of their own state a huge number."""
+    positions = getattr(config, "max_position_embeddings", None) or 1 << 30
+    return min(int(tokenizer.model_max_length), int(positions))
+
+
+def _encode(
+    tokenizer: Any, rows: Examples, labels: Sequence[str], max_length: int
+) -> tuple[list[dict[str, Any]], int]:
+    """One unpadded feature dict a row, and how many rows were cut to ``max_length`` tokens."""
+    ids = {label: i for i, label in enumerate(labels)}
+    inputs = (list(rows.texts),) if rows.pairs is None else (list(rows.texts), list(rows.pairs))
+    whole = tokenizer(*inputs, truncation=False, verbose=False)["input_ids"]
+    encoded = tokenizer(*inputs, truncation=True, max_length=max_length)
+    if any(not row for row in encoded["input_ids"]):
+        raise DataError(f"{rows.source or 'the given examples'}: a text has no tokens; remove empty texts")
+    features = [
+        {**{key: values[row] for key, values in encoded.items()}, "labels": ids[label]}
+        for row, label in enumerate(rows.labels or ())
+    ]
+    return features, sum(len(row) > max_length for row in whole)
+
+
+def _write(adapted: Any, result: TrainedAdapter, train_loss: Sequence[float], arguments: dict[str, Any]) -> None:
+    """Write the three files to a hidden sibling of the folder, then rename it."""
+    parent = result.folder.absolute().parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{result.folder.name}.new-", dir=parent) as scratch:
+            folder = Path(scratch) / "adapter"
+            # Embeddings are never resized here; PEFT's "auto" would ask the hub whether they were.
+            adapted.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
+            (folder / "README.md").unlink(missing_ok=True)  # a card full of "[More Information Needed]"
+            text = json.dumps(_record(result, train_loss, arguments), indent=1) + "\n"
+            (folder / ADAPTER_FILE).write_text(text, encoding="utf-8")
+            replace_folder(folder, result.folder.absolute())
+    except OSError as error:
+        raise InputError(f"cannot write the adapter to {result.folder}: {error}") from error
+
+
+def _record(result: TrainedAdapter, train_loss: Sequence[float], arguments: dict[str, Any]) -> dict[str, Any]:
+    from importlib.metadata import version
+
+    return {
+        "format": FORMAT,
+        "task": result.task,
+        "labels": list(result.labels),
+        "base_identity": result.base_identity,
+        "base_model": result.base_model,
+        "metrics": {
+            "before": asdict(result.before),
+            "after": asdict(result.after),
+            "train_loss": list(train_loss),
+            "epochs": result.epochs,
+            "best_epoch": result.best_epoch,
+            "seconds": round(result.seconds, 3),
+            "train_rows": result.train_rows,
+            "validation_rows": result.validation_rows,
+            "truncated_rows": result.truncated_rows,
+        },
+        "trainable_parameters": result.trainable_parameters,
+        "total_parameters": result.total_parameters,
+        "arguments": arguments,
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "transformers", "peft")},
+        },
+    }

@@ -1,0 +1,140 @@
+"""The model an adapter is trained on: loading it, what its checkpoint lacks, and where LoRA goes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A Hugging Face model in float32 with a classification head, and its tokenizer.
+
+    ``missing`` are the parameters that the checkpoint does not hold, ``fresh`` the modules they are in.
+    """
+
+    source: str
+    model: Any
+    tokenizer: Any
+    missing: tuple[str, ...]
+    fresh: tuple[str, ...]
+    identity: str
+    parameters: int
+
+
+def load_base(source: str | Path, labels: Sequence[str]) -> BaseModel:
+    """Load ``source`` (id or folder) with a head for ``labels``.
+
+    A head that the checkpoint brings is kept, and trained further, when it has as many labels. Raises
+    :class:`InputError` when the model cannot be loaded, cannot classify sequences, or has no pad token.
+    """
+    import torch
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    from ..base.identity import identity_of_model
+
+    name = str(source)
+    with quiet_transformers():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name)
+            model, info = AutoModelForSequenceClassification.from_pretrained(
+                name,
+                num_labels=len(labels),
+                id2label=dict(enumerate(labels)),
+                label2id={label: i for i, label in enumerate(labels)},
+                problem_type="single_label_classification",
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"cannot load {name!r} as a text classifier: {error}") from error
+    if mismatched := sorted(str(entry[0] if isinstance(entry, tuple) else entry) for entry in info["mismatched_keys"]):
+        raise InputError(
+            f"{name}: the checkpoint's {', '.join(mismatched)} do not fit {len(labels)} labels ({', '.join(labels)}). "
+            "Train on the encoder this checkpoint was made from, or on data with the same number of labels."
+        )
+    if tokenizer.pad_token_id is None:
+        raise InputError(
+            f"{name}: the tokenizer has no pad token, so texts of different length cannot share a batch. "
+            "Set one and save the tokenizer beside the model: tokenizer.pad_token = tokenizer.eos_token"
+        )
+    if getattr(model.config, "pad_token_id", None) is None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    missing = tuple(sorted(info["missing_keys"]))
+    return BaseModel(
+        source=name,
+        model=model,
+        tokenizer=tokenizer,
+        missing=missing,
+        fresh=_fresh_modules(model, missing),
+        identity=identity_of_model(model, missing),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+    )
+
+
+def _fresh_modules(model: Any, missing: Sequence[str]) -> tuple[str, ...]:
+    """The modules that must be saved with the adapter: heads as a whole, encoder modules (a fresh pooler) one by one."""
+    prefix = model.base_model_prefix
+    modules = set()
+    for parameter in missing:
+        first, _, _ = parameter.partition(".")
+        module = parameter.rpartition(".")[0] if first == prefix else first
+        if module in {"", prefix} or not hasattr(model.get_submodule(module), "forward"):
+            raise InputError(f"the checkpoint lacks {parameter}, which no module of its own holds; it cannot be saved")
+        modules.add(module)
+    return tuple(sorted(modules))
+
+
+def resolve_targets(base: BaseModel, targets: str | Sequence[str] | None) -> str | list[str]:
+    """``target_modules`` for PEFT: as asked, or what PEFT knows for this architecture, or all linear layers.
+
+    Raises :class:`InputError` that names each unknown module and lists some that exist.
+    """
+    from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+
+    if targets is None:
+        known = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(base.model.config.model_type)
+        targets = known if isinstance(known, list) else "all-linear"
+    if targets == "all-linear":
+        return "all-linear"
+    wanted = [targets] if isinstance(targets, str) else list(targets)
+    adaptable = [name for name, module in base.model.named_modules() if _adaptable(base, name, module)]
+    unknown = [t for t in wanted if not any(name == t or name.endswith(f".{t}") for name in adaptable)]
+    if unknown or not wanted:
+        some = sorted({name.rpartition(".")[2] for name in adaptable})[:12]
+        raise InputError(
+            f"{base.source}: no linear, embedding or convolution module named {', '.join(map(repr, unknown)) or '(none)'} "
+            f"to adapt; among those that exist: {', '.join(some)}. 'all-linear' takes every linear layer."
+        )
+    return wanted
+
+
+def _adaptable(base: BaseModel, name: str, module: Any) -> bool:
+    from torch import nn
+    from transformers.pytorch_utils import Conv1D
+
+    if any(name == fresh or name.startswith(f"{fresh}.") for fresh in base.fresh):
+        return False  # trained and saved in full
+    return isinstance(module, nn.Linear | nn.Embedding | nn.Conv1d | nn.Conv2d | Conv1D)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Within: no loading bar and no report on the fresh head, which is expected here; restored after."""
+    from transformers.utils import logging
+
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()

@@ -1,0 +1,170 @@
+"""The training loop: Hugging Face ``Trainer`` with what edgepeft wants of it, and the metrics of a classifier."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import InputError
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a classifier does on the validation rows; ``loss`` is the mean cross-entropy in nats."""
+
+    accuracy: float
+    macro_f1: float
+    loss: float
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how fast to train; ``patience`` counts epochs without a better macro F1, ``None`` for never stop."""
+
+    epochs: int
+    learning_rate: float
+    batch_size: int
+    seed: int
+    patience: int | None
+    threads: int | None
+
+
+@dataclass(frozen=True)
+class Course:
+    """What a training run did; ``train_loss`` has the mean loss of each epoch, ``best_epoch`` counts from 1."""
+
+    before: Scores
+    after: Scores
+    train_loss: tuple[float, ...]
+    best_epoch: int
+
+
+def score(logits: npt.NDArray[Any], labels: npt.NDArray[Any]) -> dict[str, float]:
+    """Accuracy and macro F1 of ``logits`` ``[rows, labels]`` against label ids ``[rows]``.
+
+    Macro F1 is the mean over the labels that occur in ``labels`` or are predicted, as scikit-learn computes it.
+    """
+    predicted = logits.argmax(axis=-1)
+    f1 = []
+    for label in np.union1d(labels, predicted):
+        hits = int(((predicted == label) & (labels == label)).sum())
+        f1.append(2 * hits / (int((predicted == label).sum()) + int((labels == label).sum())))
+    return {"accuracy": float((predicted == labels).mean()), "macro_f1": float(np.mean(f1))}
+
+
+def fit(
+    model: Any,
+    tokenizer: Any,
+    train: Sequence[Mapping[str, Any]],
+    validation: Sequence[Mapping[str, Any]],
+    schedule: Schedule,
+    *,
+    progress: bool | None,
+) -> Course:
+    """Train ``model`` (a PeftModel) in place and leave it at its best epoch by validation macro F1.
+
+    Rows are ``{"input_ids": [...], …, "labels": int}``. Batches are made of rows of similar length and padded to the
+    longest. Raises :class:`InputError` at the first step whose loss is not finite.
+    """
+    from transformers import DataCollatorWithPadding, EarlyStoppingCallback, PrinterCallback, Trainer, TrainingArguments
+
+    class FiniteTrainer(Trainer):  # type: ignore[misc]
+        def training_step(self, *arguments: Any, **options: Any) -> Any:
+            loss = super().training_step(*arguments, **options)
+            if not bool(loss.isfinite()):
+                raise InputError(
+                    f"the training loss became {float(loss)} at step {self.state.global_step + 1} with learning rate "
+                    f"{schedule.learning_rate:g}; lower the learning rate, or check the texts and the base's weights"
+                )
+            return loss
+
+    # Sorted, so that evaluation pads as little as training does; the metrics do not depend on the order.
+    validation = sorted(validation, key=lambda row: len(row["input_ids"]))
+    with seeded(schedule.seed, schedule.threads), tempfile.TemporaryDirectory(prefix="edgepeft-train-") as scratch:
+        trainer = FiniteTrainer(
+            model=model,
+            args=TrainingArguments(
+                output_dir=scratch,
+                num_train_epochs=schedule.epochs,
+                learning_rate=schedule.learning_rate,
+                lr_scheduler_type="linear",
+                warmup_steps=0.06,
+                weight_decay=0.0,
+                per_device_train_batch_size=schedule.batch_size,
+                per_device_eval_batch_size=max(32, schedule.batch_size),
+                train_sampling_strategy="group_by_length",
+                eval_strategy="epoch",
+                save_strategy="epoch",
+                save_total_limit=1,
+                save_only_model=True,
+                load_best_model_at_end=True,
+                metric_for_best_model="macro_f1",
+                greater_is_better=True,
+                logging_strategy="epoch",
+                logging_nan_inf_filter=False,
+                report_to="none",
+                disable_tqdm=True,
+                remove_unused_columns=False,
+                dataloader_pin_memory=False,
+                seed=schedule.seed,
+                label_names=["labels"],
+            ),
+            train_dataset=train,
+            eval_dataset=validation,
+            data_collator=DataCollatorWithPadding(tokenizer),
+            compute_metrics=lambda output: score(output.predictions, output.label_ids),
+        )
+        trainer.remove_callback(PrinterCallback)
+        before = _evaluate(trainer)
+        if schedule.patience is not None:
+            trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=schedule.patience))
+        if _show(progress):
+            from .progress import progress_callback
+
+            trainer.add_callback(progress_callback(schedule.epochs))
+        trainer.train()
+        after = _evaluate(trainer)
+        losses = tuple(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
+        steps_per_epoch = -(-len(train) // schedule.batch_size)
+        best_epoch = round(trainer.state.best_global_step / steps_per_epoch)
+    return Course(before=before, after=after, train_loss=losses, best_epoch=best_epoch)
+
+
+def _evaluate(trainer: Any) -> Scores:
+    found = trainer.evaluate()
+    return Scores(accuracy=found["eval_accuracy"], macro_f1=found["eval_macro_f1"], loss=found["eval_loss"])
+
+
+def _show(progress: bool | None) -> bool:
+    if progress is not None:
+        return progress
+    return sys.stderr.isatty() and os.environ.get("TQDM_DISABLE", "") in {"", "0"}
+
+
+@contextmanager
+def seeded(seed: int, threads: int | None) -> Iterator[None]:
+    """Within: Python's, numpy's and torch's generators start from ``seed``, on ``threads`` threads; restored after."""
+    import torch
+
+    python, numpy_state, threads_before = random.getstate(), np.random.get_state(), torch.get_num_threads()
+    with torch.random.fork_rng():
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        if threads is not None:
+            torch.set_num_threads(threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads_before)
+            random.setstate(python)
+            np.random.set_state(numpy_state)

@@ -1,0 +1,35 @@
+"""A progress bar for training, on standard error."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def progress_callback(epochs: int) -> Any:
+    """A ``TrainerCallback`` that shows steps, time left, and the validation scores of the last epoch."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from transformers import TrainerCallback
+
+    class Bar(TrainerCallback):  # type: ignore[misc]
+        def __init__(self) -> None:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            # Standard output belongs to results (--json).
+            self.bar = Progress(*columns, console=Console(stderr=True))
+            self.task = self.bar.add_task("training", total=None)
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.bar.update(self.task, total=state.max_steps)
+            self.bar.start()
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.bar.update(self.task, completed=state.global_step)
+
+        def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
+            scores = f"accuracy {metrics['eval_accuracy']:.3f}, macro F1 {metrics['eval_macro_f1']:.3f}"
+            self.bar.update(self.task, description=f"epoch {round(state.epoch or 0)}/{epochs}: {scores}")
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.bar.stop()
+
+    return Bar()

@@ -1,0 +1,179 @@
+"""Labelled rows for training: from a file, a data set on disk or the hub; and the stratified validation split."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..data import Examples, read_examples
+from ..errors import DataError, InputError, MissingExtraError
+
+_FILE_SUFFIXES = {".csv", ".tsv", ".jsonl", ".ndjson", ".json"}
+
+#: Each label needs this many rows in validation; with fewer, macro F1 jumps by a third for a single row.
+MIN_VALIDATION_ROWS = 2
+
+
+@dataclass(frozen=True)
+class Split:
+    """Training and validation rows, and the labels in id order (``labels[i]`` has id ``i``)."""
+
+    train: Examples
+    validation: Examples
+    labels: tuple[str, ...]
+
+
+def load_split(
+    data: str | Path | Examples,
+    *,
+    validation: str | Path | Examples | None,
+    fraction: float,
+    text: str,
+    label: str,
+    pair: str | None,
+    seed: int,
+) -> Split:
+    """Read ``data`` and its validation rows; without ``validation``, a stratified ``fraction`` of ``data`` is held out.
+
+    A ``datasets`` id or folder that has a ``validation`` split uses that one. Raises :class:`DataError` for data of one
+    class, a label seen only in validation, or a label with fewer than two rows on either side.
+    """
+    names: tuple[str, ...] | None = None
+    if isinstance(data, Examples):
+        rows = data
+    else:
+        rows, found, names = _read(data, text=text, label=label, pair=pair)
+        validation = found if validation is None else validation
+    if validation is not None and not isinstance(validation, Examples):
+        validation = _read(validation, text=text, label=label, pair=pair, split="validation")[0]
+    for examples in (rows, validation):
+        if examples is not None and examples.labels is None:
+            raise DataError(f"{examples.source or 'the given examples'}: rows without labels cannot be trained on")
+    train, held = (rows, validation) if validation is not None else stratified_split(rows, fraction, seed)
+    return Split(train, held, _check_labels(train, held, names))
+
+
+def stratified_split(rows: Examples, fraction: float, seed: int) -> tuple[Examples, Examples]:
+    """Training and validation rows; each label gives ``fraction`` of its rows (at least two) to validation.
+
+    Equal inputs (text and pair) stay on one side, so that validation never repeats a training row.
+    """
+    if not 0 < fraction < 1:
+        raise InputError(f"validation fraction must lie between 0 and 1, found {fraction}")
+    groups: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for row, text in enumerate(rows.texts):
+        groups[text, rows.pairs[row] if rows.pairs else ""].append(row)
+    by_label: dict[str, list[list[int]]] = defaultdict(list)
+    for group in groups.values():
+        by_label[_labels(rows)[group[0]]].append(group)
+    generator = random.Random(seed)
+    train: list[int] = []
+    held: list[int] = []
+    for name in sorted(by_label):
+        mine = by_label[name]
+        take = max(MIN_VALIDATION_ROWS, round(len(mine) * fraction))
+        if len(mine) - take < MIN_VALIDATION_ROWS:
+            raise DataError(
+                f"{rows.source or 'the given examples'}: label {name!r} has {len(mine)} distinct row(s), too few to hold "
+                f"out {take} for validation and train on at least {MIN_VALIDATION_ROWS}. Add rows of it, lower the "
+                "validation fraction, or give a validation file."
+            )
+        generator.shuffle(mine)
+        held += [row for group in mine[:take] for row in group]
+        train += [row for group in mine[take:] for row in group]
+    return rows.select(sorted(train)), rows.select(sorted(held))
+
+
+def _labels(rows: Examples) -> tuple[str, ...]:
+    return rows.labels or ()
+
+
+def _check_labels(train: Examples, held: Examples, names: Sequence[str] | None) -> tuple[str, ...]:
+    """The labels in id order: as the data set declares them, else sorted (as numbers where all are numbers)."""
+    seen, validated = Counter(_labels(train)), Counter(_labels(held))
+    where = train.source or "the training rows"
+    if len(seen) < 2:
+        raise DataError(
+            f"{where}: all {len(train)} rows have the label {next(iter(seen))!r}; a classifier needs two labels or more. "
+            "Is the label column the right one?"
+        )
+    if unseen := sorted(set(validated) - set(seen)):
+        raise DataError(
+            f"{held.source or 'the validation rows'}: label(s) {unseen} are not among the training labels {sorted(seen)}"
+        )
+    if few := sorted(name for name in seen if validated[name] < MIN_VALIDATION_ROWS):
+        raise DataError(
+            f"{held.source or 'the validation rows'}: label(s) {few} have fewer than {MIN_VALIDATION_ROWS} validation rows"
+        )
+    if names is not None:
+        return tuple(names)
+    try:
+        return tuple(sorted(seen, key=int))
+    except ValueError:
+        return tuple(sorted(seen))
+
+
+def _read(
+    data: str | Path, *, text: str, label: str, pair: str | None, split: str = "train"
+) -> tuple[Examples, Examples | None, tuple[str, ...] | None]:
+    """Rows of ``split``, the rows of a ``validation`` split if there is one, and declared label names if there are."""
+    path = Path(data)
+    if path.is_file() or path.suffix.lower() in _FILE_SUFFIXES:
+        return read_examples(path, text=text, label=label, pair=pair), None, None
+    splits = _load_dataset(data)
+    if split not in splits and len(splits) > 1:
+        raise DataError(f"data set {data}: no split {split!r}; it has {', '.join(splits)}")
+    main = splits[split] if split in splits else next(iter(splits.values()))
+    rows, names = _from_dataset(main, str(data), text, label, pair)
+    held = None
+    if split == "train" and "validation" in splits and main is not splits["validation"]:
+        held, _ = _from_dataset(splits["validation"], f"{data} (validation)", text, label, pair)
+    return rows, held, names
+
+
+def _load_dataset(data: str | Path) -> dict[str, Any]:
+    """The splits of a ``datasets`` id (``id`` or ``id:configuration``) or folder, by name."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingExtraError(
+            f"reading the data set {data} needs the training extra: pip install 'edgepeft[train]'"
+        ) from error
+    path = Path(data)
+    try:
+        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
+            loaded = datasets.load_from_disk(str(path))
+        else:
+            name, _, configuration = str(data).partition(":")
+            loaded = datasets.load_dataset(name, configuration or None)
+    # Unknown id, unknown configuration, offline and unreadable files each have their own class there.
+    except Exception as error:
+        raise DataError(
+            f"cannot load data {str(data)!r}: no such file, and as a data set: {type(error).__name__}: {error}"
+        ) from error
+    return dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
+
+
+def _from_dataset(
+    rows: Any, source: str, text: str, label: str, pair: str | None
+) -> tuple[Examples, tuple[str, ...] | None]:
+    for column in (text, label, pair):
+        if column is not None and column not in rows.column_names:
+            raise DataError(f"data set {source}: no column {column!r}; it has {', '.join(rows.column_names)}")
+    names = getattr(rows.features[label], "names", None)
+    labels = []
+    for number, value in enumerate(rows[label]):
+        # Hub test splits mark hidden labels with -1.
+        if value is None or value == "" or (names and not 0 <= value < len(names)):
+            raise DataError(f"data set {source}, row {number}: no label (found {value!r})")
+        labels.append(str(names[value] if names else value))
+    texts = tuple(rows[text])
+    for number, value in enumerate(texts):
+        if not isinstance(value, str):
+            raise DataError(f"data set {source}, row {number}: {text!r} must be a string, found {type(value).__name__}")
+    pairs = tuple(str(value) for value in rows[pair]) if pair is not None else None
+    return Examples(texts, tuple(labels), pairs, source), tuple(names) if names else None
