@@ -74,6 +74,7 @@ class _Lowering:
         self.left = dict(checkpoint.tensors)
         self.notes: list[str] = []
         self.overrides: dict[str, Override] = {}
+        self.lora_biases: dict[str, np.ndarray] = {}
 
     def fail(self, site: str, message: str) -> AdapterError:
         return AdapterError(f"{self.checkpoint.source}, site {site}: {message}")
@@ -160,6 +161,7 @@ class _Lowering:
                     f"{self.checkpoint.source}, site {site}: lora_bias adds a bias where the base has none that can be "
                     "replaced; merge the adapter with PEFT before export"
                 )
+            self.lora_biases[f"{site}.bias"] = scaling * bias
             self.overrides[f"{site}.bias"] = Override(base + scaling * bias)
         return SiteEdit(low_rank=low_rank, out_gain=gain)
 
@@ -186,20 +188,30 @@ class _Lowering:
         return OutGain(magnitude.reshape(-1) / norm)
 
     def take_overrides(self) -> None:
-        """Whole parameters in the checkpoint: ``modules_to_save`` and trained biases."""
+        """Whole parameters in the checkpoint: ``modules_to_save`` and trained biases.
+
+        With ``bias="all"`` PEFT also saves the biases inside its wrapper of a saved module: the trained copy once more
+        (``X.modules_to_save.bias``), and the original that its forward never reads (``X.original_module.bias``).
+        """
         for key in sorted(self.left):
-            name = key.replace(".base_layer.", ".").replace(".modules_to_save.default.", ".")
-            saved = any(part in name.split(".") for part in self.config.get("modules_to_save") or ())
-            trained_bias = self.config.get("bias", "none") != "none" and name.endswith(".bias")
-            base = self.weights(name)
-            if not (saved or trained_bias) or base is None:
+            if ".original_module." in key and self.is_saved(key.partition(".original_module.")[0]):
+                del self.left[key]
                 continue
-            tensor = self.left.pop(key)
-            if name in self.overrides:  # lora_bias on top of a trained bias: both add up
-                base_bias = self.weights(name)
-                assert base_bias is not None
-                tensor = self.overrides[name].tensor - base_bias + tensor
-            self.overrides[name] = Override(tensor)
+            name = re.sub(r"\.modules_to_save\.(default\.)?", ".", key).replace(".base_layer.", ".")
+            trained_bias = self.config.get("bias", "none") != "none" and name.endswith(".bias")
+            if (self.is_saved(name) or trained_bias) and self.weights(name) is not None:
+                self.override(name, self.left.pop(key))
+
+    def is_saved(self, name: str) -> bool:
+        """Whether a parameter or module lies in one of ``modules_to_save``."""
+        return any(part in name.split(".") for part in self.config.get("modules_to_save") or ())
+
+    def override(self, name: str, tensor: np.ndarray) -> None:
+        if name in self.lora_biases:  # lora_bias on top of a trained bias: both add up
+            tensor = tensor + self.lora_biases[name]
+        elif name in self.overrides and not np.array_equal(self.overrides[name].tensor, tensor):
+            raise AdapterError(f"{self.checkpoint.source}: {name} is in the checkpoint twice, with different numbers")
+        self.overrides[name] = Override(tensor)
 
 
 def lower_lora(name: str, checkpoint: Checkpoint, weights: BaseWeights) -> Adapter:

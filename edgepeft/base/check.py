@@ -10,7 +10,7 @@ import onnx_ir as ir
 
 from ..errors import ParityError
 from ..graph.session import run_graph
-from .load import Loaded, ragged_batches
+from .load import Loaded, sample_batches
 
 #: max |difference| of any output against PyTorch fp32, relative to max(1, max |output|): the sum over a layer in
 #: another order costs about 1e-7 a step, six to twelve layers stay two orders below this.
@@ -53,7 +53,7 @@ def parity(graph: ir.Model, loaded: Loaded) -> float:
     Raises :class:`ParityError` where it exceeds ``TOLERANCE``.
     """
     outputs = [value.name or "" for value in graph.graph.outputs]
-    batches = ragged_batches(loaded)
+    batches = sample_batches(loaded)
     found = run_graph(graph, batches)
     worst = max(
         output_difference(mine, reference_outputs(loaded.model, inputs, outputs), inputs["attention_mask"])

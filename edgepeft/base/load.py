@@ -13,6 +13,7 @@ import numpy as np
 
 from ..errors import CaptureError, InputError, MissingExtraError
 from .identity import identity_of_model
+from .ragged import SHAPES, ragged_batches
 
 TASKS = ("text-classification", "token-classification", "feature-extraction", "fill-mask")
 
@@ -192,28 +193,12 @@ def _input_names(model: Any) -> tuple[str, ...]:
     return tuple(names)
 
 
-def ragged_batches(
-    loaded: Loaded, *, shapes: tuple[tuple[int, int], ...] = ((2, 9), (3, 17), (1, 5)), seed: int = 0
-) -> list[dict[str, np.ndarray]]:
-    """Padded batches of random tokens whose rows differ in length: int64 ``[batch, sequence]`` by input name.
-
-    The first row fills its batch, later ones are padded on the right, so that a mask that is ignored shows.
-    """
-    rng = np.random.default_rng(seed)
-    vocab = int(loaded.model.config.vocab_size)
-    limit = loaded.max_length or 1 << 30
-    batches = []
-    for batch, length in shapes:
-        length = min(length, limit)
-        ids = rng.integers(0, vocab, (batch, length), dtype=np.int64)
-        ids[ids == loaded.pad_id] = (loaded.pad_id + 1) % vocab
-        mask = np.ones((batch, length), np.int64)
-        for row in range(1, batch):
-            mask[row, max(2, length - 3 * row) :] = 0
-        inputs = {"input_ids": np.where(mask == 1, ids, loaded.pad_id), "attention_mask": mask}
-        if "token_type_ids" in loaded.input_names:
-            types = np.zeros((batch, length), np.int64)
-            types[:, length // 2 :] = 1
-            inputs["token_type_ids"] = types * mask
-        batches.append(inputs)
-    return batches
+def sample_batches(loaded: Loaded, *, shapes: tuple[tuple[int, int], ...] = SHAPES) -> list[dict[str, np.ndarray]]:
+    """Ragged padded batches that fit ``loaded``; see :func:`ragged_batches`."""
+    return ragged_batches(
+        vocab=int(loaded.model.config.vocab_size),
+        pad_id=loaded.pad_id,
+        input_names=loaded.input_names,
+        max_length=loaded.max_length,
+        shapes=shapes,
+    )

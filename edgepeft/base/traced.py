@@ -16,7 +16,7 @@ import onnx_ir as ir
 from ..errors import CaptureError
 from ..graph.locate import Location, float_initializers, locate
 from .check import parity
-from .load import Loaded, quiet, ragged_batches
+from .load import Loaded, quiet, sample_batches
 
 #: 20 is the lowest opset with Gelu and the highest below RotaryEmbedding/Attention (23), which ONNX Runtime rejects.
 OPSET = 20
@@ -127,7 +127,7 @@ def trace(loaded: Loaded, *, fusions: bool) -> Captured:
     from transformers.exporters import OnnxConfig
     from transformers.exporters.exporter_onnx import OnnxExporter
 
-    sample = ragged_batches(loaded, shapes=((2, 8),))[0]
+    sample = sample_batches(loaded, shapes=((2, 8),))[0]
     inputs = {name: torch.from_numpy(array) for name, array in sample.items()}
     dynamic = {name: {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC} for name in inputs}
     originals = _mark(loaded.model, loaded.fresh)

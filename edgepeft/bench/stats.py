@@ -182,7 +182,12 @@ def paired_drop(baseline: Sequence[bool], candidate: Sequence[bool], confidence:
 
 
 def bootstrap_drop(
-    baseline: Sequence[bool], candidate: Sequence[bool], *, resamples: int = 2000, seed: int = 0, confidence: float = 0.95
+    baseline: Sequence[bool],
+    candidate: Sequence[bool],
+    *,
+    resamples: int = 2000,
+    seed: int = 0,
+    confidence: float = 0.95,
 ) -> Interval:
     """As :func:`paired_drop`, by resampling rows (percentile bootstrap: Efron and Tibshirani 1993, chapter 13)."""
     drops = np.asarray(baseline, dtype=np.float64) - np.asarray(candidate, dtype=np.float64)

@@ -1,1 +1,43 @@
-"""Room."""
+"""Bundles: the manifest, reading and checking, all-or-nothing writing."""
+
+from .manifest import (
+    MANIFEST_NAME,
+    AdapterEntry,
+    BaseEntry,
+    FileEntry,
+    GraphInput,
+    LinearSlot,
+    Manifest,
+    OverrideSlot,
+    SlotPart,
+    SlotTable,
+    Variant,
+    check_name,
+    dump_manifest,
+    json_schema,
+    parse_manifest,
+)
+from .read import Bundle, hash_file, read_bundle
+from .transaction import replacing
+
+__all__ = [
+    "MANIFEST_NAME",
+    "AdapterEntry",
+    "BaseEntry",
+    "Bundle",
+    "FileEntry",
+    "GraphInput",
+    "LinearSlot",
+    "Manifest",
+    "OverrideSlot",
+    "SlotPart",
+    "SlotTable",
+    "Variant",
+    "check_name",
+    "dump_manifest",
+    "hash_file",
+    "json_schema",
+    "parse_manifest",
+    "read_bundle",
+    "replacing",
+]

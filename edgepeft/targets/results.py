@@ -79,7 +79,9 @@ class Table:
     def __post_init__(self) -> None:
         for row in self.rows:
             if len(row) != len(self.columns):
-                raise ValueError(f"table {self.title!r}: a row has {len(row)} cells, expected {len(self.columns)}: {row!r}")
+                raise ValueError(
+                    f"table {self.title!r}: a row has {len(row)} cells, expected {len(self.columns)}: {row!r}"
+                )
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,7 @@ class Budgets(_Model):
     def _possible(self) -> Budgets:
         if self.adapter_mb is not None and self.bundle_mb is not None and self.adapter_mb > self.bundle_mb:
             raise ValueError(
-                f"adapter_mb {self.adapter_mb:g} is more than bundle_mb {self.bundle_mb:g}, yet a bundle holds its adapters"
+                f"adapter_mb {self.adapter_mb:g} is more than bundle_mb {self.bundle_mb:g}: a bundle holds its adapters"
             )
         return self
 

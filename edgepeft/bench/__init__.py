@@ -1,0 +1,43 @@
+"""Latency, memory and size in fresh processes; the statistics of a comparison; gates."""
+
+from __future__ import annotations
+
+from .accuracy import AccuracyCheck, Correct, predict_correct
+from .compare import CHECK_SAMPLING, CheckResult, check
+from .gates import budget_gates, floor_gate
+from .interleave import CaseCheck
+from .job import Case, CaseSamples, Host, Job, Sampling, SwapSamples, WorkerResult
+from .measure import Progress, bench
+from .present import bench_report, check_report
+from .process import Runner, run_worker
+from .result import BenchResult, BundleFacts, CaseResult, VariantResult, load_bench
+
+__all__ = [
+    "CHECK_SAMPLING",
+    "AccuracyCheck",
+    "BenchResult",
+    "BundleFacts",
+    "Case",
+    "CaseCheck",
+    "CaseResult",
+    "CaseSamples",
+    "CheckResult",
+    "Correct",
+    "Host",
+    "Job",
+    "Progress",
+    "Runner",
+    "Sampling",
+    "SwapSamples",
+    "VariantResult",
+    "WorkerResult",
+    "bench",
+    "bench_report",
+    "budget_gates",
+    "check",
+    "check_report",
+    "floor_gate",
+    "load_bench",
+    "predict_correct",
+    "run_worker",
+]

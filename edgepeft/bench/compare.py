@@ -1,0 +1,215 @@
+"""``check``: is a candidate slower or less accurate than a baseline? Pass, fail or inconclusive."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from time import monotonic
+from typing import Literal
+
+from ..bundle import read_bundle
+from ..data import Examples
+from ..errors import InputError
+from ..targets import CheckRules, Gate, Shape, Target, Verdict, load_target, overall
+from .accuracy import AccuracyCheck, Correct, check_accuracy, predict_correct
+from .gates import budget_gates
+from .interleave import CaseCheck, case_check, interleave
+from .job import Case, Host, Job, Model, Sampling, WorkerResult
+from .measure import Plan, Progress, make_plan, require_host, require_runtime, silent
+from .process import Runner, run_worker
+from .result import BenchResult, BundleFacts, CaseResult, load_bench, process_median, summarise
+from .stats import judge, welch_bounds
+
+#: Standard deviation assumed for the drift of one host from one session to another, in log units (3 %). It widens
+#: every comparison with a saved report; interleaved rounds need no such guess.
+SESSION_DRIFT = 0.03
+
+#: A check wants many short processes, not long ones: the process is the unit of replication.
+CHECK_SAMPLING = Sampling(warmup_s=0.05, measure_s=0.25, min_iterations=6)
+
+
+class CheckResult(Model):
+    """A candidate against a baseline. ``candidate`` is its own measurement, from the same processes."""
+
+    schema_version: Literal[1] = 1
+    kind: Literal["check"] = "check"
+    target: str
+    rules: CheckRules
+    #: ``True``: interleaved A B B A rounds. ``False``: against a saved report.
+    paired: bool
+    baseline: BundleFacts
+    candidate: BenchResult
+    cases: tuple[CaseCheck, ...]
+    accuracy: tuple[AccuracyCheck, ...]
+    gates: tuple[Gate, ...]
+    notes: tuple[str, ...]
+    seconds: float
+
+    @property
+    def verdict(self) -> Verdict:
+        """``fail`` if any gate fails, else ``inconclusive`` if any is, else ``pass``."""
+        return overall(gate.verdict for gate in self.gates)
+
+
+def check(
+    bundle: str | Path,
+    baseline: str | Path,
+    target: str | Path | Target,
+    *,
+    adapters: Sequence[str | None] | None = None,
+    variants: Sequence[str] | None = None,
+    shapes: Sequence[str | Shape] | None = None,
+    threads: int | None = None,
+    data: Mapping[str, Examples] | None = None,
+    correct: Correct = predict_correct,
+    rules: CheckRules | None = None,
+    sampling: Sampling = CHECK_SAMPLING,
+    runner: Runner = run_worker,
+    progress: Progress = silent,
+) -> CheckResult:
+    """Compare ``bundle`` with ``baseline`` (a bundle folder, or a ``.json`` that ``bench`` saved on this host).
+
+    Latency is judged for each variant, adapter and shape that both have (those asked for must be in both), the
+    candidate's numbers against the target's budgets, and, where ``data`` maps adapter names (``"*"``: the others and
+    the base) to labelled examples, accuracy against the target's floors and the baseline. ``rules`` replaces the
+    target's ``[check]`` table. A gate that fails is a result; exceptions are for wrong calls and broken processes:
+    :class:`InputError` (what is missing, which field of the host differs), :class:`TargetError`,
+    :class:`MeasureError`.
+    """
+    target = target if isinstance(target, Target) else load_target(target)
+    rules = rules or target.check
+    require_host(target, runner)
+    start = monotonic()
+    opened = read_bundle(bundle)
+    for name in data or {}:
+        if name != "*" and name not in opened.manifest.adapters:
+            raise InputError(f"data was given for {name!r}, which is no adapter of {opened.path}")
+    asked = adapters is not None, variants is not None, shapes is not None
+    plan = make_plan(opened.manifest, target, adapters, variants, shapes, threads)
+    reference = None if Path(baseline).is_file() else read_bundle(baseline)
+    run = _checking(runner, target)
+    if reference is not None:
+        other = reference.manifest
+        plan, notes = _shared(plan, asked, lambda v, c: v in other.variants and c.adapter in (None, *other.adapters))
+        runs, cases = interleave(opened.path, reference.path, plan, rules, sampling, run, progress)
+        base_facts = BundleFacts.of(reference.path, other)
+    else:
+        saved = load_bench(baseline)
+        by_key = {(c.variant, c.adapter, c.shape): c for c in saved.cases}
+        plan, notes = _shared(plan, asked, lambda v, c: (v, c.adapter, str(c.shape)) in by_key)
+        runs = _run_alone(opened.path, saved, plan, sampling, run, progress)
+        cases = _unpaired(runs, by_key, rules)
+        base_facts = saved.bundle
+        notes.append(f"against a saved report: not interleaved, widened by {SESSION_DRIFT:.0%} drift for each session")
+    if base_facts.base_identity != opened.manifest.base.identity:
+        notes.append("the two bundles have different bases: their weights are not the same")
+    measured = summarise(BundleFacts.of(opened.path, opened.manifest), target.name, sampling, runs)
+    chosen = [case.adapter for case in plan.cases]
+    floors = {adapter: target.floor(adapter) for adapter in chosen}
+    if not data and any(floor is not None for floor in floors.values()):
+        notes.append("the target's accuracy floors were not judged: no data was given")
+    accuracy, accuracy_gates = check_accuracy(
+        opened.path,
+        None if reference is None else reference.path,
+        [(variant, adapter) for variant in plan.variants for adapter in dict.fromkeys(chosen)],
+        data or {},
+        floors,
+        rules,
+        correct,
+    )
+    return CheckResult(
+        target=target.name,
+        rules=rules,
+        paired=reference is not None,
+        baseline=base_facts,
+        candidate=measured,
+        cases=cases,
+        accuracy=accuracy,
+        gates=(*(case.gate(rules) for case in cases), *budget_gates(measured, target), *accuracy_gates),
+        notes=tuple(notes),
+        seconds=monotonic() - start,
+    )
+
+
+def _checking(runner: Runner, target: Target) -> Runner:
+    """``runner``, refusing results from an ONNX Runtime that is too old for the target."""
+
+    def run(job: Job) -> WorkerResult:
+        result = runner(job)
+        require_runtime(target, result)
+        return result
+
+    return run
+
+
+def _shared(plan: Plan, asked: tuple[bool, bool, bool], known: Callable[[str, Case], bool]) -> tuple[Plan, list[str]]:
+    """The part of ``plan`` that the baseline has too, and a note on what was left out.
+
+    :class:`InputError` where nothing is left, or where something that was asked for by name is not in the baseline.
+    """
+    variants = tuple(v for v in plan.variants if any(known(v, c) for c in plan.cases))
+    cases = tuple(c for c in plan.cases if variants and all(known(v, c) for v in variants))
+    if not cases:
+        raise InputError("the baseline has none of the variants, adapters and shapes to be compared")
+    notes: list[str] = []
+    for kind, was_asked, had, has in (
+        ("adapter", asked[0], {c.adapter or "(base)" for c in plan.cases}, {c.adapter or "(base)" for c in cases}),
+        ("variant", asked[1], set(plan.variants), set(variants)),
+        ("shape", asked[2], {str(c.shape) for c in plan.cases}, {str(c.shape) for c in cases}),
+    ):
+        if missing := ", ".join(sorted(had - has)):
+            if was_asked:
+                raise InputError(f"{kind} {missing} is not in the baseline")
+            notes.append(f"not compared, because not in the baseline: {kind} {missing}")
+    return replace(plan, variants=variants, cases=cases), notes
+
+
+def _run_alone(
+    path: Path, saved: BenchResult, plan: Plan, sampling: Sampling, runner: Runner, progress: Progress
+) -> dict[str, list[WorkerResult]]:
+    """As many processes as the saved report has, three at least, after making sure that the host is the same."""
+    processes = max(3, *(len(case.process_p50_ms) for case in saved.cases))
+    runs: dict[str, list[WorkerResult]] = {variant: [] for variant in plan.variants}
+    total = processes * len(plan.variants)
+    for number in range(processes):
+        for variant in plan.variants:
+            progress(sum(map(len, runs.values())), total, f"{variant}, process {number + 1} of {processes}")
+            result = runner(plan.job(path, variant, sampling, swaps=200 if number == 0 else 0))
+            _same_host(saved.host, result.host)
+            runs[variant].append(result)
+    progress(total, total, "done")
+    return runs
+
+
+def _same_host(saved: Host, found: Host) -> None:
+    before, now = saved.model_dump(), found.model_dump()
+    differing = [f"{name} was {before[name]!r}, is {now[name]!r}" for name in before if before[name] != now[name]]
+    if differing:
+        raise InputError(
+            f"the saved report is from another host or setting: {'; '.join(differing)}. "
+            "Measure the baseline here, or give its bundle instead"
+        )
+
+
+def _unpaired(
+    runs: Mapping[str, Sequence[WorkerResult]],
+    saved: Mapping[tuple[str, str | None, str], CaseResult],
+    rules: CheckRules,
+) -> tuple[CaseCheck, ...]:
+    medians: dict[tuple[str, Case], list[float]] = {}
+    for variant, results in runs.items():
+        for samples in (samples for run in results for samples in run.cases):
+            medians.setdefault((variant, samples.case), []).append(process_median(samples))
+    limit = math.log1p(rules.latency_tolerance)
+    checks: list[CaseCheck] = []
+    for (variant, case), candidate in medians.items():
+        baseline = saved[variant, case.adapter, str(case.shape)].process_p50_ms
+        logs = [[math.log(ms) for ms in values] for values in (baseline, candidate)]
+        bounds = welch_bounds(*logs, cases=len(medians), drift=SESSION_DRIFT, confidence=rules.confidence)
+        verdict = judge(bounds, limit)
+        checks.append(
+            case_check((variant, case), baseline, candidate, bounds.estimate, bounds, len(candidate), verdict)
+        )
+    return tuple(checks)

@@ -1,0 +1,63 @@
+"""Judging numbers against a target: budgets and accuracy floors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import median
+
+from ..targets import Gate, Target, Verdict
+from .result import BenchResult
+from .stats import wilson
+
+
+def budget_gates(result: BenchResult, target: Target) -> tuple[Gate, ...]:
+    """One gate for each budget of ``target`` that ``result`` has a number for.
+
+    Sizes and memory pass or fail. A time passes when the median over processes is within the limit, and fails when
+    *every* process is over it; in between it is inconclusive, because a busy machine only ever adds time, so one
+    process within the limit shows that the bundle can keep it.
+    """
+    budgets = target.budgets
+    gates: list[Gate] = []
+    for case in result.cases:
+        if (limit := budgets.p50_ms.get(case.shape)) is not None:
+            gates.append(_time_gate(f"p50 {case.key}", case.process_p50_ms, case.p50_ms, limit))
+    for variant in result.variants:
+        name = variant.variant
+        if budgets.swap_ms is not None and variant.swap_p50_ms is not None:
+            gates.append(_time_gate(f"swap {name}", variant.swap_process_p50_ms, variant.swap_p50_ms, budgets.swap_ms))
+        if budgets.load_ms is not None:
+            gates.append(_time_gate(f"load {name}", variant.load_ms, median(variant.load_ms), budgets.load_ms))
+        gates += _size_gate(f"peak RSS {name}", variant.peak_rss_mb, budgets.peak_rss_mb)
+        gates += _size_gate(
+            f"RSS drift {name}", variant.rss_drift_mb, budgets.rss_drift_mb, f"{variant.swaps} swaps in all"
+        )
+    gates += _size_gate("bundle size", result.bundle.bundle_mb, budgets.bundle_mb)
+    for adapter, size in result.bundle.adapters_mb.items():
+        gates += _size_gate(f"adapter size {adapter}", size, budgets.adapter_mb)
+    return tuple(gates)
+
+
+def _time_gate(name: str, processes: Sequence[float], value: float, limit: float) -> Gate:
+    over = sum(ms > limit for ms in processes)
+    missed = Verdict.FAIL if over == len(processes) else Verdict.INCONCLUSIVE
+    verdict = Verdict.PASS if value <= limit else missed
+    detail = f"median of {len(processes)} processes, {min(processes):.3g} to {max(processes):.3g} ms"
+    return Gate(name, verdict, value, limit, "ms", f"{detail}, {over} over the limit" if over else detail)
+
+
+def _size_gate(name: str, value: float | None, limit: float | None, detail: str = "") -> tuple[Gate, ...]:
+    if value is None or limit is None:
+        return ()
+    return (Gate(name, Verdict.PASS if value <= limit else Verdict.FAIL, value, limit, "MB", detail),)
+
+
+def floor_gate(name: str, hits: int, total: int, floor: float, confidence: float = 0.95) -> Gate:
+    """Accuracy ``hits / total`` against ``floor``: judged by Wilson's interval, so few rows are inconclusive."""
+    interval = wilson(hits, total, confidence)
+    if interval.lower >= floor:
+        verdict = Verdict.PASS
+    else:
+        verdict = Verdict.FAIL if interval.upper < floor else Verdict.INCONCLUSIVE
+    detail = f"{hits} of {total} rows, {confidence:.0%} interval {interval.lower:.3f} to {interval.upper:.3f}"
+    return Gate(name, verdict, interval.estimate, floor, "share", detail, bound="min")

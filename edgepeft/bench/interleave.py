@@ -1,0 +1,149 @@
+"""Interleaved A B B A rounds of fresh processes, until every case is decided."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, median
+from time import monotonic
+
+from ..targets import CheckRules, Gate, Verdict
+from .job import Case, Job, Model, Sampling, WorkerResult
+from .measure import Plan, Progress
+from .process import Runner
+from .result import case_key, process_median
+from .stats import Interval, judge, ratio_bounds
+
+#: Swaps timed in each process of the first round, for the candidate's budgets.
+_SWAPS = 200
+
+_Key = tuple[str, Case]
+
+
+class CaseCheck(Model):
+    """Latency of the candidate over that of the baseline for one case.
+
+    ``lower`` and ``upper`` bound the ratio as :func:`edgepeft.bench.stats.ratio_bounds` says; ``None`` where there
+    were too few rounds for a bound.
+    """
+
+    variant: str
+    adapter: str | None
+    shape: str
+    baseline_p50_ms: float
+    candidate_p50_ms: float
+    ratio: float
+    lower: float | None
+    upper: float | None
+    #: A B B A rounds, or processes of the candidate where the baseline is a saved report.
+    replicates: int
+    verdict: Verdict
+
+    def gate(self, rules: CheckRules) -> Gate:
+        """The case as a gate on the ratio."""
+        bounds = "too few rounds for an interval"
+        if self.lower is not None and self.upper is not None:
+            bounds = f"interval {self.lower:.3f} to {self.upper:.3f} from {self.replicates} replicates"
+        return Gate(
+            name=f"latency ratio {case_key(self.variant, self.adapter, self.shape)}",
+            verdict=self.verdict,
+            value=self.ratio,
+            limit=1.0 + rules.latency_tolerance,
+            unit="ratio",
+            detail=f"{self.candidate_p50_ms:.3g} ms over {self.baseline_p50_ms:.3g} ms, {bounds}",
+        )
+
+
+def case_check(
+    key: _Key, baseline_ms: Sequence[float], candidate_ms: Sequence[float], log_ratio: float, bounds: Interval | None,
+    replicates: int, verdict: Verdict,
+) -> CaseCheck:  # fmt: skip
+    """A :class:`CaseCheck` from process medians and a mean log-ratio with its bounds."""
+    variant, case = key
+    return CaseCheck(
+        variant=variant,
+        adapter=case.adapter,
+        shape=str(case.shape),
+        baseline_p50_ms=median(baseline_ms),
+        candidate_p50_ms=median(candidate_ms),
+        ratio=math.exp(log_ratio),
+        lower=None if bounds is None else math.exp(bounds.lower),
+        # A bound from a handful of wild values can be too large for a float; it then bounds nothing.
+        upper=None if bounds is None or bounds.upper > 700 else math.exp(bounds.upper),
+        replicates=replicates,
+        verdict=verdict,
+    )
+
+
+class _CaseState:
+    """The process medians of one case so far, and its log-ratio for each round."""
+
+    def __init__(self) -> None:
+        self.baseline_ms: list[float] = []
+        self.candidate_ms: list[float] = []
+        self.log_ratios: list[float] = []
+        self.bounds: Interval | None = None
+        self.verdict = Verdict.INCONCLUSIVE
+
+
+def interleave(
+    candidate: Path,
+    baseline: Path,
+    plan: Plan,
+    rules: CheckRules,
+    sampling: Sampling,
+    runner: Runner,
+    progress: Progress,
+) -> tuple[dict[str, list[WorkerResult]], tuple[CaseCheck, ...]]:
+    """The candidate's runs by variant, and a :class:`CaseCheck` for every case of ``plan``.
+
+    A round runs four fresh processes for each variant, A B B A and in the next round B A A B, and gives one log-ratio
+    a case: mean of the candidate's log medians minus mean of the baseline's, in which a linear drift of the machine
+    cancels. From ``rules.min_rounds`` on the cases are judged after every round (the bounds pay for each look); a
+    decided case is measured no further. Rounds end when all are decided, at ``rules.max_rounds`` or after
+    ``rules.max_seconds``.
+    """
+    states: dict[_Key, _CaseState] = {(variant, case): _CaseState() for variant in plan.variants for case in plan.cases}
+    runs: dict[str, list[WorkerResult]] = {variant: [] for variant in plan.variants}
+    limit, start, done = math.log1p(rules.latency_tolerance), monotonic(), 0
+    total = 4 * len(plan.variants) * rules.max_rounds
+    for number in range(1, rules.max_rounds + 1):
+        still_open = {key: state for key, state in states.items() if state.verdict is Verdict.INCONCLUSIVE}
+        for variant in dict.fromkeys(variant for variant, _ in still_open):
+            cases = tuple(case for v, case in still_open if v == variant)
+            results: dict[str, list[WorkerResult]] = {"A": [], "B": []}
+            for side in "ABBA" if number % 2 else "BAAB":
+                progress(done, total, f"{variant}, round {number}, {len(still_open)} of {len(states)} cases open")
+                folder = baseline if side == "A" else candidate
+                job = Job(bundle=str(folder), variant=variant, threads=plan.threads, cases=cases, sampling=sampling,
+                          swaps=_SWAPS if number == 1 and side == "B" else 0)  # fmt: skip
+                results[side].append(runner(job))
+                done += 1
+            runs[variant] += results["B"]
+            for case in cases:
+                _add_round(states[variant, case], case, results["A"], results["B"])
+        for state in still_open.values():
+            if number >= 2:
+                look = max(1, number - rules.min_rounds + 1)
+                state.bounds = ratio_bounds(state.log_ratios, cases=len(states), look=look, confidence=rules.confidence)
+            if state.bounds is not None and number >= rules.min_rounds:
+                state.verdict = judge(state.bounds, limit)
+        if all(state.verdict is not Verdict.INCONCLUSIVE for state in states.values()):
+            break
+        if monotonic() - start > rules.max_seconds:
+            break
+    progress(total, total, "done")
+    return runs, tuple(
+        case_check(key, s.baseline_ms, s.candidate_ms, fmean(s.log_ratios), s.bounds, len(s.log_ratios), s.verdict)
+        for key, s in states.items()
+    )
+
+
+def _add_round(state: _CaseState, case: Case, a: Sequence[WorkerResult], b: Sequence[WorkerResult]) -> None:
+    baseline, candidate = (
+        [process_median(samples) for run in runs for samples in run.cases if samples.case == case] for runs in (a, b)
+    )
+    state.baseline_ms += baseline
+    state.candidate_ms += candidate
+    state.log_ratios.append(fmean(map(math.log, candidate)) - fmean(map(math.log, baseline)))

@@ -1,0 +1,103 @@
+"""What a measuring process is asked and what it answers: JSON on its standard input and output.
+
+Times are milliseconds, memory is MB of 1,000,000 bytes; ``None`` marks what the platform cannot tell.
+"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..targets import Shape
+
+
+class Model(BaseModel):
+    """Frozen, with no unknown keys: a report from another version is refused, not half read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Sampling(Model):
+    """How long each case is measured. A case stops when time and minimum count are both reached, or at the maximum."""
+
+    warmup_s: float = Field(default=0.1, ge=0)
+    measure_s: float = Field(default=0.5, gt=0)
+    min_iterations: int = Field(default=10, ge=6)  # a median is not stated from fewer: stats.MIN_SAMPLES
+    max_iterations: int = Field(default=2000, ge=1)
+    seed: int = 0
+
+
+class Case(Model):
+    """One adapter (``None``: the base, or the model of a merged bundle) at one input shape."""
+
+    adapter: str | None
+    batch: int = Field(ge=1)
+    sequence: int = Field(ge=1)
+
+    @property
+    def shape(self) -> Shape:
+        """The shape as a pair, printed ``1x128``."""
+        return Shape(self.batch, self.sequence)
+
+
+class Job(Model):
+    """One fresh process: open ``variant`` of ``bundle``, measure ``cases`` in order, then swap ``swaps`` times."""
+
+    bundle: str
+    variant: str
+    threads: int
+    cases: tuple[Case, ...]
+    sampling: Sampling = Sampling()
+    swaps: int = 0
+
+
+class CaseSamples(Model):
+    """Steady latency of each iteration of one case."""
+
+    case: Case
+    samples_ms: tuple[float, ...]
+
+
+class SwapSamples(Model):
+    """Swaps between the bundle's adapters (or one adapter and the base)."""
+
+    #: The first ``use`` of each adapter in the process, which reads its file.
+    cold_ms: tuple[float, ...]
+    #: ``use(name)`` until it returns.
+    use_ms: tuple[float, ...]
+    #: ``use(name)`` and the first inference after it, at the job's smallest shape.
+    first_inference_ms: tuple[float, ...]
+    #: Resident set before and after the swaps of ``use_ms``.
+    rss_before_mb: float | None
+    rss_after_mb: float | None
+
+    @property
+    def drift_mb(self) -> float | None:
+        """Growth of the resident set over the swaps."""
+        if self.rss_before_mb is None or self.rss_after_mb is None:
+            return None
+        return self.rss_after_mb - self.rss_before_mb
+
+
+class Host(Model):
+    """What must be equal for two sessions' latencies to be compared."""
+
+    cpu: str
+    cores: int
+    os: str
+    machine: str
+    python: str
+    onnxruntime: str
+    threads: int
+
+
+class WorkerResult(Model):
+    """What one process measured."""
+
+    host: Host
+    import_ms: float
+    load_ms: float
+    rss_start_mb: float | None
+    rss_loaded_mb: float | None
+    peak_rss_mb: float | None
+    cases: tuple[CaseSamples, ...]
+    swap: SwapSamples | None = None

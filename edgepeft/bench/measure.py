@@ -1,0 +1,148 @@
+"""``bench``: what a bundle costs on this host, measured in fresh processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..bundle import read_bundle
+from ..bundle.manifest import Manifest
+from ..errors import InputError, TargetError, UnknownAdapterError
+from ..targets import Shape, Target, load_target, parse_shape
+from .job import Case, Job, Sampling, WorkerResult
+from .process import Runner, run_worker
+from .result import BenchResult, BundleFacts, summarise
+
+#: Called with steps done, steps expected and what comes next.
+Progress = Callable[[int, int, str], None]
+
+
+def silent(done: int, total: int, what: str) -> None:
+    """The progress callback that shows nothing."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured: every variant with every case."""
+
+    variants: tuple[str, ...]
+    cases: tuple[Case, ...]
+    threads: int
+
+    def job(self, bundle: Path, variant: str, sampling: Sampling, swaps: int = 0) -> Job:
+        """The job of one process."""
+        return Job(
+            bundle=str(bundle), variant=variant, threads=self.threads, cases=self.cases, sampling=sampling, swaps=swaps
+        )
+
+
+def make_plan(
+    manifest: Manifest,
+    target: Target,
+    adapters: Sequence[str | None] | None = None,
+    variants: Sequence[str] | None = None,
+    shapes: Sequence[str | Shape] | None = None,
+    threads: int | None = None,
+) -> Plan:
+    """What to measure of a bundle; what is not asked for comes from the target.
+
+    Defaults: every adapter (``None``, the base, where there is none), the target's preferred variants that the bundle
+    has (all of its variants where it has none of those), the shapes with a latency budget, the target's threads.
+    Raises :class:`UnknownAdapterError` or :class:`InputError` for a name that the bundle does not have.
+    """
+    if adapters is None:
+        adapters = (*manifest.adapters,) or (None,)
+    for adapter in adapters:
+        if adapter is not None and adapter not in manifest.adapters:
+            raise UnknownAdapterError(f"no adapter {adapter!r} in the bundle; it has: {_names(manifest.adapters)}")
+    if variants is None:
+        variants = [name for name in target.variants if name in manifest.variants] or [*manifest.variants]
+    for variant in variants:
+        if variant not in manifest.variants:
+            raise InputError(f"no variant {variant!r} in the bundle; it has: {_names(manifest.variants)}")
+    sizes = target.shapes() if shapes is None else [parse_shape(s) if isinstance(s, str) else s for s in shapes]
+    for size in sizes:
+        if manifest.max_length is not None and size.sequence > manifest.max_length:
+            raise InputError(f"shape {size}: the bundle takes at most {manifest.max_length} tokens")
+    if not (adapters and variants and sizes):
+        raise InputError("nothing to measure: adapters, variants and shapes must each name at least one")
+    return Plan(
+        variants=tuple(dict.fromkeys(variants)),
+        cases=tuple(
+            Case(adapter=adapter, batch=size.batch, sequence=size.sequence)
+            for adapter in dict.fromkeys(adapters)
+            for size in dict.fromkeys(sizes)
+        ),
+        threads=threads if threads is not None else target.runtime.threads,
+    )
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(names) or "none"
+
+
+def bench(
+    bundle: str | Path,
+    target: str | Path | Target,
+    *,
+    adapters: Sequence[str | None] | None = None,
+    variants: Sequence[str] | None = None,
+    shapes: Sequence[str | Shape] | None = None,
+    threads: int | None = None,
+    processes: int = 3,
+    swaps: int = 1000,
+    sampling: Sampling | None = None,
+    runner: Runner = run_worker,
+    progress: Progress = silent,
+) -> BenchResult:
+    """Measure ``bundle`` on this host in ``processes`` fresh processes for each variant.
+
+    ``adapters``, ``variants``, ``shapes`` (``"1x128"``) and ``threads`` default as :func:`make_plan` says; ``swaps``
+    is the number of adapter swaps timed in each process (0: none). Nothing is judged here: see
+    :func:`edgepeft.bench.budget_gates`. Raises :class:`TargetError` where the target cannot be measured on this
+    machine, :class:`InputError` for a wrong call and :class:`MeasureError` when a process fails.
+    """
+    target = target if isinstance(target, Target) else load_target(target)
+    if processes < 2:
+        raise InputError(f"processes must be at least 2, so that their spread can be seen; got {processes}")
+    require_host(target, runner)
+    opened = read_bundle(bundle)
+    plan = make_plan(opened.manifest, target, adapters, variants, shapes, threads)
+    sampling = sampling or Sampling()
+    runs: dict[str, list[WorkerResult]] = {variant: [] for variant in plan.variants}
+    total = processes * len(plan.variants)
+    for number in range(processes):
+        for variant in plan.variants:
+            progress(sum(map(len, runs.values())), total, f"{variant}, process {number + 1} of {processes}")
+            result = runner(plan.job(opened.path, variant, sampling, swaps))
+            require_runtime(target, result)
+            runs[variant].append(result)
+    progress(total, total, "done")
+    return summarise(BundleFacts.of(opened.path, opened.manifest), target.name, sampling, runs)
+
+
+def require_host(target: Target, runner: Runner) -> None:
+    """:class:`TargetError` where ``runner`` measures on this machine and that is not the target's kind."""
+    if runner is not run_worker:
+        return
+    if (why := target.here()) is not None:
+        raise TargetError(f"{why}: its latency cannot be measured here, and another machine's says nothing about it")
+    if target.runtime.providers != ("CPUExecutionProvider",):
+        raise TargetError(
+            f"{target.name} runs on {', '.join(target.runtime.providers)}; this edgepeft measures the CPU provider only"
+        )
+
+
+def require_runtime(target: Target, result: WorkerResult) -> None:
+    """:class:`TargetError` where the worker ran an ONNX Runtime older than the target's minimum."""
+    wanted, found = target.runtime.onnxruntime, result.host.onnxruntime
+    if _release(found) < _release(wanted):
+        raise TargetError(
+            f"{target.name} needs onnxruntime {wanted} or newer, found {found}: pip install -U onnxruntime"
+        )
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """``"1.28.0+cpu"`` as ``(1, 28)``: ONNX Runtime's patch releases are not told apart."""
+    return tuple(int(part) for part in version.split(".")[:2])

@@ -1,0 +1,179 @@
+"""``python -m edgepeft.bench.worker``: one fresh process that reads a :class:`Job` and prints a :class:`WorkerResult`.
+
+Standard output carries that one JSON line and nothing else; an edgepeft error is one line on standard error and exit
+code 2.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import numpy as np
+from pydantic import ValidationError
+
+from ..errors import BundleError, EdgepeftError, InputError, MeasureError
+from ..targets import Shape
+from .host import fingerprint, peak_rss_mb, rss_mb
+from .job import Case, CaseSamples, Job, Sampling, SwapSamples, WorkerResult
+
+if TYPE_CHECKING:
+    from ..runtime import Runtime
+
+Arrays = dict[str, np.ndarray]
+
+#: Swaps followed by an inference, which is the costly part; the rest of ``Job.swaps`` are timed without.
+_SWAPS_WITH_INFERENCE = 20
+
+
+def make_inputs(runtime: Runtime, vocabulary: int, shape: Shape, seed: int) -> Arrays:
+    """Seeded random token ids with full masks for every input of the bundle, each ``[batch, sequence]``."""
+    limit = runtime.manifest.max_length
+    if limit is not None and shape.sequence > limit:
+        raise InputError(f"shape {shape}: the bundle takes at most {limit} tokens")
+    rng = np.random.default_rng(seed)
+    ids = rng.integers(0, vocabulary, size=shape)
+    fill = {
+        "input_ids": ids,
+        "attention_mask": np.ones_like(ids),
+        "token_type_ids": np.zeros_like(ids),
+        "position_ids": np.broadcast_to(np.arange(shape.sequence), shape),
+    }
+    unknown = [entry.name for entry in runtime.manifest.inputs if entry.name not in fill]
+    if unknown:
+        raise MeasureError(f"cannot make samples for input {', '.join(unknown)}; known inputs: {', '.join(fill)}")
+    return {
+        entry.name: np.ascontiguousarray(fill[entry.name], dtype=entry.dtype.lower())
+        for entry in runtime.manifest.inputs
+    }
+
+
+def _vocabulary(bundle: Path) -> int:
+    path = bundle / "config.json"
+    try:
+        size = json.loads(path.read_text(encoding="utf-8"))["vocab_size"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{path}: no readable vocab_size, which random token ids need ({error})") from error
+    return int(size)
+
+
+def _ms(call: Callable[[], object]) -> float:
+    start = perf_counter()
+    call()
+    return (perf_counter() - start) * 1e3
+
+
+def _steady(run: Callable[[], object], sampling: Sampling) -> tuple[float, ...]:
+    """Milliseconds of each call after warm-up (at least two calls: the first ones allocate)."""
+    begin = perf_counter()
+    for count in itertools.count(1):
+        run()
+        if count >= 2 and perf_counter() - begin >= sampling.warmup_s:
+            break
+    samples: list[float] = []
+    begin = perf_counter()
+    while len(samples) < sampling.max_iterations:
+        samples.append(_ms(run))
+        if len(samples) >= sampling.min_iterations and perf_counter() - begin >= sampling.measure_s:
+            break
+    return tuple(samples)
+
+
+def _swap(runtime: Runtime, inputs: Arrays, swaps: int, cold_ms: tuple[float, ...]) -> SwapSamples | None:
+    names: list[str | None] = [*runtime.adapters]
+    if not names:
+        return None
+    if len(names) == 1:
+        names.append(None)
+    turn = itertools.cycle(names)
+
+    def swap() -> None:
+        runtime.use(next(turn))
+
+    def swap_and_run() -> None:
+        swap()
+        runtime.forward(inputs)
+
+    # First, so that every allocation an inference makes is behind us when the resident set is read.
+    with_inference = tuple(_ms(swap_and_run) for _ in range(_SWAPS_WITH_INFERENCE))
+    before = rss_mb()
+    use: list[float] = []
+    for count in range(1, swaps + 1):
+        use.append(_ms(swap))
+        if count % 50 == 0:
+            runtime.forward(inputs)
+    return SwapSamples(
+        cold_ms=cold_ms,
+        use_ms=tuple(use),
+        first_inference_ms=with_inference,
+        rss_before_mb=before,
+        rss_after_mb=rss_mb(),
+    )
+
+
+def measure(job: Job) -> WorkerResult:
+    """Do ``job`` in this process. Raises :class:`EdgepeftError` for a bundle, adapter or shape that cannot be run."""
+    rss_start = rss_mb()
+    start = perf_counter()
+    import onnxruntime
+
+    from .. import runtime as runtime_room
+
+    import_ms = (perf_counter() - start) * 1e3
+    start = perf_counter()
+    runtime = runtime_room.open(job.bundle, variant=job.variant, threads=job.threads)
+    load_ms = (perf_counter() - start) * 1e3
+    rss_loaded = rss_mb()
+    vocabulary = _vocabulary(Path(job.bundle))
+
+    def inputs_of(shape: Shape) -> Arrays:
+        return make_inputs(runtime, vocabulary, shape, job.sampling.seed)
+
+    wanted = runtime.adapters if job.swaps else {case.adapter for case in job.cases if case.adapter}
+    cold = tuple(_ms(lambda name=name: runtime.use(name)) for name in wanted)  # type: ignore[misc]
+
+    def measure_case(case: Case) -> CaseSamples:
+        runtime.use(case.adapter)
+        inputs = inputs_of(case.shape)
+        return CaseSamples(case=case, samples_ms=_steady(lambda: runtime.forward(inputs), job.sampling))
+
+    cases = tuple(map(measure_case, job.cases))
+    swap = None
+    if job.swaps:
+        smallest = min(
+            (case.shape for case in job.cases), key=lambda shape: shape.batch * shape.sequence, default=Shape(1, 32)
+        )
+        swap = _swap(runtime, inputs_of(smallest), job.swaps, cold)
+    return WorkerResult(
+        host=fingerprint(onnxruntime.__version__, job.threads),
+        import_ms=import_ms,
+        load_ms=load_ms,
+        rss_start_mb=rss_start,
+        rss_loaded_mb=rss_loaded,
+        peak_rss_mb=peak_rss_mb(),
+        cases=cases,
+        swap=swap,
+    )
+
+
+def main() -> int:
+    """Read a job, print its result; 0, or 2 with one line on standard error."""
+    try:
+        result = measure(Job.model_validate_json(sys.stdin.read()))
+    except ValidationError as error:
+        sys.stderr.write(f"InputError: not a job: {error}\n")
+        return 2
+    except EdgepeftError as error:
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        return 2
+    sys.stdout.write(result.model_dump_json() + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,90 @@
+"""Changing a bundle folder all at once or not at all."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from ..errors import BundleError
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Swap two folders in one step where the kernel can (Linux ``renameat2``); whether it did."""
+    if not sys.platform.startswith("linux"):
+        return False
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 is None:
+        return False
+    result = renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE)
+    return bool(result == 0)
+
+
+def _sync(folder: Path) -> None:
+    """Flush files that were written here (hard links of old ones are on disk already)."""
+    for path in folder.rglob("*"):
+        if path.is_file() and path.stat().st_nlink == 1:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+@contextmanager
+def replacing(target: Path, *, keep: bool) -> Iterator[Path]:
+    """A temporary sibling of ``target`` to write into; it takes ``target``'s place when the block ends well.
+
+    With ``keep`` the sibling starts with every file of ``target`` as hard links (copies where the file system has none):
+    replace such a file by a new one, never write into it. If the block raises, or the process is killed, ``target`` is
+    as it was. Raises :class:`BundleError` where the disk is full or the folder cannot be written.
+    """
+    target = target.resolve()
+    staging: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+        staging.chmod(0o755)
+        if keep:
+            shutil.copytree(target, staging, copy_function=_link_or_copy, dirs_exist_ok=True)
+        yield staging
+        _sync(staging)
+        _commit(staging, target)
+    except OSError as error:
+        what = "the disk is full" if error.errno in {errno.ENOSPC, errno.EDQUOT} else (error.strerror or str(error))
+        raise BundleError(f"{target} was left as it was: {what} ({error.filename or staging or target.parent})") from error
+    finally:
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _link_or_copy(source: str, destination: str) -> None:
+    try:
+        os.link(source, destination)
+    except OSError:
+        shutil.copy2(source, destination)
+
+
+def _commit(staging: Path, target: Path) -> None:
+    if not target.exists():
+        staging.rename(target)
+    elif not _exchange(staging, target):
+        # Two renames: a kill between them leaves the old bundle whole under the name that `recover` looks for.
+        aside = target.with_name(f".{target.name}.old")
+        shutil.rmtree(aside, ignore_errors=True)
+        target.rename(aside)
+        staging.rename(target)
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def recover(target: Path) -> None:
+    """Put back a bundle that a kill between two renames left aside (file systems without an exchange)."""
+    aside = target.with_name(f".{target.name}.old")
+    if not target.exists() and aside.is_dir():
+        aside.rename(target)

@@ -1,0 +1,153 @@
+"""``export``: from a Hugging Face model and PEFT checkpoints to a bundle that was compared with PEFT."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from .. import runtime as runtimes
+from ..adapters import Adapter, read_adapter
+from ..adapters.belongs import check_belongs
+from ..adapters.checkpoint import read_checkpoint
+from ..adapters.fill import fill_slots
+from ..base.capture import capture
+from ..base.form import Base
+from ..bundle import Bundle, check_name
+from ..errors import InputError
+from ..graph.fold import fold
+from ..graph.slots import add_slots
+from ..validate.form import AdapterParity
+from ..validate.parity import check_parity
+from .write import Filled, check_target_folder, write_bundle
+
+Announce = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The bundles that were written (merge writes one an adapter) and each adapter's difference from PEFT."""
+
+    bundles: tuple[Bundle, ...]
+    parity: tuple[AdapterParity, ...]
+    capture_parity: float
+
+
+def _peft_task(adapters: Mapping[str, str | Path]) -> str | None:
+    """The one task type that the checkpoints name; several are an error."""
+    types = {name: read_checkpoint(source).config.get("task_type") for name, source in adapters.items()}
+    found = {value for value in types.values() if value}
+    if len(found) > 1:
+        raise InputError(f"adapters are for different tasks: {types}; one bundle serves one task")
+    return found.pop() if found else None
+
+
+def export(
+    model: str | Path,
+    adapters: Mapping[str, str | Path],
+    out: str | Path,
+    *,
+    mode: Literal["swap", "merge"] = "swap",
+    task: str | None = None,
+    slots: Literal["adapters", "all-linear"] = "adapters",
+    onnx: str | Path | None = None,
+    force: bool = False,
+    announce: Announce = lambda message: None,
+) -> Exported:
+    """Export a base and its adapters.
+
+    ``swap`` writes one bundle with every adapter beside the base; ``merge`` folds one adapter into the base, and with
+    several writes ``out/<name>`` for each. Every adapter is run in ONNX Runtime and compared with PEFT before anything
+    takes its place at ``out``; raises :class:`ParityError` where one differs.
+    """
+    out = Path(out)
+    for name in adapters:
+        try:
+            check_name(name)
+        except ValueError as error:
+            raise InputError(f"--adapter: {error}") from error
+    if mode == "merge" and not adapters:
+        raise InputError("--mode merge needs at least one --adapter NAME=PATH")
+    if not (mode == "merge" and len(adapters) > 1):
+        check_target_folder(out)
+    peft_task = _peft_task(adapters)
+    announce(f"capturing {model}")
+    base = capture(model, task=task, peft_task=None if task else peft_task, onnx=onnx, announce=announce)
+    announce(f"captured {base.architecture} ({base.captured_by}), {base.parity:.1e} from PyTorch")
+    read: list[Adapter] = []
+    for name, source in adapters.items():
+        adapter = read_adapter(source, name=name, weights=base.weight)
+        check_belongs(adapter, identity=base.identity, source=base.source, force=force, announce=announce)
+        for note in adapter.notes:
+            announce(f"adapter {name}: {note}")
+        read.append(adapter)
+    if mode == "merge":
+        return _merge(base, read, adapters, out, announce)
+    return _swap(base, read, adapters, out, slots, announce)
+
+
+def _swap(
+    base: Base,
+    read: list[Adapter],
+    sources: Mapping[str, str | Path],
+    out: Path,
+    reserve: Literal["adapters", "all-linear"],
+    announce: Announce,
+) -> Exported:
+    slotted = add_slots(
+        base.graph,
+        locations=base.locations,
+        weights=base.weights,
+        adapters=read,
+        reserve=reserve,
+        fresh=base.fresh,
+        labels=len(base.labels) if base.labels is not None else None,
+    )
+    filled = [Filled(adapter, fill_slots(adapter, slotted.table, fresh=base.fresh)) for adapter in read]
+    parity: list[AdapterParity] = []
+
+    def check(bundle: Bundle) -> None:
+        announce("comparing every adapter with PEFT")
+        runtime = runtimes.open(bundle.path)
+        parity.extend(check_parity(runtime, sources, base.source))
+
+    bundle = write_bundle(
+        out,
+        base,
+        slotted.graph,
+        mode="swap",
+        table=slotted.table,
+        adapters=filled,
+        recipe={"slots": reserve, "added_nodes": slotted.added_nodes},
+        check=check,
+    )
+    _announce_parity(parity, announce)
+    return Exported(bundles=(bundle,), parity=tuple(parity), capture_parity=base.parity)
+
+
+def _merge(
+    base: Base, read: list[Adapter], sources: Mapping[str, str | Path], out: Path, announce: Announce
+) -> Exported:
+    bundles, parity = [], []
+    for adapter in read:
+        graph = fold(base.graph, adapter, locations=base.locations, weights=base.weights, fresh=base.fresh)
+
+        def check(bundle: Bundle, adapter: Adapter = adapter) -> None:
+            runtime = runtimes.open(bundle.path)
+            parity.extend(check_parity(runtime, {adapter.name: sources[adapter.name]}, base.source))
+
+        target = out if len(read) == 1 else out / adapter.name
+        bundles.append(write_bundle(target, base, graph, mode="merge", merged=adapter, check=check))
+    _announce_parity(parity, announce)
+    return Exported(bundles=tuple(bundles), parity=tuple(parity), capture_parity=base.parity)
+
+
+def _announce_parity(parity: list[AdapterParity], announce: Announce) -> None:
+    for result in parity:
+        announce(f"adapter {result.adapter}: {result.max_difference:.1e} from PEFT")
+        if not result.changes_output:
+            announce(f"adapter {result.adapter}: WARNING, it changes nothing (its B matrices are zero: was it trained?)")
+
+
+

@@ -1,0 +1,221 @@
+"""``write_bundle``: graphs and adapters as a bundle folder, checked before it takes its place."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import onnx_ir as ir
+
+from ..adapters.files import write_adapter_onnx, write_onnx_adapter
+from ..adapters.fill import FilledSlots
+from ..adapters.form import Adapter
+from ..base.form import Base
+from ..bundle import (
+    MANIFEST_NAME,
+    AdapterEntry,
+    BaseEntry,
+    Bundle,
+    FileEntry,
+    GraphInput,
+    Manifest,
+    SlotTable,
+    Variant,
+    dump_manifest,
+    hash_file,
+    read_bundle,
+    replacing,
+)
+from ..errors import InputError
+
+_PACKAGES = ("edgepeft", "torch", "transformers", "peft", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
+
+
+@dataclass(frozen=True)
+class Filled:
+    """An adapter with the tensors it fills the slots with."""
+
+    adapter: Adapter
+    slots: FilledSlots
+
+
+def adapter_metadata(filled: Filled, *, base_identity: str, slots_hash: str) -> dict[str, Any]:
+    """The adapter's contract, as its ``.onnx`` file carries it; enough to add that file to another copy of the base."""
+    adapter = filled.adapter
+    labels = adapter.labels
+    if labels is None and filled.slots.labels is not None:
+        labels = tuple(f"LABEL_{i}" for i in range(filled.slots.labels))
+    return {
+        "method": adapter.method,
+        "source": adapter.source,
+        "base_identity": base_identity,
+        "slots_hash": slots_hash,
+        "ranks": filled.slots.ranks,
+        "labels": labels,
+        "scalable": adapter.scalable,
+        "per_row": filled.slots.per_row,
+    }
+
+
+def write_adapter(folder: Path, name: str, tensors: Mapping[str, Any], metadata: Mapping[str, Any]) -> AdapterEntry:
+    """Write both files of an adapter below ``folder`` (replacing old ones, never writing into them); its entry."""
+    (folder / "adapters").mkdir(exist_ok=True)
+    files = {"onnx_adapter": f"adapters/{name}.onnx_adapter", "onnx": f"adapters/{name}.onnx"}
+    for file in files.values():
+        (folder / file).unlink(missing_ok=True)
+    write_onnx_adapter(
+        folder / files["onnx_adapter"],
+        tensors,
+        base_identity=metadata["base_identity"],
+        slots_hash=metadata["slots_hash"],
+    )
+    write_adapter_onnx(folder / files["onnx"], tensors, metadata)
+    return AdapterEntry(
+        **files,
+        **metadata,
+        tensors={tensor: tuple(array.shape) for tensor, array in tensors.items()},
+        bytes=(folder / files["onnx_adapter"]).stat().st_size,
+    )
+
+
+def write_manifest(folder: Path, manifest: Manifest, unchanged: Mapping[str, FileEntry] | None = None) -> Manifest:
+    """Hash the files of ``folder`` into ``manifest`` and write it; ``unchanged`` are hashes that still hold."""
+    known = unchanged or {}
+    files = {
+        path.relative_to(folder).as_posix(): path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST_NAME
+    }
+    entries = {name: known.get(name) or hash_file(path) for name, path in files.items()}
+    manifest = manifest.model_copy(update={"files": entries})
+    manifest = Manifest.model_validate(manifest.model_dump())
+    target = folder / MANIFEST_NAME
+    target.unlink(missing_ok=True)
+    target.write_text(dump_manifest(manifest), encoding="utf-8")
+    return manifest
+
+
+def _io(values: Sequence[ir.Value], slots: SlotTable) -> tuple[GraphInput, ...]:
+    skip = slots.tensors()
+    return tuple(
+        GraphInput(
+            name=value.name or "",
+            dtype=str(value.dtype.name).lower() if value.dtype is not None else "float",
+            shape=tuple(d if isinstance(d, int) else str(d.value or "?") for d in (value.shape or ())),
+        )
+        for value in values
+        if value.name not in skip
+    )
+
+
+def _model_files(folder: Path, base: Base, labels: Sequence[str] | None) -> None:
+    config = json.loads(json.dumps(dict(base.config), default=str))
+    if labels is not None:
+        config["id2label"] = {str(i): label for i, label in enumerate(labels)}
+        config["label2id"] = {label: i for i, label in enumerate(labels)}
+    config["transformers.js_config"] = {"use_external_data_format": True}
+    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    for name, path in base.files.items():
+        shutil.copyfile(path, folder / name)
+
+
+def check_target_folder(target: Path) -> None:
+    """Refuse to replace a folder that is not a bundle."""
+    if target.exists() and not (target / MANIFEST_NAME).is_file() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"{target} exists and is not a bundle; choose another --out or remove it")
+
+
+def write_bundle(
+    target: str | Path,
+    base: Base,
+    graph: ir.Model,
+    *,
+    mode: Literal["swap", "merge"],
+    table: SlotTable | None = None,
+    adapters: Sequence[Filled] = (),
+    merged: Adapter | None = None,
+    recipe: Mapping[str, Any] | None = None,
+    check: Callable[[Bundle], None] = lambda bundle: None,
+) -> Bundle:
+    """Write a bundle to a temporary sibling of ``target``, ``check`` it there, and put it in ``target``'s place.
+
+    Where anything raises, ``check`` included, an old bundle at ``target`` stays as it was.
+    """
+    target = Path(target)
+    check_target_folder(target)
+    table = table or SlotTable()
+    labels = base.labels if merged is None else merged_labels(base, merged)
+    with replacing(target, keep=False) as folder:
+        _model_files(folder, base, labels)
+        (folder / "onnx").mkdir()
+        ir.save(graph, folder / "onnx" / "model.onnx", external_data="model.onnx_data")
+        data = tuple(f"onnx/{p.name}" for p in (folder / "onnx").iterdir() if p.name == "model.onnx_data")
+        entries = {
+            filled.adapter.name: write_adapter(
+                folder,
+                filled.adapter.name,
+                filled.slots.tensors,
+                adapter_metadata(filled, base_identity=base.identity, slots_hash=table.hash),
+            )
+            for filled in adapters
+        }
+        manifest = Manifest(
+            task=base.task,
+            mode=mode,
+            base=BaseEntry(
+                source=base.source,
+                architecture=base.architecture,
+                model_type=str(base.config.get("model_type", "")),
+                captured_by=base.captured_by,
+                identity=base.identity,
+                parameters=base.parameters,
+                fresh=base.fresh,
+            ),
+            inputs=_io(graph.graph.inputs, table),
+            outputs=_io(graph.graph.outputs, table),
+            labels=labels,
+            max_length=base.max_length,
+            slots=table,
+            variants={
+                "fp32": Variant(
+                    file="onnx/model.onnx",
+                    data=data,
+                    slots="overridable" if mode == "swap" else "none",
+                    recipe="fp32",
+                    quantized_share=0.0,
+                )
+            },
+            adapters=entries,
+            merged=merged.name if merged is not None else None,
+            provenance={
+                "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
+                "capture_parity": base.parity,
+                **(recipe or {}),
+            },
+            files=_listed(folder),
+        )
+        manifest = write_manifest(folder, manifest, manifest.files)
+        check(Bundle(path=folder, manifest=manifest))
+    return read_bundle(target)
+
+
+def _listed(folder: Path) -> dict[str, FileEntry]:
+    return {p.relative_to(folder).as_posix(): hash_file(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def merged_labels(base: Base, adapter: Adapter) -> tuple[str, ...] | None:
+    """The labels of a base merged with ``adapter``: the adapter's own, else as many as its head has."""
+    if base.labels is None or adapter.labels is not None:
+        return adapter.labels or base.labels
+    sizes = {o.tensor.shape[0] for n, o in adapter.overrides.items() if o.tensor.shape != base.weights[n].shape}
+    return tuple(f"LABEL_{i}" for i in range(sizes.pop())) if sizes else base.labels
+
+
+def renamed_source(adapter: Adapter, source: str) -> Adapter:
+    """``adapter`` with another source on record."""
+    return replace(adapter, source=source)

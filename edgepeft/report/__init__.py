@@ -1,0 +1,17 @@
+"""Reports: JSON for machines, Markdown for people, JUnit for CI."""
+
+from __future__ import annotations
+
+from .render import format_cell, gates_table, table_to_markdown, to_json, to_junit, to_markdown
+from .write import ReportFiles, write_reports
+
+__all__ = [
+    "ReportFiles",
+    "format_cell",
+    "gates_table",
+    "table_to_markdown",
+    "to_json",
+    "to_junit",
+    "to_markdown",
+    "write_reports",
+]

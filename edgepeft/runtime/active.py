@@ -1,0 +1,90 @@
+"""An adapter that is in use, and everything ONNX Runtime must not see freed while it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..bundle import AdapterEntry, Bundle
+from ..errors import AdapterMismatchError, CorruptBundleError, InputError
+
+
+@dataclass(frozen=True)
+class ActiveAdapter:
+    """What one ``run`` needs for an adapter.
+
+    ``options`` refers to ``handle`` without keeping it alive (a use-after-free in ONNX Runtime's Python binding as of
+    1.32), so both live here and a run holds this object. ``feeds`` are slot tensors given by value, for scales.
+    """
+
+    name: str
+    scale: float
+    labels: tuple[str, ...] | None
+    options: Any
+    handle: Any = None
+    feeds: Mapping[str, Any] = field(default_factory=dict)
+
+
+def load_adapter(bundle: Bundle, name: str) -> ActiveAdapter:
+    """Map an adapter file into memory and make it ready to run."""
+    import onnxruntime as ort
+
+    entry = bundle.adapter(name)
+    path = bundle.file(entry.onnx_adapter)
+    if not path.is_file() or path.stat().st_size != bundle.manifest.files[entry.onnx_adapter].bytes:
+        raise CorruptBundleError(f"{path} is missing or was changed since the bundle was opened; copy the bundle again")
+    handle = ort.LoraAdapter()
+    handle.Load(str(path))
+    options = ort.RunOptions()
+    options.add_active_adapter(handle)
+    return ActiveAdapter(name=name, scale=1.0, labels=entry.labels, options=options, handle=handle)
+
+
+def scaled_adapter(bundle: Bundle, name: str, scale: float) -> ActiveAdapter:
+    """The adapter with its low-rank part multiplied by ``scale``; heads and biases are used as they are.
+
+    Raises :class:`InputError` for an adapter that is not linear in a scale (DoRA, IA3).
+    """
+    import onnxruntime as ort
+
+    entry = bundle.adapter(name)
+    if not entry.scalable:
+        raise InputError(
+            f"adapter {name!r} ({entry.method}) cannot be scaled: its gains are not linear in a scale. Use scale=1."
+        )
+    if not np.isfinite(scale):
+        raise InputError(f"scale must be a finite number, found {scale}")
+    factors = {slot.b for slot in bundle.manifest.slots.linear}
+    feeds = {
+        tensor: ort.OrtValue.ortvalue_from_numpy(array * np.float32(scale) if tensor in factors else array)
+        for tensor, array in read_tensors(bundle, name, entry).items()
+    }
+    return ActiveAdapter(name=name, scale=scale, labels=entry.labels, options=ort.RunOptions(), feeds=feeds)
+
+
+def read_tensors(bundle: Bundle, name: str, entry: AdapterEntry) -> dict[str, np.ndarray]:
+    """The adapter's tensors by slot name, copied out of its file."""
+    import onnxruntime as ort
+
+    form = ort.AdapterFormat.read_adapter(str(bundle.file(entry.onnx_adapter)))
+    tensors = {tensor: value.numpy().copy() for tensor, value in form.get_parameters().items()}
+    check_tensors(bundle, name, entry, tensors)
+    return tensors
+
+
+def check_tensors(bundle: Bundle, name: str, entry: AdapterEntry, tensors: Mapping[str, np.ndarray]) -> None:
+    """Refuse a file that does not hold exactly what the manifest says: ONNX Runtime would run it and say nothing."""
+    expected = {tensor: tuple(shape) for tensor, shape in entry.tensors.items()}
+    found = {tensor: tuple(array.shape) for tensor, array in tensors.items()}
+    if expected != found:
+        odd = sorted(set(expected.items()) ^ set(found.items()))[0][0]
+        raise AdapterMismatchError(
+            f"{bundle.file(entry.onnx_adapter)}: adapter {name!r} should hold {odd} with shape {expected.get(odd)}, "
+            f"the file has {found.get(odd)}"
+        )
+    wrong = next((tensor for tensor, array in tensors.items() if array.dtype != np.float32), None)
+    if wrong is not None:
+        raise AdapterMismatchError(f"adapter {name!r}: {wrong} is {tensors[wrong].dtype}, slots take float32")

@@ -1,0 +1,157 @@
+"""``runtime.open``: a bundle ready to run, with adapters to swap. No torch, no transformers, no onnx."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..bundle import Bundle, Manifest, read_bundle
+from ..errors import BundleError, InputError
+from .active import ActiveAdapter, check_tensors, load_adapter, read_tensors, scaled_adapter
+from .text import Prediction, TextEncoder, prediction
+
+Inputs = Mapping[str, np.ndarray]
+
+
+class Runtime:
+    """One variant of a bundle in an ONNX Runtime session, and the adapter in use.
+
+    Made by :func:`open`. ``use`` swaps adapters between runs; it is safe to call from another thread: a run that has
+    begun finishes with the adapter it began with.
+    """
+
+    def __init__(self, bundle: Bundle, variant: str | None, threads: int | None) -> None:
+        import onnxruntime as ort
+
+        self.bundle = bundle
+        self.variant, entry = bundle.variant(variant)
+        if threads is not None and threads < 1:
+            raise InputError(f"threads must be at least 1, found {threads}")
+        adapter_files = [a.onnx_adapter for a in bundle.manifest.adapters.values()]
+        bundle.verify((*bundle.variant_files(self.variant), *adapter_files))
+        for name, adapter in bundle.manifest.adapters.items():
+            check_tensors(bundle, name, adapter, read_tensors(bundle, name, adapter))
+        options = ort.SessionOptions()
+        # ONNX Runtime warns once a slot that an initializer is a graph input, which is what a slot is.
+        options.log_severity_level = 3
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        try:
+            self.session = ort.InferenceSession(
+                str(bundle.file(entry.file)), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # ONNX Runtime's exception types are not public
+            raise BundleError(f"ONNX Runtime cannot open {bundle.file(entry.file)}: {error}") from error
+        self._outputs = [output.name for output in self.session.get_outputs()]
+        self._base = ActiveAdapter(
+            name="", scale=1.0, labels=bundle.manifest.labels, options=ort.RunOptions()
+        )
+        self._active = self._base
+        self._loaded: dict[str, ActiveAdapter] = {}
+        self._lock = threading.Lock()
+
+    @property
+    def manifest(self) -> Manifest:
+        """The bundle's manifest."""
+        return self.bundle.manifest
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the adapters in the bundle."""
+        return tuple(self.manifest.adapters)
+
+    @property
+    def active(self) -> str | None:
+        """The adapter in use, ``None`` for the base."""
+        return self._active.name or None
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """Labels of the adapter in use, or of the base."""
+        return self._active.labels
+
+    def use(self, adapter: str | None, *, scale: float = 1.0) -> Runtime:
+        """Swap to an adapter, or back to the base with ``None``; returns ``self``.
+
+        ``scale`` multiplies the adapter's low-rank part. Raises :class:`UnknownAdapterError` (listing those there are)
+        and, for a scale on an adapter that is not linear in one, :class:`InputError`; the adapter in use then stays.
+        """
+        with self._lock:
+            if adapter is None:
+                active = self._base
+            elif scale != 1.0:
+                active = scaled_adapter(self.bundle, adapter, scale)
+            else:
+                cached = self._loaded.get(adapter)
+                active = cached or self._loaded.setdefault(adapter, load_adapter(self.bundle, adapter))
+            self._active = active
+        return self
+
+    @cached_property
+    def encoder(self) -> TextEncoder:
+        """The bundle's tokenizer."""
+        return TextEncoder(self.bundle)
+
+    def encode(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> dict[str, np.ndarray]:
+        """Padded int64 arrays ``[batch, sequence]`` by input name; pairs of texts are encoded as pairs."""
+        return self.encoder.encode(texts)
+
+    def forward(self, inputs: Inputs) -> dict[str, np.ndarray]:
+        """Run arrays through the base with the adapter in use; raw outputs by name."""
+        known = {value.name for value in self.manifest.inputs}
+        if set(inputs) != known:
+            raise InputError(f"inputs are {sorted(inputs)}, the base takes exactly {sorted(known)}")
+        active = self._active  # held for the whole run: it keeps the adapter's memory alive
+        if active.feeds:
+            import onnxruntime as ort
+
+            values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in inputs.items()}
+            found = self.session.run_with_ort_values(self._outputs, {**values, **active.feeds}, active.options)
+            return {name: value.numpy() for name, value in zip(self._outputs, found, strict=True)}
+        found = self.session.run(self._outputs, dict(inputs), active.options)
+        return dict(zip(self._outputs, found, strict=True))
+
+    def logits(self, texts: Sequence[str] | Sequence[tuple[str, str]], *, batch_size: int = 32) -> np.ndarray:
+        """Logits ``[rows, labels]`` for texts of a classification base."""
+        if self.manifest.task != "text-classification":
+            raise InputError(f"this bundle's task is {self.manifest.task}; use encode and forward")
+        batches = [
+            self.forward(self.encode(texts[start : start + batch_size]))["logits"]
+            for start in range(0, len(texts), batch_size)
+        ]
+        if not batches:
+            raise InputError("no texts were given")
+        return np.concatenate(batches)
+
+    def predict(
+        self, texts: Sequence[str] | Sequence[tuple[str, str]], *, batch_size: int = 32
+    ) -> list[Prediction]:
+        """The best label of each text, with the adapter in use and its own labels."""
+        logits = self.logits(texts, batch_size=batch_size)
+        labels = self.labels or tuple(f"LABEL_{i}" for i in range(logits.shape[-1]))
+        return [prediction(row, labels) for row in logits]
+
+    def run(self, texts: Sequence[str]) -> list[dict[str, Any]]:
+        """Each text's result in the shape of the bundle's task, ready for JSON.
+
+        Classification gives ``label``, ``score`` and ``probabilities``; token classification ``tokens`` with a label
+        each; fill-mask the five best ``fills``; feature extraction the mean-pooled ``embedding``.
+        """
+        from .results import results
+
+        return results(self, texts)
+
+
+def open(path: str | Path, *, variant: str | None = None, threads: int | None = None) -> Runtime:  # noqa: A001 - the module's verb, as in gzip.open
+    """Open a bundle for inference.
+
+    ``variant`` is ``fp32`` by default; ``threads`` sets ONNX Runtime's intra-op threads. The manifest, the variant's
+    files and every adapter are checked first: :class:`BundleError`, :class:`CorruptBundleError` or
+    :class:`AdapterMismatchError` say what does not fit.
+    """
+    return Runtime(read_bundle(path), variant, threads)

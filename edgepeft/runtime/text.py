@@ -1,0 +1,106 @@
+"""From text to model inputs and from outputs to predictions, by task."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..bundle import Bundle
+from ..errors import BundleError, InputError
+
+
+class TextEncoder:
+    """The bundle's own tokenizer with padding and truncation set for its base."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        from tokenizers import Tokenizer
+
+        path = bundle.file("tokenizer.json")
+        if "tokenizer.json" not in bundle.manifest.files:
+            raise BundleError(
+                f"{bundle.path} holds no tokenizer.json, so it runs on arrays only: pass a mapping of input_ids, …"
+            )
+        bundle.verify(["tokenizer.json"])
+        self._tokenizer = Tokenizer.from_file(str(path))
+        self._inputs = {value.name for value in bundle.manifest.inputs}
+        pad_token, pad_id = self._padding(bundle)
+        self._tokenizer.enable_padding(pad_id=pad_id, pad_token=pad_token)
+        if bundle.manifest.max_length:
+            self._tokenizer.enable_truncation(bundle.manifest.max_length)
+
+    def _padding(self, bundle: Bundle) -> tuple[str, int]:
+        """The pad token the model was trained with; without one, token 0 (the mask hides it)."""
+        if "tokenizer_config.json" in bundle.manifest.files:
+            config = json.loads(bundle.file("tokenizer_config.json").read_text(encoding="utf-8"))
+            token = config.get("pad_token")
+            token = token.get("content") if isinstance(token, dict) else token
+            if token is not None:
+                number = self._tokenizer.token_to_id(token)
+                if number is not None:
+                    return token, number
+        for token in ("[PAD]", "<pad>"):
+            number = self._tokenizer.token_to_id(token)
+            if number is not None:
+                return token, number
+        return self._tokenizer.id_to_token(0) or "[PAD]", 0
+
+    def encode(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> dict[str, np.ndarray]:
+        """Padded int64 arrays ``[batch, sequence]`` for every input the base takes."""
+        encodings = self._tokenizer.encode_batch(list(texts))
+        arrays = {
+            "input_ids": np.array([e.ids for e in encodings], np.int64),
+            "attention_mask": np.array([e.attention_mask for e in encodings], np.int64),
+            "token_type_ids": np.array([e.type_ids for e in encodings], np.int64),
+        }
+        return {name: array for name, array in arrays.items() if name in self._inputs}
+
+    def tokens(self, text: str) -> list[str]:
+        """The tokens of one text, special ones included."""
+        tokens: list[str] = self._tokenizer.encode(text).tokens
+        return tokens
+
+    def token(self, number: int) -> str:
+        """The token with an id."""
+        return str(self._tokenizer.id_to_token(number))
+
+    def token_id(self, token: str) -> int | None:
+        """The id of a token."""
+        number: int | None = self._tokenizer.token_to_id(token)
+        return number
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A label with its probability; ``probabilities`` by label, where the task has labels."""
+
+    label: str
+    score: float
+    probabilities: dict[str, float]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {"label": self.label, "score": self.score, "probabilities": self.probabilities}
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """Probabilities over the last axis."""
+    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    result: np.ndarray = shifted / shifted.sum(axis=-1, keepdims=True)
+    return result
+
+
+def prediction(logits: np.ndarray, labels: Sequence[str]) -> Prediction:
+    """The best label of one row of logits ``[labels]``."""
+    if len(labels) != logits.shape[-1]:
+        raise InputError(f"{logits.shape[-1]} logits but {len(labels)} labels: {', '.join(labels)}")
+    probabilities = softmax(logits.astype(np.float64))
+    best = int(probabilities.argmax())
+    return Prediction(
+        label=labels[best],
+        score=float(probabilities[best]),
+        probabilities={label: float(p) for label, p in zip(labels, probabilities, strict=True)},
+    )

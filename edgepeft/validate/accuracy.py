@@ -1,0 +1,68 @@
+"""Accuracy on labelled rows, in ONNX Runtime and under PEFT on the same tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..base.check import reference_outputs
+from ..data import Examples
+from ..errors import DataError
+from ..runtime import Runtime
+from .form import AdapterAccuracy
+
+#: Rows are run sorted by length in batches of this size, so that padding costs little and is still exercised.
+BATCH = 32
+
+
+def label_ids(examples: Examples, labels: Sequence[str]) -> np.ndarray:
+    """Row labels as positions in ``labels``; :class:`DataError` names a label that the adapter does not know."""
+    if examples.labels is None:
+        raise DataError(f"{examples.source} was read without labels")
+    index = {label: i for i, label in enumerate(labels)}
+    unknown = sorted(set(examples.labels) - set(index))
+    if unknown:
+        raise DataError(f"{examples.source}: label {unknown[0]!r} is not one of the adapter's: {', '.join(labels)}")
+    return np.array([index[label] for label in examples.labels])
+
+
+def run_rows(runtime: Runtime, examples: Examples, module: Any | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """Logits ``[rows, labels]`` of the runtime, and of the PyTorch ``module`` on the same token arrays."""
+    order = sorted(range(len(examples)), key=lambda row: len(examples.texts[row]))
+    mine: list[np.ndarray | None] = [None] * len(examples)
+    theirs: list[np.ndarray | None] = [None] * len(examples)
+    for start in range(0, len(order), BATCH):
+        rows = order[start : start + BATCH]
+        texts: Any = [examples.texts[r] if examples.pairs is None else (examples.texts[r], examples.pairs[r]) for r in rows]
+        inputs = runtime.encode(texts)
+        found = runtime.forward(inputs)["logits"]
+        reference = reference_outputs(module, inputs, ["logits"])["logits"] if module is not None else None
+        for position, row in enumerate(rows):
+            mine[row] = found[position]
+            theirs[row] = None if reference is None else reference[position]
+    return np.array(mine), None if module is None else np.array(theirs)
+
+
+def accuracy(
+    runtime: Runtime, adapter: str | None, examples: Examples, *, module: Any | None = None
+) -> AdapterAccuracy:
+    """Accuracy of the runtime with ``adapter`` on labelled rows, and of ``module`` beside it where given."""
+    if adapter is not None and runtime.manifest.mode == "swap":
+        runtime.use(adapter)
+    labels = runtime.labels or ()
+    expected = label_ids(examples, labels)
+    mine, theirs = run_rows(runtime, examples, module)
+    chosen = mine.argmax(axis=1)
+    return AdapterAccuracy(
+        adapter=adapter,
+        variant=runtime.variant,
+        data=Path(examples.source).name,
+        rows=len(examples),
+        accuracy=float((chosen == expected).mean()),
+        reference_accuracy=None if theirs is None else float((theirs.argmax(axis=1) == expected).mean()),
+        same_argmax=None if theirs is None else int((chosen == theirs.argmax(axis=1)).sum()),
+        max_difference=None if theirs is None else float(np.abs(mine - theirs).max()),
+    )
