@@ -102,6 +102,10 @@ def name_dimensions(graph: ir.Model) -> None:
 
     for value in (*graph.graph.inputs, *graph.graph.outputs):
         rename(value)
+    for value in graph.graph.initializers.values():
+        # The exporter's fusions leave a scale declared as a scalar that is stored as [1]; shape inference then fails.
+        if value.const_value is not None:
+            value.shape = ir.Shape(value.const_value.shape)
     for node in graph.graph:
         for output in node.outputs:
             rename(output)

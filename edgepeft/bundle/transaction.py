@@ -30,9 +30,8 @@ def _exchange(first: Path, second: Path) -> bool:
 
 
 def _sync(folder: Path) -> None:
-    """Flush files that were written here (hard links of old ones are on disk already)."""
     for path in folder.rglob("*"):
-        if path.is_file() and path.stat().st_nlink == 1:
+        if path.is_file():
             with path.open("rb") as file:
                 os.fsync(file.fileno())
 
@@ -41,9 +40,9 @@ def _sync(folder: Path) -> None:
 def replacing(target: Path, *, keep: bool) -> Iterator[Path]:
     """A temporary sibling of ``target`` to write into; it takes ``target``'s place when the block ends well.
 
-    With ``keep`` the sibling starts with every file of ``target`` as hard links (copies where the file system has none):
-    replace such a file by a new one, never write into it. If the block raises, or the process is killed, ``target`` is
-    as it was. Raises :class:`BundleError` where the disk is full or the folder cannot be written.
+    With ``keep`` the sibling starts as a copy of ``target``. (Hard links would be quicker, but onnx refuses external data
+    with several links, and a kill would leave them.) If the block raises, or the process is killed, ``target`` is as it
+    was. Raises :class:`BundleError` where the disk is full or the folder cannot be written.
     """
     target = target.resolve()
     staging: Path | None = None
@@ -52,7 +51,7 @@ def replacing(target: Path, *, keep: bool) -> Iterator[Path]:
         staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
         staging.chmod(0o755)
         if keep:
-            shutil.copytree(target, staging, copy_function=_link_or_copy, dirs_exist_ok=True)
+            shutil.copytree(target, staging, dirs_exist_ok=True)
         yield staging
         _sync(staging)
         _commit(staging, target)
@@ -62,13 +61,6 @@ def replacing(target: Path, *, keep: bool) -> Iterator[Path]:
     finally:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
-
-
-def _link_or_copy(source: str, destination: str) -> None:
-    try:
-        os.link(source, destination)
-    except OSError:
-        shutil.copy2(source, destination)
 
 
 def _commit(staging: Path, target: Path) -> None:

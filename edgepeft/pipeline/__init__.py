@@ -1,1 +1,1 @@
-"""Room."""
+"""The stages put together: export, add, quantize."""

@@ -1,0 +1,192 @@
+"""``add``: an adapter into a bundle that exists, without torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .. import runtime as runtimes
+from ..adapters.belongs import check_belongs
+from ..adapters.files import AdapterFile, read_adapter_onnx, read_onnx_adapter, version_number
+from ..adapters.fill import check_shape, fill_slots
+from ..adapters.read import read_adapter
+from ..base.ragged import ragged_batches
+from ..bundle import AdapterEntry, Bundle, Manifest, check_name, read_bundle, replacing
+from ..errors import AdapterError, AdapterMismatchError, BundleError, InputError, MissingExtraError
+from .write import Filled, adapter_metadata, write_adapter, write_manifest
+
+Announce = Callable[[str], None]
+
+
+class BundleWeights:
+    """The base's parameters as a bundle holds them: sites with a slot, and parameters that can be replaced."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+        self._graph: Any = None
+
+    def _initializer(self, name: str) -> np.ndarray:
+        if self._graph is None:
+            try:
+                import onnx_ir as ir
+            except ImportError as error:
+                raise MissingExtraError(f"reading the base's weights needs: pip install 'edgepeft[export]' ({error})") from error
+            if "fp32" not in self._bundle.manifest.variants:
+                raise BundleError(f"{self._bundle.path} has no fp32 variant, from which this adapter's lowering needs weights")
+            self._bundle.verify(self._bundle.variant_files("fp32"))
+            self._graph = ir.load(self._bundle.file(self._bundle.manifest.variants["fp32"].file))
+        array: np.ndarray = self._graph.graph.initializers[name].const_value.numpy()
+        return array
+
+    def __call__(self, parameter: str) -> np.ndarray | None:
+        """The parameter in PyTorch's layout, or ``None`` where the bundle has no slot for it."""
+        slots = self._bundle.manifest.slots
+        override = slots.override(parameter)
+        if override is not None:
+            array = self._initializer(override.tensor)
+            return {"as_is": lambda: array, "matmul": lambda: array[0].T, "row": lambda: array.reshape(-1)}[override.layout]()
+        found = slots.site(parameter.removesuffix(".weight")) if parameter.endswith(".weight") else None
+        if found is None:
+            return None
+        slot, part = found
+        array = self._initializer(slot.weight)
+        oriented = array if slot.transposed else array.T
+        return np.ascontiguousarray(oriented[part.offset : part.offset + part.size])
+
+
+@dataclass(frozen=True)
+class Added:
+    """The bundle with the adapter in it, and whether the adapter changes the base's output."""
+
+    bundle: Bundle
+    entry: AdapterEntry
+    changes_output: bool
+
+
+def _exported_file(path: Path) -> AdapterFile:
+    """An adapter that edgepeft exported, from its ``.onnx`` or its ``.onnx_adapter`` with the ``.onnx`` beside it."""
+    beside = path.with_suffix(".onnx")
+    if not beside.is_file():
+        raise AdapterError(f"{path.name} carries no contract of its own; put {beside.name}, which was exported with it, beside it")
+    found = read_adapter_onnx(beside)
+    if path.suffix == ".onnx_adapter":
+        tensors, model, slots = read_onnx_adapter(path)
+        versions = (version_number(found.metadata["base_identity"]), version_number(found.metadata["slots_hash"]))
+        same = tensors.keys() == found.tensors.keys() and all(np.array_equal(tensors[n], found.tensors[n]) for n in tensors)
+        if (model, slots) != versions or not same:
+            raise AdapterError(f"{path} and {beside.name} beside it are two different adapters")
+    return found
+
+
+def _from_file(bundle: Bundle, name: str, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    if not path.is_file():
+        raise InputError(f"adapter {name!r}: no file at {path}")
+    found = _exported_file(path)
+    manifest = bundle.manifest
+    for what, mine, theirs in (
+        ("base identity", manifest.base.identity, found.metadata["base_identity"]),
+        ("slot schema", manifest.slots.hash, found.metadata["slots_hash"]),
+    ):
+        if mine != theirs:
+            raise AdapterMismatchError(
+                f"adapter {name!r} ({path}) was exported for {what} {theirs[:16]}…, this base has {mine[:16]}…. "
+                + ("Add it from its PEFT checkpoint instead." if what == "slot schema" else "It belongs to another base.")
+            )
+    shapes = manifest.slots.tensors()
+    for tensor, array in found.tensors.items():
+        if tensor not in shapes:
+            raise AdapterMismatchError(f"adapter {name!r} fills {tensor}, which is not a slot of this base")
+        check_shape(array.shape, shapes[tensor], f"adapter {name!r}, {tensor}")
+    return dict(found.tensors), dict(found.metadata)
+
+
+def _from_checkpoint(bundle: Bundle, name: str, source: str, force: bool, announce: Announce) -> tuple[dict[str, Any], dict[str, Any]]:
+    manifest = bundle.manifest
+    adapter = read_adapter(source, name=name, weights=BundleWeights(bundle))
+    check_belongs(adapter, identity=manifest.base.identity, source=manifest.base.source, force=force, announce=announce)
+    for note in adapter.notes:
+        announce(f"adapter {name}: {note}")
+    filled = Filled(adapter, fill_slots(adapter, manifest.slots, fresh=manifest.base.fresh))
+    metadata = adapter_metadata(filled, base_identity=manifest.base.identity, slots_hash=manifest.slots.hash)
+    return filled.slots.tensors, metadata
+
+
+def _changes_output(bundle: Bundle, name: str) -> bool:
+    """Run the base and the adapter once: non-finite numbers are an error, equal ones a warning."""
+    import json
+
+    config = json.loads(bundle.file("config.json").read_text(encoding="utf-8"))
+    inputs = ragged_batches(
+        vocab=int(config["vocab_size"]),
+        pad_id=int(config.get("pad_token_id") or 0),
+        input_names=[value.name for value in bundle.manifest.inputs],
+        max_length=bundle.manifest.max_length,
+        shapes=((2, 9),),
+    )[0]
+    runtime = runtimes.open(bundle.path)
+    plain = runtime.forward(inputs)
+    edited = runtime.use(name).forward(inputs)
+    if not all(np.isfinite(array).all() for array in edited.values()):
+        raise AdapterError(f"adapter {name!r} gives NaN or infinite outputs; the bundle was left as it was")
+    return any(edited[k].shape != plain[k].shape or not np.array_equal(edited[k], plain[k]) for k in plain)
+
+
+def add(
+    bundle: str | Path,
+    name: str,
+    source: str | Path,
+    *,
+    force: bool = False,
+    replace: bool = False,
+    announce: Announce = lambda message: None,
+) -> Added:
+    """Add an adapter to a bundle: a PEFT checkpoint (folder or Hugging Face id), or a file that edgepeft exported.
+
+    The base is not touched; the manifest and the adapter's files change all at once. Without ``replace`` an adapter of
+    that name is kept and :class:`InputError` raised. Raises :class:`AdapterMismatchError` for an adapter of another base
+    or without slots here.
+    """
+    opened = read_bundle(bundle)
+    manifest = opened.manifest
+    try:
+        check_name(name)
+    except ValueError as error:
+        raise InputError(f"--adapter: {error}") from error
+    if manifest.mode == "merge":
+        raise InputError(f"{opened.path} is merged with {manifest.merged!r} and has no slots; export with --mode swap")
+    if name in manifest.adapters and not replace:
+        raise InputError(f"{opened.path} already has an adapter {name!r}; choose another name, or replace it with --replace")
+    path = Path(source)
+    if path.suffix in {".onnx", ".onnx_adapter"}:
+        tensors, metadata = _from_file(opened, name, path)
+    else:
+        tensors, metadata = _from_checkpoint(opened, name, str(source), force, announce)
+    with replacing(opened.path, keep=True) as folder:
+        entry = write_adapter(folder, name, tensors, metadata)
+        adapters = {**manifest.adapters, name: entry}
+        known = {n: e for n, e in manifest.files.items() if n not in {entry.onnx, entry.onnx_adapter}}
+        updated = _with_adapters(manifest, adapters)
+        staged = Bundle(path=folder, manifest=write_manifest(folder, updated, known))
+        changes = _changes_output(staged, name)
+    return Added(bundle=read_bundle(opened.path), entry=entry, changes_output=changes)
+
+
+def _with_adapters(manifest: Manifest, adapters: dict[str, AdapterEntry]) -> Manifest:
+    return manifest.model_copy(update={"adapters": adapters})
+
+
+def remove(bundle: str | Path, name: str) -> Bundle:
+    """Remove an adapter and its files from a bundle, all at once."""
+    opened = read_bundle(bundle)
+    entry = opened.adapter(name)
+    with replacing(opened.path, keep=True) as folder:
+        for file in (entry.onnx, entry.onnx_adapter):
+            (folder / file).unlink(missing_ok=True)
+        adapters = {n: e for n, e in opened.manifest.adapters.items() if n != name}
+        known = {n: e for n, e in opened.manifest.files.items() if n not in {entry.onnx, entry.onnx_adapter}}
+        write_manifest(folder, _with_adapters(opened.manifest, adapters), known)
+    return read_bundle(opened.path)

@@ -1,0 +1,81 @@
+"""``quantize``: another precision of the base in the same bundle, for all of its adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from .. import runtime as runtimes
+from ..bundle import Bundle, Variant, read_bundle, replacing
+from ..errors import BundleError, InputError
+from ..quantize import Quantized, count_quantized, recipe
+from .write import write_manifest
+
+
+@dataclass(frozen=True)
+class QuantizedBundle:
+    """The bundle with its new variant, what was quantized, and the sizes of both variants' files in bytes."""
+
+    bundle: Bundle
+    variant: str
+    quantized: Quantized
+    bytes_before: int
+    bytes_after: int
+
+
+def quantize(
+    bundle: str | Path,
+    variant: str,
+    *,
+    replace: bool = False,
+    announce: Callable[[str], None] = lambda message: None,
+) -> QuantizedBundle:
+    """Add a variant to a bundle, made from its fp32 one; adapters and slots are unchanged and serve both.
+
+    Raises :class:`InputError` for an unknown variant or one that exists (without ``replace``), and :class:`BundleError`
+    where the recipe quantized nothing or ONNX Runtime cannot open the result; the bundle then stays as it was.
+    """
+    rule = recipe(variant)
+    opened = read_bundle(bundle)
+    manifest = opened.manifest
+    if variant in manifest.variants and not replace:
+        raise InputError(f"{opened.path} already has a variant {variant!r}; replace it with --replace")
+    if "fp32" not in manifest.variants:
+        raise BundleError(f"{opened.path} has no fp32 variant to quantize")
+    opened.verify(opened.variant_files("fp32"))
+    announce(f"quantizing to {variant}: {rule.summary}")
+    with replacing(opened.path, keep=True) as folder:
+        source = folder / manifest.variants["fp32"].file
+        target = folder / "onnx" / f"model_{variant}.onnx"
+        target.unlink(missing_ok=True)
+        rule.apply(source, target, manifest.slots)
+        graph = ir.load(target)
+        counted = count_quantized(graph, manifest.slots)
+        if counted.quantized == 0:
+            raise BundleError(f"recipe {variant} quantized none of {counted.total} weights; the bundle was left as it was")
+        present = set(graph.graph.initializers)
+        lost = sorted(set(manifest.slots.tensors()) - present)
+        if lost:
+            raise BundleError(f"recipe {variant} dropped slot {lost[0]}; the bundle was left as it was")
+        file = f"onnx/{target.name}"
+        entry = Variant(
+            file=file,
+            slots=manifest.variants["fp32"].slots,
+            recipe=rule.summary,
+            quantized_share=round(counted.share, 6),
+        )
+        known = {name: e for name, e in manifest.files.items() if name != file}
+        updated = manifest.model_copy(update={"variants": {**manifest.variants, variant: entry}})
+        staged = Bundle(path=folder, manifest=write_manifest(folder, updated, known))
+        runtimes.open(staged.path, variant=variant)
+    result = read_bundle(opened.path)
+    return QuantizedBundle(
+        bundle=result,
+        variant=variant,
+        quantized=counted,
+        bytes_before=result.size(result.variant_files("fp32")),
+        bytes_after=result.size(result.variant_files(variant)),
+    )

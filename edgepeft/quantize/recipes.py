@@ -1,0 +1,122 @@
+"""Recipes that turn the fp32 variant of a base into another one. Slots and adapters are never touched."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import onnx_ir as ir
+
+from ..bundle import SlotTable
+from ..errors import InputError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A named way to quantize: ``apply(source file, target file, slots)`` writes the new graph and its weights."""
+
+    variant: str
+    summary: str
+    apply: Callable[[Path, Path, SlotTable], None]
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """What a recipe did. ``share`` is the part of the base's weight numbers now stored in fewer than 32 bits, 0 … 1."""
+
+    share: float
+    quantized: int
+    total: int
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """onnxruntime.quantization advises pre-processing on every call through the root logger."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        root.setLevel(level)
+
+
+def constant_matmuls(model: ir.Model, slots: SlotTable) -> list[str]:
+    """Names of the linear nodes whose weight is a constant of the base, slots excluded."""
+    tensors = slots.tensors()
+    return [
+        node.name or ""
+        for node in model.graph
+        if node.op_type in {"MatMul", "Gemm"}
+        and len(node.inputs) > 1
+        and node.inputs[1] is not None
+        and node.inputs[1].is_initializer()
+        and node.inputs[1].name not in tensors
+    ]
+
+
+def dynamic_int8(source: Path, target: Path, slots: SlotTable) -> None:
+    """Dynamic quantization: weights to int8 per output channel, activations per tensor at run time.
+
+    Gathers (embeddings) are quantized too. Weights keep 7 bits: kernels without VNNI add products of 8-bit numbers
+    in 16 bits, which saturates with all 8 (ONNX Runtime's documentation of ``reduce_range``).
+    """
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    model = ir.load(source)
+    nodes = constant_matmuls(model, slots)
+    nodes += [n.name or "" for n in model.graph if n.op_type == "Gather" and _is_embedding(n)]
+    with _quiet():
+        quantize_dynamic(
+            source,
+            target,
+            op_types_to_quantize=["MatMul", "Gemm", "Gather"],
+            per_channel=True,
+            reduce_range=True,
+            weight_type=QuantType.QInt8,
+            nodes_to_quantize=nodes,
+            use_external_data_format=False,
+            extra_options={"MatMulConstBOnly": True},
+        )
+
+
+def _is_embedding(node: ir.Node) -> bool:
+    table = node.inputs[0]
+    return table is not None and table.is_initializer() and table.const_value is not None and table.const_value.size > 10_000
+
+
+RECIPES = {
+    recipe.variant: recipe
+    for recipe in (
+        Recipe("int8", "dynamic int8: weights per channel, activations per tensor at run time", dynamic_int8),
+    )
+}
+
+
+def recipe(variant: str) -> Recipe:
+    """The recipe of a variant; :class:`InputError` lists those there are."""
+    try:
+        return RECIPES[variant]
+    except KeyError:
+        raise InputError(f"no recipe makes a variant {variant!r}; there are: {', '.join(RECIPES)}") from None
+
+
+
+def count_quantized(graph: ir.Model, slots: SlotTable) -> Quantized:
+    """How many of the base's weight numbers a graph stores in 8 bits or fewer. Slots and index constants do not count."""
+    tensors = slots.tensors()
+    narrow = wide = 0
+    for name, value in graph.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is None or name in tensors or tensor.size <= 1:
+            continue
+        if tensor.dtype in {ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT4, ir.DataType.UINT4}:
+            narrow += tensor.size
+        elif tensor.dtype in {ir.DataType.FLOAT, ir.DataType.FLOAT16}:
+            wide += tensor.size
+    return Quantized(share=narrow / max(1, narrow + wide), quantized=narrow, total=narrow + wide)

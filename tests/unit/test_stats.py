@@ -1,0 +1,184 @@
+"""Statistics against printed tables and by simulation. All seeds are fixed: these tests cannot flake."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from edgepeft.bench.stats import (
+    bootstrap_drop,
+    judge,
+    mcnemar,
+    paired_drop,
+    percentile,
+    ratio_bounds,
+    spent,
+    t_interval,
+    t_quantile,
+    t_tail,
+    welch_bounds,
+    wilson,
+)
+from edgepeft.targets import Verdict
+
+# Two-sided 95 %, 99 % and 99.9 % critical values as every printed t table has them, to three decimals.
+TABLE = {
+    1: (12.706, 63.657, 636.619),
+    2: (4.303, 9.925, 31.599),
+    3: (3.182, 5.841, 12.924),
+    5: (2.571, 4.032, 6.869),
+    10: (2.228, 3.169, 4.587),
+    30: (2.042, 2.750, 3.646),
+    120: (1.980, 2.617, 3.373),
+}
+
+
+@pytest.mark.parametrize("df", TABLE)
+def test_t_quantile_equals_the_table(df: int) -> None:
+    found = [t_quantile(tail, df) for tail in (0.025, 0.005, 0.0005)]
+    assert found == pytest.approx(TABLE[df], abs=5.1e-4)  # the table is rounded to three decimals
+
+
+@pytest.mark.parametrize("df", [1, 2.5, 7, 400])
+@pytest.mark.parametrize("tail", [0.4, 0.01, 1e-6, 1e-10])
+def test_t_quantile_inverts_the_tail(df: float, tail: float) -> None:
+    assert t_tail(t_quantile(tail, df), df) == pytest.approx(tail, rel=1e-7)
+
+
+def test_t_quantile_closed_form_with_two_degrees() -> None:
+    p = 1 - 0.003  # t = (2 p - 1) / sqrt(2 p (1 - p)) for df = 2
+    assert t_quantile(0.003, 2) == pytest.approx((2 * p - 1) / math.sqrt(2 * p * (1 - p)), rel=1e-9)
+    with pytest.raises(ValueError, match="0 < tail < 0.5"):
+        t_quantile(0.5, 3)
+
+
+def test_interval_covers_the_true_ratio_95_times_in_100() -> None:
+    rng = np.random.default_rng(1)
+    truth, trials = math.log(1.1), 2000
+    intervals = [t_interval(rng.normal(truth, 0.05, 5).tolist()) for _ in range(trials)]
+    covered = sum(i.lower <= truth <= i.upper for i in intervals) / trials
+    assert covered == pytest.approx(0.95, abs=0.015)  # three standard errors of 2000 trials
+
+
+def drifting(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Log noise of a shared machine: a slow AR(1) drift, process noise, and a busy neighbour for some stretches."""
+    slow, level, busy, values = 0.0, 0.03, False, []
+    for _ in range(count):
+        slow = 0.9 * slow + rng.normal(0, level)
+        busy = rng.random() < (0.8 if busy else 0.05)
+        values.append(slow + rng.normal(0, 0.02) + (rng.uniform(0.1, 0.6) if busy else 0.0))
+    return np.array(values)
+
+
+def abba(noise: np.ndarray, effect: float) -> list[float]:
+    """Log-ratios of A B B A / B A A B rounds under ``noise``, the candidate slower by ``effect``."""
+    rounds = noise.reshape(-1, 4)
+    signs = np.array([[-1, 1, 1, -1], [1, -1, -1, 1]] * (len(rounds) // 2 + 1))[: len(rounds)]
+    return [float((row * sign).sum() / 2 + effect) for row, sign in zip(rounds, signs, strict=True)]
+
+
+def sequential(rng: np.random.Generator, effect: float, cases: int = 1) -> Verdict:
+    """One check: up to 12 rounds, judged from the fourth on."""
+    ratios = abba(drifting(rng, 48), effect)
+    for look, rounds in enumerate(range(4, 13), 1):
+        verdict = judge(ratio_bounds(ratios[:rounds], cases=cases, look=look), math.log1p(0.10))
+        if verdict is not Verdict.INCONCLUSIVE:
+            return verdict
+    return Verdict.INCONCLUSIVE
+
+
+def test_a_bundle_against_itself_never_fails_on_a_drifting_machine() -> None:
+    rng = np.random.default_rng(2)
+    verdicts = [sequential(rng, effect=0.0) for _ in range(1000)]
+    assert verdicts.count(Verdict.FAIL) == 0
+    assert verdicts.count(Verdict.PASS) > 200  # and it is not for want of power
+
+
+def test_an_effect_at_the_limit_is_failed_no_more_often_than_promised() -> None:
+    rng = np.random.default_rng(3)
+    verdicts = [sequential(rng, effect=math.log1p(0.10)) for _ in range(2000)]
+    # Each side may err 2.5 % over all looks; 3.5 standard errors of 2000 trials are 1.2 %.
+    assert verdicts.count(Verdict.FAIL) / 2000 < 0.037
+    assert verdicts.count(Verdict.PASS) / 2000 < 0.037
+
+
+def test_twice_the_work_fails_on_a_drifting_machine() -> None:
+    rng = np.random.default_rng(4)
+    verdicts = [sequential(rng, effect=math.log(2.0)) for _ in range(300)]
+    assert verdicts.count(Verdict.PASS) == 0
+    assert verdicts.count(Verdict.FAIL) > 270
+
+
+def test_looks_never_spend_more_than_alpha() -> None:
+    assert sum(spent(0.05, look) for look in range(1, 100_000)) == pytest.approx(0.05, rel=1e-4)
+
+
+def test_cases_widen_the_lower_bound_only() -> None:
+    ratios = [0.01, 0.02, 0.0, 0.03]
+    one, many = ratio_bounds(ratios, cases=1), ratio_bounds(ratios, cases=12)
+    assert many.upper == one.upper
+    assert many.lower < one.lower
+
+
+def test_welch_equals_the_textbook_and_is_widened() -> None:
+    a, b = [3.0, 4.0, 5.0], [6.0, 8.0, 10.0]
+    # By hand: se² = 1/3 + 4/3, df = (5/3)² / ((1/3)²/2 + (4/3)²/2) = 2.941
+    plain = welch_bounds(a, b, cases=1, drift=0.0)
+    half = t_quantile(0.0125, 50 / 17) * math.sqrt(5 / 3)  # the first look spends half of 2.5 %
+    assert (plain.estimate, plain.lower, plain.upper) == pytest.approx((4.0, 4.0 - half, 4.0 + half))
+    wide = welch_bounds(a, b, cases=1, drift=0.5)
+    assert wide.upper - 4.0 == pytest.approx(t_quantile(0.0125, 50 / 17) * math.sqrt(5 / 3 + 2 * 0.25))
+    assert welch_bounds([1.0, 1.0], [1.0, 1.0], cases=1, drift=0.0).upper == 1.0 - 1.0
+
+
+def test_percentiles_need_samples() -> None:
+    assert percentile([1.0] * 5, 50) is None
+    assert percentile([1.0, 2, 3, 4, 5, 6], 50) == 3.5
+    assert percentile([1.0] * 99, 95) is None
+    assert percentile(list(map(float, range(101))), 95) == 95.0
+    assert percentile([1.0] * 999, 99) is None
+    assert percentile([1.0] * 1000, 99) == 1.0
+
+
+def test_wilson_equals_published_values() -> None:
+    # Newcombe 1998, Statistics in Medicine 17:857, table I, method 3: 81/263 and 15/148, to four decimals.
+    for hits, total, lower, upper in ((81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611)):
+        found = wilson(hits, total)
+        assert (found.lower, found.upper) == pytest.approx((lower, upper), abs=5.1e-5)
+    with pytest.raises(ValueError, match="wilson needs"):
+        wilson(0, 0)
+
+
+def test_mcnemar_is_the_exact_binomial() -> None:
+    assert mcnemar(0, 0) == 1.0
+    assert mcnemar(1, 5) == pytest.approx(2 * (1 + 6) / 64)
+    assert mcnemar(5, 1) == mcnemar(1, 5)
+    assert mcnemar(3, 3) == 1.0
+    assert mcnemar(4000, 6000) < 1e-80  # exact integers: no overflow, no underflow to zero
+
+
+def test_paired_drop_counts_rows_and_keeps_a_width_where_none_differs() -> None:
+    before = [True] * 80 + [False] * 20
+    after = [True] * 75 + [False] * 5 + [True] * 2 + [False] * 18
+    drop = paired_drop(before, after)
+    assert drop.estimate == pytest.approx(0.03)
+    assert drop.lower < 0.03 < drop.upper
+    same = paired_drop(before, before)
+    assert same.estimate == 0.0
+    assert same.upper > 0.01
+
+
+def test_paired_drop_covers_and_agrees_with_the_bootstrap() -> None:
+    rng = np.random.default_rng(5)
+    truth, covered = 0.05, 0
+    for _ in range(1000):
+        kind = rng.choice(3, size=300, p=[0.08, 0.03, 0.89])  # lost, won, both right
+        before, after = kind != 1, kind != 0
+        interval = paired_drop(before.tolist(), after.tolist())
+        covered += interval.lower <= truth <= interval.upper
+    assert covered / 1000 == pytest.approx(0.95, abs=0.025)
+    boot = bootstrap_drop(before.tolist(), after.tolist())
+    # The two methods differ by the rows that the adjusted interval adds: under a point at 300 rows.
+    assert (boot.lower, boot.upper) == pytest.approx((interval.lower, interval.upper), abs=0.01)
