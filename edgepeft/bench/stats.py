@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from statistics import NormalDist, fmean, variance
 
 import numpy as np
@@ -72,6 +73,7 @@ def t_tail(t: float, df: float) -> float:
     return 0.5 * _incomplete_beta(df / 2, 0.5, df / (df + t * t))
 
 
+@lru_cache(maxsize=4096)
 def t_quantile(tail: float, df: float) -> float:
     """The t that leaves ``tail`` (0 < tail < 0.5) above it: the inverse of :func:`t_tail`, by bisection to 1e-12."""
     if not 0.0 < tail < 0.5 or df <= 0:
@@ -161,7 +163,10 @@ def mcnemar(only_baseline: int, only_candidate: int) -> float:
     ``only_baseline`` rows were right in the baseline alone, ``only_candidate`` rows in the candidate alone.
     """
     n = only_baseline + only_candidate
-    tail = sum(math.comb(n, i) for i in range(min(only_baseline, only_candidate) + 1))
+    term, tail = 1, 1
+    for i in range(min(only_baseline, only_candidate)):
+        term = term * (n - i) // (i + 1)  # C(n, i + 1), exact in integers
+        tail += term
     return min(1.0, 2 * tail / 2**n)
 
 

@@ -141,7 +141,9 @@ def _rows(path: Path) -> Iterable[tuple[str, float, str]]:
             identifier, rating, text = fields
             yield identifier.partition("_")[0], float(rating), text.strip()
         except ValueError as error:
-            raise DataError(f"{path}, line {number}: expected id, rating and text with tabs between: {error}") from error
+            raise DataError(
+                f"{path}, line {number}: expected id, rating and text with tabs between: {error}"
+            ) from error
 
 
 def _balanced(sentences: Sequence[Sentence], heldout: bool, limit: int) -> list[tuple[str, str]]:

@@ -6,6 +6,7 @@ import json
 import platform
 import tempfile
 import time
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,8 +29,8 @@ _DEFAULT_MAX_LENGTH = 128
 class TrainedAdapter:
     """A trained adapter on disk.
 
-    ``folder`` holds ``adapter_model.safetensors``, ``adapter_config.json`` and ``edgepeft_adapter.json``. ``before`` and
-    ``after`` are scores on the validation rows; ``seconds`` is the time spent in the training loop.
+    ``folder`` holds ``adapter_model.safetensors``, ``adapter_config.json`` and ``edgepeft_adapter.json``. ``before``
+    and ``after`` are scores on the validation rows; ``seconds`` is the time spent in the training loop.
     """
 
     folder: Path
@@ -78,9 +79,9 @@ def train_adapter(
 
     ``model`` is a Hugging Face id or folder. ``data`` (and ``validation``) is a CSV, TSV or JSONL file, a ``datasets``
     id (``id`` or ``id:configuration``) or folder, or :class:`~edgepeft.data.Examples`; ``text``, ``pair`` and ``label``
-    name its columns. ``target_modules`` are module names or ``"all-linear"``; without it, the attention projections that
-    PEFT knows for the architecture, or all linear layers. ``max_length`` counts tokens (128, or the model's limit where
-    that is lower). ``patience`` is the number of epochs without a better validation macro F1 after which training stops
+    name its columns. ``target_modules`` are module names or ``"all-linear"``; without it, the attention projections
+    that PEFT knows for the architecture, or all linear layers. ``max_length`` counts tokens (128, or the model's limit
+    where that is lower). ``patience`` is the number of epochs without a better validation macro F1 after which training stops
     (``None``: never); the best epoch is kept either way. ``progress`` forces the bar on or off (by default: on a
     terminal). The same arguments on the same machine give the same weights.
 
@@ -124,7 +125,10 @@ def train_adapter(
             use_dora=use_dora,
             use_rslora=use_rslora,
         )
-        adapted = get_peft_model(base.model, config)
+        with warnings.catch_warnings():
+            # peft 0.21 asks for a property that transformers 5.23 renamed (November 2026).
+            warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
+            adapted = get_peft_model(base.model, config)
     trainable, _ = adapted.get_nb_trainable_parameters()
     rows, cut = _encode(base.tokenizer, split.train, split.labels, length)
     held, held_cut = _encode(base.tokenizer, split.validation, split.labels, length)
@@ -182,9 +186,7 @@ def _token_limit(tokenizer: Any, config: Any) -> int:
     return min(int(tokenizer.model_max_length), int(positions))
 
 
-def _encode(
-    tokenizer: Any, rows: Examples, labels: Sequence[str], max_length: int
-) -> tuple[list[dict[str, Any]], int]:
+def _encode(tokenizer: Any, rows: Examples, labels: Sequence[str], max_length: int) -> tuple[list[dict[str, Any]], int]:
     """One unpadded feature dict a row, and how many rows were cut to ``max_length`` tokens."""
     ids = {label: i for i, label in enumerate(labels)}
     inputs = (list(rows.texts),) if rows.pairs is None else (list(rows.texts), list(rows.pairs))

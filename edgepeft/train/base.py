@@ -30,9 +30,9 @@ class BaseModel:
 def load_base(source: str | Path, labels: Sequence[str]) -> BaseModel:
     """Load ``source`` (id or folder) with a head for ``labels``.
 
-    A head that the checkpoint brings is kept, and trained further, when it has as many labels. The base's own dropout is
-    off: it is frozen, and without it a step on a CPU takes 0.17 s where it took 0.30 s (MiniLM, 16 x 25 tokens). Raises
-    :class:`InputError` when the model cannot be loaded, cannot classify sequences, or has no pad token.
+    A head that the checkpoint brings is kept, and trained further, when it has as many labels. The base's own dropout
+    is off: it is frozen, and without it a step on a CPU takes 0.17 s where it took 0.30 s (MiniLM, 16 x 25 tokens).
+    Raises :class:`InputError` when the model cannot be loaded, cannot classify sequences, or has no pad token.
     """
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
@@ -87,7 +87,7 @@ def load_base(source: str | Path, labels: Sequence[str]) -> BaseModel:
 
 
 def _fresh_modules(model: Any, missing: Sequence[str]) -> tuple[str, ...]:
-    """The modules that must be saved with the adapter: heads as a whole, encoder modules (a fresh pooler) one by one."""
+    """The modules that must be saved with the adapter: whole heads, encoder modules (a fresh pooler) one by one."""
     prefix = model.base_model_prefix
     modules = set()
     for parameter in missing:
@@ -117,8 +117,9 @@ def resolve_targets(base: BaseModel, targets: str | Sequence[str] | None) -> str
     if unknown or not wanted:
         some = sorted({name.rpartition(".")[2] for name in adaptable})[:12]
         raise InputError(
-            f"{base.source}: no linear, embedding or convolution module named {', '.join(map(repr, unknown)) or '(none)'} "
-            f"to adapt; among those that exist: {', '.join(some)}. 'all-linear' takes every linear layer."
+            f"{base.source}: no linear, embedding or convolution module named "
+            f"{', '.join(map(repr, unknown)) or '(none)'} to adapt; among those that exist: {', '.join(some)}. "
+            "'all-linear' takes every linear layer."
         )
     return wanted
 

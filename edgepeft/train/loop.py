@@ -7,7 +7,7 @@ import random
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,7 +77,7 @@ def fit(
     """
     from transformers import DataCollatorWithPadding, EarlyStoppingCallback, PrinterCallback, Trainer, TrainingArguments
 
-    class FiniteTrainer(Trainer):  # type: ignore[misc]
+    class FiniteTrainer(Trainer):
         def training_step(self, *arguments: Any, **options: Any) -> Any:
             loss = super().training_step(*arguments, **options)
             if not bool(loss.isfinite()):
@@ -104,7 +104,6 @@ def fit(
                 train_sampling_strategy="group_by_length",
                 eval_strategy="epoch",
                 save_strategy="epoch",
-                save_total_limit=1,
                 save_only_model=True,
                 load_best_model_at_end=True,
                 metric_for_best_model="macro_f1",
@@ -127,11 +126,14 @@ def fit(
         before = _evaluate(trainer)
         if schedule.patience is not None:
             trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=schedule.patience))
-        if _show(progress):
-            from .progress import progress_callback
+        with ExitStack() as stack:
+            if _show(progress):
+                from .progress import progress_callback
 
-            trainer.add_callback(progress_callback(schedule.epochs))
-        trainer.train()
+                callback = progress_callback(schedule.epochs)
+                stack.callback(callback.bar.stop)
+                trainer.add_callback(callback)
+            trainer.train()
         after = _evaluate(trainer)
         losses = tuple(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
         steps_per_epoch = -(-len(train) // schedule.batch_size)

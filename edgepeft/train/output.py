@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 
@@ -14,13 +13,13 @@ def replace_folder(source: Path, destination: Path) -> None:
     ``destination`` or, for the instant between two renames, the old one whole in a hidden sibling.
     """
     if not destination.exists():
-        os.replace(source, destination)
+        source.replace(destination)
         return
     with tempfile.TemporaryDirectory(prefix=f".{destination.name}.old-", dir=destination.parent) as aside:
         old = Path(aside) / destination.name
-        os.replace(destination, old)
+        destination.replace(old)
         try:
-            os.replace(source, destination)
+            source.replace(destination)
         except OSError:
-            os.replace(old, destination)
+            old.replace(destination)
             raise

@@ -11,7 +11,7 @@ def progress_callback(epochs: int) -> Any:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     from transformers import TrainerCallback
 
-    class Bar(TrainerCallback):  # type: ignore[misc]
+    class Bar(TrainerCallback):
         def __init__(self) -> None:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             # Standard output belongs to results (--json).

@@ -78,9 +78,9 @@ def stratified_split(rows: Examples, fraction: float, seed: int) -> tuple[Exampl
         take = max(MIN_VALIDATION_ROWS, round(len(mine) * fraction))
         if len(mine) - take < MIN_VALIDATION_ROWS:
             raise DataError(
-                f"{rows.source or 'the given examples'}: label {name!r} has {len(mine)} distinct row(s), too few to hold "
-                f"out {take} for validation and train on at least {MIN_VALIDATION_ROWS}. Add rows of it, lower the "
-                "validation fraction, or give a validation file."
+                f"{rows.source or 'the given examples'}: label {name!r} has {len(mine)} distinct row(s), too few to "
+                f"hold out {take} for validation and train on at least {MIN_VALIDATION_ROWS}. Add rows of it, lower "
+                "the validation fraction, or give a validation file."
             )
         generator.shuffle(mine)
         held += [row for group in mine[:take] for row in group]
@@ -98,16 +98,18 @@ def _check_labels(train: Examples, held: Examples, names: Sequence[str] | None) 
     where = train.source or "the training rows"
     if len(seen) < 2:
         raise DataError(
-            f"{where}: all {len(train)} rows have the label {next(iter(seen))!r}; a classifier needs two labels or more. "
-            "Is the label column the right one?"
+            f"{where}: all {len(train)} rows have the label {next(iter(seen))!r}; a classifier needs two labels or "
+            "more. Is the label column the right one?"
         )
     if unseen := sorted(set(validated) - set(seen)):
         raise DataError(
-            f"{held.source or 'the validation rows'}: label(s) {unseen} are not among the training labels {sorted(seen)}"
+            f"{held.source or 'the validation rows'}: label(s) {unseen} are not among the training labels "
+            f"{sorted(seen)}"
         )
     if few := sorted(name for name in seen if validated[name] < MIN_VALIDATION_ROWS):
         raise DataError(
-            f"{held.source or 'the validation rows'}: label(s) {few} have fewer than {MIN_VALIDATION_ROWS} validation rows"
+            f"{held.source or 'the validation rows'}: label(s) {few} have fewer than {MIN_VALIDATION_ROWS} "
+            "validation rows"
         )
     if names is not None:
         return tuple(names)

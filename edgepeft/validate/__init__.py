@@ -1,6 +1,14 @@
 """Parity with PEFT and accuracy on labelled data."""
 
 from .form import PARITY_TOLERANCE, AdapterAccuracy, AdapterParity, Validation
+from .present import validation_report
 from .run import validate
 
-__all__ = ["PARITY_TOLERANCE", "AdapterAccuracy", "AdapterParity", "Validation", "validate"]
+__all__ = [
+    "PARITY_TOLERANCE",
+    "AdapterAccuracy",
+    "AdapterParity",
+    "Validation",
+    "validate",
+    "validation_report",
+]

@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 
 from edgepeft.errors import InputError, TargetError
-from edgepeft.targets import Gate, Shape, Table, Verdict, list_targets, load_target, overall, parse_shape, shipped_folder
+from edgepeft.targets import (
+    Gate,
+    Shape,
+    Table,
+    Verdict,
+    list_targets,
+    load_target,
+    overall,
+    parse_shape,
+    shipped_folder,
+)
 from edgepeft.targets.load import line_of
 
 MINE = 'extends = "linux-x64-cpu"\nname = "mine"\nsummary = "my box"\n'
@@ -52,7 +62,10 @@ def test_extends_a_path_beside_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        (MINE + "[budgets]\nswap_mss = 1\n", r"mine\.toml, line 5: budgets\.swap_mss: unknown key; did you mean 'swap_ms'"),
+        (
+            MINE + "[budgets]\nswap_mss = 1\n",
+            r"mine\.toml, line 5: budgets\.swap_mss: unknown key; did you mean 'swap_ms'",
+        ),
         (MINE + "thread = 1\n", r"mine\.toml, line 4: thread: unknown key"),
         (MINE + "[budgets]\nload_ms = -1\n", r"line 5: budgets\.load_ms: Input should be greater than 0, found -1"),
         (MINE + "[budgets]\nload_ms = nan\n", r"line 5: budgets\.load_ms: .*finite"),
@@ -104,9 +117,8 @@ def test_not_utf8(tmp_path: Path) -> None:
 
 def test_line_of_finds_quoted_and_dotted_keys_and_falls_back_to_the_table() -> None:
     text = 'a = 1\nb.c = 2\n[t]\n# x = 1\n"q r" = 3\n[t.u]\nv = { w = 1 }\n'
-    assert [line_of(text, key) for key in (("a",), ("b", "c"), ("t", "q r"), ("t", "x"), ("t", "u", "v", "w"), ("z",))] == [
-        1, 2, 5, 3, 7, None,
-    ]  # fmt: skip
+    keys = (("a",), ("b", "c"), ("t", "q r"), ("t", "x"), ("t", "u", "v", "w"), ("z",))
+    assert [line_of(text, key) for key in keys] == [1, 2, 5, 3, 7, None]
 
 
 def test_shapes() -> None:

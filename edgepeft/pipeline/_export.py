@@ -20,7 +20,7 @@ from ..graph.fold import fold
 from ..graph.slots import add_slots
 from ..validate.form import AdapterParity
 from ..validate.parity import check_parity
-from .write import Filled, check_target_folder, write_bundle
+from ._write import Filled, check_target_folder, write_bundle
 
 Announce = Callable[[str], None]
 

@@ -12,7 +12,7 @@ from .. import runtime as runtimes
 from ..bundle import Bundle, Variant, read_bundle, replacing
 from ..errors import BundleError, InputError
 from ..quantize import Quantized, count_quantized, recipe
-from .write import write_manifest
+from ._write import write_manifest
 
 
 @dataclass(frozen=True)

@@ -89,7 +89,8 @@ def write_manifest(folder: Path, manifest: Manifest, unchanged: Mapping[str, Fil
     files = {
         path.relative_to(folder).as_posix(): path
         for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != MANIFEST_NAME
+        # Reports say what was measured of a bundle; they are not part of what is deployed and may be written any time.
+        if path.is_file() and path.name != MANIFEST_NAME and path.relative_to(folder).parts[0] != "report"
     }
     entries = {name: known.get(name) or hash_file(path) for name, path in files.items()}
     manifest = manifest.model_copy(update={"files": entries})

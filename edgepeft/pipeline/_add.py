@@ -17,7 +17,7 @@ from ..adapters.read import read_adapter
 from ..base.ragged import ragged_batches
 from ..bundle import AdapterEntry, Bundle, Manifest, check_name, read_bundle, replacing
 from ..errors import AdapterError, AdapterMismatchError, BundleError, InputError, MissingExtraError
-from .write import Filled, adapter_metadata, write_adapter, write_manifest
+from ._write import Filled, adapter_metadata, write_adapter, write_manifest
 
 Announce = Callable[[str], None]
 

