@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -57,34 +58,38 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Each row as a mapping with the line number it starts on (1-based, the CSV header is line 1)."""
     text = _decode(path)
     if path.suffix.lower() in {".jsonl", ".ndjson", ".json"}:
-        for number, line in enumerate(text.splitlines(), 1):
+        # Not splitlines: it also breaks at U+2028 and others, which JSON strings and CSV fields may hold.
+        for number, line in enumerate(text.split("\n"), 1):
             if not line.strip():
                 continue
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
-                raise DataError(f"{path}, line {number}: not a JSON object ({error.msg}). One object per line.") from error
+                raise DataError(
+                    f"{path}, line {number}: not a JSON object ({error.msg}). One object per line."
+                ) from error
             if not isinstance(row, dict):
                 raise DataError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}")
             yield number, row
     elif path.suffix.lower() in {".csv", ".tsv"}:
-        reader = csv.DictReader(text.splitlines(keepends=True), delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+        delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
+        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
         if reader.fieldnames is None:
             raise DataError(f"{path} is empty: expected a header line such as text,label")
         while True:
-            line = reader.line_num + 1
+            start = reader.line_num + 1
             try:
-                row = next(reader)
+                fields = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
-                raise DataError(f"{path}, line {line}: {error}") from error
-            if None in row:
+                raise DataError(f"{path}, line {start}: {error}") from error
+            if None in fields:
                 raise DataError(
-                    f"{path}, line {line}: more fields than the header's {len(reader.fieldnames)}. "
+                    f"{path}, line {start}: more fields than the header's {len(reader.fieldnames)}. "
                     "Quote texts that hold the delimiter."
                 )
-            yield line, row
+            yield start, fields
     else:
         raise DataError(f"{path}: unknown data format {path.suffix or '(no suffix)'}; use .csv, .tsv or .jsonl")
 
@@ -109,7 +114,9 @@ def read_examples(
     for line, row in _rows(path):
         for column in (text, label, pair):
             if column is not None and row.get(column) is None:
-                raise DataError(f"{path}, line {line}: no column {column!r}; this row has: {', '.join(map(str, row)) or '-'}")
+                raise DataError(
+                    f"{path}, line {line}: no column {column!r}; this row has: {', '.join(map(str, row)) or '-'}"
+                )
         if not isinstance(row[text], str):
             raise DataError(f"{path}, line {line}: {text!r} must be a string, found {type(row[text]).__name__}")
         texts.append(row[text])

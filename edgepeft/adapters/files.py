@@ -92,7 +92,9 @@ def read_adapter_onnx(path: Path) -> AdapterFile:
         raise AdapterError(f"{path} is not a readable ONNX file (truncated or damaged?): {error}") from error
     text = model.metadata_props.get(METADATA_KEY)
     if text is None or len(model.graph.inputs):
-        raise AdapterError(f"{path} is not an adapter that edgepeft exported: it has inputs or lacks the {METADATA_KEY} record")
+        raise AdapterError(
+            f"{path} is not an adapter that edgepeft exported: it has inputs or lacks the {METADATA_KEY} record"
+        )
     tensors = {}
     for output in model.graph.outputs:
         node = output.producer()

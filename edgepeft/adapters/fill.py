@@ -35,7 +35,9 @@ def _check_size(adapter: Adapter, slot: LinearSlot, part: SlotPart, edit: SiteEd
             )
 
 
-def _fill_linear(adapter: Adapter, slot: LinearSlot, edits: list[tuple[SlotPart, SiteEdit]]) -> tuple[dict[str, Array], int]:
+def _fill_linear(
+    adapter: Adapter, slot: LinearSlot, edits: list[tuple[SlotPart, SiteEdit]]
+) -> tuple[dict[str, Array], int]:
     """One slot's tensors. In a packed matrix the A's stand side by side and the B's block-diagonally."""
     tensors: dict[str, Array] = {}
     for part, edit in edits:
@@ -45,10 +47,10 @@ def _fill_linear(adapter: Adapter, slot: LinearSlot, edits: list[tuple[SlotPart,
     if rank:
         b = np.zeros((rank, slot.out_features), np.float32)
         row = 0
-        for part, edit in low:
-            b[row : row + edit.rank, part.offset : part.offset + part.size] = edit.b
-            row += edit.rank
-        tensors[slot.a] = np.ascontiguousarray(np.concatenate([edit.a for _, edit in low], axis=1))[None]
+        for part, low_rank in low:
+            b[row : row + low_rank.rank, part.offset : part.offset + part.size] = low_rank.b
+            row += low_rank.rank
+        tensors[slot.a] = np.ascontiguousarray(np.concatenate([low_rank.a for _, low_rank in low], axis=1))[None]
         tensors[slot.b] = b[None]
     out = [(part, edit.out_gain) for part, edit in edits if edit.out_gain is not None]
     if out:
@@ -84,7 +86,9 @@ def _fill_override(adapter: Adapter, slot: OverrideSlot, tensor: Array) -> Array
 
 def check_shape(found: tuple[int, ...], expected: tuple[Dim, ...], what: str) -> None:
     """Raise :class:`AdapterMismatchError` where ``found`` differs from a fixed dimension of ``expected``."""
-    fits = len(found) == len(expected) and all(isinstance(e, str) or e == f for f, e in zip(found, expected, strict=True))
+    fits = len(found) == len(expected) and all(
+        isinstance(e, str) or e == f for f, e in zip(found, expected, strict=True)
+    )
     if not fits:
         raise AdapterMismatchError(f"{what}: shape {found}, the slot takes {expected}. It was made for another base.")
 
@@ -102,7 +106,9 @@ def fill_slots(adapter: Adapter, table: SlotTable, *, fresh: Collection[str] = (
     slot, for sizes that differ, and for a label count that clashes with the adapter's labels.
     """
     if adapter.prefix is not None:
-        raise UnsupportedAdapterError(f"adapter {adapter.name!r} ({adapter.method}) puts states before the sequence; encoders have no cache")
+        raise UnsupportedAdapterError(
+            f"adapter {adapter.name!r} ({adapter.method}) puts states before the sequence; encoders have no cache"
+        )
     served = {part.site: slot for slot in table.linear for part in slot.parts}
     homeless = [site for site in adapter.sites if site not in served]
     homeless += [name for name in adapter.overrides if table.override(name) is None]

@@ -14,7 +14,8 @@ import numpy as np
 
 from ..errors import AdapterError
 
-Array = np.ndarray[Any, np.dtype[np.float32]]
+#: float32 once an edit holds it; what is given to one may be wider.
+Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def _float32(array: np.ndarray, ndim: int | None, what: str) -> Array:

@@ -152,7 +152,9 @@ class _Lowering:
         initial = self.initial(site, scaling, rank, shape) if not embedding else None
         gain = self.magnitude(site, parts, low_rank, initial, shape)
         if initial is not None:
-            low_rank = LowRank(a=np.concatenate([low_rank.a, initial.a], 1), b=np.concatenate([low_rank.b, -initial.b], 0))
+            low_rank = LowRank(
+                a=np.concatenate([low_rank.a, initial.a], 1), b=np.concatenate([low_rank.b, -initial.b], 0)
+            )
         bias = parts.pop("lora_B.bias", None)
         if bias is not None:
             base = self.weights(f"{site}.bias")
@@ -176,7 +178,10 @@ class _Lowering:
         """DoRA's ``m / ||W + BA||`` by row (Liu et al. 2024, arXiv:2402.09353), a constant once training is over."""
         magnitude = parts.pop("lora_magnitude_vector.weight", parts.pop("lora_magnitude_vector", None))
         if (magnitude is None) == bool(self.config.get("use_dora")):
-            raise self.fail(site, f"use_dora={self.config.get('use_dora')} but the magnitude is {'missing' if magnitude is None else 'present'}")
+            raise self.fail(
+                site,
+                f"use_dora={self.config.get('use_dora')} but the magnitude is {'missing' if magnitude is None else 'present'}",
+            )
         if magnitude is None:
             return None
         weight = self.base_weight(site, shape).T.astype(np.float64)
@@ -241,7 +246,9 @@ def lower_lora(name: str, checkpoint: Checkpoint, weights: BaseWeights) -> Adapt
             "in modules_to_save and not biases that the config says were trained, or the base has no such parameter."
         )
     record = checkpoint.record
-    method = "DoRA" if checkpoint.config.get("use_dora") else "rsLoRA" if checkpoint.config.get("use_rslora") else "LoRA"
+    method = (
+        "DoRA" if checkpoint.config.get("use_dora") else "rsLoRA" if checkpoint.config.get("use_rslora") else "LoRA"
+    )
     return Adapter(
         name=name,
         method=method,

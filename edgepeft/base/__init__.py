@@ -1,0 +1,1 @@
+"""Capturing a base model as ONNX: traced, or an existing file."""

@@ -10,6 +10,7 @@ from .form import Base
 from .load import Loaded, load_model
 from .traced import Captured, trace
 
+
 def _attempts(onnx: str | Path | None) -> list[tuple[str, Callable[[Loaded], Captured]]]:
     if onnx is not None:
         from .existing import open_existing

@@ -26,9 +26,7 @@ def reference_outputs(module: Any, inputs: Mapping[str, np.ndarray], names: list
     return {name: outputs[name].numpy() for name in names if name in outputs}
 
 
-def output_difference(
-    mine: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray], mask: np.ndarray
-) -> float:
+def output_difference(mine: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray], mask: np.ndarray) -> float:
     """max |difference| over all outputs, padded positions of per-token outputs ignored.
 
     Outputs larger than 1 count relative to their largest number. ``mask`` is ``[batch, sequence]``.

@@ -64,15 +64,19 @@ def open_existing(path: Path, loaded: Loaded) -> Captured:
     accepted = {value.name for value in graph.graph.inputs if value.name not in graph.graph.initializers}
     unknown = accepted - set(loaded.input_names)
     if unknown:
-        raise CaptureError(f"{path} has inputs that {loaded.source} for {loaded.task} does not: {', '.join(map(str, unknown))}")
+        raise CaptureError(
+            f"{path} has inputs that {loaded.source} for {loaded.task} does not: {', '.join(map(str, unknown))}"
+        )
     weights = {n: np.ascontiguousarray(p.detach().float().numpy()).copy() for n, p in loaded.model.named_parameters()}
     located = locate(graph, weights)
-    missing = [name for name, array in weights.items() if array.ndim == 2 and name not in loaded.fresh and not located[name]]
+    missing = [
+        name for name, array in weights.items() if array.ndim == 2 and name not in loaded.fresh and not located[name]
+    ]
     matrices = sum(array.ndim == 2 for array in weights.values())
     if len(missing) > matrices // 2:
         raise CaptureError(
-            f"{path} does not hold the weights of {loaded.source}: {len(missing)} of {matrices} matrices were not found, "
-            f"the first is {missing[0]} {weights[missing[0]].shape}. It was exported from another checkpoint, or is already quantized "
+            f"{path} does not hold the weights of {loaded.source}: {len(missing)} of {matrices} matrices were not found, the "
+            f"first is {missing[0]} {weights[missing[0]].shape}. It was exported from another checkpoint, or is quantized already "
             f"(it has {len(float_initializers(graph))} float initializers)."
         )
     return Captured(graph=graph, locations=located, weights=weights, parity=parity(graph, loaded))

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import numpy as np
+import numpy as np
 
 
 def hash_weights(weights: Iterable[tuple[str, np.ndarray]]) -> str:
@@ -15,7 +14,7 @@ def hash_weights(weights: Iterable[tuple[str, np.ndarray]]) -> str:
     digests = []
     for name, array in weights:
         digest = hashlib.sha256(f"{name}\0{array.shape}\0".encode())
-        digest.update(memoryview(array).cast("B") if array.size else b"")
+        digest.update(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data)
         digests.append((name, digest.hexdigest()))
     return hashlib.sha256("".join(f"{name} {digest}\n" for name, digest in sorted(digests)).encode()).hexdigest()
 
@@ -27,8 +26,6 @@ def identity_of_model(model: Any, missing_keys: Collection[str] = ()) -> str:
     fresh and stay outside the identity. The encoder's prefix (``bert.``) is dropped, so that the same checkpoint has one
     identity whether it was loaded with or without a head. Weights count as float32, whatever they were stored in.
     """
-    import numpy as np
-
     prefix = f"{model.base_model_prefix}."
     fresh = set(missing_keys)
 

@@ -116,7 +116,11 @@ def _max_length(config: Any, files: Mapping[str, Path]) -> int | None:
     positions = getattr(config, "max_position_embeddings", None)
     if isinstance(positions, int) and positions > 0:
         # RoBERTa-like models number positions from pad_token_id + 1 on, so that many rows are never used.
-        offset = (config.pad_token_id or 0) + 1 if config.model_type in {"roberta", "xlm-roberta", "camembert", "mpnet"} else 0
+        offset = (
+            (config.pad_token_id or 0) + 1
+            if config.model_type in {"roberta", "xlm-roberta", "camembert", "mpnet"}
+            else 0
+        )
         limits.append(positions - offset)
     if "tokenizer_config.json" in files:
         declared = json.loads(files["tokenizer_config.json"].read_text(encoding="utf-8")).get("model_max_length")
@@ -157,7 +161,9 @@ def load_model(source: str | Path, *, task: str | None = None, peft_task: str | 
     model = model.eval()
     fresh = tuple(sorted(info["missing_keys"]))
     if info.get("mismatched_keys"):
-        raise CaptureError(f"{source!r}: the checkpoint's shapes differ from its config: {sorted(info['mismatched_keys'])}")
+        raise CaptureError(
+            f"{source!r}: the checkpoint's shapes differ from its config: {sorted(info['mismatched_keys'])}"
+        )
     parameters = dict(model.named_parameters())
     if fresh and len(fresh) > len(parameters) // 2:
         raise CaptureError(

@@ -49,7 +49,9 @@ def _mark(model: Any, fresh: tuple[str, ...]) -> dict[str, np.ndarray]:
     originals = {name: p.detach().float().numpy().copy() for name, p in model.named_parameters()}
     seen: dict[tuple[tuple[int, ...], bytes], list[str]] = {}
     for name, array in originals.items():
-        seen.setdefault((array.shape, array.tobytes() if array.size < 1 << 16 else array[:2].tobytes()), []).append(name)
+        seen.setdefault((array.shape, array.tobytes() if array.size < 1 << 16 else array[:2].tobytes()), []).append(
+            name
+        )
     marked = {name for names in seen.values() if len(names) > 1 for name in names} | (set(fresh) & set(originals))
     # A bias of zeros or a norm of ones may be optimized away, and then nothing could replace it.
     marked |= {name for name, array in originals.items() if array.size < 1 << 16 and array.min() == array.max()}
@@ -105,7 +107,7 @@ def name_dimensions(graph: ir.Model) -> None:
     for value in graph.graph.initializers.values():
         # The exporter's fusions leave a scale declared as a scalar that is stored as [1]; shape inference then fails.
         if value.const_value is not None:
-            value.shape = ir.Shape(value.const_value.shape)
+            value.shape = ir.Shape(list(value.const_value.numpy().shape))
     for node in graph.graph:
         for output in node.outputs:
             rename(output)
@@ -143,7 +145,9 @@ def trace(loaded: Loaded, *, fusions: bool) -> Captured:
                 graph = OnnxExporter().export(loaded.model, inputs, config=config).program
         except Exception as error:  # the exporter raises whatever torch, onnxscript or a model's own code raises
             first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise CaptureError(f"{type(loaded.model).__name__} cannot be traced: {type(error).__name__}: {first}") from error
+            raise CaptureError(
+                f"{type(loaded.model).__name__} cannot be traced: {type(error).__name__}: {first}"
+            ) from error
         name_dimensions(graph)
         # With markers in place no head is zero and no norm is one, so nothing can agree by being nothing.
         difference = parity(graph, loaded)

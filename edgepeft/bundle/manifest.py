@@ -114,7 +114,8 @@ class SlotTable(_Model):
 
     def tensors(self) -> dict[str, tuple[Dim, ...]]:
         """Every slot tensor by name, with its shape."""
-        return {name: shape for slot in (*self.linear, *self.overrides) for name, shape in slot.tensors()}
+        slots: tuple[LinearSlot | OverrideSlot, ...] = (*self.linear, *self.overrides)
+        return {name: shape for slot in slots for name, shape in slot.tensors()}
 
     def site(self, site: str) -> tuple[LinearSlot, SlotPart] | None:
         """The slot that serves ``site``, and the site's part of it."""
@@ -248,7 +249,9 @@ def parse_manifest(text: str, where: str) -> Manifest:
     try:
         raw = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ManifestError(f"{where} is not JSON (line {error.lineno}: {error.msg}); export the bundle again") from error
+        raise ManifestError(
+            f"{where} is not JSON (line {error.lineno}: {error.msg}); export the bundle again"
+        ) from error
     version = raw.get("schema_version") if isinstance(raw, dict) else None
     if version != SCHEMA_VERSION:
         raise ManifestError(

@@ -46,7 +46,9 @@ class Bundle:
                 raise CorruptBundleError(f"{path} is a link that leaves the bundle folder")
             size = path.stat().st_size
             if size != entry.bytes:
-                raise CorruptBundleError(f"{path} has {size} bytes, the manifest says {entry.bytes}; copy the bundle again")
+                raise CorruptBundleError(
+                    f"{path} has {size} bytes, the manifest says {entry.bytes}; copy the bundle again"
+                )
             found = hash_file(path).sha256
             if found != entry.sha256:
                 raise CorruptBundleError(
@@ -120,9 +122,13 @@ def check_adapters(bundle: Bundle) -> None:
         for tensor, shape in entry.tensors.items():
             expected_shape = shapes.get(tensor)
             if expected_shape is None:
-                raise AdapterMismatchError(f"{bundle.path}: adapter {name!r} fills {tensor}, which is not a slot of this base")
+                raise AdapterMismatchError(
+                    f"{bundle.path}: adapter {name!r} fills {tensor}, which is not a slot of this base"
+                )
             fits = len(shape) == len(expected_shape) and all(
                 isinstance(e, str) or e == found for found, e in zip(shape, expected_shape, strict=True)
             )
             if not fits:
-                raise AdapterMismatchError(f"{bundle.path}: adapter {name!r}, {tensor} has shape {shape}, the slot takes {expected_shape}")
+                raise AdapterMismatchError(
+                    f"{bundle.path}: adapter {name!r}, {tensor} has shape {shape}, the slot takes {expected_shape}"
+                )

@@ -57,7 +57,9 @@ def replacing(target: Path, *, keep: bool) -> Iterator[Path]:
         _commit(staging, target)
     except OSError as error:
         what = "the disk is full" if error.errno in {errno.ENOSPC, errno.EDQUOT} else (error.strerror or str(error))
-        raise BundleError(f"{target} was left as it was: {what} ({error.filename or staging or target.parent})") from error
+        raise BundleError(
+            f"{target} was left as it was: {what} ({error.filename or staging or target.parent})"
+        ) from error
     finally:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)

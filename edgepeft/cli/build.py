@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -11,19 +12,43 @@ from .common import bundle_argument, force_option, guarded, json_option, megabyt
 
 @click.command()
 @click.option("--model", required=True, help="The base: a folder or a Hugging Face id.")
-@click.option("--adapter", "adapters", multiple=True, metavar="NAME=PATH", help="An adapter: folder or Hugging Face id. Repeat.")
+@click.option(
+    "--adapter", "adapters", multiple=True, metavar="NAME=PATH", help="An adapter: folder or Hugging Face id. Repeat."
+)
 @click.option("--out", required=True, type=click.Path(path_type=Path), help="The bundle folder to write.")
-@click.option("--mode", type=click.Choice(["swap", "merge"]), default="swap", show_default=True,
-              help="swap: adapters as files beside one base. merge: folded into the weights, one bundle an adapter.")
-@click.option("--task", help="text-classification, token-classification, feature-extraction or fill-mask; else from the adapters or the model.")
-@click.option("--slots", type=click.Choice(["adapters", "all-linear"]), default="adapters", show_default=True,
-              help="Where the base gets slots: where these adapters need them, or at every linear layer for adapters to come.")
+@click.option(
+    "--mode",
+    type=click.Choice(["swap", "merge"]),
+    default="swap",
+    show_default=True,
+    help="swap: adapters as files beside one base. merge: folded into the weights, one bundle an adapter.",
+)
+@click.option(
+    "--task",
+    help="text-classification, token-classification, feature-extraction or fill-mask; else from the adapters or the model.",
+)
+@click.option(
+    "--slots",
+    type=click.Choice(["adapters", "all-linear"]),
+    default="adapters",
+    show_default=True,
+    help="Where the base gets slots: where these adapters need them, or at every linear layer for adapters to come.",
+)
 @click.option("--onnx", type=click.Path(path_type=Path), help="An ONNX file of the same base, used instead of tracing.")
 @force_option
 @json_option
 @guarded
-def export(model: str, adapters: tuple[str, ...], out: Path, mode: str, task: str | None, slots: str, onnx: Path | None,
-           force: bool, as_json: bool) -> None:
+def export(
+    model: str,
+    adapters: tuple[str, ...],
+    out: Path,
+    mode: Literal["swap", "merge"],
+    task: str | None,
+    slots: Literal["adapters", "all-linear"],
+    onnx: Path | None,
+    force: bool,
+    as_json: bool,
+) -> None:
     """Export a base model and its adapters to a bundle.
 
     Every adapter is run in ONNX Runtime and compared with PEFT before the bundle takes its place.
@@ -31,26 +56,47 @@ def export(model: str, adapters: tuple[str, ...], out: Path, mode: str, task: st
     from ..pipeline import export as run
 
     with progress(as_json) as announce:
-        result = run(model, named(adapters, "--adapter"), out, mode=mode, task=task, slots=slots, onnx=onnx, force=force,  # type: ignore[arg-type] # click.Choice checked them
-                     announce=announce)
+        result = run(
+            model,
+            named(adapters, "--adapter"),
+            out,
+            mode=mode,
+            task=task,
+            slots=slots,
+            onnx=onnx,
+            force=force,
+            announce=announce,
+        )
     if as_json:
-        print_json({
-            "bundles": [str(b.path) for b in result.bundles],
-            "capture_parity": result.capture_parity,
-            "parity": {p.adapter: p.max_difference for p in result.parity},
-        })
+        print_json(
+            {
+                "bundles": [str(b.path) for b in result.bundles],
+                "capture_parity": result.capture_parity,
+                "parity": {p.adapter: p.max_difference for p in result.parity},
+            }
+        )
         return
     for bundle in result.bundles:
-        click.echo(f"{bundle.path}: {megabytes(bundle.size())}, base {megabytes(bundle.size(bundle.variant_files('fp32')))}")
+        click.echo(
+            f"{bundle.path}: {megabytes(bundle.size())}, base {megabytes(bundle.size(bundle.variant_files('fp32')))}"
+        )
     if result.parity:
-        table("Adapters against PEFT, ragged padded batches", ("adapter", "max |difference|", "changes the output"),
-              [(p.adapter, p.max_difference, p.changes_output) for p in result.parity])
+        table(
+            "Adapters against PEFT, ragged padded batches",
+            ("adapter", "max |difference|", "changes the output"),
+            [(p.adapter, p.max_difference, p.changes_output) for p in result.parity],
+        )
 
 
 @click.command()
 @bundle_argument
-@click.option("--adapter", "adapter", required=True, metavar="NAME=PATH",
-              help="A PEFT checkpoint (folder or Hugging Face id), or an .onnx / .onnx_adapter file that edgepeft exported.")
+@click.option(
+    "--adapter",
+    "adapter",
+    required=True,
+    metavar="NAME=PATH",
+    help="A PEFT checkpoint (folder or Hugging Face id), or an .onnx / .onnx_adapter file that edgepeft exported.",
+)
 @click.option("--replace", is_flag=True, help="Replace an adapter of the same name.")
 @force_option
 @json_option
@@ -67,7 +113,9 @@ def add(bundle: Path, adapter: str, replace: bool, force: bool, as_json: bool) -
         return
     click.echo(f"{name}: {result.entry.method}, {len(result.entry.tensors)} tensors, {megabytes(result.entry.bytes)}")
     if not result.changes_output:
-        click.secho(f"WARNING: {name} changes nothing (its B matrices are zero: was it trained?)", fg="yellow", err=True)
+        click.secho(
+            f"WARNING: {name} changes nothing (its B matrices are zero: was it trained?)", fg="yellow", err=True
+        )
 
 
 @click.command()
@@ -84,8 +132,16 @@ def quantize(bundle: Path, variant: str, replace: bool, as_json: bool) -> None:
         result = run(bundle, variant, replace=replace, announce=announce)
     share = result.quantized
     if as_json:
-        print_json({"variant": variant, "share": share.share, "quantized": share.quantized, "total": share.total,
-                    "bytes_before": result.bytes_before, "bytes_after": result.bytes_after})
+        print_json(
+            {
+                "variant": variant,
+                "share": share.share,
+                "quantized": share.quantized,
+                "total": share.total,
+                "bytes_before": result.bytes_before,
+                "bytes_after": result.bytes_after,
+            }
+        )
         return
     click.echo(
         f"{variant}: {share.share:.1%} of {share.total:,} weights quantized, {megabytes(result.bytes_before)} -> "

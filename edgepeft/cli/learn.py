@@ -33,20 +33,58 @@ from .common import guarded, json_option, print_json, progress, table
 @click.option("--seed", default=0, show_default=True, help="Seed of everything that is drawn.")
 @json_option
 @guarded
-def train(model: str, data: str, out: Path, validation: str | None, text: str, label: str, pair: str | None, rank: int,
-          alpha: float, dropout: float, target_modules: str | None, dora: bool, rslora: bool, epochs: int,
-          learning_rate: float, batch_size: int, max_length: int | None, patience: int, seed: int, as_json: bool) -> None:
+def train(
+    model: str,
+    data: str,
+    out: Path,
+    validation: str | None,
+    text: str,
+    label: str,
+    pair: str | None,
+    rank: int,
+    alpha: float,
+    dropout: float,
+    target_modules: str | None,
+    dora: bool,
+    rslora: bool,
+    epochs: int,
+    learning_rate: float,
+    batch_size: int,
+    max_length: int | None,
+    patience: int,
+    seed: int,
+    as_json: bool,
+) -> None:
     """Fine-tune a LoRA adapter for text classification.
 
     Writes a PEFT checkpoint with its labels, metrics and base identity beside it.
     """
     from ..train import train_adapter
 
-    modules = target_modules if target_modules in (None, "all-linear") else [m.strip() for m in target_modules.split(",")]
+    modules = (
+        target_modules if target_modules in (None, "all-linear") else [m.strip() for m in target_modules.split(",")]
+    )
     result = train_adapter(
-        model, data, out, text=text, label=label, pair=pair, validation=validation, rank=rank, alpha=alpha, dropout=dropout,
-        target_modules=modules, use_dora=dora, use_rslora=rslora, epochs=epochs, learning_rate=learning_rate,
-        batch_size=batch_size, max_length=max_length, patience=patience, seed=seed, progress=False if as_json else None,
+        model,
+        data,
+        out,
+        text=text,
+        label=label,
+        pair=pair,
+        validation=validation,
+        rank=rank,
+        alpha=alpha,
+        dropout=dropout,
+        target_modules=modules,
+        use_dora=dora,
+        use_rslora=rslora,
+        epochs=epochs,
+        learning_rate=learning_rate,
+        batch_size=batch_size,
+        max_length=max_length,
+        patience=patience,
+        seed=seed,
+        progress=False if as_json else None,
     )
     if as_json:
         print_json(asdict(result))
@@ -59,7 +97,13 @@ def train(model: str, data: str, out: Path, validation: str | None, text: str, l
 
 
 @click.command()
-@click.option("--out", default="demo-out", show_default=True, type=click.Path(path_type=Path), help="Folder for what the demo makes.")
+@click.option(
+    "--out",
+    default="demo-out",
+    show_default=True,
+    type=click.Path(path_type=Path),
+    help="Folder for what the demo makes.",
+)
 @click.option("--fresh", is_flag=True, help="Train and export again, even where --out has the results.")
 @json_option
 @guarded

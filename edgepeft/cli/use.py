@@ -15,7 +15,12 @@ from .common import bundle_argument, guarded, json_option, megabytes, print_json
 @click.command()
 @bundle_argument
 @click.argument("text", nargs=-1)
-@click.option("--file", "file", type=click.Path(path_type=Path), help="Texts to run: .csv, .tsv or .jsonl, or one text a line (.txt, - for standard input).")
+@click.option(
+    "--file",
+    "file",
+    type=click.Path(path_type=Path),
+    help="Texts to run: .csv, .tsv or .jsonl, or one text a line (.txt, - for standard input).",
+)
 @click.option("--column", default="text", show_default=True, help="The column of --file that holds the text.")
 @click.option("--adapter", help="The adapter to use; the base without one.")
 @click.option("--scale", default=1.0, show_default=True, help="Multiply the adapter's low-rank part.")
@@ -23,8 +28,17 @@ from .common import bundle_argument, guarded, json_option, megabytes, print_json
 @click.option("--threads", type=int, help="ONNX Runtime's intra-op threads.")
 @json_option
 @guarded
-def run(bundle: Path, text: tuple[str, ...], file: Path | None, column: str, adapter: str | None, scale: float,
-        variant: str | None, threads: int | None, as_json: bool) -> None:
+def run(
+    bundle: Path,
+    text: tuple[str, ...],
+    file: Path | None,
+    column: str,
+    adapter: str | None,
+    scale: float,
+    variant: str | None,
+    threads: int | None,
+    as_json: bool,
+) -> None:
     """Run texts through a bundle, with an adapter or without."""
     from .. import runtime
 
@@ -104,16 +118,42 @@ def _bundle(path: Path, as_json: bool) -> None:
         print_json(manifest.model_dump(mode="json"))
         return
     base = manifest.base
-    click.echo(f"{path}: {manifest.task}, {manifest.mode}, {megabytes(bundle.size())}, all {len(manifest.files)} files verified")
-    click.echo(f"base {base.source} ({base.architecture}, {base.parameters:,} parameters, {base.captured_by}), identity {base.identity[:16]}…")
+    click.echo(
+        f"{path}: {manifest.task}, {manifest.mode}, {megabytes(bundle.size())}, all {len(manifest.files)} files verified"
+    )
+    click.echo(
+        f"base {base.source} ({base.architecture}, {base.parameters:,} parameters, {base.captured_by}), identity {base.identity[:16]}…"
+    )
     sites = sum(len(slot.parts) for slot in manifest.slots.linear)
-    click.echo(f"slots: {len(manifest.slots.linear)} at {sites} sites, {len(manifest.slots.overrides)} replaceable parameters")
-    table("Variants", ("variant", "size", "weights quantized", "recipe"),
-          [(n, megabytes(bundle.size(bundle.variant_files(n))), f"{v.quantized_share:.1%}", v.recipe) for n, v in manifest.variants.items()])
+    click.echo(
+        f"slots: {len(manifest.slots.linear)} at {sites} sites, {len(manifest.slots.overrides)} replaceable parameters"
+    )
+    table(
+        "Variants",
+        ("variant", "size", "weights quantized", "recipe"),
+        [
+            (n, megabytes(bundle.size(bundle.variant_files(n))), f"{v.quantized_share:.1%}", v.recipe)
+            for n, v in manifest.variants.items()
+        ],
+    )
     if manifest.adapters:
-        table("Adapters", ("adapter", "method", "size", "rank", "labels", "scalable", "per row", "source"),
-              [(n, a.method, megabytes(a.bytes), max(a.ranks.values(), default=0), ", ".join(a.labels or ()) or None,
-                a.scalable, a.per_row, a.source) for n, a in manifest.adapters.items()])
+        table(
+            "Adapters",
+            ("adapter", "method", "size", "rank", "labels", "scalable", "per row", "source"),
+            [
+                (
+                    n,
+                    a.method,
+                    megabytes(a.bytes),
+                    max(a.ranks.values(), default=0),
+                    ", ".join(a.labels or ()) or None,
+                    a.scalable,
+                    a.per_row,
+                    a.source,
+                )
+                for n, a in manifest.adapters.items()
+            ],
+        )
 
 
 def _adapter_file(path: Path, as_json: bool) -> None:
@@ -138,9 +178,28 @@ def _checkpoint(path: Path, as_json: bool) -> None:
         return
     config = found.config
     click.echo(f"{path}: {found.peft_type} for {config.get('task_type')}, base {config.get('base_model_name_or_path')}")
-    click.echo(f"rank {config.get('r')}, alpha {config.get('lora_alpha')}, {len(shapes)} tensors, {sum(a.size for a in found.tensors.values()):,} numbers")
-    options = {k: v for k, v in config.items() if v and k in {"use_dora", "use_rslora", "lora_bias", "rank_pattern", "alpha_pattern", "bias", "modules_to_save", "init_lora_weights"}}
+    click.echo(
+        f"rank {config.get('r')}, alpha {config.get('lora_alpha')}, {len(shapes)} tensors, {sum(a.size for a in found.tensors.values()):,} numbers"
+    )
+    options = {
+        k: v
+        for k, v in config.items()
+        if v
+        and k
+        in {
+            "use_dora",
+            "use_rslora",
+            "lora_bias",
+            "rank_pattern",
+            "alpha_pattern",
+            "bias",
+            "modules_to_save",
+            "init_lora_weights",
+        }
+    }
     click.echo("options: " + ", ".join(f"{k}={v}" for k, v in options.items()))
     if found.record:
-        click.echo(f"trained by edgepeft: labels {', '.join(found.record.get('labels') or ())}; base identity {str(found.record.get('base_identity'))[:16]}…")
+        click.echo(
+            f"trained by edgepeft: labels {', '.join(found.record.get('labels') or ())}; base identity {str(found.record.get('base_identity'))[:16]}…"
+        )
     table("Tensors", ("tensor", "shape"), list(shapes.items()))

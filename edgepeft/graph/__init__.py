@@ -1,1 +1,1 @@
-"""Room."""
+"""onnx_ir work: finding sites by content, slots, folding, composing."""

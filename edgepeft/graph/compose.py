@@ -30,7 +30,7 @@ def compose(slotted: ir.Model, table: SlotTable, tensors: Mapping[str, np.ndarra
             check_shape(array.shape, shapes[name], f"slot {name}")
             value.const_value = ir.tensor(array, name=name)
         assert value.const_value is not None
-        value.shape = ir.Shape(value.const_value.shape)
+        value.shape = ir.Shape(list(value.const_value.numpy().shape))
     kept = [value for value in model.graph.inputs if value.name not in shapes]
     model.graph.inputs.clear()
     model.graph.inputs.extend(kept)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 import numpy as np
 import onnx_ir as ir
 
 from ..adapters.form import Adapter, Array, SiteEdit
 from ..errors import AdapterMismatchError, SiteError
+from .form import EditableBase, MergedBase
 from .locate import Location, float_initializers, shared
 
 
@@ -30,19 +31,13 @@ def _embeds(graph: ir.Model, locations: tuple[Location, ...]) -> bool:
     return bool(users) and all(node.op_type == "Gather" for node in users)
 
 
-def fold(
-    graph: ir.Model,
-    adapter: Adapter,
-    *,
-    locations: Mapping[str, tuple[Location, ...]],
-    weights: Mapping[str, np.ndarray],
-    fresh: Collection[str] = (),
-) -> ir.Model:
-    """A copy of ``graph`` whose weights are merged with ``adapter``; no slots, no extra nodes.
+def fold(base: EditableBase, adapter: Adapter) -> MergedBase:
+    """A copy of the base's graph whose weights are merged with ``adapter``; no slots, no extra nodes.
 
     Raises :class:`SiteError` where a parameter is not in the graph or stands in for several, and
     :class:`AdapterMismatchError` where sizes differ or the adapter lacks a fresh parameter.
     """
+    graph, locations, weights, fresh = base.graph, base.locations, base.weights, base.fresh
     unfilled = [name for name in fresh if name not in adapter.overrides]
     if unfilled:
         raise AdapterMismatchError(
@@ -94,7 +89,7 @@ def fold(
         value.const_value = ir.tensor(np.ascontiguousarray(array), name=name)
         value.shape = ir.Shape(array.shape)
     _resize_logits(model, adapter, weights)
-    return model
+    return MergedBase(graph=model, adapter=adapter)
 
 
 def _resize_logits(model: ir.Model, adapter: Adapter, weights: Mapping[str, np.ndarray]) -> None:

@@ -1,12 +1,41 @@
-"""What slot insertion returns."""
+"""What graph edits take and return."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
+import numpy as np
 import onnx_ir as ir
 
+from ..adapters.form import Adapter
 from ..bundle.manifest import SlotTable
+from .locate import Location
+
+
+class EditableBase(Protocol):
+    """What an edit needs of a base; :class:`edgepeft.base.form.Base` has it."""
+
+    @property
+    def graph(self) -> ir.Model:
+        """The base as ONNX, without slots."""
+
+    @property
+    def locations(self) -> Mapping[str, tuple[Location, ...]]:
+        """Where in the graph each parameter lies."""
+
+    @property
+    def weights(self) -> Mapping[str, np.ndarray]:
+        """The parameters by name, in PyTorch's layout."""
+
+    @property
+    def fresh(self) -> tuple[str, ...]:
+        """Parameters that the checkpoint does not hold."""
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """Labels of the base's head, where it classifies."""
 
 
 @dataclass(frozen=True)
@@ -16,3 +45,11 @@ class SlottedBase:
     graph: ir.Model
     table: SlotTable
     added_nodes: int
+
+
+@dataclass(frozen=True)
+class MergedBase:
+    """A graph whose weights are merged with ``adapter``."""
+
+    graph: ir.Model
+    adapter: Adapter

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -12,7 +12,7 @@ import onnx_ir as ir
 from ..adapters.form import Adapter, SiteEdit
 from ..bundle.manifest import LinearSlot, OverrideSlot, SlotPart, SlotTable
 from ..errors import SiteError
-from .form import SlottedBase
+from .form import EditableBase, SlottedBase
 from .locate import Location, shared
 from .surgery import Chain, is_flat, linear_users, slot_input, split_bias, weight_is_transposed
 
@@ -23,12 +23,15 @@ def _slot_name(sites: Sequence[str]) -> str:
     """One site's own name; for a packed matrix the common path and the parts, ``…self.query_key_value``."""
     if len(sites) == 1:
         return sites[0]
-    parent = os.path.commonprefix([site.rpartition(".")[0] + "." for site in sites]).rpartition(".")[0]
+    parents = zip(*(site.split(".")[:-1] for site in sites), strict=False)
+    parent = ".".join(level[0] for level in itertools.takewhile(lambda level: len(set(level)) == 1, parents))
     return f"{parent}.{'_'.join(site.rpartition('.')[2] for site in sites)}"
 
 
 class _Inserter:
-    def __init__(self, graph: ir.Model, locations: Locations, weights: Mapping[str, np.ndarray], labels: int | None) -> None:
+    def __init__(
+        self, graph: ir.Model, locations: Locations, weights: Mapping[str, np.ndarray], labels: int | None
+    ) -> None:
         self.model = graph
         self.graph = graph.graph
         self.locations = locations
@@ -45,12 +48,14 @@ class _Inserter:
         """Where the parameter stands as the right side of a linear node."""
         found = [loc for loc in self.locations.get(parameter, ()) if linear_users(self.value(loc))]
         if len(found) > 1:
-            raise SiteError(f"{parameter} was found at {len(found)} places: {', '.join(loc.initializer for loc in found)}")
+            raise SiteError(
+                f"{parameter} was found at {len(found)} places: {', '.join(loc.initializer for loc in found)}"
+            )
         return found[0] if found else None
 
     def parts_of(self, initializer: str) -> list[SlotPart]:
         """All linear weights in an initializer, by column."""
-        parts = {}
+        parts: dict[int, SlotPart] = {}
         for name in self.locations:
             for location in self.locations[name]:
                 if location.initializer == initializer and name.endswith(".weight") and self.weights[name].ndim == 2:
@@ -111,10 +116,7 @@ class _Inserter:
         if out_gain is not None:
             split_bias(self.graph, node)
         before = Chain(self.graph, prefix)
-        if flat:
-            wide = before.unsqueeze(x, "x")
-        else:
-            wide = x
+        wide = before.unsqueeze(x, "x") if flat else x
         if in_gain is not None:
             wide = before.add("Mul", [wide, in_gain], "in_gain")
             node.replace_input_with(0, before.squeeze(wide, "x_scaled") if flat else wide)
@@ -138,10 +140,14 @@ class _Inserter:
         locations = self.locations.get(parameter, ())
         if not locations or any(location.packed for location in locations):
             where = "is packed with others in" if locations else "was not found in"
-            raise SiteError(f"parameter {parameter} {where} the graph and cannot be replaced at run time; use --mode merge")
+            raise SiteError(
+                f"parameter {parameter} {where} the graph and cannot be replaced at run time; use --mode merge"
+            )
         also = shared(self.locations, parameter)
         if also:
-            raise SiteError(f"parameter {parameter} holds the same numbers as {', '.join(also)}; which is which cannot be told")
+            raise SiteError(
+                f"parameter {parameter} holds the same numbers as {', '.join(also)}; which is which cannot be told"
+            )
         site, _, leaf = parameter.rpartition(".")
         location = self.linear_location(f"{site}.weight")
         if location is not None and self.is_head(f"{site}.weight"):
@@ -195,7 +201,9 @@ class _Inserter:
         """Classifier weight and bias as ``[adapter_batch, hidden, labels]`` and ``[adapter_batch, 1, labels]``."""
         has_bias = f"{site}.bias" in self.weights
         if has_bias and not self.locations.get(f"{site}.bias"):
-            raise SiteError(f"parameter {site}.bias was not found in the graph, so the head at {site} cannot be replaced")
+            raise SiteError(
+                f"parameter {site}.bias was not found in the graph, so the head at {site} cannot be replaced"
+            )
         self.add_matmul_override(f"{site}.weight", location, out="labels")
         if not has_bias:
             return
@@ -224,7 +232,9 @@ class _Inserter:
             user.replace_input_with(index, slot)
         del self.graph.initializers[value.name or ""]
         self.overrides.append(
-            OverrideSlot(parameter=name, tensor=slot.name or "", shape=("adapter_batch", 1, "labels"), layout="row", per_row=True)
+            OverrideSlot(
+                parameter=name, tensor=slot.name or "", shape=("adapter_batch", 1, "labels"), layout="row", per_row=True
+            )
         )
         for output in self.graph.outputs:
             if output.shape is not None and output.name == "logits":
@@ -291,26 +301,23 @@ def _wanted(adapters: Iterable[Adapter]) -> tuple[dict[str, SiteEdit], dict[str,
 
 
 def add_slots(
-    graph: ir.Model,
-    *,
-    locations: Locations,
-    weights: Mapping[str, np.ndarray],
+    base: EditableBase,
     adapters: Sequence[Adapter] = (),
+    *,
     reserve: Literal["adapters", "all-linear"] = "adapters",
-    fresh: Collection[str] = (),
-    labels: int | None = None,
 ) -> SlottedBase:
-    """A copy of ``graph`` with slots where ``adapters`` need them, or at every linear site for adapters to come.
+    """A copy of the base's graph with slots where ``adapters`` need them, or at every linear site for adapters to come.
 
-    ``locations`` and ``weights`` come with the base; ``fresh`` parameters, which the checkpoint does not hold, always get
-    a slot, since only an adapter can fill them; ``labels`` is the width of the base's head. Every default is the base's
-    own number, or a rank of zero. Raises :class:`SiteError` for a site that is missing, ambiguous or cannot be edited.
+    Parameters that the checkpoint does not hold always get a slot, since only an adapter can fill them. Every default is
+    the base's own number, or a rank of zero: without an adapter the outputs are the base's, bit for bit. Raises
+    :class:`SiteError` for a site that is missing, ambiguous or cannot be edited at run time.
     """
+    graph, locations, weights, fresh = base.graph, base.locations, base.weights, set(base.fresh)
     model = graph.clone()
     before = len(model.graph)
-    inserter = _Inserter(model, locations, weights, labels)
+    inserter = _Inserter(model, locations, weights, len(base.labels) if base.labels is not None else None)
     edits, gains, overrides = _wanted(adapters)
-    overrides.extend(name for name in weights if name in set(fresh) and name not in overrides)
+    overrides.extend(name for name in weights if name in fresh and name not in overrides)
     overridden = {name.removesuffix(".weight") for name in overrides}
     sites = list(edits)
     if reserve == "all-linear":
@@ -326,7 +333,9 @@ def add_slots(
         if location is None:
             raise SiteError(_not_found(site, locations, weights, graph))
         if site in overridden:
-            raise SiteError(f"site {site}: one adapter replaces its weight and another edits it; use --mode merge for one of them")
+            raise SiteError(
+                f"site {site}: one adapter replaces its weight and another edits it; use --mode merge for one of them"
+            )
         by_initializer.setdefault(location.initializer, []).append(site)
         wanted_at[location.initializer] = location
     order = {name: position for position, name in enumerate(weights)}
@@ -343,7 +352,11 @@ def add_slots(
 
 def _not_found(site: str, locations: Locations, weights: Mapping[str, np.ndarray], graph: ir.Model) -> str:
     if f"{site}.weight" not in weights:
-        near = [name for name in linear_sites(locations, weights, graph) if name.rpartition(".")[2] == site.rpartition(".")[2]]
+        near = [
+            name
+            for name in linear_sites(locations, weights, graph)
+            if name.rpartition(".")[2] == site.rpartition(".")[2]
+        ]
         hint = f"; the base has, for example, {near[0]}" if near else ""
         return f"site {site} does not exist in the base{hint}. The adapter was trained on another architecture."
     if locations.get(f"{site}.weight"):

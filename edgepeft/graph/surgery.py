@@ -42,7 +42,9 @@ def is_flat(node: ir.Node) -> bool:
         return True
     shape = node.inputs[0].shape if node.inputs[0] is not None else None
     if shape is None:
-        raise SiteError(f"node {node.name}: the rank of its activation is unknown; run shape inference on the graph first")
+        raise SiteError(
+            f"node {node.name}: the rank of its activation is unknown; run shape inference on the graph first"
+        )
     return len(shape) == 2
 
 

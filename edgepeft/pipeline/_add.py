@@ -34,9 +34,13 @@ class BundleWeights:
             try:
                 import onnx_ir as ir
             except ImportError as error:
-                raise MissingExtraError(f"reading the base's weights needs: pip install 'edgepeft[export]' ({error})") from error
+                raise MissingExtraError(
+                    f"reading the base's weights needs: pip install 'edgepeft[export]' ({error})"
+                ) from error
             if "fp32" not in self._bundle.manifest.variants:
-                raise BundleError(f"{self._bundle.path} has no fp32 variant, from which this adapter's lowering needs weights")
+                raise BundleError(
+                    f"{self._bundle.path} has no fp32 variant, from which this adapter's lowering needs weights"
+                )
             self._bundle.verify(self._bundle.variant_files("fp32"))
             self._graph = ir.load(self._bundle.file(self._bundle.manifest.variants["fp32"].file))
         array: np.ndarray = self._graph.graph.initializers[name].const_value.numpy()
@@ -48,7 +52,9 @@ class BundleWeights:
         override = slots.override(parameter)
         if override is not None:
             array = self._initializer(override.tensor)
-            return {"as_is": lambda: array, "matmul": lambda: array[0].T, "row": lambda: array.reshape(-1)}[override.layout]()
+            return {"as_is": lambda: array, "matmul": lambda: array[0].T, "row": lambda: array.reshape(-1)}[
+                override.layout
+            ]()
         found = slots.site(parameter.removesuffix(".weight")) if parameter.endswith(".weight") else None
         if found is None:
             return None
@@ -71,12 +77,16 @@ def _exported_file(path: Path) -> AdapterFile:
     """An adapter that edgepeft exported, from its ``.onnx`` or its ``.onnx_adapter`` with the ``.onnx`` beside it."""
     beside = path.with_suffix(".onnx")
     if not beside.is_file():
-        raise AdapterError(f"{path.name} carries no contract of its own; put {beside.name}, which was exported with it, beside it")
+        raise AdapterError(
+            f"{path.name} carries no contract of its own; put {beside.name}, which was exported with it, beside it"
+        )
     found = read_adapter_onnx(beside)
     if path.suffix == ".onnx_adapter":
         tensors, model, slots = read_onnx_adapter(path)
         versions = (version_number(found.metadata["base_identity"]), version_number(found.metadata["slots_hash"]))
-        same = tensors.keys() == found.tensors.keys() and all(np.array_equal(tensors[n], found.tensors[n]) for n in tensors)
+        same = tensors.keys() == found.tensors.keys() and all(
+            np.array_equal(tensors[n], found.tensors[n]) for n in tensors
+        )
         if (model, slots) != versions or not same:
             raise AdapterError(f"{path} and {beside.name} beside it are two different adapters")
     return found
@@ -94,7 +104,11 @@ def _from_file(bundle: Bundle, name: str, path: Path) -> tuple[dict[str, Any], d
         if mine != theirs:
             raise AdapterMismatchError(
                 f"adapter {name!r} ({path}) was exported for {what} {theirs[:16]}…, this base has {mine[:16]}…. "
-                + ("Add it from its PEFT checkpoint instead." if what == "slot schema" else "It belongs to another base.")
+                + (
+                    "Add it from its PEFT checkpoint instead."
+                    if what == "slot schema"
+                    else "It belongs to another base."
+                )
             )
     shapes = manifest.slots.tensors()
     for tensor, array in found.tensors.items():
@@ -104,7 +118,9 @@ def _from_file(bundle: Bundle, name: str, path: Path) -> tuple[dict[str, Any], d
     return dict(found.tensors), dict(found.metadata)
 
 
-def _from_checkpoint(bundle: Bundle, name: str, source: str, force: bool, announce: Announce) -> tuple[dict[str, Any], dict[str, Any]]:
+def _from_checkpoint(
+    bundle: Bundle, name: str, source: str, force: bool, announce: Announce
+) -> tuple[dict[str, Any], dict[str, Any]]:
     manifest = bundle.manifest
     adapter = read_adapter(source, name=name, weights=BundleWeights(bundle))
     check_belongs(adapter, identity=manifest.base.identity, source=manifest.base.source, force=force, announce=announce)
@@ -159,7 +175,9 @@ def add(
     if manifest.mode == "merge":
         raise InputError(f"{opened.path} is merged with {manifest.merged!r} and has no slots; export with --mode swap")
     if name in manifest.adapters and not replace:
-        raise InputError(f"{opened.path} already has an adapter {name!r}; choose another name, or replace it with --replace")
+        raise InputError(
+            f"{opened.path} already has an adapter {name!r}; choose another name, or replace it with --replace"
+        )
     path = Path(source)
     if path.suffix in {".onnx", ".onnx_adapter"}:
         tensors, metadata = _from_file(opened, name, path)

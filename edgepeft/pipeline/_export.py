@@ -11,7 +11,6 @@ from .. import runtime as runtimes
 from ..adapters import Adapter, read_adapter
 from ..adapters.belongs import check_belongs
 from ..adapters.checkpoint import read_checkpoint
-from ..adapters.fill import fill_slots
 from ..base.capture import capture
 from ..base.form import Base
 from ..bundle import Bundle, check_name
@@ -20,7 +19,7 @@ from ..graph.fold import fold
 from ..graph.slots import add_slots
 from ..validate.form import AdapterParity
 from ..validate.parity import check_parity
-from ._write import Filled, check_target_folder, write_bundle
+from ._write import check_target_folder, write_bundle
 
 Announce = Callable[[str], None]
 
@@ -95,16 +94,7 @@ def _swap(
     reserve: Literal["adapters", "all-linear"],
     announce: Announce,
 ) -> Exported:
-    slotted = add_slots(
-        base.graph,
-        locations=base.locations,
-        weights=base.weights,
-        adapters=read,
-        reserve=reserve,
-        fresh=base.fresh,
-        labels=len(base.labels) if base.labels is not None else None,
-    )
-    filled = [Filled(adapter, fill_slots(adapter, slotted.table, fresh=base.fresh)) for adapter in read]
+    slotted = add_slots(base, read, reserve=reserve)
     parity: list[AdapterParity] = []
 
     def check(bundle: Bundle) -> None:
@@ -115,10 +105,8 @@ def _swap(
     bundle = write_bundle(
         out,
         base,
-        slotted.graph,
-        mode="swap",
-        table=slotted.table,
-        adapters=filled,
+        slotted,
+        read,
         recipe={"slots": reserve, "added_nodes": slotted.added_nodes},
         check=check,
     )
@@ -129,16 +117,17 @@ def _swap(
 def _merge(
     base: Base, read: list[Adapter], sources: Mapping[str, str | Path], out: Path, announce: Announce
 ) -> Exported:
-    bundles, parity = [], []
+    bundles: list[Bundle] = []
+    parity: list[AdapterParity] = []
     for adapter in read:
-        graph = fold(base.graph, adapter, locations=base.locations, weights=base.weights, fresh=base.fresh)
+        merged = fold(base, adapter)
 
         def check(bundle: Bundle, adapter: Adapter = adapter) -> None:
             runtime = runtimes.open(bundle.path)
             parity.extend(check_parity(runtime, {adapter.name: sources[adapter.name]}, base.source))
 
         target = out if len(read) == 1 else out / adapter.name
-        bundles.append(write_bundle(target, base, graph, mode="merge", merged=adapter, check=check))
+        bundles.append(write_bundle(target, base, merged, check=check))
     _announce_parity(parity, announce)
     return Exported(bundles=tuple(bundles), parity=tuple(parity), capture_parity=base.parity)
 
@@ -147,7 +136,6 @@ def _announce_parity(parity: list[AdapterParity], announce: Announce) -> None:
     for result in parity:
         announce(f"adapter {result.adapter}: {result.max_difference:.1e} from PEFT")
         if not result.changes_output:
-            announce(f"adapter {result.adapter}: WARNING, it changes nothing (its B matrices are zero: was it trained?)")
-
-
-
+            announce(
+                f"adapter {result.adapter}: WARNING, it changes nothing (its B matrices are zero: was it trained?)"
+            )

@@ -55,7 +55,9 @@ def quantize(
         graph = ir.load(target)
         counted = count_quantized(graph, manifest.slots)
         if counted.quantized == 0:
-            raise BundleError(f"recipe {variant} quantized none of {counted.total} weights; the bundle was left as it was")
+            raise BundleError(
+                f"recipe {variant} quantized none of {counted.total} weights; the bundle was left as it was"
+            )
         present = set(graph.graph.initializers)
         lost = sorted(set(manifest.slots.tensors()) - present)
         if lost:

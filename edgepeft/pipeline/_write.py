@@ -6,14 +6,14 @@ import importlib.metadata
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import onnx_ir as ir
 
 from ..adapters.files import write_adapter_onnx, write_onnx_adapter
-from ..adapters.fill import FilledSlots
+from ..adapters.fill import FilledSlots, fill_slots
 from ..adapters.form import Adapter
 from ..base.form import Base
 from ..bundle import (
@@ -32,6 +32,7 @@ from ..bundle import (
     replacing,
 )
 from ..errors import InputError
+from ..graph.form import MergedBase, SlottedBase
 
 _PACKAGES = ("edgepeft", "torch", "transformers", "peft", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
 
@@ -134,40 +135,48 @@ def check_target_folder(target: Path) -> None:
 def write_bundle(
     target: str | Path,
     base: Base,
-    graph: ir.Model,
+    content: SlottedBase | MergedBase,
+    adapters: Sequence[Adapter] = (),
     *,
-    mode: Literal["swap", "merge"],
-    table: SlotTable | None = None,
-    adapters: Sequence[Filled] = (),
-    merged: Adapter | None = None,
     recipe: Mapping[str, Any] | None = None,
     check: Callable[[Bundle], None] = lambda bundle: None,
 ) -> Bundle:
     """Write a bundle to a temporary sibling of ``target``, ``check`` it there, and put it in ``target``'s place.
 
-    Where anything raises, ``check`` included, an old bundle at ``target`` stays as it was.
+    ``content`` is the base with slots, which ``adapters`` fill, or the base merged with one adapter. ``recipe`` goes into
+    the manifest's provenance. Where anything raises, ``check`` included, an old bundle at ``target`` stays as it was.
+    Raises :class:`InputError` where ``target`` is another kind of folder and :class:`AdapterMismatchError` where an
+    adapter does not fit the slots.
     """
     target = Path(target)
     check_target_folder(target)
-    table = table or SlotTable()
-    labels = base.labels if merged is None else merged_labels(base, merged)
+    if isinstance(content, MergedBase):
+        if adapters:
+            raise InputError("a merged base has no slots for further adapters")
+        table, merged = SlotTable(), content.adapter
+        labels = merged_labels(base, merged)
+    else:
+        table, merged = content.table, None
+        labels = base.labels
+    graph = content.graph
+    filled = [Filled(adapter, fill_slots(adapter, table, fresh=base.fresh)) for adapter in adapters]
     with replacing(target, keep=False) as folder:
         _model_files(folder, base, labels)
         (folder / "onnx").mkdir()
         ir.save(graph, folder / "onnx" / "model.onnx", external_data="model.onnx_data")
         data = tuple(f"onnx/{p.name}" for p in (folder / "onnx").iterdir() if p.name == "model.onnx_data")
         entries = {
-            filled.adapter.name: write_adapter(
+            each.adapter.name: write_adapter(
                 folder,
-                filled.adapter.name,
-                filled.slots.tensors,
-                adapter_metadata(filled, base_identity=base.identity, slots_hash=table.hash),
+                each.adapter.name,
+                each.slots.tensors,
+                adapter_metadata(each, base_identity=base.identity, slots_hash=table.hash),
             )
-            for filled in adapters
+            for each in filled
         }
         manifest = Manifest(
             task=base.task,
-            mode=mode,
+            mode="swap" if merged is None else "merge",
             base=BaseEntry(
                 source=base.source,
                 architecture=base.architecture,
@@ -186,7 +195,7 @@ def write_bundle(
                 "fp32": Variant(
                     file="onnx/model.onnx",
                     data=data,
-                    slots="overridable" if mode == "swap" else "none",
+                    slots="overridable" if merged is None else "none",
                     recipe="fp32",
                     quantized_share=0.0,
                 )
@@ -215,8 +224,3 @@ def merged_labels(base: Base, adapter: Adapter) -> tuple[str, ...] | None:
         return adapter.labels or base.labels
     sizes = {o.tensor.shape[0] for n, o in adapter.overrides.items() if o.tensor.shape != base.weights[n].shape}
     return tuple(f"LABEL_{i}" for i in range(sizes.pop())) if sizes else base.labels
-
-
-def renamed_source(adapter: Adapter, source: str) -> Adapter:
-    """``adapter`` with another source on record."""
-    return replace(adapter, source=source)

@@ -87,7 +87,12 @@ def dynamic_int8(source: Path, target: Path, slots: SlotTable) -> None:
 
 def _is_embedding(node: ir.Node) -> bool:
     table = node.inputs[0]
-    return table is not None and table.is_initializer() and table.const_value is not None and table.const_value.size > 10_000
+    return (
+        table is not None
+        and table.is_initializer()
+        and table.const_value is not None
+        and table.const_value.size > 10_000
+    )
 
 
 RECIPES = {
@@ -104,7 +109,6 @@ def recipe(variant: str) -> Recipe:
         return RECIPES[variant]
     except KeyError:
         raise InputError(f"no recipe makes a variant {variant!r}; there are: {', '.join(RECIPES)}") from None
-
 
 
 def count_quantized(graph: ir.Model, slots: SlotTable) -> Quantized:

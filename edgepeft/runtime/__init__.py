@@ -1,6 +1,6 @@
 """The on-device part: open a bundle, swap adapters, run. Imports neither torch nor transformers."""
 
-from .session import Runtime, open  # noqa: A004 - the module's verb, as in gzip.open
+from .session import Runtime, open
 from .text import Prediction
 
 __all__ = ["Prediction", "Runtime", "open"]

@@ -41,7 +41,9 @@ def _fills(runtime: Runtime, texts: Sequence[str]) -> list[dict[str, Any]]:
     for text, ids, rows in zip(texts, inputs["input_ids"], logits, strict=True):
         positions = np.flatnonzero(ids == mask_id)
         if positions.size == 0:
-            raise InputError(f"nothing to fill in {text!r}: put {runtime.encoder.token(mask_id)} where a word is missing")
+            raise InputError(
+                f"nothing to fill in {text!r}: put {runtime.encoder.token(mask_id)} where a word is missing"
+            )
         probabilities = softmax(rows[positions[0]].astype(np.float64))
         best = np.argsort(probabilities)[::-1][:5]
         results.append(

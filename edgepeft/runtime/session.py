@@ -48,9 +48,7 @@ class Runtime:
         except Exception as error:  # ONNX Runtime's exception types are not public
             raise BundleError(f"ONNX Runtime cannot open {bundle.file(entry.file)}: {error}") from error
         self._outputs = [output.name for output in self.session.get_outputs()]
-        self._base = ActiveAdapter(
-            name="", scale=1.0, labels=bundle.manifest.labels, options=ort.RunOptions()
-        )
+        self._base = ActiveAdapter(name="", scale=1.0, labels=bundle.manifest.labels, options=ort.RunOptions())
         self._active = self._base
         self._loaded: dict[str, ActiveAdapter] = {}
         self._lock = threading.Lock()
@@ -128,9 +126,7 @@ class Runtime:
             raise InputError("no texts were given")
         return np.concatenate(batches)
 
-    def predict(
-        self, texts: Sequence[str] | Sequence[tuple[str, str]], *, batch_size: int = 32
-    ) -> list[Prediction]:
+    def predict(self, texts: Sequence[str] | Sequence[tuple[str, str]], *, batch_size: int = 32) -> list[Prediction]:
         """The best label of each text, with the adapter in use and its own labels."""
         logits = self.logits(texts, batch_size=batch_size)
         labels = self.labels or tuple(f"LABEL_{i}" for i in range(logits.shape[-1]))
@@ -147,7 +143,7 @@ class Runtime:
         return results(self, texts)
 
 
-def open(path: str | Path, *, variant: str | None = None, threads: int | None = None) -> Runtime:  # noqa: A001 - the module's verb, as in gzip.open
+def open(path: str | Path, *, variant: str | None = None, threads: int | None = None) -> Runtime:
     """Open a bundle for inference.
 
     ``variant`` is ``fp32`` by default; ``threads`` sets ONNX Runtime's intra-op threads. The manifest, the variant's

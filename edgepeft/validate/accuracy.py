@@ -36,7 +36,9 @@ def run_rows(runtime: Runtime, examples: Examples, module: Any | None) -> tuple[
     theirs: list[np.ndarray | None] = [None] * len(examples)
     for start in range(0, len(order), BATCH):
         rows = order[start : start + BATCH]
-        texts: Any = [examples.texts[r] if examples.pairs is None else (examples.texts[r], examples.pairs[r]) for r in rows]
+        texts: Any = [
+            examples.texts[r] if examples.pairs is None else (examples.texts[r], examples.pairs[r]) for r in rows
+        ]
         inputs = runtime.encode(texts)
         found = runtime.forward(inputs)["logits"]
         reference = reference_outputs(module, inputs, ["logits"])["logits"] if module is not None else None

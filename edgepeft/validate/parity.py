@@ -30,7 +30,9 @@ def bundle_batches(bundle: Bundle) -> list[dict[str, np.ndarray]]:
     )
 
 
-def adapter_parity(runtime: Runtime, name: str, source: str | Path, base: str, batches: Sequence[Batch]) -> AdapterParity:
+def adapter_parity(
+    runtime: Runtime, name: str, source: str | Path, base: str, batches: Sequence[Batch]
+) -> AdapterParity:
     """Compare an adapter in a bundle with PEFT running its checkpoint at ``source`` over the model ``base``."""
     merged = runtime.manifest.mode == "merge"
     labels = runtime.labels if merged else runtime.manifest.adapters[name].labels

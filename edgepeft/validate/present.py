@@ -30,7 +30,14 @@ def validation_report(result: Validation, max_drop: float = 0.01) -> Report:
             continue
         limit = row.reference_accuracy - max_drop
         gates.append(
-            Gate(f"accuracy {row.adapter} {row.variant}", _verdict(row.accuracy >= limit), row.accuracy, limit, "share", bound="min")
+            Gate(
+                f"accuracy {row.adapter} {row.variant}",
+                _verdict(row.accuracy >= limit),
+                row.accuracy,
+                limit,
+                "share",
+                bound="min",
+            )
         )
         if row.variant == "fp32" and row.same_argmax is not None:
             gates.append(
@@ -49,7 +56,10 @@ def validation_report(result: Validation, max_drop: float = 0.01) -> Report:
             Table(
                 "Parity with PEFT on ragged padded batches, fp32",
                 ("adapter", "max |difference|", "changes the output"),
-                tuple((p.adapter or "(base)", p.max_difference, "yes" if p.changes_output else "NO") for p in result.parity),
+                tuple(
+                    (p.adapter or "(base)", p.max_difference, "yes" if p.changes_output else "NO")
+                    for p in result.parity
+                ),
             )
         )
     if result.accuracy:
@@ -66,7 +76,10 @@ def validation_report(result: Validation, max_drop: float = 0.01) -> Report:
         )  # fmt: skip
     notes = result.problems
     if not tables:
-        notes = (*notes, "nothing was compared: no PEFT checkpoint is at hand (--adapter NAME=PATH) and no --data was given")
+        notes = (
+            *notes,
+            "nothing was compared: no PEFT checkpoint is at hand (--adapter NAME=PATH) and no --data was given",
+        )
     return Report(
         kind="validate",
         title=f"Validation of {result.bundle}",

@@ -26,7 +26,9 @@ def peft_model(base: str, adapter: str | Path, *, task: str, num_labels: int | N
         try:
             wrapped = PeftModel.from_pretrained(model, str(adapter))
         except (RuntimeError, ValueError, KeyError) as error:
-            raise AdapterError(f"PEFT cannot load {adapter} over {base}: {str(error).strip().splitlines()[0]}") from error
+            raise AdapterError(
+                f"PEFT cannot load {adapter} over {base}: {str(error).strip().splitlines()[0]}"
+            ) from error
     return wrapped.eval()
 
 

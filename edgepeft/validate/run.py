@@ -32,7 +32,9 @@ def _problems(
                 f"{row.adapter} ({row.variant}): accuracy {row.accuracy:.3f}, PEFT {row.reference_accuracy:.3f} on {row.data}"
             )
         if row.variant == "fp32" and row.same_argmax is not None and row.same_argmax != row.rows:
-            found.append(f"{row.adapter}: {row.rows - row.same_argmax} of {row.rows} rows choose another label than PEFT")
+            found.append(
+                f"{row.adapter}: {row.rows - row.same_argmax} of {row.rows} rows choose another label than PEFT"
+            )
     return found
 
 
@@ -61,7 +63,9 @@ def validate(
     known = set(manifest.adapters) | {manifest.merged}
     for name in data:
         if name not in known:
-            raise InputError(f"{opened.path} has no adapter {name!r}; it has: {', '.join(sorted(filter(None, known))) or 'none'}")
+            raise InputError(
+                f"{opened.path} has no adapter {name!r}; it has: {', '.join(sorted(filter(None, known))) or 'none'}"
+            )
     sources = adapter_sources(opened, adapters or {}) if reference else {}
     base = base or manifest.base.source
     runtime = runtimes.open(opened.path, variant="fp32" if "fp32" in manifest.variants else None)
