@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from ..bundle.read import hash_file
 from ..errors import AdapterError, MissingExtraError
 
 CONFIG_NAME = "adapter_config.json"
@@ -29,6 +30,7 @@ class Checkpoint:
     source: str
     config: Mapping[str, Any]
     tensors: Mapping[str, np.ndarray]
+    sha256: str
     #: What edgepeft recorded when it trained the adapter, empty for a foreign one.
     record: Mapping[str, Any]
 
@@ -115,5 +117,6 @@ def read_checkpoint(source: str | Path) -> Checkpoint:
         source=str(source),
         config=_read_json(path / CONFIG_NAME),
         tensors={name.removeprefix(_PREFIX): tensor for name, tensor in read_safetensors(weights).items()},
+        sha256=hash_file(weights).sha256,
         record=_read_json(record) if record.is_file() else {},
     )

@@ -146,6 +146,8 @@ class Adapter:
     base_identity: str | None = None
     base_name: str | None = None
     source: str = ""
+    #: sha256 of the weights file it was read from, empty where there was none.
+    checkpoint_sha256: str = ""
     #: What was done to lower it that its users should know, one sentence each.
     notes: tuple[str, ...] = ()
 

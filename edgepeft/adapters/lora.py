@@ -258,5 +258,6 @@ def lower_lora(name: str, checkpoint: Checkpoint, weights: BaseWeights) -> Adapt
         base_identity=record.get("base_identity"),
         base_name=checkpoint.config.get("base_model_name_or_path"),
         source=checkpoint.source,
+        checkpoint_sha256=checkpoint.sha256,
         notes=tuple(dict.fromkeys(lowering.notes)),
     )

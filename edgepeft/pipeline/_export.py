@@ -107,11 +107,16 @@ def _swap(
         base,
         slotted,
         read,
-        recipe={"slots": reserve, "added_nodes": slotted.added_nodes},
+        recipe={"slots": reserve, "added_nodes": slotted.added_nodes, "checkpoints": _hashes(read)},
         check=check,
     )
     _announce_parity(parity, announce)
     return Exported(bundles=(bundle,), parity=tuple(parity), capture_parity=base.parity)
+
+
+def _hashes(read: list[Adapter]) -> dict[str, str]:
+    """sha256 of each checkpoint's weights: which training run a bundle holds."""
+    return {adapter.name: adapter.checkpoint_sha256 for adapter in read}
 
 
 def _merge(
@@ -127,7 +132,7 @@ def _merge(
             parity.extend(check_parity(runtime, {adapter.name: sources[adapter.name]}, base.source))
 
         target = out if len(read) == 1 else out / adapter.name
-        bundles.append(write_bundle(target, base, merged, check=check))
+        bundles.append(write_bundle(target, base, merged, recipe={"checkpoints": _hashes([adapter])}, check=check))
     _announce_parity(parity, announce)
     return Exported(bundles=tuple(bundles), parity=tuple(parity), capture_parity=base.parity)
 

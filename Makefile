@@ -1,0 +1,41 @@
+# `make demo` and `make test` each work as the only command in a fresh clone: Python 3.11+, pip and make are enough.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+export TQDM_DISABLE ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+
+.PHONY: demo test test-real test-all lint bench clean
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/edgepeft demo
+
+# The default suite: offline once the pinned model and data were fetched.
+test: $(STAMP)
+	$(BIN)/python -m pytest -m 'not slow'
+
+# The slow rest: training on real weights, many processes.
+test-real: $(STAMP)
+	$(BIN)/python -m pytest -m slow
+
+test-all: $(STAMP)
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(STAMP)
+	$(BIN)/python benchmarks/encoder.py
+
+clean:
+	rm -rf demo-out build dist .pytest_cache .mypy_cache .ruff_cache
