@@ -80,10 +80,15 @@ def same_outputs(one: Path, other: Path, variant: str, adapter: str | None) -> b
     return all(np.array_equal(outputs[0][name], outputs[1][name]) for name in outputs[0])
 
 
+def bound(ratio: float | None) -> str:
+    """A bound on a ratio; a question mark where there were too few rounds for one."""
+    return "?" if ratio is None else f"{ratio:.3f}"
+
+
 def line(what: str, result: CheckResult) -> str:
     """One check on one line: the verdict on latency and each case's ratio with its interval."""
     cases = ", ".join(
-        f"{c.adapter or '(base)'} {c.shape} {c.ratio:.3f} [{c.lower:.3f}, {c.upper:.3f}] x{c.replicates} {c.verdict}"
+        f"{c.adapter or '(base)'} {c.shape} {c.ratio:.3f} [{bound(c.lower)}, {bound(c.upper)}] x{c.replicates} {c.verdict}"
         for c in result.cases
     )
     return f"{what}: {result.verdict} in {result.seconds:.0f} s: {cases}"

@@ -55,9 +55,7 @@ def _size_gate(name: str, value: float | None, limit: float | None, detail: str 
 def floor_gate(name: str, hits: int, total: int, floor: float, confidence: float = 0.95) -> Gate:
     """Accuracy ``hits / total`` against ``floor``: judged by Wilson's interval, so few rows are inconclusive."""
     interval = wilson(hits, total, confidence)
-    if interval.lower >= floor:
-        verdict = Verdict.PASS
-    else:
-        verdict = Verdict.FAIL if interval.upper < floor else Verdict.INCONCLUSIVE
+    unproven = Verdict.FAIL if interval.upper < floor else Verdict.INCONCLUSIVE
+    verdict = Verdict.PASS if interval.lower >= floor else unproven
     detail = f"{hits} of {total} rows, {confidence:.0%} interval {interval.lower:.3f} to {interval.upper:.3f}"
     return Gate(name, verdict, interval.estimate, floor, "share", detail, bound="min")

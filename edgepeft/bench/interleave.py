@@ -13,7 +13,7 @@ from .job import Case, Job, Model, Sampling, WorkerResult
 from .measure import Plan, Progress
 from .process import Runner
 from .result import case_key, process_median
-from .stats import Interval, judge, ratio_bounds
+from .stats import Interval, judge, looks, ratio_bounds
 
 #: Swaps timed in each process of the first round, for the candidate's budgets.
 _SWAPS = 200
@@ -100,14 +100,15 @@ def interleave(
 
     A round runs four fresh processes for each variant, A B B A and in the next round B A A B, and gives one log-ratio
     a case: mean of the candidate's log medians minus mean of the baseline's, in which a linear drift of the machine
-    cancels. From ``rules.min_rounds`` on the cases are judged after every round (the bounds pay for each look); a
-    decided case is measured no further. Rounds end when all are decided, at ``rules.max_rounds`` or after
+    cancels. After the rounds that :func:`edgepeft.bench.stats.looks` names the cases are judged (the bounds pay for each
+    look); a decided case is measured no further. Rounds end when all are decided, at ``rules.max_rounds`` or after
     ``rules.max_seconds``.
     """
     states: dict[_Key, _CaseState] = {(variant, case): _CaseState() for variant in plan.variants for case in plan.cases}
     runs: dict[str, list[WorkerResult]] = {variant: [] for variant in plan.variants}
     limit, start, done = math.log1p(rules.latency_tolerance), monotonic(), 0
     total = 4 * len(plan.variants) * rules.max_rounds
+    due = looks(rules.min_rounds, rules.max_rounds)
     for number in range(1, rules.max_rounds + 1):
         still_open = {key: state for key, state in states.items() if state.verdict is Verdict.INCONCLUSIVE}
         for variant in dict.fromkeys(variant for variant, _ in still_open):
@@ -123,15 +124,15 @@ def interleave(
             runs[variant] += results["B"]
             for case in cases:
                 _add_round(states[variant, case], case, results["A"], results["B"])
-        for state in still_open.values():
-            if number >= 2:
-                look = max(1, number - rules.min_rounds + 1)
+        late = monotonic() - start > rules.max_seconds
+        if number >= 2 and (number in due or late):
+            look = 1 + sum(other < number for other in due)
+            for state in still_open.values():
                 state.bounds = ratio_bounds(state.log_ratios, cases=len(states), look=look, confidence=rules.confidence)
-            if state.bounds is not None and number >= rules.min_rounds:
-                state.verdict = judge(state.bounds, limit)
-        if all(state.verdict is not Verdict.INCONCLUSIVE for state in states.values()):
-            break
-        if monotonic() - start > rules.max_seconds:
+                # With fewer rounds than the least, an interval is shown but nothing is decided by it.
+                if number >= rules.min_rounds:
+                    state.verdict = judge(state.bounds, limit)
+        if late or all(state.verdict is not Verdict.INCONCLUSIVE for state in states.values()):
             break
     progress(total, total, "done")
     return runs, tuple(

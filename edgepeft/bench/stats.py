@@ -105,6 +105,17 @@ def spent(alpha: float, look: int) -> float:
     return alpha / (look * (look + 1))
 
 
+def looks(first: int, last: int) -> tuple[int, ...]:
+    """The rounds after which a comparison is judged: ``first``, then each half as many again, and ``last``.
+
+    Fewer looks than rounds, because each look spends some of the error rate.
+    """
+    rounds = [first]
+    while rounds[-1] < last:
+        rounds.append(min(last, rounds[-1] + (rounds[-1] + 1) // 2))
+    return tuple(rounds)
+
+
 def ratio_bounds(log_ratios: Sequence[float], *, cases: int, look: int = 1, confidence: float = 0.95) -> Interval:
     """Bounds on the mean of paired log-ratios, for one of ``cases`` cases at the ``look``-th look.
 

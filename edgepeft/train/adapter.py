@@ -81,8 +81,8 @@ def train_adapter(
     id (``id`` or ``id:configuration``) or folder, or :class:`~edgepeft.data.Examples`; ``text``, ``pair`` and ``label``
     name its columns. ``target_modules`` are module names or ``"all-linear"``; without it, the attention projections
     that PEFT knows for the architecture, or all linear layers. ``max_length`` counts tokens (128, or the model's limit
-    where that is lower). ``patience`` is the number of epochs without a better validation macro F1 after which training stops
-    (``None``: never); the best epoch is kept either way. ``progress`` forces the bar on or off (by default: on a
+    where that is lower). ``patience`` is the number of epochs without a better validation macro F1 after which training
+    stops (``None``: never); the best epoch is kept either way. ``progress`` forces the bar on or off (by default: on a
     terminal). The same arguments on the same machine give the same weights.
 
     Modules that the checkpoint lacks (the classification head) are trained in full and saved with the adapter. ``out``

@@ -10,6 +10,7 @@ import pytest
 from edgepeft.bench.stats import (
     bootstrap_drop,
     judge,
+    looks,
     mcnemar,
     paired_drop,
     percentile,
@@ -80,9 +81,9 @@ def abba(noise: np.ndarray, effect: float) -> list[float]:
 
 
 def sequential(rng: np.random.Generator, effect: float, cases: int = 1) -> Verdict:
-    """One check: up to 12 rounds, judged from the fourth on."""
+    """One check: up to 12 rounds, judged as ``check`` does."""
     ratios = abba(drifting(rng, 48), effect)
-    for look, rounds in enumerate(range(4, 13), 1):
+    for look, rounds in enumerate(looks(4, 12), 1):
         verdict = judge(ratio_bounds(ratios[:rounds], cases=cases, look=look), math.log1p(0.10))
         if verdict is not Verdict.INCONCLUSIVE:
             return verdict
@@ -113,6 +114,12 @@ def test_twice_the_work_fails_on_a_drifting_machine() -> None:
 
 def test_looks_never_spend_more_than_alpha() -> None:
     assert sum(spent(0.05, look) for look in range(1, 100_000)) == pytest.approx(0.05, rel=1e-4)
+
+
+def test_looks() -> None:
+    assert looks(4, 12) == (4, 6, 9, 12)
+    assert looks(3, 3) == (3,)
+    assert looks(4, 5) == (4, 5)
 
 
 def test_cases_widen_the_lower_bound_only() -> None:
