@@ -156,6 +156,11 @@ def load_model(source: str | Path, *, task: str | None = None, peft_task: str | 
         auto = TasksManager.get_model_class_for_task(task)
         try:
             model, info = auto.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+            if task == "feature-extraction" and any(name.startswith("pooler.") for name in info["missing_keys"]):
+                # A pooler that nobody trained would be noise in PyTorch and zero here; the embedding does not need it.
+                model, info = auto.from_pretrained(
+                    source, dtype=torch.float32, output_loading_info=True, add_pooling_layer=False
+                )
         except (OSError, ValueError, RuntimeError) as error:
             raise InputError(f"cannot load {source!r} for {task}: {str(error).strip().splitlines()[0]}") from error
     model = model.eval()

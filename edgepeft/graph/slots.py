@@ -44,9 +44,17 @@ class _Inserter:
     def value(self, location: Location) -> ir.Value:
         return self.graph.initializers[location.initializer]
 
+    def linear_locations(self, parameter: str) -> list[Location]:
+        """Where the parameter stands as the right side of a linear node.
+
+        That is more than one place where a fusion packs a module's weight once for each input the module is given
+        (DeBERTa's ``query_proj`` meets the tokens and the relative positions).
+        """
+        return [loc for loc in self.locations.get(parameter, ()) if linear_users(self.value(loc))]
+
     def linear_location(self, parameter: str) -> Location | None:
-        """Where the parameter stands as the right side of a linear node."""
-        found = [loc for loc in self.locations.get(parameter, ()) if linear_users(self.value(loc))]
+        """The one place where the parameter stands as the right side of a linear node."""
+        found = self.linear_locations(parameter)
         if len(found) > 1:
             raise SiteError(
                 f"{parameter} was found at {len(found)} places: {', '.join(loc.initializer for loc in found)}"
@@ -74,6 +82,8 @@ class _Inserter:
         value = self.value(location)
         parts = self.parts_of(location.initializer)
         name = _slot_name([part.site for part in parts])
+        if any(slot.name == name for slot in self.linear):
+            name = f"{name}.{sum(slot.name.startswith(name) for slot in self.linear)}"
         users = linear_users(value)
         transposed = weight_is_transposed(users[0])
         shape = [int(dim) for dim in value.const_value.shape]  # type: ignore[union-attr,arg-type]
@@ -149,11 +159,11 @@ class _Inserter:
                 f"parameter {parameter} holds the same numbers as {', '.join(also)}; which is which cannot be told"
             )
         site, _, leaf = parameter.rpartition(".")
-        location = self.linear_location(f"{site}.weight")
-        if location is not None and self.is_head(f"{site}.weight"):
-            self.add_head(site, location)
+        places = self.linear_locations(f"{site}.weight")
+        if places and self.is_head(f"{site}.weight"):
+            self.add_head(site, places[0])
             return
-        if location is not None and leaf == "weight":
+        if leaf == "weight" and (location := self.linear_location(parameter)) is not None:
             self.add_matmul_override(parameter, location)
             return
         values = [self.value(location) for location in locations]
@@ -180,11 +190,11 @@ class _Inserter:
         """Whether a linear weight gives the logits: as many rows as there are labels, and nothing linear behind it."""
         if self.labels is None or weight not in self.weights or self.weights[weight].shape[0] != self.labels:
             return False
-        location = self.linear_location(weight)
-        if location is None:
+        places = self.linear_locations(weight)
+        if len(places) != 1:
             return False
         seen: set[int] = set()
-        todo = [output for node in linear_users(self.value(location)) for output in node.outputs]
+        todo = [output for node in linear_users(self.value(places[0])) for output in node.outputs]
         reaches = False
         while todo:
             value = todo.pop()
@@ -205,6 +215,9 @@ class _Inserter:
                 f"parameter {site}.bias was not found in the graph, so the head at {site} cannot be replaced"
             )
         self.add_matmul_override(f"{site}.weight", location, out="labels")
+        for output in self.graph.outputs:
+            if output.shape is not None and output.name == "logits":
+                output.shape = ir.Shape([*list(output.shape)[:-1], "labels"])
         if not has_bias:
             return
         value = self.value(self.locations[f"{site}.bias"][0])
@@ -236,9 +249,6 @@ class _Inserter:
                 parameter=name, tensor=slot.name or "", shape=("adapter_batch", 1, "labels"), layout="row", per_row=True
             )
         )
-        for output in self.graph.outputs:
-            if output.shape is not None and output.name == "logits":
-                output.shape = ir.Shape([*list(output.shape)[:-1], "labels"])
 
     def _bypass(self, node: ir.Node, value: ir.Value) -> None:
         """Drop ``node``; its consumers, graph outputs included, take ``value``."""
@@ -329,15 +339,16 @@ def add_slots(
     by_initializer: dict[str, list[str]] = {}
     wanted_at: dict[str, Location] = {}
     for site in sites:
-        location = inserter.linear_location(f"{site}.weight")
-        if location is None:
+        places = inserter.linear_locations(f"{site}.weight")
+        if not places:
             raise SiteError(_not_found(site, locations, weights, graph))
         if site in overridden:
             raise SiteError(
                 f"site {site}: one adapter replaces its weight and another edits it; use --mode merge for one of them"
             )
-        by_initializer.setdefault(location.initializer, []).append(site)
-        wanted_at[location.initializer] = location
+        for location in places:
+            by_initializer.setdefault(location.initializer, []).append(site)
+            wanted_at[location.initializer] = location
     order = {name: position for position, name in enumerate(weights)}
     for initializer in sorted(by_initializer, key=lambda name: order[f"{by_initializer[name][0]}.weight"]):
         at_site = [gains.get(site, (False, False)) for site in by_initializer[initializer]]
