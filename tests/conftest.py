@@ -207,7 +207,7 @@ def save_lora(
     from peft import LoraConfig, get_peft_model
 
     auto = TasksManager.get_model_class_for_task(task)
-    base = auto.from_pretrained(model, **({} if num_labels is None else {"num_labels": num_labels}))
+    base = auto.from_pretrained(model, **({} if num_labels is None else {"num_labels": num_labels, "ignore_mismatched_sizes": True}))
     options.setdefault("r", 4)
     options.setdefault("lora_alpha", 6)
     options.setdefault("target_modules", ["query", "value"])
