@@ -50,6 +50,7 @@ class Examples:
 
 
 def _decode(path: Path) -> str:
+    name = "standard input" if str(path) == "-" else str(path)
     try:
         raw = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
     except OSError as error:
@@ -59,7 +60,7 @@ def _decode(path: Path) -> str:
     except UnicodeDecodeError as error:
         row = raw.count(b"\n", 0, error.start) + 1
         raise DataError(
-            f"{path}, line {row}: byte 0x{raw[error.start]:02x} is not valid UTF-8. "
+            f"{name}, line {row}: byte 0x{raw[error.start]:02x} is not valid UTF-8. "
             "Convert the file first, for example: iconv -f latin1 -t utf-8 IN > OUT"
         ) from error
 

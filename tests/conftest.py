@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -226,6 +227,38 @@ def save_lora(
     if record is not None:
         (folder / "edgepeft_adapter.json").write_text(json.dumps(dict(record)), encoding="utf-8")
     return folder
+
+
+@pytest.fixture(scope="session")
+def checkpoints(models: Models, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """PEFT checkpoints over the tiny BERT: plain, a head of five labels with names, DoRA, and B left at zero."""
+    folder, bert = tmp_path_factory.mktemp("checkpoints"), models("bert")
+    return {
+        "plain": save_lora(folder / "plain", bert),
+        "head": save_lora(
+            folder / "head", bert, seed=2, r=2, target_modules=["query", "dense"], modules_to_save=["classifier"],
+            num_labels=5, record={"labels": ["a", "b", "c", "d", "e"]},
+        ),
+        "dora": save_lora(folder / "dora", bert, seed=3, use_dora=True, target_modules=["value"]),
+        "untrained": save_lora(folder / "untrained", bert, scale=0.0),
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def bundle(bases: Bases, checkpoints: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the tiny BERT with the adapters plain, head and dora and slots at every linear site; do not change it."""
+    from edgepeft.pipeline import add_slots, read_adapter, write_bundle
+
+    base = bases("bert")
+    adapters = [read_adapter(checkpoints[name], name=name, weights=base.weight) for name in ("plain", "head", "dora")]
+    slotted = add_slots(base, adapters, reserve="all-linear")
+    return write_bundle(tmp_path_factory.mktemp("bundle") / "bert", base, slotted, adapters).path
+
+
+@pytest.fixture
+def own_bundle(bundle: Path, tmp_path: Path) -> Path:
+    """A copy of ``bundle`` that the test may change."""
+    return Path(shutil.copytree(bundle, tmp_path / "own"))
 
 
 def ragged(base_or_bundle: Any, shapes: tuple[tuple[int, int], ...] = ((2, 9), (3, 17), (1, 5))) -> list[dict[str, Any]]:

@@ -208,8 +208,10 @@ class _Lowering:
                 self.override(name, self.left.pop(key))
 
     def is_saved(self, name: str) -> bool:
-        """Whether a parameter or module lies in one of ``modules_to_save``."""
-        return any(part in name.split(".") for part in self.config.get("modules_to_save") or ())
+        """Whether a parameter or module lies in one of ``modules_to_save``, which PEFT takes as ends of module paths."""
+        parts = name.split(".")
+        paths = [".".join(parts[: end + 1]) for end in range(len(parts))]
+        return any(path.endswith(saved) for path in paths for saved in self.config.get("modules_to_save") or ())
 
     def override(self, name: str, tensor: np.ndarray) -> None:
         if name in self.lora_biases:  # lora_bias on top of a trained bias: both add up

@@ -319,7 +319,9 @@ def add_slots(
     """A copy of the base's graph with slots where ``adapters`` need them, or at every linear site for adapters to come.
 
     Parameters that the checkpoint does not hold always get a slot, since only an adapter can fill them. Every default is
-    the base's own number, or a rank of zero: without an adapter the outputs are the base's, bit for bit. Raises
+    the base's own number, or a rank of zero: without an adapter the outputs are the base's, bit for bit with low-rank and
+    gain slots. (An override takes the place of a constant that ONNX Runtime would have packed; the same numbers are then
+    summed in another order, about 1e-7.) Raises
     :class:`SiteError` for a site that is missing, ambiguous or cannot be edited at run time.
     """
     graph, locations, weights, fresh = base.graph, base.locations, base.weights, set(base.fresh)

@@ -72,4 +72,9 @@ _BY_TASK: dict[str, Callable[[Runtime, Texts], list[dict[str, Any]]]] = {
 
 def results(runtime: Runtime, texts: Texts) -> list[dict[str, Any]]:
     """One result a text, by the bundle's task."""
-    return _BY_TASK[runtime.manifest.task](runtime, texts)
+    task = runtime.manifest.task
+    if task not in _BY_TASK:
+        raise InputError(
+            f"{runtime.bundle.path} is for {task}, which does not run on texts here: {', '.join(_BY_TASK)} do"
+        )
+    return _BY_TASK[task](runtime, texts)

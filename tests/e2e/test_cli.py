@@ -19,7 +19,7 @@ pytestmark = pytest.mark.e2e
 
 COMMANDS = ["train", "export", "add", "quantize", "run", "inspect", "validate", "bench", "check", "targets", "demo"]
 
-#: A target with a sampling that fits a test: two rounds, and budgets that any machine keeps.
+#: A target with a sampling that fits a test: three rounds, and budgets that any machine keeps.
 TARGET = """
 name = "tiny"
 summary = "A test's target"
@@ -37,8 +37,8 @@ adapter_mb = 5
 "1x8" = 10000
 
 [check]
-min_rounds = 2
-max_rounds = 2
+min_rounds = 3
+max_rounds = 3
 max_seconds = 60
 """
 
@@ -90,7 +90,9 @@ def test_train_export_add_quantize_validate_run_inspect(
     done = good(cli("train", "--model", encoder, "--data", rows, "--out", trained, "--epochs", 1, "--json"))
     assert json.loads(done.stdout)["labels"] == ["bad", "good"]
 
-    done = good(cli("export", "--model", encoder, "--adapter", f"mine={trained}", "--slots", "all-linear", "--out", out))
+    done = good(
+        cli("export", "--model", encoder, "--adapter", f"mine={trained}", "--slots", "all-linear", "--out", out)
+    )
     assert "capturing" in done.stderr
     assert "Parity with PEFT" in done.stdout
     assert str(out) in done.stdout
@@ -125,7 +127,9 @@ def test_train_export_add_quantize_validate_run_inspect(
     shown = json.loads(good(cli("inspect", out, "--json")).stdout)
     assert list(shown["adapters"]) == ["mine", "register", "again"]
     text = good(cli("inspect", out)).stdout
-    assert "all " in text and "files verified" in text and "int8" in text
+    assert "all " in text
+    assert "files verified" in text
+    assert "int8" in text
     for path in (trained, out / "adapters/mine.onnx", out / "adapters/mine.onnx_adapter"):
         assert "tensors" in json.loads(good(cli("inspect", path, "--json")).stdout)
         assert "shape" in good(cli("inspect", path)).stdout
@@ -143,7 +147,9 @@ def test_merge_with_one_and_with_three_adapters(
     assert sorted(p.name for p in three.iterdir()) == sorted(adapters)
     single, same = (json.loads(good(cli("run", b, "a bad plot", "--json")).stdout) for b in (one, three / "reviews"))
     assert single == same
-    assert good(cli("run", three / "register", "x", "--adapter", "register")).stdout.startswith(("book", "film", "plot"))
+    assert good(cli("run", three / "register", "x", "--adapter", "register")).stdout.startswith(
+        ("book", "film", "plot")
+    )
     for arguments in (["--adapter", "movies"], ["--adapter", "register", "--scale", "2"]):
         done = cli("run", three / "register", "x", *arguments)
         assert done.exit_code == 2
@@ -157,28 +163,44 @@ def test_merge_with_one_and_with_three_adapters(
 
 
 def test_bench_and_check_write_reports_that_agree(cli: Any, bundle: Path, rows: Path, target: Path) -> None:
-    done = cli("bench", bundle, "--target", target, "--processes", 2, "--adapter", "reviews")
+    done = cli("bench", bundle, "--target", target, "--shape", "1x8", "--processes", 2, "--adapter", "reviews")
     assert done.exit_code == 0, done.output
     assert "[1/2]" in done.stderr
-    assert "p50 ms" in done.stdout and "verdict: pass" in done.stdout
+    assert "p50 ms" in done.stdout
+    assert "verdict: pass" in done.stdout
     assert reports(bundle / "report", "bench")["verdict"] == "pass"
     first = (bundle / "report/bench.json").read_bytes()
 
     done = cli(
-        "check", bundle, "--baseline", bundle, "--target", target, "--adapter", "reviews", "--data", f"reviews={rows}",
+        "check", bundle, "--baseline", bundle, "--target", target, "--shape", "1x8", "--adapter", "reviews",
+        "--data", f"reviews={rows}",
         "--json",
     )  # fmt: skip
     report = reports(bundle / "report", "check")
     assert json.loads(done.stdout) == report
-    # Two rounds of a bundle against itself: too few to decide, and never a reason to fail.
+    # Three rounds of a bundle against itself: too few to decide, and never a reason to fail.
     assert done.exit_code in {0, 3}
     assert done.exit_code == {"pass": 0, "inconclusive": 3}[report["verdict"]]
 
     elsewhere = bundle.parent / "elsewhere"
-    done = cli("bench", bundle, "--target", target, "--processes", 2, "--report", elsewhere, "--json")
+    done = cli(
+        "bench", bundle, "--target", target, "--shape", "1x8", "--processes", 2, "--adapter", "reviews", "--report", elsewhere,
+        "--json",
+    )  # fmt: skip
     assert json.loads(done.stdout) == reports(elsewhere, "bench")
     assert (bundle / "report/bench.json").read_bytes() == first
-    done = cli("check", bundle, "--baseline", elsewhere / "bench.json", "--target", target)
+    done = cli(
+        "check",
+        bundle,
+        "--baseline",
+        elsewhere / "bench.json",
+        "--target",
+        target,
+        "--shape",
+        "1x8",
+        "--adapter",
+        "reviews",
+    )
     assert done.exit_code in {0, 1, 3}
     # Reports are no part of what is verified, so they may be written any time.
     assert cli("inspect", bundle).exit_code == 0
@@ -186,15 +208,26 @@ def test_bench_and_check_write_reports_that_agree(cli: Any, bundle: Path, rows: 
 
 def test_a_missed_budget_fails_and_says_why(cli: Any, bundle: Path, target: Path) -> None:
     target.write_text(TARGET.replace('"1x8" = 10000', '"1x8" = 0.000001'))
-    done = cli("bench", bundle, "--target", target, "--processes", 2, "--adapter", "movies", "--variant", "fp32")
+    done = cli(
+        "bench",
+        bundle,
+        "--target",
+        target,
+        "--shape",
+        "1x8",
+        "--processes",
+        2,
+        "--adapter",
+        "movies",
+        "--variant",
+        "fp32",
+    )
     assert done.exit_code == 1
     lines = done.stdout.splitlines()
     assert any(line.startswith("fail") and "p50 fp32/movies 1x8" in line and "1e-06" in line for line in lines)
     assert any(line.startswith("fail: p50 fp32/movies 1x8: median of 2 processes") for line in lines)
     suite = ET.parse(bundle / "report/bench.junit.xml").getroot()
     assert len(list(suite.iter("failure"))) == 1
-    good(cli("bench", bundle, "--target", "linux-x64-cpu", "--processes", 2, "--shape", "1x8", "--adapter", "movies"))
-    assert json.loads((bundle / "report/bench.json").read_text())["verdict"] == "pass"
 
 
 def test_export_replaces_a_bundle(cli: Any, encoder: Path, adapters: dict[str, Path], bundle: Path) -> None:
@@ -219,7 +252,19 @@ def test_run_texts_of_every_kind(cli: Any, bundle: Path, tmp_path: Path) -> None
 
     (tmp_path / "pairs.csv").write_text("a,b\ngood film,bad book\n")
     done = good(
-        cli("run", bundle, "--file", tmp_path / "pairs.csv", "--column", "a", "--pair", "b", "--adapter", "reviews", "--json")
+        cli(
+            "run",
+            bundle,
+            "--file",
+            tmp_path / "pairs.csv",
+            "--column",
+            "a",
+            "--pair",
+            "b",
+            "--adapter",
+            "reviews",
+            "--json",
+        )
     )
     pair = json.loads(done.stdout)[0]
     alone = json.loads(good(cli("run", bundle, "good film", "--adapter", "reviews", "--json")).stdout)[0]
@@ -227,7 +272,8 @@ def test_run_texts_of_every_kind(cli: Any, bundle: Path, tmp_path: Path) -> None
     assert pair["probabilities"] != alone["probabilities"]
 
     done = good(cli("run", bundle, "x"))
-    assert "no trained head" in done.stderr and "reviews, movies" in done.stderr
+    assert "no trained head" in done.stderr
+    assert "reviews, movies" in done.stderr
 
 
 def test_targets_and_schema(cli: Any) -> None:
@@ -254,11 +300,37 @@ def test_module_and_pipe(exported: Path, encoding: str) -> None:
     assert any("reviews" in line and "bad, good" in line for line in text.splitlines())
 
 
+def test_the_device_part_runs_without_the_extras(exported: Path, rows: Path, tmp_path: Path) -> None:
+    """As after ``pip install edgepeft``: what no base dependency brings cannot be imported."""
+    code = (
+        "import sys; blocked = 'torch transformers peft onnx onnx_ir onnxscript optimum safetensors ml_dtypes'.split();"
+        "sys.modules.update(dict.fromkeys(blocked)); from edgepeft.cli import main; main(prog_name='edgepeft')"
+    )
+
+    def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        return subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
+
+    for arguments in (
+        ["run", exported, "a good film", "--adapter", "reviews"],
+        ["inspect", exported / "adapters/reviews.onnx_adapter"],
+        ["validate", exported, "--no-reference", "--data", f"reviews={rows}", "--report", tmp_path],
+        ["targets", "list"],
+    ):
+        done = run(*arguments)
+        assert (done.returncode, done.stderr.count("Error")) == (0, 0), done.stderr
+    for arguments in (["export", "--model", "x", "--out", "y"], ["quantize", exported, "--variant", "int8"]):
+        done = run(*arguments)
+        assert done.returncode == 2
+        assert "pip install 'edgepeft[export]'" in done.stderr
+
+
 def test_a_closed_pipe_is_not_a_failed_gate(exported: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "edgepeft", "inspect", "--schema"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
-    assert process.stdout is not None and process.stderr is not None
+    assert process.stdout is not None
+    assert process.stderr is not None
     process.stdout.close()
     assert process.wait(30) == 141
     assert process.stderr.read() == b""
@@ -289,7 +361,8 @@ def test_bugs_and_interrupts_have_codes_of_their_own(cli: Any, monkeypatch: pyte
 
     done = CliRunner().invoke(main, ["targets", "list"])
     assert done.exit_code == 70
-    assert "Traceback" in done.stderr and "a bug in edgepeft" in done.stderr
+    assert "Traceback" in done.stderr
+    assert "a bug in edgepeft" in done.stderr
 
 
 def test_tables_and_progress_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -313,5 +386,7 @@ def test_tables_and_progress_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> N
         step(1, 2, "third")
     text = click.unstyle(out.getvalue())
     assert max(len(line) for line in text.splitlines()) <= 40
-    assert "0.00052" in text and "12,346" in text
-    assert "first [1/2]" in err.getvalue() and "second" in err.getvalue()
+    assert "0.00052" in text
+    assert "12,346" in text
+    assert "first [1/2]" in err.getvalue()
+    assert "second" in err.getvalue()

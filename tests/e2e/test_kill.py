@@ -97,7 +97,8 @@ def test_only_what_the_dead_left_is_removed(tmp_path: Path) -> None:
     with replacing(other, keep=False) as mine:
         (mine / "file").write_text("c")
         with replacing(target, keep=False) as first, replacing(target, keep=False) as second:
-            assert first.is_dir() and second.is_dir()
+            assert first.is_dir()
+            assert second.is_dir()
             assert not dead.exists()
             (first / "file").write_text("1")
             (second / "file").write_text("2")
@@ -107,8 +108,11 @@ def test_only_what_the_dead_left_is_removed(tmp_path: Path) -> None:
 
 
 def test_an_error_inside_leaves_nothing(tmp_path: Path) -> None:
-    target = tmp_path / "b"
-    with pytest.raises(ZeroDivisionError), replacing(target, keep=False) as folder:
-        (folder / "file").write_text("x")
-        raise ZeroDivisionError
+    def fail() -> None:
+        with replacing(tmp_path / "b", keep=False) as folder:
+            (folder / "file").write_text("x")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
     assert list(tmp_path.iterdir()) == []
