@@ -204,7 +204,13 @@ class _Lowering:
                 continue
             name = re.sub(r"\.modules_to_save\.(default\.)?", ".", key).replace(".base_layer.", ".")
             trained_bias = self.config.get("bias", "none") != "none" and name.endswith(".bias")
-            if (self.is_saved(name) or trained_bias) and self.weights(name) is not None:
+            if self.is_saved(name) or trained_bias:
+                if self.weights(name) is None:
+                    raise AdapterMismatchError(
+                        f"{self.checkpoint.source} brings {name}, which the base does not have or has no slot for. Export the base "
+                        "again with this adapter (--slots all-linear reserves slots for heads, not for biases); --mode merge needs "
+                        "no slots."
+                    )
                 self.override(name, self.left.pop(key))
 
     def is_saved(self, name: str) -> bool:

@@ -79,7 +79,8 @@ def fold(base: EditableBase, adapter: Adapter) -> MergedBase:
         expected = weight.shape if embedding else weight.shape[::-1]
         if any(found is not None and found != size for found, size in zip(sizes, expected, strict=True)):
             raise AdapterMismatchError(
-                f"adapter {adapter.name!r}, site {site}: sizes in×out {sizes}, the base has {expected}. It was made for another base."
+                f"adapter {adapter.name!r}, site {site}: sizes in×out {sizes}, the base has {expected}. It was made for "
+                "another base."
             )
         put(name, merged_weight(weight, edit, embedding=embedding))
     for parameter, override in adapter.overrides.items():
