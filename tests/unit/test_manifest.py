@@ -213,6 +213,7 @@ def test_schema_keys_are_pinned() -> None:
                 "parts",
                 "rank",
                 "transposed",
+                "per_row",
                 "weight",
             ]
         ),
