@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 import time
@@ -22,19 +23,20 @@ def leftovers(bundle: Path) -> list[str]:
 
 
 def staged(bundle: Path) -> int:
-    """Files in the temporary siblings so far."""
-    return sum(1 for name in leftovers(bundle) for p in (bundle.parent / name).rglob("*") if p.is_file())
+    """Files in the temporary siblings so far; the writer may be removing one of them meanwhile, which `walk` bears."""
+    return sum(len(files) for name in leftovers(bundle) for _, _, files in os.walk(bundle.parent / name))
 
 
 def kill_when(ready: Callable[[], bool], *arguments: object) -> bool:
     """SIGKILL the command once ``ready``; whether it was still running."""
     process = spawn(*arguments)
-    while process.poll() is None and not ready():
-        time.sleep(0.001)
-    running = process.poll() is None
-    process.kill()
-    process.communicate()
-    return running
+    try:
+        while process.poll() is None and not ready():
+            time.sleep(0.001)
+        return process.poll() is None
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def check_whole(bundle: Path, before: dict[str, bytes]) -> None:
