@@ -1,0 +1,43 @@
+"""``docs/methods.md``, written from the registry: ``python -m edgepeft.adapters.page > docs/methods.md``."""
+
+from __future__ import annotations
+
+import sys
+
+from .registry import METHODS
+
+
+def methods_page() -> str:
+    """``docs/methods.md``."""
+    ships = {
+        "swap": "swap, exact",
+        "svd": "swap by SVD, else merge",
+        "merge": "merge",
+        "refuse": "refused",
+    }
+    lines = [
+        "# Every PEFT method",
+        "",
+        "Written by `python -m edgepeft.adapters.page`; a test checks that it is current. Methods are those of peft 0.21.",
+        "",
+        "- *swap*: beside the base, exchanged at run time. *Exact* means a closed form, right up to float32 rounding.",
+        "- *by SVD*: the smallest rank whose relative residual is at most 1e-4, or `max_rank` with the residual reported.",
+        "  Where two factors would hold more numbers than the weights they change, the adapter is merged instead.",
+        "- *merge*: folded into the weights by `export --mode merge`; every method that can be swapped can be merged too.",
+        "- *without torch*: `edgepeft add` needs only the checkpoint and the bundle. The others are run in PEFT over the base",
+        "  once, at export: an adapted layer that is not a linear map of its input is refused, whatever its method.",
+        "",
+        "Every row is built, given random trained numbers and compared with PEFT in `tests/model/test_methods.py`.",
+        "",
+        "| PEFT type | method | ships as | edits | without torch | why not better |",
+        "|---|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {m.peft_type} | {m.title} | {ships[m.mode]} | {m.edits or '-'} | {'yes' if m.without_torch else '-'} | {m.reason or '-'} |"
+        for m in sorted(METHODS.values(), key=lambda m: (list(ships).index(m.mode), m.peft_type))
+    ]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(methods_page())
