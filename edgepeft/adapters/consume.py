@@ -119,9 +119,7 @@ class Consumer:
         """The base's bias at ``site``, ``None`` where it has none; an error where that cannot be known."""
         bias = self.weights(f"{site}.bias")
         if bias is None and not getattr(self.weights, "complete", True):
-            raise self.needs_peft(
-                f"the adapter changes the bias at {site}, and this bundle has no slot for it"
-            )
+            raise self.needs_peft(f"the adapter changes the bias at {site}, and this bundle has no slot for it")
         return None if bias is None else np.asarray(bias, dtype=np.float64)
 
     def shift_bias(self, site: str, shift: np.ndarray) -> None:

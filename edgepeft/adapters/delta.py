@@ -153,7 +153,9 @@ class _Collector:
         """An adapted linear layer or embedding."""
         parameter = self.canonical.get(f"{site}.weight")
         if parameter is None:
-            raise self.refuse(site, "which the base does not have as a layer with a weight; the adapter rebuilds the base")
+            raise self.refuse(
+                site, "which the base does not have as a layer with a weight; the adapter rebuilds the base"
+            )
         weight, bias = _whole(module, layer, site, self.checkpoint)
         self.at.setdefault(parameter, {})[site] = weight
         self.values[parameter] = weight

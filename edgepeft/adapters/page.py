@@ -32,10 +32,11 @@ def methods_page() -> str:
         "| PEFT type | method | ships as | edits | without torch | why not better |",
         "|---|---|---|---|---|---|",
     ]
-    lines += [
-        f"| {m.peft_type} | {m.title} | {ships[m.mode]} | {m.edits or '-'} | {'yes' if m.without_torch else '-'} | {m.reason or '-'} |"
-        for m in sorted(METHODS.values(), key=lambda m: (list(ships).index(m.mode), m.peft_type))
-    ]
+    order = list(ships)
+    for m in sorted(METHODS.values(), key=lambda m: (order.index(m.mode), m.peft_type)):
+        torchless = "yes" if m.without_torch else "-"
+        cells = (m.peft_type, m.title, ships[m.mode], m.edits or "-", torchless, m.reason or "-")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -74,10 +74,13 @@ def read_adapter(
         )
     try:
         return _closed_form(method, name, checkpoint, weights, max_rank)
-    except NeedsPeftError:
+    except NeedsPeftError as needed:
         if module is None:
             raise
-    base = module()
+        try:
+            base = module()
+        except InputError as error:
+            raise NeedsPeftError(f"{needed} Here the base cannot be loaded: {error}") from error
     if not getattr(weights, "complete", True):
         try:
             return _closed_form(method, name, checkpoint, _all_weights(base), max_rank)

@@ -47,6 +47,13 @@ class Method:
     reason: str = ""
     lower: Lowering | None = None
     lower_dense: DenseLowering | None = None
+    #: How the names of its tensors begin in a checkpoint, where that is not the type's own name.
+    prefix: str = ""
+
+    @property
+    def tensor_prefix(self) -> str:
+        """How the names of its tensors begin, behind the module path."""
+        return self.prefix or f"{self.peft_type.lower()}_"
 
     @property
     def without_torch(self) -> bool:
@@ -64,7 +71,7 @@ _RANK_R = "rank r, by SVD"
 
 _METHODS = (
     Method("LORA", "LoRA", "swap", "LowRank; OutGain for DoRA; Override for biases and saved modules", lower=lower_lora),
-    Method("ADALORA", "AdaLoRA", "swap", "LowRank", lower=factors.lower_adalora),
+    Method("ADALORA", "AdaLoRA", "swap", "LowRank", lower=factors.lower_adalora, prefix="lora_"),
     Method("ADAMSS", "AdaMSS", "svd", "LowRank by SVD", "subspaces come from an SVD and k-means of the base at load"),
     Method("BOFT", "BOFT", "merge", "merged weight", _ORTHOGONAL),
     Method("IA3", "IA3", "swap", "OutGain and bias Override (keys, values), InGain (feed-forward)", lower=direct.lower_ia3),
@@ -72,7 +79,7 @@ _METHODS = (
     Method(
         "LILY", "Lily", "refuse", "", "a router mixes its factors for every token, so its sites are not linear in their input"
     ),
-    Method("LOHA", "LoHa", "swap", "LowRank at r²", "merged where r² factors outgrow the weights", lower=factors.lower_loha),
+    Method("LOHA", "LoHa", "swap", "LowRank at r²", "merged where they outgrow the weights", lower=factors.lower_loha, prefix="hada_"),
     Method(
         "LOKR", "LoKr", "swap", "LowRank at the product of its factors' ranks",
         "merged where that product outgrows the weights", lower=factors.lower_lokr,
@@ -87,7 +94,7 @@ _METHODS = (
     Method("PVERA", "PVeRA", "swap", "LowRank of the mean", "refused with sample_at_inference", lower=factors.lower_pvera),
     Method("FOURIERFT", "FourierFT", "svd", "LowRank by SVD", _DRAWN),
     Method("GLORA", "GLoRA", "merge", "merged weight and bias", "it scales the weight entry by entry: the change has full rank"),
-    Method("XLORA", "X-LoRA", "refuse", "", "a classifier mixes several LoRAs for every token, after a first pass through the base"),
+    Method("XLORA", "X-LoRA", "refuse", "", "a classifier mixes several LoRAs for every token, after a first pass of the base"),
     Method("HRA", "HRA", "swap", "LowRank (compact WY form of its reflections)", lower=factors.lower_hra),
     Method(
         "VBLORA", "VB-LoRA", "swap", "LowRank", "through PEFT where only the top-k weights were saved", lower=factors.lower_vblora
@@ -105,12 +112,19 @@ _METHODS = (
         "SHIRA", "SHiRA", "svd", "LowRank by SVD", "sparse entries seldom have a low rank, and are then merged",
         lower_dense=dense.lower_shira,
     ),
-    Method("C3A", "C3A", "svd", "LowRank by SVD", "circulant blocks are usually of full rank, and then merged", lower_dense=dense.lower_c3a),
+    Method(
+        "C3A", "C3A", "svd", "LowRank by SVD", "circulant blocks are usually of full rank, and then merged",
+        lower_dense=dense.lower_c3a,
+    ),
     Method("WAVEFT", "WaveFT", "svd", "LowRank by SVD", _DRAWN),
-    Method("OSF", "OSF", "svd", "LowRank by SVD", "it trains the smaller half of the base's singular vectors, usually too much to swap"),
+    Method(
+        "OSF", "OSF", "svd", "LowRank by SVD", "it trains half of the base's singular vectors, usually too many to swap"
+    ),
     Method("DELORA", "DeLoRA", "swap", "LowRank", lower=factors.lower_delora),
     Method("GRALORA", "GraLoRA", "swap", "LowRank at k r", lower=factors.lower_gralora),
-    Method("TINYLORA", "TinyLoRA", "svd", f"LowRank ({_RANK_R})", "which vector serves which site follows from the order of the base's modules"),
+    Method(
+        "TINYLORA", "TinyLoRA", "svd", f"LowRank ({_RANK_R})", "which vector serves which site follows from the base's modules"
+    ),
     Method("PSOFT", "PSOFT", "svd", "LowRank by SVD", "it rotates a principal subspace; at a large rank it is merged"),
     Method("PEANUT", "PEANuT", "merge", "merged weight", "a network over the base's weight makes the change, of full rank"),
     Method(

@@ -48,6 +48,4 @@ def not_worth_swapping(factors: Mapping[str, LowRank]) -> str:
     if held <= merged:
         return ""
     rank = max(f.rank for f in factors.values())
-    return (
-        f"its change of the weights has rank {rank}: as two factors it holds {held} numbers, the merged matrices hold {merged}"
-    )
+    return f"its change of the weights has rank {rank}: as two factors it holds {held} numbers, the merged matrices hold {merged}"

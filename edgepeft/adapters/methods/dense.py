@@ -28,9 +28,7 @@ def finish_dense(
     return consumer.finish(name, method, exactness=worst(found), merge_only=not_worth_swapping(factors))
 
 
-def lower_shira(
-    name: str, checkpoint: Checkpoint, weights: BaseWeights, *, max_rank: int | None = None
-) -> Adapter:
+def lower_shira(name: str, checkpoint: Checkpoint, weights: BaseWeights, *, max_rank: int | None = None) -> Adapter:
     """SHiRA (Bhardwaj et al. 2024, arXiv:2406.13175; ``tuners/shira/layer.py``): single entries of W are changed."""
     consumer = Consumer(checkpoint, weights)
     consumer.allow_options({"fan_in_fan_out", "init_weights", "mask_type", "r", "random_seed"})
@@ -49,7 +47,9 @@ def lower_supertuning(
     consumer = Consumer(checkpoint, weights)
     consumer.allow_options({"init_weights", "save_precomputed_indices", "select_top", "sparsity"})
     if not checkpoint.config.get("save_precomputed_indices"):
-        raise consumer.needs_peft("its indices were not saved (save_precomputed_indices=false); PEFT chooses them again")
+        raise consumer.needs_peft(
+            "its indices were not saved (save_precomputed_indices=false); PEFT chooses them again"
+        )
     deltas = {}
     for site, (values, places) in consumer.matrices("supertuning_values", "supertuning_indices").items():
         delta = np.zeros(consumer.base_weight(site).shape)
@@ -58,9 +58,7 @@ def lower_supertuning(
     return finish_dense(consumer, name, "Super tuning", deltas, max_rank)
 
 
-def lower_c3a(
-    name: str, checkpoint: Checkpoint, weights: BaseWeights, *, max_rank: int | None = None
-) -> Adapter:
+def lower_c3a(name: str, checkpoint: Checkpoint, weights: BaseWeights, *, max_rank: int | None = None) -> Adapter:
     """C3A (Chen et al. 2024, arXiv:2407.19342; ``tuners/c3a/utils.py``): blocks of Δ are circulant, over ``in`` features.
 
     ``get_circulant_fast``: ``Δ[m b : (m+1) b, n b : (n+1) b][i, j] = w[m, n, (j - i) mod b] / in``.

@@ -71,7 +71,9 @@ def lower_trainable_tokens(name: str, checkpoint: Checkpoint, weights: BaseWeigh
                 f"do not fit the base's embedding {table.shape}"
             )
         if len(set(rows)) != len(rows):
-            raise UnsupportedAdapterError(f"{checkpoint.source}: token_indices names a token twice; which row holds is unclear")
+            raise UnsupportedAdapterError(
+                f"{checkpoint.source}: token_indices names a token twice; which row holds is unclear"
+            )
         table[rows] = values
         consumer.overrides[f"{site}.weight"] = Override(table)
         consumer.notes.append(

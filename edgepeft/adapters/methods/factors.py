@@ -64,7 +64,12 @@ def _vera(kind: str, name: str, checkpoint: Checkpoint, weights: BaseWeights) ->
     for site, (scale_b, scale_d) in consumer.matrices(f"{kind}_lambda_b", f"{kind}_lambda_d").items():
         inputs = consumer.base_weight(site).shape[1]
         rank = b_all.shape[1]  # PVeRA's A holds the log-variances behind the means; inference uses the means
-        _put(consumer, site, (scale_d[:rank, None] * a_all[:rank, :inputs]).T, (scale_b[:, None] * b_all[: scale_b.size]).T)
+        _put(
+            consumer,
+            site,
+            (scale_d[:rank, None] * a_all[:rank, :inputs]).T,
+            (scale_b[:, None] * b_all[: scale_b.size]).T,
+        )
     return consumer.finish(name, {"vera": "VeRA", "pvera": "PVeRA"}[kind])
 
 
@@ -261,4 +266,3 @@ def lower_vblora(name: str, checkpoint: Checkpoint, weights: BaseWeights) -> Ada
         mixed_b = _bank(b, bank, top)  # out tiles, rank, vector
         _put(consumer, site, _bank(a, bank, top).reshape(rank, -1).T, mixed_b.transpose(1, 0, 2).reshape(rank, -1))
     return consumer.finish(name, "VB-LoRA")
-
