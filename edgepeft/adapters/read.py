@@ -15,6 +15,7 @@ from .consume import BaseWeights
 from .form import Adapter
 from .registry import METHODS, Method
 
+Ship = Literal["swap", "merge"]
 #: Gives the base as a PyTorch model; called only where a method has no closed form.
 BaseModule = Callable[[], Any]
 
@@ -31,12 +32,12 @@ def method_of(checkpoint: Checkpoint) -> Method:
 
 
 def _closed_form(
-    method: Method, name: str, checkpoint: Checkpoint, weights: BaseWeights, max_rank: int | None
+    method: Method, name: str, checkpoint: Checkpoint, weights: BaseWeights, max_rank: int | None, mode: Ship
 ) -> Adapter:
     if method.lower is not None:
         return method.lower(name, checkpoint, weights)
     if method.lower_dense is not None:
-        return method.lower_dense(name, checkpoint, weights, max_rank=max_rank)
+        return method.lower_dense(name, checkpoint, weights, max_rank=max_rank, mode=mode)
     raise NeedsPeftError(
         f"{checkpoint.source}: {method.peft_type} has no closed form ({method.reason}). It is lowered by running it in PEFT over "
         "its base: export it together with the base."
@@ -49,7 +50,7 @@ def read_adapter(
     name: str,
     weights: BaseWeights,
     module: BaseModule | None = None,
-    mode: Literal["swap", "merge"] = "swap",
+    mode: Ship = "swap",
     max_rank: int | None = None,
 ) -> Adapter:
     """Read a PEFT checkpoint and lower it.
@@ -73,7 +74,7 @@ def read_adapter(
             f"{checkpoint.source}: {method.peft_type} ({method.title}) can be neither swapped nor merged: {method.reason}"
         )
     try:
-        return _closed_form(method, name, checkpoint, weights, max_rank)
+        return _closed_form(method, name, checkpoint, weights, max_rank, mode)
     except NeedsPeftError as needed:
         if module is None:
             raise
@@ -83,7 +84,7 @@ def read_adapter(
             raise NeedsPeftError(f"{needed} Here the base cannot be loaded: {error}") from error
     if not getattr(weights, "complete", True):
         try:
-            return _closed_form(method, name, checkpoint, _all_weights(base), max_rank)
+            return _closed_form(method, name, checkpoint, _all_weights(base), max_rank, mode)
         except NeedsPeftError:
             pass  # it is not for want of weights
     from .delta import lower_with_peft

@@ -31,9 +31,15 @@ class DenseLowering(Protocol):
     """A closed form of the delta weight, which an SVD factors."""
 
     def __call__(
-        self, name: str, checkpoint: Checkpoint, weights: BaseWeights, *, max_rank: int | None = None
+        self,
+        name: str,
+        checkpoint: Checkpoint,
+        weights: BaseWeights,
+        *,
+        max_rank: int | None = None,
+        mode: Literal["swap", "merge"] = "swap",
     ) -> Adapter:
-        """The adapter, at most of rank ``max_rank``."""
+        """The adapter: factors of at most rank ``max_rank``, or whole weights for ``merge``."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,10 @@ _METHODS = (
     Method(
         "LILY", "Lily", "refuse", "", "a router mixes its factors for every token, so its sites are not linear in their input"
     ),
-    Method("LOHA", "LoHa", "swap", "LowRank at r²", "merged where they outgrow the weights", lower=factors.lower_loha, prefix="hada_"),
+    Method(
+        "LOHA", "LoHa", "swap", "LowRank at r²", "merged where r² factors outgrow the weights", lower=factors.lower_loha,
+        prefix="hada_",
+    ),
     Method(
         "LOKR", "LoKr", "swap", "LowRank at the product of its factors' ranks",
         "merged where that product outgrows the weights", lower=factors.lower_lokr,

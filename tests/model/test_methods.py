@@ -23,12 +23,13 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 from edgepeft.adapters.fill import fill_slots
 from edgepeft.adapters.form import Adapter
 from edgepeft.adapters.page import methods_page
+from edgepeft.adapters.plan import describe_adapter
 from edgepeft.adapters.read import read_adapter
 from edgepeft.adapters.registry import METHODS
 from edgepeft.base.capture import capture
 from edgepeft.base.form import Base
 from edgepeft.base.ragged import ragged_batches
-from edgepeft.errors import AdapterError, NeedsPeftError, UnsupportedAdapterError
+from edgepeft.errors import AdapterError, AdapterMismatchError, NeedsPeftError, SiteError, UnsupportedAdapterError
 from edgepeft.graph.fold import fold
 from edgepeft.graph.session import run_graph
 from edgepeft.graph.slots import add_slots
@@ -72,6 +73,7 @@ MERGE = {"torch_free": False}
 CASES = (
     _case("LORA", r=4, lora_alpha=6),
     _case("LORA", r=4, use_dora=True, use_rslora=True, label="dora"),
+    _case("LORA", r=4, target_parameters=["query.weight"], target_modules=[], label="parameters", **SVD),
     _case("LORA", r=4, trainable_token_indices={"word_embeddings": [3, 9]}, label="tokens", **SVD),
     _case("ADALORA", init_r=4, target_r=4, total_step=10),
     _case("ADALORA", init_r=4, target_r=3, total_step=10, label="pruned"),
@@ -106,8 +108,8 @@ CASES = (
     _case("ROAD", "merge", variant="road_4", group_size=8, label="road_4", **MERGE),
     _case("TRAINABLE_TOKENS", token_indices=[3, 7, 11], target_modules=["word_embeddings"], scale=0.5),
     _case("HIRA", "merge", r=4, scale=0.3, **MERGE),
-    _case("SHIRA", "merge", r=2, exact=False),
-    _case("C3A", "merge", block_size=8, exact=False, scale=1.0),
+    _case("SHIRA", "merge", r=2),
+    _case("C3A", "merge", block_size=8, scale=1.0),
     _case("WAVEFT", n_frequency=6, **SVD),
     _case("OSF", "merge", **MERGE),
     _case("DELORA", r=4),
@@ -246,6 +248,9 @@ def test_method(
             read("swap", module=None)
     assert adapter.exactness.exact is case.exact
     assert adapter.exactness.residual <= 1e-4
+    sites = {site.site for site in describe_adapter(checkpoint).sites}
+    assert all(f"{site}.weight" in base.weights for site in sites)
+    assert bool(sites) is (case.peft_type != "UNILORA")  # whose tensors name no site: one vector serves all of them
     if case.ships == "swap":
         assert not adapter.merge_only
         assert difference(swapped(base, adapter, batches), expected) <= TOLERANCE
@@ -328,8 +333,6 @@ def test_max_rank_caps_the_rank_and_reports_the_residual(folder: Path, base: Bas
     source = _made(folder, tmp_path / "a", "FOURIERFT", n_frequency=200)
     adapter = read_adapter(source, name="a", weights=base.weight, module=lambda: base.reference, max_rank=3)
     assert {edit.rank for edit in adapter.sites.values()} == {3} == {adapter.exactness.rank}
-    for site, edit in adapter.sites.items():
-        assert edit.low_rank is not None
     assert 0.1 < adapter.exactness.residual < 1.0
     assert not adapter.merge_only
     assert "residual" in str(adapter.exactness)
@@ -395,6 +398,52 @@ def test_a_tied_head_is_refused_by_both_names(tmp_path: Path) -> None:
         )
 
 
+def test_tokens_of_a_tied_head_change_at_both_ends(tmp_path: Path) -> None:
+    """BERT's decoder shares its weight with the embedding; PEFT trains the tokens of both, and so does a merge."""
+    import torch
+    from peft import PeftModel, TrainableTokensConfig, get_peft_model
+    from transformers import BertConfig, BertForMaskedLM
+
+    config = BertConfig(
+        vocab_size=30,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+        max_position_embeddings=20,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        BertForMaskedLM(config).save_pretrained(tmp_path / "base")
+        wrapped = get_peft_model(
+            BertForMaskedLM.from_pretrained(tmp_path / "base"), TrainableTokensConfig(token_indices=[4, 9])
+        )
+        with torch.no_grad():
+            for parameter in wrapped.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(torch.randn_like(parameter) * 0.5)
+        wrapped.save_pretrained(tmp_path / "a", save_embedding_layers=False)
+    base = capture(tmp_path / "base", task="fill-mask")
+    batch = ragged_batches(
+        vocab=30, pad_id=0, input_names=["input_ids", "attention_mask", "token_type_ids"], max_length=20
+    )[0]
+    model = PeftModel.from_pretrained(BertForMaskedLM.from_pretrained(tmp_path / "base"), tmp_path / "a").eval()
+    with torch.no_grad():
+        expected = model(**{k: torch.from_numpy(v) for k, v in batch.items()}).logits.numpy()
+    from edgepeft.adapters.checkpoint import read_checkpoint
+    from edgepeft.adapters.delta import lower_with_peft
+
+    closed = read_adapter(tmp_path / "a", name="a", weights=base.weight)
+    through = lower_with_peft("a", read_checkpoint(tmp_path / "a"), base.reference, method="Trainable tokens")
+    mask = batch["attention_mask"][..., None]
+    for adapter in (closed, through):
+        found = merged(base, adapter, [batch])[0]
+        assert difference([found * mask], [expected * mask]) <= TOLERANCE
+    assert difference([run_graph(base.graph, [batch])[0]["logits"] * mask], [expected * mask]) > 20 * TOLERANCE
+    with pytest.raises(SiteError, match="use --mode merge"):
+        add_slots(base, [closed])
+
+
 def _change(source: Path, edit: Any) -> None:
     from safetensors.numpy import load_file, save_file
 
@@ -443,8 +492,6 @@ def test_an_option_without_a_closed_form_goes_through_peft(folder: Path, base: B
 
 
 def test_describe_adapter(folder: Path, base: Base, tmp_path: Path) -> None:
-    from edgepeft.adapters.plan import describe_adapter
-
     sources = {
         "loha": _made(folder, tmp_path / "loha", "LOHA", r=2),
         "oft": _made(folder, tmp_path / "oft", "OFT", oft_block_size=8, r=0),
@@ -479,3 +526,56 @@ def test_describe_adapter(folder: Path, base: Base, tmp_path: Path) -> None:
     assert plans["oft"].bytes == 0
     assert "router" in plans["lily"].reason
     json.dumps([plan.as_dict() for plan in plans.values()])
+
+
+# ── bundles ──
+def test_adding_to_a_bundle_with_and_without_the_base(
+    folder: Path, base: Base, batches: list[dict[str, np.ndarray]], tmp_path: Path
+) -> None:
+    """Closed forms are added from the bundle alone; the others load the base once. A bias is never guessed."""
+    from edgepeft import runtime
+    from edgepeft.pipeline import add, write_bundle
+
+    first = read_adapter(
+        _made(folder, tmp_path / "dora", "LORA", r=4, use_dora=True, target_modules=["query", "key", "value"]),
+        name="dora",
+        weights=base.weight,
+    )
+    bundle = write_bundle(tmp_path / "bundle", base, add_slots(base, [first]), [first])
+    sources = {
+        "hra": _made(folder, tmp_path / "hra", "HRA", r=2),
+        "fourier": _made(folder, tmp_path / "fourier", "FOURIERFT", n_frequency=6, scaling=40.0),
+    }
+    for name, source in sources.items():
+        entry = add(bundle.path, name, source, force=True).entry
+        assert (entry.residual is None) is (name == "hra")
+        opened = runtime.open(bundle.path).use(name)
+        found = [opened.forward(batch)["logits"] for batch in batches]
+        assert difference(found, peft_logits(folder, source, batches)) <= TOLERANCE, name
+    # IA3 scales the bias of value too, for which DoRA needed no slot: silently leaving it would be wrong.
+    ia3 = _made(folder, tmp_path / "ia3", "IA3", target_modules=["value"], feedforward_modules=[], scale=0.4)
+    with pytest.raises(AdapterMismatchError, match=r"edits bert\S+value\.bias.*no slot"):
+        add(bundle.path, "ia3", ia3, force=True)
+    oft = _made(folder, tmp_path / "oft", "OFT", oft_block_size=8, r=0)
+    with pytest.raises(UnsupportedAdapterError, match="can only be merged"):
+        add(bundle.path, "oft", oft, force=True)
+    folder.rename(tmp_path / "moved")
+    try:
+        with pytest.raises(NeedsPeftError, match=r"FOURIERFT has no closed form.*the base cannot be loaded"):
+            add(bundle.path, "again", sources["fourier"], force=True)
+        assert add(bundle.path, "again", sources["hra"], force=True).changes_output
+    finally:
+        (tmp_path / "moved").rename(folder)
+
+
+def test_export_in_both_modes(folder: Path, base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgepeft.pipeline import _export, export
+
+    monkeypatch.setattr(_export, "capture", lambda *args, **options: base)  # traced once for this file
+    oft = _made(folder, tmp_path / "oft", "OFT", oft_block_size=8, r=0)
+    with pytest.raises(UnsupportedAdapterError, match=r"'oft' \(OFT\) can only be merged: its change .* has rank 32"):
+        export(folder, {"oft": oft}, tmp_path / "swap", task="text-classification")
+    assert not (tmp_path / "swap").exists()
+    exported = export(folder, {"oft": oft}, tmp_path / "merged", mode="merge", task="text-classification")
+    assert exported.parity[0].max_difference <= TOLERANCE
+    assert exported.bundles[0].manifest.merged == "oft"
