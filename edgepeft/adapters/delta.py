@@ -34,7 +34,7 @@ class _Effective:
     """What the adapted model computes: whole parameters that changed, and those among them that a tuner layer adapts."""
 
     changed: dict[str, Array]
-    adapted: dict[str, bool]  # parameter → whether it is an embedding
+    adapted: dict[str, bool]  # parameter → whether it is one linear map, which takes factors
     base: dict[str, Array]
 
 
@@ -174,7 +174,7 @@ class _Collector:
         weight, bias = _whole(module, layer, site, self.checkpoint)
         self.at.setdefault(parameter, {})[site] = weight
         self.values[parameter] = weight
-        self.adapted[parameter] = bias is None
+        self.adapted[parameter] = bias is not None and len(self.at[parameter]) == 1
         if bias is None:
             return
         if f"{site}.bias" in self.original:
@@ -294,8 +294,8 @@ def lower_with_peft(
     found: list[Exactness] = []
     reason = ""
     if mode == "swap":
-        for parameter, embedding in effective.adapted.items():
-            if embedding or parameter not in effective.changed:
+        for parameter, linear in effective.adapted.items():
+            if not linear or parameter not in effective.changed:
                 continue
             delta = effective.changed[parameter] - effective.base[parameter]
             site = parameter.removesuffix(".weight")

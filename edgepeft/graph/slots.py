@@ -45,6 +45,10 @@ class _Inserter:
     def value(self, location: Location) -> ir.Value:
         return self.graph.initializers[location.initializer]
 
+    def used(self, parameter: str) -> list[Location]:
+        """Where the parameter stands and a node reads it."""
+        return [location for location in self.locations.get(parameter, ()) if self.value(location).uses()]
+
     def linear_location(self, parameter: str) -> Location | None:
         """Where the parameter stands as the right side of a linear node."""
         found = [loc for loc in self.locations.get(parameter, ()) if linear_users(self.value(loc))]
@@ -143,6 +147,10 @@ class _Inserter:
             where = "is packed with others in" if locations else "was not found in"
             raise SiteError(
                 f"parameter {parameter} {where} the graph and cannot be replaced at run time; use --mode merge"
+            )
+        if len(self.used(parameter)) > 1:
+            raise SiteError(
+                f"parameter {parameter} stands at {len(self.used(parameter))} places in the graph (tied weights?); use --mode merge"
             )
         also = shared(self.locations, parameter)
         if also:
@@ -335,6 +343,11 @@ def add_slots(
         location = inserter.linear_location(f"{site}.weight")
         if location is None:
             raise SiteError(_not_found(site, locations, weights, graph))
+        if len(inserter.used(f"{site}.weight")) > 1:
+            raise SiteError(
+                f"site {site}: its weight is not only a linear map, it stands at several places in the graph (tied weights?), and "
+                "the adapter changes only one of them. Untie them, save the base and export again."
+            )
         if site in overridden:
             raise SiteError(
                 f"site {site}: one adapter replaces its weight and another edits it; use --mode merge for one of them"

@@ -21,7 +21,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 from edgepeft.adapters.fill import fill_slots
-from edgepeft.adapters.form import Adapter
+from edgepeft.adapters.form import Adapter, LowRank, SiteEdit
 from edgepeft.adapters.page import methods_page
 from edgepeft.adapters.plan import describe_adapter
 from edgepeft.adapters.read import read_adapter
@@ -440,8 +440,17 @@ def test_tokens_of_a_tied_head_change_at_both_ends(tmp_path: Path) -> None:
         found = merged(base, adapter, [batch])[0]
         assert difference([found * mask], [expected * mask]) <= TOLERANCE
     assert difference([run_graph(base.graph, [batch])[0]["logits"] * mask], [expected * mask]) > 20 * TOLERANCE
-    with pytest.raises(SiteError, match="use --mode merge"):
+    with pytest.raises(SiteError, match=r"word_embeddings\.weight stands at 2 places .* use --mode merge"):
         add_slots(base, [closed])
+    embeds = Adapter(
+        name="e",
+        method="LoRA",
+        sites={"bert.embeddings.word_embeddings": SiteEdit(low_rank=LowRank(a=np.ones((30, 1)), b=np.ones((1, 16))))},
+    )
+    with pytest.raises(SiteError, match="its weight is tied, an embedding and a linear map at once"):
+        fold(base, embeds)
+    with pytest.raises(SiteError, match="is not only a linear map"):
+        add_slots(base, [embeds])
 
 
 def _change(source: Path, edit: Any) -> None:
