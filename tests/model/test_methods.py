@@ -588,3 +588,14 @@ def test_export_in_both_modes(folder: Path, base: Base, tmp_path: Path, monkeypa
     exported = export(folder, {"oft": oft}, tmp_path / "merged", mode="merge", task="text-classification")
     assert exported.parity[0].max_difference <= TOLERANCE
     assert exported.bundles[0].manifest.merged == "oft"
+
+
+def test_a_gain_on_the_input_of_a_packed_site_can_only_be_merged(
+    folder: Path, base: Base, batches: list[dict[str, np.ndarray]], tmp_path: Path
+) -> None:
+    """Query, key and value share one MatMul in the captured graph, so their inputs cannot be scaled apart."""
+    source = _made(folder, tmp_path / "a", "IA3", target_modules=["query"], feedforward_modules=["query"], scale=0.4)
+    adapter = read_adapter(source, name="a", weights=base.weight)
+    with pytest.raises(SiteError, match="scales the input of one of several sites .* use --mode merge"):
+        add_slots(base, [adapter])
+    assert difference(merged(base, adapter, batches), peft_logits(folder, source, batches)) <= TOLERANCE
