@@ -5,12 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .errors import DataError
+from .errors import DataError, InputError
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,14 @@ class Examples:
     labels: tuple[str, ...] | None
     pairs: tuple[str, ...] | None = None
     source: str = ""
+    #: The line of the file on which each row starts (1-based, a CSV header is line 1); empty for rows not from a file.
+    lines: tuple[int, ...] = field(default=(), compare=False)
+
+    def where(self, row: int) -> str:
+        """The file and line of a row, for messages."""
+        return f"{self.source or 'the given examples'}, " + (
+            f"line {self.lines[row]}" if self.lines else f"row {row + 1}"
+        )
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -36,12 +45,14 @@ class Examples:
             labels=None if self.labels is None else tuple(self.labels[i] for i in rows),
             pairs=None if self.pairs is None else tuple(self.pairs[i] for i in rows),
             source=self.source,
+            lines=tuple(self.lines[i] for i in rows) if self.lines else (),
         )
 
 
 def _decode(path: Path) -> str:
+    name = "standard input" if str(path) == "-" else str(path)
     try:
-        raw = path.read_bytes()
+        raw = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
     except OSError as error:
         raise DataError(f"cannot read data file {path}: {error.strerror or error}") from error
     try:
@@ -49,7 +60,7 @@ def _decode(path: Path) -> str:
     except UnicodeDecodeError as error:
         row = raw.count(b"\n", 0, error.start) + 1
         raise DataError(
-            f"{path}, line {row}: byte 0x{raw[error.start]:02x} is not valid UTF-8. "
+            f"{name}, line {row}: byte 0x{raw[error.start]:02x} is not valid UTF-8. "
             "Convert the file first, for example: iconv -f latin1 -t utf-8 IN > OUT"
         ) from error
 
@@ -111,6 +122,7 @@ def read_examples(
     texts: list[str] = []
     labels: list[str] = []
     pairs: list[str] = []
+    lines: list[int] = []
     for line, row in _rows(path):
         for column in (text, label, pair):
             if column is not None and row.get(column) is None:
@@ -120,6 +132,7 @@ def read_examples(
         if not isinstance(row[text], str):
             raise DataError(f"{path}, line {line}: {text!r} must be a string, found {type(row[text]).__name__}")
         texts.append(row[text])
+        lines.append(line)
         if label is not None:
             value = str(row[label]).strip()
             if not value:
@@ -136,4 +149,20 @@ def read_examples(
         labels=tuple(labels) if label is not None else None,
         pairs=tuple(pairs) if pair is not None else None,
         source=str(path),
+        lines=tuple(lines),
     )
+
+
+def read_texts(path: str | Path, *, text: str = "text", pair: str | None = None) -> list[str] | list[tuple[str, str]]:
+    """Texts without labels: as :func:`read_examples`, or one a line from a ``.txt`` file or standard input (``-``).
+
+    Empty lines are texts too, so that results can be laid beside the lines. Pairs need a file with columns.
+    """
+    path = Path(path)
+    if str(path) == "-" or path.suffix.lower() == ".txt":
+        if pair is not None:
+            raise InputError(f"{path}: pairs need a file with columns: .csv, .tsv or .jsonl")
+        lines = _decode(path).removesuffix("\n").split("\n")
+        return [line.removesuffix("\r") for line in lines] if lines != [""] else []
+    found = read_examples(path, text=text, label=None, pair=pair)
+    return list(found.texts) if found.pairs is None else list(zip(found.texts, found.pairs, strict=True))

@@ -146,12 +146,20 @@ class Consumer:
                 continue
             name = re.sub(r"\.modules_to_save\.(default\.)?", ".", key).replace(".base_layer.", ".")
             trained_bias = self.config.get("bias", "none") != "none" and name.endswith(".bias")
-            if (self.is_saved(name) or trained_bias) and self.weights(name) is not None:
+            if self.is_saved(name) or trained_bias:
+                if self.weights(name) is None:
+                    raise AdapterMismatchError(
+                        f"{self.checkpoint.source} brings {name}, which the base does not have or has no slot for. Export the base "
+                        "again with this adapter (--slots all-linear reserves slots for heads, not for biases); --mode merge needs "
+                        "no slots."
+                    )
                 self.override(name, self.left.pop(key))
 
     def is_saved(self, name: str) -> bool:
-        """Whether a parameter or module lies in one of ``modules_to_save``."""
-        return any(part in name.split(".") for part in self.config.get("modules_to_save") or ())
+        """Whether a parameter or module lies in one of ``modules_to_save``, which PEFT takes as ends of module paths."""
+        parts = name.split(".")
+        paths = [".".join(parts[: end + 1]) for end in range(len(parts))]
+        return any(path.endswith(saved) for path in paths for saved in self.config.get("modules_to_save") or ())
 
     def override(self, name: str, tensor: Array) -> None:
         """Replace the base's parameter of that name."""

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnx_ir as ir
 
 from ..errors import ParityError
-from ..graph.session import run_graph
 from .load import Loaded, sample_batches
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 #: max |difference| of any output against PyTorch fp32, relative to max(1, max |output|): the sum over a layer in
 #: another order costs about 1e-7 a step, six to twelve layers stay two orders below this.
@@ -50,6 +51,8 @@ def parity(graph: ir.Model, loaded: Loaded) -> float:
 
     Raises :class:`ParityError` where it exceeds ``TOLERANCE``.
     """
+    from ..graph.session import run_graph
+
     outputs = [value.name or "" for value in graph.graph.outputs]
     batches = sample_batches(loaded)
     found = run_graph(graph, batches)

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import ShapeInferencePass
 
 from ..errors import CaptureError
 from ..graph.locate import float_initializers, locate
 from .check import parity
 from .load import Loaded
+from .tied import untie
 from .traced import Captured, name_dimensions
 
 
@@ -61,6 +63,8 @@ def open_existing(path: Path, loaded: Loaded) -> Captured:
             value.const_value = ir.tensor(value.const_value.numpy().copy(), name=value.name)
     fold_transposes(graph)
     name_dimensions(graph)
+    # Slots must know which activations are 2-D, and many exporters declare no shapes inside the graph.
+    graph = ShapeInferencePass()(graph).model
     accepted = {value.name for value in graph.graph.inputs if value.name not in graph.graph.initializers}
     unknown = accepted - set(loaded.input_names)
     if unknown:
@@ -79,4 +83,6 @@ def open_existing(path: Path, loaded: Loaded) -> Captured:
             f"first is {missing[0]} {weights[missing[0]].shape}. It was exported from another checkpoint, or is quantized already "
             f"(it has {len(float_initializers(graph))} float initializers)."
         )
-    return Captured(graph=graph, locations=located, weights=weights, parity=parity(graph, loaded))
+    difference = parity(graph, loaded)
+    locations, weights = untie(loaded.model, graph, located, weights)
+    return Captured(graph=graph, locations=locations, weights=weights, parity=difference)

@@ -46,5 +46,5 @@ class Base:
 
     @property
     def parameters(self) -> int:
-        """Numbers in the base."""
-        return sum(int(array.size) for array in self.weights.values())
+        """Numbers in the base; tied parameters are one array under two names and count once."""
+        return sum({id(array): int(array.size) for array in self.weights.values()}.values())

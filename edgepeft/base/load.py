@@ -71,6 +71,22 @@ def quiet() -> Any:
             logging.enable_progress_bar()
 
 
+def check_source(source: str) -> None:
+    """:class:`InputError` for an id that cannot be fetched, in a second: transformers retries for half a minute."""
+    if Path(source).exists():
+        return
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        snapshot_download(source, allow_patterns=["config.json"])
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise InputError(
+            f"base model {source!r} is neither a folder with config.json nor a Hugging Face id that can be fetched: {first}"
+        ) from error
+
+
 def infer_task(config: Any, peft_task: str | None) -> str:
     """The task of a base: from an adapter's PEFT task type, else from the architecture in its config."""
     if peft_task:
@@ -142,6 +158,7 @@ def load_model(source: str | Path, *, task: str | None = None, peft_task: str | 
     except ImportError as error:
         raise MissingExtraError(f"capturing a base needs: pip install 'edgepeft[export]' ({error})") from error
     source = str(source)
+    check_source(source)
     with quiet():
         try:
             config = AutoConfig.from_pretrained(source)
@@ -156,6 +173,11 @@ def load_model(source: str | Path, *, task: str | None = None, peft_task: str | 
         auto = TasksManager.get_model_class_for_task(task)
         try:
             model, info = auto.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+            if task == "feature-extraction" and any(name.startswith("pooler.") for name in info["missing_keys"]):
+                # A pooler that nobody trained would be noise in PyTorch and zero here; the embedding does not need it.
+                model, info = auto.from_pretrained(
+                    source, dtype=torch.float32, output_loading_info=True, add_pooling_layer=False
+                )
         except (OSError, ValueError, RuntimeError) as error:
             raise InputError(f"cannot load {source!r} for {task}: {str(error).strip().splitlines()[0]}") from error
     model = model.eval()

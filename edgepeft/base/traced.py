@@ -17,6 +17,7 @@ from ..errors import CaptureError
 from ..graph.locate import Location, float_initializers, locate
 from .check import parity
 from .load import Loaded, quiet, sample_batches
+from .tied import untie
 
 #: 20 is the lowest opset with Gelu and the highest below RotaryEmbedding/Attention (23), which ONNX Runtime rejects.
 OPSET = 20
@@ -155,4 +156,5 @@ def trace(loaded: Loaded, *, fusions: bool) -> Captured:
     finally:
         _restore_module(loaded.model, originals)
     _restore_graph(graph, located, originals)
-    return Captured(graph=graph, locations=located, weights=originals, parity=difference)
+    locations, weights = untie(loaded.model, graph, located, originals)
+    return Captured(graph=graph, locations=locations, weights=weights, parity=difference)

@@ -44,10 +44,12 @@ def predict_correct(bundle: Path, variant: str, adapter: str | None, examples: E
     model.use(adapter)
     if examples.labels is None:
         raise InputError(f"{examples.source or 'the examples'}: accuracy needs labels")
-    if model.labels is not None and (unknown := sorted(set(examples.labels) - set(model.labels))):
+    known = set(model.labels or examples.labels)
+    unknown = next((row for row, label in enumerate(examples.labels) if label not in known), None)
+    if unknown is not None:
         raise InputError(
-            f"{examples.source or 'the examples'}: label {unknown[0]!r} is none of {adapter or 'the base'}'s labels: "
-            f"{', '.join(model.labels)}"
+            f"{examples.where(unknown)}: label {examples.labels[unknown]!r} is none of {adapter or 'the base'}'s labels: "
+            f"{', '.join(model.labels or ())}"
         )
     texts = examples.texts if examples.pairs is None else tuple(zip(examples.texts, examples.pairs, strict=True))
     return [p.label == label for p, label in zip(model.predict(texts), examples.labels, strict=True)]

@@ -14,6 +14,9 @@ from pathlib import Path
 
 from ..errors import BundleError
 
+if sys.platform != "win32":
+    import fcntl
+
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
@@ -36,19 +39,63 @@ def _sync(folder: Path) -> None:
                 os.fsync(file.fileno())
 
 
+def _stage(target: Path) -> tuple[Path, int | None]:
+    """A new temporary sibling, and the descriptor whose lock says that its owner lives.
+
+    The kernel drops the lock with the process, however it ends, so a sibling without one was left by a kill.
+    """
+    while True:
+        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+        if sys.platform == "win32":  # no such locks: what a killed process left behind stays
+            return staging, None
+        owner = os.open(staging, os.O_RDONLY)
+        fcntl.flock(owner, fcntl.LOCK_EX)
+        # Another process may have taken the sibling for a left one between its making and its locking.
+        if staging.is_dir() and os.path.samestat(staging.stat(), os.fstat(owner)):
+            return staging, owner
+        os.close(owner)
+
+
+def _clean(target: Path) -> None:
+    """Remove the siblings that killed processes left; those of living ones are locked and stay."""
+    prefix, suffix = f".{target.name}.", ".tmp"
+    if sys.platform == "win32":
+        return
+    for path in target.parent.iterdir():
+        name = path.name
+        middle = name[len(prefix) : -len(suffix)]
+        ours = name.startswith(prefix) and name.endswith(suffix) and middle and "." not in middle
+        if not ours or path.is_symlink() or not path.is_dir():
+            continue
+        try:
+            owner = os.open(path, os.O_RDONLY)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(owner, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(path, ignore_errors=True)
+        except OSError:
+            pass  # its owner is at work, or this file system has no locks
+        finally:
+            os.close(owner)
+
+
 @contextmanager
 def replacing(target: Path, *, keep: bool) -> Iterator[Path]:
     """A temporary sibling of ``target`` to write into; it takes ``target``'s place when the block ends well.
 
     With ``keep`` the sibling starts as a copy of ``target``. (Hard links would be quicker, but onnx refuses external data
     with several links, and a kill would leave them.) If the block raises, or the process is killed, ``target`` is as it
-    was. Raises :class:`BundleError` where the disk is full or the folder cannot be written.
+    was; what a killed process left beside it is removed by the next one. Raises :class:`BundleError` where the disk is
+    full or the folder cannot be written.
     """
     target = target.resolve()
     staging: Path | None = None
+    owner: int | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
+        _clean(target)
+        staging, owner = _stage(target)
         staging.chmod(0o755)
         if keep:
             shutil.copytree(target, staging, dirs_exist_ok=True)
@@ -63,6 +110,8 @@ def replacing(target: Path, *, keep: bool) -> Iterator[Path]:
     finally:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
+        if owner is not None:
+            os.close(owner)
 
 
 def _commit(staging: Path, target: Path) -> None:

@@ -2,29 +2,31 @@
 
 from __future__ import annotations
 
+import sys
+
 import click
 
 from .. import __version__
 from .build import add, export, quantize
+from .common import Group
 from .learn import demo, train
 from .measure import bench, check, targets, validate
 from .use import inspect, run
 
 
-class _Ordered(click.Group):
-    """Commands in the order a user meets them."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
-
-
-@click.group(cls=_Ordered, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(__version__, prog_name="edgepeft")
 def main() -> None:
     """Deploy PEFT-adapted transformer models on edge devices through ONNX Runtime.
 
+    Every command prints its result on standard output (as JSON with --json), progress and warnings on standard error.
+
     Exit codes: 0 good, 1 a gate failed, 2 the call was wrong, 3 a measurement was inconclusive.
     """
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal or pipe that cannot show "≤" gets "?" and not a traceback.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
 
 
 for _command in (train, export, add, quantize, run, inspect, validate, bench, check, targets, demo):

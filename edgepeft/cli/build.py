@@ -7,34 +7,57 @@ from typing import Literal
 
 import click
 
-from .common import bundle_argument, force_option, guarded, json_option, megabytes, named, print_json, progress, table
-
-
-@click.command()
-@click.option("--model", required=True, help="The base: a folder or a Hugging Face id.")
-@click.option(
-    "--adapter", "adapters", multiple=True, metavar="NAME=PATH", help="An adapter: folder or Hugging Face id. Repeat."
+from .common import (
+    Command,
+    bundle_argument,
+    force_option,
+    guarded,
+    json_option,
+    named,
+    option,
+    path_option,
+    print_json,
 )
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The bundle folder to write.")
-@click.option(
+from .show import megabytes, steps, table, warn
+
+_UNTRAINED = "changes nothing (its B matrices are zero: was it trained?)"
+
+
+@click.command(cls=Command)
+@option("--model", section="What", required=True, metavar="MODEL", help="The base: a folder or a Hugging Face id.")
+@option(
+    "--adapter",
+    "adapters",
+    section="What",
+    multiple=True,
+    metavar="NAME=PATH",
+    help="An adapter: a PEFT folder or a Hugging Face id. May be repeated.",
+)
+@path_option(
+    "--out", section="What", required=True, help="The bundle folder to write; an old bundle there is replaced."
+)
+@option(
     "--mode",
+    section="How",
     type=click.Choice(["swap", "merge"]),
     default="swap",
-    show_default=True,
-    help="swap: adapters as files beside one base. merge: folded into the weights, one bundle an adapter.",
+    help="swap: adapters are files beside one base. merge: folded into its weights, OUT/NAME each where there are several.",
 )
-@click.option(
-    "--task",
-    help="text-classification, token-classification, feature-extraction or fill-mask; else from the adapters or the model.",
-)
-@click.option(
+@option(
     "--slots",
+    section="How",
     type=click.Choice(["adapters", "all-linear"]),
     default="adapters",
-    show_default=True,
-    help="Where the base gets slots: where these adapters need them, or at every linear layer for adapters to come.",
+    help="Where adapters can be attached: where these need it, or at every linear layer, for adapters to come.",
 )
-@click.option("--onnx", type=click.Path(path_type=Path), help="An ONNX file of the same base, used instead of tracing.")
+@option(
+    "--task",
+    section="How",
+    metavar="TASK",
+    show_default="from the adapters, else from the model",
+    help="text-classification, token-classification, feature-extraction or fill-mask.",
+)
+@path_option("--onnx", section="How", help="An ONNX file of the same base, used instead of tracing.")
 @force_option
 @json_option
 @guarded
@@ -43,56 +66,51 @@ def export(
     adapters: tuple[str, ...],
     out: Path,
     mode: Literal["swap", "merge"],
-    task: str | None,
     slots: Literal["adapters", "all-linear"],
+    task: str | None,
     onnx: Path | None,
     force: bool,
     as_json: bool,
 ) -> None:
-    """Export a base model and its adapters to a bundle.
+    """Export a base and its adapters as a bundle.
 
     Every adapter is run in ONNX Runtime and compared with PEFT before the bundle takes its place.
     """
+    wanted = named(adapters, "--adapter")
     from ..pipeline import export as run
 
-    with progress(as_json) as announce:
+    with steps() as announce:
         result = run(
-            model,
-            named(adapters, "--adapter"),
-            out,
-            mode=mode,
-            task=task,
-            slots=slots,
-            onnx=onnx,
-            force=force,
-            announce=announce,
-        )
+            model, wanted, out, mode=mode, task=task, slots=slots, onnx=onnx, force=force, announce=announce
+        )  # fmt: skip
     if as_json:
         print_json(
             {
                 "bundles": [str(b.path) for b in result.bundles],
+                "bytes": [b.size() for b in result.bundles],
                 "capture_parity": result.capture_parity,
                 "parity": {p.adapter: p.max_difference for p in result.parity},
+                "changes_output": {p.adapter: p.changes_output for p in result.parity},
             }
         )
         return
-    for bundle in result.bundles:
-        click.echo(
-            f"{bundle.path}: {megabytes(bundle.size())}, base {megabytes(bundle.size(bundle.variant_files('fp32')))}"
-        )
     if result.parity:
         table(
-            "Adapters against PEFT, ragged padded batches",
+            "Parity with PEFT on ragged padded batches",
             ("adapter", "max |difference|", "changes the output"),
             [(p.adapter, p.max_difference, p.changes_output) for p in result.parity],
         )
+    for bundle in result.bundles:
+        base = megabytes(bundle.size(bundle.variant_files("fp32")))
+        each = ", ".join(f"{n} {megabytes(a.bytes)}" for n, a in bundle.manifest.adapters.items())
+        click.echo(f"{bundle.path}: {megabytes(bundle.size())} (base {base}{'; adapters: ' + each if each else ''})")
 
 
-@click.command()
+@click.command(cls=Command)
 @bundle_argument
-@click.option(
+@option(
     "--adapter",
-    "adapter",
+    section="What",
     required=True,
     metavar="NAME=PATH",
     help="A PEFT checkpoint (folder or Hugging Face id), or an .onnx / .onnx_adapter file that edgepeft exported.",
@@ -102,33 +120,41 @@ def export(
 @json_option
 @guarded
 def add(bundle: Path, adapter: str, replace: bool, force: bool, as_json: bool) -> None:
-    """Add an adapter to a bundle. The base is not touched and torch is not needed."""
+    """Add an adapter to a bundle.
+
+    The base is not touched and torch is not imported.
+    """
+    ((name, source),) = named([adapter], "--adapter").items()
     from ..pipeline import add as run
 
-    ((name, source),) = named([adapter], "--adapter").items()
-    with progress(as_json) as announce:
+    with steps() as announce:
         result = run(bundle, name, source, force=force, replace=replace, announce=announce)
-    if as_json:
-        print_json({"adapter": name, **result.entry.model_dump(mode="json"), "changes_output": result.changes_output})
-        return
-    click.echo(f"{name}: {result.entry.method}, {len(result.entry.tensors)} tensors, {megabytes(result.entry.bytes)}")
     if not result.changes_output:
-        click.secho(
-            f"WARNING: {name} changes nothing (its B matrices are zero: was it trained?)", fg="yellow", err=True
-        )
+        warn(f"{name} {_UNTRAINED}")
+    entry = result.entry
+    if as_json:
+        print_json({"adapter": name, **entry.model_dump(mode="json"), "changes_output": result.changes_output})
+        return
+    labels = f", labels {', '.join(entry.labels)}" if entry.labels else ""
+    click.echo(
+        f"{bundle}: added {name} ({entry.method}, {len(entry.tensors)} tensors, {megabytes(entry.bytes)}{labels})"
+    )
 
 
-@click.command()
+@click.command(cls=Command)
 @bundle_argument
-@click.option("--variant", required=True, help="The variant to make: int8.")
+@option("--variant", section="What", required=True, metavar="NAME", help="The variant to make: int8.")
 @click.option("--replace", is_flag=True, help="Make it again where it exists.")
 @json_option
 @guarded
 def quantize(bundle: Path, variant: str, replace: bool, as_json: bool) -> None:
-    """Add a quantized variant of the base to a bundle; its adapters are unchanged and serve both."""
+    """Add a quantized variant of the base to a bundle.
+
+    The adapters are unchanged and serve every variant.
+    """
     from ..pipeline import quantize as run
 
-    with progress(as_json) as announce:
+    with steps() as announce:
         result = run(bundle, variant, replace=replace, announce=announce)
     share = result.quantized
     if as_json:
@@ -144,6 +170,7 @@ def quantize(bundle: Path, variant: str, replace: bool, as_json: bool) -> None:
         )
         return
     click.echo(
-        f"{variant}: {share.share:.1%} of {share.total:,} weights quantized, {megabytes(result.bytes_before)} -> "
-        f"{megabytes(result.bytes_after)}. Check it with: edgepeft validate {bundle} --data NAME=FILE"
+        f"{bundle}: {variant} holds {share.share:.1%} of {share.total:,} weights quantized, "
+        f"{megabytes(result.bytes_before)} -> {megabytes(result.bytes_after)}"
     )
+    click.echo(f"Check its accuracy with: edgepeft validate {bundle} --data NAME=FILE")

@@ -1,90 +1,140 @@
-"""What every command shares: errors and exit codes, progress, tables, JSON."""
+"""What every command shares: grouped options, and errors as exit codes."""
 
 from __future__ import annotations
 
 import functools
 import json
+import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
-from ..errors import EdgepeftError, InputError
+from ..errors import EdgepeftError, InputError, MissingExtraError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of text.")
+#: Exit code of a bug, which must not look like a failed gate (1).
+BUG = 70
+#: Modules that only an extra installs.
+_EXTRAS = {"train": {"accelerate", "datasets"}, "export": {"torch", "transformers", "peft", "onnx", "onnx_ir", "onnxscript",
+                    "optimum", "requests", "safetensors", "ml_dtypes", "huggingface_hub"}}  # fmt: skip
+
+
+class Option(click.Option):
+    """An option that ``--help`` lists under a heading of its own."""
+
+    def __init__(self, *args: Any, section: str = "Options", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.section = section
+
+
+class Command(click.Command):
+    """A command whose ``--help`` groups options by their section; those without one come last."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write each section, in the order in which the options name them."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None and isinstance(parameter, click.Option):
+                sections.setdefault(getattr(parameter, "section", "Options"), []).append(record)
+        last = sections.pop("Options", [])
+        for title, records in (*sections.items(), ("Options", last)):
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+
+class Group(click.Group):
+    """Commands in the order in which a user meets them."""
+
+    command_class = Command
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """As they were added."""
+        return list(self.commands)
+
+
+def option(*names: str, section: str = "Options", **kwargs: Any) -> Callable[[F], F]:
+    """``click.option`` with a section, and with the default shown where there is one."""
+    kwargs.setdefault("show_default", kwargs.get("default") is not None and not kwargs.get("is_flag"))
+    return click.option(*names, cls=Option, section=section, **kwargs)
+
+
+def path_option(*names: str, **kwargs: Any) -> Callable[[F], F]:
+    """An option that takes a path."""
+    return option(*names, type=click.Path(path_type=Path), **kwargs)
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 force_option = click.option(
     "--force", is_flag=True, help="Accept a foreign adapter whose base_model_name_or_path names another base."
 )
 bundle_argument = click.argument("bundle", type=click.Path(path_type=Path))
+threads_option = option("--threads", type=click.IntRange(min=1), metavar="N", help="ONNX Runtime's intra-op threads.")
+text_option = option("--text", section="Data", default="text", metavar="COLUMN", help="Column of the text.")
+label_option = option("--label", section="Data", default="label", metavar="COLUMN", help="Column of the label.")
+pair_option = option("--pair", section="Data", metavar="COLUMN", help="Column of a second text, for pairs.")
 
 
 def guarded(command: F) -> F:
-    """Print an :class:`EdgepeftError` as ``Error: …`` and exit with 2; with ``--json`` as ``{"error": …}``."""
+    """Turn what a command raises into a message on standard error and an exit code.
+
+    2 for :class:`EdgepeftError` and what the system refuses (with ``--json`` also ``{"error": …}`` on standard output),
+    130 for Ctrl-C, 141 where the reader of our output went away, 70 with a traceback for a bug.
+    """
 
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         try:
-            return command(*args, **kwargs)
-        except EdgepeftError as error:
+            result = command(*args, **kwargs)
+            sys.stdout.flush()
+            return result
+        except (click.ClickException, click.exceptions.Exit):
+            raise
+        except BrokenPipeError:
+            # Python flushes standard output once more at exit, into a pipe that nobody reads.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
+        except KeyboardInterrupt:
+            click.echo("Interrupted; bundles are as they were.", err=True)
+            sys.exit(130)
+        except Exception as error:
+            said = _as_edgepeft(error)
+            if said is None:
+                traceback.print_exc()
+                click.secho("This is a bug in edgepeft: please report it with the lines above.", err=True, fg="red")
+                sys.exit(BUG)
             if kwargs.get("as_json"):
-                click.echo(json.dumps({"error": str(error), "type": type(error).__name__}))
-            click.secho(f"Error: {error}", err=True, fg="red")
+                print_json({"error": str(said), "type": type(said).__name__})
+            click.secho(f"Error: {said}", err=True, fg="red")
             sys.exit(2)
 
     return wrapper  # type: ignore[return-value] # functools.wraps keeps the signature
 
 
+def _as_edgepeft(error: Exception) -> EdgepeftError | None:
+    """``error`` as one of ours: itself, a missing extra, or what the operating system refused; else ``None``."""
+    if isinstance(error, EdgepeftError):
+        return error
+    if isinstance(error, ModuleNotFoundError):
+        module = (error.name or "").partition(".")[0]
+        extra = next((extra for extra, modules in _EXTRAS.items() if module in modules), None)
+        if extra is not None:
+            return MissingExtraError(
+                f"this command needs {module}, which is not installed: pip install 'edgepeft[{extra}]'"
+            )
+    if isinstance(error, OSError) and error.strerror:
+        return InputError(f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
+    return None
+
+
 def print_json(value: Any) -> None:
-    """One JSON object on standard output."""
+    """One JSON value on standard output."""
     click.echo(json.dumps(value, indent=1, default=str))
-
-
-@contextmanager
-def progress(as_json: bool) -> Iterator[Callable[[str], None]]:
-    """A function that tells what is being done: a spinner on a terminal, lines on standard error elsewhere."""
-    if as_json:
-        yield lambda message: None
-    elif sys.stderr.isatty():
-        from rich.console import Console
-
-        with Console(stderr=True).status("starting") as status:
-            yield status.update
-    else:
-        yield lambda message: click.echo(message, err=True)
-
-
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """A table on standard output; as wide as its cells need where the output is not a terminal."""
-    from rich.console import Console
-    from rich.table import Table
-
-    drawn = Table(title=title, title_justify="left", header_style="bold")
-    for position, column in enumerate(columns):
-        drawn.add_column(column, justify="left" if position == 0 else "right", overflow="fold")
-    for row in rows:
-        drawn.add_row(*(cell(value) for value in row))
-    Console(width=None if sys.stdout.isatty() else 160).print(drawn)
-
-
-def cell(value: Any) -> str:
-    """A table cell: numbers short, nothing as a dash."""
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, float):
-        return f"{value:.1e}" if value and abs(value) < 1e-3 else f"{value:.3f}" if abs(value) < 10 else f"{value:.1f}"
-    return str(value)
-
-
-def megabytes(count: int) -> str:
-    """Bytes as MB (10^6)."""
-    return f"{count / 1e6:.2f} MB"
 
 
 def named(values: Sequence[str], option: str) -> dict[str, str]:

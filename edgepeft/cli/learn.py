@@ -8,29 +8,63 @@ from pathlib import Path
 
 import click
 
-from .common import guarded, json_option, print_json, progress, table
+from .common import (
+    Command,
+    guarded,
+    json_option,
+    label_option,
+    option,
+    pair_option,
+    path_option,
+    print_json,
+    text_option,
+)
+from .show import steps, table, warn
 
 
-@click.command()
-@click.option("--model", required=True, help="The base: a folder or a Hugging Face id.")
-@click.option("--data", required=True, help="Training rows: .csv, .tsv, .jsonl, or a datasets id.")
-@click.option("--out", required=True, type=click.Path(path_type=Path), help="The adapter folder to write.")
-@click.option("--validation", help="Validation rows [default: split off --data].")
-@click.option("--text", default="text", show_default=True, help="The column that holds the text.")
-@click.option("--label", default="label", show_default=True, help="The column that holds the label.")
-@click.option("--pair", help="The column that holds a second text.")
-@click.option("--rank", default=8, show_default=True, help="LoRA rank.")
-@click.option("--alpha", default=16.0, show_default=True, help="LoRA alpha; the scaling is alpha / rank.")
-@click.option("--dropout", default=0.0, show_default=True, help="LoRA dropout.")
-@click.option("--target-modules", help="Comma-separated module names, or all-linear [default: attention projections].")
-@click.option("--dora", is_flag=True, help="DoRA: train the magnitude too.")
-@click.option("--rslora", is_flag=True, help="Scale by alpha / sqrt(rank).")
-@click.option("--epochs", default=3, show_default=True, help="Epochs at most.")
-@click.option("--learning-rate", default=1e-3, show_default=True, help="Peak learning rate.")
-@click.option("--batch-size", default=16, show_default=True, help="Rows a step.")
-@click.option("--max-length", type=int, help="Tokens a row is cut to [default: 128, or the model's limit].")
-@click.option("--patience", default=2, show_default=True, help="Epochs without improvement before training stops.")
-@click.option("--seed", default=0, show_default=True, help="Seed of everything that is drawn.")
+@click.command(cls=Command)
+@option("--model", section="What", required=True, metavar="MODEL", help="The base: a folder or a Hugging Face id.")
+@path_option(
+    "--out", section="What", required=True, help="The adapter folder to write; an old adapter there is replaced."
+)
+@option(
+    "--data",
+    section="Data",
+    required=True,
+    metavar="FILE",
+    help="Training rows: a .csv, .tsv or .jsonl file, or a datasets id.",
+)
+@option(
+    "--validation", section="Data", metavar="FILE", show_default="split off --data", help="Validation rows, likewise."
+)
+@text_option
+@label_option
+@pair_option
+@option("--rank", section="Adapter", default=8, metavar="N", help="LoRA rank.")
+@option("--alpha", section="Adapter", default=16.0, metavar="X", help="LoRA alpha; the scaling is alpha / rank.")
+@option("--dropout", section="Adapter", default=0.0, metavar="P", help="LoRA dropout.")
+@option(
+    "--target-modules",
+    section="Adapter",
+    metavar="NAMES",
+    show_default="attention projections",
+    help="Comma-separated module names, or all-linear.",
+)
+@option("--dora", section="Adapter", is_flag=True, help="DoRA: train the magnitude too.")
+@option("--rslora", section="Adapter", is_flag=True, help="Scale by alpha / sqrt(rank).")
+@option("--epochs", section="Training", default=3, metavar="N", help="Epochs at most.")
+@option("--patience", section="Training", default=2, metavar="N", help="Epochs without a better score before it stops.")
+@option("--learning-rate", section="Training", default=1e-3, metavar="X", help="Peak learning rate.")
+@option("--batch-size", section="Training", default=16, metavar="N", help="Rows a step.")
+@option(
+    "--max-length",
+    section="Training",
+    type=int,
+    metavar="N",
+    show_default="128, or the model's limit",
+    help="Tokens a row is cut to.",
+)
+@option("--seed", section="Training", default=0, metavar="N", help="Seed of everything that is drawn.")
 @json_option
 @guarded
 def train(
@@ -86,36 +120,33 @@ def train(
         seed=seed,
         progress=False if as_json else None,
     )
+    if result.truncated_rows:
+        warn(f"{result.truncated_rows} rows were cut to the longest input; see --max-length")
     if as_json:
         print_json(asdict(result))
         return
     click.echo(
-        f"{result.folder}: accuracy {result.before.accuracy:.3f} -> {result.after.accuracy:.3f} on {result.validation_rows} validation "
-        f"rows (epoch {result.best_epoch} of {result.epochs}), {result.trainable_parameters:,} of {result.total_parameters:,} "
-        f"parameters trained in {result.seconds:.0f} s"
+        f"{result.folder}: accuracy {result.before.accuracy:.3f} -> {result.after.accuracy:.3f} on "
+        f"{result.validation_rows} validation rows (epoch {result.best_epoch} of {result.epochs}), "
+        f"{result.trainable_parameters:,} of {result.total_parameters:,} parameters trained in {result.seconds:.0f} s"
     )
 
 
-@click.command()
-@click.option(
-    "--out",
-    default="demo-out",
-    show_default=True,
-    type=click.Path(path_type=Path),
-    help="Folder for what the demo makes.",
-)
+@click.command(cls=Command)
+@path_option("--out", default="demo-out", help="The folder for what the demo makes.")
 @click.option("--fresh", is_flag=True, help="Train and export again, even where --out has the results.")
 @json_option
 @guarded
 def demo(out: Path, fresh: bool, as_json: bool) -> None:
-    """Train three adapters over one MiniLM, export, swap, quantize, validate and measure them.
+    """Show all of it on three real adapters.
 
-    Fetches the pinned model and data once (into EDGEPEFT_CACHE, ~/.cache/edgepeft by default). Exit code 0: every check
-    passed; 1: one failed; 3: a measurement cannot tell.
+    Trains three LoRA adapters over one MiniLM, exports one bundle, swaps, quantizes, validates and measures it. Fetches the
+    pinned model and data once (into EDGEPEFT_CACHE, ~/.cache/edgepeft by default). Exit code 0: every check passed; 1: one
+    failed; 3: a measurement cannot tell.
     """
     from ..demo.run import run_demo
 
-    with progress(as_json) as announce:
+    with steps() as announce:
         result = run_demo(out, fresh=fresh, announce=announce)
     if as_json:
         print_json(result.as_dict())

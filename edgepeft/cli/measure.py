@@ -2,56 +2,119 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
 from ..data import Examples
-from .common import bundle_argument, guarded, json_option, named, print_json, progress, table
-
-target_option = click.option(
-    "--target", default="linux-x64-cpu", show_default=True, help="A shipped target or the path of a target file."
+from .common import (
+    Command,
+    Group,
+    bundle_argument,
+    guarded,
+    json_option,
+    label_option,
+    named,
+    option,
+    pair_option,
+    path_option,
+    print_json,
+    text_option,
 )
-report_option = click.option(
-    "--report",
-    "report",
-    type=click.Path(path_type=Path),
-    help="Folder for the JSON, Markdown and JUnit report [default: BUNDLE/report].",
+from .show import bar, print_report, steps, table
+
+target_option = option(
+    "--target", section="What", default="linux-x64-cpu", metavar="TARGET", help="A shipped target, or a target file."
 )
-data_option = click.option(
-    "--data", multiple=True, metavar="NAME=FILE", help="Labelled rows (.csv, .tsv, .jsonl) for an adapter. Repeat."
+report_option = path_option(
+    "--report", show_default="BUNDLE/report", help="Folder for the JSON, Markdown and JUnit report."
 )
-text_option = click.option("--text", default="text", show_default=True, help="The column that holds the text.")
-label_option = click.option("--label", default="label", show_default=True, help="The column that holds the label.")
-adapter_names = click.option("--adapter", "adapters", multiple=True, help="Only these adapters. Repeat.")
-variant_names = click.option("--variant", "variants", multiple=True, help="Only these variants. Repeat.")
+data_option = option(
+    "--data",
+    section="Data",
+    multiple=True,
+    metavar="NAME=FILE",
+    help="Labelled rows (.csv, .tsv, .jsonl) of an adapter. May be repeated.",
+)
+adapter_names = option(
+    "--adapter",
+    "adapters",
+    section="What",
+    multiple=True,
+    metavar="NAME",
+    show_default="all",
+    help="Only this adapter. May be repeated.",
+)
+variant_names = option(
+    "--variant",
+    "variants",
+    section="What",
+    multiple=True,
+    metavar="NAME",
+    show_default="all that apply",
+    help="Only this variant. May be repeated.",
+)
+shape_option = option(
+    "--shape",
+    "shapes",
+    section="What",
+    multiple=True,
+    metavar="BATCHxTOKENS",
+    show_default="those with a budget",
+    help="Only this input shape. May be repeated.",
+)
+threads_option = option(
+    "--threads",
+    section="What",
+    type=click.IntRange(min=1),
+    metavar="N",
+    show_default="the target's",
+    help="ONNX Runtime's intra-op threads.",
+)
 
 
-def _examples(data: tuple[str, ...], text: str, label: str) -> dict[str, Examples]:
+def _examples(data: tuple[str, ...], text: str, label: str, pair: str | None) -> dict[str, Examples]:
     from ..data import read_examples
 
-    return {name: read_examples(path, text=text, label=label) for name, path in named(data, "--data").items()}
+    files = named(data, "--data")
+    return {name: read_examples(path, text=text, label=label, pair=pair) for name, path in files.items()}
 
 
-@click.command()
+@click.command(cls=Command)
 @bundle_argument
 @data_option
 @text_option
 @label_option
+@pair_option
+@variant_names
 @click.option(
+    "--max-drop",
+    default=0.01,
+    show_default=True,
+    type=click.FloatRange(0, 1),
+    metavar="SHARE",
+    help="Accuracy a variant may lose against PEFT.",
+)
+@option(
     "--adapter",
     "adapters",
+    section="Reference",
     multiple=True,
     metavar="NAME=PATH",
-    help="Where an adapter's PEFT checkpoint is, if it moved. Repeat.",
+    show_default="where the manifest says",
+    help="The PEFT checkpoint of an adapter. May be repeated.",
 )
-@click.option("--model", help="The base model for the comparison [default: as the manifest says].")
-@variant_names
-@click.option("--no-reference", is_flag=True, help="Accuracy alone, without comparing with PEFT (needs no torch).")
-@click.option(
-    "--max-drop", default=0.01, show_default=True, help="Accuracy a variant may lose against PEFT, as a share."
+@option(
+    "--model",
+    section="Reference",
+    metavar="MODEL",
+    show_default="as the manifest says",
+    help="The base model: a folder or a Hugging Face id.",
 )
+@option("--no-reference", section="Reference", is_flag=True, help="Do not compare with PEFT (needs no torch).")
 @report_option
 @json_option
 @guarded
@@ -60,6 +123,7 @@ def validate(
     data: tuple[str, ...],
     text: str,
     label: str,
+    pair: str | None,
     adapters: tuple[str, ...],
     model: str | None,
     variants: tuple[str, ...],
@@ -68,17 +132,19 @@ def validate(
     report: Path | None,
     as_json: bool,
 ) -> None:
-    """Compare every adapter with PEFT, and measure accuracy on labelled rows.
+    """Compare adapters with PEFT, on outputs and accuracy.
 
-    Exit code 0: all checks hold; 1: one does not; 2: the call was wrong.
+    Every adapter whose checkpoint is at hand must give PEFT's outputs on ragged padded batches, the base must come back
+    bit for bit, and on labelled --data no variant may lose more than --max-drop. Exit code 0: all checks hold; 1: one does
+    not; 2: the call was wrong.
     """
     from ..pipeline import validate as run
     from ..validate import validation_report
 
-    with progress(as_json) as announce:
+    with steps() as announce:
         result = run(
             bundle,
-            data=_examples(data, text, label),
+            data=_examples(data, text, label, pair),
             adapters=named(adapters, "--adapter"),
             base=model,
             variants=variants or None,
@@ -86,19 +152,24 @@ def validate(
             max_drop=max_drop,
             progress=announce,
         )
-    _finish(validation_report(result), report, bundle, "validate", as_json)
+    _finish(validation_report(result, max_drop), report, bundle, "validate", as_json)
 
 
-@click.command()
+@click.command(cls=Command)
 @bundle_argument
 @target_option
 @adapter_names
 @variant_names
-@click.option(
-    "--shape", "shapes", multiple=True, metavar="BATCHxTOKENS", help="Input shapes [default: those with a budget]."
+@shape_option
+@threads_option
+@option(
+    "--processes",
+    section="What",
+    default=3,
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="Fresh processes for each variant.",
 )
-@click.option("--threads", type=int, help="Instead of the target's.")
-@click.option("--processes", default=3, show_default=True, help="Fresh processes for each variant.")
 @report_option
 @json_option
 @guarded
@@ -113,8 +184,9 @@ def bench(
     report: Path | None,
     as_json: bool,
 ) -> None:
-    """Measure latency, load, swap, memory and size in fresh processes against a target's budgets.
+    """Measure speed, memory and size against a target.
 
+    Latency, load, swap and peak memory are measured in fresh processes and held against the target's budgets.
     Exit code 0: within budget; 1: over; 3: the measurement cannot tell.
     """
     from ..bench import bench as run
@@ -122,7 +194,7 @@ def bench(
     from ..targets import load_target
 
     loaded = load_target(target)
-    with progress(as_json) as announce:
+    with bar() as announce:
         result = run(
             bundle,
             loaded,
@@ -131,29 +203,28 @@ def bench(
             shapes=list(shapes) or None,
             threads=threads,
             processes=processes,
-            progress=lambda done, total, what: announce(f"{done}/{total} {what}"),
+            progress=announce,
         )
     _finish(bench_report(result, loaded), report, bundle, "bench", as_json)
 
 
-@click.command()
+@click.command(cls=Command)
 @bundle_argument
-@click.option(
+@path_option(
     "--baseline",
+    section="What",
     required=True,
-    type=click.Path(path_type=Path),
-    help="A bundle, or the JSON that bench saved on this host.",
+    help="A bundle, or the JSON report that bench saved on this host.",
 )
 @target_option
 @data_option
 @text_option
 @label_option
+@pair_option
 @adapter_names
 @variant_names
-@click.option(
-    "--shape", "shapes", multiple=True, metavar="BATCHxTOKENS", help="Input shapes [default: those with a budget]."
-)
-@click.option("--threads", type=int, help="Instead of the target's.")
+@shape_option
+@threads_option
 @report_option
 @json_option
 @guarded
@@ -164,6 +235,7 @@ def check(
     data: tuple[str, ...],
     text: str,
     label: str,
+    pair: str | None,
     adapters: tuple[str, ...],
     variants: tuple[str, ...],
     shapes: tuple[str, ...],
@@ -171,14 +243,15 @@ def check(
     report: Path | None,
     as_json: bool,
 ) -> None:
-    """The CI gate: is this bundle slower, larger or less accurate than the baseline?
+    """Gate a bundle against a baseline, for CI.
 
+    Fails where the bundle is slower or less accurate than the baseline, or over the target's budgets.
     Latency is compared in interleaved A B B A runs of fresh processes. Exit code 0: pass; 1: fail; 3: inconclusive.
     """
     from ..bench import check as run
     from ..bench import check_report
 
-    with progress(as_json) as announce:
+    with bar() as announce:
         result = run(
             bundle,
             baseline,
@@ -187,39 +260,30 @@ def check(
             variants=list(variants) or None,
             shapes=list(shapes) or None,
             threads=threads,
-            data=_examples(data, text, label) or None,
-            progress=lambda done, total, what: announce(f"{done}/{total} {what}"),
+            data=_examples(data, text, label, pair) or None,
+            progress=announce,
         )
     _finish(check_report(result), report, bundle, "check", as_json)
 
 
 def _finish(report, folder: Path | None, bundle: Path, stem: str, as_json: bool) -> None:  # type: ignore[no-untyped-def] # targets.Report, not imported at start
-    from ..report import write_reports
-    from ..report.render import to_json
+    from ..report import to_json, write_reports
 
     files = write_reports(folder or bundle / "report", stem, report)
     if as_json:
-        click.echo(to_json(report))
+        print_json(json.loads(to_json(report)))
     else:
-        for drawn in report.tables:
-            table(drawn.title, drawn.columns, drawn.rows)
-        table(
-            "Gates",
-            ("gate", "verdict", "value", "limit", "unit"),
-            [(g.name, str(g.verdict), g.value, g.limit, g.unit) for g in report.gates],
-        )
-        for note in report.notes:
-            click.echo(note)
-        click.echo(f"verdict: {report.verdict}   reports: {files.json}, {files.markdown.name}, {files.junit.name}")
+        print_report(report)
+        click.echo(f"reports: {files.json}, {files.markdown.name}, {files.junit.name}")
     sys.exit(report.verdict.exit_code)
 
 
-@click.group()
+@click.group(cls=Group)
 def targets() -> None:
-    """List the kinds of device that ship with edgepeft, or show one."""
+    """List or show kinds of device and their budgets."""
 
 
-@targets.command("list")
+@targets.command("list", cls=Command)
 @json_option
 @guarded
 def list_(as_json: bool) -> None:
@@ -237,7 +301,7 @@ def list_(as_json: bool) -> None:
     )
 
 
-@targets.command()
+@targets.command(cls=Command)
 @click.argument("target")
 @json_option
 @guarded
@@ -250,13 +314,15 @@ def show(target: str, as_json: bool) -> None:
         print_json(found)
         return
     click.echo(f"{found['name']}: {found['summary']}")
-    rows: list[tuple[str, object]] = []
-    for key, value in found.items():
-        if isinstance(value, dict):
-            rows.extend(
-                (f"{key}.{inner}", v if not isinstance(v, dict) else ", ".join(f"{a}: {b}" for a, b in v.items()))
-                for inner, v in value.items()
-            )
-        elif key not in {"name", "summary"}:
-            rows.append((key, ", ".join(map(str, value)) if isinstance(value, list) else value))
-    table("", ("key", "value"), rows)
+    table("", ("key", "value"), [row for row in _flat(found) if row[0] not in {"name", "summary"}])
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Nested keys as the target file's dotted ones, with values as that file writes them."""
+    rows: list[tuple[str, str]] = []
+    for key, inner in value.items():
+        if isinstance(inner, dict):
+            rows += _flat(inner, f"{prefix}{key}.")
+        else:
+            rows.append((prefix + key, ", ".join(map(str, inner)) if isinstance(inner, list) else str(inner)))
+    return rows

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import click
 
 from ..errors import InputError
-from .common import bundle_argument, guarded, json_option, megabytes, print_json, table
+from .common import Command, bundle_argument, guarded, json_option, option, path_option, print_json, threads_option
+from .show import megabytes, table, warn
 
 
-@click.command()
+@click.command(cls=Command)
 @bundle_argument
 @click.argument("text", nargs=-1)
-@click.option(
-    "--file",
-    "file",
-    type=click.Path(path_type=Path),
-    help="Texts to run: .csv, .tsv or .jsonl, or one text a line (.txt, - for standard input).",
+@path_option(
+    "--file", section="Texts", help="Texts: .csv, .tsv or .jsonl, or one text a line (.txt; - for standard input)."
 )
-@click.option("--column", default="text", show_default=True, help="The column of --file that holds the text.")
-@click.option("--adapter", help="The adapter to use; the base without one.")
-@click.option("--scale", default=1.0, show_default=True, help="Multiply the adapter's low-rank part.")
-@click.option("--variant", help="fp32 by default.")
-@click.option("--threads", type=int, help="ONNX Runtime's intra-op threads.")
+@option("--column", section="Texts", default="text", metavar="COLUMN", help="Column of --file that holds the text.")
+@option("--pair", section="Texts", metavar="COLUMN", help="Column of --file that holds a second text, for pairs.")
+@option("--adapter", section="Model", metavar="NAME", show_default="none, the base", help="The adapter to use.")
+@option("--scale", section="Model", default=1.0, metavar="X", help="Multiply the adapter's low-rank part.")
+@option("--variant", section="Model", metavar="NAME", show_default="fp32", help="The variant of the base to run.")
+@threads_option
 @json_option
 @guarded
 def run(
@@ -33,45 +31,42 @@ def run(
     text: tuple[str, ...],
     file: Path | None,
     column: str,
+    pair: str | None,
     adapter: str | None,
     scale: float,
     variant: str | None,
     threads: int | None,
     as_json: bool,
 ) -> None:
-    """Run texts through a bundle, with an adapter or without."""
+    """Run texts through a bundle and an adapter."""
     from .. import runtime
+    from ..data import read_texts
 
-    texts = [*text, *(_read(file, column) if file is not None else ())]
+    found = read_texts(file, text=column, pair=pair) if file is not None else []
+    texts: list[Any] = [*text, *found]
     if not texts:
         raise InputError("no text: give one as an argument, or a file with --file")
-    opened = runtime.open(bundle, variant=variant, threads=threads)
-    if adapter is not None and opened.manifest.mode == "merge":
-        if adapter != opened.manifest.merged:
-            raise InputError(f"{bundle} is merged with {opened.manifest.merged!r}; it has no adapter {adapter!r}")
-    else:
-        opened.use(adapter, scale=scale)
+    opened = runtime.open(bundle, variant=variant, threads=threads).use(adapter, scale=scale)
+    if opened.labels_are_untrained:
+        warn(
+            f"this base has no trained head of its own; choose an adapter: {', '.join(opened.adapters) or 'none here'}"
+        )
     results: list[dict[str, Any]] = []
     for start in range(0, len(texts), 32):
         results.extend(opened.run(texts[start : start + 32]))
+    if cut := opened.truncated(texts):
+        warn(
+            f"{len(cut)} of {len(texts)} texts were cut to {opened.manifest.max_length} tokens, the first is text {cut[0] + 1}"
+        )
     if as_json:
-        print_json([{"text": t, "adapter": adapter, **result} for t, result in zip(texts, results, strict=True)])
+        print_json([{**_given(t), "adapter": adapter, **result} for t, result in zip(texts, results, strict=True)])
         return
     for t, result in zip(texts, results, strict=True):
-        click.echo(f"{_short(result)}\t{t}")
+        click.echo(f"{_short(result)}\t{t if isinstance(t, str) else ' ⏐ '.join(t)}")
 
 
-def _read(file: Path, column: str) -> list[str]:
-    from ..data import read_examples
-
-    if str(file) == "-":
-        return [line for line in sys.stdin.read().splitlines() if line.strip()]
-    if file.suffix.lower() == ".txt":
-        try:
-            return [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"cannot read {file}: {error}") from error
-    return list(read_examples(file, text=column, label=None).texts)
+def _given(text: str | tuple[str, str]) -> dict[str, str]:
+    return {"text": text} if isinstance(text, str) else dict(zip(("text", "pair"), text, strict=True))
 
 
 def _short(result: dict[str, Any]) -> str:
@@ -85,26 +80,37 @@ def _short(result: dict[str, Any]) -> str:
     return "[" + ", ".join(f"{x:.4f}" for x in vector[:4]) + f", … {len(vector)} numbers]"
 
 
-@click.command()
-@click.argument("path", type=click.Path(path_type=Path))
-@click.option("--schema", is_flag=True, help="Print the JSON Schema of edgepeft.json instead.")
+@click.command(cls=Command)
+@click.argument("path", type=click.Path(path_type=Path), required=False)
+@click.option("--schema", is_flag=True, help="Print the JSON Schema of edgepeft.json; needs no PATH.")
 @json_option
 @guarded
-def inspect(path: Path, schema: bool, as_json: bool) -> None:
-    """Show what a bundle or an adapter holds (a bundle folder, a PEFT folder, an exported .onnx adapter)."""
+def inspect(path: Path | None, schema: bool, as_json: bool) -> None:
+    """Show what a bundle or an adapter holds.
+
+    PATH is a bundle folder (all of its files are verified), a PEFT folder, or an .onnx or .onnx_adapter file that
+    edgepeft exported.
+    """
     from ..bundle import MANIFEST_NAME, json_schema
 
     if schema:
         print_json(json_schema())
-    elif (path / MANIFEST_NAME).is_file():
-        _bundle(path, as_json)
+    elif path is None:
+        raise InputError("PATH is missing: give a bundle or an adapter (or --schema)")
+    elif not path.exists():
+        raise InputError(f"{path} does not exist")
     elif path.suffix == ".onnx":
         _adapter_file(path, as_json)
-    elif (path / "adapter_config.json").is_file():
+    elif path.suffix == ".onnx_adapter":
+        _onnx_adapter(path, as_json)
+    elif (path / "adapter_config.json").is_file() and not (path / MANIFEST_NAME).is_file():
         _checkpoint(path, as_json)
+    elif path.is_dir():
+        _bundle(path, as_json)
     else:
         raise InputError(
-            f"{path} is neither a bundle ({MANIFEST_NAME}), a PEFT checkpoint (adapter_config.json) nor an exported .onnx adapter"
+            f"{path} is neither a bundle ({MANIFEST_NAME}), a PEFT checkpoint (adapter_config.json) nor an exported "
+            ".onnx or .onnx_adapter file"
         )
 
 
@@ -118,16 +124,20 @@ def _bundle(path: Path, as_json: bool) -> None:
         print_json(manifest.model_dump(mode="json"))
         return
     base = manifest.base
-    click.echo(
-        f"{path}: {manifest.task}, {manifest.mode}, {megabytes(bundle.size())}, all {len(manifest.files)} files verified"
-    )
-    click.echo(
-        f"base {base.source} ({base.architecture}, {base.parameters:,} parameters, {base.captured_by}), identity {base.identity[:16]}…"
-    )
     sites = sum(len(slot.parts) for slot in manifest.slots.linear)
-    click.echo(
-        f"slots: {len(manifest.slots.linear)} at {sites} sites, {len(manifest.slots.overrides)} replaceable parameters"
-    )
+    facts = {
+        "bundle": f"{path}, {manifest.mode}, {megabytes(bundle.size())}, all {len(manifest.files)} files verified",
+        "task": manifest.task + (f" ({', '.join(manifest.labels)})" if manifest.labels and not base.fresh else ""),
+        "base": f"{base.source} ({base.architecture}, {base.parameters:,} parameters)",
+        "captured": f"{base.captured_by}, identity {base.identity[:16]}…",
+        "slots": f"{len(manifest.slots.linear)} at {sites} sites, {len(manifest.slots.overrides)} replaceable parameters",
+    }
+    if manifest.merged is not None:
+        facts["merged"] = manifest.merged
+        del facts["slots"]
+    if base.fresh:
+        facts["untrained"] = f"{', '.join(base.fresh)}: adapters bring their own"
+    _facts(facts)
     table(
         "Variants",
         ("variant", "size", "weights quantized", "recipe"),
@@ -139,7 +149,7 @@ def _bundle(path: Path, as_json: bool) -> None:
     if manifest.adapters:
         table(
             "Adapters",
-            ("adapter", "method", "size", "rank", "labels", "scalable", "per row", "source"),
+            ("adapter", "method", "size", "largest rank", "labels", "scalable", "mixed batches"),
             [
                 (
                     n,
@@ -149,57 +159,83 @@ def _bundle(path: Path, as_json: bool) -> None:
                     ", ".join(a.labels or ()) or None,
                     a.scalable,
                     a.per_row,
-                    a.source,
                 )
                 for n, a in manifest.adapters.items()
             ],
         )
+        for name, entry in manifest.adapters.items():
+            click.echo(f"{name} from {entry.source}")
+
+
+def _facts(facts: dict[str, str]) -> None:
+    width = max(map(len, facts))
+    for key, value in facts.items():
+        click.echo(f"{key:<{width}}  {value}")
+    click.echo()
 
 
 def _adapter_file(path: Path, as_json: bool) -> None:
     from ..adapters.files import read_adapter_onnx
 
     found = read_adapter_onnx(path)
-    shapes = {name: list(array.shape) for name, array in found.tensors.items()}
+    shapes = {name: list(array.shape) for name, array in sorted(found.tensors.items())}
     if as_json:
         print_json({**found.metadata, "tensors": shapes})
         return
-    click.echo(f"{path}: {found.metadata['method']}, base identity {found.metadata['base_identity'][:16]}…")
-    table("Slot tensors", ("tensor", "shape"), list(shapes.items()))
+    _facts(
+        {
+            "adapter": f"{path}, {found.metadata['method']}, {megabytes(path.stat().st_size)}",
+            "labels": ", ".join(found.metadata.get("labels") or ()) or "–",
+            "base": f"identity {found.metadata['base_identity'][:16]}…, slots {found.metadata['slots_hash'][:16]}…",
+        }
+    )
+    table("Slot tensors", ("tensor", "shape"), list(_shapes(shapes)))
+
+
+def _onnx_adapter(path: Path, as_json: bool) -> None:
+    from ..adapters.files import read_onnx_adapter
+
+    tensors, model_version, adapter_version = read_onnx_adapter(path)
+    shapes = {name: list(array.shape) for name, array in sorted(tensors.items())}
+    if as_json:
+        print_json({"model_version": model_version, "adapter_version": adapter_version, "tensors": shapes})
+        return
+    _facts(
+        {
+            "adapter": f"{path}, {megabytes(path.stat().st_size)}",
+            "base": f"model version {model_version} (from the base's identity), adapter version {adapter_version} (from its slots)",
+        }
+    )
+    table("Slot tensors", ("tensor", "shape"), list(_shapes(shapes)))
+
+
+def _shapes(shapes: dict[str, list[int]]) -> list[tuple[str, str]]:
+    return [(name, " × ".join(map(str, shape))) for name, shape in shapes.items()]
+
+
+#: What changes how a LoRA checkpoint is read, beside rank and alpha.
+_OPTIONS = ("use_dora", "use_rslora", "lora_bias", "rank_pattern", "alpha_pattern", "bias", "modules_to_save",
+            "init_lora_weights")  # fmt: skip
 
 
 def _checkpoint(path: Path, as_json: bool) -> None:
     from ..adapters.checkpoint import read_checkpoint
 
     found = read_checkpoint(path)
-    shapes = {name: list(array.shape) for name, array in found.tensors.items()}
+    shapes = {name: list(array.shape) for name, array in sorted(found.tensors.items())}
     if as_json:
         print_json({"config": dict(found.config), "record": dict(found.record), "tensors": shapes})
         return
-    config = found.config
-    click.echo(f"{path}: {found.peft_type} for {config.get('task_type')}, base {config.get('base_model_name_or_path')}")
-    click.echo(
-        f"rank {config.get('r')}, alpha {config.get('lora_alpha')}, {len(shapes)} tensors, {sum(a.size for a in found.tensors.values()):,} numbers"
-    )
-    options = {
-        k: v
-        for k, v in config.items()
-        if v
-        and k
-        in {
-            "use_dora",
-            "use_rslora",
-            "lora_bias",
-            "rank_pattern",
-            "alpha_pattern",
-            "bias",
-            "modules_to_save",
-            "init_lora_weights",
-        }
+    config, record = found.config, found.record
+    numbers = sum(array.size for array in found.tensors.values())
+    facts = {
+        "checkpoint": f"{path}, {found.peft_type} for {config.get('task_type')}",
+        "base": str(config.get("base_model_name_or_path")),
+        "size": f"rank {config.get('r')}, alpha {config.get('lora_alpha')}, {len(shapes)} tensors, {numbers:,} numbers",
+        "options": ", ".join(f"{key}={config[key]}" for key in _OPTIONS if config.get(key)) or "–",
     }
-    click.echo("options: " + ", ".join(f"{k}={v}" for k, v in options.items()))
-    if found.record:
-        click.echo(
-            f"trained by edgepeft: labels {', '.join(found.record.get('labels') or ())}; base identity {str(found.record.get('base_identity'))[:16]}…"
-        )
-    table("Tensors", ("tensor", "shape"), list(shapes.items()))
+    if record:
+        facts["labels"] = ", ".join(record.get("labels") or ()) or "–"
+        facts["trained on"] = f"base identity {str(record.get('base_identity'))[:16]}…"
+    _facts(facts)
+    table("Tensors", ("tensor", "shape"), _shapes(shapes))

@@ -9,26 +9,39 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
+from ..errors import CaptureError
+
 
 def run_graph(
     graph: ir.Model,
     batches: Sequence[Mapping[str, np.ndarray]],
     feeds: Mapping[str, np.ndarray] | None = None,
 ) -> list[dict[str, np.ndarray]]:
-    """Outputs by name for each batch; ``feeds`` are slot tensors given with every batch."""
+    """Outputs by name for each batch; ``feeds`` are slot tensors given with every batch.
+
+    Raises :class:`CaptureError` where ONNX Runtime rejects the graph or fails while it runs.
+    """
     import onnxruntime as ort
 
     options = ort.SessionOptions()
-    options.log_severity_level = 3  # one warning a slot otherwise
+    options.log_severity_level = 4  # what fails is raised below; the log would say it twice
     with tempfile.TemporaryDirectory(prefix="edgepeft-") as folder:
         path = Path(folder) / "model.onnx"
         ir.save(graph, path, external_data="model.onnx_data")
-        session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        try:
+            session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's exception types are not public
+            raise CaptureError(f"ONNX Runtime rejects the graph: {error}") from error
         names = [output.name for output in session.get_outputs()]
         accepted = {value.name for value in session.get_inputs()}
         results = []
         for batch in batches:
             inputs = {name: array for name, array in batch.items() if name in accepted}
-            results.append(dict(zip(names, session.run(names, {**inputs, **(feeds or {})}), strict=True)))
+            try:
+                found = session.run(names, {**inputs, **(feeds or {})})
+            except Exception as error:
+                shapes = {name: array.shape for name, array in inputs.items()}
+                raise CaptureError(f"ONNX Runtime fails on inputs {shapes}: {error}") from error
+            results.append(dict(zip(names, found, strict=True)))
         del session
     return results

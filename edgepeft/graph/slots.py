@@ -49,9 +49,17 @@ class _Inserter:
         """Where the parameter stands and a node reads it."""
         return [location for location in self.locations.get(parameter, ()) if self.value(location).uses()]
 
+    def linear_locations(self, parameter: str) -> list[Location]:
+        """Where the parameter stands as the right side of a linear node.
+
+        That is more than one place where a fusion packs a module's weight once for each input the module is given
+        (DeBERTa's ``query_proj`` meets the tokens and the relative positions).
+        """
+        return [loc for loc in self.locations.get(parameter, ()) if linear_users(self.value(loc))]
+
     def linear_location(self, parameter: str) -> Location | None:
-        """Where the parameter stands as the right side of a linear node."""
-        found = [loc for loc in self.locations.get(parameter, ()) if linear_users(self.value(loc))]
+        """The one place where the parameter stands as the right side of a linear node."""
+        found = self.linear_locations(parameter)
         if len(found) > 1:
             raise SiteError(
                 f"{parameter} was found at {len(found)} places: {', '.join(loc.initializer for loc in found)}"
@@ -79,6 +87,8 @@ class _Inserter:
         value = self.value(location)
         parts = self.parts_of(location.initializer)
         name = _slot_name([part.site for part in parts])
+        if any(slot.name == name for slot in self.linear):
+            name = f"{name}.{sum(slot.name.startswith(name) for slot in self.linear)}"
         users = linear_users(value)
         transposed = weight_is_transposed(users[0])
         shape = [int(dim) for dim in value.const_value.shape]  # type: ignore[union-attr,arg-type]
@@ -158,11 +168,11 @@ class _Inserter:
                 f"parameter {parameter} holds the same numbers as {', '.join(also)}; which is which cannot be told"
             )
         site, _, leaf = parameter.rpartition(".")
-        location = self.linear_location(f"{site}.weight")
-        if location is not None and self.is_head(f"{site}.weight"):
-            self.add_head(site, location)
+        places = self.linear_locations(f"{site}.weight")
+        if places and self.is_head(f"{site}.weight"):
+            self.add_head(site, places[0])
             return
-        if location is not None and leaf == "weight":
+        if leaf == "weight" and (location := self.linear_location(parameter)) is not None:
             self.add_matmul_override(parameter, location)
             return
         values = [self.value(location) for location in locations]
@@ -189,11 +199,11 @@ class _Inserter:
         """Whether a linear weight gives the logits: as many rows as there are labels, and nothing linear behind it."""
         if self.labels is None or weight not in self.weights or self.weights[weight].shape[0] != self.labels:
             return False
-        location = self.linear_location(weight)
-        if location is None:
+        places = self.linear_locations(weight)
+        if len(places) != 1:
             return False
         seen: set[int] = set()
-        todo = [output for node in linear_users(self.value(location)) for output in node.outputs]
+        todo = [output for node in linear_users(self.value(places[0])) for output in node.outputs]
         reaches = False
         while todo:
             value = todo.pop()
@@ -214,6 +224,9 @@ class _Inserter:
                 f"parameter {site}.bias was not found in the graph, so the head at {site} cannot be replaced"
             )
         self.add_matmul_override(f"{site}.weight", location, out="labels")
+        for output in self.graph.outputs:
+            if output.shape is not None and output.name == "logits":
+                output.shape = ir.Shape([*list(output.shape)[:-1], "labels"])
         if not has_bias:
             return
         value = self.value(self.locations[f"{site}.bias"][0])
@@ -245,9 +258,6 @@ class _Inserter:
                 parameter=name, tensor=slot.name or "", shape=("adapter_batch", 1, "labels"), layout="row", per_row=True
             )
         )
-        for output in self.graph.outputs:
-            if output.shape is not None and output.name == "logits":
-                output.shape = ir.Shape([*list(output.shape)[:-1], "labels"])
 
     def _bypass(self, node: ir.Node, value: ir.Value) -> None:
         """Drop ``node``; its consumers, graph outputs included, take ``value``."""
@@ -318,7 +328,9 @@ def add_slots(
     """A copy of the base's graph with slots where ``adapters`` need them, or at every linear site for adapters to come.
 
     Parameters that the checkpoint does not hold always get a slot, since only an adapter can fill them. Every default is
-    the base's own number, or a rank of zero: without an adapter the outputs are the base's, bit for bit. Raises
+    the base's own number, or a rank of zero: without an adapter the outputs are the base's, bit for bit with low-rank and
+    gain slots. (An override takes the place of a constant that ONNX Runtime would have packed; the same numbers are then
+    summed in another order, about 1e-7.) Raises
     :class:`SiteError` for a site that is missing, ambiguous or cannot be edited at run time.
     """
     for adapter in adapters:
@@ -340,20 +352,21 @@ def add_slots(
     by_initializer: dict[str, list[str]] = {}
     wanted_at: dict[str, Location] = {}
     for site in sites:
-        location = inserter.linear_location(f"{site}.weight")
-        if location is None:
+        places = inserter.linear_locations(f"{site}.weight")
+        if not places:
             raise SiteError(_not_found(site, locations, weights, graph))
-        if len(inserter.used(f"{site}.weight")) > 1:
+        if site in edits and len(inserter.used(f"{site}.weight")) > len(places):
             raise SiteError(
-                f"site {site}: its weight is not only a linear map, it stands at several places in the graph (tied weights?), and "
-                "the adapter changes only one of them. Untie them, save the base and export again."
+                f"site {site}: its weight is not only a linear map, it is read elsewhere in the graph too (tied weights?), and the "
+                "adapter changes only one of the two. Untie them, save the base and export again."
             )
         if site in overridden:
             raise SiteError(
                 f"site {site}: one adapter replaces its weight and another edits it; use --mode merge for one of them"
             )
-        by_initializer.setdefault(location.initializer, []).append(site)
-        wanted_at[location.initializer] = location
+        for location in places:
+            by_initializer.setdefault(location.initializer, []).append(site)
+            wanted_at[location.initializer] = location
     order = {name: position for position, name in enumerate(weights)}
     for initializer in sorted(by_initializer, key=lambda name: order[f"{by_initializer[name][0]}.weight"]):
         at_site = [gains.get(site, (False, False)) for site in by_initializer[initializer]]

@@ -13,17 +13,19 @@ from .text import prediction, softmax
 if TYPE_CHECKING:
     from .session import Runtime
 
+Texts = Sequence[str] | Sequence[tuple[str, str]]  # what Runtime.run takes
 
-def _classes(runtime: Runtime, texts: Sequence[str]) -> list[dict[str, Any]]:
+
+def _classes(runtime: Runtime, texts: Texts) -> list[dict[str, Any]]:
     return [p.as_dict() for p in runtime.predict(texts)]
 
 
-def _tokens(runtime: Runtime, texts: Sequence[str]) -> list[dict[str, Any]]:
+def _tokens(runtime: Runtime, texts: Texts) -> list[dict[str, Any]]:
     logits = runtime.forward(runtime.encode(texts))["logits"]
     labels = runtime.labels or tuple(f"LABEL_{i}" for i in range(logits.shape[-1]))
     results = []
     for text, rows in zip(texts, logits, strict=True):
-        tokens = runtime.encoder.tokens(text)
+        tokens = runtime.encoder.tokens(text)  # type: ignore[arg-type] # zip loses which of the two
         found = [prediction(row, labels) for row in rows[: len(tokens)]]
         results.append(
             {"tokens": [{"token": t, "label": p.label, "score": p.score} for t, p in zip(tokens, found, strict=True)]}
@@ -31,7 +33,7 @@ def _tokens(runtime: Runtime, texts: Sequence[str]) -> list[dict[str, Any]]:
     return results
 
 
-def _fills(runtime: Runtime, texts: Sequence[str]) -> list[dict[str, Any]]:
+def _fills(runtime: Runtime, texts: Texts) -> list[dict[str, Any]]:
     mask_id = next((i for t in ("[MASK]", "<mask>") if (i := runtime.encoder.token_id(t)) is not None), None)
     if mask_id is None:
         raise InputError("the bundle's tokenizer has no [MASK] or <mask> token")
@@ -52,7 +54,7 @@ def _fills(runtime: Runtime, texts: Sequence[str]) -> list[dict[str, Any]]:
     return results
 
 
-def _embeddings(runtime: Runtime, texts: Sequence[str]) -> list[dict[str, Any]]:
+def _embeddings(runtime: Runtime, texts: Texts) -> list[dict[str, Any]]:
     inputs = runtime.encode(texts)
     hidden = runtime.forward(inputs)["last_hidden_state"]
     mask = inputs["attention_mask"][:, :, None]
@@ -60,7 +62,7 @@ def _embeddings(runtime: Runtime, texts: Sequence[str]) -> list[dict[str, Any]]:
     return [{"embedding": row.tolist()} for row in pooled]
 
 
-_BY_TASK: dict[str, Callable[[Runtime, Sequence[str]], list[dict[str, Any]]]] = {
+_BY_TASK: dict[str, Callable[[Runtime, Texts], list[dict[str, Any]]]] = {
     "text-classification": _classes,
     "token-classification": _tokens,
     "fill-mask": _fills,
@@ -68,6 +70,11 @@ _BY_TASK: dict[str, Callable[[Runtime, Sequence[str]], list[dict[str, Any]]]] = 
 }
 
 
-def results(runtime: Runtime, texts: Sequence[str]) -> list[dict[str, Any]]:
+def results(runtime: Runtime, texts: Texts) -> list[dict[str, Any]]:
     """One result a text, by the bundle's task."""
-    return _BY_TASK[runtime.manifest.task](runtime, texts)
+    task = runtime.manifest.task
+    if task not in _BY_TASK:
+        raise InputError(
+            f"{runtime.bundle.path} is for {task}, which does not run on texts here: {', '.join(_BY_TASK)} do"
+        )
+    return _BY_TASK[task](runtime, texts)

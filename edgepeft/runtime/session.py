@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..bundle import Bundle, Manifest, read_bundle
-from ..errors import BundleError, InputError
+from ..errors import BundleError, InputError, UnknownAdapterError
 from .active import ActiveAdapter, check_tensors, load_adapter, read_tensors, scaled_adapter
 from .text import Prediction, TextEncoder, prediction
 
@@ -79,8 +79,13 @@ class Runtime:
         ``scale`` multiplies the adapter's low-rank part. Raises :class:`UnknownAdapterError` (listing those there are)
         and, for a scale on an adapter that is not linear in one, :class:`InputError`; the adapter in use then stays.
         """
+        merged = self.manifest.merged
+        if merged is not None and adapter not in (None, merged):
+            raise UnknownAdapterError(f"{self.bundle.path} is merged with {merged!r}; it has no adapter {adapter!r}")
+        if merged is not None and scale != 1.0:
+            raise InputError(f"{self.bundle.path} is merged with {merged!r}, whose scale is fixed")
         with self._lock:
-            if adapter is None:
+            if adapter is None or merged is not None:
                 active = self._base
             elif scale != 1.0:
                 active = scaled_adapter(self.bundle, adapter, scale)
@@ -89,6 +94,13 @@ class Runtime:
                 active = cached or self._loaded.setdefault(adapter, load_adapter(self.bundle, adapter))
             self._active = active
         return self
+
+    @property
+    def labels_are_untrained(self) -> bool:
+        """Whether the classification head in use is the zero one that stands in for what the checkpoint lacks."""
+        manifest = self.manifest
+        classifies = manifest.task.endswith("-classification")
+        return classifies and self.active is None and manifest.mode == "swap" and bool(manifest.base.fresh)
 
     @cached_property
     def encoder(self) -> TextEncoder:
@@ -99,12 +111,49 @@ class Runtime:
         """Padded int64 arrays ``[batch, sequence]`` by input name; pairs of texts are encoded as pairs."""
         return self.encoder.encode(texts)
 
+    def truncated(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> list[int]:
+        """Positions of the texts that have more tokens than the base takes; :meth:`encode` cuts them."""
+        return self.encoder.truncated(texts)
+
     def forward(self, inputs: Inputs) -> dict[str, np.ndarray]:
         """Run arrays through the base with the adapter in use; raw outputs by name."""
+        return self._forward(inputs, self._active)  # held for the whole run: it keeps the adapter's memory alive
+
+    def _forward(self, inputs: Inputs, active: ActiveAdapter) -> dict[str, np.ndarray]:
         known = {value.name for value in self.manifest.inputs}
         if set(inputs) != known:
             raise InputError(f"inputs are {sorted(inputs)}, the base takes exactly {sorted(known)}")
-        active = self._active  # held for the whole run: it keeps the adapter's memory alive
+        _check_arrays(inputs, self.manifest)
+        try:
+            return self._run(inputs, active)
+        except Exception as error:  # ONNX Runtime's exception types are not public
+            shapes = {name: array.shape for name, array in inputs.items()}
+            raise InputError(
+                f"ONNX Runtime cannot run inputs of shape {shapes} (this base takes token ids below its vocabulary size and at most "
+                f"{self.manifest.max_length} tokens): {error}"
+            ) from error
+
+    def forward_mixed(self, inputs: Inputs, adapters: Sequence[str | None]) -> dict[str, np.ndarray]:
+        """Run arrays with an adapter of its own for each row (``None``: the base); raw outputs by name.
+
+        The adapter in use is not changed. Raises :class:`InputError` for adapters that cannot share a batch, see
+        :func:`edgepeft.runtime.mixed.mixed_tensors`.
+        """
+        import onnxruntime as ort
+
+        from .mixed import mixed_tensors
+
+        rows = {array.shape[0] for array in inputs.values()}
+        if rows != {len(adapters)}:
+            raise InputError(f"{len(adapters)} adapters for inputs with {sorted(rows)} rows; give one for each row")
+        feeds = {
+            name: ort.OrtValue.ortvalue_from_numpy(array)
+            for name, array in mixed_tensors(self.bundle, adapters).items()
+        }
+        mixed = ActiveAdapter(name="", scale=1.0, labels=None, options=ort.RunOptions(), feeds=feeds)
+        return self._forward(inputs, mixed)
+
+    def _run(self, inputs: Inputs, active: ActiveAdapter) -> dict[str, np.ndarray]:
         if active.feeds:
             import onnxruntime as ort
 
@@ -132,7 +181,7 @@ class Runtime:
         labels = self.labels or tuple(f"LABEL_{i}" for i in range(logits.shape[-1]))
         return [prediction(row, labels) for row in logits]
 
-    def run(self, texts: Sequence[str]) -> list[dict[str, Any]]:
+    def run(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
         """Each text's result in the shape of the bundle's task, ready for JSON.
 
         Classification gives ``label``, ``score`` and ``probabilities``; token classification ``tokens`` with a label
@@ -141,6 +190,21 @@ class Runtime:
         from .results import results
 
         return results(self, texts)
+
+
+def _check_arrays(inputs: Inputs, manifest: Manifest) -> None:
+    """Token arrays that ONNX Runtime would fail on deep inside the graph, or read past a table with."""
+    shapes = set()
+    for value in manifest.inputs:
+        array = inputs[value.name]
+        if array.dtype.name != value.dtype or array.ndim != len(value.shape) or 0 in array.shape:
+            raise InputError(
+                f"input {value.name} is {array.dtype.name} of shape {array.shape}, the base takes {value.dtype} of shape "
+                f"[{', '.join(map(str, value.shape))}] with at least one row and one token"
+            )
+        shapes.add(array.shape)
+    if len(shapes) > 1:
+        raise InputError(f"inputs differ in shape: {', '.join(map(str, sorted(shapes)))}")
 
 
 def open(path: str | Path, *, variant: str | None = None, threads: int | None = None) -> Runtime:

@@ -50,7 +50,11 @@ class TextEncoder:
 
     def encode(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> dict[str, np.ndarray]:
         """Padded int64 arrays ``[batch, sequence]`` for every input the base takes."""
-        encodings = self._tokenizer.encode_batch(list(texts))
+        try:
+            encodings = self._tokenizer.encode_batch(list(texts))
+        except (TypeError, UnicodeEncodeError) as error:
+            wrong = next((t for t in texts if not _is_text(t)), texts)
+            raise InputError(f"{wrong!r} is not a text (valid Unicode), nor a pair of two texts") from error
         arrays = {
             "input_ids": np.array([e.ids for e in encodings], np.int64),
             "attention_mask": np.array([e.attention_mask for e in encodings], np.int64),
@@ -58,9 +62,14 @@ class TextEncoder:
         }
         return {name: array for name, array in arrays.items() if name in self._inputs}
 
-    def tokens(self, text: str) -> list[str]:
+    def truncated(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> list[int]:
+        """Positions of the texts that are cut to the longest input."""
+        return [row for row, encoding in enumerate(self._tokenizer.encode_batch(list(texts))) if encoding.overflowing]
+
+    def tokens(self, text: str | tuple[str, str]) -> list[str]:
         """The tokens of one text, special ones included."""
-        tokens: list[str] = self._tokenizer.encode(text).tokens
+        inputs = (text,) if isinstance(text, str) else text
+        tokens: list[str] = self._tokenizer.encode(*inputs).tokens
         return tokens
 
     def token(self, number: int) -> str:
@@ -71,6 +80,12 @@ class TextEncoder:
         """The id of a token."""
         number: int | None = self._tokenizer.token_to_id(token)
         return number
+
+
+def _is_text(value: object) -> bool:
+    if isinstance(value, tuple):
+        return len(value) == 2 and all(isinstance(part, str) and _is_text(part) for part in value)
+    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
 
 
 @dataclass(frozen=True)

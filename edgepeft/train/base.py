@@ -38,8 +38,10 @@ def load_base(source: str | Path, labels: Sequence[str]) -> BaseModel:
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
     from ..base.identity import identity_of_model
+    from ..base.load import check_source
 
     name = str(source)
+    check_source(name)
     with quiet_transformers():
         try:
             tokenizer = AutoTokenizer.from_pretrained(name)

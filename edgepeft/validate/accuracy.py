@@ -23,9 +23,11 @@ def label_ids(examples: Examples, labels: Sequence[str]) -> np.ndarray:
     if examples.labels is None:
         raise DataError(f"{examples.source} was read without labels")
     index = {label: i for i, label in enumerate(labels)}
-    unknown = sorted(set(examples.labels) - set(index))
-    if unknown:
-        raise DataError(f"{examples.source}: label {unknown[0]!r} is not one of the adapter's: {', '.join(labels)}")
+    unknown = next((row for row, label in enumerate(examples.labels) if label not in index), None)
+    if unknown is not None:
+        raise DataError(
+            f"{examples.where(unknown)}: label {examples.labels[unknown]!r} is not one of the adapter's: {', '.join(labels)}"
+        )
     return np.array([index[label] for label in examples.labels])
 
 

@@ -46,6 +46,8 @@ class Validation:
     base_restored: bool | None = None
     accuracy: tuple[AdapterAccuracy, ...] = ()
     problems: tuple[str, ...] = field(default_factory=tuple)
+    #: Adapters that were not compared with PEFT, because their checkpoint is not at hand.
+    unchecked: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:

@@ -90,9 +90,10 @@ def check_parity(runtime: Runtime, sources: Mapping[str, str | Path], base: str)
 def adapter_sources(bundle: Bundle, given: Mapping[str, str | Path]) -> dict[str, str | Path]:
     """Where each adapter's checkpoint is: as given, else as recorded in the manifest where that folder still exists."""
     recorded = {name: entry.source for name, entry in bundle.manifest.adapters.items()}
-    unknown = sorted(set(given) - set(recorded) - {bundle.manifest.merged})
+    known = {*recorded, *filter(None, [bundle.manifest.merged])}
+    unknown = sorted(set(given) - known)
     if unknown:
-        raise InputError(f"{bundle.path} has no adapter {unknown[0]!r}; it has: {', '.join(recorded) or 'none'}")
+        raise InputError(f"{bundle.path} has no adapter {unknown[0]!r}; it has: {', '.join(sorted(known)) or 'none'}")
     found: dict[str, str | Path] = {n: s for n, s in recorded.items() if (Path(s) / "adapter_config.json").is_file()}
     found.update(given)
     return found

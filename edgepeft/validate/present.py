@@ -75,11 +75,11 @@ def validation_report(result: Validation, max_drop: float = 0.01) -> Report:
             )
         )  # fmt: skip
     notes = result.problems
+    if result.unchecked:
+        names = ", ".join(result.unchecked)
+        notes = (*notes, f"not compared with PEFT: {names}; no checkpoint at hand, give it with --adapter NAME=PATH")
     if not tables:
-        notes = (
-            *notes,
-            "nothing was compared: no PEFT checkpoint is at hand (--adapter NAME=PATH) and no --data was given",
-        )
+        notes = (*notes, "nothing was compared: no PEFT checkpoint is at hand and no --data was given")
     return Report(
         kind="validate",
         title=f"Validation of {result.bundle}",

@@ -20,7 +20,8 @@ def peft_model(base: str, adapter: str | Path, *, task: str, num_labels: int | N
     except ImportError as error:
         raise MissingExtraError(f"comparing with PEFT needs: pip install 'edgepeft[export]' ({error})") from error
     auto = TasksManager.get_model_class_for_task(task)
-    options = {} if num_labels is None else {"num_labels": num_labels}
+    # A base with a head of its own may have another width than the adapter's, which takes its place.
+    options = {} if num_labels is None else {"num_labels": num_labels, "ignore_mismatched_sizes": True}
     with quiet():
         model = auto.from_pretrained(base, dtype=torch.float32, **options)
         try:

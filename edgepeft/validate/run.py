@@ -58,7 +58,7 @@ def validate(
     """
     opened = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
     manifest = opened.manifest
-    names = list(variants or manifest.variants)
+    names = [opened.variant(name)[0] for name in variants or manifest.variants]
     data = dict(data or {})
     known = set(manifest.adapters) | {manifest.merged}
     for name in data:
@@ -91,4 +91,5 @@ def validate(
         base_restored=restored,
         accuracy=tuple(rows),
         problems=tuple(_problems(parity, restored, rows, max_drop)),
+        unchecked=tuple(sorted(n for n in known if n is not None and n not in sources)) if reference else (),
     )

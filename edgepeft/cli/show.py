@@ -1,0 +1,136 @@
+"""What people see: tables on standard output, progress and warnings on standard error."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from ..targets import Report
+
+_COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
+
+
+def warn(message: str) -> None:
+    """A warning on standard error."""
+    click.secho(f"Warning: {message}", fg="yellow", err=True)
+
+
+@contextmanager
+def steps() -> Iterator[Callable[[str], None]]:
+    """A function that tells what is being done, on standard error: a spinner and what is behind us on a terminal."""
+    if not sys.stderr.isatty():
+        yield lambda message: click.echo(message, err=True)
+        return
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(stderr=True, highlight=False)
+    current: list[str] = []
+
+    def settle() -> None:
+        for message in current:
+            console.print(Text(message, style="yellow" if "WARNING" in message else "dim"))
+        current.clear()
+
+    with console.status("starting") as status:
+
+        def announce(message: str) -> None:
+            settle()
+            current.append(message)
+            status.update(Text(message))
+
+        yield announce
+        settle()
+
+
+@contextmanager
+def bar() -> Iterator[Callable[[int, int, str], None]]:
+    """A function that tells how far a measurement is, on standard error: a bar on a terminal, else a line a step."""
+    if not sys.stderr.isatty():
+        yield lambda done, total, what: click.echo(f"[{done}/{total}] {what}", err=True)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}", markup=False))
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("starting", total=None)
+        yield lambda done, total, what: progress.update(task, completed=done, total=total, description=what)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """A table on standard output: fitted to a terminal, as wide as its cells anywhere else."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    terminal = sys.stdout.isatty()
+    cells = [[cell(value) for value in row] for row in rows]
+    drawn = Table(box=box.SIMPLE_HEAD, header_style="bold", show_edge=False, pad_edge=False)
+    for position, column in enumerate(columns):
+        numeric = bool(cells) and all(row[position][:1] in set("–-+≤≥.0123456789") for row in cells)
+        # A number is never folded: half of one would be read as another.
+        drawn.add_column(
+            column, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric or not terminal
+        )
+    for row in cells:
+        drawn.add_row(*(Text(value, style=_COLOURS.get(value, "")) for value in row))
+    console = Console(width=None if terminal else 1000, highlight=False)
+    if title:
+        click.secho(title, bold=True)
+    with console.capture() as captured:
+        console.print(drawn)
+    click.echo("\n".join(line.rstrip() for line in captured.get().rstrip("\n").split("\n")))
+    click.echo()
+
+
+def cell(value: Any) -> str:
+    """A table cell: numbers short, nothing as a dash."""
+    from ..report import format_cell
+
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return format_cell(value) or "–"
+
+
+def print_report(report: Report) -> None:
+    """A report for people: its tables, its gates with the worst first, why any did not pass, its notes."""
+    from ..report import format_cell
+
+    for drawn in report.tables:
+        table(drawn.title, drawn.columns, drawn.rows)
+    order = ["fail", "inconclusive", "pass"]
+    gates = sorted(report.gates, key=lambda gate: order.index(gate.verdict))
+    if gates:
+        table(
+            "Gates",
+            ("verdict", "gate", "value", "limit", "unit", "margin"),
+            [
+                (
+                    gate.verdict.value,
+                    gate.name,
+                    gate.value,
+                    None if gate.limit is None else f"{'≤' if gate.bound == 'max' else '≥'} {format_cell(gate.limit)}",
+                    gate.unit,
+                    None if gate.margin is None else f"{gate.margin:+.0%}",
+                )
+                for gate in gates
+            ],
+        )
+    for gate in gates:
+        if not gate.ok and gate.detail:
+            click.echo(f"{gate.verdict.value}: {gate.name}: {gate.detail}")
+    for note in report.notes:
+        click.echo(note)
+    click.echo("verdict: " + click.style(report.verdict.value, fg=_COLOURS[report.verdict.value], bold=True))
+
+
+def megabytes(count: int) -> str:
+    """Bytes as MB (10^6)."""
+    return f"{count / 1e6:.2f} MB"

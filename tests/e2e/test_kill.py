@@ -1,0 +1,118 @@
+"""Killed at any point, a command leaves the old bundle whole, and the next command cleans up after it."""
+
+from __future__ import annotations
+
+import random
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from edgepeft.bundle import read_bundle, replacing
+
+from .conftest import call, snapshot, spawn
+
+pytestmark = pytest.mark.e2e
+
+
+def leftovers(bundle: Path) -> list[str]:
+    return sorted(p.name for p in bundle.parent.iterdir() if p != bundle and p.name.startswith("."))
+
+
+def staged(bundle: Path) -> int:
+    """Files in the temporary siblings so far."""
+    return sum(1 for name in leftovers(bundle) for p in (bundle.parent / name).rglob("*") if p.is_file())
+
+
+def kill_when(ready: Callable[[], bool], *arguments: object) -> bool:
+    """SIGKILL the command once ``ready``; whether it was still running."""
+    process = spawn(*arguments)
+    while process.poll() is None and not ready():
+        time.sleep(0.001)
+    running = process.poll() is None
+    process.kill()
+    process.communicate()
+    return running
+
+
+def check_whole(bundle: Path, before: dict[str, bytes]) -> None:
+    """The bundle is the old one to the last byte, or the new one complete."""
+    found = snapshot(bundle)
+    if found["edgepeft.json"] == before["edgepeft.json"]:
+        assert found == before
+    read_bundle(bundle).verify()
+    assert call("run", bundle, "a good film", "--adapter", "reviews").exit_code == 0
+
+
+@pytest.mark.parametrize("command", ["add", "quantize"])
+def test_killed_while_the_copy_grows(bundle: Path, adapters: dict[str, Path], command: str) -> None:
+    """Kills after the first, a middle and the last file of the staged copy, and once at random."""
+    arguments = {
+        "add": ["add", bundle, "--adapter", f"register={adapters['register']}"],
+        "quantize": ["quantize", bundle, "--variant", "int8"],
+    }[command]
+    before = snapshot(bundle)
+    killed = 0
+    count = len(before)
+    for threshold in (1, count // 2, count + 1, random.Random(command).randint(2, count)):
+        killed += kill_when(lambda least=threshold: staged(bundle) >= least, *arguments)  # type: ignore[misc]
+        check_whole(bundle, before)
+        if "register" in (bundle / "edgepeft.json").read_text() or "int8" in (bundle / "edgepeft.json").read_text():
+            shutil.rmtree(bundle)  # it came through: start from the old one again
+            for name, content in before.items():
+                (bundle / name).parent.mkdir(parents=True, exist_ok=True)
+                (bundle / name).write_bytes(content)
+    assert killed >= 2, "too few of the kills hit; they test nothing"
+    assert len(leftovers(bundle)) <= 1, "a later run removes what an earlier one left"
+    done = call(*arguments)
+    assert done.exit_code == 0, done.output
+    assert leftovers(bundle) == []
+    read_bundle(bundle).verify()
+
+
+def test_killed_while_an_export_writes(bundle: Path, encoder: Path, adapters: dict[str, Path]) -> None:
+    before = snapshot(bundle)
+    running = kill_when(
+        lambda: staged(bundle) >= 5,
+        "export", "--model", encoder, "--adapter", f"register={adapters['register']}", "--out", bundle,
+    )  # fmt: skip
+    assert running
+    assert snapshot(bundle) == before
+    assert len(leftovers(bundle)) == 1
+    assert call("add", bundle, "--adapter", f"register={adapters['register']}").exit_code == 0
+    assert leftovers(bundle) == []
+
+
+def test_only_what_the_dead_left_is_removed(tmp_path: Path) -> None:
+    """A sibling that a living process (here: this one) writes into stays, and so does anything that is not ours."""
+    target, other = tmp_path / "b", tmp_path / "b.c"
+    dead = tmp_path / ".b.abcdefgh.tmp"
+    dead.mkdir()
+    (dead / "half").write_text("written")
+    kept = [tmp_path / name for name in (".b.notes", ".b.x.y.tmp", ".bb.abcdefgh.tmp")]
+    for path in kept:
+        path.mkdir()
+    with replacing(other, keep=False) as mine:
+        (mine / "file").write_text("c")
+        with replacing(target, keep=False) as first, replacing(target, keep=False) as second:
+            assert first.is_dir()
+            assert second.is_dir()
+            assert not dead.exists()
+            (first / "file").write_text("1")
+            (second / "file").write_text("2")
+    assert (other / "file").read_text() == "c"
+    assert (target / "file").read_text() == "1"  # the outer block ends last
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["b", "b.c", *(p.name for p in kept)])
+
+
+def test_an_error_inside_leaves_nothing(tmp_path: Path) -> None:
+    def fail() -> None:
+        with replacing(tmp_path / "b", keep=False) as folder:
+            (folder / "file").write_text("x")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,70 @@
+"""Each row of a batch with its own adapter gives what that row gives alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import ragged, save_lora
+
+from edgepeft import runtime
+from edgepeft.errors import InputError, UnknownAdapterError
+from edgepeft.pipeline import add_slots, read_adapter, write_bundle
+
+#: The same sums in another order (a padded rank, a batch instead of a row): a few float32 roundings of logits near 1.
+TOLERANCE = 2e-5
+
+
+@pytest.fixture(scope="module")
+def bundle(bases: Callable[..., Any], models: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("mixed")
+    base, model = bases(encoder_only=True), models(encoder_only=True)
+    made = {
+        "small": save_lora(folder / "small", model, r=2, task_type="SEQ_CLS", num_labels=2, seed=1),
+        "wide": save_lora(folder / "wide", model, r=6, target_modules="all-linear", task_type="SEQ_CLS", num_labels=2, seed=2),
+        "gained": save_lora(folder / "gained", model, use_dora=True, task_type="SEQ_CLS", num_labels=2, seed=3),
+        "biased": save_lora(folder / "biased", model, bias="lora_only", task_type="SEQ_CLS", num_labels=2, seed=4),
+        "four": save_lora(folder / "four", model, task_type="SEQ_CLS", num_labels=4, seed=5),
+    }
+    adapters = [read_adapter(path, name=name, weights=base.weight) for name, path in made.items()]
+    write_bundle(folder / "bundle", base, add_slots(base, adapters), adapters)
+    return folder / "bundle"
+
+
+def test_each_row_computes_what_it_computes_alone(bundle: Path, bases: Callable[..., Any]) -> None:
+    model = runtime.open(bundle)
+    inputs = ragged(bases(encoder_only=True), shapes=((4, 11),))[0]
+    rows = ["wide", "small", "gained", "small"]
+    mixed = model.forward_mixed(inputs, rows)["logits"]
+    for row, name in enumerate(rows):
+        alone = model.use(name).forward(inputs)["logits"]
+        np.testing.assert_allclose(mixed[row], alone[row], atol=TOLERANCE)
+        others = [o for o in ("wide", "small", "gained") if o != name]
+        assert all(np.abs(model.use(o).forward(inputs)["logits"][row] - mixed[row]).max() > 0.01 for o in others)
+
+
+def test_a_row_may_use_the_base_and_the_adapter_in_use_stays(bundle: Path, bases: Callable[..., Any]) -> None:
+    model = runtime.open(bundle).use("small")
+    inputs = ragged(bases(encoder_only=True), shapes=((2, 9),))[0]
+    before = model.forward(inputs)["logits"]
+    mixed = model.forward_mixed(inputs, [None, "small"])["logits"]
+    assert not mixed[0].any()  # the checkpoint holds no head, so the base's logits are zero
+    np.testing.assert_allclose(mixed[1], before[1], atol=TOLERANCE)
+    assert model.active == "small"
+    assert np.array_equal(model.forward(inputs)["logits"], before)
+
+
+def test_what_cannot_share_a_batch_is_refused_by_name(bundle: Path, bases: Callable[..., Any]) -> None:
+    model = runtime.open(bundle)
+    inputs = ragged(bases(encoder_only=True), shapes=((2, 9),))[0]
+    with pytest.raises(InputError, match="'biased' .* cannot differ by row"):
+        model.forward_mixed(inputs, ["small", "biased"])
+    with pytest.raises(InputError, match="different label counts"):
+        model.forward_mixed(inputs, ["small", "four"])
+    with pytest.raises(UnknownAdapterError, match="no adapter 'nobody'"):
+        model.forward_mixed(inputs, ["small", "nobody"])
+    with pytest.raises(InputError, match="3 adapters for inputs with \\[2\\] rows"):
+        model.forward_mixed(inputs, ["small", "small", "wide"])

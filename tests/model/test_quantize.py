@@ -1,0 +1,120 @@
+"""int8: the base shrinks; slots and adapters stay as they are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from conftest import Bases, all_equal, ragged
+
+from edgepeft import runtime
+from edgepeft.bundle import SlotTable, read_bundle
+from edgepeft.errors import BundleError, InputError
+from edgepeft.pipeline import quantize
+from edgepeft.quantize import count_quantized
+
+
+@pytest.fixture(scope="module")
+def quantized(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import shutil
+
+    own = Path(shutil.copytree(bundle, tmp_path_factory.mktemp("int8") / "b"))
+    quantize(own, "int8")
+    return own
+
+
+def test_slots_stay_in_float_and_adapters_unchanged(quantized: Path, bundle: Path) -> None:
+    before, after = read_bundle(bundle), read_bundle(quantized)
+    after.verify()
+    assert list(after.manifest.variants) == ["fp32", "int8"]
+    assert after.manifest.variants["int8"].file == "onnx/model_int8.onnx"
+    assert after.manifest.adapters == before.manifest.adapters
+    assert after.manifest.slots == before.manifest.slots
+    for name in before.manifest.files:
+        assert (bundle / name).read_bytes() == (quantized / name).read_bytes(), name
+    graph = ir.load(quantized / "onnx" / "model_int8.onnx").graph
+    inputs = {value.name: value for value in graph.inputs}
+    for name in after.manifest.slots.tensors():
+        assert inputs[name].dtype == ir.DataType.FLOAT
+        assert graph.initializers[name].dtype == ir.DataType.FLOAT
+        for user, _ in inputs[name].uses():
+            assert user.op_type in {"MatMul", "Mul", "Add"}, "slots are used as they come"
+
+
+def test_every_packed_weight_is_int8(quantized: Path, bases: Bases) -> None:
+    graph = ir.load(quantized / "onnx" / "model_int8.onnx").graph
+    for slot in read_bundle(quantized).manifest.slots.linear:
+        assert slot.weight not in graph.initializers, f"{slot.weight} stayed in fp32"
+
+
+def test_the_share_is_counted(quantized: Path) -> None:
+    """Reference: sizes of the stored tensors, added up here by their bytes."""
+    bundle = read_bundle(quantized)
+    graph = ir.load(quantized / "onnx" / "model_int8.onnx")
+    slots = bundle.manifest.slots.tensors()
+    tensors = [v.const_value for n, v in graph.graph.initializers.items() if n not in slots and v.const_value is not None]
+    int8 = sum(t.size for t in tensors if t.dtype in {ir.DataType.INT8, ir.DataType.UINT8} and t.size > 1)
+    fp32 = sum(t.size for t in tensors if t.dtype == ir.DataType.FLOAT and t.size > 1)
+    share = bundle.manifest.variants["int8"].quantized_share
+    assert share == pytest.approx(int8 / (int8 + fp32), abs=1e-6)
+    assert 0.5 < share < 1
+    counted = count_quantized(ir.load(quantized / "onnx" / "model.onnx"), bundle.manifest.slots)
+    assert (counted.quantized, counted.share) == (0, 0.0)
+
+
+def test_swapping_on_int8(quantized: Path, bases: Bases) -> None:
+    """Reference: fp32. int8 moves logits of magnitude 1 by about 0.05 here; 0.3 tells noise from a wrong adapter."""
+    inputs = ragged(bases("bert"))[1]
+    full, small = runtime.open(quantized), runtime.open(quantized, variant="int8")
+    before = small.forward(inputs)
+    seen = {}
+    for name in (*small.adapters, None):
+        seen[name] = small.use(name).forward(inputs)["logits"]
+        np.testing.assert_allclose(seen[name], full.use(name).forward(inputs)["logits"], atol=0.3)
+    assert not np.allclose(seen["plain"], seen[None], atol=0.1)
+    assert all_equal(small.use(None).forward(inputs), before), "base restored bit for bit"
+
+
+def test_a_second_run(quantized: Path) -> None:
+    first = (quantized / "onnx" / "model_int8.onnx").read_bytes()
+    with pytest.raises(InputError, match="already has a variant 'int8'"):
+        quantize(quantized, "int8")
+    quantize(quantized, "int8", replace=True)
+    assert (quantized / "onnx" / "model_int8.onnx").read_bytes() == first
+
+
+def test_unknown_recipe(bundle: Path) -> None:
+    with pytest.raises(InputError, match="no recipe makes a variant 'q3'; there are: int8"):
+        quantize(bundle, "q3")
+
+
+def test_a_recipe_that_does_nothing_is_refused(own_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import dataclasses
+    import shutil
+
+    from edgepeft.quantize import recipes
+
+    idle = dataclasses.replace(recipes.RECIPES["int8"], apply=lambda source, target, slots: shutil.copyfile(source, target))
+    monkeypatch.setitem(recipes.RECIPES, "int8", idle)
+    before = (own_bundle / "edgepeft.json").read_bytes()
+    with pytest.raises(BundleError, match="quantized none of"):
+        quantize(own_bundle, "int8")
+    assert (own_bundle / "edgepeft.json").read_bytes() == before
+    assert not (own_bundle / "onnx" / "model_int8.onnx").exists()
+
+
+def test_counting_ignores_index_constants() -> None:
+    def value(name: str, array: np.ndarray) -> ir.Value:
+        return ir.Value(name=name, const_value=ir.tensor(array, name=name))
+
+    values = [
+        value("w8", np.zeros((4, 4), np.int8)),
+        value("w32", np.zeros(16, np.float32)),
+        value("axes", np.zeros(5, np.int64)),
+        value("one", np.zeros((), np.float32)),
+    ]
+    graph = ir.Model(ir.Graph([], [], nodes=[], initializers=values, name="g"), ir_version=10)
+    found = count_quantized(graph, SlotTable())
+    assert (found.quantized, found.total, found.share) == (16, 32, 0.5)
