@@ -18,6 +18,7 @@ import numpy as np
 
 from ..errors import AdapterError, AdapterMismatchError, MissingExtraError, UnsupportedAdapterError
 from .checkpoint import Checkpoint
+from .consume import BaseWeights
 from .form import Adapter, Array, Exactness, LowRank, Override, SiteEdit
 from .svd import factor, not_worth_swapping, worst
 
@@ -36,6 +37,7 @@ class _Effective:
     changed: dict[str, Array]
     adapted: dict[str, bool]  # parameter → whether it is one linear map, which takes factors
     base: dict[str, Array]
+    canonical: dict[str, str]  # name in PyTorch → name of the parameter that stands for it
 
 
 def _fit_heads(base: Any, checkpoint: Checkpoint) -> None:
@@ -87,7 +89,8 @@ def _check_arrived(checkpoint: Checkpoint, loaded: Mapping[str, Any]) -> None:
     )
     if lost:
         raise AdapterError(
-            f"{checkpoint.source}: PEFT did not take {len(lost)} tensor(s) of the checkpoint, the first is {lost[0]}"
+            f"{checkpoint.source}: PEFT did not take {len(lost)} tensor(s) of the {checkpoint.peft_type} checkpoint, the first "
+            f"is {lost[0]}"
         )
     fresh = sorted(set(loaded) - set(checkpoint.tensors))
     if fresh:
@@ -150,13 +153,14 @@ def _whole(module: Any, layer: Any, site: str, checkpoint: Checkpoint) -> tuple[
 class _Collector:
     """Gathers what every parameter of the base becomes, as the adapted model uses it."""
 
-    def __init__(self, base: Any, checkpoint: Checkpoint) -> None:
-        self.base = base
+    def __init__(self, base: Any, checkpoint: Checkpoint, weights: BaseWeights | None) -> None:
         self.checkpoint = checkpoint
-        self.original = {name: p.detach().double().numpy() for name, p in base.named_parameters()}
-        # A tied weight has one name among the parameters and several among the modules.
-        names = {id(p): name for name, p in base.named_parameters()}
-        self.canonical = {name: names[id(p)] for name, p in base.named_parameters(remove_duplicate=False)}
+        # A tied weight has several names. Where the captured base knows them all, its ends can be edited apart.
+        first = {id(p): name for name, p in base.named_parameters()}
+        everything = dict(base.named_parameters(remove_duplicate=False))
+        known = {name for name in everything if weights is not None and weights(name) is not None}
+        self.canonical = {name: name if name in known else first[id(p)] for name, p in everything.items()}
+        self.original = {self.canonical[n]: p.detach().double().numpy() for n, p in everything.items()}
         self.values: dict[str, Array] = {}
         self.adapted: dict[str, bool] = {}
         self.at: dict[str, dict[str, Array]] = {}  # parameter → adapted site → weight
@@ -205,15 +209,15 @@ class _Collector:
             or float(np.linalg.norm(value - self.original[name]))
             > UNCHANGED * float(np.linalg.norm(self.original[name]))
         }
-        return _Effective(changed=changed, adapted=self.adapted, base=self.original)
+        return _Effective(changed=changed, adapted=self.adapted, base=self.original, canonical=self.canonical)
 
 
-def _effective(base: Any, model: Any, checkpoint: Checkpoint) -> _Effective:
+def _effective(base: Any, model: Any, checkpoint: Checkpoint, weights: BaseWeights | None) -> _Effective:
     """Every parameter of ``base`` as the adapted ``model`` uses it, where it differs."""
     from peft.tuners.tuners_utils import BaseTunerLayer
     from peft.utils.other import ModulesToSaveWrapper, TrainableTokensWrapper
 
-    collector = _Collector(base, checkpoint)
+    collector = _Collector(base, checkpoint, weights)
     inside: tuple[str, ...] = ()
     for path, module in model.named_modules():
         site = path.removeprefix(_PREFIX)
@@ -251,8 +255,11 @@ def _verify(base: Any, model: Any, effective: _Effective, checkpoint: Checkpoint
 
     plain = base.double()
     with torch.no_grad():
-        for name, value in effective.changed.items():
-            plain.get_parameter(name).data = torch.from_numpy(np.array(value, dtype=np.float64))
+        for name, parameter in effective.canonical.items():
+            if parameter in effective.changed:
+                value = torch.from_numpy(np.array(effective.changed[parameter], dtype=np.float64))
+                path, _, leaf = name.rpartition(".")
+                setattr(plain.get_submodule(path), leaf, torch.nn.Parameter(value))  # its own, even where it was tied
     ids = torch.arange(18).reshape(2, 9) * 7 % int(plain.config.vocab_size)
     mask = torch.ones_like(ids)
     mask[1, 6:] = 0
@@ -272,12 +279,14 @@ def lower_with_peft(
     base: Any,
     *,
     method: str,
+    weights: BaseWeights | None = None,
     mode: Literal["swap", "merge"] = "swap",
     max_rank: int | None = None,
 ) -> Adapter:
     """The canonical form of any adapter that is a change of weights, by running it in PEFT over ``base``.
 
-    ``base`` is the PyTorch model, which is copied and left alone. For ``swap`` each site's change is factored by SVD; where
+    ``base`` is the PyTorch model, which is copied and left alone; ``weights`` are its parameters as captured, which may
+    hold tied ones apart. For ``swap`` each site's change is factored by SVD; where
     the factors would hold more than the weights themselves, or for ``merge``, the adapter brings whole weights and can
     only be merged. Raises :class:`UnsupportedAdapterError` for what is not a change of weights.
     """
@@ -288,7 +297,7 @@ def lower_with_peft(
     plain = copy.deepcopy(base).eval()
     _fit_heads(plain, checkpoint)
     model = _load(copy.deepcopy(plain), checkpoint)
-    effective = _effective(plain, model, checkpoint)
+    effective = _effective(plain, model, checkpoint, weights)
     _verify(plain, model, effective, checkpoint)
     factors: dict[str, LowRank] = {}
     found: list[Exactness] = []

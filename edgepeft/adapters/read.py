@@ -83,13 +83,14 @@ def read_adapter(
         except InputError as error:
             raise NeedsPeftError(f"{needed} Here the base cannot be loaded: {error}") from error
     if not getattr(weights, "complete", True):
+        weights = _all_weights(base)
         try:
-            return _closed_form(method, name, checkpoint, _all_weights(base), max_rank, mode)
+            return _closed_form(method, name, checkpoint, weights, max_rank, mode)
         except NeedsPeftError:
             pass  # it is not for want of weights
     from .delta import lower_with_peft
 
-    return lower_with_peft(name, checkpoint, base, method=method.title, mode=mode, max_rank=max_rank)
+    return lower_with_peft(name, checkpoint, base, method=method.title, weights=weights, mode=mode, max_rank=max_rank)
 
 
 def _all_weights(base: Any) -> BaseWeights:

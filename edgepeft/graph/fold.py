@@ -26,16 +26,9 @@ def merged_weight(weight: Array, edit: SiteEdit, *, embedding: bool = False) -> 
     return wide.astype(np.float32)
 
 
-def _embeds(graph: ir.Model, locations: tuple[Location, ...], site: str) -> bool:
-    """Whether the weight at ``site`` is an embedding; one that is a head as well cannot be edited for one of the two."""
+def _embeds(graph: ir.Model, locations: tuple[Location, ...]) -> bool:
     users = [node for loc in locations for node, _ in graph.graph.initializers[loc.initializer].uses()]
-    gathers = [node.op_type == "Gather" for node in users]
-    if any(gathers) and not all(gathers):
-        raise SiteError(
-            f"site {site}: its weight is tied, an embedding and a linear map at once, and the adapter changes only one of the "
-            "two. Untie them, save the base and export again."
-        )
-    return any(gathers)
+    return bool(users) and all(node.op_type == "Gather" for node in users)
 
 
 def fold(base: EditableBase, adapter: Adapter) -> MergedBase:
@@ -81,12 +74,13 @@ def fold(base: EditableBase, adapter: Adapter) -> MergedBase:
         if name not in weights:
             raise SiteError(f"adapter {adapter.name!r}: site {site} does not exist in the base")
         weight = weights[name]
-        embedding = _embeds(model, locations.get(name, ()), site)
+        embedding = _embeds(model, locations.get(name, ()))
         sizes = (edit.in_features, edit.out_features)
         expected = weight.shape if embedding else weight.shape[::-1]
         if any(found is not None and found != size for found, size in zip(sizes, expected, strict=True)):
             raise AdapterMismatchError(
-                f"adapter {adapter.name!r}, site {site}: sizes in×out {sizes}, the base has {expected}. It was made for another base."
+                f"adapter {adapter.name!r}, site {site}: sizes in×out {sizes}, the base has {expected}. It was made for "
+                "another base."
             )
         put(name, merged_weight(weight, edit, embedding=embedding))
     for parameter, override in adapter.overrides.items():

@@ -45,10 +45,6 @@ class _Inserter:
     def value(self, location: Location) -> ir.Value:
         return self.graph.initializers[location.initializer]
 
-    def used(self, parameter: str) -> list[Location]:
-        """Where the parameter stands and a node reads it."""
-        return [location for location in self.locations.get(parameter, ()) if self.value(location).uses()]
-
     def linear_locations(self, parameter: str) -> list[Location]:
         """Where the parameter stands as the right side of a linear node.
 
@@ -157,10 +153,6 @@ class _Inserter:
             where = "is packed with others in" if locations else "was not found in"
             raise SiteError(
                 f"parameter {parameter} {where} the graph and cannot be replaced at run time; use --mode merge"
-            )
-        if len(self.used(parameter)) > 1:
-            raise SiteError(
-                f"parameter {parameter} stands at {len(self.used(parameter))} places in the graph (tied weights?); use --mode merge"
             )
         also = shared(self.locations, parameter)
         if also:
@@ -355,11 +347,6 @@ def add_slots(
         places = inserter.linear_locations(f"{site}.weight")
         if not places:
             raise SiteError(_not_found(site, locations, weights, graph))
-        if site in edits and len(inserter.used(f"{site}.weight")) > len(places):
-            raise SiteError(
-                f"site {site}: its weight is not only a linear map, it is read elsewhere in the graph too (tied weights?), and the "
-                "adapter changes only one of the two. Untie them, save the base and export again."
-            )
         if site in overridden:
             raise SiteError(
                 f"site {site}: one adapter replaces its weight and another edits it; use --mode merge for one of them"

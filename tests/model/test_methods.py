@@ -21,7 +21,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
 from edgepeft.adapters.fill import fill_slots
-from edgepeft.adapters.form import Adapter, LowRank, SiteEdit
+from edgepeft.adapters.form import Adapter
 from edgepeft.adapters.page import methods_page
 from edgepeft.adapters.plan import describe_adapter
 from edgepeft.adapters.read import read_adapter
@@ -34,8 +34,21 @@ from edgepeft.graph.fold import fold
 from edgepeft.graph.session import run_graph
 from edgepeft.graph.slots import add_slots
 
-# PEFT 0.21.2 reads a property that transformers 5.23 renamed, and warns of options it then ignores (November 2026).
-pytestmark = pytest.mark.filterwarnings("ignore")
+# Upstream, seen November 2026: what peft 0.21.2 says when these adapters are made and loaded.
+pytestmark = [
+    pytest.mark.filterwarnings(f"ignore:{message}")
+    for message in (
+        ".*is_gradient_checkpointing",  # a property that transformers 5.23 renamed
+        "Failed to load the CUDA extension",  # BOFT looks for a compiler
+        "Setting boft_n_butterfly_factor",
+        "Sparse invariant checks are implicitly disabled",  # SHiRA
+        "Specified to not (load|save) p?vera_A",
+        "The following rank_pattern keys did not match",  # AdaLoRA saves keys that it does not match itself
+        "Unsupported layer type",  # LN tuning, of the very layers it is for
+        "Model with `tie_word_embeddings=True`",
+        "isinstance\\(treespec, LeafSpec\\)",
+    )
+]
 
 TOLERANCE = 1e-4
 ATTENTION = ["query", "value"]
@@ -434,23 +447,16 @@ def test_tokens_of_a_tied_head_change_at_both_ends(tmp_path: Path) -> None:
     from edgepeft.adapters.delta import lower_with_peft
 
     closed = read_adapter(tmp_path / "a", name="a", weights=base.weight)
-    through = lower_with_peft("a", read_checkpoint(tmp_path / "a"), base.reference, method="Trainable tokens")
-    mask = batch["attention_mask"][..., None]
-    for adapter in (closed, through):
-        found = merged(base, adapter, [batch])[0]
-        assert difference([found * mask], [expected * mask]) <= TOLERANCE
-    assert difference([run_graph(base.graph, [batch])[0]["logits"] * mask], [expected * mask]) > 20 * TOLERANCE
-    with pytest.raises(SiteError, match=r"word_embeddings\.weight stands at 2 places .* use --mode merge"):
-        add_slots(base, [closed])
-    embeds = Adapter(
-        name="e",
-        method="LoRA",
-        sites={"bert.embeddings.word_embeddings": SiteEdit(low_rank=LowRank(a=np.ones((30, 1)), b=np.ones((1, 16))))},
+    through = lower_with_peft(
+        "a", read_checkpoint(tmp_path / "a"), base.reference, method="Trainable tokens", weights=base.weight
     )
-    with pytest.raises(SiteError, match="its weight is tied, an embedding and a linear map at once"):
-        fold(base, embeds)
-    with pytest.raises(SiteError, match="is not only a linear map"):
-        add_slots(base, [embeds])
+    mask = batch["attention_mask"][..., None]
+    assert difference([run_graph(base.graph, [batch])[0]["logits"] * mask], [expected * mask]) > 20 * TOLERANCE
+    for adapter in (closed, through):
+        ends = {*adapter.overrides, *(f"{site}.weight" for site in adapter.sites)}  # two tokens: rank 2 at the decoder
+        assert ends == {"bert.embeddings.word_embeddings.weight", "cls.predictions.decoder.weight"}
+        for found in (merged(base, adapter, [batch])[0], swapped(base, adapter, [batch])[0]):
+            assert difference([found * mask], [expected * mask]) <= TOLERANCE
 
 
 def _change(source: Path, edit: Any) -> None:
