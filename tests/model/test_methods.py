@@ -602,6 +602,6 @@ def test_a_gain_on_the_input_of_a_packed_site_can_only_be_merged(
     """Query, key and value share one MatMul in the captured graph, so their inputs cannot be scaled apart."""
     source = _made(folder, tmp_path / "a", "IA3", target_modules=["query"], feedforward_modules=["query"], scale=0.4)
     adapter = read_adapter(source, name="a", weights=base.weight)
-    with pytest.raises(SiteError, match="scales the input of one of several sites .* use --mode merge"):
+    with pytest.raises(SiteError, match=r"scales the input of one of several sites .* use --mode merge"):
         add_slots(base, [adapter])
     assert difference(merged(base, adapter, batches), peft_logits(folder, source, batches)) <= TOLERANCE
