@@ -184,7 +184,17 @@ def processes(demo: Path, folder: Path, export: bool) -> None:
     report("edgepeft add imports torch", float(torch), "= 0", not torch)
     if export:
         arguments = [f"--adapter={name}={demo / 'adapters' / name}" for name in ADAPTERS]
-        command = [python, "-m", "edgepeft", "export", "--model", str(minilm()), "--out", str(folder / "out"), *arguments]
+        command = [
+            python,
+            "-m",
+            "edgepeft",
+            "export",
+            "--model",
+            str(minilm()),
+            "--out",
+            str(folder / "out"),
+            *arguments,
+        ]
         seconds = timed(command)[0]
         report("edgepeft export, three adapters, whole process", seconds, "<= 60", seconds <= 60, "s")
 

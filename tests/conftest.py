@@ -69,7 +69,26 @@ HEADS = {
     "fill-mask": "ForMaskedLM",
     "feature-extraction": "Model",
 }
-WORDS = "the a film book was is very not good bad great poor fine awful plot end . ,".split()
+WORDS = [
+    "the",
+    "a",
+    "film",
+    "book",
+    "was",
+    "is",
+    "very",
+    "not",
+    "good",
+    "bad",
+    "great",
+    "poor",
+    "fine",
+    "awful",
+    "plot",
+    "end",
+    ".",
+    ",",
+]
 
 
 def _vocabulary(architecture: str) -> list[str]:
@@ -208,7 +227,9 @@ def save_lora(
     from peft import LoraConfig, get_peft_model
 
     auto = TasksManager.get_model_class_for_task(task)
-    base = auto.from_pretrained(model, **({} if num_labels is None else {"num_labels": num_labels, "ignore_mismatched_sizes": True}))
+    base = auto.from_pretrained(
+        model, **({} if num_labels is None else {"num_labels": num_labels, "ignore_mismatched_sizes": True})
+    )
     options.setdefault("r", 4)
     options.setdefault("lora_alpha", 6)
     options.setdefault("target_modules", ["query", "value"])
@@ -261,7 +282,9 @@ def own_bundle(bundle: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(bundle, tmp_path / "own"))
 
 
-def ragged(base_or_bundle: Any, shapes: tuple[tuple[int, int], ...] = ((2, 9), (3, 17), (1, 5))) -> list[dict[str, Any]]:
+def ragged(
+    base_or_bundle: Any, shapes: tuple[tuple[int, int], ...] = ((2, 9), (3, 17), (1, 5))
+) -> list[dict[str, Any]]:
     """Padded batches that fit a base."""
     from edgepeft.base.ragged import ragged_batches
 

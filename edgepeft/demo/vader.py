@@ -30,7 +30,7 @@ POLAR_RATING = 1.0
 #: Share of the documents that no adapter may see in training, in percent.
 HELDOUT_PERCENT = 35
 TRAIN_ROWS = 1000
-HELDOUT_ROWS = 800
+HELDOUT_ROWS = 500
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def write_datasets(folder: str | Path, *, ground_truth: str | Path | None = None
     """Write ``<name>.train.jsonl`` and ``<name>.heldout.jsonl`` for ``reviews``, ``movies`` and ``register``.
 
     ``ground_truth`` is the folder of the four source files; without it they are fetched (:func:`assets.vader`). The
-    same input gives the same bytes. At most 1,000 training and 800 held-out rows each; ``register`` has equally many of
+    same input gives the same bytes. At most 1,000 training and 500 held-out rows each; ``register`` has equally many of
     each label. No normalised text, and no document, is in training of one data set and held out of any other.
     """
     sentences = read_sentences(Path(ground_truth) if ground_truth is not None else vader())

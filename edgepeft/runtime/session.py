@@ -129,8 +129,8 @@ class Runtime:
         except Exception as error:  # ONNX Runtime's exception types are not public
             shapes = {name: array.shape for name, array in inputs.items()}
             raise InputError(
-                f"ONNX Runtime cannot run inputs of shape {shapes} (this base takes token ids below its vocabulary size and at most "
-                f"{self.manifest.max_length} tokens): {error}"
+                f"ONNX Runtime cannot run inputs of shape {shapes} (this base takes token ids below its vocabulary size and "
+                f"at most {self.manifest.max_length} tokens): {error}"
             ) from error
 
     def forward_mixed(self, inputs: Inputs, adapters: Sequence[str | None]) -> dict[str, np.ndarray]:

@@ -92,7 +92,9 @@ def test_bert_is_fused_and_packed(bases: Bases) -> None:
     ops = Counter(node.op_type for node in base.graph.graph)
     assert ops["SkipLayerNormalization"] == 4
     assert ops["BiasGelu"] == 2
-    packed = {base.locations[f"bert.encoder.layer.0.attention.self.{part}.weight"] for part in ("query", "key", "value")}
+    packed = {
+        base.locations[f"bert.encoder.layer.0.attention.self.{part}.weight"] for part in ("query", "key", "value")
+    }
     assert len({place.initializer for (place,) in packed}) == 1
     assert all(place.packed for (place,) in packed)
 
@@ -138,7 +140,7 @@ def test_a_graph_that_computes_something_else_fails_parity(bases: Bases, models:
     graph = base.graph.clone()
     (place,) = base.locations["classifier.bias"]
     graph.graph.initializers[place.initializer].const_value = ir.tensor(base.weights["classifier.bias"] + 0.01)
-    with pytest.raises(ParityError, match="differ from PyTorch by 0.01"):
+    with pytest.raises(ParityError, match=r"differ from PyTorch by 0\.01"):
         parity(graph, loaded)
 
 
@@ -269,7 +271,9 @@ class TestExisting:
         return found
 
     @pytest.mark.parametrize("kind", ["optimized", "plain", "shapeless"])
-    def test_same_base(self, kind: str, exported: dict[str, Path], models: Models, bases: Bases, tmp_path: Path) -> None:
+    def test_same_base(
+        self, kind: str, exported: dict[str, Path], models: Models, bases: Bases, tmp_path: Path
+    ) -> None:
         base = capture(models("bert"), onnx=exported[kind])
         assert base.captured_by == "existing"
         assert base.identity == bases("bert").identity

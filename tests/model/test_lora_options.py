@@ -98,8 +98,6 @@ CASES = {
     "embeddings": Case({}, task="feature-extraction"),
     "fill-mask": Case({"target_modules": ["query", "transform.dense", "decoder"]}, task="fill-mask"),
 }  # fmt: skip
-#: Routes that the case cannot take, with the words of its refusal.
-NO_SWAP: dict[str, str] = {}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -238,7 +236,11 @@ class TestTensors:
         ("change", "error", "words"),
         [
             (lambda t: {**t, "base_model.model.extra.weight": np.ones(3, np.float32)}, AdapterError, "extra.weight"),
-            (lambda t: {k: v for k, v in t.items() if "0.attention.self.query.lora_B" not in k}, AdapterError, "lora_B"),
+            (
+                lambda t: {k: v for k, v in t.items() if "0.attention.self.query.lora_B" not in k},
+                AdapterError,
+                "lora_B",
+            ),
             (lambda t: {k: v[:2] if "lora_A" in k else v for k, v in t.items()}, AdapterError, "differ in rank"),
             (lambda t: {k: v[:2] if "lora_A" in k else v[:, :2] for k, v in t.items()}, AdapterError, "rank 2.*says 4"),
             (lambda t: {k: v * np.nan for k, v in t.items()}, AdapterError, "NaN"),
@@ -292,7 +294,9 @@ class TestOtherBase:
     def test_other_architecture(self, models: Models, bases: Bases, tmp_path: Path) -> None:
         checkpoint = save_lora(tmp_path / "a", models("roberta"))
         adapter = read_adapter(checkpoint, name="a", weights=bases("bert").weight)
-        with pytest.raises(SiteError, match=r"site roberta.*does not exist in the base; the base has, for example, bert"):
+        with pytest.raises(
+            SiteError, match=r"site roberta.*does not exist in the base; the base has, for example, bert"
+        ):
             add_slots(bases("bert"), [adapter])
         with pytest.raises(SiteError, match="does not exist in the base"):
             fold(bases("bert"), adapter)

@@ -24,7 +24,9 @@ def bundle(bases: Callable[..., Any], models: Callable[..., Path], tmp_path_fact
     base, model = bases(encoder_only=True), models(encoder_only=True)
     made = {
         "small": save_lora(folder / "small", model, r=2, task_type="SEQ_CLS", num_labels=2, seed=1),
-        "wide": save_lora(folder / "wide", model, r=6, target_modules="all-linear", task_type="SEQ_CLS", num_labels=2, seed=2),
+        "wide": save_lora(
+            folder / "wide", model, r=6, target_modules="all-linear", task_type="SEQ_CLS", num_labels=2, seed=2
+        ),
         "gained": save_lora(folder / "gained", model, use_dora=True, task_type="SEQ_CLS", num_labels=2, seed=3),
         "biased": save_lora(folder / "biased", model, bias="lora_only", task_type="SEQ_CLS", num_labels=2, seed=4),
         "four": save_lora(folder / "four", model, task_type="SEQ_CLS", num_labels=4, seed=5),

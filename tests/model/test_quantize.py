@@ -54,7 +54,9 @@ def test_the_share_is_counted(quantized: Path) -> None:
     bundle = read_bundle(quantized)
     graph = ir.load(quantized / "onnx" / "model_int8.onnx")
     slots = bundle.manifest.slots.tensors()
-    tensors = [v.const_value for n, v in graph.graph.initializers.items() if n not in slots and v.const_value is not None]
+    tensors = [
+        v.const_value for n, v in graph.graph.initializers.items() if n not in slots and v.const_value is not None
+    ]
     int8 = sum(t.size for t in tensors if t.dtype in {ir.DataType.INT8, ir.DataType.UINT8} and t.size > 1)
     fp32 = sum(t.size for t in tensors if t.dtype == ir.DataType.FLOAT and t.size > 1)
     share = bundle.manifest.variants["int8"].quantized_share
@@ -96,7 +98,9 @@ def test_a_recipe_that_does_nothing_is_refused(own_bundle: Path, monkeypatch: py
 
     from edgepeft.quantize import recipes
 
-    idle = dataclasses.replace(recipes.RECIPES["int8"], apply=lambda source, target, slots: shutil.copyfile(source, target))
+    idle = dataclasses.replace(
+        recipes.RECIPES["int8"], apply=lambda source, target, slots: shutil.copyfile(source, target)
+    )
     monkeypatch.setitem(recipes.RECIPES, "int8", idle)
     before = (own_bundle / "edgepeft.json").read_bytes()
     with pytest.raises(BundleError, match="quantized none of"):

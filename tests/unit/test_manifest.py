@@ -52,7 +52,7 @@ def manifest() -> Manifest:
                 base_identity=HASH, slots_hash=table.hash, tensors={"enc.q_k.lora_A": (1, 4, 2)}, ranks={"enc.q_k": 2}, bytes=3,
             )
         },
-        files={n: file for n in ("onnx/model.onnx", "onnx/model.onnx_data", "adapters/x.onnx_adapter", "adapters/x.onnx")},
+        files=dict.fromkeys(("onnx/model.onnx", "onnx/model.onnx_data", "adapters/x.onnx_adapter", "adapters/x.onnx"), file),
     )  # fmt: skip
 
 
@@ -65,9 +65,7 @@ def test_round_trip() -> None:
     assert parse_manifest(dump_manifest(manifest()), "x") == manifest()
 
 
-@pytest.mark.parametrize(
-    "path", ["../x", "/etc/passwd", "onnx/../../x", "..\\x", "C:\\x", "C:/x", "a\\b", ""]
-)
+@pytest.mark.parametrize("path", ["../x", "/etc/passwd", "onnx/../../x", "..\\x", "C:\\x", "C:/x", "a\\b", ""])
 @pytest.mark.parametrize("place", ["variant", "data", "adapter", "files"])
 def test_paths_that_leave_the_folder(path: str, place: str) -> None:
     value = raw()
@@ -157,15 +155,68 @@ def test_schema_keys_are_pinned() -> None:
     models = {"Manifest": schema, **schema["$defs"]}
     assert {name: sorted(model["properties"]) for name, model in models.items()} == {
         "Manifest": sorted(
-            "adapters base files inputs labels max_length merged mode outputs provenance schema_version slots task variants".split()
+            [
+                "adapters",
+                "base",
+                "files",
+                "inputs",
+                "labels",
+                "max_length",
+                "merged",
+                "mode",
+                "outputs",
+                "provenance",
+                "schema_version",
+                "slots",
+                "task",
+                "variants",
+            ]
         ),
         "AdapterEntry": sorted(
-            "base_identity bytes labels method onnx onnx_adapter per_row ranks scalable slots_hash source tensors".split()
+            [
+                "base_identity",
+                "bytes",
+                "labels",
+                "method",
+                "onnx",
+                "onnx_adapter",
+                "per_row",
+                "ranks",
+                "residual",
+                "scalable",
+                "slots_hash",
+                "source",
+                "tensors",
+            ]
         ),
-        "BaseEntry": sorted("architecture captured_by fresh identity model_type parameters source".split()),
+        "BaseEntry": sorted(
+            [
+                "architecture",
+                "captured_by",
+                "fresh",
+                "identity",
+                "model_type",
+                "parameters",
+                "source",
+            ]
+        ),
         "FileEntry": ["bytes", "sha256"],
         "GraphInput": ["dtype", "name", "shape"],
-        "LinearSlot": sorted("a b in_features in_gain name out_features out_gain parts rank transposed weight".split()),
+        "LinearSlot": sorted(
+            [
+                "a",
+                "b",
+                "in_features",
+                "in_gain",
+                "name",
+                "out_features",
+                "out_gain",
+                "parts",
+                "rank",
+                "transposed",
+                "weight",
+            ]
+        ),
         "OverrideSlot": ["layout", "parameter", "per_row", "shape", "tensor"],
         "SlotPart": ["offset", "site", "size"],
         "SlotTable": ["linear", "overrides"],

@@ -57,7 +57,7 @@ def test_old_folder_is_replaced(keep: bool, exchange: bool, old: Path, monkeypat
 
 @pytest.mark.parametrize("error", [ValueError("no"), KeyboardInterrupt()])
 def test_an_exception_leaves_the_old_one(error: BaseException, old: Path) -> None:
-    with pytest.raises(type(error)), replacing(old, keep=True) as folder:
+    with pytest.raises(type(error)), replacing(old, keep=True) as folder:  # noqa: PT012
         (folder / "edgepeft.json").write_text("half")
         raise error
     assert contents(old) == OLD
@@ -66,9 +66,7 @@ def test_an_exception_leaves_the_old_one(error: BaseException, old: Path) -> Non
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 @pytest.mark.parametrize("when", ["copy", "write", "sync"])
-def test_a_full_disk_leaves_the_old_one(
-    code: int, when: str, old: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_the_old_one(code: int, when: str, old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: object, **kwargs: object) -> None:
         raise OSError(code, os.strerror(code), "model.onnx")
 
