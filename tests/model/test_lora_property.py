@@ -24,9 +24,6 @@ from edgepeft.graph.fold import fold  # noqa: E402
 from edgepeft.graph.session import run_graph  # noqa: E402
 from edgepeft.graph.slots import add_slots  # noqa: E402
 
-# PEFT 0.21.2 reads a property that transformers 5.23 renamed, and warns of lora_bias with merging (November 2026).
-pytestmark = pytest.mark.filterwarnings("ignore")
-
 #: max |logit difference| relative to the largest logit: float32 rounding in another order of adding, two layers deep.
 TOLERANCE = 2e-5
 SITES = ["query", "key", "value", "attention.output.dense", "intermediate.dense"]
