@@ -140,7 +140,7 @@ def fill_slots(adapter: Adapter, table: SlotTable, *, fresh: Collection[str] = (
             filled, rank = _fill_linear(adapter, slot, edits)
             tensors.update(filled)
             ranks[slot.name] = rank
-    per_row = True
+    per_row = all(slot.per_row for slot in table.linear if slot.name in ranks)
     labels = None
     for override in table.overrides:
         if override.parameter in adapter.overrides:

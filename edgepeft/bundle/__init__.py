@@ -18,7 +18,7 @@ from .manifest import (
     parse_manifest,
 )
 from .read import Bundle, hash_file, read_bundle
-from .transaction import replacing
+from .transaction import replace_folder, replacing
 
 __all__ = [
     "MANIFEST_NAME",
@@ -39,5 +39,6 @@ __all__ = [
     "json_schema",
     "parse_manifest",
     "read_bundle",
+    "replace_folder",
     "replacing",
 ]

@@ -71,6 +71,8 @@ class LinearSlot(_Model):
     in_gain: str | None = None
     weight: str
     transposed: bool = False
+    #: False where the activation has one row whatever the batch (DeBERTa projects its relative positions once).
+    per_row: bool = True
 
     def tensors(self) -> Iterator[tuple[str, tuple[Dim, ...]]]:
         """Name and shape of each slot tensor; strings are symbolic dimensions."""
@@ -80,11 +82,6 @@ class LinearSlot(_Model):
             yield self.out_gain, ("adapter_batch", 1, self.out_features)
         if self.in_gain is not None:
             yield self.in_gain, ("adapter_batch", 1, self.in_features)
-
-    @property
-    def per_row(self) -> bool:
-        """Whether every row of a batch may bring its own tensors."""
-        return True
 
 
 class OverrideSlot(_Model):

@@ -101,7 +101,7 @@ def replacing(target: Path, *, keep: bool) -> Iterator[Path]:
             shutil.copytree(target, staging, dirs_exist_ok=True)
         yield staging
         _sync(staging)
-        _commit(staging, target)
+        replace_folder(staging, target)
     except OSError as error:
         what = "the disk is full" if error.errno in {errno.ENOSPC, errno.EDQUOT} else (error.strerror or str(error))
         raise BundleError(
@@ -114,7 +114,11 @@ def replacing(target: Path, *, keep: bool) -> Iterator[Path]:
             os.close(owner)
 
 
-def _commit(staging: Path, target: Path) -> None:
+def replace_folder(staging: Path, target: Path) -> None:
+    """Put the folder ``staging`` in the place of ``target``; both must be on one file system.
+
+    What was at ``target`` is left at ``staging``, or gone; the caller removes it with the rest of its scratch.
+    """
     if not target.exists():
         staging.rename(target)
     elif not _exchange(staging, target):

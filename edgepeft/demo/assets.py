@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Literal
 
+from ..bundle import replace_folder
 from ..errors import AssetError
-from ..train.output import replace_folder
 
 STAMP = ".edgepeft-asset.json"
 _ATTEMPTS = 3

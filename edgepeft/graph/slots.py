@@ -29,6 +29,12 @@ def _slot_name(sites: Sequence[str]) -> str:
     return f"{parent}.{'_'.join(site.rpartition('.')[2] for site in sites)}"
 
 
+def _has_one_row(node: ir.Node) -> bool:
+    """Whether a linear node's activation is 3-D with a batch axis that is 1 in every run."""
+    shape = node.inputs[0].shape if node.inputs[0] is not None else None
+    return shape is not None and len(shape) == 3 and shape[0] == 1
+
+
 class _Inserter:
     def __init__(
         self, graph: ir.Model, locations: Locations, weights: Mapping[str, np.ndarray], labels: int | None
@@ -105,6 +111,7 @@ class _Inserter:
             in_gain=f"{name}.in_gain" if in_gain else None,
             weight=location.initializer,
             transposed=transposed,
+            per_row=not any(_has_one_row(node) for node in users),
         )
         shapes = dict(slot.tensors())
         a = slot_input(self.graph, slot.a, shapes[slot.a], np.zeros((1, in_features, 0), np.float32))

@@ -12,10 +12,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..bundle import replace_folder
 from ..data import Examples
 from ..errors import DataError, InputError, MissingExtraError
 from .loop import Schedule, Scores
-from .output import replace_folder
 from .source import load_split
 
 #: Written beside PEFT's two files: the contract (labels, base identity) and how the adapter came to be.

@@ -62,11 +62,35 @@ def test_a_row_may_use_the_base_and_the_adapter_in_use_stays(bundle: Path, bases
 def test_what_cannot_share_a_batch_is_refused_by_name(bundle: Path, bases: Callable[..., Any]) -> None:
     model = runtime.open(bundle)
     inputs = ragged(bases(encoder_only=True), shapes=((2, 9),))[0]
-    with pytest.raises(InputError, match="'biased' .* cannot differ by row"):
+    with pytest.raises(InputError, match=r"'biased' .* cannot differ by row"):
         model.forward_mixed(inputs, ["small", "biased"])
-    with pytest.raises(InputError, match="different label counts"):
+    with pytest.raises(InputError, match=r"different label counts"):
         model.forward_mixed(inputs, ["small", "four"])
     with pytest.raises(UnknownAdapterError, match="no adapter 'nobody'"):
         model.forward_mixed(inputs, ["small", "nobody"])
-    with pytest.raises(InputError, match="3 adapters for inputs with \\[2\\] rows"):
+    with pytest.raises(InputError, match=r"3 adapters for inputs with \[2\] rows"):
         model.forward_mixed(inputs, ["small", "small", "wide"])
+
+
+def test_a_projection_of_something_that_has_one_row_is_kept_out_of_mixed_batches(
+    bases: Callable[..., Any], models: Callable[..., Path], tmp_path: Path
+) -> None:
+    """DeBERTa projects its relative positions once for the whole batch; rows cannot differ there."""
+    base = bases("deberta-v2")
+    checkpoints = {
+        "positions": save_lora(tmp_path / "positions", models("deberta-v2"), target_modules=["query_proj"], seed=1),
+        "tokens": save_lora(tmp_path / "tokens", models("deberta-v2"), target_modules=["intermediate.dense"], seed=2),
+    }
+    adapters = [read_adapter(path, name=name, weights=base.weight) for name, path in checkpoints.items()]
+    write_bundle(tmp_path / "bundle", base, add_slots(base, adapters), adapters)
+    model = runtime.open(tmp_path / "bundle")
+    assert {name: entry.per_row for name, entry in model.manifest.adapters.items()} == {
+        "positions": False,
+        "tokens": True,
+    }
+    inputs = ragged(base, shapes=((2, 9),))[0]
+    with pytest.raises(InputError, match=r"'positions' .* cannot differ by row"):
+        model.forward_mixed(inputs, ["positions", "tokens"])
+    alone = model.use("tokens").forward(inputs)["logits"]
+    mixed = model.forward_mixed(inputs, ["tokens", None])["logits"]
+    np.testing.assert_allclose(mixed[0], alone[0], atol=TOLERANCE)

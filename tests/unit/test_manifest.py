@@ -214,6 +214,7 @@ def test_schema_keys_are_pinned() -> None:
                 "parts",
                 "rank",
                 "transposed",
+                "per_row",
                 "weight",
             ]
         ),
