@@ -9,6 +9,7 @@
     ├── AssetError               a pinned asset could not be fetched or does not match its hash
     ├── AdapterError             an adapter checkpoint or file cannot be used
     │   ├── UnsupportedAdapterError   its method or an option of it has no lowering here
+    │   │   └── NeedsPeftError        it has one only through PEFT itself, and the PyTorch base was not given
     │   ├── AdapterMismatchError      it was made for another base or for other slots
     │   └── UnknownAdapterError       no adapter of that name in the bundle
     ├── CaptureError             a base model could not be captured as ONNX
@@ -53,6 +54,10 @@ class AdapterError(EdgepeftError):
 
 class UnsupportedAdapterError(AdapterError):
     """The adapter's method, or an option of it, cannot be lowered to the five edits."""
+
+
+class NeedsPeftError(UnsupportedAdapterError):
+    """There is no closed form; PEFT itself and the PyTorch base are needed to lower the adapter."""
 
 
 class AdapterMismatchError(AdapterError):

@@ -98,6 +98,14 @@ def _missing(names: Iterable[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
+def check_swappable(adapter: Adapter) -> None:
+    """Raise :class:`UnsupportedAdapterError` for an adapter that can only be merged, with the reason."""
+    if adapter.merge_only:
+        raise UnsupportedAdapterError(
+            f"adapter {adapter.name!r} ({adapter.method}) can only be merged: {adapter.merge_only}. Export it with --mode merge."
+        )
+
+
 def fill_slots(adapter: Adapter, table: SlotTable, *, fresh: Collection[str] = ()) -> FilledSlots:
     """The tensors with which ``adapter`` fills the slots of ``table``; slots it does not touch are left to their defaults.
 
@@ -105,6 +113,7 @@ def fill_slots(adapter: Adapter, table: SlotTable, *, fresh: Collection[str] = (
     result would depend on numbers nobody saved. Raises :class:`AdapterMismatchError` for a site or parameter without a
     slot, for sizes that differ, and for a label count that clashes with the adapter's labels.
     """
+    check_swappable(adapter)
     if adapter.prefix is not None:
         raise UnsupportedAdapterError(
             f"adapter {adapter.name!r} ({adapter.method}) puts states before the sequence; encoders have no cache"

@@ -129,6 +129,24 @@ class SiteEdit:
 
 
 @dataclass(frozen=True)
+class Exactness:
+    """How closely an adapter's edits repeat what PEFT computes."""
+
+    #: The largest ``||Δ - AB|| / ||Δ||`` (Frobenius) of any site that was factored by SVD; 0 where nothing was cut off.
+    residual: float = 0.0
+    #: The largest rank that an SVD chose, 0 where none was needed.
+    rank: int = 0
+
+    @property
+    def exact(self) -> bool:
+        """Whether the edits are a closed form of the method, exact up to float32 rounding."""
+        return self.rank == 0
+
+    def __str__(self) -> str:
+        return "exact" if self.exact else f"SVD, rank {self.rank}, residual {self.residual:.1e}"
+
+
+@dataclass(frozen=True)
 class Adapter:
     """A name, its edits and its contract with one base.
 
@@ -150,6 +168,9 @@ class Adapter:
     checkpoint_sha256: str = ""
     #: What was done to lower it that its users should know, one sentence each.
     notes: tuple[str, ...] = ()
+    exactness: Exactness = Exactness()
+    #: Why the adapter can only be merged, empty where it can be swapped.
+    merge_only: str = ""
 
     @property
     def scalable(self) -> bool:

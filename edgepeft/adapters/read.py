@@ -2,31 +2,102 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
 
 from ..bundle.manifest import check_name
-from ..errors import InputError, UnsupportedAdapterError
-from .checkpoint import read_checkpoint
+from ..errors import InputError, NeedsPeftError, UnsupportedAdapterError
+from .checkpoint import Checkpoint, read_checkpoint
+from .consume import BaseWeights
 from .form import Adapter
-from .lora import BaseWeights, lower_lora
+from .registry import METHODS, Method
+
+Ship = Literal["swap", "merge"]
+#: Gives the base as a PyTorch model; called only where a method has no closed form.
+BaseModule = Callable[[], Any]
 
 
-def read_adapter(source: str | Path, *, name: str, weights: BaseWeights) -> Adapter:
+def method_of(checkpoint: Checkpoint) -> Method:
+    """The registry's entry for a checkpoint; raises :class:`UnsupportedAdapterError` for a method that is not in it."""
+    method = METHODS.get(checkpoint.peft_type)
+    if method is None:
+        raise UnsupportedAdapterError(
+            f"{checkpoint.source}: method {checkpoint.peft_type or '(none named)'} is not lowered by this version, which knows "
+            f"the {len(METHODS)} methods of peft 0.21. Where PEFT can merge it, merge it there and export the result as a base."
+        )
+    return method
+
+
+def _closed_form(
+    method: Method, name: str, checkpoint: Checkpoint, weights: BaseWeights, max_rank: int | None, mode: Ship
+) -> Adapter:
+    if method.lower is not None:
+        return method.lower(name, checkpoint, weights)
+    if method.lower_dense is not None:
+        return method.lower_dense(name, checkpoint, weights, max_rank=max_rank, mode=mode)
+    raise NeedsPeftError(
+        f"{checkpoint.source}: {method.peft_type} has no closed form ({method.reason}). It is lowered by running it in PEFT over "
+        "its base: export it together with the base."
+    )
+
+
+def read_adapter(
+    source: str | Path,
+    *,
+    name: str,
+    weights: BaseWeights,
+    module: BaseModule | None = None,
+    mode: Ship = "swap",
+    max_rank: int | None = None,
+) -> Adapter:
     """Read a PEFT checkpoint and lower it.
 
     ``source`` is a folder or a Hugging Face id. ``weights`` gives the base's parameters by name, for methods whose
-    lowering depends on them (DoRA, PiSSA, ``lora_bias``). Afterwards every tensor of the checkpoint has been consumed.
-    Raises :class:`AdapterError` and its subclasses; see their docstrings.
+    lowering depends on them (DoRA, PiSSA, IA3). ``module`` gives the base as a PyTorch model; it is asked for only where
+    a method or an option has no closed form. ``max_rank`` caps what an SVD may choose. With ``mode="merge"`` a method
+    without closed form brings whole weights. Afterwards every tensor of the checkpoint has been consumed. Raises
+    :class:`AdapterError` and its subclasses; see their docstrings.
     """
     try:
         check_name(name)
     except ValueError as error:
         raise InputError(f"adapter name: {error}") from error
+    if max_rank is not None and max_rank < 1:
+        raise InputError(f"max_rank must be at least 1, found {max_rank}")
     checkpoint = read_checkpoint(source)
-    if checkpoint.peft_type == "LORA":
-        return lower_lora(name, checkpoint, weights)
-    raise UnsupportedAdapterError(
-        f"{checkpoint.source}: method {checkpoint.peft_type or '(none named)'} is not lowered by this version; LORA is "
-        "(with DoRA, rsLoRA and its other options). Where PEFT can merge the method, merge it there and export the result "
-        "as a base."
-    )
+    method = method_of(checkpoint)
+    if method.mode == "refuse":
+        raise UnsupportedAdapterError(
+            f"{checkpoint.source}: {method.peft_type} ({method.title}) can be neither swapped nor merged: {method.reason}"
+        )
+    try:
+        return _closed_form(method, name, checkpoint, weights, max_rank, mode)
+    except NeedsPeftError as needed:
+        if module is None:
+            raise
+        try:
+            base = module()
+        except InputError as error:
+            raise NeedsPeftError(f"{needed} Here the base cannot be loaded: {error}") from error
+    if not getattr(weights, "complete", True):
+        weights = _all_weights(base)
+        try:
+            return _closed_form(method, name, checkpoint, weights, max_rank, mode)
+        except NeedsPeftError:
+            pass  # it is not for want of weights
+    from .delta import lower_with_peft
+
+    return lower_with_peft(name, checkpoint, base, method=method.title, weights=weights, mode=mode, max_rank=max_rank)
+
+
+def _all_weights(base: Any) -> BaseWeights:
+    parameters = dict(base.named_parameters())
+
+    def get(name: str) -> np.ndarray | None:
+        found = parameters.get(name)
+        return None if found is None else np.asarray(found.detach().float().cpu().numpy())
+
+    return get

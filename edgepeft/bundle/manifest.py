@@ -188,6 +188,8 @@ class AdapterEntry(_Model):
     scalable: bool = True
     #: False where one of its slots cannot differ by row of a batch.
     per_row: bool = True
+    #: For an adapter that was factored by SVD: the largest relative residual of a site. ``None``: a closed form, exact.
+    residual: float | None = None
     bytes: int = Field(ge=0)
 
     _relative = field_validator("onnx_adapter", "onnx")(_check_relative)

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
+from ..adapters.fill import check_swappable
 from ..adapters.form import Adapter, SiteEdit
 from ..bundle.manifest import LinearSlot, OverrideSlot, SlotPart, SlotTable
 from ..errors import SiteError
@@ -331,6 +332,8 @@ def add_slots(
     summed in another order, about 1e-7.) Raises
     :class:`SiteError` for a site that is missing, ambiguous or cannot be edited at run time.
     """
+    for adapter in adapters:
+        check_swappable(adapter)
     graph, locations, weights, fresh = base.graph, base.locations, base.weights, set(base.fresh)
     model = graph.clone()
     before = len(model.graph)

@@ -25,6 +25,9 @@ Announce = Callable[[str], None]
 class BundleWeights:
     """The base's parameters as a bundle holds them: sites with a slot, and parameters that can be replaced."""
 
+    #: A parameter that is not here may still be in the base.
+    complete = False
+
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
         self._graph: Any = None
@@ -118,11 +121,25 @@ def _from_file(bundle: Bundle, name: str, path: Path) -> tuple[dict[str, Any], d
     return dict(found.tensors), dict(found.metadata)
 
 
+def _base_module(bundle: Bundle) -> Any:
+    """The base as a PyTorch model, from where it was captured; it must still be the bundle's base."""
+    from ..base.load import load_model
+
+    entry = bundle.manifest.base
+    loaded = load_model(entry.source, task=bundle.manifest.task)
+    if loaded.identity != entry.identity:
+        raise AdapterMismatchError(
+            f"lowering this adapter needs the base itself; {entry.source} now has identity {loaded.identity[:16]}…, the bundle was "
+            f"made from {entry.identity[:16]}…. Export the base again with this adapter."
+        )
+    return loaded.model
+
+
 def _from_checkpoint(
     bundle: Bundle, name: str, source: str, force: bool, announce: Announce
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     manifest = bundle.manifest
-    adapter = read_adapter(source, name=name, weights=BundleWeights(bundle))
+    adapter = read_adapter(source, name=name, weights=BundleWeights(bundle), module=lambda: _base_module(bundle))
     check_belongs(adapter, identity=manifest.base.identity, source=manifest.base.source, force=force, announce=announce)
     for note in adapter.notes:
         announce(f"adapter {name}: {note}")

@@ -52,13 +52,15 @@ def export(
     slots: Literal["adapters", "all-linear"] = "adapters",
     onnx: str | Path | None = None,
     force: bool = False,
+    max_rank: int | None = None,
     announce: Announce = lambda message: None,
 ) -> Exported:
     """Export a base and its adapters.
 
     ``swap`` writes one bundle with every adapter beside the base; ``merge`` folds one adapter into the base, and with
     several writes ``out/<name>`` for each. Every adapter is run in ONNX Runtime and compared with PEFT before anything
-    takes its place at ``out``; raises :class:`ParityError` where one differs.
+    takes its place at ``out``; raises :class:`ParityError` where one differs, and :class:`UnsupportedAdapterError` for
+    an adapter that can only be merged. ``max_rank`` caps the rank of methods that are factored by SVD.
     """
     out = Path(out)
     for name in adapters:
@@ -76,7 +78,9 @@ def export(
     announce(f"captured {base.architecture} ({base.captured_by}), {base.parity:.1e} from PyTorch")
     read: list[Adapter] = []
     for name, source in adapters.items():
-        adapter = read_adapter(source, name=name, weights=base.weight)
+        adapter = read_adapter(
+            source, name=name, weights=base.weight, module=lambda: base.reference, mode=mode, max_rank=max_rank
+        )
         check_belongs(adapter, identity=base.identity, source=base.source, force=force, announce=announce)
         for note in adapter.notes:
             announce(f"adapter {name}: {note}")

@@ -60,6 +60,7 @@ def adapter_metadata(filled: Filled, *, base_identity: str, slots_hash: str) -> 
         "labels": labels,
         "scalable": adapter.scalable,
         "per_row": filled.slots.per_row,
+        "residual": None if adapter.exactness.exact else adapter.exactness.residual,
     }
 
 

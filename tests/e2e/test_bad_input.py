@@ -117,7 +117,8 @@ def test_foreign_checkpoint_that_names_another_base(bundle: Path, adapters: dict
             lambda p: (p / "adapter_model.safetensors").write_bytes((p / "adapter_model.safetensors").read_bytes()[:-9]),
             ("truncated", "adapter_model.safetensors"),
         ),
-        (lambda p: edit_json(p / "adapter_config.json", peft_type="LOHA"), ("LOHA", "not lowered")),
+        (lambda p: edit_json(p / "adapter_config.json", peft_type="LATER"), ("LATER", "not lowered")),
+        (lambda p: edit_json(p / "adapter_config.json", peft_type="LOHA"), ("LOHA", "did not take", "lora_A")),
         (lambda p: edit_json(p / "adapter_config.json", r=5), ("rank 4", "says 5")),
         (lambda p: edit_json(p / "edgepeft_adapter.json", labels=["a", "b"]), ("3 labels", "names 2", "a, b")),
         (

@@ -182,6 +182,7 @@ def test_schema_keys_are_pinned() -> None:
                 "onnx_adapter",
                 "per_row",
                 "ranks",
+                "residual",
                 "scalable",
                 "slots_hash",
                 "source",

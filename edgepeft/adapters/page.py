@@ -1,0 +1,45 @@
+"""``docs/methods.md``, written from the registry: ``python -m edgepeft.adapters.page > docs/methods.md``."""
+
+from __future__ import annotations
+
+import sys
+
+from .registry import METHODS
+
+
+def methods_page() -> str:
+    """``docs/methods.md``."""
+    ships = {
+        "swap": "swap, exact",
+        "svd": "swap by SVD, else merge",
+        "merge": "merge",
+        "refuse": "refused",
+    }
+    lines = [
+        "# Every PEFT method",
+        "",
+        "Written by `python -m edgepeft.adapters.page`; a test checks that it is current. Methods are those of peft 0.21.",
+        "",
+        "- *swap*: beside the base, exchanged at run time. *Exact* means a closed form, right up to float32 rounding.",
+        "- *by SVD*: the smallest rank whose relative residual is at most 1e-4, or `max_rank` with the residual reported.",
+        "  Where two factors would hold more numbers than the weights they change, the adapter is merged instead.",
+        "- *merge*: folded into the weights by `export --mode merge`; every method that can be swapped can be merged too.",
+        "- *without torch*: `edgepeft add` needs only the checkpoint and the bundle. The others are run in PEFT over the base",
+        "  once, at export: an adapted layer that is not a linear map of its input is refused, whatever its method.",
+        "",
+        "Every row that ships is built, given random trained numbers and compared with PEFT in `tests/model/test_methods.py`;",
+        "that the others are refused by name and reason is tested there too.",
+        "",
+        "| PEFT type | method | ships as | edits | without torch | why not better |",
+        "|---|---|---|---|---|---|",
+    ]
+    order = list(ships)
+    for m in sorted(METHODS.values(), key=lambda m: (order.index(m.mode), m.peft_type)):
+        torchless = "yes" if m.without_torch else "-"
+        cells = (m.peft_type, m.title, ships[m.mode], m.edits or "-", torchless, m.reason or "-")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(methods_page())

@@ -1,0 +1,136 @@
+"""``describe_adapter``: what a checkpoint is, how it will ship, and why not better."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..errors import UnsupportedAdapterError
+from .checkpoint import Checkpoint, read_checkpoint
+from .consume import BaseWeights
+from .form import Adapter, SiteEdit
+from .read import BaseModule, method_of, read_adapter
+from .registry import Method
+
+
+@dataclass(frozen=True)
+class SitePlan:
+    """What happens at one site: ``edits`` in the words of the canonical form."""
+
+    site: str
+    edits: str
+    rank: int | None = None
+
+
+@dataclass(frozen=True)
+class AdapterPlan:
+    """How an adapter will ship.
+
+    ``measured`` is true where it was lowered over its base; otherwise ``mode`` and ``exactness`` are what the registry
+    expects of the method, and ``bytes`` are those of the checkpoint's tensors.
+    """
+
+    source: str
+    peft_type: str
+    method: str
+    mode: Literal["swap", "merge", "refuse"]
+    exactness: str
+    reason: str
+    sites: tuple[SitePlan, ...]
+    overrides: tuple[str, ...]
+    #: What the adapter adds to a bundle in fp32; a merged adapter adds nothing.
+    bytes: int
+    measured: bool
+    notes: tuple[str, ...] = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def _edits(edit: SiteEdit) -> str:
+    parts = {"LowRank": edit.low_rank, "OutGain": edit.out_gain, "InGain": edit.in_gain}
+    return " + ".join(name for name, part in parts.items() if part is not None)
+
+
+def _expected(checkpoint: Checkpoint, method: Method) -> AdapterPlan:
+    """What the registry and the names of the tensors say, without a base."""
+    sites: dict[str, None] = {}
+    whole = []
+    for name in checkpoint.tensors:
+        path = name.split(".")
+        at = next((i for i, part in enumerate(path) if part.startswith(method.tensor_prefix)), None)
+        if at is None:
+            whole.append(name)
+        elif at > 1 or path[0] != "base_model":
+            sites[".".join(path[:at])] = None
+    expected: dict[str, tuple[Literal["swap", "merge", "refuse"], str]] = {
+        "swap": ("swap", "exact"),
+        "svd": ("swap", "by SVD, to be measured over the base"),
+        "merge": ("merge", "exact"),
+        "refuse": ("refuse", "-"),
+    }
+    mode, exactness = expected[method.mode]
+    return AdapterPlan(
+        source=checkpoint.source,
+        peft_type=method.peft_type,
+        method=method.title,
+        mode=mode,
+        exactness=exactness,
+        reason=method.reason,
+        sites=tuple(SitePlan(site, method.edits) for site in sites),
+        overrides=tuple(name for name in whole if not name.startswith("base_model.")),
+        bytes=0 if mode != "swap" else sum(4 * tensor.size for tensor in checkpoint.tensors.values()),
+        measured=False,
+    )
+
+
+def _measured(checkpoint: Checkpoint, method: Method, adapter: Adapter) -> AdapterPlan:
+    merge = bool(adapter.merge_only)
+    return AdapterPlan(
+        source=checkpoint.source,
+        peft_type=method.peft_type,
+        method=adapter.method,
+        mode="merge" if merge else "swap",
+        exactness=str(adapter.exactness),
+        reason=adapter.merge_only or ("" if adapter.exactness.exact else method.reason),
+        sites=tuple(SitePlan(site, _edits(edit), edit.rank or None) for site, edit in adapter.sites.items()),
+        overrides=tuple(adapter.overrides),
+        bytes=0 if merge else 4 * adapter.parameters,
+        measured=True,
+        notes=adapter.notes,
+    )
+
+
+def describe_adapter(
+    source: str | Path,
+    *,
+    weights: BaseWeights | None = None,
+    module: BaseModule | None = None,
+    max_rank: int | None = None,
+) -> AdapterPlan:
+    """How the PEFT checkpoint at ``source`` will ship.
+
+    With ``weights`` (and ``module``) of its base it is lowered, and the plan says what came out; without, what the
+    registry expects. A refusal is a plan too, with its reason. Raises :class:`AdapterError` for a checkpoint that cannot
+    be read and for one that does not fit the base.
+    """
+    checkpoint = read_checkpoint(source)
+    method = method_of(checkpoint)
+    expected = _expected(checkpoint, method)
+    if weights is None or method.mode == "refuse":
+        return expected
+    try:
+        adapter = read_adapter(source, name="adapter", weights=weights, module=module, max_rank=max_rank)
+    except UnsupportedAdapterError as error:
+        values = {
+            **vars(expected),
+            "mode": "refuse",
+            "exactness": "-",
+            "reason": str(error),
+            "bytes": 0,
+            "measured": True,
+        }
+        return AdapterPlan(**values)
+    return _measured(checkpoint, method, adapter)

@@ -1,0 +1,158 @@
+"""Every PEFT method, one entry each: how it ships, how exactly, and why not better.
+
+Adding a method is one entry here and one row in ``tests/model/test_methods.py``. ``python -m edgepeft.adapters.page``
+prints ``docs/methods.md``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from .checkpoint import Checkpoint
+from .consume import BaseWeights
+from .form import Adapter
+from .lora import lower_lora
+from .methods import dense, direct, factors
+
+#: ``swap``: closed form in the five edits. ``svd``: a change of weights, swapped where its SVD is smaller than the weights
+#: and merged otherwise. ``merge``: a change of weights of full rank. ``refuse``: no change of weights.
+Mode = Literal["swap", "svd", "merge", "refuse"]
+
+
+class Lowering(Protocol):
+    """A closed form, without torch."""
+
+    def __call__(self, name: str, checkpoint: Checkpoint, weights: BaseWeights) -> Adapter:
+        """The adapter; raises :class:`NeedsPeftError` for an option that the closed form does not cover."""
+
+
+class DenseLowering(Protocol):
+    """A closed form of the delta weight, which an SVD factors."""
+
+    def __call__(
+        self,
+        name: str,
+        checkpoint: Checkpoint,
+        weights: BaseWeights,
+        *,
+        max_rank: int | None = None,
+        mode: Literal["swap", "merge"] = "swap",
+    ) -> Adapter:
+        """The adapter: factors of at most rank ``max_rank``, or whole weights for ``merge``."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One PEFT method. ``edits`` says what it becomes; ``reason`` why nothing better is possible, empty where it is best."""
+
+    peft_type: str
+    title: str
+    mode: Mode
+    edits: str
+    reason: str = ""
+    lower: Lowering | None = None
+    lower_dense: DenseLowering | None = None
+    #: How the names of its tensors begin in a checkpoint, where that is not the type's own name.
+    prefix: str = ""
+
+    @property
+    def tensor_prefix(self) -> str:
+        """How the names of its tensors begin, behind the module path."""
+        return self.prefix or f"{self.peft_type.lower()}_"
+
+    @property
+    def without_torch(self) -> bool:
+        """Whether it is lowered from the checkpoint's tensors alone."""
+        return self.lower is not None or self.lower_dense is not None
+
+
+_ORTHOGONAL = "it multiplies the weight by an orthogonal matrix: the change has full rank"
+_VIRTUAL = (
+    "it puts trained states before the sequence (a Prefix), which needs a key/value cache; the encoders that are exported "
+    "today have none"
+)
+_DRAWN = "its places are drawn by torch's generator at load, so reading it needs PEFT and the base"
+_RANK_R = "rank r, by SVD"
+
+_METHODS = (
+    Method("LORA", "LoRA", "swap", "LowRank; OutGain for DoRA; Override for biases and saved modules", lower=lower_lora),
+    Method("ADALORA", "AdaLoRA", "swap", "LowRank", lower=factors.lower_adalora, prefix="lora_"),
+    Method("ADAMSS", "AdaMSS", "svd", "LowRank by SVD", "subspaces come from an SVD and k-means of the base at load"),
+    Method("BOFT", "BOFT", "merge", "merged weight", _ORTHOGONAL),
+    Method("IA3", "IA3", "swap", "OutGain and bias Override (keys, values), InGain (feed-forward)", lower=direct.lower_ia3),
+    Method("BEFT", "BEFT", "swap", "Override of biases", lower=direct.lower_beft),
+    Method(
+        "LILY", "Lily", "refuse", "", "a router mixes its factors for every token, so its sites are not linear in their input"
+    ),
+    Method(
+        "LOHA", "LoHa", "swap", "LowRank at r²", "merged where r² factors outgrow the weights", lower=factors.lower_loha,
+        prefix="hada_",
+    ),
+    Method(
+        "LOKR", "LoKr", "swap", "LowRank at the product of its factors' ranks",
+        "merged where that product outgrows the weights", lower=factors.lower_lokr,
+    ),
+    Method("OFT", "OFT", "merge", "merged weight", _ORTHOGONAL),
+    Method(
+        "POLY", "Poly", "refuse", "", "its skills are mixed by a task id given with every request, which the graph has no input for"
+    ),
+    Method("LN_TUNING", "LN tuning", "swap", "Override of norms", lower=direct.lower_ln_tuning),
+    Method("VERA", "VeRA", "swap", "LowRank", "through PEFT where save_projection is false", lower=factors.lower_vera),
+    Method("FROD", "FRoD", "merge", "merged weight", "its rotated sparse change has full rank"),
+    Method("PVERA", "PVeRA", "swap", "LowRank of the mean", "refused with sample_at_inference", lower=factors.lower_pvera),
+    Method("FOURIERFT", "FourierFT", "svd", "LowRank by SVD", _DRAWN),
+    Method("GLORA", "GLoRA", "merge", "merged weight and bias", "it scales the weight entry by entry: the change has full rank"),
+    Method("XLORA", "X-LoRA", "refuse", "", "a classifier mixes several LoRAs for every token, after a first pass of the base"),
+    Method("HRA", "HRA", "swap", "LowRank (compact WY form of its reflections)", lower=factors.lower_hra),
+    Method(
+        "VBLORA", "VB-LoRA", "swap", "LowRank", "through PEFT where only the top-k weights were saved", lower=factors.lower_vblora
+    ),
+    Method("UNILORA", "Uni-LoRA", "svd", f"LowRank ({_RANK_R})", _DRAWN),
+    Method("MISS", "MiSS", "swap", "LowRank", "merged with init_weights='bat'", lower=factors.lower_miss),
+    Method("RANDLORA", "RandLoRA", "svd", "LowRank by SVD", "a sum of random bases is usually of full rank, and then merged"),
+    Method("ROAD", "RoAd", "merge", "merged weight and bias", "it rotates pairs of outputs: the change has full rank"),
+    Method(
+        "TRAINABLE_TOKENS", "Trainable tokens", "swap", "Override of the embedding",
+        "the whole embedding is shipped: ONNX Runtime replaces whole tensors", lower=direct.lower_trainable_tokens,
+    ),
+    Method("HIRA", "HiRA", "merge", "merged weight", "it scales the weight entry by entry: the change has full rank"),
+    Method(
+        "SHIRA", "SHiRA", "svd", "LowRank by SVD", "sparse entries seldom have a low rank, and are then merged",
+        lower_dense=dense.lower_shira,
+    ),
+    Method(
+        "C3A", "C3A", "svd", "LowRank by SVD", "circulant blocks are usually of full rank, and then merged",
+        lower_dense=dense.lower_c3a,
+    ),
+    Method("WAVEFT", "WaveFT", "svd", "LowRank by SVD", _DRAWN),
+    Method(
+        "OSF", "OSF", "svd", "LowRank by SVD", "it trains half of the base's singular vectors, usually too many to swap"
+    ),
+    Method("DELORA", "DeLoRA", "swap", "LowRank", lower=factors.lower_delora),
+    Method("GRALORA", "GraLoRA", "swap", "LowRank at k r", lower=factors.lower_gralora),
+    Method(
+        "TINYLORA", "TinyLoRA", "svd", f"LowRank ({_RANK_R})", "which vector serves which site follows from the base's modules"
+    ),
+    Method("PSOFT", "PSOFT", "svd", "LowRank by SVD", "it rotates a principal subspace; at a large rank it is merged"),
+    Method("PEANUT", "PEANuT", "merge", "merged weight", "a network over the base's weight makes the change, of full rank"),
+    Method(
+        "SUPERTUNING", "Super tuning", "svd", "LowRank by SVD", "sparse entries seldom have a low rank, and are then merged",
+        lower_dense=dense.lower_supertuning,
+    ),
+    Method("DEFT", "DEFT", "svd", f"LowRank ({_RANK_R})", "its projection is applied to the base's weight by QR"),
+    Method("PROMPT_TUNING", "Prompt tuning", "refuse", "", _VIRTUAL),
+    Method("MULTITASK_PROMPT_TUNING", "Multitask prompt tuning", "refuse", "", _VIRTUAL),
+    Method("P_TUNING", "P-tuning", "refuse", "", _VIRTUAL),
+    Method("PREFIX_TUNING", "Prefix tuning", "refuse", "", _VIRTUAL),
+    Method("CPT", "CPT", "refuse", "", _VIRTUAL),
+    Method("CARTRIDGE", "Cartridge", "refuse", "", _VIRTUAL),
+    Method(
+        "ADAPTION_PROMPT", "LLaMA-Adapter", "refuse", "",
+        "gated prompts inside attention change the layer itself; PEFT offers it for Llama and GPT-2 only",
+    ),
+    Method("SHADOW", "Shadow", "refuse", "", "a second network runs beside the base and exchanges states with it"),
+)  # fmt: skip
+
+#: By PEFT's name of the method.
+METHODS: dict[str, Method] = {method.peft_type: method for method in _METHODS}
