@@ -58,6 +58,12 @@ _UNTRAINED = "changes nothing (its B matrices are zero: was it trained?)"
     help="text-classification, token-classification, feature-extraction or fill-mask.",
 )
 @path_option("--onnx", section="How", help="An ONNX file of the same base, used instead of tracing.")
+@option(
+    "--max-rank",
+    section="How",
+    type=click.IntRange(min=1),
+    help="Cap the rank of methods that are factored by SVD; what is left out is reported.",
+)
 @force_option
 @json_option
 @guarded
@@ -69,6 +75,7 @@ def export(
     slots: Literal["adapters", "all-linear"],
     task: str | None,
     onnx: Path | None,
+    max_rank: int | None,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -81,8 +88,17 @@ def export(
 
     with steps() as announce:
         result = run(
-            model, wanted, out, mode=mode, task=task, slots=slots, onnx=onnx, force=force, announce=announce
-        )  # fmt: skip
+            model,
+            wanted,
+            out,
+            mode=mode,
+            task=task,
+            slots=slots,
+            onnx=onnx,
+            max_rank=max_rank,
+            force=force,
+            announce=announce,
+        )
     if as_json:
         print_json(
             {

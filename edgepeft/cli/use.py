@@ -220,11 +220,15 @@ _OPTIONS = ("use_dora", "use_rslora", "lora_bias", "rank_pattern", "alpha_patter
 
 def _checkpoint(path: Path, as_json: bool) -> None:
     from ..adapters.checkpoint import read_checkpoint
+    from ..adapters.plan import describe_adapter
 
     found = read_checkpoint(path)
+    plan = describe_adapter(path)
     shapes = {name: list(array.shape) for name, array in sorted(found.tensors.items())}
     if as_json:
-        print_json({"config": dict(found.config), "record": dict(found.record), "tensors": shapes})
+        print_json(
+            {"plan": plan.as_dict(), "config": dict(found.config), "record": dict(found.record), "tensors": shapes}
+        )
         return
     config, record = found.config, found.record
     numbers = sum(array.size for array in found.tensors.values())
@@ -234,6 +238,9 @@ def _checkpoint(path: Path, as_json: bool) -> None:
         "size": f"rank {config.get('r')}, alpha {config.get('lora_alpha')}, {len(shapes)} tensors, {numbers:,} numbers",
         "options": ", ".join(f"{key}={config[key]}" for key in _OPTIONS if config.get(key)) or "–",
     }
+    facts["ships as"] = f"{plan.mode} ({plan.exactness})" if plan.mode != "refuse" else "not at all"
+    if plan.reason:
+        facts["because"] = plan.reason
     if record:
         facts["labels"] = ", ".join(record.get("labels") or ()) or "–"
         facts["trained on"] = f"base identity {str(record.get('base_identity'))[:16]}…"

@@ -93,7 +93,7 @@ def _train(model: Path, data: DatasetFiles, folder: Path, fresh: bool, announce:
         announce(f"adapter {data.name}: trained already")
         return folder
     announce(f"training {data.name} on {data.train_rows} rows")
-    result = train_adapter(model, data.train, folder, epochs=3, max_length=64, patience=None, progress=False)
+    result = train_adapter(model, data.train, folder, epochs=2, max_length=64, patience=None, progress=False)
     announce(f"adapter {data.name}: validation accuracy {result.after.accuracy:.3f} after {result.seconds:.0f} s")
     return folder
 
