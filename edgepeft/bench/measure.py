@@ -64,7 +64,10 @@ def make_plan(
     sizes = target.shapes() if shapes is None else [parse_shape(s) if isinstance(s, str) else s for s in shapes]
     for size in sizes:
         if manifest.max_length is not None and size.sequence > manifest.max_length:
-            raise InputError(f"shape {size}: the bundle takes at most {manifest.max_length} tokens")
+            raise InputError(
+                f"shape {size}: the bundle takes at most {manifest.max_length} tokens; name shapes that fit, "
+                f"for example --shape 1x{manifest.max_length}"
+            )
     if not (adapters and variants and sizes):
         raise InputError("nothing to measure: adapters, variants and shapes must each name at least one")
     return Plan(
