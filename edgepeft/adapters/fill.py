@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..bundle.manifest import Dim, LinearSlot, OverrideSlot, SlotPart, SlotTable
+from ..bundle.manifest import Dim, LinearSlot, OverrideSlot, SlotPart, SlotTable, shape_fits
 from ..errors import AdapterMismatchError, UnsupportedAdapterError
 from .form import Adapter, Array, SiteEdit
 
@@ -86,10 +86,7 @@ def _fill_override(adapter: Adapter, slot: OverrideSlot, tensor: Array) -> Array
 
 def check_shape(found: tuple[int, ...], expected: tuple[Dim, ...], what: str) -> None:
     """Raise :class:`AdapterMismatchError` where ``found`` differs from a fixed dimension of ``expected``."""
-    fits = len(found) == len(expected) and all(
-        isinstance(e, str) or e == f for f, e in zip(found, expected, strict=True)
-    )
-    if not fits:
+    if not shape_fits(found, expected):
         raise AdapterMismatchError(f"{what}: shape {found}, the slot takes {expected}. It was made for another base.")
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 
 import numpy as np
+
+from ..bundle import Bundle
 
 SHAPES = ((2, 9), (3, 17), (1, 5))
 
@@ -40,3 +43,15 @@ def ragged_batches(
         }
         batches.append({name: array for name, array in inputs.items() if name in input_names})
     return batches
+
+
+def bundle_batches(bundle: Bundle, shapes: tuple[tuple[int, int], ...] = SHAPES) -> list[dict[str, np.ndarray]]:
+    """Ragged padded batches that fit a bundle's base."""
+    config = json.loads(bundle.file("config.json").read_text(encoding="utf-8"))
+    return ragged_batches(
+        vocab=int(config["vocab_size"]),
+        pad_id=int(config.get("pad_token_id") or 0),
+        input_names=[value.name for value in bundle.manifest.inputs],
+        max_length=bundle.manifest.max_length,
+        shapes=shapes,
+    )

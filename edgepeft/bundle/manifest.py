@@ -25,6 +25,13 @@ NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 Dim = int | str
 
 
+def shape_fits(found: tuple[int, ...], expected: tuple[Dim, ...]) -> bool:
+    """Whether ``found`` has ``expected``'s rank and fixed dimensions; symbolic ones take any size."""
+    return len(found) == len(expected) and all(
+        isinstance(e, str) or e == f for f, e in zip(found, expected, strict=True)
+    )
+
+
 class _Model(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 

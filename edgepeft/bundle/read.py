@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import BundleError, CorruptBundleError, ManifestError, UnknownAdapterError
-from .manifest import MANIFEST_NAME, AdapterEntry, FileEntry, Manifest, Variant, parse_manifest
+from ..errors import AdapterMismatchError, BundleError, CorruptBundleError, ManifestError, UnknownAdapterError
+from .manifest import MANIFEST_NAME, AdapterEntry, FileEntry, Manifest, Variant, parse_manifest, shape_fits
 from .transaction import recover
 
 _CHUNK = 1 << 20
@@ -105,8 +105,6 @@ def read_bundle(path: str | Path) -> Bundle:
 
 def check_adapters(bundle: Bundle) -> None:
     """Refuse adapters whose contract is not with this base: identity, slots, tensor names and shapes."""
-    from ..errors import AdapterMismatchError
-
     manifest = bundle.manifest
     shapes = manifest.slots.tensors()
     for name, entry in manifest.adapters.items():
@@ -125,10 +123,7 @@ def check_adapters(bundle: Bundle) -> None:
                 raise AdapterMismatchError(
                     f"{bundle.path}: adapter {name!r} fills {tensor}, which is not a slot of this base"
                 )
-            fits = len(shape) == len(expected_shape) and all(
-                isinstance(e, str) or e == found for found, e in zip(shape, expected_shape, strict=True)
-            )
-            if not fits:
+            if not shape_fits(shape, expected_shape):
                 raise AdapterMismatchError(
                     f"{bundle.path}: adapter {name!r}, {tensor} has shape {shape}, the slot takes {expected_shape}"
                 )

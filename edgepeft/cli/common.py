@@ -102,7 +102,9 @@ def guarded(command: F) -> F:
         except KeyboardInterrupt:
             click.echo("Interrupted; bundles are as they were.", err=True)
             sys.exit(130)
-        except Exception as error:
+        except (
+            Exception
+        ) as error:  # the last handler of the process: a message for the user, or a bug with its traceback
             said = _as_edgepeft(error)
             if said is None:
                 traceback.print_exc()

@@ -39,7 +39,7 @@ def run_graph(
             inputs = {name: array for name, array in batch.items() if name in accepted}
             try:
                 found = session.run(names, {**inputs, **(feeds or {})})
-            except Exception as error:
+            except Exception as error:  # as above
                 shapes = {name: array.shape for name, array in inputs.items()}
                 raise CaptureError(f"ONNX Runtime fails on inputs {shapes}: {error}") from error
             results.append(dict(zip(names, found, strict=True)))

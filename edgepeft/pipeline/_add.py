@@ -14,7 +14,7 @@ from ..adapters.belongs import check_belongs
 from ..adapters.files import AdapterFile, read_adapter_onnx, read_onnx_adapter, version_number
 from ..adapters.fill import check_shape, fill_slots
 from ..adapters.read import read_adapter
-from ..base.ragged import ragged_batches
+from ..base.ragged import bundle_batches
 from ..bundle import AdapterEntry, Bundle, Manifest, check_name, read_bundle, replacing
 from ..errors import AdapterError, AdapterMismatchError, BundleError, InputError, MissingExtraError
 from ._write import Filled, adapter_metadata, write_adapter, write_manifest
@@ -150,16 +150,7 @@ def _from_checkpoint(
 
 def _changes_output(bundle: Bundle, name: str) -> bool:
     """Run the base and the adapter once: non-finite numbers are an error, equal ones a warning."""
-    import json
-
-    config = json.loads(bundle.file("config.json").read_text(encoding="utf-8"))
-    inputs = ragged_batches(
-        vocab=int(config["vocab_size"]),
-        pad_id=int(config.get("pad_token_id") or 0),
-        input_names=[value.name for value in bundle.manifest.inputs],
-        max_length=bundle.manifest.max_length,
-        shapes=((2, 9),),
-    )[0]
+    (inputs,) = bundle_batches(bundle, shapes=((2, 9),))
     runtime = runtimes.open(bundle.path)
     plain = runtime.forward(inputs)
     edited = runtime.use(name).forward(inputs)

@@ -87,15 +87,7 @@ def write_adapter(folder: Path, name: str, tensors: Mapping[str, Any], metadata:
 
 def write_manifest(folder: Path, manifest: Manifest, unchanged: Mapping[str, FileEntry] | None = None) -> Manifest:
     """Hash the files of ``folder`` into ``manifest`` and write it; ``unchanged`` are hashes that still hold."""
-    known = unchanged or {}
-    files = {
-        path.relative_to(folder).as_posix(): path
-        for path in sorted(folder.rglob("*"))
-        # Reports say what was measured of a bundle; they are not part of what is deployed and may be written any time.
-        if path.is_file() and path.name != MANIFEST_NAME and path.relative_to(folder).parts[0] != "report"
-    }
-    entries = {name: known.get(name) or hash_file(path) for name, path in files.items()}
-    manifest = manifest.model_copy(update={"files": entries})
+    manifest = manifest.model_copy(update={"files": _listed(folder, unchanged or {})})
     manifest = Manifest.model_validate(manifest.model_dump())
     target = folder / MANIFEST_NAME
     target.unlink(missing_ok=True)
@@ -208,15 +200,24 @@ def write_bundle(
                 "capture_parity": base.parity,
                 **(recipe or {}),
             },
-            files=_listed(folder),
+            files=_listed(folder, {}),
         )
         manifest = write_manifest(folder, manifest, manifest.files)
         check(Bundle(path=folder, manifest=manifest))
     return read_bundle(target)
 
 
-def _listed(folder: Path) -> dict[str, FileEntry]:
-    return {p.relative_to(folder).as_posix(): hash_file(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+def _listed(folder: Path, known: Mapping[str, FileEntry]) -> dict[str, FileEntry]:
+    """The deployed files below ``folder``, hashed where ``known`` has no entry.
+
+    Reports say what was measured of a bundle; they are not part of what is deployed and may be written any time.
+    """
+    files = {
+        path.relative_to(folder).as_posix(): path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST_NAME and path.relative_to(folder).parts[0] != "report"
+    }
+    return {name: known.get(name) or hash_file(path) for name, path in files.items()}
 
 
 def merged_labels(base: Base, adapter: Adapter) -> tuple[str, ...] | None:

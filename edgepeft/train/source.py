@@ -152,8 +152,7 @@ def _load_dataset(data: str | Path) -> dict[str, Any]:
         else:
             name, _, configuration = str(data).partition(":")
             loaded = datasets.load_dataset(name, configuration or None)
-    # Unknown id, unknown configuration, offline and unreadable files each have their own class there.
-    except Exception as error:
+    except Exception as error:  # unknown id or configuration, offline, unreadable file: a class each in datasets
         raise DataError(
             f"cannot load data {str(data)!r}: no such file, and as a data set: {type(error).__name__}: {error}"
         ) from error

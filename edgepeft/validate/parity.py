@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ..base.check import output_difference, reference_outputs
-from ..base.ragged import ragged_batches
+from ..base.ragged import bundle_batches
 from ..bundle import Bundle
 from ..errors import InputError, ParityError
 from ..runtime import Runtime
@@ -17,17 +16,6 @@ from .form import PARITY_TOLERANCE, AdapterParity
 from .reference import head_width, peft_model
 
 Batch = Mapping[str, np.ndarray]
-
-
-def bundle_batches(bundle: Bundle) -> list[dict[str, np.ndarray]]:
-    """Ragged padded batches that fit a bundle's base."""
-    config = json.loads(bundle.file("config.json").read_text(encoding="utf-8"))
-    return ragged_batches(
-        vocab=int(config["vocab_size"]),
-        pad_id=int(config.get("pad_token_id") or 0),
-        input_names=[value.name for value in bundle.manifest.inputs],
-        max_length=bundle.manifest.max_length,
-    )
 
 
 def adapter_parity(

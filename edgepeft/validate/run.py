@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from .. import runtime as runtimes
+from ..base.ragged import bundle_batches
 from ..bundle import Bundle, read_bundle
 from ..data import Examples
 from ..errors import InputError
 from .accuracy import accuracy
 from .form import PARITY_TOLERANCE, AdapterAccuracy, AdapterParity, Validation
-from .parity import adapter_parity, adapter_sources, base_restored, bundle_batches
+from .parity import adapter_parity, adapter_sources, base_restored
 from .reference import head_width, peft_model
 
 
