@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ._add import add as add
     from ._add import remove as remove
     from ._export import export as export
+    from ._input_style import write_input_style as write_input_style
     from ._quantize import quantize as quantize
     from ._write import write_bundle as write_bundle
 
@@ -42,6 +43,7 @@ _HOME = {
     "add": "._add",
     "remove": "._add",
     "quantize": "._quantize",
+    "write_input_style": "._input_style",
 }
 
 __all__ = [  # noqa: RUF022 - in the order of the pipeline
@@ -55,6 +57,7 @@ __all__ = [  # noqa: RUF022 - in the order of the pipeline
     "add",
     "remove",
     "quantize",
+    "write_input_style",
 ]
 
 

@@ -30,6 +30,7 @@ def test_pinned() -> None:
         "add",
         "remove",
         "quantize",
+        "write_input_style",
     ]
     assert edgepeft.runtime.__all__ == ["Prediction", "Runtime", "open"]
 
