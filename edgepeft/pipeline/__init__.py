@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ..validate.run import validate as validate
     from ._add import add as add
     from ._add import remove as remove
+    from ._blend import blend as blend
     from ._export import export as export
     from ._quantize import quantize as quantize
     from ._write import write_bundle as write_bundle
@@ -41,6 +42,7 @@ _HOME = {
     "export": "._export",
     "add": "._add",
     "remove": "._add",
+    "blend": "._blend",
     "quantize": "._quantize",
 }
 
@@ -54,6 +56,7 @@ __all__ = [  # noqa: RUF022 - in the order of the pipeline
     "export",
     "add",
     "remove",
+    "blend",
     "quantize",
 ]
 

@@ -29,6 +29,7 @@ def test_pinned() -> None:
         "export",
         "add",
         "remove",
+        "blend",
         "quantize",
     ]
     assert edgepeft.runtime.__all__ == ["Prediction", "Runtime", "open"]
