@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ..validate.run import validate as validate
     from ._add import add as add
     from ._add import remove as remove
+    from ._blend import blend as blend
     from ._export import export as export
     from ._input_style import write_input_style as write_input_style
     from ._quantize import quantize as quantize
@@ -42,6 +43,7 @@ _HOME = {
     "export": "._export",
     "add": "._add",
     "remove": "._add",
+    "blend": "._blend",
     "quantize": "._quantize",
     "write_input_style": "._input_style",
 }
@@ -56,6 +58,7 @@ __all__ = [  # noqa: RUF022 - in the order of the pipeline
     "export",
     "add",
     "remove",
+    "blend",
     "quantize",
     "write_input_style",
 ]

@@ -29,6 +29,7 @@ def test_pinned() -> None:
         "export",
         "add",
         "remove",
+        "blend",
         "quantize",
         "write_input_style",
     ]
