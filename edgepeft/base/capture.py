@@ -20,7 +20,7 @@ def _attempts(onnx: str | Path | None, task: str) -> list[tuple[str, Callable[[L
     if task == "text-generation":
         from .mobius import build
 
-        return [("mobius", build), ("traced", trace_causal)]
+        return [("mobius", build)]
     return [
         ("traced+fused", lambda loaded: trace(loaded, fusions=True)),
         ("traced", lambda loaded: trace(loaded, fusions=False)),
