@@ -37,7 +37,9 @@ def causal_batches(
     if window is not None and window <= 1024 and (room is None or window + 7 <= room):
         shapes.append((1, window + 7))
     names = ("input_ids", "attention_mask")
-    prompts = ragged_batches(vocab=vocab, pad_id=pad_id, input_names=names, max_length=room, shapes=tuple(shapes), seed=seed)
+    prompts = ragged_batches(
+        vocab=vocab, pad_id=pad_id, input_names=names, max_length=room, shapes=tuple(shapes), seed=seed
+    )
     rng = np.random.default_rng(seed + 1)
     return [
         CausalBatch(p["input_ids"], p["attention_mask"], rng.integers(0, vocab, (len(p["input_ids"]), steps), np.int64))
@@ -54,7 +56,9 @@ def empty_cache(inputs: Mapping[str, Sequence[int | str]], batch: int) -> dict[s
     }
 
 
-def run_causal(step: Step, inputs: Mapping[str, Sequence[int | str]], batch: CausalBatch) -> tuple[np.ndarray, np.ndarray]:
+def run_causal(
+    step: Step, inputs: Mapping[str, Sequence[int | str]], batch: CausalBatch
+) -> tuple[np.ndarray, np.ndarray]:
     """Logits of the prompts ``[batch, sequence, vocab]`` and of each following token ``[batch, steps, vocab]``."""
     lengths = batch.mask.sum(axis=1)
     mask = batch.mask

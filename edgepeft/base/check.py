@@ -61,7 +61,10 @@ def graph_causal_parity(graph: ir.Model, loaded: Loaded) -> float:
         max_length=loaded.max_length,
         window=getattr(config, "sliding_window", None),
     )
-    shapes = {value.name or "": [d if isinstance(d, int) else str(d.value) for d in value.shape or ()] for value in graph.graph.inputs}
+    shapes = {
+        value.name or "": [d if isinstance(d, int) else str(d.value) for d in value.shape or ()]
+        for value in graph.graph.inputs
+    }
     expected = [reference_causal(loaded.model, batch) for batch in batches]
     with open_graph(graph) as step:
         worst = max(

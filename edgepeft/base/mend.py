@@ -69,11 +69,12 @@ def _layers(graph: ir.Model, loaded: Loaded) -> None:
     scales = _attention_scales(loaded.model)
     for layer, node in attention_nodes(graph).items():
         kind = types[layer]
-        if layer in scales and node.attributes.get_float("scale", 0.0):
+        if layer in scales and "scale" in node.attributes:
             node.attributes["scale"] = ir.AttrFloat32("scale", scales[layer])
         if kind == "sliding_attention":
             node.attributes["local_window_size"] = ir.AttrInt64("local_window_size", int(config.sliding_window))
-        if by_type and node.attributes.get_int("do_rotary", 0):
+        rotary = node.attributes.get("do_rotary")
+        if by_type and rotary is not None and rotary.as_int():
             for index, table in ((7, "cos"), (8, "sin")):
                 node.replace_input_with(index, _rotary_table(graph, loaded, kind, table))
 

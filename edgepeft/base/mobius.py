@@ -82,9 +82,11 @@ def _graph(loaded: Loaded) -> ir.Model:
     apply_weights(graph, state)
     missing = [n for n, v in graph.graph.initializers.items() if v.const_value is None]
     if missing:
-        raise CaptureError(f"mobius' graph of {kind!r} has {len(missing)} weights that the model lacks, such as {missing[0]}")
+        raise CaptureError(
+            f"mobius' graph of {kind!r} has {len(missing)} weights that the model lacks, such as {missing[0]}"
+        )
     for name, value in graph.graph.initializers.items():
-        value.const_value = ir.tensor(value.const_value.numpy(), name=name)  # type: ignore[union-attr]
+        value.const_value = ir.tensor(value.const_value.numpy(), name=name)
     return graph
 
 

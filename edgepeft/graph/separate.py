@@ -28,9 +28,7 @@ def separate(
         value = graph.graph.initializers[place.initializer]
         assert value.const_value is not None
         array = np.ascontiguousarray(value.const_value.numpy().T)
-        own = ir.Value(
-            name=head, shape=ir.Shape(array.shape), type=value.type, const_value=ir.tensor(array, name=head)
-        )
+        own = ir.Value(name=head, shape=ir.Shape(array.shape), type=value.type, const_value=ir.tensor(array, name=head))
         graph.graph.register_initializer(own)
         for node in linear_users(value):
             behind = node.inputs[1].producer() if node.inputs[1] is not None else None

@@ -43,7 +43,6 @@ def open_graph(graph: ir.Model) -> Iterator[Callable[[Mapping[str, np.ndarray]],
             return dict(zip(names, found, strict=True))
 
         yield run
-        del session
 
 
 def run_graph(

@@ -37,9 +37,7 @@ def _has_one_row(node: ir.Node) -> bool:
 
 
 class _Inserter:
-    def __init__(
-        self, graph: ir.Model, base: EditableBase, labels: int | None
-    ) -> None:
+    def __init__(self, graph: ir.Model, base: EditableBase, labels: int | None) -> None:
         locations, weights = base.locations, base.weights
         self.tied = base.tied
         self.model = graph
@@ -349,7 +347,7 @@ def add_slots(
     """
     for adapter in adapters:
         check_swappable(adapter)
-    graph, locations, weights, fresh = base.graph, base.locations, base.weights, set(base.fresh)
+    graph, weights, fresh = base.graph, base.weights, set(base.fresh)
     model = graph.clone()
     before = len(model.graph)
     inserter = _Inserter(model, base, len(base.labels) if base.labels is not None else None)
@@ -391,11 +389,7 @@ def add_slots(
 def _not_found(site: str, base: EditableBase) -> str:
     locations, weights = base.locations, base.weights
     if f"{site}.weight" not in weights:
-        near = [
-            name
-            for name in linear_sites(base)
-            if name.rpartition(".")[2] == site.rpartition(".")[2]
-        ]
+        near = [name for name in linear_sites(base) if name.rpartition(".")[2] == site.rpartition(".")[2]]
         hint = f"; the base has, for example, {near[0]}" if near else ""
         return f"site {site} does not exist in the base{hint}. The adapter was trained on another architecture."
     if locations.get(f"{site}.weight"):

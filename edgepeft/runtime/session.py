@@ -238,9 +238,7 @@ def _check_arrays(inputs: Inputs, manifest: Manifest) -> None:
             if isinstance(want, str):
                 size, first = sizes.setdefault(want, (found, value.name))
                 if size != found:
-                    raise InputError(
-                        f"inputs differ in shape: {want} is {size} in {first} and {found} in {value.name}"
-                    )
+                    raise InputError(f"inputs differ in shape: {want} is {size} in {first} and {found} in {value.name}")
 
 
 def open(path: str | Path, *, variant: str | None = None, threads: int | None = None) -> Runtime:

@@ -13,9 +13,7 @@ from .probe import Probe, bundle_probe, same_outputs
 from .reference import head_width, peft_model
 
 
-def adapter_parity(
-    runtime: Runtime, name: str, source: str | Path, base: str, probe: Probe
-) -> AdapterParity:
+def adapter_parity(runtime: Runtime, name: str, source: str | Path, base: str, probe: Probe) -> AdapterParity:
     """Compare an adapter in a bundle with PEFT running its checkpoint at ``source`` over the model ``base``."""
     merged = runtime.manifest.mode == "merge"
     labels = runtime.labels if merged else runtime.manifest.adapters[name].labels
