@@ -150,3 +150,19 @@ def named(values: Sequence[str], option: str) -> dict[str, str]:
             raise InputError(f"{option}: the name {name!r} is given twice")
         found[name] = rest
     return found
+
+
+def parse_weights(values: Sequence[str]) -> dict[str, float]:
+    """``NAME=WEIGHT`` pairs of a blend; a name given twice or a weight that is no number is an error."""
+    found: dict[str, float] = {}
+    for value in values:
+        name, separator, weight = value.partition("=")
+        if not separator or not name or not weight:
+            raise InputError(f"{value!r}: expected NAME=WEIGHT, for example reviews=0.7")
+        if name in found:
+            raise InputError(f"adapter {name!r} is given twice")
+        try:
+            found[name] = float(weight)
+        except ValueError as error:
+            raise InputError(f"{value!r}: {weight!r} is not a number") from error
+    return found

@@ -8,7 +8,17 @@ from typing import Any
 import click
 
 from ..errors import InputError
-from .common import Command, bundle_argument, guarded, json_option, option, path_option, print_json, threads_option
+from .common import (
+    Command,
+    bundle_argument,
+    guarded,
+    json_option,
+    option,
+    parse_weights,
+    path_option,
+    print_json,
+    threads_option,
+)
 from .show import megabytes, table, warn
 
 
@@ -20,7 +30,14 @@ from .show import megabytes, table, warn
 )
 @option("--column", section="Texts", default="text", metavar="COLUMN", help="Column of --file that holds the text.")
 @option("--pair", section="Texts", metavar="COLUMN", help="Column of --file that holds a second text, for pairs.")
-@option("--adapter", section="Model", metavar="NAME", show_default="none, the base", help="The adapter to use.")
+@option(
+    "--adapter",
+    section="Model",
+    metavar="NAME",
+    show_default="none, the base",
+    help="The adapter to use, or a blend: a=0.7,b=0.3.",
+)
+@option("--head", section="Model", metavar="NAME", help="For a blend: the adapter whose head it takes.")
 @option("--scale", section="Model", default=1.0, metavar="X", help="Multiply the adapter's low-rank part.")
 @option("--variant", section="Model", metavar="NAME", show_default="fp32", help="The variant of the base to run.")
 @threads_option
@@ -33,6 +50,7 @@ def run(
     column: str,
     pair: str | None,
     adapter: str | None,
+    head: str | None,
     scale: float,
     variant: str | None,
     threads: int | None,
@@ -46,7 +64,8 @@ def run(
     texts: list[Any] = [*text, *found]
     if not texts:
         raise InputError("no text: give one as an argument, or a file with --file")
-    opened = runtime.open(bundle, variant=variant, threads=threads).use(adapter, scale=scale)
+    chosen = parse_weights(adapter.split(",")) if adapter is not None and "=" in adapter else adapter
+    opened = runtime.open(bundle, variant=variant, threads=threads).use(chosen, scale=scale, head=head)
     if opened.labels_are_untrained:
         warn(
             f"this base has no trained head of its own; choose an adapter: {', '.join(opened.adapters) or 'none here'}"

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
     from ..validate.run import validate as validate
     from ._add import add as add
     from ._add import remove as remove
+    from ._blend import blend as blend
     from ._export import export as export
+    from ._input_style import write_input_style as write_input_style
     from ._quantize import quantize as quantize
     from ._write import write_bundle as write_bundle
 
@@ -41,7 +43,9 @@ _HOME = {
     "export": "._export",
     "add": "._add",
     "remove": "._add",
+    "blend": "._blend",
     "quantize": "._quantize",
+    "write_input_style": "._input_style",
 }
 
 __all__ = [  # noqa: RUF022 - in the order of the pipeline
@@ -54,7 +58,9 @@ __all__ = [  # noqa: RUF022 - in the order of the pipeline
     "export",
     "add",
     "remove",
+    "blend",
     "quantize",
+    "write_input_style",
 ]
 
 

@@ -182,15 +182,26 @@ def add(
         raise InputError(f"--adapter: {error}") from error
     if manifest.mode == "merge":
         raise InputError(f"{opened.path} is merged with {manifest.merged!r} and has no slots; export with --mode swap")
-    if name in manifest.adapters and not replace:
-        raise InputError(
-            f"{opened.path} already has an adapter {name!r}; choose another name, or replace it with --replace"
-        )
+    _check_free(manifest, opened.path, name, replace)
     path = Path(source)
     if path.suffix in {".onnx", ".onnx_adapter"}:
         tensors, metadata = _from_file(opened, name, path)
     else:
         tensors, metadata = _from_checkpoint(opened, name, str(source), force, announce)
+    return put_adapter(opened, name, tensors, metadata, replace=replace)
+
+
+def _check_free(manifest: Manifest, path: Path, name: str, replace: bool) -> None:
+    if name in manifest.adapters and not replace:
+        raise InputError(f"{path} already has an adapter {name!r}; choose another name, or replace it with --replace")
+
+
+def put_adapter(
+    opened: Bundle, name: str, tensors: dict[str, Any], metadata: dict[str, Any], *, replace: bool
+) -> Added:
+    """Write an adapter's slot tensors into a bundle, all at once, and run it once; :class:`InputError` where it exists."""
+    manifest = opened.manifest
+    _check_free(manifest, opened.path, name, replace)
     with replacing(opened.path, keep=True) as folder:
         entry = write_adapter(folder, name, tensors, metadata)
         adapters = {**manifest.adapters, name: entry}

@@ -65,7 +65,7 @@ class Runtime:
 
     @property
     def active(self) -> str | None:
-        """The adapter in use, ``None`` for the base."""
+        """The adapter in use (``a=0.7, b=0.3`` for a blend), ``None`` for the base."""
         return self._active.name or None
 
     @property
@@ -73,12 +73,18 @@ class Runtime:
         """Labels of the adapter in use, or of the base."""
         return self._active.labels
 
-    def use(self, adapter: str | None, *, scale: float = 1.0) -> Runtime:
-        """Swap to an adapter, or back to the base with ``None``; returns ``self``.
+    def use(self, adapter: str | Mapping[str, float] | None, *, scale: float = 1.0, head: str | None = None) -> Runtime:
+        """Swap to an adapter, to a blend ``{"a": 0.7, "b": 0.3}``, or back to the base with ``None``; returns ``self``.
 
-        ``scale`` multiplies the adapter's low-rank part. Raises :class:`UnknownAdapterError` (listing those there are)
-        and, for a scale on an adapter that is not linear in one, :class:`InputError`; the adapter in use then stays.
+        ``scale`` multiplies the low-rank part. A blend is the exact weighted sum of its adapters' changes; where they
+        replace a parameter differently (a classification head), ``head`` names the adapter whose is taken. Raises
+        :class:`UnknownAdapterError` (listing those there are) and, for an adapter that is not linear in a scale or a weight,
+        :class:`InputError`; the adapter in use then stays.
         """
+        if isinstance(adapter, Mapping):
+            return self._use_blend(adapter, scale, head)
+        if head is not None:
+            raise InputError(f"head={head!r} is for blends; {adapter!r} has its own")
         merged = self.manifest.merged
         if merged is not None and adapter not in (None, merged):
             raise UnknownAdapterError(f"{self.bundle.path} is merged with {merged!r}; it has no adapter {adapter!r}")
@@ -92,6 +98,22 @@ class Runtime:
             else:
                 cached = self._loaded.get(adapter)
                 active = cached or self._loaded.setdefault(adapter, load_adapter(self.bundle, adapter))
+            self._active = active
+        return self
+
+    def _use_blend(self, weights: Mapping[str, float], scale: float, head: str | None) -> Runtime:
+        import onnxruntime as ort
+
+        from .blend import blend, describe
+
+        if self.manifest.merged is not None:
+            raise InputError(f"{self.bundle.path} is merged with {self.manifest.merged!r}; it has no adapters to blend")
+        summed = blend(self.bundle, weights, scale=scale, head=head)
+        feeds = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in summed.tensors.items()}
+        active = ActiveAdapter(
+            name=describe(weights), scale=scale, labels=summed.labels, options=ort.RunOptions(), feeds=feeds
+        )
+        with self._lock:
             self._active = active
         return self
 

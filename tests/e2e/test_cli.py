@@ -19,7 +19,20 @@ from edgepeft.targets import host_machine
 
 pytestmark = pytest.mark.e2e
 
-COMMANDS = ["train", "export", "add", "quantize", "run", "inspect", "validate", "bench", "check", "targets", "demo"]
+COMMANDS = [
+    "train",
+    "export",
+    "add",
+    "quantize",
+    "run",
+    "inspect",
+    "validate",
+    "bench",
+    "check",
+    "targets",
+    "web",
+    "demo",
+]
 
 #: A target with a sampling that fits a test: three rounds, and budgets that any machine keeps.
 TARGET = """

@@ -29,7 +29,9 @@ def test_pinned() -> None:
         "export",
         "add",
         "remove",
+        "blend",
         "quantize",
+        "write_input_style",
     ]
     assert edgepeft.runtime.__all__ == ["Prediction", "Runtime", "open"]
 

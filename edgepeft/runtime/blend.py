@@ -1,0 +1,107 @@
+"""Blends: weighted sums of adapters, exact, by setting their factors side by side. numpy only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..bundle import AdapterEntry, Bundle, OverrideSlot
+from ..errors import InputError
+from .active import read_tensors
+
+
+@dataclass(frozen=True)
+class Blend:
+    """Slot tensors of a weighted sum, the rank it has in each slot, and the labels of its head."""
+
+    tensors: dict[str, np.ndarray]
+    ranks: dict[str, int]
+    labels: tuple[str, ...] | None
+    #: Whether rows of a batch may differ in it, and the largest SVD residual among its adapters (``None``: all exact).
+    per_row: bool
+    residual: float | None
+
+
+def describe(weights: Mapping[str, float]) -> str:
+    """A blend as its call says it: ``a=0.7, b=0.3``."""
+    return ", ".join(f"{name}={weight:g}" for name, weight in weights.items())
+
+
+def blend(bundle: Bundle, weights: Mapping[str, float], *, scale: float = 1.0, head: str | None = None) -> Blend:
+    """The sum of the adapters' changes, each times its weight and ``scale``: ``W + Σ w_i A_i B_i`` at every site.
+
+    A's stand side by side along the rank, B's below each other with the weights folded in, so the sum is exact and the
+    graph does not change. Weights may be negative. Parameters that the adapters replace (heads, biases, norms) must be
+    equal in all of them, or are taken from the adapter ``head``. Raises :class:`InputError` for weights that are not
+    finite, for adapters with gains, and for replaced parameters that differ; :class:`UnknownAdapterError` for a name.
+    """
+    entries = _check(bundle, weights, scale, head)
+    loaded = {name: read_tensors(bundle, name, entry) for name, entry in entries.items()}
+    tensors: dict[str, np.ndarray] = {}
+    ranks: dict[str, int] = {}
+    for slot in bundle.manifest.slots.linear:
+        inside = [name for name in weights if slot.b in loaded[name] and weights[name] != 0.0]
+        if inside:
+            tensors[slot.a] = np.concatenate([loaded[name][slot.a] for name in inside], axis=2)
+            tensors[slot.b] = np.concatenate(
+                [loaded[name][slot.b] * np.float32(scale * weights[name]) for name in inside], axis=1
+            )
+            ranks[slot.name] = int(tensors[slot.b].shape[1])
+    for override in bundle.manifest.slots.overrides:
+        taken = _override(override, loaded, head)
+        if taken is not None:
+            tensors[override.tensor] = taken
+    residuals = [entry.residual for entry in entries.values() if entry.residual is not None]
+    return Blend(
+        tensors=tensors,
+        ranks=ranks,
+        labels=_labels(entries, head),
+        per_row=all(entry.per_row for entry in entries.values()),
+        residual=max(residuals, default=None),
+    )
+
+
+def _check(bundle: Bundle, weights: Mapping[str, float], scale: float, head: str | None) -> dict[str, AdapterEntry]:
+    if not weights:
+        raise InputError("a blend needs at least one adapter with a weight, for example a=0.7 b=0.3")
+    if not math.isfinite(scale):
+        raise InputError(f"scale must be a finite number, found {scale}")
+    entries = {name: bundle.adapter(name) for name in weights}
+    for name, weight in weights.items():
+        if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
+            raise InputError(f"the weight of adapter {name!r} must be a finite number, found {weight!r}")
+        if not entries[name].scalable:
+            raise InputError(
+                f"adapter {name!r} ({entries[name].method}) cannot be blended: it multiplies outputs or inputs by gains, "
+                "and gains are not linear in a weight. Use it alone, or train it without them (plain LoRA for DoRA)."
+            )
+    if head is not None and head not in weights:
+        raise InputError(f"head {head!r} is not among the adapters of the blend: {', '.join(weights)}")
+    return entries
+
+
+def _override(
+    slot: OverrideSlot, loaded: Mapping[str, Mapping[str, np.ndarray]], head: str | None
+) -> np.ndarray | None:
+    """What a blend puts into a slot that replaces a parameter; ``None`` leaves the base's own."""
+    if head is not None:
+        return loaded[head].get(slot.tensor)
+    found = {name: tensors.get(slot.tensor) for name, tensors in loaded.items()}
+    first_name, first = next(iter(found.items()))
+    for name, other in found.items():
+        same = first is other or (first is not None and other is not None and np.array_equal(first, other))
+        if not same:
+            raise InputError(
+                f"adapters {first_name!r} and {name!r} replace {slot.parameter} differently, and a parameter that is replaced "
+                f"has no weighted sum. Say whose to take, for example --head {first_name} (in Python head={first_name!r})."
+            )
+    return first
+
+
+def _labels(entries: Mapping[str, AdapterEntry], head: str | None) -> tuple[str, ...] | None:
+    if head is not None:
+        return entries[head].labels
+    return next((entry.labels for entry in entries.values() if entry.labels is not None), None)
