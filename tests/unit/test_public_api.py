@@ -32,7 +32,7 @@ def test_pinned() -> None:
         "blend",
         "quantize",
     ]
-    assert edgepeft.runtime.__all__ == ["Prediction", "Runtime", "open"]
+    assert edgepeft.runtime.__all__ == ["Conversation", "Generation", "Prediction", "Runtime", "TextStream", "open"]
 
 
 @pytest.mark.parametrize("module", [edgepeft, edgepeft.pipeline, edgepeft.runtime])
