@@ -167,6 +167,7 @@ def test_schema_keys_are_pinned() -> None:
                 "outputs",
                 "provenance",
                 "schema_version",
+                "slot_defaults",
                 "slots",
                 "task",
                 "variants",
@@ -201,7 +202,7 @@ def test_schema_keys_are_pinned() -> None:
             ]
         ),
         "FileEntry": ["bytes", "sha256"],
-        "GraphInput": ["dtype", "name", "shape"],
+        "GraphInput": ["dtype", "name", "optional", "shape"],
         "LinearSlot": sorted(
             [
                 "a",
@@ -221,6 +222,6 @@ def test_schema_keys_are_pinned() -> None:
         "OverrideSlot": ["layout", "parameter", "per_row", "shape", "tensor"],
         "SlotPart": ["offset", "site", "size"],
         "SlotTable": ["linear", "overrides"],
-        "Variant": ["data", "file", "quantized_share", "recipe", "slots"],
+        "Variant": ["data", "file", "input_file", "quantized_share", "recipe", "slots"],
     }
     assert all(model.get("additionalProperties") is False for model in models.values())
