@@ -45,7 +45,7 @@ def generation_options(command: F) -> F:
 def refuse_generation(given: Mapping[str, Any], where: str) -> None:
     """:class:`InputError` where an option of text generation is given for another task (``where`` says which)."""
     for name, value in given.items():
-        if value not in (None, False, ()):
+        if value is not None and value is not False and value != ():
             raise InputError(f"--{name.replace('_', '-')} is for text generation; {where}")
 
 
