@@ -253,6 +253,12 @@ class Manifest(_Model):
             raise ValueError("a bundle holds at least one variant")
         return self
 
+    def deployed(self, variant: str) -> tuple[str, ...]:
+        """What one device gets that runs ``variant``: every file but those of other variants only."""
+        mine = self.variants[variant]
+        others = {path for v in self.variants.values() for path in (v.file, *v.data)} - {mine.file, *mine.data}
+        return tuple(path for path in self.files if path not in others)
+
 
 def check_name(name: str) -> str:
     """``name`` if it can name an adapter or variant; else ``ValueError`` that says what a name may hold."""
