@@ -38,7 +38,7 @@ def answer_of(browser: str, site: Site, page: str, timeout_s: float) -> tuple[st
                     raise DeviceError(f"{browser} ended with exit code {process.returncode}: {_said(profile)}")
                 if time.monotonic() > end:
                     raise DeviceError(
-                        f"{browser} gave no answer in {timeout_s:.0f} s and was stopped; measure fewer rows or cases. "
+                        f"{browser} gave no answer in {timeout_s:g} s and was stopped; measure fewer rows or cases. "
                         f"It said: {_said(profile)}"
                     )
 

@@ -101,7 +101,7 @@ class NodeExecutor:
             )
         except subprocess.TimeoutExpired as error:
             raise DeviceError(
-                f"node gave no answer in {self._timeout_s:.0f} s and was stopped; measure fewer rows or cases"
+                f"node gave no answer in {self._timeout_s:g} s and was stopped; measure fewer rows or cases"
             ) from error
         if done.returncode != 0:
             lines = done.stderr.strip().splitlines()

@@ -66,7 +66,7 @@ export class TextEncoder {
     const plain = { add_special_tokens: false };
     let a = this.tokenizer.tokenize(first, plain);
     let b = second === null ? null : this.tokenizer.tokenize(second, plain);
-    const special = this.tokenizer.encode("", { text_pair: second === null ? null : "" }).ids.length;
+    const special = this.tokenizer.post_processor?.post_process([], second === null ? null : [], true).tokens.length ?? 0;
     const room = Math.max(0, length - special);
     if (b === null) {
       a = a.slice(0, room);
