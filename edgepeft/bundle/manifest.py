@@ -185,6 +185,8 @@ class GraphInput(_Model):
     name: str
     dtype: str
     shape: tuple[Dim, ...]
+    #: Whether a run may leave it out: the graph holds a default.
+    optional: bool = False
 
 
 class AdapterEntry(_Model):
