@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from ..adapters.delta import conv1d_weights
+from ..bundle.manifest import Dim
 from ..errors import CaptureError
 from ..graph.locate import Location, float_initializers, locate
 from .check import parity
@@ -56,6 +58,7 @@ def _mark(model: Any, fresh: tuple[str, ...]) -> dict[str, np.ndarray]:
     marked = {name for names in seen.values() if len(names) > 1 for name in names} | (set(fresh) & set(originals))
     # A bias of zeros or a norm of ones may be optimized away, and then nothing could replace it.
     marked |= {name for name, array in originals.items() if array.size < 1 << 16 and array.min() == array.max()}
+    marked = {name for name in marked if originals[name].size > 1}  # a single number is never found again
     rng = np.random.default_rng(20_26)
     parameters = dict(model.named_parameters())
     with torch.no_grad():
@@ -89,14 +92,20 @@ def _restore_graph(
         graph.graph.initializers[name].const_value = ir.tensor(array, name=name)
 
 
-def name_dimensions(graph: ir.Model) -> None:
-    """Call the free dimensions what Optimum and transformers.js call them; drop the exporter's ``s44``."""
+def name_dimensions(graph: ir.Model, inputs: Mapping[str, tuple[Dim, ...]] | None = None) -> None:
+    """Call the free dimensions what Optimum and transformers.js call them; drop the exporter's ``s44``.
+
+    ``inputs`` are the names by input; by default every matrix is tokens, ``[batch_size, sequence_length]``.
+    """
     names: dict[str, str] = {}
     for value in graph.graph.inputs:
-        if value.shape is not None and len(value.shape) == 2:
-            for dim, name in zip(value.shape, ("batch_size", "sequence_length"), strict=True):
-                if isinstance(dim, ir.SymbolicDim) and dim.value is not None:
-                    names[dim.value] = name
+        if value.shape is None:
+            continue
+        default: tuple[Dim, ...] = ("batch_size", "sequence_length") if len(value.shape) == 2 else ()
+        wanted = (inputs or {}).get(value.name or "", default)
+        for dim, name in zip(value.shape, wanted, strict=False):
+            if isinstance(dim, ir.SymbolicDim) and dim.value is not None and isinstance(name, str):
+                names[dim.value] = name
 
     def rename(value: ir.Value) -> None:
         if value.shape is not None:
@@ -112,6 +121,35 @@ def name_dimensions(graph: ir.Model) -> None:
     for node in graph.graph:
         for output in node.outputs:
             rename(output)
+
+
+def _optimize(graph: ir.Model) -> None:
+    """What the exporter's own optimizer does, less the folding of normalizations."""
+    from onnx_ir.passes.common import CommonSubexpressionEliminationPass, RemoveUnusedNodesPass
+    from onnxscript.optimizer import fold_constants, inline
+    from onnxscript.rewriter import rewrite
+    from onnxscript.rewriter.rules.common import fuse_pad_into_conv_rule
+
+    from .existing import fold_transposes
+
+    inline(graph)
+    fold_constants(graph)
+    rewrite(graph, pattern_rewrite_rules=[fuse_pad_into_conv_rule])
+    fold_transposes(graph)
+    for tidy in (CommonSubexpressionEliminationPass(), RemoveUnusedNodesPass()):
+        tidy(graph)
+
+
+def as_linear(model: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """``arrays`` with the weights of transformers' Conv1D (GPT-2, ``[in, out]``) as ``[out, in]``, like any linear map."""
+    turned = conv1d_weights(model)
+    return {name: np.ascontiguousarray(array.T) if name in turned else array for name, array in arrays.items()}
+
+
+def _is_hidden(graph: ir.Model, places: tuple[Location, ...]) -> bool:
+    """Whether a matrix is only used by com.microsoft.Attention, which multiplies by the packed q/k/v itself."""
+    users = [node for place in places for node, _ in graph.graph.initializers[place.initializer].uses()]
+    return bool(users) and all(node.op_type == "Attention" and node.domain == "com.microsoft" for node in users)
 
 
 @dataclass(frozen=True)
@@ -136,25 +174,44 @@ def trace(loaded: Loaded, *, fusions: bool) -> Captured:
 
     sample = sample_batches(loaded, shapes=((2, 8),))[0]
     inputs = {name: torch.from_numpy(array) for name, array in sample.items()}
-    dynamic = {name: {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC} for name in inputs}
+    dynamic = {
+        name: {axis: torch.export.Dim.DYNAMIC for axis, dim in enumerate(dims) if isinstance(dim, str)}
+        for name, dims in loaded.inputs.items()
+    }
+    # The exporter folds normalizations into the convolutions before them; then nothing finds their weights by content,
+    # and ONNX Runtime does the same when it opens a graph, where no slot stands between the two.
+    normalized = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in loaded.model.modules())
     originals = _mark(loaded.model, loaded.fresh)
     try:
         marked = {name: p.detach().float().numpy().copy() for name, p in loaded.model.named_parameters()}
-        config = OnnxConfig(opset_version=OPSET, dynamic_shapes=dynamic, ort_fusions="cpu" if fusions else None)
+        config = OnnxConfig(
+            opset_version=OPSET,
+            dynamic_shapes=dynamic,
+            ort_fusions="cpu" if fusions and not normalized else None,
+            optimize=not normalized,
+        )
         try:
             with _silenced_exporter():
                 graph = OnnxExporter().export(loaded.model, inputs, config=config).program
+                if normalized:
+                    _optimize(graph)
         except Exception as error:  # the exporter raises whatever torch, onnxscript or a model's own code raises
             first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise CaptureError(
                 f"{type(loaded.model).__name__} cannot be traced: {type(error).__name__}: {first}"
             ) from error
-        name_dimensions(graph)
+        name_dimensions(graph, loaded.inputs)
         # With markers in place no head is zero and no norm is one, so nothing can agree by being nothing.
         difference = parity(graph, loaded)
-        located = locate(graph, marked)
+        located = locate(graph, as_linear(loaded.model, marked))
     finally:
         _restore_module(loaded.model, originals)
-    _restore_graph(graph, located, originals)
-    locations, weights = untie(loaded.model, graph, located, originals)
+    linear = as_linear(loaded.model, originals)
+    _restore_graph(graph, located, linear)
+    locations, weights = untie(loaded.model, graph, located, linear)
+    hidden = sorted(name for name, places in locations.items() if weights[name].ndim == 2 and _is_hidden(graph, places))
+    if fusions and hidden:
+        raise CaptureError(
+            f"a fused operator takes {hidden[0]} (and {len(hidden) - 1} more weights), where no adapter can reach it"
+        )
     return Captured(graph=graph, locations=locations, weights=weights, parity=difference)

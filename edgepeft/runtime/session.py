@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..bundle import Bundle, Manifest, read_bundle
+from ..bundle.manifest import shape_fits
 from ..errors import BundleError, InputError, UnknownAdapterError
 from .active import ActiveAdapter, check_tensors, load_adapter, read_tensors, scaled_adapter
 from .text import Prediction, TextEncoder, prediction
@@ -121,7 +122,7 @@ class Runtime:
     def labels_are_untrained(self) -> bool:
         """Whether the classification head in use is the zero one that stands in for what the checkpoint lacks."""
         manifest = self.manifest
-        classifies = manifest.task.endswith("-classification")
+        classifies = manifest.task.endswith("-classification") and not manifest.task.startswith("zero-shot")
         return classifies and self.active is None and manifest.mode == "swap" and bool(manifest.base.fresh)
 
     @cached_property
@@ -215,18 +216,20 @@ class Runtime:
 
 
 def _check_arrays(inputs: Inputs, manifest: Manifest) -> None:
-    """Token arrays that ONNX Runtime would fail on deep inside the graph, or read past a table with."""
-    shapes = set()
+    """Arrays that ONNX Runtime would fail on deep inside the graph, or read past a table with."""
+    sizes: dict[str, tuple[int, str]] = {}
     for value in manifest.inputs:
         array = inputs[value.name]
-        if array.dtype.name != value.dtype or array.ndim != len(value.shape) or 0 in array.shape:
+        if array.dtype.name != value.dtype or not shape_fits(array.shape, value.shape) or 0 in array.shape:
             raise InputError(
                 f"input {value.name} is {array.dtype.name} of shape {array.shape}, the base takes {value.dtype} of shape "
                 f"[{', '.join(map(str, value.shape))}] with at least one row and one token"
             )
-        shapes.add(array.shape)
-    if len(shapes) > 1:
-        raise InputError(f"inputs differ in shape: {', '.join(map(str, sorted(shapes)))}")
+        for dim, size in zip(value.shape, array.shape, strict=True):
+            if isinstance(dim, str):
+                before, where = sizes.setdefault(dim, (size, value.name))
+                if before != size:
+                    raise InputError(f"inputs differ in shape: {dim} is {before} in {where} and {size} in {value.name}")
 
 
 def open(path: str | Path, *, variant: str | None = None, threads: int | None = None) -> Runtime:

@@ -34,7 +34,7 @@ def adapter_parity(
     if not merged:
         runtime.use(None)
     worst = max(
-        output_difference(mine, reference, batch["attention_mask"])
+        output_difference(mine, reference, batch.get("attention_mask"))
         for mine, reference, batch in zip(found, expected, batches, strict=True)
     )
     changed = without is None or any(
