@@ -227,6 +227,10 @@ class _Collector:
     def refuse(self, site: str, why: str) -> UnsupportedAdapterError:
         return UnsupportedAdapterError(f"{self.checkpoint.source}: {self.checkpoint.peft_type} adapts {site}, {why}")
 
+    def take(self, name: str, parameter: Any) -> None:
+        """A parameter that was trained whole."""
+        self.values[name] = (parameter.T if name in self.turned else parameter).detach().numpy()
+
     def layer(self, site: str, module: Any, layer: Any) -> None:
         """An adapted linear layer or embedding."""
         parameter = self.canonical.get(f"{site}.weight")
@@ -284,12 +288,8 @@ def _effective(base: Any, model: Any, checkpoint: Checkpoint, weights: BaseWeigh
             continue
         if isinstance(module, ModulesToSaveWrapper):
             saved = module.modules_to_save[module.active_adapters[0]]
-            collector.values.update(
-                {
-                    name: (p.T if (name := f"{site}.{n}") in collector.turned else p).detach().numpy()
-                    for n, p in saved.named_parameters()
-                }
-            )
+            for leaf, parameter in saved.named_parameters():
+                collector.take(f"{site}.{leaf}", parameter)
         elif isinstance(module, TrainableTokensWrapper):
             collector.layer(site, module, module.token_adapter.get_base_layer())
         elif isinstance(module, BaseTunerLayer) and hasattr(module, "base_layer"):
@@ -300,7 +300,7 @@ def _effective(base: Any, model: Any, checkpoint: Checkpoint, weights: BaseWeigh
     for path, parameter in model.named_parameters():  # what was trained in place: bias="all"
         name = path.removeprefix(_PREFIX).replace(".base_layer.", ".")
         if name in collector.original and name not in collector.values:
-            collector.values[name] = (parameter.T if name in collector.turned else parameter).detach().numpy()
+            collector.take(name, parameter)
     return collector.done()
 
 

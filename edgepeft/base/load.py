@@ -21,6 +21,7 @@ TASKS = (
     "token-classification",
     "feature-extraction",
     "fill-mask",
+    "text-generation",
     "image-classification",
     "audio-classification",
     "zero-shot-image-classification",
@@ -45,6 +46,9 @@ _TOKENIZER_FILES = (
     "merges.txt",
     "spiece.model",
     "preprocessor_config.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
 )
 
 
@@ -120,6 +124,8 @@ def infer_task(config: Any, peft_task: str | None) -> str:
         ("ForAudioClassification", "audio-classification"),
         ("CLIPModel", "zero-shot-image-classification"),
         ("SiglipModel", "zero-shot-image-classification"),
+        ("ForCausalLM", "text-generation"),
+        ("LMHeadModel", "text-generation"),
         ("Model", "feature-extraction"),
     ):
         if name.endswith(suffix):
@@ -201,7 +207,8 @@ def load_model(source: str | Path, *, task: str | None = None, peft_task: str | 
         except (OSError, ValueError, RuntimeError) as error:
             raise InputError(f"cannot load {source!r} for {task}: {str(error).strip().splitlines()[0]}") from error
     model = model.eval()
-    model.config.use_cache = False  # these tasks read a sequence once
+    if task != "text-generation":
+        model.config.use_cache = False  # these tasks read a sequence once
     fresh = tuple(sorted(info["missing_keys"]))
     if info.get("mismatched_keys"):
         raise CaptureError(

@@ -239,12 +239,21 @@ class Variant(_Model):
 
     file: str
     data: tuple[str, ...] = ()
+    #: The same graph over the same weights with its slots as plain inputs, for runtimes that cannot override initializers.
+    input_file: str | None = None
     slots: Literal["overridable", "input", "none"] = "overridable"
     recipe: str
     #: Share of the base's weight numbers that are stored in fewer bits than fp32, 0 … 1.
     quantized_share: float = Field(ge=0, le=1)
 
-    _relative = field_validator("file")(_check_relative)
+    @field_validator("file", "input_file")
+    @classmethod
+    def _relative(cls, path: str | None) -> str | None:
+        return None if path is None else _check_relative(path)
+
+    def files(self) -> tuple[str, ...]:
+        """Every file of the variant: graphs and weights."""
+        return (self.file, *((self.input_file,) if self.input_file else ()), *self.data)
 
 
 class BaseEntry(_Model):
@@ -267,6 +276,8 @@ class GraphInput(_Model):
     name: str
     dtype: str
     shape: tuple[Dim, ...]
+    #: Whether a run may leave it out: the graph holds a default.
+    optional: bool = False
 
 
 class AdapterEntry(_Model):
@@ -306,6 +317,8 @@ class Manifest(_Model):
     #: Longest input in tokens.
     max_length: int | None = None
     slots: SlotTable
+    #: An ``.onnx_adapter`` file with the base's own numbers for slots that have some, to be fed to an ``input_file``.
+    slot_defaults: str | None = None
     variants: dict[str, Variant]
     adapters: dict[str, AdapterEntry] = Field(default_factory=dict)
     #: For ``mode = "merge"``: the adapter whose weights are folded into the base.
@@ -320,9 +333,11 @@ class Manifest(_Model):
         for name in (*self.variants, *self.adapters):
             check_name(name)
         for variant in self.variants.values():
-            for path in (variant.file, *variant.data):
+            for path in variant.files():
                 if path not in self.files:
                     raise ValueError(f"variant file {path} is not listed under files")
+        if self.slot_defaults is not None and self.slot_defaults not in self.files:
+            raise ValueError(f"slot_defaults {self.slot_defaults} is not listed under files")
         for adapter in self.adapters.values():
             for path in (adapter.onnx_adapter, adapter.onnx):
                 if path not in self.files:
@@ -330,6 +345,12 @@ class Manifest(_Model):
         if not self.variants:
             raise ValueError("a bundle holds at least one variant")
         return self
+
+    def deployed(self, variant: str) -> tuple[str, ...]:
+        """What one device gets that runs ``variant``: every file but those of other variants only."""
+        mine = self.variants[variant]
+        others = {path for v in self.variants.values() for path in (v.file, *v.data)} - {mine.file, *mine.data}
+        return tuple(path for path in self.files if path not in others)
 
 
 def check_name(name: str) -> str:

@@ -12,6 +12,7 @@ from .common import Group
 from .learn import demo, train
 from .measure import bench, check, targets, validate
 from .use import inspect, run
+from .web import web
 
 
 @click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -29,5 +30,5 @@ def main() -> None:
             stream.reconfigure(errors="replace")
 
 
-for _command in (train, export, add, blend, quantize, run, inspect, validate, bench, check, targets, demo):
+for _command in (train, export, add, blend, quantize, run, inspect, validate, bench, check, targets, web, demo):
     main.add_command(_command)

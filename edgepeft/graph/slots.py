@@ -15,6 +15,7 @@ from ..bundle.manifest import ConvSlot, EmbeddingSlot, LinearSlot, OverrideSlot,
 from ..errors import SiteError
 from .form import EditableBase, SlottedBase
 from .locate import Location, shared
+from .separate import separate
 from .singles import add_convolution, add_embedding, conv_users, gather_users
 from .surgery import Chain, is_flat, linear_users, slot_input, split_bias, weight_is_transposed
 
@@ -37,18 +38,20 @@ def _has_one_row(node: ir.Node) -> bool:
 
 
 class _Inserter:
-    def __init__(
-        self, graph: ir.Model, locations: Locations, weights: Mapping[str, np.ndarray], labels: int | None
-    ) -> None:
+    def __init__(self, graph: ir.Model, base: EditableBase, labels: int | None) -> None:
+        locations, weights = base.locations, base.weights
+        self.tied = base.tied
         self.model = graph
         self.graph = graph.graph
+        #: Embeddings whose numbers a head multiplies by: the linear site at that place is the head's, not theirs.
+        self.embeddings = set(base.tied.values())
         self.locations = locations
         self.weights = weights
         self.labels = labels
         self.linear: list[LinearSlot] = []
         self.overrides: list[OverrideSlot] = []
         self.convolutions: list[ConvSlot] = []
-        self.embeddings: list[EmbeddingSlot] = []
+        self.lookups: list[EmbeddingSlot] = []
 
     # ── finding ──
     def value(self, location: Location) -> ir.Value:
@@ -60,6 +63,8 @@ class _Inserter:
         That is more than one place where a fusion packs a module's weight once for each input the module is given
         (DeBERTa's ``query_proj`` meets the tokens and the relative positions).
         """
+        if parameter in self.embeddings:
+            return []
         return [loc for loc in self.locations.get(parameter, ()) if linear_users(self.value(loc))]
 
     def linear_location(self, parameter: str) -> Location | None:
@@ -75,6 +80,8 @@ class _Inserter:
         """All linear weights in an initializer, by column."""
         parts: dict[int, SlotPart] = {}
         for name in self.locations:
+            if name in self.embeddings:
+                continue
             for location in self.locations[name]:
                 if location.initializer == initializer and name.endswith(".weight") and self.weights[name].ndim == 2:
                     other = parts.get(location.offset)
@@ -113,7 +120,7 @@ class _Inserter:
         if kind == "conv":
             self.convolutions.append(add_convolution(self.graph, site, value, out_gain=out_gain))
         else:
-            self.embeddings.append(add_embedding(self.graph, site, value))
+            self.lookups.append(add_embedding(self.graph, site, value))
 
     def add_linear(self, location: Location, *, out_gain: bool, in_gain: bool) -> None:
         value = self.value(location)
@@ -185,6 +192,7 @@ class _Inserter:
         """A slot that replaces ``parameter``: heads per row, everything else where it stands."""
         if self.override_done(parameter):
             return
+        self.locations = separate(self.model, self.locations, self.tied, [parameter])
         locations = self.locations.get(parameter, ())
         if not locations or any(location.packed for location in locations):
             where = "is packed with others in" if locations else "was not found in"
@@ -323,14 +331,19 @@ class _Inserter:
         )
 
 
-def linear_sites(locations: Locations, weights: Mapping[str, np.ndarray], graph: ir.Model) -> list[str]:
-    """Every module whose weight is the right side of a linear node, in the base's own order."""
-    initializers = graph.graph.initializers
+def linear_sites(base: EditableBase) -> list[str]:
+    """Every module whose weight is the right side of a linear node, in the base's own order.
+
+    A language model's head is left out: PEFT's ``all-linear`` leaves it out too, and a slot there costs a vocabulary.
+    """
+    initializers, locations = base.graph.graph.initializers, base.locations
+    left_out = {*base.tied.values(), f"{base.head}.weight"}
     return [
         name.removesuffix(".weight")
-        for name, array in weights.items()
+        for name, array in base.weights.items()
         if name.endswith(".weight")
         and array.ndim == 2
+        and name not in left_out
         and any(linear_users(initializers[location.initializer]) for location in locations.get(name, ()))
     ]
 
@@ -364,16 +377,16 @@ def add_slots(
     """
     for adapter in adapters:
         check_swappable(adapter)
-    graph, locations, weights, fresh = base.graph, base.locations, base.weights, set(base.fresh)
+    graph, weights, fresh = base.graph, base.weights, set(base.fresh)
     model = graph.clone()
     before = len(model.graph)
-    inserter = _Inserter(model, locations, weights, len(base.labels) if base.labels is not None else None)
+    inserter = _Inserter(model, base, len(base.labels) if base.labels is not None else None)
     edits, gains, overrides = _wanted(adapters)
     overrides.extend(name for name in weights if name in fresh and name not in overrides)
     overridden = {name.removesuffix(".weight") for name in overrides}
     sites = list(edits)
     if reserve == "all-linear":
-        reserved = linear_sites(locations, weights, graph)
+        reserved = linear_sites(base)
         heads = [site for site in reserved if inserter.is_head(f"{site}.weight")]
         overrides.extend(f"{site}.weight" for site in heads if f"{site}.weight" not in overrides and site not in edits)
         overridden |= set(heads) - set(edits)
@@ -385,7 +398,7 @@ def add_slots(
         places = inserter.linear_locations(f"{site}.weight")
         single = inserter.single(site, edits.get(site))
         if not places and single is None:
-            raise SiteError(_not_found(site, locations, weights, graph))
+            raise SiteError(_not_found(site, base))
         if site in overridden:
             raise SiteError(
                 f"site {site}: one adapter replaces its weight and another edits it; use --mode merge for one of them"
@@ -411,18 +424,15 @@ def add_slots(
         linear=tuple(inserter.linear),
         overrides=tuple(inserter.overrides),
         convolutions=tuple(inserter.convolutions),
-        embeddings=tuple(inserter.embeddings),
+        embeddings=tuple(inserter.lookups),
     )
     return SlottedBase(graph=model, table=table, added_nodes=len(model.graph) - before)
 
 
-def _not_found(site: str, locations: Locations, weights: Mapping[str, np.ndarray], graph: ir.Model) -> str:
+def _not_found(site: str, base: EditableBase) -> str:
+    locations, weights = base.locations, base.weights
     if f"{site}.weight" not in weights:
-        near = [
-            name
-            for name in linear_sites(locations, weights, graph)
-            if name.rpartition(".")[2] == site.rpartition(".")[2]
-        ]
+        near = [name for name in linear_sites(base) if name.rpartition(".")[2] == site.rpartition(".")[2]]
         hint = f"; the base has, for example, {near[0]}" if near else ""
         return f"site {site} does not exist in the base{hint}. The adapter was trained on another architecture."
     if locations.get(f"{site}.weight"):

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ._add import remove as remove
     from ._blend import blend as blend
     from ._export import export as export
+    from ._input_style import write_input_style as write_input_style
     from ._quantize import quantize as quantize
     from ._write import write_bundle as write_bundle
 
@@ -44,6 +45,7 @@ _HOME = {
     "remove": "._add",
     "blend": "._blend",
     "quantize": "._quantize",
+    "write_input_style": "._input_style",
 }
 
 __all__ = [  # noqa: RUF022 - in the order of the pipeline
@@ -58,6 +60,7 @@ __all__ = [  # noqa: RUF022 - in the order of the pipeline
     "remove",
     "blend",
     "quantize",
+    "write_input_style",
 ]
 
 

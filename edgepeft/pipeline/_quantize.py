@@ -12,6 +12,7 @@ from .. import runtime as runtimes
 from ..bundle import Bundle, Variant, read_bundle, replacing
 from ..errors import BundleError, InputError
 from ..quantize import Quantized, count_quantized, recipe
+from ._input_style import write_input_style
 from ._write import write_manifest
 
 
@@ -50,6 +51,9 @@ def quantize(
     with replacing(opened.path, keep=True) as folder:
         source = folder / manifest.variants["fp32"].file
         target = folder / "onnx" / f"model_{variant}.onnx"
+        old = manifest.variants.get(variant)
+        for stale in old.files() if old is not None else ():
+            (folder / stale).unlink(missing_ok=True)
         target.unlink(missing_ok=True)
         rule.apply(source, target, manifest.slots)
         graph = ir.load(target)
@@ -69,10 +73,13 @@ def quantize(
             recipe=rule.summary,
             quantized_share=round(counted.share, 6),
         )
-        known = {name: e for name, e in manifest.files.items() if name != file}
+        remade = {file, *(old.files() if old is not None else ())}
+        known = {name: e for name, e in manifest.files.items() if name not in remade}
         updated = manifest.model_copy(update={"variants": {**manifest.variants, variant: entry}})
         staged = Bundle(path=folder, manifest=write_manifest(folder, updated, known))
         runtimes.open(staged.path, variant=variant)
+    if old is not None and old.input_file is not None:
+        write_input_style(opened.path, variant, announce=announce)
     result = read_bundle(opened.path)
     return QuantizedBundle(
         bundle=result,

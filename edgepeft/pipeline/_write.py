@@ -87,12 +87,36 @@ def write_adapter(folder: Path, name: str, tensors: Mapping[str, Any], metadata:
 
 def write_manifest(folder: Path, manifest: Manifest, unchanged: Mapping[str, FileEntry] | None = None) -> Manifest:
     """Hash the files of ``folder`` into ``manifest`` and write it; ``unchanged`` are hashes that still hold."""
-    manifest = manifest.model_copy(update={"files": _listed(folder, unchanged or {})})
+    known = dict(unchanged or {})
+    if _note_variants(folder, manifest.variants):
+        known.pop("config.json", None)
+    manifest = manifest.model_copy(update={"files": _listed(folder, known)})
     manifest = Manifest.model_validate(manifest.model_dump())
     target = folder / MANIFEST_NAME
     target.unlink(missing_ok=True)
     target.write_text(dump_manifest(manifest), encoding="utf-8")
     return manifest
+
+
+def _note_variants(folder: Path, variants: Mapping[str, Variant]) -> bool:
+    """Say in ``config.json`` what transformers.js needs to open the base; whether the file was changed.
+
+    It fetches ``<graph>_data`` for exactly the graphs named here, and opens ``dtype`` where its caller asks for none.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        return False
+    text = path.read_text(encoding="utf-8")
+    config = json.loads(text)
+    dtype = next((name for name in ("int8", "q4", "fp32") if name in variants), next(iter(variants)))
+    weights = {Path(variant.file).name: len(variant.data) for variant in variants.values()}
+    config["transformers.js_config"] = {"dtype": dtype, "use_external_data_format": weights}
+    written = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    if written == text:
+        return False
+    path.unlink()
+    path.write_text(written, encoding="utf-8")
+    return True
 
 
 def _io(values: Sequence[ir.Value], slots: SlotTable) -> tuple[GraphInput, ...]:
@@ -102,6 +126,7 @@ def _io(values: Sequence[ir.Value], slots: SlotTable) -> tuple[GraphInput, ...]:
             name=value.name or "",
             dtype=value.dtype.numpy().name if value.dtype is not None else "float32",
             shape=tuple(d if isinstance(d, int) else str(d.value or "?") for d in (value.shape or ())),
+            optional=value.const_value is not None,
         )
         for value in values
         if value.name not in skip
@@ -113,7 +138,6 @@ def _model_files(folder: Path, base: Base, labels: Sequence[str] | None) -> None
     if labels is not None:
         config["id2label"] = {str(i): label for i, label in enumerate(labels)}
         config["label2id"] = {label: i for i, label in enumerate(labels)}
-    config["transformers.js_config"] = {"use_external_data_format": True}
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     for name, path in base.files.items():
         shutil.copyfile(path, folder / name)

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from ..bundle import Bundle, Manifest, read_bundle
-from ..bundle.manifest import shape_fits
 from ..errors import BundleError, InputError, UnknownAdapterError
 from .active import ActiveAdapter, check_tensors, load_adapter, read_tensors, scaled_adapter
 from .text import Prediction, TextEncoder, prediction
@@ -144,8 +143,9 @@ class Runtime:
 
     def _forward(self, inputs: Inputs, active: ActiveAdapter) -> dict[str, np.ndarray]:
         known = {value.name for value in self.manifest.inputs}
-        if set(inputs) != known:
-            raise InputError(f"inputs are {sorted(inputs)}, the base takes exactly {sorted(known)}")
+        required = {value.name for value in self.manifest.inputs if not value.optional}
+        if not required <= set(inputs) <= known:
+            raise InputError(f"inputs are {sorted(inputs)}, the base takes exactly {sorted(required)}")
         _check_arrays(inputs, self.manifest)
         try:
             return self._run(inputs, active)
@@ -219,17 +219,26 @@ def _check_arrays(inputs: Inputs, manifest: Manifest) -> None:
     """Arrays that ONNX Runtime would fail on deep inside the graph, or read past a table with."""
     sizes: dict[str, tuple[int, str]] = {}
     for value in manifest.inputs:
-        array = inputs[value.name]
-        if array.dtype.name != value.dtype or not shape_fits(array.shape, value.shape) or 0 in array.shape:
+        array = inputs.get(value.name)
+        if array is None:
+            continue
+        dtype = "float32" if value.dtype == "float" else value.dtype
+        fits = array.dtype.name == dtype and array.ndim == len(value.shape)
+        if fits:
+            pairs = list(zip(value.shape, array.shape, strict=True))
+            fits = all(want == found for want, found in pairs if isinstance(want, int))
+            # A cache of no tokens is how every prompt begins.
+            fits &= all(found > 0 or str(want).startswith("past_") for want, found in pairs)
+        if not fits:
             raise InputError(
-                f"input {value.name} is {array.dtype.name} of shape {array.shape}, the base takes {value.dtype} of shape "
+                f"input {value.name} is {array.dtype.name} of shape {array.shape}, the base takes {dtype} of shape "
                 f"[{', '.join(map(str, value.shape))}] with at least one row and one token"
             )
-        for dim, size in zip(value.shape, array.shape, strict=True):
-            if isinstance(dim, str):
-                before, where = sizes.setdefault(dim, (size, value.name))
-                if before != size:
-                    raise InputError(f"inputs differ in shape: {dim} is {before} in {where} and {size} in {value.name}")
+        for want, found in pairs:
+            if isinstance(want, str):
+                size, first = sizes.setdefault(want, (found, value.name))
+                if size != found:
+                    raise InputError(f"inputs differ in shape: {want} is {size} in {first} and {found} in {value.name}")
 
 
 def open(path: str | Path, *, variant: str | None = None, threads: int | None = None) -> Runtime:

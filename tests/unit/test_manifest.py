@@ -167,6 +167,7 @@ def test_schema_keys_are_pinned() -> None:
                 "outputs",
                 "provenance",
                 "schema_version",
+                "slot_defaults",
                 "slots",
                 "task",
                 "variants",
@@ -201,7 +202,7 @@ def test_schema_keys_are_pinned() -> None:
             ]
         ),
         "FileEntry": ["bytes", "sha256"],
-        "GraphInput": ["dtype", "name", "shape"],
+        "GraphInput": ["dtype", "name", "optional", "shape"],
         "LinearSlot": sorted(
             [
                 "a",
@@ -220,7 +221,9 @@ def test_schema_keys_are_pinned() -> None:
         ),
         "OverrideSlot": ["layout", "parameter", "per_row", "shape", "tensor"],
         "SlotPart": ["offset", "site", "size"],
-        "SlotTable": ["linear", "overrides"],
-        "Variant": ["data", "file", "quantized_share", "recipe", "slots"],
+        "ConvSlot": ["a", "b", "groups", "in_channels", "kernel", "name", "out_channels", "out_gain", "per_row", "rank", "weight"],
+        "EmbeddingSlot": ["a", "b", "name", "per_row", "rank", "rows", "weight", "width"],
+        "SlotTable": ["convolutions", "embeddings", "linear", "overrides"],
+        "Variant": ["data", "file", "input_file", "quantized_share", "recipe", "slots"],
     }
     assert all(model.get("additionalProperties") is False for model in models.values())

@@ -31,6 +31,7 @@ def test_pinned() -> None:
         "remove",
         "blend",
         "quantize",
+        "write_input_style",
     ]
     assert edgepeft.runtime.__all__ == ["Prediction", "Runtime", "open"]
 

@@ -1,0 +1,143 @@
+"""``write_input_style``: a second graph of a variant whose slots are plain inputs, over the same weights file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from ..adapters.files import read_onnx_adapter, write_onnx_adapter
+from ..base.ragged import bundle_batches
+from ..bundle import Bundle, Manifest, Variant, read_bundle, replacing
+from ..errors import InputError, ParityError
+from ..graph.inputs import plain_inputs
+from ..runtime import open as open_bundle
+from ..runtime.active import read_tensors
+from ._write import write_manifest
+
+Announce = Callable[[str], None]
+
+#: The base's own numbers for the slots that have some (heads, gains, norms), for runs without an adapter.
+DEFAULTS = "onnx/defaults.onnx_adapter"
+
+
+def input_style_file(variant: Variant) -> str:
+    """The name of a variant's graph with plain inputs: ``onnx/model_int8.onnx`` → ``onnx/model_int8_web.onnx``."""
+    return f"{variant.file.removesuffix('.onnx')}_web.onnx"
+
+
+def write_input_style(
+    bundle: str | Path, variant: str | None = None, *, announce: Announce = lambda message: None
+) -> Bundle:
+    """Give a variant of a bundle (all by default) a second graph file whose slots are plain inputs.
+
+    ONNX Runtime Web cannot override initializers, so there every slot is fed on every run. The new graph shares the
+    variant's weights file; a variant that keeps its weights inside the graph is written with them beside it first. The
+    result is run against the first graph, base and every adapter, and must give the same bits. Needs no torch.
+
+    Raises :class:`InputError` for a merged bundle (it has no slots: deploy it as it is) and :class:`ParityError` where the
+    two graphs differ; the bundle then stays as it was.
+    """
+    opened = read_bundle(bundle)
+    manifest = opened.manifest
+    if manifest.mode == "merge":
+        raise InputError(
+            f"{opened.path} is merged with {manifest.merged!r}: it has no slots, any runtime opens it as it is"
+        )
+    names = [opened.variant(variant)[0]] if variant is not None else list(manifest.variants)
+    for name in names:
+        opened.verify(opened.variant_files(name))
+    with replacing(opened.path, keep=True) as folder:
+        variants = dict(manifest.variants)
+        for name in names:
+            announce(f"writing {name} with slots as plain inputs")
+            variants[name] = _write(folder, variants[name], manifest)
+        rewritten = {
+            file
+            for name in names
+            for file in (variants[name].file, variants[name].input_file, *variants[name].data, DEFAULTS)
+        }
+        known = {file: entry for file, entry in manifest.files.items() if file not in rewritten}
+        defaults = DEFAULTS if (folder / DEFAULTS).is_file() else None
+        updated = manifest.model_copy(update={"variants": variants, "slot_defaults": defaults})
+        staged = Bundle(path=folder, manifest=write_manifest(folder, updated, known))
+        for name in names:
+            announce(f"comparing both graphs of {name}")
+            _compare(staged, name)
+    return read_bundle(opened.path)
+
+
+def _write(folder: Path, variant: Variant, manifest: Manifest) -> Variant:
+    file = folder / variant.file
+    data = variant.data
+    if not data:
+        weights = f"{file.name}_data"
+        whole = ir.load(file)
+        file.unlink()
+        (file.parent / weights).unlink(missing_ok=True)
+        ir.save(whole, file, external_data=weights)
+        data = (f"onnx/{weights}",) if (file.parent / weights).is_file() else ()
+    # Tensors stay references into the weights file: saving them writes where they are, not what they hold.
+    graph = ir.load(file)
+    _write_defaults(folder, plain_inputs(graph, manifest.slots), manifest)
+    target = folder / input_style_file(variant)
+    target.unlink(missing_ok=True)
+    ir.save(graph, target)
+    return variant.model_copy(update={"data": data, "input_file": input_style_file(variant)})
+
+
+def _write_defaults(folder: Path, defaults: Mapping[str, np.ndarray], manifest: Manifest) -> None:
+    """The defaults that hold numbers; one file serves all variants, since slots are never quantized."""
+    held = {name: array for name, array in defaults.items() if array.size}
+    path = folder / DEFAULTS
+    if not held:
+        return
+    if path.is_file():
+        tensors, _, _ = read_onnx_adapter(path)
+        if tensors.keys() == held.keys() and all(np.array_equal(tensors[name], held[name]) for name in held):
+            return
+        path.unlink()
+    write_onnx_adapter(path, held, base_identity=manifest.base.identity, slots_hash=manifest.slots.hash)
+
+
+def empty_slots(manifest: Manifest, defaults: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A feed for every slot tensor that gives the base: rank 0, or the default where there is one."""
+    sizes = {"adapter_batch": 1}
+    return {
+        name: defaults[name] if name in defaults else np.zeros([_size(d, sizes) for d in shape], np.float32)
+        for name, shape in manifest.slots.tensors().items()
+    }
+
+
+def _size(dim: int | str, sizes: Mapping[str, int]) -> int:
+    return dim if isinstance(dim, int) else sizes.get(dim, 0)
+
+
+def _compare(bundle: Bundle, variant: str) -> None:
+    import onnxruntime as ort
+
+    manifest = bundle.manifest
+    runtime = open_bundle(bundle.path, variant=variant)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    path = bundle.file(manifest.variants[variant].input_file or "")
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    defaults = read_onnx_adapter(bundle.file(manifest.slot_defaults))[0] if manifest.slot_defaults else {}
+    empty = empty_slots(manifest, defaults)
+    for adapter in (None, *manifest.adapters):
+        tensors = {} if adapter is None else read_tensors(bundle, adapter, manifest.adapters[adapter])
+        runtime.use(adapter)
+        for inputs in bundle_batches(bundle):
+            feeds: dict[str, Any] = {**inputs, **empty, **tensors}
+            values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in feeds.items()}
+            found = dict(zip(names, session.run_with_ort_values(names, values), strict=True))
+            for name, expected in runtime.forward(inputs).items():
+                if not np.array_equal(found[name].numpy(), expected):
+                    raise ParityError(
+                        f"variant {variant}, {adapter or 'the base'}: {name} differs between {manifest.variants[variant].file} "
+                        f"and {path.name} by {np.abs(found[name].numpy() - expected).max():.1e}; the bundle was left as it was"
+                    )
