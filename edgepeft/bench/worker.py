@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
@@ -164,34 +164,32 @@ def measure(job: Job) -> WorkerResult:
     )
 
 
-#: Texts that the base runs before and after the adapters: of different lengths, so that one is padded.
+#: Run with the base and every adapter, before and after the rows: of different lengths, so that one is padded.
 _PROBES = ("good", "not what I had hoped for, though it arrived on time")
 
 
 def _run_rows(runtime: Runtime, job: Job) -> tuple[tuple[RowLogits, ...], bool | None]:
-    """The logits of the job's rows, and whether the base came back bit for bit (``None``: not asked)."""
+    """The logits of the job's rows, and whether base and adapters came back bit for bit (``None``: not asked)."""
+    # Without a tokenizer the two rows are token ids.
+    encodes = "tokenizer.json" in runtime.manifest.files
+    probes = runtime.encode(_PROBES) if encodes else make_inputs(runtime, 2, Shape(2, 8), job.sampling.seed)
 
-    def probe() -> Arrays:
-        # Without a tokenizer the two rows are token ids.
-        has_tokenizer = "tokenizer.json" in runtime.manifest.files
-        return runtime.use(None).forward(
-            runtime.encode(_PROBES) if has_tokenizer else make_inputs(runtime, 2, Shape(2, 8), job.sampling.seed)
-        )
+    def probe(names: Iterable[str | None]) -> dict[str | None, Arrays]:
+        return {name: runtime.use(name).forward(probes) for name in names}
 
-    before = probe() if job.restore else None
+    # The adapters too: a base whose head is not trained answers zeros, whatever adapter is left in its layers.
+    every: tuple[str | None, ...] = (None, *runtime.adapters)
+    before = probe(every) if job.restore else {}
     done = []
     for rows in job.rows:
         texts = rows.texts if rows.pairs is None else tuple(zip(rows.texts, rows.pairs, strict=True))
         logits = runtime.use(rows.adapter).logits(texts, batch_size=rows.batch)
         done.append(RowLogits(adapter=rows.adapter, logits=tuple(tuple(map(float, row)) for row in logits)))
-    if before is None:
+    if not job.restore:
         return tuple(done), None
-    for name in (*runtime.adapters, *reversed(runtime.adapters)):
-        runtime.use(name)
-        runtime.forward(runtime.encode(_PROBES[:1]) if "tokenizer.json" in runtime.manifest.files else
-                        make_inputs(runtime, 2, Shape(1, 4), job.sampling.seed))  # fmt: skip
-    after = probe()
-    return tuple(done), all(np.array_equal(before[name], after[name]) for name in before)
+    after = probe(reversed(every))
+    same = all(np.array_equal(before[name][key], after[name][key]) for name in every for key in before[name])
+    return tuple(done), same
 
 
 def main() -> int:

@@ -420,6 +420,30 @@ def doctor(target: str, on: str | None, as_json: bool) -> None:
     sys.exit(0 if ready else 1)
 
 
+@targets.command(cls=Command)
+@click.argument("target")
+@click.option("--again", is_flag=True, help="Fetch and build it again where it is complete.")
+@guarded
+def setup(target: str, again: bool) -> None:
+    """Fetch what this machine needs to execute a target.
+
+    Into edgepeft's cache: nothing is installed, and no root is needed. For linux-arm64-cpu on other than Arm hosts: an
+    aarch64 Python from Debian 12's packages, pinned aarch64 wheels, and qemu where none is installed.
+    """
+    from ..devices import executor_for, setup_target
+    from ..targets import load_target
+
+    loaded = load_target(target)
+    with steps() as announce:
+        setup_target(loaded, announce, again=again)
+    executor = executor_for(loaded)
+    missing = () if executor is None else executor.missing()
+    for each in missing:
+        click.echo(f"still missing: {each.what}\n    {each.remedy}")
+    click.echo(f"{loaded.name}: {'not ready' if missing else 'ready'}")
+    sys.exit(1 if missing else 0)
+
+
 def _flat(value: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     """Nested keys as the target file's dotted ones, with values as that file writes them."""
     rows: list[tuple[str, str]] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 from .measure import bench_on, check_on
 from .place import Place, choose_variants, deployed_mb, find_place, preferred_variant, require_size
 from .protocol import Executor, Missing
-from .registry import executor_for
+from .registry import executor_for, setup_target
 from .static import static_report
 from .validate import validate_on
 
@@ -21,6 +21,7 @@ __all__ = [
     "find_place",
     "preferred_variant",
     "require_size",
+    "setup_target",
     "static_report",
     "validate_on",
 ]
