@@ -24,12 +24,15 @@ class Shell(Protocol):
     def call(self, script: str, *, timeout_s: float = 60) -> str:
         """Run a script and return its output; :class:`DeviceError` where it fails, or the machine does not answer in time."""
 
-    def append(self, source: Path, offset: int, target: str) -> None:
-        """Append the bytes of ``source`` from ``offset`` on to the file ``target``. A broken connection leaves what came."""
+    def put(self, source: Path, offset: int, target: str, then: str) -> str:
+        """Write ``source`` from ``offset`` on to the end of ``target`` (anew for 0), then run a script and return its output.
+
+        A broken connection leaves what came.
+        """
 
     @property
     def resumes(self) -> bool:
-        """Whether :meth:`append` can begin in the middle of a file."""
+        """Whether :meth:`put` can begin in the middle of a file."""
 
 
 @dataclass(frozen=True)
@@ -53,47 +56,46 @@ def ship(
     that an earlier try left is continued. Raises :class:`DeviceError` where the machine does not answer, is full, or holds
     other bytes than were sent.
     """
-    found = _there(shell, list(files), folder)
+    found, parts = _there(shell, list(files), folder)
     sent = kept = 0
     for name, (source, entry) in files.items():
         if found.get(name) == entry.sha256:
             kept += entry.bytes
             continue
-        target = f"{folder}/{name}"
-        offset = _part_size(shell, target) if shell.resumes else 0
-        if offset > entry.bytes:
-            offset = 0
-        if offset == 0:
-            shell.call(f"rm -f {shlex.quote(target)}.part")
+        part, whole = shlex.quote(f"{folder}/{name}.part"), shlex.quote(f"{folder}/{name}")
+        offset = parts.get(name, 0) if shell.resumes and parts.get(name, 0) <= entry.bytes else 0
         announce(f"{shell.where}: {name}, {(entry.bytes - offset) / 1e6:.1f} MB" + (" (resumed)" if offset else ""))
-        shell.append(source, offset, f"{target}.part")
+        then = (
+            f"d=$(sha256sum < {part}); d=${{d%% *}}\n"
+            f"if [ $d = {entry.sha256} ]; then mv {part} {whole}; else rm -f {part}; fi\necho $d"
+        )
+        digest = shell.put(source, offset, f"{folder}/{name}.part", then).strip()
         sent += entry.bytes - offset
         kept += offset
-        digest = shell.call(f"sha256sum < {shlex.quote(target)}.part", timeout_s=300).split()[0]
         if digest != entry.sha256:
-            shell.call(f"rm -f {shlex.quote(target)}.part")
             raise DeviceError(
                 f"{shell.where}: {name} arrived with sha256 {digest[:16]}…, sent was {entry.sha256[:16]}…; again"
             )
-        shell.call(f"mv {shlex.quote(target)}.part {shlex.quote(target)}")
     return Shipment(folder=folder, sent=sent, kept=kept)
 
 
-def _there(shell: Shell, names: list[str], folder: str) -> dict[str, str]:
-    """sha256 of those files that are there already; makes their folders."""
+def _there(shell: Shell, names: list[str], folder: str) -> tuple[dict[str, str], dict[str, int]]:
+    """sha256 of those files that are there already, and sizes of the parts of others; makes their folders."""
     parents = sorted({f"{folder}/{Path(name).parent.as_posix()}" for name in names})
     script = f"mkdir -p {' '.join(map(shlex.quote, parents))}\ncd {shlex.quote(folder)}\n"
-    script += "".join(f"[ -f {q} ] && sha256sum {q}\n" for q in map(shlex.quote, names)) + "true\n"
-    found = {}
+    for number, name in enumerate(names):
+        whole, part = shlex.quote(name), shlex.quote(f"{name}.part")
+        script += f"if [ -f {whole} ]; then echo whole {number} $(sha256sum < {whole})\n"
+        script += f"elif [ -f {part} ]; then echo part {number} $(wc -c < {part}); fi\n"
+    wholes: dict[str, str] = {}
+    parts: dict[str, int] = {}
     for line in shell.call(script, timeout_s=300).splitlines():
-        digest, _, name = line.partition(" ")
-        found[name.lstrip(" *")] = digest
-    return found
-
-
-def _part_size(shell: Shell, target: str) -> int:
-    quoted = shlex.quote(target)
-    return int(shell.call(f"[ -f {quoted}.part ] && wc -c < {quoted}.part || echo 0").split()[0])
+        kind, number_, value = line.split()[:3]
+        if kind == "whole":
+            wholes[names[int(number_)]] = value
+        else:
+            parts[names[int(number_)]] = int(value)
+    return wholes, parts
 
 
 def bundle_files(bundle: Bundle, variant: str) -> dict[str, tuple[Path, FileEntry]]:

@@ -60,11 +60,12 @@ class Ssh:
         """Run a script; see :class:`edgepeft.devices.remote.Shell`."""
         return self._run(["sh -s"], timeout_s, text=f"set -e\n{script}\n")
 
-    def append(self, source: Path, offset: int, target: str) -> None:
-        """Send a file from ``offset`` on; what arrived before a broken connection stays there."""
+    def put(self, source: Path, offset: int, target: str, then: str) -> str:
+        """Send a file from ``offset`` on; see :class:`edgepeft.devices.remote.Shell`."""
+        into = ">>" if offset else ">"
         with source.open("rb") as file:
             file.seek(offset)
-            self._run([f"cat >> {shlex.quote(target)}"], _COPY_S, file=file)
+            return self._run([f"set -e\ncat {into} {shlex.quote(target)}\n{then}"], _COPY_S, file=file)
 
     def _run(self, command: list[str], timeout_s: float, *, text: str | None = None, file: object = None) -> str:
         try:
