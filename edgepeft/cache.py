@@ -1,4 +1,4 @@
-"""Where edgepeft keeps what it fetched once."""
+"""Where what was fetched once is kept."""
 
 from __future__ import annotations
 

@@ -16,6 +16,8 @@ _HOME = {
     "local": ".local:LocalExecutor",
     "arm64": ".arm64:Arm64Executor",
     "ssh": ".ssh:SshExecutor",
+    "web": ".web:WebExecutor",
+    "node": ".web:NodeExecutor",
 }
 
 
