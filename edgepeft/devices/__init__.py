@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .compare import compare_targets
 from .measure import bench_on, check_on
 from .place import Place, choose_variants, deployed_mb, find_place, preferred_variant, require_size
 from .protocol import Executor, Missing
@@ -16,6 +17,7 @@ __all__ = [
     "bench_on",
     "check_on",
     "choose_variants",
+    "compare_targets",
     "deployed_mb",
     "executor_for",
     "find_place",

@@ -80,11 +80,12 @@ def unpack(packages: Sequence[str], target: Path, *, suite: str | None = None) -
 
 def _sources(suite: str, work: Path) -> str:
     """The ``main`` component of another release, from the mirror that this machine's Debian sources name."""
-    form = "$(REPO_URI)|$(RELEASE)|$(COMPONENT)|$(SIGNED_BY)"
+    form = "$(REPO_URI)|$(RELEASE)|$(COMPONENT)"
     listed = call(["apt-get", "indextargets", "--format", form, "Created-By: Packages"], "apt-get indextargets", work)
+    keyring = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+    signed = f"Signed-By: {keyring}\n" if keyring.is_file() else ""
     for line in listed.splitlines():
-        uri, release, component, key = (*line.split("|"), "", "", "", "")[:4]
+        uri, release, component = (*line.split("|"), "", "", "")[:3]
         if component == "main" and "security" not in release and "debian" in uri:
-            signed = f"Signed-By: {key}\n" if key else ""
             return f"Types: deb\nURIs: {uri}\nSuites: {suite}\nComponents: main\n{signed}"
     raise DeviceError("no Debian mirror among this machine's package sources (/etc/apt)")

@@ -16,6 +16,7 @@ _HOME = {
     "local": ".local:LocalExecutor",
     "arm64": ".arm64:Arm64Executor",
     "ssh": ".ssh:SshExecutor",
+    "cpp": ".native:CppExecutor",
     "web": ".web:WebExecutor",
     "node": ".web:NodeExecutor",
 }
