@@ -27,15 +27,16 @@ def run_worker(
     *,
     command: Sequence[str] | None = None,
     environment: Mapping[str, str] | None = None,
-    timeout_s: float = _TIMEOUT_S,
+    timeout_s: float | None = None,
 ) -> WorkerResult:
     """Run ``job`` in a fresh Python process (``command``, where it is another program that speaks the worker's language)
     and return what it measured.
 
     Raises :class:`MeasureError` with the end of the worker's standard error when it fails, is killed, takes more than
-    ``timeout_s`` or answers with something else than a result; the process is then gone.
+    ``timeout_s`` (15 minutes) or answers with something else than a result; the process is then gone.
     """
     command = list(command or [sys.executable, "-P", "-m", "edgepeft.bench.worker"])
+    timeout_s = _TIMEOUT_S if timeout_s is None else timeout_s
     what = f"measuring {job.bundle} ({job.variant})"
     try:
         done = subprocess.run(
