@@ -75,4 +75,5 @@ def _base(loaded: Loaded, captured: Captured, route: str) -> Base:
         tied=tied_linears(loaded.model),
         head=output_head(loaded.model) if loaded.task == "text-generation" else None,
         parity=captured.parity,
+        spilled=captured.spilled,
     )

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from .. import runtime as runtimes
 from ..adapters import Adapter, read_adapter
 from ..adapters.belongs import check_belongs
 from ..adapters.checkpoint import read_checkpoint
@@ -102,9 +101,9 @@ def _swap(
     parity: list[AdapterParity] = []
 
     def check(bundle: Bundle) -> None:
-        announce("comparing every adapter with PEFT")
-        runtime = runtimes.open(bundle.path)
-        parity.extend(check_parity(runtime, sources, base.source))
+        if sources:
+            announce("comparing every adapter with PEFT")
+        parity.extend(check_parity(bundle, sources, base.source, module=base.reference, settle=base.forget))
 
     bundle = write_bundle(
         out,
@@ -132,8 +131,8 @@ def _merge(
         merged = fold(base, adapter)
 
         def check(bundle: Bundle, adapter: Adapter = adapter) -> None:
-            runtime = runtimes.open(bundle.path)
-            parity.extend(check_parity(runtime, {adapter.name: sources[adapter.name]}, base.source))
+            checked = {adapter.name: sources[adapter.name]}
+            parity.extend(check_parity(bundle, checked, base.source, module=base.reference, settle=base.forget))
 
         target = out if len(read) == 1 else out / adapter.name
         bundles.append(write_bundle(target, base, merged, recipe={"checkpoints": _hashes([adapter])}, check=check))

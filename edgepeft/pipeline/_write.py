@@ -185,6 +185,7 @@ def write_bundle(
         _model_files(folder, base, labels)
         (folder / "onnx").mkdir()
         ir.save(graph, folder / "onnx" / "model.onnx", external_data="model.onnx_data")
+        base.forget()
         data = tuple(f"onnx/{p.name}" for p in (folder / "onnx").iterdir() if p.name == "model.onnx_data")
         entries = {
             each.adapter.name: write_adapter(

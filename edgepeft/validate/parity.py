@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+from .. import runtime as runtimes
 from ..bundle import Bundle
 from ..errors import InputError, ParityError
 from ..runtime import Runtime
 from .form import PARITY_TOLERANCE, AdapterParity
-from .probe import Probe, bundle_probe, same_outputs
-from .reference import head_width, peft_model
+from .probe import Found, Probe, bundle_probe, same_outputs
+from .reference import head_width, peft_reference
 
 
-def adapter_parity(runtime: Runtime, name: str, source: str | Path, base: str, probe: Probe) -> AdapterParity:
-    """Compare an adapter in a bundle with PEFT running its checkpoint at ``source`` over the model ``base``."""
+def peft_outputs(
+    bundle: Bundle, name: str, source: str | Path, base: str, probe: Probe, module: Any | None = None
+) -> Found:
+    """What PEFT computes for an adapter's checkpoint at ``source`` over the model ``base`` (``module``, where it is loaded)."""
+    manifest = bundle.manifest
+    labels = manifest.labels if manifest.mode == "merge" else manifest.adapters[name].labels
+    with peft_reference(
+        base, source, task=manifest.task, num_labels=head_width(source, labels), module=module
+    ) as reference:
+        return probe.reference(reference)
+
+
+def adapter_parity(runtime: Runtime, name: str, expected: Found, probe: Probe) -> AdapterParity:
+    """Compare an adapter in a bundle with what PEFT computes, ``expected``."""
     merged = runtime.manifest.mode == "merge"
-    labels = runtime.labels if merged else runtime.manifest.adapters[name].labels
-    module = peft_model(base, source, task=runtime.manifest.task, num_labels=head_width(source, labels))
-    expected = probe.reference(module)
-    del module  # a language model's second copy need not live while ONNX Runtime runs
     without = None if merged else probe.run(runtime.use(None))
-    if not merged:
-        runtime.use(name)
-    found = probe.run(runtime)
+    found = probe.run(runtime if merged else runtime.use(name))
     if not merged:
         runtime.use(None)
     return AdapterParity(
@@ -35,18 +43,33 @@ def adapter_parity(runtime: Runtime, name: str, source: str | Path, base: str, p
 
 def base_restored(runtime: Runtime, probe: Probe) -> bool:
     """Whether the base's outputs are the same bits before, between and after using every adapter."""
+    probe = probe.brief()
     before = probe.run(runtime.use(None))
     for name in (*runtime.adapters, *reversed(runtime.adapters)):
         probe.run(runtime.use(name))
     return same_outputs(probe.run(runtime.use(None)), before)
 
 
-def check_parity(runtime: Runtime, sources: Mapping[str, str | Path], base: str) -> tuple[AdapterParity, ...]:
-    """Parity of every adapter in ``sources``; raises :class:`ParityError` for the first that is beyond the tolerance."""
-    probe = bundle_probe(runtime.bundle)
+def check_parity(
+    bundle: Bundle,
+    sources: Mapping[str, str | Path],
+    base: str,
+    *,
+    module: Any | None = None,
+    settle: Callable[[], None] = lambda: None,
+) -> tuple[AdapterParity, ...]:
+    """Parity of every adapter in ``sources`` over ``base`` (``module``, where it is loaded already).
+
+    PyTorch does all of its part before ONNX Runtime opens the bundle; ``settle`` is called in between. Raises
+    :class:`ParityError` for the first adapter that is beyond the tolerance.
+    """
+    probe = bundle_probe(bundle)
+    expected = {name: peft_outputs(bundle, name, source, base, probe, module) for name, source in sources.items()}
+    settle()
+    runtime = runtimes.open(bundle.path)
     results = []
-    for name, source in sources.items():
-        result = adapter_parity(runtime, name, source, base, probe)
+    for name, outputs in expected.items():
+        result = adapter_parity(runtime, name, outputs, probe)
         if not result.max_difference <= PARITY_TOLERANCE:
             raise ParityError(
                 f"adapter {name!r}: ONNX Runtime differs from PEFT by {result.max_difference:.2g}, allowed is "

@@ -11,7 +11,7 @@ from ..data import Examples
 from ..errors import InputError
 from .accuracy import accuracy
 from .form import PARITY_TOLERANCE, AdapterAccuracy, AdapterParity, Validation
-from .parity import adapter_parity, adapter_sources, base_restored
+from .parity import adapter_parity, adapter_sources, base_restored, peft_outputs
 from .probe import bundle_probe
 from .reference import head_width, peft_model
 
@@ -74,7 +74,7 @@ def validate(
     parity = []
     for name, source in sources.items():
         progress(f"parity of {name} against PEFT")
-        parity.append(adapter_parity(runtime, name, source, base, probe))
+        parity.append(adapter_parity(runtime, name, peft_outputs(opened, name, source, base, probe), probe))
     restored = base_restored(runtime, probe) if runtime.adapters else None
     rows = []
     for name, examples in data.items():
