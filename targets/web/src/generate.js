@@ -129,6 +129,20 @@ export class Generator {
   }
 
   /**
+   * The logits of the token after a text.
+   *
+   * @param {string} text
+   * @param {(feeds: Feeds) => Promise<Feeds>} run
+   * @returns {Promise<Float32Array>}
+   */
+  async next(text, run) {
+    const ids = this.#encode(text, { chat: false });
+    const cache = new Cache(this.past, this.inputs, run);
+    for (let at = 0; at < ids.length; at += CHUNK) await cache.feed(ids.slice(at, at + CHUNK));
+    return cache.logits;
+  }
+
+  /**
    * @param {string | Message[]} prompt
    * @param {GenerateOptions} options
    * @param {(feeds: Feeds) => Promise<Feeds>} run  One run with the adapter that was in use.
@@ -188,6 +202,8 @@ export class Generator {
 class Cache {
   /** @type {Feeds} */ #past;
   #length = 0;
+  /** Of the last token fed. */
+  logits = new Float32Array(0);
 
   /** @param {import("./manifest.js").GraphInput[]} past @param {Set<string>} inputs @param {(feeds: Feeds) => Promise<Feeds>} run */
   constructor(past, inputs, run) {
@@ -215,7 +231,8 @@ class Cache {
     this.#length += count;
     const logits = /** @type {ort.Tensor} */ (found.logits);
     const width = logits.dims.at(-1) ?? 1;
-    return argmax(/** @type {Float32Array} */ (logits.data).subarray(-width));
+    this.logits = /** @type {Float32Array<ArrayBuffer>} */ (logits.data).subarray(-width);
+    return argmax(this.logits);
   }
 }
 

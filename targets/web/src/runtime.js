@@ -56,6 +56,9 @@ export async function openBundle(where, options = {}) {
     throw new BundleError(`${name}: variant ${variant} has ${size} bytes; ONNX Runtime Web can address ${HEAP_BYTES}. Use a smaller variant.`);
   }
   const { threads = 1, onProgress = () => {} } = options;
+  if (threads > 1 && typeof process !== "undefined" && process.versions?.node) {
+    throw new InputError(`ONNX Runtime Web runs with one thread in Node, found threads ${threads}; native onnxruntime runs with more`);
+  }
   if (!Number.isInteger(threads) || threads < 1) throw new InputError(`threads must be a whole number from 1 on, found ${threads}`);
   const [model, ...data] = await Promise.all(files.map((file) => readChecked(source, file, fileEntry(manifest, file), onProgress)));
   const encoder = await readEncoder(source, manifest, name);
@@ -364,18 +367,37 @@ export class Runtime {
    * @throws {InputError} For a bundle of another task, an empty prompt, or one as long as the context.
    */
   async generate(prompt, options = {}) {
-    const { Generator } = await import("./generate.js");
+    const active = this.#active;
+    const generator = await this.#generation();
+    return generator.generate(prompt, options, (feeds) => this.#run(feeds, active));
+  }
+
+  /**
+   * The logits of the token after a text, `[vocabulary]`; the text is taken as it is.
+   *
+   * @param {string} text
+   * @returns {Promise<Float32Array>}
+   */
+  async nextLogits(text) {
+    const active = this.#active;
+    const generator = await this.#generation();
+    return generator.next(text, (feeds) => this.#run(feeds, active));
+  }
+
+  /** What generation needs, read when it is first asked for; read again where that failed. */
+  #generation() {
     /** @param {string} file */
     const read = async (file) => {
       const entry = this.manifest.files[file];
       return entry === undefined ? null : new TextDecoder().decode(await readChecked(this.#source, file, entry));
     };
-    const active = this.#active;
-    this.#generator ??= Generator.open(this.manifest, this.name, this.encoder, read).catch((error) => {
-      this.#generator = null;
-      throw error;
-    });
-    return (await this.#generator).generate(prompt, options, (feeds) => this.#run(feeds, active));
+    this.#generator ??= import("./generate.js")
+      .then(({ Generator }) => Generator.open(this.manifest, this.name, this.encoder, read))
+      .catch((error) => {
+        this.#generator = null;
+        throw error;
+      });
+    return this.#generator;
   }
 
   /** Free the session's memory; the runtime cannot be used afterwards. */
