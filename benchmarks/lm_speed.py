@@ -1,10 +1,10 @@
 """Prompt and decoding speed of a causal language model's bundle: our runtime against onnxruntime-genai on the same bundle.
 
-    python benchmarks/lm_speed.py bundle --variant q4 --adapter support --threads 1 --threads 2
+    python benchmarks/lm_speed.py bundle --variant q4 --adapter support --threads 1
 
-Both generate greedily from the same prompt with the same adapter, through what a user calls, text included. Each measurement is
-a fresh process; processes alternate A B B A, and a ratio is taken within each round. Where ``llama-bench`` is on PATH (or given)
-and ``--gguf`` names the same weights at 4 bits, it is measured beside them, base only.
+Both generate greedily from the same prompt with the same adapter, through what a user calls, text included. Requests alternate
+A B B A in one process, seconds apart, and a ratio is taken within each round, so that a busy machine slows both sides. Where
+``llama-bench`` is on PATH (or given) and ``--gguf`` names the same weights at 4 bits, it is measured beside them, base only.
 """
 
 from __future__ import annotations
@@ -12,13 +12,19 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
+from dataclasses import dataclass
+from math import exp, log
 from pathlib import Path
-from statistics import median
+from statistics import mean, median
 from time import perf_counter
-from typing import Any
 
 import click
+import numpy as np
+import onnxruntime_genai as og
+
+from edgepeft import runtime
+from edgepeft.runtime.generation.loop import Plan, Run
+from edgepeft.runtime.generation.sampling import Sampling
 
 TEXT = (
     "The harbour was quiet in the early morning, and the first boats had not yet come back. On the long stone wall an old man "
@@ -30,97 +36,111 @@ TEXT = (
 )
 
 
-def _prompt(bundle: str, length: int) -> list[int]:
-    from tokenizers import Tokenizer
+@dataclass(frozen=True)
+class Request:
+    """Time to the first token, tokens a second after it, and the tokens."""
 
-    tokenizer = Tokenizer.from_file(str(Path(bundle) / "tokenizer.json"))
-    tokenizer.no_truncation()
-    tokens: list[int] = tokenizer.encode(TEXT * (1 + length // 100)).ids
-    return tokens[:length]
+    first_ms: float
+    tokens_per_s: float
+    tokens: list[int]
 
 
-def ours(bundle: str, variant: str, adapter: str | None, threads: int, prompt: list[int], new: int) -> dict[str, Any]:
-    """One request through edgepeft's runtime."""
-    from edgepeft import runtime
-    from edgepeft.runtime.generation.loop import Plan, Run
-    from edgepeft.runtime.generation.sampling import Sampling
+class Ours:
+    """edgepeft's runtime: what ``Runtime.generate`` does, from tokens."""
 
-    model = runtime.open(bundle, variant=variant, threads=threads).use(adapter)
-    generator = model.generator
+    def __init__(self, bundle: str, variant: str, threads: int) -> None:
+        self.model = runtime.open(bundle, variant=variant, threads=threads)
 
-    def request(count: int) -> Any:
-        plan = Plan(sampling=Sampling(), max_new_tokens=count, stops=(), eos=frozenset())
-        active = model.snapshot()
+    def request(self, adapter: str | None, prompt: list[int], new: int) -> Request:
+        plan = Plan(sampling=Sampling(), max_new_tokens=new, stops=(), eos=frozenset())
+        generator = self.model.use(adapter).generator
         started = perf_counter()
-        decoder = generator.decoder(active, 1, len(prompt) + count)
+        decoder = generator.decoder(self.model.snapshot(), 1, len(prompt) + new)
         run = Run(decoder, [prompt], plan, generator.tokens, [adapter], started)
         for _ in run:
             pass
-        return run.results()[0]
-
-    request(4)
-    found = [request(new) for _ in range(3)]
-    return {
-        "first_ms": median(each.first_token_ms for each in found),
-        "tokens_per_s": median(each.tokens_per_second for each in found),
-        "tokens": list(found[0].tokens),
-    }
+        (found,) = run.results()
+        return Request(found.first_token_ms, found.tokens_per_second or 0.0, list(found.tokens))
 
 
-def genai(bundle: str, variant: str, adapter: str | None, threads: int, prompt: list[int], new: int) -> dict[str, Any]:
-    """One request through onnxruntime-genai."""
-    import onnxruntime_genai as og
+class Genai:
+    """onnxruntime-genai on the same files."""
 
-    config = og.Config(bundle)
-    file = json.loads((Path(bundle) / "edgepeft.json").read_text(encoding="utf-8"))["variants"][variant]["file"]
-    config.overlay(
-        json.dumps({"model": {"decoder": {"filename": file, "session_options": {"intra_op_num_threads": threads}}}})
-    )
-    model = og.Model(config)
-    tokenizer = og.Tokenizer(model)
-    adapters = og.Adapters(model)
-    if adapter is not None:
-        adapters.load(str(Path(bundle) / "adapters" / f"{adapter}.onnx_adapter"), adapter)
+    def __init__(self, bundle: str, variant: str, threads: int) -> None:
+        manifest = json.loads((Path(bundle) / "edgepeft.json").read_text(encoding="utf-8"))
+        config = og.Config(bundle)
+        decoder = {
+            "filename": manifest["variants"][variant]["file"],
+            "session_options": {"intra_op_num_threads": threads},
+        }
+        config.overlay(json.dumps({"model": {"decoder": decoder}}))
+        self.model = og.Model(config)
+        self.tokenizer = og.Tokenizer(self.model)
+        self.adapters = og.Adapters(self.model)
+        for name, entry in manifest["adapters"].items():
+            self.adapters.load(str(Path(bundle) / entry["onnx_adapter"]), name)
 
-    def request(count: int) -> tuple[float, float, list[int]]:
+    def request(self, adapter: str | None, prompt: list[int], new: int) -> Request:
         started = perf_counter()
-        params = og.GeneratorParams(model)
-        params.set_search_options(max_length=len(prompt) + count, do_sample=False)
-        generator = og.Generator(model, params)
+        params = og.GeneratorParams(self.model)
+        params.set_search_options(max_length=len(prompt) + new, do_sample=False)
+        generator = og.Generator(self.model, params)
         if adapter is not None:
-            generator.set_active_adapter(adapters, adapter)
-        stream = tokenizer.create_stream()
+            generator.set_active_adapter(self.adapters, adapter)
+        stream = self.tokenizer.create_stream()
         generator.append_tokens(prompt)
         tokens: list[int] = []
         first = started
-        while len(tokens) < count and not generator.is_done():
+        while len(tokens) < new and not generator.is_done():
             generator.generate_next_token()
             token = int(generator.get_next_tokens()[0])
             stream.decode(token)
             tokens.append(token)
             if len(tokens) == 1:
                 first = perf_counter()
-        return (first - started) * 1e3, (len(tokens) - 1) / (perf_counter() - first), tokens
-
-    request(4)
-    found = [request(new) for _ in range(3)]
-    return {
-        "first_ms": median(each[0] for each in found),
-        "tokens_per_s": median(each[1] for each in found),
-        "tokens": found[0][2],
-    }
+        return Request((first - started) * 1e3, (len(tokens) - 1) / (perf_counter() - first), tokens)
 
 
-ENGINES = {"ours": ours, "genai": genai}
+def compare(ours: Ours, genai: Genai, adapter: str | None, prompt: list[int], new: int, rounds: int) -> list[str]:
+    """Requests in turn, A B B A and B A A B: speeds are medians, ratios are taken within a round."""
+    found: dict[str, list[Request]] = {"ours": [], "genai": []}
+    ratios: dict[str, list[float]] = {"prompt": [], "decode": []}
+    for engine in (ours, genai):
+        engine.request(adapter, prompt, 4)
+    for number in range(rounds):
+        now: dict[str, list[Request]] = {"ours": [], "genai": []}
+        for name in ("ours", "genai", "genai", "ours") if number % 2 == 0 else ("genai", "ours", "ours", "genai"):
+            now[name].append((ours if name == "ours" else genai).request(adapter, prompt, new))
+        mine, theirs = now["ours"], now["genai"]
+        ratios["prompt"].append(exp(mean(log(r.first_ms) for r in theirs) - mean(log(r.first_ms) for r in mine)))
+        ratios["decode"].append(
+            exp(mean(log(r.tokens_per_s) for r in mine) - mean(log(r.tokens_per_s) for r in theirs))
+        )
+        for name, requests in now.items():
+            found[name] += requests
+    if any(len(request.tokens) != new for requests in found.values() for request in requests):
+        raise click.ClickException("the model ended before the tokens were made; choose fewer --tokens")
+    same = len({tuple(request.tokens) for requests in found.values() for request in requests}) == 1
+    lines = []
+    for what, values in ratios.items():
+        speeds = [
+            median(len(prompt) * 1e3 / r.first_ms if what == "prompt" else r.tokens_per_s for r in found[name])
+            for name in ("ours", "genai")
+        ]
+        interval = [exp(x) for x in _interval([log(value) for value in values])]
+        lines.append(
+            f"{what}: ours {speeds[0]:.1f} tokens/s, genai {speeds[1]:.1f}, ratio {median(values):.3f} "
+            f"(95 % of the median {interval[0]:.3f} to {interval[1]:.3f}, {rounds} rounds)"
+        )
+    return [*lines, f"greedy tokens: {'the same' if same else 'DIFFERENT'}"]
 
 
-def _spawn(engine: str, job: dict[str, Any]) -> dict[str, Any]:
-    command = [sys.executable, __file__, job["bundle"], "--worker", json.dumps({"engine": engine, **job})]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise click.ClickException(f"{engine}: {done.stderr[-2000:]}")
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return result
+def _interval(values: list[float]) -> tuple[float, float]:
+    """A bootstrap interval of the median."""
+    rng = np.random.default_rng(0)
+    medians = np.median(rng.choice(values, size=(4000, len(values))), axis=1)
+    low, high = np.quantile(medians, [0.025, 0.975])
+    return float(low), float(high)
 
 
 def _llama(binary: str, gguf: str, threads: int, context: int, new: int) -> tuple[float, float]:
@@ -152,64 +172,27 @@ def _llama(binary: str, gguf: str, threads: int, context: int, new: int) -> tupl
 @click.argument("bundle")
 @click.option("--variant", default="q4")
 @click.option("--adapter", multiple=True, help="Adapters to measure beside the base.")
-@click.option("--threads", multiple=True, type=int, default=(1, 2))
+@click.option("--threads", default=1)
 @click.option("--context", default=128, help="Tokens of the prompt.")
-@click.option("--tokens", default=48, help="Tokens to generate.")
-@click.option("--rounds", default=3, help="A B B A rounds.")
+@click.option("--tokens", default=24, help="Tokens to generate.")
+@click.option("--rounds", default=10, help="Rounds of four requests.")
 @click.option("--llama-bench", default=None, help="llama.cpp's llama-bench, if it is not on PATH.")
 @click.option("--gguf", default=None, help="The same weights at 4 bits, for llama-bench.")
-@click.option("--worker", hidden=True, default=None)
 def main(
-    bundle: str, variant: str, adapter: tuple[str, ...], threads: tuple[int, ...], context: int, tokens: int, rounds: int,
-    llama_bench: str | None, gguf: str | None, worker: str | None,
+    bundle: str, variant: str, adapter: tuple[str, ...], threads: int, context: int, tokens: int, rounds: int,
+    llama_bench: str | None, gguf: str | None,
 ) -> None:  # fmt: skip
-    if worker is not None:
-        job = json.loads(worker)
-        engine = ENGINES[job.pop("engine")]
-        print(json.dumps(engine(**job)))
-        return
-    prompt = _prompt(bundle, context)
+    ours, genai = Ours(bundle, variant, threads), Genai(bundle, variant, threads)
+    prompt = (ours.model.generator.tokens.encode(TEXT * (1 + context // 100), special=True))[:context]
+    for name in (None, *adapter):
+        for line in compare(ours, genai, name, prompt, tokens, rounds):
+            print(f"{threads} threads, {name or '(base)'}, {context} tokens of context, {line}", flush=True)
     binary = llama_bench or shutil.which("llama-bench")
-    for count in threads:
-        for name in (None, *adapter):
-            job = {
-                "bundle": bundle,
-                "variant": variant,
-                "adapter": name,
-                "threads": count,
-                "prompt": prompt,
-                "new": tokens,
-            }
-            ratios: dict[str, list[float]] = {"prompt": [], "decode": []}
-            runs: dict[str, list[dict[str, Any]]] = {"ours": [], "genai": []}
-            for number in range(rounds):
-                order = ("ours", "genai", "genai", "ours") if number % 2 == 0 else ("genai", "ours", "ours", "genai")
-                found = [(engine, _spawn(engine, job)) for engine in order]
-                for engine, result in found:
-                    runs[engine].append(result)
-                mine, theirs = ([r for e, r in found if e == engine] for engine in ("ours", "genai"))
-                ratios["prompt"].append(sum(r["first_ms"] for r in theirs) / sum(r["first_ms"] for r in mine))
-                ratios["decode"].append(sum(r["tokens_per_s"] for r in mine) / sum(r["tokens_per_s"] for r in theirs))
-            if len(runs["ours"][0]["tokens"]) != tokens or len(runs["genai"][0]["tokens"]) != tokens:
-                raise click.ClickException("the model ended before the tokens were made; choose fewer --tokens")
-            same = all(r["tokens"] == runs["ours"][0]["tokens"] for each in runs.values() for r in each)
-            for what, unit in (("prompt", "first_ms"), ("decode", "tokens_per_s")):
-                mine, theirs = (
-                    median(context * 1e3 / r[unit] if what == "prompt" else r[unit] for r in runs[engine])
-                    for engine in ("ours", "genai")
-                )
-                low, high = min(ratios[what]), max(ratios[what])
-                print(
-                    f"{count} threads, {name or '(base)'}, {what} at {context}: ours {mine:.1f} tokens/s, genai {theirs:.1f}, "
-                    f"ratio {median(ratios[what]):.3f} ({low:.3f} to {high:.3f} in {rounds} rounds)"
-                    + ("" if what == "prompt" else f", tokens {'the same' if same else 'DIFFER'}"),
-                    flush=True,
-                )
-        if binary is None or gguf is None:
-            print("llama.cpp: not measured (needs llama-bench and --gguf)")
-        else:
-            at_prompt, at_decode = _llama(binary, gguf, count, context, tokens)
-            print(f"{count} threads, llama.cpp: prompt {at_prompt:.1f} tokens/s, decode {at_decode:.1f}", flush=True)
+    if binary is None or gguf is None:
+        print("llama.cpp: not measured (needs llama-bench and --gguf)")
+    else:
+        at_prompt, at_decode = _llama(binary, gguf, threads, context, tokens)
+        print(f"{threads} threads, llama.cpp: prompt {at_prompt:.1f} tokens/s, decode {at_decode:.1f}")
 
 
 if __name__ == "__main__":
