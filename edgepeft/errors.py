@@ -20,6 +20,7 @@
     ├── ParityError              ONNX Runtime does not compute what PyTorch computes
     ├── TargetError              a target file is unknown or invalid
     └── MeasureError             a measurement process failed
+        └── DeviceError              a device or emulator could not be reached, set up or finished in time
 
 A message says what was found, where, what was expected and what to do. The command line prints it and exits with 2;
 a gate that fails is a result (exit 1), not an exception.
@@ -98,3 +99,7 @@ class TargetError(EdgepeftError):
 
 class MeasureError(EdgepeftError):
     """A measurement process failed or reported something that cannot be used."""
+
+
+class DeviceError(MeasureError):
+    """A device, emulator or browser could not be reached, set up, or did not finish in time; nothing is left running."""

@@ -8,14 +8,19 @@ from pathlib import Path
 from ..errors import CaptureError, EdgepeftError
 from .form import Base
 from .load import Loaded, load_model
+from .tied import output_head, tied_linears
 from .traced import Captured, trace
 
 
-def _attempts(onnx: str | Path | None) -> list[tuple[str, Callable[[Loaded], Captured]]]:
+def _attempts(onnx: str | Path | None, task: str) -> list[tuple[str, Callable[[Loaded], Captured]]]:
     if onnx is not None:
         from .existing import open_existing
 
         return [("existing", lambda loaded: open_existing(Path(onnx), loaded))]
+    if task == "text-generation":
+        from .mobius import build
+
+        return [("mobius", build)]
     return [
         ("traced+fused", lambda loaded: trace(loaded, fusions=True)),
         ("traced", lambda loaded: trace(loaded, fusions=False)),
@@ -38,7 +43,7 @@ def capture(
     """
     loaded = load_model(source, task=task, peft_task=peft_task)
     failures = []
-    for name, attempt in _attempts(onnx):
+    for name, attempt in _attempts(onnx, loaded.task):
         try:
             captured = attempt(loaded)
         except EdgepeftError as error:
@@ -67,5 +72,7 @@ def _base(loaded: Loaded, captured: Captured, route: str) -> Base:
         max_length=loaded.max_length,
         files=loaded.files,
         reference=loaded.model,
+        tied=tied_linears(loaded.model),
+        head=output_head(loaded.model) if loaded.task == "text-generation" else None,
         parity=captured.parity,
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import ParityError
+from .causal import causal_batches, causal_difference, reference_causal, run_causal
 from .load import Loaded, sample_batches
 
 if TYPE_CHECKING:
@@ -43,6 +44,35 @@ def output_difference(mine: Mapping[str, np.ndarray], reference: Mapping[str, np
         if expected.ndim == 3 and expected.shape[:2] == mask.shape:
             difference = difference * mask[:, :, None]
         worst = max(worst, float(difference.max(initial=0.0)) / max(1.0, float(np.abs(expected).max(initial=0.0))))
+    return worst
+
+
+def graph_causal_parity(graph: ir.Model, loaded: Loaded) -> float:
+    """max |logit difference| of a causal LM's ``graph`` against PyTorch, prompts and decode steps, ragged and padded.
+
+    Raises :class:`ParityError` where it exceeds ``TOLERANCE``.
+    """
+    from ..graph.session import open_graph
+
+    config = loaded.model.config
+    batches = causal_batches(
+        vocab=int(config.vocab_size),
+        pad_id=loaded.pad_id,
+        max_length=loaded.max_length,
+        window=getattr(config, "sliding_window", None),
+    )
+    shapes = {
+        value.name or "": [d if isinstance(d, int) else str(d.value) for d in value.shape or ()]
+        for value in graph.graph.inputs
+    }
+    expected = [reference_causal(loaded.model, batch) for batch in batches]
+    with open_graph(graph) as step:
+        worst = max(
+            causal_difference(run_causal(step, shapes, batch), reference, batch.mask)
+            for batch, reference in zip(batches, expected, strict=True)
+        )
+    if not worst <= TOLERANCE:
+        raise ParityError(f"logits differ from PyTorch by {worst:.2g}, allowed is {TOLERANCE:.0e}")
     return worst
 
 

@@ -37,6 +37,10 @@ class Base:
     #: Hugging Face files that travel with the bundle (tokenizer, config), by file name.
     files: Mapping[str, Path]
     reference: Any
+    #: Linear weights that are an embedding's too: the head's parameter → the embedding's.
+    tied: Mapping[str, str]
+    #: The site that gives a language model's logits.
+    head: str | None
     #: max |difference| of the outputs against PyTorch on ragged padded batches.
     parity: float
 

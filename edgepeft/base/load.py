@@ -15,7 +15,7 @@ from ..errors import CaptureError, InputError, MissingExtraError
 from .identity import identity_of_model
 from .ragged import SHAPES, ragged_batches
 
-TASKS = ("text-classification", "token-classification", "feature-extraction", "fill-mask")
+TASKS = ("text-classification", "token-classification", "feature-extraction", "fill-mask", "text-generation")
 
 #: PEFT's task types and the task each one's adapters are for.
 PEFT_TASKS = {
@@ -34,6 +34,9 @@ _TOKENIZER_FILES = (
     "vocab.txt",
     "vocab.json",
     "merges.txt",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
 )
 
 
@@ -100,6 +103,8 @@ def infer_task(config: Any, peft_task: str | None) -> str:
         ("ForTokenClassification", "token-classification"),
         ("ForMaskedLM", "fill-mask"),
         ("ForPreTraining", "fill-mask"),
+        ("ForCausalLM", "text-generation"),
+        ("LMHeadModel", "text-generation"),
         ("Model", "feature-extraction"),
     ):
         if name.endswith(suffix):

@@ -26,6 +26,12 @@ def tied_linears(model: Any) -> dict[str, str]:
     return found
 
 
+def output_head(model: Any) -> str | None:
+    """The module path of the layer that gives a language model's logits."""
+    head = model.get_output_embeddings()
+    return next((name for name, module in model.named_modules() if module is head), None) if head is not None else None
+
+
 def untie(
     model: Any, graph: ir.Model, located: Mapping[str, tuple[Location, ...]], weights: Mapping[str, np.ndarray]
 ) -> tuple[dict[str, tuple[Location, ...]], dict[str, np.ndarray]]:

@@ -8,15 +8,15 @@ import logging as pylogging
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from ..errors import CaptureError
-from ..graph.locate import Location, float_initializers, locate
+from ..graph.locate import Location, locate
 from .check import parity
 from .load import Loaded, quiet, sample_batches
+from .marks import mark, parameters_of, unmark, unmark_graph
 from .tied import untie
 
 #: 20 is the lowest opset with Gelu and the highest below RotaryEmbedding/Attention (23), which ONNX Runtime rejects.
@@ -37,56 +37,6 @@ def _silenced_exporter() -> Iterator[None]:
     finally:
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)
-
-
-def _mark(model: Any, fresh: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Give every parameter whose numbers another one shares numbers of its own; return the originals.
-
-    Content tells parameters apart only where contents differ. Zero biases, unit norms and fresh heads do not; while the
-    model is traced they hold markers, and the graph gets its real numbers back afterwards.
-    """
-    import torch
-
-    originals = {name: p.detach().float().numpy().copy() for name, p in model.named_parameters()}
-    seen: dict[tuple[tuple[int, ...], bytes], list[str]] = {}
-    for name, array in originals.items():
-        seen.setdefault((array.shape, array.tobytes() if array.size < 1 << 16 else array[:2].tobytes()), []).append(
-            name
-        )
-    marked = {name for names in seen.values() if len(names) > 1 for name in names} | (set(fresh) & set(originals))
-    # A bias of zeros or a norm of ones may be optimized away, and then nothing could replace it.
-    marked |= {name for name, array in originals.items() if array.size < 1 << 16 and array.min() == array.max()}
-    rng = np.random.default_rng(20_26)
-    parameters = dict(model.named_parameters())
-    with torch.no_grad():
-        for name in sorted(marked):
-            noise = rng.standard_normal(originals[name].shape).astype(np.float32) * 0.05
-            parameters[name].copy_(torch.from_numpy(originals[name] + noise))
-    return originals
-
-
-def _restore_module(model: Any, originals: Mapping[str, np.ndarray]) -> None:
-    import torch
-
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            parameter.copy_(torch.from_numpy(originals[name]))
-
-
-def _restore_graph(
-    graph: ir.Model, located: Mapping[str, tuple[Any, ...]], originals: Mapping[str, np.ndarray]
-) -> None:
-    """Write the original numbers over the markers, wherever each parameter was found.
-
-    The exporter's initializers share memory with the PyTorch module; the graph gets memory of its own, since PEFT may
-    change the module's weights when it loads an adapter (PiSSA does).
-    """
-    arrays = {name: array.copy() for name, array in float_initializers(graph).items()}
-    for name, locations in located.items():
-        for location in locations:
-            location.write(arrays[location.initializer], originals[name])
-    for name, array in arrays.items():
-        graph.graph.initializers[name].const_value = ir.tensor(array, name=name)
 
 
 def name_dimensions(graph: ir.Model) -> None:
@@ -137,9 +87,8 @@ def trace(loaded: Loaded, *, fusions: bool) -> Captured:
     sample = sample_batches(loaded, shapes=((2, 8),))[0]
     inputs = {name: torch.from_numpy(array) for name, array in sample.items()}
     dynamic = {name: {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC} for name in inputs}
-    originals = _mark(loaded.model, loaded.fresh)
+    originals = mark(loaded.model, loaded.fresh)
     try:
-        marked = {name: p.detach().float().numpy().copy() for name, p in loaded.model.named_parameters()}
         config = OnnxConfig(opset_version=OPSET, dynamic_shapes=dynamic, ort_fusions="cpu" if fusions else None)
         try:
             with _silenced_exporter():
@@ -152,9 +101,10 @@ def trace(loaded: Loaded, *, fusions: bool) -> Captured:
         name_dimensions(graph)
         # With markers in place no head is zero and no norm is one, so nothing can agree by being nothing.
         difference = parity(graph, loaded)
-        located = locate(graph, marked)
+        located = locate(graph, parameters_of(loaded.model))
     finally:
-        _restore_module(loaded.model, originals)
-    _restore_graph(graph, located, originals)
-    locations, weights = untie(loaded.model, graph, located, originals)
+        unmark(loaded.model, originals)
+    unmark_graph(graph, located, originals, loaded.model)
+    own = {name: array.copy() for name, array in parameters_of(loaded.model).items()}
+    locations, weights = untie(loaded.model, graph, located, own)
     return Captured(graph=graph, locations=locations, weights=weights, parity=difference)

@@ -6,7 +6,7 @@ from .accuracy import AccuracyCheck, Correct, predict_correct
 from .compare import CHECK_SAMPLING, CheckResult, check
 from .gates import budget_gates, floor_gate
 from .interleave import CaseCheck
-from .job import Case, CaseSamples, Host, Job, Sampling, SwapSamples, WorkerResult
+from .job import Case, CaseSamples, Host, Job, RowLogits, Rows, Sampling, SwapSamples, WorkerResult
 from .measure import Progress, bench
 from .present import bench_report, check_report
 from .process import Runner, run_worker
@@ -26,6 +26,8 @@ __all__ = [
     "Host",
     "Job",
     "Progress",
+    "RowLogits",
+    "Rows",
     "Runner",
     "Sampling",
     "SwapSamples",

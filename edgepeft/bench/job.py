@@ -5,7 +5,7 @@ Times are milliseconds, memory is MB of 1,000,000 bytes; ``None`` marks what the
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..targets import Shape
 
@@ -39,15 +39,44 @@ class Case(Model):
         return Shape(self.batch, self.sequence)
 
 
+class Rows(Model):
+    """Texts to classify with one adapter (``None``: the base, or the model of a merged bundle), in batches of ``batch``."""
+
+    adapter: str | None
+    texts: tuple[str, ...] = Field(min_length=1)
+    #: Second texts, one for each, where the task is on pairs.
+    pairs: tuple[str, ...] | None = None
+    batch: int = Field(default=8, ge=1)
+
+    @model_validator(mode="after")
+    def _paired(self) -> Rows:
+        if self.pairs is not None and len(self.pairs) != len(self.texts):
+            raise ValueError(f"{len(self.pairs)} second texts for {len(self.texts)} texts")
+        return self
+
+
 class Job(Model):
-    """One fresh process: open ``variant`` of ``bundle``, measure ``cases`` in order, then swap ``swaps`` times."""
+    """One fresh process: open ``variant`` of ``bundle``, run ``rows``, measure ``cases``, swap ``swaps`` times.
+
+    ``bundle`` is a folder on the machine that gives the job out; an executor that works elsewhere copies it. With
+    ``restore`` the base runs before and after every adapter was used and its outputs are compared bit by bit.
+    """
 
     bundle: str
     variant: str
     threads: int
-    cases: tuple[Case, ...]
+    cases: tuple[Case, ...] = ()
     sampling: Sampling = Sampling()
     swaps: int = 0
+    rows: tuple[Rows, ...] = ()
+    restore: bool = False
+
+
+class RowLogits(Model):
+    """What :class:`Rows` gave: ``logits`` is ``[rows][labels]`` in the order of the texts."""
+
+    adapter: str | None
+    logits: tuple[tuple[float, ...], ...]
 
 
 class CaseSamples(Model):
@@ -101,3 +130,8 @@ class WorkerResult(Model):
     peak_rss_mb: float | None
     cases: tuple[CaseSamples, ...]
     swap: SwapSamples | None = None
+    rows: tuple[RowLogits, ...] = ()
+    #: Whether the base gave the same bits before and after every adapter; ``None`` where the job did not ask.
+    base_restored: bool | None = None
+    #: What a reader must know of how it was run: nodes that fell back to another provider, missing counters.
+    notes: tuple[str, ...] = ()

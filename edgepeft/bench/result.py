@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from ..bundle.manifest import Manifest
 from ..errors import InputError
@@ -24,6 +24,8 @@ class BundleFacts(Model):
     mode: str
     base_identity: str
     bundle_mb: float
+    #: What one device gets, by variant: every file but the other variants'.
+    deployed_mb: dict[str, float] = Field(default_factory=dict)
     variants_mb: dict[str, float]
     #: The ``.onnx_adapter`` file of each adapter: what a device fetches for one more.
     adapters_mb: dict[str, float]
@@ -40,6 +42,7 @@ class BundleFacts(Model):
             mode=manifest.mode,
             base_identity=manifest.base.identity,
             bundle_mb=size(*manifest.files),
+            deployed_mb={name: size(*manifest.deployed(name)) for name in manifest.variants},
             variants_mb={name: size(v.file, *v.data) for name, v in manifest.variants.items()},
             adapters_mb={name: size(a.onnx_adapter) for name, a in manifest.adapters.items()},
         )

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from ..errors import BundleError, EdgepeftError, InputError, MeasureError
 from ..targets import Shape
 from .host import fingerprint, peak_rss_mb, rss_mb
-from .job import Case, CaseSamples, Job, Sampling, SwapSamples, WorkerResult
+from .job import Case, CaseSamples, Job, RowLogits, Sampling, SwapSamples, WorkerResult
 
 if TYPE_CHECKING:
     from ..runtime import Runtime
@@ -142,6 +142,7 @@ def measure(job: Job) -> WorkerResult:
         inputs = inputs_of(case.shape)
         return CaseSamples(case=case, samples_ms=_steady(lambda: runtime.forward(inputs), job.sampling))
 
+    rows, restored = _run_rows(runtime, job)
     cases = tuple(map(measure_case, job.cases))
     swap = None
     if job.swaps:
@@ -158,7 +159,39 @@ def measure(job: Job) -> WorkerResult:
         peak_rss_mb=peak_rss_mb(),
         cases=cases,
         swap=swap,
+        rows=rows,
+        base_restored=restored,
     )
+
+
+#: Texts that the base runs before and after the adapters: of different lengths, so that one is padded.
+_PROBES = ("good", "not what I had hoped for, though it arrived on time")
+
+
+def _run_rows(runtime: Runtime, job: Job) -> tuple[tuple[RowLogits, ...], bool | None]:
+    """The logits of the job's rows, and whether the base came back bit for bit (``None``: not asked)."""
+
+    def probe() -> Arrays:
+        # Without a tokenizer the two rows are token ids.
+        has_tokenizer = "tokenizer.json" in runtime.manifest.files
+        return runtime.use(None).forward(
+            runtime.encode(_PROBES) if has_tokenizer else make_inputs(runtime, 2, Shape(2, 8), job.sampling.seed)
+        )
+
+    before = probe() if job.restore else None
+    done = []
+    for rows in job.rows:
+        texts = rows.texts if rows.pairs is None else tuple(zip(rows.texts, rows.pairs, strict=True))
+        logits = runtime.use(rows.adapter).logits(texts, batch_size=rows.batch)
+        done.append(RowLogits(adapter=rows.adapter, logits=tuple(tuple(map(float, row)) for row in logits)))
+    if before is None:
+        return tuple(done), None
+    for name in (*runtime.adapters, *reversed(runtime.adapters)):
+        runtime.use(name)
+        runtime.forward(runtime.encode(_PROBES[:1]) if "tokenizer.json" in runtime.manifest.files else
+                        make_inputs(runtime, 2, Shape(1, 4), job.sampling.seed))  # fmt: skip
+    after = probe()
+    return tuple(done), all(np.array_equal(before[name], after[name]) for name in before)
 
 
 def main() -> int:

@@ -185,6 +185,8 @@ class GraphInput(_Model):
     name: str
     dtype: str
     shape: tuple[Dim, ...]
+    #: Whether a run may leave it out: the graph holds a default.
+    optional: bool = False
 
 
 class AdapterEntry(_Model):
@@ -252,6 +254,12 @@ class Manifest(_Model):
         if not self.variants:
             raise ValueError("a bundle holds at least one variant")
         return self
+
+    def deployed(self, variant: str) -> tuple[str, ...]:
+        """What one device gets that runs ``variant``: every file but those of other variants only."""
+        mine = self.variants[variant]
+        others = {path for v in self.variants.values() for path in v.files()} - set(mine.files())
+        return tuple(path for path in self.files if path not in others)
 
 
 def check_name(name: str) -> str:

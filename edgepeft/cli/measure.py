@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from ..data import Examples
+from ..errors import InputError
 from .common import (
     Command,
     Group,
@@ -28,6 +29,13 @@ from .show import bar, print_report, steps, table
 
 target_option = option(
     "--target", section="What", default="linux-x64-cpu", metavar="TARGET", help="A shipped target, or a target file."
+)
+on_option = option(
+    "--on",
+    section="What",
+    metavar="EXECUTOR",
+    show_default="the target's",
+    help="Execute there instead: local, arm64, web, qnn, adb or ssh://user@host.",
 )
 report_option = path_option(
     "--report", show_default="BUNDLE/report", help="Folder for the JSON, Markdown and JUnit report."
@@ -115,6 +123,27 @@ def _examples(data: tuple[str, ...], text: str, label: str, pair: str | None) ->
     help="The base model: a folder or a Hugging Face id.",
 )
 @option("--no-reference", section="Reference", is_flag=True, help="Do not compare with PEFT (needs no torch).")
+@option(
+    "--target",
+    section="Device",
+    metavar="TARGET",
+    help="Execute there, and compare with a native run here too: a shipped target, or a target file.",
+)
+@option(
+    "--on",
+    section="Device",
+    metavar="EXECUTOR",
+    show_default="the target's",
+    help="Execute there instead: local, arm64, web, qnn, adb or ssh://user@host.",
+)
+@option(
+    "--rows",
+    section="Device",
+    type=click.IntRange(min=1),
+    metavar="N",
+    show_default="200, or 24 under emulation",
+    help="Rows of each adapter's --data to run there.",
+)
 @report_option
 @json_option
 @guarded
@@ -128,6 +157,9 @@ def validate(
     model: str | None,
     variants: tuple[str, ...],
     no_reference: bool,
+    target: str | None,
+    on: str | None,
+    rows: int | None,
     max_drop: float,
     report: Path | None,
     as_json: bool,
@@ -136,11 +168,33 @@ def validate(
 
     Every adapter whose checkpoint is at hand must give PEFT's outputs on ragged padded batches, the base must come back
     bit for bit, and on labelled --data no variant may lose more than --max-drop. Exit code 0: all checks hold; 1: one does
-    not; 2: the call was wrong.
+    not; 2: the call was wrong; 3: nothing can execute the --target here, and only static checks were made.
     """
     from ..pipeline import validate as run
     from ..validate import validation_report
 
+    if target is not None:
+        from ..devices import validate_on
+        from ..targets import load_target
+
+        with steps() as announce:
+            done = validate_on(
+                bundle,
+                load_target(target),
+                on=on,
+                data=_examples(data, text, label, pair),
+                rows=rows,
+                adapters=named(adapters, "--adapter"),
+                base=model,
+                variants=variants or None,
+                reference=not no_reference,
+                max_drop=max_drop,
+                progress=announce,
+            )
+        _finish(done, report, bundle, f"validate-{load_target(target).name}", as_json)
+        return
+    if on is not None or rows is not None:
+        raise InputError("--on and --rows go with --target")
     with steps() as announce:
         result = run(
             bundle,
@@ -170,6 +224,7 @@ def validate(
     metavar="N",
     help="Fresh processes for each variant.",
 )
+@on_option
 @report_option
 @json_option
 @guarded
@@ -181,16 +236,17 @@ def bench(
     shapes: tuple[str, ...],
     threads: int | None,
     processes: int,
+    on: str | None,
     report: Path | None,
     as_json: bool,
 ) -> None:
     """Measure speed, memory and size against a target.
 
     Latency, load, swap and peak memory are measured in fresh processes and held against the target's budgets.
-    Exit code 0: within budget; 1: over; 3: the measurement cannot tell.
+    Exit code 0: within budget; 1: over; 3: the measurement cannot tell, or nothing here can execute the target and only
+    static checks were made.
     """
-    from ..bench import bench as run
-    from ..bench import bench_report
+    from ..devices import bench_on as run
     from ..targets import load_target
 
     loaded = load_target(target)
@@ -198,6 +254,7 @@ def bench(
         result = run(
             bundle,
             loaded,
+            on=on,
             adapters=list(adapters) or None,
             variants=list(variants) or None,
             shapes=list(shapes) or None,
@@ -205,7 +262,7 @@ def bench(
             processes=processes,
             progress=announce,
         )
-    _finish(bench_report(result, loaded), report, bundle, "bench", as_json)
+    _finish(result, report, bundle, "bench", as_json)
 
 
 @click.command(cls=Command)
@@ -225,6 +282,7 @@ def bench(
 @variant_names
 @shape_option
 @threads_option
+@on_option
 @report_option
 @json_option
 @guarded
@@ -240,6 +298,7 @@ def check(
     variants: tuple[str, ...],
     shapes: tuple[str, ...],
     threads: int | None,
+    on: str | None,
     report: Path | None,
     as_json: bool,
 ) -> None:
@@ -248,14 +307,15 @@ def check(
     Fails where the bundle is slower or less accurate than the baseline, or over the target's budgets.
     Latency is compared in interleaved A B B A runs of fresh processes. Exit code 0: pass; 1: fail; 3: inconclusive.
     """
-    from ..bench import check as run
-    from ..bench import check_report
+    from ..devices import check_on as run
+    from ..targets import load_target
 
     with bar() as announce:
         result = run(
             bundle,
             baseline,
-            target,
+            load_target(target),
+            on=on,
             adapters=list(adapters) or None,
             variants=list(variants) or None,
             shapes=list(shapes) or None,
@@ -263,7 +323,7 @@ def check(
             data=_examples(data, text, label, pair) or None,
             progress=announce,
         )
-    _finish(check_report(result), report, bundle, "check", as_json)
+    _finish(result, report, bundle, "check", as_json)
 
 
 def _finish(report, folder: Path | None, bundle: Path, stem: str, as_json: bool) -> None:  # type: ignore[no-untyped-def] # targets.Report, not imported at start
@@ -280,7 +340,7 @@ def _finish(report, folder: Path | None, bundle: Path, stem: str, as_json: bool)
 
 @click.group(cls=Group)
 def targets() -> None:
-    """List or show kinds of device and their budgets."""
+    """List kinds of device, their budgets, what runs them."""
 
 
 @targets.command("list", cls=Command)
@@ -288,17 +348,21 @@ def targets() -> None:
 @guarded
 def list_(as_json: bool) -> None:
     """List the shipped targets."""
+    from ..devices import find_place
     from ..targets import list_targets
 
     found = list_targets()
     if as_json:
-        print_json([t.model_dump(mode="json") for t in found])
+        print_json([{**t.model_dump(mode="json"), "executes": find_place(t).executor is not None} for t in found])
         return
-    table(
-        "Targets",
-        ("target", "summary", "variants", "runs here"),
-        [(t.name, t.summary, ", ".join(t.variants), t.here() or "yes") for t in found],
-    )
+    rows = []
+    for target in found:
+        place = find_place(target)
+        how = place.executor.name if place.executor is not None else "static only"
+        summary = target.summary if target.status == "supported" else f"{target.summary} [{target.status}]"
+        rows.append((target.name, summary, ", ".join(target.variants), how))
+    table("Targets", ("target", "summary", "variants", "executed here by"), rows)
+    click.echo("`edgepeft targets doctor TARGET` says what is missing where nothing executes a target.")
 
 
 @targets.command(cls=Command)
@@ -315,6 +379,45 @@ def show(target: str, as_json: bool) -> None:
         return
     click.echo(f"{found['name']}: {found['summary']}")
     table("", ("key", "value"), [row for row in _flat(found) if row[0] not in {"name", "summary"}])
+
+
+@targets.command(cls=Command)
+@click.argument("target")
+@on_option
+@json_option
+@guarded
+def doctor(target: str, on: str | None, as_json: bool) -> None:
+    """Say whether this machine can execute a target.
+
+    And what to run where something is missing. Exit code 0: it can; 1: it cannot.
+    """
+    from ..devices import executor_for
+    from ..targets import load_target
+
+    loaded = load_target(target)
+    executor = executor_for(loaded, on)
+    missing = () if executor is None else executor.missing()
+    ready = executor is not None and not missing
+    if as_json:
+        print_json(
+            {
+                "target": loaded.name,
+                "executor": None if executor is None else executor.name,
+                "ready": ready,
+                "emulated": executor is not None and executor.emulated,
+                "missing": [{"what": each.what, "remedy": each.remedy} for each in missing],
+            }
+        )
+    elif executor is None:
+        click.echo(f"{loaded.name}: static only. No executor runs it; sizes, opset, operators and slots are checked.")
+    else:
+        for each in missing:
+            click.echo(f"missing: {each.what}\n    {each.remedy}")
+        kind = " (emulated: times are not judged)" if executor.emulated else ""
+        click.echo(f"{loaded.name}: {'ready, ' if ready else 'not ready for '}{executor.name}{kind}")
+    if loaded.note and not as_json:
+        click.echo(f"note: {loaded.note}")
+    sys.exit(0 if ready else 1)
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:

@@ -11,6 +11,7 @@ from ..adapters.form import Adapter, Array, SiteEdit
 from ..errors import AdapterMismatchError, SiteError
 from .form import EditableBase, MergedBase
 from .locate import Location, float_initializers, shared
+from .separate import separate
 
 
 def merged_weight(weight: Array, edit: SiteEdit, *, embedding: bool = False) -> Array:
@@ -45,6 +46,8 @@ def fold(base: EditableBase, adapter: Adapter) -> MergedBase:
             "random at every load. Train with it in modules_to_save."
         )
     model = graph.clone()
+    touched = (*(f"{site}.weight" for site in adapter.sites), *adapter.overrides)
+    locations = separate(model, locations, base.tied, touched)
     arrays = float_initializers(model)
     changed: dict[str, np.ndarray] = {}
 

@@ -34,6 +34,14 @@ class EditableBase(Protocol):
         """Parameters that the checkpoint does not hold."""
 
     @property
+    def tied(self) -> Mapping[str, str]:
+        """Linear weights that are an embedding's too: the head's parameter → the embedding's."""
+
+    @property
+    def head(self) -> str | None:
+        """The site that gives a language model's logits; slots reserved for adapters to come leave it out."""
+
+    @property
     def labels(self) -> tuple[str, ...] | None:
         """Labels of the base's head, where it classifies."""
 

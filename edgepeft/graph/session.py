@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,9 @@ import onnx_ir as ir
 from ..errors import CaptureError
 
 
-def run_graph(
-    graph: ir.Model,
-    batches: Sequence[Mapping[str, np.ndarray]],
-    feeds: Mapping[str, np.ndarray] | None = None,
-) -> list[dict[str, np.ndarray]]:
-    """Outputs by name for each batch; ``feeds`` are slot tensors given with every batch.
+@contextmanager
+def open_graph(graph: ir.Model) -> Iterator[Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]]:
+    """A function that runs ``graph``: inputs by name (unknown ones are left out) to outputs by name.
 
     Raises :class:`CaptureError` where ONNX Runtime rejects the graph or fails while it runs.
     """
@@ -33,15 +31,28 @@ def run_graph(
         except Exception as error:  # ONNX Runtime's exception types are not public
             raise CaptureError(f"ONNX Runtime rejects the graph: {error}") from error
         names = [output.name for output in session.get_outputs()]
-        accepted = {value.name for value in session.get_inputs()}
-        results = []
-        for batch in batches:
-            inputs = {name: array for name, array in batch.items() if name in accepted}
+        accepted = {value.name for value in (*session.get_inputs(), *session.get_overridable_initializers())}
+
+        def run(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            inputs = {name: array for name, array in feeds.items() if name in accepted}
             try:
-                found = session.run(names, {**inputs, **(feeds or {})})
+                found = session.run(names, inputs)
             except Exception as error:  # as above
                 shapes = {name: array.shape for name, array in inputs.items()}
                 raise CaptureError(f"ONNX Runtime fails on inputs {shapes}: {error}") from error
-            results.append(dict(zip(names, found, strict=True)))
-        del session
-    return results
+            return dict(zip(names, found, strict=True))
+
+        yield run
+
+
+def run_graph(
+    graph: ir.Model,
+    batches: Sequence[Mapping[str, np.ndarray]],
+    feeds: Mapping[str, np.ndarray] | None = None,
+) -> list[dict[str, np.ndarray]]:
+    """Outputs by name for each batch; ``feeds`` are slot tensors given with every batch.
+
+    Raises :class:`CaptureError` where ONNX Runtime rejects the graph or fails while it runs.
+    """
+    with open_graph(graph) as run:
+        return [run({**batch, **(feeds or {})}) for batch in batches]

@@ -15,6 +15,7 @@ from ..bundle.manifest import LinearSlot, OverrideSlot, SlotPart, SlotTable
 from ..errors import SiteError
 from .form import EditableBase, SlottedBase
 from .locate import Location, shared
+from .separate import separate
 from .surgery import Chain, is_flat, linear_users, slot_input, split_bias, weight_is_transposed
 
 Locations = Mapping[str, tuple[Location, ...]]
@@ -36,11 +37,13 @@ def _has_one_row(node: ir.Node) -> bool:
 
 
 class _Inserter:
-    def __init__(
-        self, graph: ir.Model, locations: Locations, weights: Mapping[str, np.ndarray], labels: int | None
-    ) -> None:
+    def __init__(self, graph: ir.Model, base: EditableBase, labels: int | None) -> None:
+        locations, weights = base.locations, base.weights
+        self.tied = base.tied
         self.model = graph
         self.graph = graph.graph
+        #: Embeddings whose numbers a head multiplies by: the linear site at that place is the head's, not theirs.
+        self.embeddings = set(base.tied.values())
         self.locations = locations
         self.weights = weights
         self.labels = labels
@@ -57,6 +60,8 @@ class _Inserter:
         That is more than one place where a fusion packs a module's weight once for each input the module is given
         (DeBERTa's ``query_proj`` meets the tokens and the relative positions).
         """
+        if parameter in self.embeddings:
+            return []
         return [loc for loc in self.locations.get(parameter, ()) if linear_users(self.value(loc))]
 
     def linear_location(self, parameter: str) -> Location | None:
@@ -72,6 +77,8 @@ class _Inserter:
         """All linear weights in an initializer, by column."""
         parts: dict[int, SlotPart] = {}
         for name in self.locations:
+            if name in self.embeddings:
+                continue
             for location in self.locations[name]:
                 if location.initializer == initializer and name.endswith(".weight") and self.weights[name].ndim == 2:
                     other = parts.get(location.offset)
@@ -155,6 +162,7 @@ class _Inserter:
         """A slot that replaces ``parameter``: heads per row, everything else where it stands."""
         if self.override_done(parameter):
             return
+        self.locations = separate(self.model, self.locations, self.tied, [parameter])
         locations = self.locations.get(parameter, ())
         if not locations or any(location.packed for location in locations):
             where = "is packed with others in" if locations else "was not found in"
@@ -293,14 +301,19 @@ class _Inserter:
         )
 
 
-def linear_sites(locations: Locations, weights: Mapping[str, np.ndarray], graph: ir.Model) -> list[str]:
-    """Every module whose weight is the right side of a linear node, in the base's own order."""
-    initializers = graph.graph.initializers
+def linear_sites(base: EditableBase) -> list[str]:
+    """Every module whose weight is the right side of a linear node, in the base's own order.
+
+    A language model's head is left out: PEFT's ``all-linear`` leaves it out too, and a slot there costs a vocabulary.
+    """
+    initializers, locations = base.graph.graph.initializers, base.locations
+    left_out = {*base.tied.values(), f"{base.head}.weight"}
     return [
         name.removesuffix(".weight")
-        for name, array in weights.items()
+        for name, array in base.weights.items()
         if name.endswith(".weight")
         and array.ndim == 2
+        and name not in left_out
         and any(linear_users(initializers[location.initializer]) for location in locations.get(name, ()))
     ]
 
@@ -334,16 +347,16 @@ def add_slots(
     """
     for adapter in adapters:
         check_swappable(adapter)
-    graph, locations, weights, fresh = base.graph, base.locations, base.weights, set(base.fresh)
+    graph, weights, fresh = base.graph, base.weights, set(base.fresh)
     model = graph.clone()
     before = len(model.graph)
-    inserter = _Inserter(model, locations, weights, len(base.labels) if base.labels is not None else None)
+    inserter = _Inserter(model, base, len(base.labels) if base.labels is not None else None)
     edits, gains, overrides = _wanted(adapters)
     overrides.extend(name for name in weights if name in fresh and name not in overrides)
     overridden = {name.removesuffix(".weight") for name in overrides}
     sites = list(edits)
     if reserve == "all-linear":
-        reserved = linear_sites(locations, weights, graph)
+        reserved = linear_sites(base)
         heads = [site for site in reserved if inserter.is_head(f"{site}.weight")]
         overrides.extend(f"{site}.weight" for site in heads if f"{site}.weight" not in overrides and site not in edits)
         overridden |= set(heads) - set(edits)
@@ -353,7 +366,7 @@ def add_slots(
     for site in sites:
         places = inserter.linear_locations(f"{site}.weight")
         if not places:
-            raise SiteError(_not_found(site, locations, weights, graph))
+            raise SiteError(_not_found(site, base))
         if site in overridden:
             raise SiteError(
                 f"site {site}: one adapter replaces its weight and another edits it; use --mode merge for one of them"
@@ -373,13 +386,10 @@ def add_slots(
     return SlottedBase(graph=model, table=table, added_nodes=len(model.graph) - before)
 
 
-def _not_found(site: str, locations: Locations, weights: Mapping[str, np.ndarray], graph: ir.Model) -> str:
+def _not_found(site: str, base: EditableBase) -> str:
+    locations, weights = base.locations, base.weights
     if f"{site}.weight" not in weights:
-        near = [
-            name
-            for name in linear_sites(locations, weights, graph)
-            if name.rpartition(".")[2] == site.rpartition(".")[2]
-        ]
+        near = [name for name in linear_sites(base) if name.rpartition(".")[2] == site.rpartition(".")[2]]
         hint = f"; the base has, for example, {near[0]}" if near else ""
         return f"site {site} does not exist in the base{hint}. The adapter was trained on another architecture."
     if locations.get(f"{site}.weight"):

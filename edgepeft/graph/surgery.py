@@ -26,14 +26,28 @@ def is_linear(node: ir.Node) -> bool:
     )
 
 
+def _is_transpose(node: ir.Node) -> bool:
+    return node.op_type == "Transpose" and node.domain == "" and node.attributes.get_ints("perm", (1, 0)) == (1, 0)
+
+
 def linear_users(value: ir.Value) -> list[ir.Node]:
-    """The linear nodes that multiply by ``value`` from the right."""
-    return [node for node, index in value.uses() if index == 1 and is_linear(node)]
+    """The linear nodes that multiply by ``value`` from the right, as it is or behind a Transpose.
+
+    A head that is tied to the embedding stands behind one: the weight is stored once, and ONNX Runtime transposes it
+    when it opens the model.
+    """
+    found = [node for node, index in value.uses() if index == 1 and is_linear(node)]
+    for node, _ in value.uses():
+        if _is_transpose(node):
+            found.extend(user for user, index in node.outputs[0].uses() if index == 1 and is_linear(user))
+    return found
 
 
 def weight_is_transposed(node: ir.Node) -> bool:
     """Whether a linear node's weight lies as ``[out, in]``."""
-    return node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1
+    weight = node.inputs[1]
+    behind = weight is not None and weight.producer() is not None
+    return behind or (node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1)
 
 
 def is_flat(node: ir.Node) -> bool:

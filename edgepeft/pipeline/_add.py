@@ -14,9 +14,9 @@ from ..adapters.belongs import check_belongs
 from ..adapters.files import AdapterFile, read_adapter_onnx, read_onnx_adapter, version_number
 from ..adapters.fill import check_shape, fill_slots
 from ..adapters.read import read_adapter
-from ..base.ragged import bundle_batches
 from ..bundle import AdapterEntry, Bundle, Manifest, check_name, read_bundle, replacing
 from ..errors import AdapterError, AdapterMismatchError, BundleError, InputError, MissingExtraError
+from ..validate.probe import bundle_probe, same_outputs
 from ._write import Filled, adapter_metadata, write_adapter, write_manifest
 
 Announce = Callable[[str], None]
@@ -150,13 +150,13 @@ def _from_checkpoint(
 
 def _changes_output(bundle: Bundle, name: str) -> bool:
     """Run the base and the adapter once: non-finite numbers are an error, equal ones a warning."""
-    (inputs,) = bundle_batches(bundle, shapes=((2, 9),))
+    probe = bundle_probe(bundle)
     runtime = runtimes.open(bundle.path)
-    plain = runtime.forward(inputs)
-    edited = runtime.use(name).forward(inputs)
-    if not all(np.isfinite(array).all() for array in edited.values()):
+    plain = probe.run(runtime)
+    edited = probe.run(runtime.use(name))
+    if not all(np.isfinite(array).all() for found in edited for array in found.values()):
         raise AdapterError(f"adapter {name!r} gives NaN or infinite outputs; the bundle was left as it was")
-    return any(edited[k].shape != plain[k].shape or not np.array_equal(edited[k], plain[k]) for k in plain)
+    return not same_outputs(edited, plain)
 
 
 def add(

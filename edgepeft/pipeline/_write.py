@@ -126,6 +126,7 @@ def _io(values: Sequence[ir.Value], slots: SlotTable) -> tuple[GraphInput, ...]:
             name=value.name or "",
             dtype=str(value.dtype.name).lower() if value.dtype is not None else "float",
             shape=tuple(d if isinstance(d, int) else str(d.value or "?") for d in (value.shape or ())),
+            optional=value.const_value is not None,
         )
         for value in values
         if value.name not in skip

@@ -143,8 +143,9 @@ class Runtime:
 
     def _forward(self, inputs: Inputs, active: ActiveAdapter) -> dict[str, np.ndarray]:
         known = {value.name for value in self.manifest.inputs}
-        if set(inputs) != known:
-            raise InputError(f"inputs are {sorted(inputs)}, the base takes exactly {sorted(known)}")
+        required = {value.name for value in self.manifest.inputs if not value.optional}
+        if not required <= set(inputs) <= known:
+            raise InputError(f"inputs are {sorted(inputs)}, the base takes exactly {sorted(required)}")
         _check_arrays(inputs, self.manifest)
         try:
             return self._run(inputs, active)
@@ -215,18 +216,29 @@ class Runtime:
 
 
 def _check_arrays(inputs: Inputs, manifest: Manifest) -> None:
-    """Token arrays that ONNX Runtime would fail on deep inside the graph, or read past a table with."""
-    shapes = set()
+    """Arrays that ONNX Runtime would fail on deep inside the graph, or read past a table with."""
+    sizes: dict[str, tuple[int, str]] = {}
     for value in manifest.inputs:
-        array = inputs[value.name]
-        if array.dtype.name != value.dtype or array.ndim != len(value.shape) or 0 in array.shape:
+        array = inputs.get(value.name)
+        if array is None:
+            continue
+        dtype = "float32" if value.dtype == "float" else value.dtype
+        fits = array.dtype.name == dtype and array.ndim == len(value.shape)
+        if fits:
+            pairs = list(zip(value.shape, array.shape, strict=True))
+            fits = all(want == found for want, found in pairs if isinstance(want, int))
+            # A cache of no tokens is how every prompt begins.
+            fits &= all(found > 0 or str(want).startswith("past_") for want, found in pairs)
+        if not fits:
             raise InputError(
-                f"input {value.name} is {array.dtype.name} of shape {array.shape}, the base takes {value.dtype} of shape "
+                f"input {value.name} is {array.dtype.name} of shape {array.shape}, the base takes {dtype} of shape "
                 f"[{', '.join(map(str, value.shape))}] with at least one row and one token"
             )
-        shapes.add(array.shape)
-    if len(shapes) > 1:
-        raise InputError(f"inputs differ in shape: {', '.join(map(str, sorted(shapes)))}")
+        for want, found in pairs:
+            if isinstance(want, str):
+                size, first = sizes.setdefault(want, (found, value.name))
+                if size != found:
+                    raise InputError(f"inputs differ in shape: {want} is {size} in {first} and {found} in {value.name}")
 
 
 def open(path: str | Path, *, variant: str | None = None, threads: int | None = None) -> Runtime:

@@ -43,6 +43,19 @@ def _shape_key(text: str) -> str:
     return text
 
 
+#: Executors by name; ``ssh://…`` and ``adb://SERIAL`` carry an address.
+EXECUTORS = ("local", "arm64", "web", "node", "qnn", "adb", "static")
+_ADDRESS = re.compile(
+    r"ssh://([A-Za-z0-9_][A-Za-z0-9._-]*@)?[A-Za-z0-9][A-Za-z0-9.-]*(:\d{1,5})?(/.*)?|adb://[A-Za-z0-9][A-Za-z0-9.:_-]*"
+)
+
+
+def _executor(text: str) -> str:
+    if text not in EXECUTORS and _ADDRESS.fullmatch(text) is None:
+        raise ValueError(f"no such executor; use {', '.join(EXECUTORS)}, ssh://user@host or adb://SERIAL")
+    return text
+
+
 # Strict: TOML has types, so "35" in quotes or true is a slip and not a number.
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False, strict=True)]
 Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False, strict=True)]
@@ -71,11 +84,41 @@ class RuntimeRules(_Model):
     threads: int = Field(ge=1, le=256, strict=True)
 
 
+class GraphRules(_Model):
+    """``[graph]``: what the graph may hold there, and how it is written."""
+
+    #: Highest opset of the default domain that the oldest runtime and the providers take.
+    opset: int = Field(default=21, ge=13, le=30, strict=True)
+    #: ``onnx`` files, or ``ort`` flatbuffers, which builds of ONNX Runtime without the ONNX parser (mobile) can open.
+    format: Literal["onnx", "ort"] = "onnx"
+    #: ``static``: the providers take fixed shapes only, and inputs are padded to a bucket.
+    shapes: Literal["dynamic", "static"] = "dynamic"
+    #: The fixed shapes, where they are static.
+    buckets: tuple[ShapeKey, ...] = ()
+    #: ``constant``: the providers take a MatMul only where its right side is a constant, so slots run on the CPU.
+    weights: Literal["any", "constant"] = "any"
+    #: Operators that cannot run there at all (``MatMulInteger``, ``com.microsoft.FusedMatMul``): a variant that holds one is no
+    #: variant for the target.
+    forbidden_ops: tuple[Annotated[str, Field(pattern=r"^([a-z][a-z.]*\.)?[A-Z][A-Za-z0-9]*$")], ...] = ()
+
+    @model_validator(mode="after")
+    def _bucketed(self) -> GraphRules:
+        if self.shapes == "static" and not self.buckets:
+            raise ValueError('shapes = "static" needs buckets, for example buckets = ["1x32", "1x128"]')
+        if self.shapes == "dynamic" and self.buckets:
+            raise ValueError('buckets are for shapes = "static"')
+        return self
+
+
 class Budgets(_Model):
     """``[budgets]``: the most each number may be; a key that is left out is not judged."""
 
     #: Median latency of one steady inference by shape; the shapes listed are the shapes measured.
     p50_ms: dict[ShapeKey, Positive] = Field(default_factory=dict)
+    #: 95th percentile of the same, where the sample is large enough to tell it.
+    p95_ms: dict[ShapeKey, Positive] = Field(default_factory=dict)
+    #: The *least* number of generated tokens a second (causal language models).
+    tokens_per_s: Positive | None = None
     #: From ``use(name)`` to ready, median.
     swap_ms: Positive | None = None
     #: From opening the bundle to ready, hash checks included.
@@ -84,7 +127,7 @@ class Budgets(_Model):
     peak_rss_mb: Positive | None = None
     #: Growth of the resident set over the swaps measured.
     rss_drift_mb: Positive | None = None
-    #: All files of the bundle.
+    #: All files of the bundle but the variants that the target does not use: what one device gets.
     bundle_mb: Positive | None = None
     #: The file a device fetches for one more adapter.
     adapter_mb: Positive | None = None
@@ -95,6 +138,11 @@ class Budgets(_Model):
             raise ValueError(
                 f"adapter_mb {self.adapter_mb:g} is more than bundle_mb {self.bundle_mb:g}: a bundle holds its adapters"
             )
+        for shape, p95 in self.p95_ms.items():
+            if (p50 := self.p50_ms.get(shape)) is not None and p95 < p50:
+                raise ValueError(f"p95_ms {p95:g} for {shape} is less than its p50_ms {p50:g}: no run can keep it")
+        if self.rss_drift_mb is not None and self.peak_rss_mb is not None and self.rss_drift_mb > self.peak_rss_mb:
+            raise ValueError(f"rss_drift_mb {self.rss_drift_mb:g} is more than peak_rss_mb {self.peak_rss_mb:g}")
         return self
 
 
@@ -125,16 +173,33 @@ class Target(_Model):
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
     summary: str = Field(min_length=1)
+    #: ``deprecated``: the platform's maker has given it up; ``note`` says what to use instead.
+    status: Literal["supported", "deprecated"] = "supported"
+    #: What a reader should know before choosing it.
+    note: str = ""
+    #: What executes a bundle for this target: ``local`` (this machine, where it is of the target's kind), ``arm64`` (an Arm
+    #: host, or qemu's emulation on another), ``web``, ``qnn``, ``adb``, an ``ssh://user@host`` address, or ``static``: nothing.
+    executor: Annotated[str, AfterValidator(_executor)] = "static"
     #: How adapters reach the graph there: ``overridable`` initializers, or plain ``input`` where those cannot be fed.
     slots: Literal["overridable", "input"] = "overridable"
     #: Variants in order of preference; the first that a bundle has is the one to deploy.
     variants: tuple[str, ...] = Field(default=("fp32",), min_length=1)
     machine: Machine
     runtime: RuntimeRules
+    graph: GraphRules = GraphRules()
     budgets: Budgets = Budgets()
     #: ``[accuracy]``: the least accuracy by adapter name; ``"*"`` is for every adapter not named.
     accuracy: dict[str, Share] = Field(default_factory=dict)
     check: CheckRules = CheckRules()
+
+    @model_validator(mode="after")
+    def _shapes_fit(self) -> Target:
+        other = [key for key in (*self.budgets.p50_ms, *self.budgets.p95_ms) if key not in self.graph.buckets]
+        if self.graph.shapes == "static" and other:
+            raise ValueError(
+                f"a latency budget for {other[0]}, but graph.buckets has only {', '.join(self.graph.buckets)}"
+            )
+        return self
 
     def floor(self, adapter: str | None) -> float | None:
         """The accuracy floor of ``adapter`` (``None``: the base or a merged model), if one is set."""
@@ -142,7 +207,7 @@ class Target(_Model):
 
     def shapes(self) -> tuple[Shape, ...]:
         """The shapes that have a latency budget, smallest first; 1x32 and 1x128 where none has."""
-        keys = self.budgets.p50_ms or ("1x32", "1x128")
+        keys = {**self.budgets.p50_ms, **self.budgets.p95_ms} or self.graph.buckets or ("1x32", "1x128")
         return tuple(sorted(map(parse_shape, keys), key=lambda shape: (shape.batch * shape.sequence, shape)))
 
     def here(self) -> str | None:

@@ -6,13 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from .. import runtime as runtimes
-from ..base.ragged import bundle_batches
 from ..bundle import Bundle, read_bundle
 from ..data import Examples
 from ..errors import InputError
 from .accuracy import accuracy
 from .form import PARITY_TOLERANCE, AdapterAccuracy, AdapterParity, Validation
 from .parity import adapter_parity, adapter_sources, base_restored
+from .probe import bundle_probe
 from .reference import head_width, peft_model
 
 
@@ -70,12 +70,12 @@ def validate(
     sources = adapter_sources(opened, adapters or {}) if reference else {}
     base = base or manifest.base.source
     runtime = runtimes.open(opened.path, variant="fp32" if "fp32" in manifest.variants else None)
-    batches = bundle_batches(opened)
+    probe = bundle_probe(opened)
     parity = []
     for name, source in sources.items():
         progress(f"parity of {name} against PEFT")
-        parity.append(adapter_parity(runtime, name, source, base, batches))
-    restored = base_restored(runtime, batches) if runtime.adapters else None
+        parity.append(adapter_parity(runtime, name, source, base, probe))
+    restored = base_restored(runtime, probe) if runtime.adapters else None
     rows = []
     for name, examples in data.items():
         module = None

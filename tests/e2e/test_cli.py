@@ -15,6 +15,8 @@ import click
 import pytest
 from click.testing import Result
 
+from edgepeft.targets import host_machine
+
 pytestmark = pytest.mark.e2e
 
 COMMANDS = [
@@ -290,12 +292,43 @@ def test_run_texts_of_every_kind(cli: Any, bundle: Path, tmp_path: Path) -> None
 
 
 def test_targets_and_schema(cli: Any) -> None:
-    assert [t["name"] for t in json.loads(good(cli("targets", "list", "--json")).stdout)] == ["linux-x64-cpu"]
+    listed = {t["name"]: t for t in json.loads(good(cli("targets", "list", "--json")).stdout)}
+    assert len(listed) == 10
+    assert listed["android-nnapi"]["status"] == "deprecated"
+    assert not listed["ios-coreml"]["executes"]
     assert "linux-x64-cpu" in good(cli("targets", "list")).stdout
     shown = good(cli("targets", "show", "linux-x64-cpu")).stdout
     assert "budgets.p50_ms.1x128" in shown
     assert json.loads(good(cli("targets", "show", "linux-x64-cpu", "--json")).stdout)["runtime"]["threads"] == 1
     assert json.loads(good(cli("inspect", "--schema")).stdout)["title"] == "Manifest"
+
+
+def test_validate_and_bench_for_a_target_that_nothing_executes(cli: Any, bundle: Path, rows: Path) -> None:
+    done = cli("validate", bundle, "--target", "ios-coreml", "--data", f"reviews={rows}")
+    assert done.exit_code == 3, done.output
+    assert "static only, nothing was executed: there is no executor for ios-coreml" in done.stdout
+    assert (bundle / "report" / "validate-ios-coreml.junit.xml").is_file()
+    assert cli("bench", bundle, "--target", "ios-coreml").exit_code == 3
+    assert cli("check", bundle, "--baseline", bundle, "--target", "ios-coreml").exit_code == 3
+    doctor = cli("targets", "doctor", "ios-coreml")
+    assert (doctor.exit_code, "static only" in doctor.stdout) == (1, True)
+    assert "note: Google deprecated" in cli("targets", "doctor", "android-nnapi").stdout
+    assert json.loads(cli("targets", "doctor", "ios-coreml", "--json").stdout)["ready"] is False
+    lone = cli("validate", bundle, "--on", "local")
+    assert (lone.exit_code, "go with --target" in lone.stderr) == (2, True)
+
+
+def test_validate_on_this_machine(cli: Any, bundle: Path, rows: Path, tmp_path: Path) -> None:
+    os, arch = host_machine().split()
+    mine = tmp_path / "mine.toml"
+    mine.write_text(
+        f'extends = "linux-x64-cpu"\nname = "mine"\nsummary = "s"\n[machine]\nos = "{os}"\narch = "{arch}"\n'
+    )
+    done = good(cli("validate", bundle, "--target", mine, "--data", f"reviews={rows}", "--rows", 6, "--json"))
+    report = json.loads(done.stdout)
+    assert report["verdict"] == "pass"
+    assert {row["adapter"]: row["rows"] for row in report["data"]["rows"]}["reviews"] == 6
+    assert "running 12 rows on local" in done.stderr  # 6 of reviews, 6 fixed sentences for movies without data
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "latin-1"])

@@ -317,7 +317,7 @@ class TestExisting:
     [
         ({"task": "object-detection"}, InputError, "not supported yet"),
         ({"peft_task": "NO_SUCH"}, InputError, "PEFT task type"),
-        ({"peft_task": "CAUSAL_LM"}, InputError, "text-generation"),
+        ({"peft_task": "CAUSAL_LM"}, CaptureError, "no route captures this base"),  # BERT
     ],
 )
 def test_wrong_tasks(options: dict[str, str], error: type[Exception], words: str, models: Models) -> None:

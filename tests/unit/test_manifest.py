@@ -202,7 +202,7 @@ def test_schema_keys_are_pinned() -> None:
             ]
         ),
         "FileEntry": ["bytes", "sha256"],
-        "GraphInput": ["dtype", "name", "shape"],
+        "GraphInput": ["dtype", "name", "optional", "shape"],
         "LinearSlot": sorted(
             [
                 "a",

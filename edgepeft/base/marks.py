@@ -1,0 +1,77 @@
+"""Markers: numbers that make every parameter of a model tell-apart by content while it is captured.
+
+Content tells parameters apart only where contents differ. Zero biases, unit norms and fresh heads do not; while the
+model is captured they hold markers, and graph and model get their real numbers back afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from ..graph.locate import Location, float_initializers
+
+#: Larger parameters are compared by their first rows: two that agree there and differ later are not worth a hash.
+_SMALL = 1 << 16
+
+
+def parameters_of(model: Any) -> dict[str, np.ndarray]:
+    """The parameters by name as float32 arrays; views of the module's memory where it holds float32."""
+    return {name: p.detach().float().numpy() for name, p in model.named_parameters()}
+
+
+def mark(model: Any, fresh: tuple[str, ...]) -> dict[str, np.ndarray]:
+    """Give every parameter whose numbers another one shares numbers of its own; return the originals of those."""
+    import torch
+
+    arrays = parameters_of(model)
+    seen: dict[tuple[tuple[int, ...], bytes], list[str]] = {}
+    for name, array in arrays.items():
+        head = array if array.size < _SMALL else array[:2]
+        seen.setdefault((array.shape, head.tobytes()), []).append(name)
+    marked = {name for names in seen.values() if len(names) > 1 for name in names} | (set(fresh) & set(arrays))
+    # A bias of zeros or a norm of ones may be optimized away, and then nothing could replace it.
+    marked |= {name for name, array in arrays.items() if array.size < _SMALL and array.min() == array.max()}
+    originals = {name: arrays[name].copy() for name in sorted(marked)}
+    rng = np.random.default_rng(20_26)
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, array in originals.items():
+            noise = rng.standard_normal(array.shape).astype(np.float32) * 0.05
+            parameters[name].copy_(torch.from_numpy(array + noise))
+    return originals
+
+
+def unmark(model: Any, originals: Mapping[str, np.ndarray]) -> None:
+    """Write the original numbers back into the module."""
+    import torch
+
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, array in originals.items():
+            parameters[name].copy_(torch.from_numpy(array))
+
+
+def unmark_graph(
+    graph: ir.Model, located: Mapping[str, tuple[Location, ...]], originals: Mapping[str, np.ndarray], model: Any
+) -> None:
+    """Write the original numbers over the markers, wherever each parameter was found.
+
+    Initializers may share memory with the PyTorch module; the graph gets memory of its own, since PEFT may change the
+    module's weights when it loads an adapter (PiSSA does).
+    """
+    theirs = {array.__array_interface__["data"][0] for array in parameters_of(model).values()}
+    touched = {place.initializer for name in originals for place in located.get(name, ())}
+    arrays = {}
+    for name, array in float_initializers(graph).items():
+        shared = not array.flags.owndata or array.__array_interface__["data"][0] in theirs
+        if name in touched or shared or not array.flags.writeable:
+            arrays[name] = array.copy()
+    for name, original in originals.items():
+        for location in located.get(name, ()):
+            location.write(arrays[location.initializer], original)
+    for name, array in arrays.items():
+        graph.graph.initializers[name].const_value = ir.tensor(array, name=name)

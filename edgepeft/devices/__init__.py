@@ -1,0 +1,26 @@
+"""Running bundles where they will live: executors, and validate, bench and check on them."""
+
+from __future__ import annotations
+
+from .measure import bench_on, check_on
+from .place import Place, choose_variants, deployed_mb, find_place, preferred_variant, require_size
+from .protocol import Executor, Missing
+from .registry import executor_for
+from .static import static_report
+from .validate import validate_on
+
+__all__ = [
+    "Executor",
+    "Missing",
+    "Place",
+    "bench_on",
+    "check_on",
+    "choose_variants",
+    "deployed_mb",
+    "executor_for",
+    "find_place",
+    "preferred_variant",
+    "require_size",
+    "static_report",
+    "validate_on",
+]

@@ -1,0 +1,74 @@
+"""What stands between a bundle and a device: the variant, the size, and whether anything can execute it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..bundle import Bundle, Manifest
+from ..errors import InputError, TargetError
+from ..targets import MB, Target
+from .protocol import Executor
+from .registry import executor_for
+
+
+@dataclass(frozen=True)
+class Place:
+    """A target with its executor, or why it has none that can run now."""
+
+    target: Target
+    executor: Executor | None
+    #: Why nothing is executed; empty where something is.
+    why_static: str = ""
+
+
+def find_place(target: Target, on: str | None = None) -> Place:
+    """Where bundles for ``target`` are executed.
+
+    A target whose executor is not ready is static only; an executor that was asked for by ``on`` and is not ready is a
+    :class:`TargetError`, since quietly doing less would look like success.
+    """
+    executor = executor_for(target, on)
+    if executor is None:
+        return Place(target, None, f"there is no executor for {target.name}")
+    missing = executor.missing()
+    if not missing:
+        return Place(target, executor)
+    why = "; ".join(f"{each.what} ({each.remedy})" for each in missing)
+    if on is not None:
+        raise TargetError(f"--on {on} cannot execute {target.name} here: {why}")
+    return Place(target, None, why)
+
+
+def choose_variants(manifest: Manifest, target: Target, asked: Sequence[str] | None = None) -> tuple[str, ...]:
+    """The variants to look at: those ``asked`` for, else the target's preferred one, else the bundle's first."""
+    for name in asked or ():
+        if name not in manifest.variants:
+            raise InputError(f"no variant {name!r} in the bundle; it has: {', '.join(manifest.variants)}")
+    if asked:
+        return tuple(dict.fromkeys(asked))
+    return (preferred_variant(manifest, target),)
+
+
+def preferred_variant(manifest: Manifest, target: Target) -> str:
+    """The first of the target's variants that the bundle has; where it has none of them, the bundle's first."""
+    return next((name for name in target.variants if name in manifest.variants), next(iter(manifest.variants)))
+
+
+def deployed_mb(manifest: Manifest, variant: str) -> float:
+    """What one device gets, in MB."""
+    return sum(manifest.files[name].bytes for name in manifest.deployed(variant)) / MB
+
+
+def require_size(bundle: Bundle, target: Target, variants: Sequence[str]) -> None:
+    """:class:`TargetError` where a bundle is over the target's size budget: before a byte of it is copied."""
+    limit = target.budgets.bundle_mb
+    for variant in variants:
+        size = deployed_mb(bundle.manifest, variant)
+        if limit is not None and size > limit:
+            smaller = [v for v in bundle.manifest.variants if deployed_mb(bundle.manifest, v) <= limit]
+            fits = f"use --variant {smaller[0]}" if smaller else "quantize it: edgepeft quantize BUNDLE --variant int8"
+            raise TargetError(
+                f"{bundle.path} with {variant} has {size:.1f} MB, {target.name} allows bundle_mb = {limit:g}; "
+                f"nothing was copied. {fits}, or raise the budget in a target file of your own"
+            )

@@ -1,0 +1,106 @@
+"""What is run to compare a bundle with PyTorch: one kind of probe for each kind of model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from ..base.causal import CausalBatch, causal_batches, causal_difference, reference_causal, run_causal
+from ..base.check import output_difference, reference_outputs
+from ..base.ragged import bundle_batches
+from ..bundle import Bundle
+from ..runtime import Runtime
+
+#: Outputs of every batch, by name.
+Found = list[dict[str, np.ndarray]]
+
+
+class Probe(Protocol):
+    """Inputs, and how to run and compare both sides on them."""
+
+    def run(self, runtime: Runtime) -> Found:
+        """What the runtime computes, with the adapter in use."""
+
+    def reference(self, module: Any) -> Found:
+        """What the PyTorch module computes."""
+
+    def difference(self, mine: Found, reference: Found) -> float:
+        """max |difference|, relative where numbers exceed 1, padding ignored."""
+
+
+def same_outputs(one: Found, other: Found) -> bool:
+    """Whether two findings are the same bits."""
+    return all(
+        a[name].shape == b[name].shape and np.array_equal(a[name], b[name])
+        for a, b in zip(one, other, strict=True)
+        for name in a
+    )
+
+
+@dataclass(frozen=True)
+class BatchProbe:
+    """One forward a batch: ragged padded batches, all outputs."""
+
+    batches: list[dict[str, np.ndarray]]
+    outputs: list[str]
+
+    def run(self, runtime: Runtime) -> Found:
+        """What the runtime computes, with the adapter in use."""
+        return [runtime.forward(batch) for batch in self.batches]
+
+    def reference(self, module: Any) -> Found:
+        """What the PyTorch module computes."""
+        return [reference_outputs(module, batch, self.outputs) for batch in self.batches]
+
+    def difference(self, mine: Found, reference: Found) -> float:
+        """max |difference|, relative where numbers exceed 1, padding ignored."""
+        return max(
+            output_difference(found, expected, batch["attention_mask"])
+            for found, expected, batch in zip(mine, reference, self.batches, strict=True)
+        )
+
+
+@dataclass(frozen=True)
+class CausalProbe:
+    """Prompts and the tokens after them, through the cache; ``shapes`` are the graph's inputs."""
+
+    batches: list[CausalBatch]
+    shapes: Mapping[str, tuple[int | str, ...]]
+
+    def run(self, runtime: Runtime) -> Found:
+        """Logits of prompts and of following tokens, with the adapter in use."""
+        pairs = [run_causal(runtime.forward, self.shapes, batch) for batch in self.batches]
+        return [{"prompt": prompt, "following": following} for prompt, following in pairs]
+
+    def reference(self, module: Any) -> Found:
+        """The same logits from PyTorch."""
+        pairs = [reference_causal(module, batch) for batch in self.batches]
+        return [{"prompt": prompt, "following": following} for prompt, following in pairs]
+
+    def difference(self, mine: Found, reference: Found) -> float:
+        """max |logit difference|, relative where logits exceed 1, padding ignored."""
+        return max(
+            causal_difference(
+                (found["prompt"], found["following"]), (expected["prompt"], expected["following"]), batch.mask
+            )
+            for found, expected, batch in zip(mine, reference, self.batches, strict=True)
+        )
+
+
+def bundle_probe(bundle: Bundle) -> Probe:
+    """The probe that fits a bundle."""
+    manifest = bundle.manifest
+    if manifest.task != "text-generation":
+        return BatchProbe(bundle_batches(bundle), [value.name for value in manifest.outputs])
+    config = json.loads(bundle.file("config.json").read_text(encoding="utf-8"))
+    batches = causal_batches(
+        vocab=int(config["vocab_size"]),
+        pad_id=int(config.get("pad_token_id") or 0),
+        max_length=manifest.max_length,
+        window=config.get("sliding_window"),
+    )
+    return CausalProbe(batches, {value.name: value.shape for value in manifest.inputs})
