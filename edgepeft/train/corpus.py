@@ -14,7 +14,8 @@ from .source import load_dataset
 Kind = Literal["completion", "messages", "text"]
 
 _TEXT_SUFFIXES = {".txt", ".text", ".md"}
-_ROW_SUFFIXES = {".csv", ".tsv", ".jsonl", ".ndjson", ".json"}
+#: Files with one row a line.
+ROW_SUFFIXES = {".csv", ".tsv", ".jsonl", ".ndjson", ".json"}
 _ROLES = {"system", "developer", "user", "assistant", "tool"}
 
 
@@ -62,11 +63,9 @@ def read_corpus(data: str | Path, columns: Columns) -> tuple[Corpus, Corpus | No
     ``text``, looked for in this order. Raises :class:`DataError` that names the row and what it lacks.
     """
     path = Path(data)
-    if path.suffix.lower() in _TEXT_SUFFIXES:
-        return _texts([path], str(data)), None
-    if path.is_dir() and (files := sorted(f for f in path.iterdir() if f.suffix.lower() in _TEXT_SUFFIXES)):
+    if files := text_files(path):
         return _texts(files, str(data)), None
-    if path.is_file() or path.suffix.lower() in _ROW_SUFFIXES:
+    if path.is_file() or path.suffix.lower() in ROW_SUFFIXES:
         return _corpus(((f"{path}, line {line}", row) for line, row in read_rows(path)), columns, str(data)), None
     splits = load_dataset(data)
     main = "train" if "train" in splits else next(iter(splits))
@@ -76,6 +75,13 @@ def read_corpus(data: str | Path, columns: Columns) -> tuple[Corpus, Corpus | No
         else None
     )
     return _corpus(_numbered(splits[main], data), columns, str(data)), held
+
+
+def text_files(path: Path) -> list[Path]:
+    """``path`` itself where it is named as a text file, or the text files in the folder ``path``; else none."""
+    if path.is_dir():
+        return sorted(file for file in path.iterdir() if file.suffix.lower() in _TEXT_SUFFIXES)
+    return [path] if path.suffix.lower() in _TEXT_SUFFIXES else []
 
 
 def _numbered(rows: Iterable[Mapping[str, Any]], data: str | Path) -> Iterator[tuple[str, Mapping[str, Any]]]:

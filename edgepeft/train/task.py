@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..data import read_rows
 from ..errors import DataError
-from .corpus import Columns, kind_of
+from .corpus import ROW_SUFFIXES, Columns, kind_of, text_files
 
 TASKS = ("text-classification", "text-generation")
 
@@ -18,9 +18,9 @@ def choose_task(model: str | Path, data: str | Path, *, label: str, columns: Col
     bare texts and of ``datasets`` ids nothing is known before they are loaded: there the architecture decides.
     """
     path = Path(data)
-    if path.suffix.lower() in {".txt", ".text", ".md"} or (path.is_dir() and any(path.glob("*.txt"))):
+    if text_files(path):
         return "text-generation"
-    if path.is_file() or path.suffix.lower() in {".csv", ".tsv", ".jsonl", ".ndjson", ".json"}:
+    if path.is_file() or path.suffix.lower() in ROW_SUFFIXES:
         if not path.is_file():
             return "text-classification"  # whose reader says that there is no such file
         try:

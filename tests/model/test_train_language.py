@@ -535,3 +535,62 @@ def test_a_tokenizer_without_an_end_cannot_learn_plain_completions(tokenizer: An
     folder = save_model(tmp_path / "model", endless)
     with pytest.raises(InputError, match="no end-of-sequence token"):
         train(folder, write(tmp_path / "d.jsonl", rows(20)), tmp_path / "a", chat=False)
+
+
+# The command
+
+
+def call(*arguments: object) -> Any:
+    from click.testing import CliRunner
+
+    from edgepeft.cli import main
+
+    result = CliRunner().invoke(main, ["train", *(str(a) for a in arguments)])
+    assert result.exit_code != 70, result.stderr
+    return result
+
+
+def test_the_command_tells_the_task_by_the_columns(model: Path, tmp_path: Path) -> None:
+    found = rows(40)
+    found[3]["completion"] *= 40  # longer than the limit
+    found[4]["prompt"] *= 40  # leaves no room for an answer
+    data = write(tmp_path / "d.jsonl", [{"q": row["prompt"], "a": row["completion"]} for row in found])
+    arguments = ["--model", model, "--data", data, "--out", tmp_path / "a", "--prompt", "q", "--completion", "a"]
+    done = call(*arguments, "--epochs", 1, "--max-length", 64)
+    assert done.exit_code == 0, done.stderr
+    assert "1 rows are longer than the limit and were cut" in done.stderr
+    assert "1 rows were left out: their prompt alone fills the limit" in done.stderr
+    assert "perplexity " in done.stdout
+    assert " nats a token; epoch 1 of 1)" in done.stdout
+    done = call(*arguments, "--epochs", 1, "--json", "--plain", "--target-modules", "q_proj,v_proj")
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["layout"] == "plain"
+
+
+def test_bare_text_is_told_by_the_model(model: Path, tmp_path: Path) -> None:
+    data = write(tmp_path / "d.jsonl", [{"text": row["completion"] + str(i)} for i, row in enumerate(rows(30))])
+    done = call("--model", model, "--data", data, "--out", tmp_path / "a", "--epochs", 1, "--json")
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["layout"] == "text"
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "says"),
+    [
+        ('{"prompt": "a", "completion": "b"}', ["--pair", "x"], "--pair: not an option of text-generation"),
+        ('{"text": "a", "label": "b"}', ["--packing"], "--packing: not an option of text-classification"),
+        ('{"question": "a", "answer": "b"}', [], "the columns question, answer. Expected 'prompt' and 'completion'"),
+        ('{"prompt": "a", "completion": ""}', [], "line 1: 'completion' is empty"),
+        ('{"prompt": "a", "completion": "b"}', [], "only one distinct prompt"),
+        ('{"messages": [{"role": "user", "content": "b"}]}', [], "no message has the role 'assistant'"),
+        ("not json", ["--task", "text-generation"], "line 1: not a JSON object"),
+    ],
+)
+def test_the_command_refuses_with_exit_code_2(
+    model: Path, tmp_path: Path, content: str, options: list[str], says: str
+) -> None:
+    (tmp_path / "d.jsonl").write_text(content + "\n")
+    done = call("--model", model, "--data", tmp_path / "d.jsonl", "--out", tmp_path / "a", *options)
+    assert done.exit_code == 2
+    assert says in done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["d.jsonl"]
