@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,9 +43,15 @@ def train_language_demo(
     options = {**SETTINGS[name], "progress": progress, "threads": threads}
     if name == "support":
         return train(assets.smollm2(), assets.chatterbot() / "support.jsonl", out, **options)
-    novels = assets.austen()
-    with tempfile.TemporaryDirectory() as scratch:
-        for novel in NOVELS:
-            if novel != HELD_OUT:
-                (Path(scratch) / f"{novel}.txt").write_bytes((novels / f"{novel}.txt").read_bytes())
-        return train(assets.smollm2(), scratch, out, validation=novels / f"{HELD_OUT}.txt", **options)
+    return train(assets.smollm2(), _novels(), out, validation=assets.austen() / f"{HELD_OUT}.txt", **options)
+
+
+def _novels() -> Path:
+    """Folder of the five novels to train on."""
+    files = tuple(f"{novel}.txt" for novel in NOVELS if novel != HELD_OUT)
+
+    def make(folder: Path, _: Path) -> None:
+        for file in files:
+            (folder / file).write_bytes((assets.austen() / file).read_bytes())
+
+    return assets.derive(f"austen-without-{HELD_OUT}", ("janeaustenr",), "1", files, make)
