@@ -14,7 +14,8 @@ from causal import build_causal_bundle
 
 from edgepeft import runtime
 from edgepeft.bench import Case, Job, Prompts, run_worker
-from edgepeft.devices.web import NodeExecutor, WebExecutor, packages
+from edgepeft.devices.web import NodeExecutor, WebExecutor, demo_site, packages
+from edgepeft.devices.web.browser import answer_of
 from edgepeft.errors import DeviceError
 from edgepeft.pipeline import write_input_style
 from edgepeft.targets import load_target
@@ -120,3 +121,40 @@ def test_the_module_against_python(causal: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     failed = [part for part in done.stdout.split("# Subtest: ") if "\n    not ok" in part or "\nnot ok" in part]
     assert done.returncode == 0, "\n".join(failed)[-6000:] or done.stderr
+
+
+PERSON = """
+<script type="module">
+  const until = async (what, holds) => {
+    for (let i = 0; i < 400; i++) {
+      if (holds()) return;
+      const error = document.querySelector("#error");
+      if (!error.hidden) throw new Error(error.textContent);
+      await new Promise((done) => setTimeout(done, 50));
+    }
+    throw new Error(`waited in vain for ${what}`);
+  };
+  let answer;
+  try {
+    await until("the adapters", () => document.querySelector('button[data-name="wide"]'));
+    document.querySelector('button[data-name="wide"]').click();
+    document.querySelector("#text").value = "good";
+    document.querySelector("#generate").click();
+    await until("an answer", () => document.querySelector("#times").textContent.includes("tokens/s"));
+    answer = { text: document.querySelector("#result").textContent, button: document.querySelector("#generate").textContent };
+  } catch (error) {
+    answer = { error: String(error) };
+  }
+  await fetch("/answer", { method: "POST", body: JSON.stringify(answer) });
+</script>
+"""
+
+
+@needs_browser
+def test_the_demo_page(causal: Path) -> None:
+    site = demo_site(causal)
+    site.add("/person.html", (packages.web_folder() / "page" / "index.html").read_text() + PERSON)
+    with site:
+        answer, _ = answer_of(packages.find_browser() or "", site, "person.html", 60)
+    expected = runtime.open(causal).use("wide").generate("good", max_new_tokens=48, temperature=0).text
+    assert json.loads(answer) == {"text": expected, "button": "Generate"}
