@@ -52,6 +52,7 @@ def export(
     onnx: str | Path | None = None,
     force: bool = False,
     max_rank: int | None = None,
+    max_length: int | None = None,
     announce: Announce = lambda message: None,
 ) -> Exported:
     """Export a base and its adapters.
@@ -59,7 +60,8 @@ def export(
     ``swap`` writes one bundle with every adapter beside the base; ``merge`` folds one adapter into the base, and with
     several writes ``out/<name>`` for each. Every adapter is run in ONNX Runtime and compared with PEFT before anything
     takes its place at ``out``; raises :class:`ParityError` where one differs, and :class:`UnsupportedAdapterError` for
-    an adapter that can only be merged. ``max_rank`` caps the rank of methods that are factored by SVD.
+    an adapter that can only be merged. ``max_rank`` caps the rank of methods that are factored by SVD,
+    ``max_length`` the context of a language model in tokens.
     """
     out = Path(out)
     for name in adapters:
@@ -73,7 +75,9 @@ def export(
         check_target_folder(out)
     peft_task = _peft_task(adapters)
     announce(f"capturing {model}")
-    base = capture(model, task=task, peft_task=None if task else peft_task, onnx=onnx, announce=announce)
+    base = capture(
+        model, task=task, peft_task=None if task else peft_task, onnx=onnx, max_length=max_length, announce=announce
+    )
     announce(f"captured {base.architecture} ({base.captured_by}), {base.parity:.1e} from PyTorch")
     read: list[Adapter] = []
     for name, source in adapters.items():
