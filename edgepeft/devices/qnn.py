@@ -6,8 +6,10 @@ target's buckets) and slots as inputs of a fixed rank, so one compiled graph ser
 
 from __future__ import annotations
 
+import json
 import os
 import platform
+import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -54,6 +56,24 @@ class QnnExecutor:
             return run_worker(job, command=command, environment=environment, timeout_s=_TIMEOUT_S)
         except MeasureError as error:
             raise DeviceError(f"{self.name}: {error}") from error
+
+
+def assigned_nodes(model: Path) -> set[str] | None:
+    """Names of the nodes of a static graph that the QNN provider takes; ``None`` where its plugin is not installed.
+
+    Asked in a process of its own. Raises :class:`DeviceError` where the backend cannot compile the graph.
+    """
+    if find_spec("onnxruntime_qnn") is None:
+        return None
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(_path())}
+    command = [sys.executable, "-P", "-m", "edgepeft.devices.qnn_worker", "--assign", str(model)]
+    try:
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment, timeout=_TIMEOUT_S)
+    except subprocess.TimeoutExpired as error:
+        raise DeviceError(f"QNN has not compiled {model.name} after {_TIMEOUT_S} s") from error
+    if done.returncode:
+        raise DeviceError(f"QNN cannot compile {model.name}: {done.stderr.strip()[-500:]}")
+    return set(json.loads(done.stdout))
 
 
 def _path() -> list[str]:

@@ -6,6 +6,7 @@ Reads a :class:`~edgepeft.bench.Job` on standard input and prints a :class:`~edg
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
 from collections import Counter
@@ -76,28 +77,13 @@ class HtpModel:
 
     def _compile(self, shape: Shape) -> Any:
         import onnx_ir as ir
-        import onnxruntime as ort
-        import onnxruntime_qnn
 
         from ..graph.freeze import freeze_inputs
 
         graph = freeze_inputs(self._graph, self._bundle.manifest.slots, self._shapes, batch=1, sequence=shape.sequence)
         path = self._folder / f"model_{shape}.onnx"
         ir.save(graph, path, external_data=f"model_{shape}.onnx_data")
-        root = Path(onnxruntime_qnn.__file__).parent
-        if not any(device.ep_name == "QNN" for device in ort.get_ep_devices()):
-            ort.register_execution_provider_library("QNN", str(root / "libonnxruntime_providers_qnn.so"))
-        devices = [device for device in ort.get_ep_devices() if device.ep_name == "QNN"]
-        if not devices:
-            raise DeviceError("onnxruntime-qnn registered no device: it needs onnxruntime 1.24 or newer")
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
-        options.add_provider_for_devices(devices[:1], {"backend_path": str(root / "libQnnHtp.so"), **_OPTIONS})
-        try:
-            session = ort.InferenceSession(str(path), options)
-        except Exception as error:  # ONNX Runtime's exception types are not public
-            raise DeviceError(f"the HTP backend cannot compile {path.name}: {error}") from error
+        session = compile_graph(path)
         self.nodes = Counter(
             (part.ep_name, node.op_type)
             for part in session.get_provider_graph_assignment_info()
@@ -106,6 +92,30 @@ class HtpModel:
         if not any(provider == "QNN" for provider, _ in self.nodes):
             raise DeviceError("the QNN provider took no node: all would run on the CPU, which is no test of it")
         return session
+
+
+def compile_graph(path: Path, *, optimize: bool = True) -> Any:
+    """A session of a static graph on the HTP backend; :class:`DeviceError` where it cannot be compiled."""
+    import onnxruntime as ort
+    import onnxruntime_qnn
+
+    root = Path(onnxruntime_qnn.__file__).parent
+    if not any(device.ep_name == "QNN" for device in ort.get_ep_devices()):
+        ort.register_execution_provider_library("QNN", str(root / "libonnxruntime_providers_qnn.so"))
+    devices = [device for device in ort.get_ep_devices() if device.ep_name == "QNN"]
+    if not devices:
+        raise DeviceError("onnxruntime-qnn registered no device: it needs onnxruntime 1.24 or newer")
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    options.add_provider_for_devices(devices[:1], {"backend_path": str(root / "libQnnHtp.so"), **_OPTIONS})
+    try:
+        session = ort.InferenceSession(str(path), options)
+    except Exception as error:  # ONNX Runtime's exception types are not public
+        raise DeviceError(f"the HTP backend cannot compile {path.name}: {error}") from error
+    return session
 
 
 def measure(job: Job, buckets: Sequence[Shape]) -> WorkerResult:
@@ -149,6 +159,13 @@ def measure(job: Job, buckets: Sequence[Shape]) -> WorkerResult:
     )
 
 
+def assigned(path: Path) -> list[str]:
+    """Names of the nodes of the graph at ``path`` that QNN takes."""
+    # As it stands: after ONNX Runtime's own optimizations nodes have other names.
+    parts = compile_graph(path, optimize=False).get_provider_graph_assignment_info()
+    return sorted(node.name for part in parts if part.ep_name == "QNN" for node in part.get_nodes())
+
+
 def main() -> int:
     """0, or 2 with one line on standard error."""
     import os
@@ -157,13 +174,16 @@ def main() -> int:
     answer = os.dup(1)
     os.dup2(2, 1)
     try:
-        job = Job.model_validate_json(sys.stdin.read())
-        result = measure(job, [parse_shape(text) for text in sys.argv[1].split(",")])
+        if sys.argv[1] == "--assign":
+            said = json.dumps(assigned(Path(sys.argv[2])))
+        else:
+            job = Job.model_validate_json(sys.stdin.read())
+            said = measure(job, [parse_shape(text) for text in sys.argv[1].split(",")]).model_dump_json()
     except EdgepeftError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         return 2
     with os.fdopen(answer, "w", encoding="utf-8") as file:
-        file.write(result.model_dump_json() + "\n")
+        file.write(said + "\n")
     return 0
 
 
