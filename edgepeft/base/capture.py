@@ -19,8 +19,9 @@ def _attempts(onnx: str | Path | None, task: str) -> list[tuple[str, Callable[[L
         return [("existing", lambda loaded: open_existing(Path(onnx), loaded))]
     if task == "text-generation":
         from .mobius import build
+        from .traced_causal import trace_causal
 
-        return [("mobius", build)]
+        return [("mobius", build), ("traced", trace_causal)]
     return [
         ("traced+fused", lambda loaded: trace(loaded, fusions=True)),
         ("traced", lambda loaded: trace(loaded, fusions=False)),
@@ -51,7 +52,9 @@ def capture(
             announce(f"capture route {name} dropped: {error}")
             continue
         return _base(loaded, captured, name)
-    raise CaptureError(f"{source}: no route captures this base correctly. " + " | ".join(failures))
+    raise CaptureError(
+        f"{source}: no route captures this base ({type(loaded.model).__name__}) correctly. " + " | ".join(failures)
+    )
 
 
 def _base(loaded: Loaded, captured: Captured, route: str) -> Base:

@@ -24,7 +24,7 @@ OPSET = 20
 
 
 @contextlib.contextmanager
-def _silenced_exporter() -> Iterator[None]:
+def silenced_exporter() -> Iterator[None]:
     """torch.onnx prints its stages and warns of missing torchvision; both would drown the command's own output."""
     loggers = [pylogging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
@@ -48,9 +48,15 @@ def name_dimensions(graph: ir.Model) -> None:
                 if isinstance(dim, ir.SymbolicDim) and dim.value is not None:
                     names[dim.value] = name
 
+    declare_shapes(graph, names)
+
+
+def declare_shapes(graph: ir.Model, symbols: Mapping[str, str]) -> None:
+    """Rename free dimensions by ``symbols`` everywhere, and declare every initializer as it is stored."""
+
     def rename(value: ir.Value) -> None:
         if value.shape is not None:
-            dims = [names.get(d.value or "", d) if isinstance(d, ir.SymbolicDim) else d for d in value.shape]
+            dims = [symbols.get(d.value or "", d) if isinstance(d, ir.SymbolicDim) else d for d in value.shape]
             value.shape = ir.Shape(dims)
 
     for value in (*graph.graph.inputs, *graph.graph.outputs):
@@ -91,7 +97,7 @@ def trace(loaded: Loaded, *, fusions: bool) -> Captured:
     try:
         config = OnnxConfig(opset_version=OPSET, dynamic_shapes=dynamic, ort_fusions="cpu" if fusions else None)
         try:
-            with _silenced_exporter():
+            with silenced_exporter():
                 graph = OnnxExporter().export(loaded.model, inputs, config=config).program
         except Exception as error:  # the exporter raises whatever torch, onnxscript or a model's own code raises
             first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
