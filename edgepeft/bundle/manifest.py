@@ -258,7 +258,7 @@ class Manifest(_Model):
     def deployed(self, variant: str) -> tuple[str, ...]:
         """What one device gets that runs ``variant``: every file but those of other variants only."""
         mine = self.variants[variant]
-        others = {path for v in self.variants.values() for path in (v.file, *v.data)} - {mine.file, *mine.data}
+        others = {path for v in self.variants.values() for path in v.files()} - set(mine.files())
         return tuple(path for path in self.files if path not in others)
 
 

@@ -19,6 +19,7 @@ from .common import (
     print_json,
     threads_option,
 )
+from .generate import generation_options, refuse_generation, run_prompts
 from .show import megabytes, table, warn
 
 
@@ -41,6 +42,7 @@ from .show import megabytes, table, warn
 @option("--scale", section="Model", default=1.0, metavar="X", help="Multiply the adapter's low-rank part.")
 @option("--variant", section="Model", metavar="NAME", show_default="fp32", help="The variant of the base to run.")
 @threads_option
+@generation_options
 @json_option
 @guarded
 def run(
@@ -55,17 +57,26 @@ def run(
     variant: str | None,
     threads: int | None,
     as_json: bool,
+    **generation: Any,
 ) -> None:
-    """Run texts through a bundle and an adapter."""
+    """Run texts through a bundle and an adapter.
+
+    A causal language model generates: TEXT is what to answer, through the model's chat template where it has one. The text
+    comes as it is generated, and what it took on standard error.
+    """
     from .. import runtime
     from ..data import read_texts
 
     found = read_texts(file, text=column, pair=pair) if file is not None else []
-    texts: list[Any] = [*text, *found]
+    texts: list[Any] = [*text, *generation["prompt"], *found]
     if not texts:
         raise InputError("no text: give one as an argument, or a file with --file")
     chosen = parse_weights(adapter.split(",")) if adapter is not None and "=" in adapter else adapter
     opened = runtime.open(bundle, variant=variant, threads=threads).use(chosen, scale=scale, head=head)
+    if opened.manifest.task == "text-generation":
+        run_prompts(opened, texts, generation, as_json)
+        return
+    refuse_generation(generation, f"{bundle} is for {opened.manifest.task}, which takes texts as arguments")
     if opened.labels_are_untrained:
         warn(
             f"this base has no trained head of its own; choose an adapter: {', '.join(opened.adapters) or 'none here'}"

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -26,18 +25,13 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from ..bundle import replace_folder
+from ..cache import cache_dir
 from ..errors import AssetError
 from .pins import ASSETS, Asset
 
 STAMP = ".edgepeft-asset.json"
 _ATTEMPTS = 3
 _TIMEOUT_S = 900
-
-
-def cache_dir() -> Path:
-    """The cache folder: ``$EDGEPEFT_CACHE``, or ``~/.cache/edgepeft``. It need not exist."""
-    configured = os.environ.get("EDGEPEFT_CACHE")
-    return Path(configured).expanduser() if configured else Path.home() / ".cache" / "edgepeft"
 
 
 def minilm() -> Path:

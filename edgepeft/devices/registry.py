@@ -13,6 +13,8 @@ from .protocol import Executor
 #: where it has an address and ``(target)`` otherwise. Imported when one is asked for.
 _HOME = {
     "local": ".local:LocalExecutor",
+    "web": ".web:WebExecutor",
+    "node": ".web:NodeExecutor",
 }
 
 

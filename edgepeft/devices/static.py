@@ -35,8 +35,14 @@ def graph_gates(bundle: Bundle, target: Target, variants: Sequence[str]) -> tupl
     notes: list[str] = []
     for name in variants:
         variant = bundle.manifest.variants[name]
-        if variant.slots not in (target.slots, "none") and bundle.manifest.adapters:
-            detail = f"the variant's slots are {variant.slots!r}; make the bundle with: edgepeft export --target {target.name}"
+        fits = variant.slots in (target.slots, "none") or (target.slots == "input" and variant.input_file is not None)
+        if not fits and bundle.manifest.adapters:
+            detail = f"the variant's slots are {variant.slots!r}; "
+            detail += (
+                f"write them as inputs with: edgepeft web prepare {bundle.path}"
+                if target.slots == "input"
+                else f"make the bundle with: edgepeft export --target {target.name}"
+            )
             gates.append(_gate(f"slots {name} are {target.slots!r}", False, None, None, "", detail))
         if variant.file.endswith(".ort"):
             notes.append(f"{variant.file} is in ORT format: its operators were checked when it was converted")

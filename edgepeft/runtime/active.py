@@ -26,6 +26,8 @@ class ActiveAdapter:
     options: Any
     handle: Any = None
     feeds: Mapping[str, Any] = field(default_factory=dict)
+    #: What else equals this adapter: keys and values computed with an adapter of the same identity may be reused.
+    identity: tuple[Any, ...] = ()
 
 
 def load_adapter(bundle: Bundle, name: str) -> ActiveAdapter:
@@ -40,7 +42,9 @@ def load_adapter(bundle: Bundle, name: str) -> ActiveAdapter:
     handle.Load(str(path))
     options = ort.RunOptions()
     options.add_active_adapter(handle)
-    return ActiveAdapter(name=name, scale=1.0, labels=entry.labels, options=options, handle=handle)
+    return ActiveAdapter(
+        name=name, scale=1.0, labels=entry.labels, options=options, handle=handle, identity=(name, 1.0)
+    )
 
 
 def scaled_adapter(bundle: Bundle, name: str, scale: float) -> ActiveAdapter:
@@ -62,7 +66,9 @@ def scaled_adapter(bundle: Bundle, name: str, scale: float) -> ActiveAdapter:
         tensor: ort.OrtValue.ortvalue_from_numpy(array * np.float32(scale) if tensor in factors else array)
         for tensor, array in read_tensors(bundle, name, entry).items()
     }
-    return ActiveAdapter(name=name, scale=scale, labels=entry.labels, options=ort.RunOptions(), feeds=feeds)
+    return ActiveAdapter(
+        name=name, scale=scale, labels=entry.labels, options=ort.RunOptions(), feeds=feeds, identity=(name, scale)
+    )
 
 
 def read_tensors(bundle: Bundle, name: str, entry: AdapterEntry) -> dict[str, np.ndarray]:

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 import numpy as np
 
@@ -14,6 +14,10 @@ from ..bundle import Bundle, Manifest, read_bundle
 from ..errors import BundleError, InputError, UnknownAdapterError
 from .active import ActiveAdapter, check_tensors, load_adapter, read_tensors, scaled_adapter
 from .text import Prediction, TextEncoder, prediction
+
+if TYPE_CHECKING:
+    from .generation import Conversation, GenerateOptions, Generation, Generator, Prompt, TextStream
+    from .generation.chat import Message
 
 Inputs = Mapping[str, np.ndarray]
 
@@ -51,6 +55,7 @@ class Runtime:
         self._base = ActiveAdapter(name="", scale=1.0, labels=bundle.manifest.labels, options=ort.RunOptions())
         self._active = self._base
         self._loaded: dict[str, ActiveAdapter] = {}
+        self._tensors: dict[str, Mapping[str, Any]] = {}
         self._lock = threading.Lock()
 
     @property
@@ -109,9 +114,14 @@ class Runtime:
         if self.manifest.merged is not None:
             raise InputError(f"{self.bundle.path} is merged with {self.manifest.merged!r}; it has no adapters to blend")
         summed = blend(self.bundle, weights, scale=scale, head=head)
-        feeds = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in summed.tensors.items()}
+        feeds = _values(summed.tensors)
         active = ActiveAdapter(
-            name=describe(weights), scale=scale, labels=summed.labels, options=ort.RunOptions(), feeds=feeds
+            name=describe(weights),
+            scale=scale,
+            labels=summed.labels,
+            options=ort.RunOptions(),
+            feeds=feeds,
+            identity=("blend", *weights.items(), scale, head),
         )
         with self._lock:
             self._active = active
@@ -162,19 +172,21 @@ class Runtime:
         The adapter in use is not changed. Raises :class:`InputError` for adapters that cannot share a batch, see
         :func:`edgepeft.runtime.mixed.mixed_tensors`.
         """
+        rows = {array.shape[0] for array in inputs.values()}
+        if rows != {len(adapters)}:
+            raise InputError(f"{len(adapters)} adapters for inputs with {sorted(rows)} rows; give one for each row")
+        return self._forward(inputs, self.mixed(adapters))
+
+    def mixed(self, adapters: Sequence[str | None]) -> ActiveAdapter:
+        """An adapter of its own for each row of a batch, as one; the adapter in use is not changed."""
         import onnxruntime as ort
 
         from .mixed import mixed_tensors
 
-        rows = {array.shape[0] for array in inputs.values()}
-        if rows != {len(adapters)}:
-            raise InputError(f"{len(adapters)} adapters for inputs with {sorted(rows)} rows; give one for each row")
-        feeds = {
-            name: ort.OrtValue.ortvalue_from_numpy(array)
-            for name, array in mixed_tensors(self.bundle, adapters).items()
-        }
-        mixed = ActiveAdapter(name="", scale=1.0, labels=None, options=ort.RunOptions(), feeds=feeds)
-        return self._forward(inputs, mixed)
+        feeds = _values(mixed_tensors(self.bundle, adapters))
+        return ActiveAdapter(
+            name="", scale=1.0, labels=None, options=ort.RunOptions(), feeds=feeds, identity=("mixed", *adapters)
+        )
 
     def _run(self, inputs: Inputs, active: ActiveAdapter) -> dict[str, np.ndarray]:
         if active.feeds:
@@ -185,6 +197,72 @@ class Runtime:
             return {name: value.numpy() for name, value in zip(self._outputs, found, strict=True)}
         found = self.session.run(self._outputs, dict(inputs), active.options)
         return dict(zip(self._outputs, found, strict=True))
+
+    @cached_property
+    def generator(self) -> Generator:
+        """What generation needs of this bundle; :class:`InputError` for one that is not a causal language model's."""
+        from .generation import Generator
+
+        return Generator(self)
+
+    def snapshot(self) -> ActiveAdapter:
+        """The adapter in use, to be held as long as something runs with it."""
+        return self._active
+
+    def slot_values(self, active: ActiveAdapter) -> Mapping[str, Any]:
+        """An adapter's slot tensors as OrtValues by name, for runs that take them as inputs; none for the base."""
+        if active.handle is None:
+            return active.feeds
+        with self._lock:
+            if active.name not in self._tensors:
+                entry = self.bundle.adapter(active.name)
+                self._tensors[active.name] = _values(read_tensors(self.bundle, active.name, entry))
+            return self._tensors[active.name]
+
+    @overload
+    def generate(  # type: ignore[overload-overlap] # a text is a sequence of texts to mypy
+        self,
+        prompt: str | Sequence[Message],
+        *,
+        adapters: None = None,
+        batch_size: int = 8,
+        **options: Unpack[GenerateOptions],
+    ) -> Generation: ...
+
+    @overload
+    def generate(
+        self, prompt: Sequence[Prompt], *, adapters: Sequence[str | None] | None = None, batch_size: int = 8,
+        **options: Unpack[GenerateOptions],
+    ) -> list[Generation]: ...  # fmt: skip
+
+    def generate(
+        self, prompt: Any, *, adapters: Sequence[str | None] | None = None, batch_size: int = 8,
+        **options: Unpack[GenerateOptions],
+    ) -> Generation | list[Generation]:  # fmt: skip
+        """Generate with the adapter in use: from a text, from messages, or from each of a list of either.
+
+        A text goes through the bundle's chat template where it has one, unless ``chat=False``; ``system`` is put before it.
+        Other options: ``max_new_tokens`` (256, or what the context leaves), ``stop`` strings, ``temperature`` (0: greedy),
+        ``top_k``, ``top_p``, ``repetition_penalty``, ``seed``; what is not given comes from ``generation_config.json``. Lists
+        run in batches of ``batch_size``, and ``adapters`` may name one for each prompt (``None``: the base). Raises
+        :class:`InputError` for what the model or the options cannot do.
+        """
+        from .generation.generator import generate
+
+        return generate(self, prompt, adapters, batch_size, options)
+
+    def stream(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> TextStream:
+        """:meth:`generate` from one prompt, as pieces of text while they come; options are the same."""
+        from .generation import Options, TextStream
+
+        active = self._active
+        return TextStream(self.generator.run([prompt], Options(**options), active, [active.name or None]))
+
+    def conversation(self, system: str | None = None) -> Conversation:
+        """A conversation that keeps its keys and values from turn to turn; ``system`` is its system message."""
+        from .generation import Conversation
+
+        return Conversation(self.generator, system)
 
     def logits(self, texts: Sequence[str] | Sequence[tuple[str, str]], *, batch_size: int = 32) -> np.ndarray:
         """Logits ``[rows, labels]`` for texts of a classification base."""
@@ -213,6 +291,13 @@ class Runtime:
         from .results import results
 
         return results(self, texts)
+
+
+def _values(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    """OrtValues over the arrays' own memory."""
+    import onnxruntime as ort
+
+    return {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
 
 
 def _check_arrays(inputs: Inputs, manifest: Manifest) -> None:

@@ -33,7 +33,7 @@ def test_pinned() -> None:
         "quantize",
         "write_input_style",
     ]
-    assert edgepeft.runtime.__all__ == ["Prediction", "Runtime", "open"]
+    assert edgepeft.runtime.__all__ == ["Conversation", "Generation", "Prediction", "Runtime", "TextStream", "open"]
 
 
 @pytest.mark.parametrize("module", [edgepeft, edgepeft.pipeline, edgepeft.runtime])

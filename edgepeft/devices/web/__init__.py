@@ -1,0 +1,8 @@
+"""Bundles in ONNX Runtime Web: in a headless browser through a served page, and in Node."""
+
+from __future__ import annotations
+
+from .executor import NodeExecutor, WebExecutor
+from .site import Site
+
+__all__ = ["NodeExecutor", "Site", "WebExecutor"]

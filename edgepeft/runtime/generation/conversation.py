@@ -1,0 +1,101 @@
+"""A conversation: what the cache holds of the last turn is not computed again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from time import perf_counter
+from typing import Any, Unpack
+
+from ...errors import InputError
+from ..active import ActiveAdapter
+from .chat import Message
+from .decoder import Decoder
+from .generator import GenerateOptions, Generator, Options, Prompt, TextStream
+from .loop import Generation, Run
+
+
+class Conversation:
+    """A chat, or a growing text, whose keys and values stay from call to call.
+
+    Of each prompt, the tokens that the cache already holds from its beginning on are reused, as far as they were computed
+    with the same adapter, blend and scale: after :meth:`Runtime.use` of another one the cache is dropped, since its keys
+    and values belong to the old adapter. Answers are the same as without a cache, up to rounding. One call at a time.
+    """
+
+    def __init__(self, generator: Generator, system: str | None = None) -> None:
+        self._generator = generator
+        self._messages: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
+        self._decoder: Decoder | None = None
+        self._identity: tuple[Any, ...] | None = None
+        self._cached: list[int] = []
+        self._busy = False
+
+    @property
+    def messages(self) -> tuple[Message, ...]:
+        """What was said, the system message first where there is one."""
+        return tuple(self._messages)
+
+    @property
+    def cached_tokens(self) -> int:
+        """Tokens in the cache."""
+        return len(self._cached)
+
+    def say(self, text: str, **options: Unpack[GenerateOptions]) -> Generation:
+        """The answer to a user's message; both become part of the conversation. Options as for ``Runtime.generate``."""
+        stream = self.say_stream(text, **options)
+        for _ in stream:
+            pass
+        return stream.result
+
+    def say_stream(self, text: str, **options: Unpack[GenerateOptions]) -> TextStream:
+        """:meth:`say` as pieces of text. What was said counts when the stream ends, cancelled or not."""
+        if not isinstance(text, str) or not text:
+            raise InputError("a message needs at least one character")
+        messages = [*self._messages, {"role": "user", "content": text}]
+
+        def said(result: Generation) -> None:
+            self._messages = [*messages, {"role": "assistant", "content": result.text}]
+
+        return self._stream(messages, Options(**options), said)
+
+    def generate(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> Generation:
+        """Generate from a text or messages as ``Runtime.generate`` does, reusing the cache; ``messages`` stay as they are."""
+        stream = self._stream(prompt, Options(**options), lambda result: None)
+        for _ in stream:
+            pass
+        return stream.result
+
+    def _stream(self, prompt: Prompt, options: Options, said: Callable[[Generation], None]) -> TextStream:
+        if self._busy:
+            raise InputError("this conversation is still answering; read its stream to the end, or close it")
+        started = perf_counter()
+        generator = self._generator
+        active = generator.runtime.snapshot()
+        tokens = generator.encode(prompt, options)
+        plan = generator.plan([tokens], options)
+        decoder, reused = self._ready(active, tokens, len(tokens) + plan.max_new_tokens)
+        run = Run(decoder, [tokens], plan, generator.tokens, [active.name or None], started, reused)
+        self._busy = True
+
+        def ended(result: Generation, completed: bool) -> None:
+            self._busy = False
+            # The decoder knows how far it came: the last token is chosen, not fed, and a prompt may have been broken off.
+            self._cached = [*tokens, *result.tokens][: decoder.width]
+            if completed:
+                said(result)
+
+        return TextStream(run, ended)
+
+    def _ready(self, active: ActiveAdapter, tokens: Sequence[int], capacity: int) -> tuple[Decoder, int]:
+        """A decoder that holds a prefix of ``tokens``, and that prefix's length; the last token is always computed."""
+        if self._decoder is None or self._identity != active.identity:
+            self._decoder = self._generator.decoder(active, 1, capacity)
+            self._identity, self._cached = active.identity, []
+        shared = 0
+        for mine, theirs in zip(self._cached, tokens[:-1], strict=False):
+            if mine != theirs:
+                break
+            shared += 1
+        self._decoder.truncate(shared)
+        self._cached = self._cached[:shared]
+        return self._decoder, shared

@@ -1,0 +1,169 @@
+"""Running the graph step by step, with keys and values kept where ONNX Runtime left them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .signature import Signature
+
+#: A prompt is fed in pieces of this many tokens, so that attention scores take heads x 512 x length floats and a
+#: cancelled prompt stops soon.
+CHUNK = 512
+
+
+class Decoder:
+    """A batch of sequences under way: its cache, its mask and the adapter's tensors.
+
+    Rows are padded on the right: a row's own tokens have ones in the mask, padding zeros, and what is generated follows
+    at the end of the mask for all rows. ``feeds`` are the adapter's slot tensors, bound once: ONNX Runtime ignores the
+    adapters of ``RunOptions`` in a run with IO binding. ``options`` are the ``RunOptions`` of the run under way.
+    """
+
+    def __init__(self, session: Any, signature: Signature, rows: int, feeds: Mapping[str, Any], capacity: int) -> None:
+        self._session = session
+        self._signature = signature
+        self._feeds = dict(feeds)
+        self.options: Any = None
+        self._mask = np.zeros((rows, 0), np.int64)
+        self._lengths = np.zeros(rows, np.int64)
+        self._capacity = capacity if signature.shared else 0
+        self._cache = {t.past: t.zeros(rows, self._capacity) for t in signature.cache}
+        self._grown: dict[str, Any] = {}
+        self._logits: np.ndarray | None = None
+        self._held: dict[str, Any] = {}
+        if signature.shared:
+            self._bind()
+        else:
+            self._grown = {name: _value(array) for name, array in self._cache.items()}
+
+    @property
+    def rows(self) -> int:
+        """Sequences in the batch."""
+        return int(self._mask.shape[0])
+
+    @property
+    def width(self) -> int:
+        """Places of the cache that are taken, padding included."""
+        return int(self._mask.shape[1])
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
+        """Feed each row's tokens (at least one each); logits after each row's last token, ``[rows, vocabulary]``.
+
+        One row may have a past; several rows start together. The result is overwritten by the next call.
+        """
+        if self.rows == 1:
+            (tokens,) = prompts
+            for start in range(0, len(tokens), CHUNK):
+                part = np.array(tokens[start : start + CHUNK], np.int64)[None]
+                logits = self._run(part, np.ones_like(part), part.shape[1] - 1)
+            return logits[:, -1]
+        lengths = np.array([len(prompt) for prompt in prompts])
+        longest = int(lengths.max())
+        mask = (np.arange(longest) < lengths[:, None]).astype(np.int64)
+        padded = np.zeros((self.rows, longest), np.int64)
+        for row, prompt in enumerate(prompts):
+            padded[row, : len(prompt)] = prompt
+        first = int(lengths.min()) - 1
+        logits = self._run(padded, mask, first)
+        return logits[np.arange(self.rows), lengths - 1 - first]
+
+    def step(self, tokens: Sequence[int]) -> np.ndarray:
+        """Feed one token for each row; the next logits ``[rows, vocabulary]``, overwritten by the next call."""
+        column = np.array(tokens, np.int64)[:, None]
+        return self._run(column, np.ones_like(column), 0)[:, 0]
+
+    def truncate(self, width: int) -> None:
+        """Forget all but the first ``width`` tokens of a single row."""
+        self._mask = self._mask[:, :width]
+        self._lengths[:] = width
+        if not self._signature.shared:
+            self._grown = {name: _value(_copy(value.numpy()[:, :, :width])) for name, value in self._grown.items()}
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows only."""
+        index = list(rows)
+        self._mask, self._lengths = self._mask[index], self._lengths[index]
+        self._feeds = {name: _rows_of(value, index) for name, value in self._feeds.items()}
+        if self._signature.shared:
+            self._cache = {name: array[index] for name, array in self._cache.items()}
+            self._bind()
+        else:
+            self._grown = {name: _value(_copy(value.numpy()[index])) for name, value in self._grown.items()}
+
+    def _run(self, tokens: np.ndarray, mask: np.ndarray, first: int) -> np.ndarray:
+        """Logits ``[rows, tokens - first, vocabulary]`` of new tokens ``[rows, tokens]``."""
+        whole = np.concatenate([self._mask, mask], axis=1)
+        signature = self._signature
+        fed = {"input_ids": tokens, "attention_mask": whole}
+        if signature.positions:
+            # Padding takes the position of the row's last token: any that the model knows will do, it is masked.
+            ahead = np.minimum(np.arange(tokens.shape[1]), mask.sum(axis=1, keepdims=True) - 1)
+            fed["position_ids"] = self._lengths[:, None] + ahead
+        if signature.logits_from:
+            fed["logits_from"] = np.array([first], np.int64)
+        count = tokens.shape[1] - (first if signature.logits_from else 0)
+        run = self._run_bound if signature.shared else self._run_grown
+        logits = run({name: _value(array) for name, array in fed.items()}, count, whole.shape[1])
+        # Only now: a run that failed or was cancelled leaves the past as it was.
+        self._mask = whole
+        self._lengths = self._lengths + mask.sum(axis=1)
+        return logits if signature.logits_from else logits[:, first:]
+
+    def _run_bound(self, fed: Mapping[str, Any], count: int, width: int) -> np.ndarray:
+        if width > self._capacity:
+            self._grow(max(width, 2 * self._capacity))
+        if self._logits is None or self._logits.shape[1] != count:
+            shape = (self.rows, count, self._signature.vocabulary or 0)
+            self._logits = np.empty(shape, self._signature.logits_dtype)
+            self._held["logits"] = _value(self._logits)
+            self._binding.bind_ortvalue_output("logits", self._held["logits"])
+        self._held["fed"] = fed
+        for name, value in fed.items():
+            self._binding.bind_ortvalue_input(name, value)
+        self._session.run_with_iobinding(self._binding, self.options)
+        return self._logits
+
+    def _run_grown(self, fed: Mapping[str, Any], count: int, width: int) -> np.ndarray:
+        names = ["logits", *(tensor.present for tensor in self._signature.cache)]
+        logits, *present = self._session.run_with_ort_values(names, {**fed, **self._grown, **self._feeds}, self.options)
+        self._grown = {tensor.past: value for tensor, value in zip(self._signature.cache, present, strict=True)}
+        found: np.ndarray = logits.numpy()
+        return found
+
+    def _grow(self, capacity: int) -> None:
+        self._capacity = capacity
+        for tensor in self._signature.cache:
+            grown = tensor.zeros(self.rows, capacity)
+            grown[:, :, : self.width] = self._cache[tensor.past][:, :, : self.width]
+            self._cache[tensor.past] = grown
+        self._bind()
+
+    def _bind(self) -> None:
+        """Bind what stays the same from step to step: cache, adapter. Values point into arrays that live here."""
+        self._binding = self._session.io_binding()
+        self._logits = None
+        self._held = {name: _value(array) for name, array in self._cache.items()}
+        for tensor in self._signature.cache:
+            self._binding.bind_ortvalue_input(tensor.past, self._held[tensor.past])
+            self._binding.bind_ortvalue_output(tensor.present, self._held[tensor.past])
+        for name, value in self._feeds.items():
+            self._binding.bind_ortvalue_input(name, value)
+
+
+def _value(array: np.ndarray) -> Any:
+    """An OrtValue over the array's own memory."""
+    import onnxruntime as ort
+
+    return ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+
+
+def _copy(array: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(array)
+
+
+def _rows_of(value: Any, rows: Sequence[int]) -> Any:
+    """The rows of a slot tensor that has its own values for each row; others serve every row."""
+    return value if value.shape()[0] == 1 else _value(value.numpy()[list(rows)])

@@ -1,0 +1,107 @@
+"""What a model's own files say about generating with it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from ...bundle import Bundle
+from ...errors import BundleError, InputError
+from .sampling import Sampling
+
+#: New tokens where neither the caller nor the model says how many.
+NEW_TOKENS = 256
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """From ``generation_config.json``, and ``config.json`` where that is silent.
+
+    ``eos`` are the tokens that end a text. ``context`` is the longest sequence, prompt and answer together; ``None`` where
+    nothing limits it.
+    """
+
+    eos: frozenset[int]
+    bos: int | None
+    pad: int | None
+    context: int | None
+    new_tokens: int | None
+    sample: bool
+    temperature: float
+    top_k: int
+    top_p: float
+    repetition_penalty: float
+
+    def sampling(
+        self,
+        temperature: float | None,
+        top_k: int | None,
+        top_p: float | None,
+        repetition_penalty: float | None,
+        seed: int | None,
+    ) -> Sampling:
+        """What the caller gave over what the model's files say.
+
+        Without any of them the model's ``do_sample`` decides between greedy and sampling; a temperature above 0, a top-k or
+        a top-p asks for sampling, temperature 0 for greedy.
+        """
+        asked = temperature is not None or top_k is not None or top_p is not None
+        sample = temperature != 0 if asked else self.sample
+        checked = Sampling(  # every value is checked, those that greedy does not use included
+            temperature=self.temperature if temperature is None else temperature,
+            top_k=self.top_k if top_k is None else top_k,
+            top_p=self.top_p if top_p is None else top_p,
+            repetition_penalty=self.repetition_penalty if repetition_penalty is None else repetition_penalty,
+            seed=seed,
+        )
+        return checked if sample else Sampling(repetition_penalty=checked.repetition_penalty, seed=seed)
+
+
+def read_defaults(bundle: Bundle) -> Defaults:
+    """The defaults in a bundle's files. Raises :class:`BundleError` for a file that is not JSON or a value that is not one."""
+    config, generation = _json(bundle, "config.json"), _json(bundle, "generation_config.json")
+
+    def of(name: str, otherwise: Any = None) -> Any:
+        value = generation.get(name)
+        return otherwise if value is None else value
+
+    eos, bos, pad = (of(name, _first(config, name)) for name in ("eos_token_id", "bos_token_id", "pad_token_id"))
+    try:
+        found = Defaults(
+            eos=frozenset(eos if isinstance(eos, list) else () if eos is None else (int(eos),)),
+            bos=bos,
+            pad=pad,
+            context=bundle.manifest.max_length,
+            new_tokens=of("max_new_tokens"),
+            sample=bool(of("do_sample", False)),
+            temperature=float(of("temperature", 1.0)),
+            top_k=int(of("top_k", 0)),
+            top_p=float(of("top_p", 1.0)),
+            repetition_penalty=float(of("repetition_penalty", 1.0)),
+        )
+        found.sampling(None, None, None, None, None)
+    except (TypeError, ValueError, InputError) as error:
+        raise BundleError(
+            f"{bundle.file('generation_config.json')} holds a value that is not usable: {error}"
+        ) from error
+    return found
+
+
+def _first(config: dict[str, Any], name: str) -> Any:
+    """A token id of ``config.json``, which models with several parts keep under ``text_config``."""
+    return config.get(name) if config.get(name) is not None else (config.get("text_config") or {}).get(name)
+
+
+def _json(bundle: Bundle, name: str) -> dict[str, Any]:
+    if name not in bundle.manifest.files:
+        return {}
+    bundle.verify([name])
+    path = bundle.file(name)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BundleError(f"{path} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise BundleError(f"{path} holds a {type(found).__name__} where an object is expected")
+    return found

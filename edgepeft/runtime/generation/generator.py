@@ -1,0 +1,250 @@
+"""What a bundle needs to generate, and the calls behind ``Runtime.generate``, ``stream`` and ``conversation``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Generator as Pieces
+from dataclasses import dataclass
+from functools import cached_property
+from time import perf_counter
+from typing import TYPE_CHECKING, Any, TypedDict
+
+from ...errors import InputError
+from ..active import ActiveAdapter
+from .chat import ChatTemplate, Message, check_messages, read_chat_template
+from .decoder import Decoder
+from .defaults import NEW_TOKENS, Defaults, read_defaults
+from .loop import Generation, Plan, Run
+from .signature import Signature, read_signature
+from .tokens import Tokens, check_stops
+
+if TYPE_CHECKING:
+    from ..session import Runtime
+
+#: A text, or the messages of a chat.
+Prompt = str | Sequence[Message]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a caller may say about generating; ``None`` leaves it to the model's files.
+
+    ``chat``: whether texts go through the chat template as a user's message (messages always do); by default they do where
+    the bundle has a template. ``system`` is put before such a text.
+    """
+
+    max_new_tokens: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    repetition_penalty: float | None = None
+    seed: int | None = None
+    stop: str | Sequence[str] | None = None
+    chat: bool | None = None
+    system: str | None = None
+
+
+class GenerateOptions(TypedDict, total=False):
+    """:class:`Options` as keyword arguments."""
+
+    max_new_tokens: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    repetition_penalty: float | None
+    seed: int | None
+    stop: str | Sequence[str] | None
+    chat: bool | None
+    system: str | None
+
+
+class Generator:
+    """The parts of a runtime that generation needs, read once."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        task = runtime.manifest.task
+        if task != "text-generation":
+            raise InputError(
+                f"{runtime.bundle.path} is for {task}; generating needs a text-generation bundle (a causal language model)"
+            )
+        self.runtime = runtime
+        self.signature: Signature = read_signature(runtime.session)
+        self.tokens = Tokens(runtime.bundle)
+        self.defaults: Defaults = read_defaults(runtime.bundle)
+
+    @cached_property
+    def template(self) -> ChatTemplate | None:
+        """The bundle's chat template."""
+        return read_chat_template(self.runtime.bundle)
+
+    def encode(self, prompt: Prompt, options: Options) -> list[int]:
+        """A prompt's tokens. Raises :class:`InputError` for an empty one or one as long as the context."""
+        if isinstance(prompt, str):
+            if not prompt:
+                raise InputError("the prompt is empty; give at least one character")
+            chat = self.template is not None if options.chat is None else options.chat
+            if not chat:
+                if options.system is not None:
+                    raise InputError(
+                        "a system message needs the chat template, and this prompt is given as it is (raw)"
+                    )
+                return self._fits(self.tokens.encode(prompt, special=True))
+            before = [] if options.system is None else [{"role": "system", "content": options.system}]
+            prompt = [*before, {"role": "user", "content": prompt}]
+        elif options.chat is False:
+            raise InputError("messages need the chat template; give a text where chat=False")
+        check_messages(prompt)
+        if self.template is None:
+            raise InputError(
+                f"{self.runtime.bundle.path} has no chat template (chat_template.jinja, or chat_template in "
+                "tokenizer_config.json); give a plain prompt (--raw, in Python chat=False)"
+            )
+        # The template writes the special tokens itself.
+        return self._fits(self.tokens.encode(self.template.render(prompt), special=False))
+
+    def _fits(self, tokens: list[int]) -> list[int]:
+        limit = self.defaults.context
+        if not tokens:
+            raise InputError("the prompt has no tokens; give at least one word")
+        if limit is not None and len(tokens) >= limit:
+            raise InputError(
+                f"the prompt has {len(tokens)} tokens; this model's context is {limit} tokens, prompt and answer together. "
+                "Shorten the prompt."
+            )
+        return tokens
+
+    def plan(self, prompts: Sequence[Sequence[int]], options: Options) -> Plan:
+        """When to stop and how to choose, for these prompts."""
+        longest = max(map(len, prompts))
+        limit = self.defaults.context
+        room = None if limit is None else limit - longest
+        wanted = options.max_new_tokens
+        if wanted is None:
+            new = self.defaults.new_tokens or NEW_TOKENS
+            new = new if room is None else min(new, room)
+        elif isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
+            raise InputError(f"max_new_tokens must be a whole number of at least 1, found {wanted!r}")
+        elif room is not None and limit is not None and wanted > room:
+            raise InputError(
+                f"a prompt of {longest} tokens and {wanted} new ones make {longest + wanted}; this model's context is {limit} "
+                f"tokens. Shorten the prompt, or ask for at most {room} new tokens."
+            )
+        else:
+            new = wanted
+        sampling = self.defaults.sampling(
+            options.temperature, options.top_k, options.top_p, options.repetition_penalty, options.seed
+        )
+        return Plan(sampling=sampling, max_new_tokens=new, stops=check_stops(options.stop), eos=self.defaults.eos)
+
+    def decoder(self, active: ActiveAdapter, rows: int, capacity: int) -> Decoder:
+        """A fresh decoder with the adapter's tensors bound."""
+        feeds = self.runtime.slot_values(active)
+        return Decoder(self.runtime.session, self.signature, rows, feeds, capacity)
+
+    def run(
+        self,
+        prompts: Sequence[Prompt],
+        options: Options,
+        active: ActiveAdapter,
+        adapters: Sequence[str | None],
+        first_row: int = 0,
+    ) -> Run:
+        """A run over a batch of prompts, not begun."""
+        started = perf_counter()
+        encoded = [self.encode(prompt, options) for prompt in prompts]
+        plan = self.plan(encoded, options)
+        # The last token is never fed, but a batch's mask is as wide as its longest prompt.
+        capacity = max(map(len, encoded)) + plan.max_new_tokens
+        decoder = self.decoder(active, len(encoded), capacity)
+        return Run(decoder, encoded, plan, self.tokens, adapters, started, first_row=first_row)
+
+
+class TextStream:
+    """Pieces of text as they are generated; iterate it once. No piece splits a character or holds a stop string.
+
+    ``cancel`` ends it, from any thread; ``result`` is there when it has ended.
+    """
+
+    def __init__(self, run: Run, ended: Callable[[Generation, bool], None] = lambda result, completed: None) -> None:
+        self._run = run
+        self._ended = ended
+        self._result: Generation | None = None
+        self._begun = False
+        self._pieces = self._iterate()
+
+    def __iter__(self) -> Iterator[str]:
+        return self._pieces
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def _iterate(self) -> Pieces[str, None, None]:
+        self._begun = True
+        completed = False
+        try:
+            for _, piece in self._run:
+                yield piece
+            completed = True
+        finally:
+            self._end(completed)  # also where the reader leaves early, with what was generated until then
+
+    def _end(self, completed: bool) -> None:
+        (self._result,) = self._run.results()
+        self._ended(self._result, completed)
+
+    def cancel(self) -> None:
+        """Stop after the token under way; what was generated stays."""
+        self._run.cancel()
+
+    def close(self) -> None:
+        """Stop here and give up the rest."""
+        self._pieces.close()
+        if not self._begun:
+            self._begun = True
+            self._end(completed=False)
+
+    @property
+    def result(self) -> Generation:
+        """What was generated; :class:`InputError` before the stream has ended."""
+        if self._result is None:
+            raise InputError("the stream has not ended; read it to its end, or cancel it and read the rest")
+        return self._result
+
+
+def is_batch(prompt: Any) -> bool:
+    """Whether ``prompt`` is a list of prompts: texts, or chats that are lists of messages."""
+    if isinstance(prompt, (str, Mapping)) or not isinstance(prompt, Sequence):
+        return False
+    return not prompt or not isinstance(prompt[0], Mapping)
+
+
+def generate(
+    runtime: Runtime, prompt: Any, adapters: Sequence[str | None] | None, batch_size: int, options: Mapping[str, Any]
+) -> Generation | list[Generation]:
+    """``Runtime.generate``."""
+    checked, generator, active = Options(**options), runtime.generator, runtime.snapshot()
+    if not is_batch(prompt):
+        if adapters is not None:
+            raise InputError("adapters by row are for a list of prompts; choose one prompt's adapter with use()")
+        return _collect(generator.run([prompt], checked, active, [active.name or None]))[0]
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise InputError(f"batch_size must be a whole number of at least 1, found {batch_size!r}")
+    if not prompt:
+        raise InputError("no prompts; give at least one")
+    if adapters is not None and len(adapters) != len(prompt):
+        raise InputError(f"{len(adapters)} adapters for {len(prompt)} prompts; give one for each, None for the base")
+    found: list[Generation] = []
+    for start in range(0, len(prompt), batch_size):
+        part = list(prompt[start : start + batch_size])
+        if adapters is None:
+            found += _collect(generator.run(part, checked, active, [active.name or None] * len(part), start))
+        else:
+            names = list(adapters[start : start + batch_size])
+            found += _collect(generator.run(part, checked, runtime.mixed(names), names, start))
+    return found
+
+
+def _collect(run: Run) -> list[Generation]:
+    for _ in run:
+        pass
+    return run.results()

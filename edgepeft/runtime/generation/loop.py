@@ -1,0 +1,187 @@
+"""The loop: prompts in, tokens and pieces of text out, one step of the graph for all rows that still go on."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Any, Literal
+
+import numpy as np
+
+from ...errors import InputError
+from .decoder import Decoder
+from .sampling import Sampler, Sampling
+from .tokens import TextPieces, Tokens
+
+FinishReason = Literal["eos", "stop", "length", "cancelled"]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What was generated from one prompt.
+
+    ``tokens`` are the new ones, the end-of-sequence token included where it came; ``text`` leaves out special tokens and
+    the stop string. ``reused_tokens`` of the ``prompt_tokens`` were still in a conversation's cache. ``prefill_ms`` is
+    the run over the rest of the prompt, ``first_token_ms`` the time from the call to the first token, and
+    ``tokens_per_second`` counts the tokens after the first (``None`` where there was only one).
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    finish_reason: FinishReason
+    prompt_tokens: int
+    reused_tokens: int
+    prefill_ms: float
+    first_token_ms: float
+    tokens_per_second: float | None
+    adapter: str | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**vars(self), "tokens": list(self.tokens)}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to generate: when to stop and how to choose."""
+
+    sampling: Sampling
+    max_new_tokens: int
+    stops: tuple[str, ...]
+    eos: frozenset[int]
+
+
+class _Row:
+    """One prompt of a batch."""
+
+    def __init__(self, number: int, seed_row: int, prompt: Sequence[int], plan: Plan, tokens: Tokens) -> None:
+        self.number = number
+        self.prompt = list(prompt)
+        self.tokens: list[int] = []
+        self.pieces = TextPieces(tokens, prompt, plan.stops)
+        self.text: list[str] = []
+        self.sampler = Sampler(plan.sampling, seed_row, self.prompt)
+        self.finish: FinishReason | None = None
+        self.ended = 0.0
+
+    def take(self, logits: np.ndarray, plan: Plan) -> str:
+        """Choose the next token; the text it adds."""
+        token = self.sampler.pick(logits)
+        self.tokens.append(token)
+        piece = ""
+        if token in plan.eos:
+            self.finish = "eos"
+        else:
+            piece = self.pieces.push(token)
+            if self.pieces.stopped:
+                self.finish = "stop"
+            elif len(self.tokens) >= plan.max_new_tokens:
+                self.finish = "length"
+        if self.finish is not None:
+            piece += self._end()
+        self.text.append(piece)
+        return piece
+
+    def cancel(self) -> str:
+        """End here; the text that was held back."""
+        self.finish = "cancelled"
+        self.text.append(self._end())
+        return self.text[-1]
+
+    def _end(self) -> str:
+        self.ended = perf_counter()
+        rest = self.pieces.flush()
+        if self.pieces.stopped and self.finish != "stop":  # what the last, unfinished character hid
+            self.finish = "stop"
+        return rest
+
+
+class Run:
+    """One call of generate under way: iterate it for ``(row, piece of text)``; ``results`` are complete afterwards.
+
+    ``decoder`` holds the cache; ``reused`` tokens of a single prompt are in it already. ``first_row`` is the first prompt's
+    place in the caller's list. Rows that have ended leave the batch.
+    """
+
+    def __init__(
+        self, decoder: Decoder, prompts: Sequence[Sequence[int]], plan: Plan, tokens: Tokens,
+        adapters: Sequence[str | None], started: float, reused: int = 0, first_row: int = 0,
+    ) -> None:  # fmt: skip
+        import onnxruntime as ort
+
+        self._decoder = decoder
+        self._options = decoder.options = ort.RunOptions()  # its own, so that a late cancel() ends no later run
+        self._plan = plan
+        self._reused = reused
+        self._adapters = adapters
+        self._rows = [_Row(number, first_row + number, prompt, plan, tokens) for number, prompt in enumerate(prompts)]
+        self._cancelled = threading.Event()
+        self._started = started
+        self._first = self._prefilled = self._begun = started
+
+    def cancel(self) -> None:
+        """End every row after the token under way; from any thread. A prompt that is being read is broken off."""
+        self._cancelled.set()
+        self._options.terminate = True
+
+    def __iter__(self) -> Iterator[tuple[int, str]]:
+        try:
+            yield from self._generate()
+        finally:
+            for row in self._rows:
+                if row.finish is None:  # its reader left, or an error came
+                    row.cancel()
+
+    def _generate(self) -> Iterator[tuple[int, str]]:
+        going = list(self._rows)
+        self._begun = perf_counter()
+        logits = self._step([row.prompt[self._reused :] for row in going], first=True)
+        self._prefilled = self._first = perf_counter()
+        while logits is not None:
+            for row, scores in zip(going, logits, strict=True):
+                piece = row.take(scores, self._plan)
+                if len(row.tokens) == 1:
+                    self._first = perf_counter()
+                if piece:
+                    yield row.number, piece
+            left = [place for place, row in enumerate(going) if row.finish is None]
+            if not left:
+                return
+            if len(left) < len(going):
+                going = [going[place] for place in left]
+                self._decoder.keep(left)
+            logits = None if self._cancelled.is_set() else self._step([row.tokens[-1:] for row in going])
+        for row in going:
+            if piece := row.cancel():
+                yield row.number, piece
+
+    def _step(self, tokens: Sequence[Sequence[int]], first: bool = False) -> np.ndarray | None:
+        try:
+            return self._decoder.prefill(tokens) if first else self._decoder.step([row[0] for row in tokens])
+        except Exception as error:  # ONNX Runtime's exception types are not public
+            if self._cancelled.is_set():
+                return None  # it reports the termination that cancel() asked for
+            raise InputError(
+                f"ONNX Runtime cannot run {len(tokens)} prompts of {sorted(map(len, tokens))} tokens after "
+                f"{self._decoder.width}: {error}"
+            ) from error
+
+    def results(self) -> list[Generation]:
+        """What each prompt gave."""
+        return [self._result(row) for row in self._rows]
+
+    def _result(self, row: _Row) -> Generation:
+        seconds = row.ended - self._first
+        return Generation(
+            text="".join(row.text),
+            tokens=tuple(row.tokens),
+            finish_reason=row.finish or "cancelled",  # never begun
+            prompt_tokens=len(row.prompt),
+            reused_tokens=self._reused,
+            prefill_ms=(self._prefilled - self._begun) * 1e3,
+            first_token_ms=(self._first - self._started) * 1e3,
+            tokens_per_second=(len(row.tokens) - 1) / seconds if len(row.tokens) > 1 and seconds > 0 else None,
+            adapter=self._adapters[row.number],
+        )

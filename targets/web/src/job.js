@@ -1,0 +1,169 @@
+/**
+ * Runs what `edgepeft validate|bench|check --target web-wasm` asks: the same job and answer, as JSON, that a native
+ * measuring process takes and gives (`edgepeft/bench/job.py`).
+ */
+
+import { InputError } from "./errors.js";
+import { openBundle } from "./runtime.js";
+
+/**
+ * @typedef {import("./runtime.js").Runtime} Runtime
+ * @typedef {{ adapter: string | null, batch: number, sequence: number }} Case
+ * @typedef {{ adapter: string | null, texts: string[], pairs: string[] | null, batch: number }} Rows
+ * @typedef {{ warmup_s: number, measure_s: number, min_iterations: number, max_iterations: number, seed: number }} Sampling
+ * @typedef {object} Job
+ * @property {string} bundle
+ * @property {string} variant
+ * @property {number} threads
+ * @property {Case[]} cases
+ * @property {Sampling} sampling
+ * @property {number} swaps
+ * @property {Rows[]} rows
+ * @property {boolean} restore
+ */
+
+/** Texts that the base runs before and after the adapters: of different lengths, so that one is padded. */
+const PROBES = ["good", "not what I had hoped for, though it arrived on time"];
+/** Swaps followed by an inference, which is the costly part; the rest are timed without. */
+const SWAPS_WITH_INFERENCE = 20;
+
+/**
+ * @param {Job} job
+ * @param {() => number | null} rss  Resident set in MB now, where the platform tells.
+ */
+export async function runJob(job, rss = () => null) {
+  const start = rss();
+  const opening = performance.now();
+  const runtime = await openBundle(job.bundle, { variant: job.variant, threads: job.threads });
+  const load_ms = performance.now() - opening;
+  const loaded = rss();
+  try {
+    const { rows, restored } = await runRows(runtime, job);
+    const cases = [];
+    for (const each of job.cases) cases.push({ case: each, samples_ms: await measureCase(runtime, each, job.sampling) });
+    const swap = job.swaps ? await measureSwaps(runtime, job, rss) : null;
+    return { load_ms, rss_start_mb: start, rss_loaded_mb: loaded, rows, base_restored: restored, cases, swap };
+  } finally {
+    await runtime.close();
+  }
+}
+
+/** @param {Runtime} runtime @param {Job} job */
+async function runRows(runtime, job) {
+  const before = job.restore ? await probe(runtime) : null;
+  const rows = [];
+  for (const { adapter, texts, pairs, batch } of job.rows) {
+    await runtime.use(adapter);
+    const inputs = pairs === null ? texts : texts.map((text, i) => /** @type {[string, string]} */ ([text, pairs[i] ?? ""]));
+    rows.push({ adapter, logits: await runtime.logits(inputs, { batchSize: batch }) });
+  }
+  if (before === null) return { rows, restored: null };
+  for (const name of [...runtime.adapters, ...runtime.adapters.toReversed()]) {
+    await runtime.use(name);
+    await runtime.forward(probeInputs(runtime, PROBES.slice(0, 1), job.sampling.seed));
+  }
+  return { rows, restored: (await probe(runtime)) === before };
+}
+
+/**
+ * The bits of the base's outputs, and of the base under each adapter's head at scale 0: where the head is the adapter's,
+ * the base's own is zero and its outputs say nothing of the layers below.
+ *
+ * @param {Runtime} runtime
+ */
+async function probe(runtime) {
+  const inputs = probeInputs(runtime, PROBES, 0);
+  let bits = "";
+  const scalable = runtime.adapters.filter((name) => runtime.manifest.adapters[name]?.scalable);
+  for (const adapter of [null, ...scalable]) {
+    await runtime.use(adapter, adapter === null ? {} : { scale: 0 });
+    for (const [name, { data }] of Object.entries(await runtime.forward(inputs)).sort(([a], [b]) => (a < b ? -1 : 1))) {
+      bits += `${adapter} ${name} ${new Uint32Array(data.buffer, data.byteOffset, data.length).join(" ")}\n`;
+    }
+  }
+  await runtime.use(null);
+  return bits;
+}
+
+/** @param {Runtime} runtime @param {string[]} texts @param {number} seed */
+function probeInputs(runtime, texts, seed) {
+  return runtime.encoder === null ? randomInputs(runtime, 2, texts.length, 8, seed) : runtime.encode(texts);
+}
+
+/**
+ * Seeded random token ids with full masks for every input of the bundle.
+ *
+ * @param {Runtime} runtime @param {number} vocabulary @param {number} batch @param {number} sequence @param {number} seed
+ * @returns {Record<string, number[][]>}
+ */
+function randomInputs(runtime, vocabulary, batch, sequence, seed) {
+  const { max_length: limit, inputs } = runtime.manifest;
+  if (limit !== null && sequence > limit) throw new InputError(`shape ${batch}x${sequence}: the bundle takes at most ${limit} tokens`);
+  let state = seed;
+  const random = () => {
+    // mulberry32: small, seeded, and good enough for token ids.
+    state = (state + 0x6d2b79f5) | 0;
+    let t = Math.imul(state ^ (state >>> 15), 1 | state);
+    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
+    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
+  };
+  /** @param {(column: number) => number} cell */
+  const rows = (cell) => Array.from({ length: batch }, () => Array.from({ length: sequence }, (_, i) => cell(i)));
+  /** @type {Record<string, () => number[][]>} */
+  const fill = {
+    input_ids: () => rows(() => Math.floor(random() * vocabulary)),
+    attention_mask: () => rows(() => 1),
+    token_type_ids: () => rows(() => 0),
+    position_ids: () => rows((column) => column),
+  };
+  const unknown = inputs.filter(({ name }) => !fill[name]).map(({ name }) => name);
+  if (unknown.length) throw new InputError(`cannot make samples for input ${unknown.join(", ")}; known inputs: ${Object.keys(fill).join(", ")}`);
+  return Object.fromEntries(inputs.map(({ name }) => [name, /** @type {() => number[][]} */ (fill[name])()]));
+}
+
+/** @param {Runtime} runtime @param {Case} shape @param {Sampling} sampling @returns {Promise<number[]>} Milliseconds of each call. */
+async function measureCase(runtime, { adapter, batch, sequence }, sampling) {
+  await runtime.use(adapter);
+  const inputs = randomInputs(runtime, await runtime.vocabulary(), batch, sequence, sampling.seed);
+  const warm = performance.now();
+  for (let count = 1; ; count++) {
+    await runtime.forward(inputs);
+    if (count >= 2 && performance.now() - warm >= sampling.warmup_s * 1e3) break;
+  }
+  const samples = [];
+  const begin = performance.now();
+  while (samples.length < sampling.max_iterations) {
+    const start = performance.now();
+    await runtime.forward(inputs);
+    samples.push(performance.now() - start);
+    if (samples.length >= sampling.min_iterations && performance.now() - begin >= sampling.measure_s * 1e3) break;
+  }
+  return samples;
+}
+
+/** @param {Runtime} runtime @param {Job} job @param {() => number | null} rss */
+async function measureSwaps(runtime, job, rss) {
+  const names = runtime.adapters.length > 1 ? runtime.adapters : [...runtime.adapters, null];
+  const cold_ms = [];
+  // `load` fetches, checks and parses an adapter each time it is called.
+  for (const name of runtime.adapters) {
+    const start = performance.now();
+    await runtime.load(name);
+    cold_ms.push(performance.now() - start);
+  }
+  const smallest = [...job.cases].sort((a, b) => a.batch * a.sequence - b.batch * b.sequence)[0];
+  const inputs = randomInputs(runtime, await runtime.vocabulary(), smallest?.batch ?? 1, smallest?.sequence ?? 8, job.sampling.seed);
+  const before = rss();
+  const use_ms = [];
+  const first_inference_ms = [];
+  for (let i = 0; i < job.swaps; i++) {
+    const start = performance.now();
+    await runtime.use(names[i % names.length] ?? null);
+    use_ms.push(performance.now() - start);
+    if (i < SWAPS_WITH_INFERENCE) {
+      await runtime.forward(inputs);
+      first_inference_ms.push(performance.now() - start);
+    }
+  }
+  return { cold_ms, use_ms, first_inference_ms, rss_before_mb: before, rss_after_mb: rss() };
+}

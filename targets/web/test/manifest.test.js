@@ -1,0 +1,110 @@
+import assert from "node:assert/strict";
+import { test } from "node:test";
+
+import { AdapterMismatchError, BundleError, ManifestError, UnknownAdapterError } from "../src/errors.js";
+import { checkAdapters, findAdapter, findVariant, parseManifest, slotSignature, slotTensors } from "../src/manifest.js";
+
+const HASH = "ab".repeat(32);
+
+/** A manifest with one of everything. */
+const good = () => ({
+  schema_version: 1,
+  task: "text-classification",
+  mode: "swap",
+  base: { source: "x", identity: HASH, fresh: [] },
+  inputs: [{ name: "input_ids", dtype: "int64", shape: ["batch", "sequence"] }],
+  outputs: [{ name: "logits", dtype: "float", shape: ["batch", "labels"] }],
+  labels: ["a", "b"],
+  max_length: 8,
+  slots: {
+    linear: [
+      { name: "ü.query", in_features: 4, out_features: 6, parts: [{ site: "ü.query", offset: 0, size: 6 }], a: "A", b: "B", rank: "r",
+        out_gain: "G", in_gain: null, weight: "w", transposed: false, per_row: true },
+    ],
+    overrides: [{ parameter: "head.weight", tensor: "H", shape: ["adapter_batch", 4, "labels"], layout: "matmul", per_row: true }],
+  },
+  slot_defaults: null,
+  variants: { fp32: { file: "onnx/model.onnx", input_file: null, data: [], slots: "overridable", recipe: "fp32", quantized_share: 0 } },
+  adapters: {
+    one: { onnx_adapter: "adapters/one.onnx_adapter", onnx: "adapters/one.onnx", method: "LORA", source: "y", base_identity: HASH, slots_hash: HASH,
+      tensors: { A: [1, 4, 2], B: [1, 2, 6] }, ranks: {}, labels: null, bytes: 3 },
+  },
+  merged: null,
+  files: { "onnx/model.onnx": { sha256: HASH, bytes: 1 }, "adapters/one.onnx_adapter": { sha256: HASH, bytes: 1 } },
+});
+
+/** @param {(manifest: any) => void} change */
+const changed = (change) => {
+  const manifest = good();
+  change(manifest);
+  return JSON.stringify(manifest);
+};
+
+test("a good manifest is read", () => {
+  const manifest = parseManifest(JSON.stringify(good()), "here");
+  assert.deepEqual([...slotTensors(manifest).keys()], ["A", "B", "G", "H"]);
+  assert.equal(findVariant(manifest, "here", undefined)[0], "fp32");
+  checkAdapters(manifest, "here", HASH);
+});
+
+for (const [what, change, words] of /** @type {[string, (m: any) => void, RegExp][]} */ ([
+  ["another schema version", (m) => (m.schema_version = 2), /schema_version 2; this edgepeft-web reads version 1/],
+  ["no task", (m) => delete m.task, /task: expected a text, found nothing/],
+  ["a wrong mode", (m) => (m.mode = "bake"), /mode: expected swap or merge, found "bake"/],
+  ["an identity that is no hash", (m) => (m.base.identity = "xyz"), /base\.identity/],
+  ["no variants", (m) => (m.variants = {}), /at least one variant/],
+  ["a variant name that is no name", (m) => (m.variants["../x"] = m.variants.fp32), /variant and adapter names/],
+  ["a file outside", (m) => (m.variants.fp32.file = "../model.onnx"), /variants\.fp32\.file: expected a relative path inside the bundle/],
+  ["an absolute file", (m) => (m.variants.fp32.file = "/etc/passwd"), /relative path inside/],
+  ["another site's file", (m) => (m.variants.fp32.data = ["https://example.org/x"]), /data/],
+  ["a listed file outside", (m) => (m.files["../x"] = { sha256: HASH, bytes: 1 }), /files: expected relative paths/],
+  ["a file that is not listed", (m) => (m.variants.fp32.file = "onnx/other.onnx"), /an entry for onnx\/other\.onnx/],
+  ["an adapter file that is not listed", (m) => delete m.files["adapters/one.onnx_adapter"], /an entry for adapters\/one/],
+  ["a size below zero", (m) => (m.files["onnx/model.onnx"].bytes = -1), /bytes: expected a whole number/],
+  ["a symbolic adapter shape", (m) => (m.adapters.one.tensors.A = [1, "r"]), /adapters\.one\.tensors\.A/],
+  ["labels that are no texts", (m) => (m.labels = [1]), /labels: expected a list of texts/],
+  ["a slot that is no object", (m) => (m.slots.linear = [3]), /slots\.linear\.0: expected an object, found 3/],
+])) {
+  test(`${what} is refused`, () => {
+    assert.throws(() => parseManifest(changed(change), "here"), (error) => error instanceof ManifestError && words.test(error.message) && error.message.startsWith("here"));
+  });
+}
+
+for (const text of ["", "{", "[]", "3", "null", '"x"']) {
+  test(`${JSON.stringify(text)} is not a manifest`, () => {
+    assert.throws(() => parseManifest(text, "here"), ManifestError);
+  });
+}
+
+test("unknown names list those there are", () => {
+  const manifest = parseManifest(JSON.stringify(good()), "here");
+  assert.throws(() => findVariant(manifest, "here", "q4"), (e) => e instanceof BundleError && e.message === "here has no variant 'q4'; it has: fp32");
+  assert.throws(() => findAdapter(manifest, "here", "two"), (e) => e instanceof UnknownAdapterError && e.message === "here has no adapter 'two'; it has: one");
+});
+
+for (const name of ["constructor", "__proto__", "toString"]) {
+  test(`${name} is no adapter`, () => {
+    assert.throws(() => findAdapter(parseManifest(JSON.stringify(good()), "here"), "here", name), UnknownAdapterError);
+  });
+}
+
+for (const [what, change, words] of /** @type {[string, (m: any) => void, RegExp][]} */ ([
+  ["another base", (m) => (m.adapters.one.base_identity = "cd".repeat(32)), /'one' was made for base identity cdcd.*this base has abab/],
+  ["other slots", (m) => (m.adapters.one.slots_hash = "cd".repeat(32)), /slot schema cdcd/],
+  ["a tensor that is no slot", (m) => (m.adapters.one.tensors.X = [1]), /fills X, which is not a slot/],
+  ["a wrong shape", (m) => (m.adapters.one.tensors.A = [1, 5, 2]), /A has shape \[1,5,2\], the slot takes \[adapter_batch,4,r\]/],
+])) {
+  test(`an adapter of ${what} is refused`, () => {
+    const manifest = parseManifest(changed(change), "here");
+    assert.throws(() => checkAdapters(manifest, "here", HASH), (error) => error instanceof AdapterMismatchError && words.test(error.message));
+  });
+}
+
+test("the slot signature is Python's JSON, byte for byte", () => {
+  const manifest = parseManifest(JSON.stringify(good()), "here");
+  assert.equal(
+    slotSignature(manifest),
+    '{"parts": {"\\u00fc.query": [{"offset": 0, "site": "\\u00fc.query", "size": 6}]}, "tensors": {"A": ["adapter_batch", 4, "r"], ' +
+      '"B": ["adapter_batch", "r", 6], "G": ["adapter_batch", 1, 6], "H": ["adapter_batch", 4, "labels"]}}',
+  );
+});

@@ -1,0 +1,95 @@
+"""A tiny random Llama with a byte-level tokenizer and a chat template, and a bundle of it with two LoRA adapters."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from conftest import randomize, save_lora
+
+CONTEXT = 192
+CHAT = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def save_byte_tokenizer(folder: Path, *, chat: str | None = CHAT) -> int:
+    """A byte-level BPE tokenizer with a few merges: any text has tokens, and any tokens are some bytes. Its size."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(
+        ["the film was very good and the end of the book was not", "naïve café 日本"], trainer
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<|im_start|>",
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|im_end|>",
+        "unk_token": "<|endoftext|>",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    if chat is not None:
+        (folder / "chat_template.jinja").write_text(chat, encoding="utf-8")
+    return int(tokenizer.get_vocab_size())
+
+
+def build_causal(folder: Path, *, seed: int = 0, chat: str | None = CHAT, **sizes: Any) -> Path:
+    """Write a random Llama with grouped queries (4 heads over 2) and its tokenizer to ``folder``."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    vocabulary = save_byte_tokenizer(folder, chat=chat)
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        **{
+            "hidden_size": 64,
+            "intermediate_size": 96,
+            "num_hidden_layers": 2,
+            "max_position_embeddings": CONTEXT,
+            **sizes,
+        },
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=2,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = LlamaForCausalLM(config)
+    randomize(model, seed, scale=0.3)
+    model.save_pretrained(folder)
+    return folder
+
+
+ADAPTERS: dict[str, dict[str, Any]] = {
+    "wide": {"r": 8, "lora_alpha": 16, "target_modules": "all-linear", "seed": 1},
+    "narrow": {"r": 3, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"], "seed": 2},
+}
+
+
+def build_causal_bundle(folder: Path) -> Path:
+    """``folder/model``, ``folder/<adapter>`` and ``folder/bundle`` of them; the bundle's path."""
+    from edgepeft.pipeline import add_slots, capture, read_adapter, write_bundle
+
+    model = build_causal(folder / "model")
+    for name, options in ADAPTERS.items():
+        save_lora(folder / name, model, task="text-generation", task_type="CAUSAL_LM", scale=0.25, **options)
+    base = capture(model, task="text-generation")
+    adapters = [read_adapter(folder / name, name=name, weights=base.weight) for name in ADAPTERS]
+    slotted = add_slots(base, adapters, reserve="all-linear")
+    return write_bundle(folder / "bundle", base, slotted, adapters).path

@@ -1,0 +1,279 @@
+"""ONNX Runtime Web, for real: the JavaScript module in Node, and jobs in Node and in headless Chromium."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import Result
+
+from edgepeft import runtime
+from edgepeft.bench import Case, Job, Rows, Sampling, run_worker
+from edgepeft.cache import cache_dir
+from edgepeft.devices import executor_for
+from edgepeft.devices.web import NodeExecutor, WebExecutor, packages
+from edgepeft.errors import DeviceError
+from edgepeft.targets import load_target
+
+pytestmark = pytest.mark.e2e
+
+needs_node = pytest.mark.skipif(
+    packages.find_node() is None or shutil.which("npm") is None,
+    reason="no Node 20 with npm: `edgepeft targets doctor web-wasm --on node` says how to get them",
+)
+needs_browser = pytest.mark.skipif(
+    packages.find_browser() is None or shutil.which("npm") is None,
+    reason="no Chromium or npm: `edgepeft targets doctor web-wasm` says how to get them",
+)
+
+TEXTS = ["the film was very good", "bad", "a poor plot , an awful end . not fine", "great"]
+PAIR = ("the film was very good " * 5, "a poor book " * 9)
+ODD = ["", " ", "ÉTÉ naïve", "日本語 text", "a" * 300, "good\tbad\nfine", "👍 great", "[MASK] good [SEP] bad",
+       "\u0130stanbul \u00a0 x\u200by"]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def webbed(
+    exported: Path, adapters: dict[str, Path], cli: Callable[..., Result], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """The tiny bundle with three adapters of two and three labels, fp32 and int8, with graphs for the web."""
+    folder = Path(shutil.copytree(exported, tmp_path_factory.mktemp("web") / "bundle"))
+    for arguments in (
+        ["add", folder, f"--adapter=register={adapters['register']}"],
+        ["quantize", folder, "--variant", "int8"],
+        ["web", "prepare", folder],
+    ):
+        done = cli(*arguments)
+        assert done.exit_code == 0, done.output
+    return folder
+
+
+def job(bundle: Path, **options: Any) -> Job:
+    rows = tuple(Rows(adapter=name, texts=tuple(TEXTS), batch=2) for name in ("reviews", "register", "movies"))
+    return Job(**{"bundle": str(bundle), "variant": "fp32", "threads": 1, "rows": rows, "restore": True, **options})
+
+
+def test_prepare_says_what_it_wrote(bundle: Path, cli: Callable[..., Result]) -> None:
+    done = cli("web", "prepare", bundle, "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["files"] == {"fp32": "onnx/model_web.onnx"}
+    assert "fp32 has onnx/model_web.onnx (0." in cli("web", "prepare", bundle, "--variant", "fp32").stdout
+    assert cli("web", "prepare", bundle, "--variant", "q4").exit_code == 2
+    assert cli("web", "prepare", bundle / "nowhere").exit_code == 2
+
+
+@needs_node
+def test_the_module_against_python(webbed: Path, tmp_path: Path) -> None:
+    """Every case of targets/web/test, on a bundle whose ids, logits and labels Python says."""
+    model = runtime.open(webbed)
+    texts: list[Any] = [*TEXTS, *ODD, "the very good film " * 40, PAIR, PAIR[::-1], ("good", "bad"), ("", "bad")]
+    ids = [[text, model.encode([text])["input_ids"][0].tolist()] for text in texts]
+    expected = {
+        "texts": TEXTS,
+        "ids": ids,
+        "encoded": {name: array.tolist() for name, array in model.encode(TEXTS).items()},
+        "base": model.logits(TEXTS).tolist(),
+        "adapters": {
+            name: {"labels": list(entry.labels or ()), "logits": model.use(name).logits(TEXTS).tolist()}
+            for name, entry in model.manifest.adapters.items()
+        },
+        "scaled": {"name": "reviews", "logits": model.use("reviews", scale=0.5).logits(TEXTS).tolist()},
+    }
+    (tmp_path / "expected.json").write_text(json.dumps(expected))
+    module = Path(
+        shutil.copytree(packages.web_folder(), tmp_path / "web", ignore=shutil.ignore_patterns("node_modules"))
+    )
+    (module / "node_modules").symlink_to(packages.install() / "node_modules")
+    tests = sorted(str(path) for path in (module / "test").glob("*.test.js"))
+    assert len(tests) == 2
+    done = subprocess.run(
+        ["node", "--test", *tests],
+        env={
+            **os.environ,
+            "EDGEPEFT_TEST_BUNDLE": str(webbed),
+            "EDGEPEFT_TEST_EXPECTED": str(tmp_path / "expected.json"),
+        },
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    failed = [part for part in done.stdout.split("# Subtest: ") if "\n    not ok" in part or "\nnot ok" in part]
+    assert done.returncode == 0, "\n".join(failed)[-6000:] or done.stderr
+
+
+@needs_node
+def test_the_module_is_strictly_typed(tmp_path: Path) -> None:
+    """TypeScript, strict, over the JavaScript and its JSDoc; it also writes the .d.ts files that npm packs."""
+    lock = packages.packages_folder().name
+    tools = cache_dir() / "web" / f"{lock}-dev"
+    if not (tools / "node_modules").is_dir():
+        staging = tmp_path / "npm"
+        staging.mkdir()
+        for name in ("package.json", "package-lock.json", ".npmrc"):
+            shutil.copyfile(packages.web_folder() / name, staging / name)
+        subprocess.run(["npm", "ci", "--ignore-scripts", "--no-audit"], cwd=staging, check=True, capture_output=True)
+        tools.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(staging, tools)
+    module = Path(
+        shutil.copytree(packages.web_folder(), tmp_path / "web", ignore=shutil.ignore_patterns("node_modules", "types"))
+    )
+    (module / "node_modules").symlink_to(tools / "node_modules")
+    tsc = ["node", str(tools / "node_modules" / "typescript" / "bin" / "tsc"), "--project", str(module)]
+    done = subprocess.run(tsc, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    assert "use(adapter: string | null" in (module / "types" / "runtime.d.ts").read_text()
+
+
+@needs_node
+@pytest.mark.parametrize("variant", ["fp32", "int8"])
+def test_a_job_in_node(webbed: Path, variant: str) -> None:
+    """Reference: the same job natively. 1e-5 for fp32, whose sums differ in order; for int8 the same labels."""
+    asked = job(webbed, variant=variant, cases=(Case(adapter="reviews", batch=2, sequence=8),), swaps=30,
+                sampling=Sampling(warmup_s=0, measure_s=0.05, min_iterations=6))  # fmt: skip
+    done = NodeExecutor(load_target("web-wasm")).run(asked)
+    check_rows(asked, done, variant)
+    assert done.base_restored is True
+    assert done.host.machine == "wasm32"
+    assert done.host.python.startswith("Node ")
+    assert len(done.cases[0].samples_ms) >= 6
+    assert done.swap is not None
+    assert (len(done.swap.cold_ms), len(done.swap.use_ms), len(done.swap.first_inference_ms)) == (3, 30, 20)
+    assert (done.peak_rss_mb or 0) > 20
+
+
+def check_rows(asked: Job, done: Any, variant: str) -> None:
+    native = run_worker(asked.model_copy(update={"cases": (), "swaps": 0}))
+    assert [r.adapter for r in done.rows] == ["reviews", "register", "movies"]
+    for there, here in zip(done.rows, native.rows, strict=True):
+        found, expected = np.array(there.logits), np.array(here.logits)
+        assert found.shape == expected.shape
+        if variant == "fp32":
+            assert np.abs(found - expected).max() < 1e-5
+        assert (found.argmax(1) == expected.argmax(1)).all()
+
+
+def processes_with(text: str) -> list[str]:
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if text in command and int(entry.name) != os.getpid():
+            found.append(command[:200])
+    return found
+
+
+@pytest.fixture
+def own_tmp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Temporary folders below one of this test's own, so that what is left of them, or runs there, can be seen."""
+    import tempfile
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+@needs_browser
+@pytest.mark.parametrize("variant", ["fp32", "int8"])
+def test_a_job_in_chromium(webbed: Path, variant: str, own_tmp: Path) -> None:
+    """As in Node; and afterwards no process and no profile is left."""
+    asked = job(webbed, variant=variant, swaps=25)
+    done = WebExecutor(load_target("web-wasm")).run(asked)
+    check_rows(asked, done, variant)
+    assert done.base_restored is True
+    assert "Chrome" in done.host.python
+    if sys.platform == "linux":
+        assert (done.peak_rss_mb or 0) > 20
+        assert processes_with(str(own_tmp)) == []
+    assert not list(own_tmp.glob("edgepeft-web-*"))
+
+
+@needs_browser
+def test_a_page_that_takes_too_long_is_stopped(webbed: Path, own_tmp: Path) -> None:
+    with pytest.raises(DeviceError, match=r"gave no answer in 1 s and was stopped; measure fewer"):
+        WebExecutor(load_target("web-wasm"), timeout_s=1).run(job(webbed, swaps=10**7))
+    assert processes_with(str(own_tmp)) == []
+    assert not list(own_tmp.glob("edgepeft-web-*"))
+
+
+@needs_node
+def test_node_that_takes_too_long_is_stopped(webbed: Path, own_tmp: Path) -> None:
+    with pytest.raises(DeviceError, match="gave no answer in 1 s and was stopped"):
+        NodeExecutor(load_target("web-wasm"), timeout_s=1).run(job(webbed, swaps=10**7))
+    assert processes_with(str(own_tmp)) == []
+
+
+@needs_browser
+def test_what_the_page_says_is_the_error(webbed: Path) -> None:
+    with pytest.raises(DeviceError, match=r"has no variant 'q4'; it has: fp32, int8"):
+        WebExecutor(load_target("web-wasm")).run(job(webbed, variant="q4"))
+
+
+@needs_node
+def test_a_bundle_that_was_not_prepared(exported: Path) -> None:
+    with pytest.raises(DeviceError, match="Write one with `edgepeft web prepare BUNDLE`"):
+        NodeExecutor(load_target("web-wasm")).run(job(exported))
+
+
+def test_a_browser_that_does_not_start(webbed: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    browser = tmp_path / "browser"
+    browser.write_text("#!/bin/sh\necho no display here >&2\nexit 7\n")
+    browser.chmod(0o755)
+    monkeypatch.setenv("EDGEPEFT_CHROMIUM", str(browser))
+    monkeypatch.setattr(packages, "packages_folder", lambda: tmp_path / "packages")
+    (tmp_path / "packages" / "node_modules").mkdir(parents=True)
+    with pytest.raises(DeviceError, match=r"ended with exit code 7: no display here"):
+        WebExecutor(load_target("web-wasm")).run(job(webbed))
+
+
+def test_doctor_says_what_is_missing(
+    monkeypatch: pytest.MonkeyPatch, cli: Callable[..., Result], tmp_path: Path
+) -> None:
+    monkeypatch.setenv("EDGEPEFT_CHROMIUM", "/no/such/browser")
+    monkeypatch.setenv("EDGEPEFT_CACHE", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    done = cli("targets", "doctor", "web-wasm")
+    assert done.exit_code == 1
+    assert "no browser at EDGEPEFT_CHROMIUM=/no/such/browser" in done.stdout
+    assert "no npm, which fetches ONNX Runtime Web once" in done.stdout
+    done = cli("targets", "doctor", "web-wasm", "--on", "node")
+    assert done.exit_code == 1
+    assert "no Node 20 or newer" in done.stdout
+    with pytest.raises(DeviceError, match=r"no npm, which fetches ONNX Runtime Web once: "):
+        packages.install()
+
+
+def test_npm_that_fails_leaves_nothing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    npm = tmp_path / "bin" / "npm"
+    npm.parent.mkdir()
+    npm.write_text("#!/bin/sh\necho registry unreachable >&2\nexit 1\n")
+    npm.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{npm.parent}{os.pathsep}{os.environ['PATH']}")
+    monkeypatch.setenv("EDGEPEFT_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(DeviceError, match=r"npm could not install .*exit code 1.*registry unreachable"):
+        packages.install()
+    assert list((tmp_path / "cache" / "web").iterdir()) == []
+
+
+@needs_browser
+def test_validate_on_the_web(webbed: Path, cli: Callable[..., Result], tmp_path: Path) -> None:
+    done = cli("validate", webbed, "--target", "web-wasm", "--no-reference", "--report", tmp_path / "report", "--json")
+    assert done.exit_code == 0, done.output
+    report = json.loads(done.stdout)
+    assert report["data"]["executor"] == "web (Chromium)"
+    assert report["data"]["base_restored"] == {"int8": True}
+
+
+def test_executors_are_found_by_name() -> None:
+    target = load_target("web-wasm")
+    assert isinstance(executor_for(target), WebExecutor)
+    assert isinstance(executor_for(target, "node"), NodeExecutor)
