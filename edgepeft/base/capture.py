@@ -14,6 +14,10 @@ from .traced import Captured, trace
 
 def _attempts(onnx: str | Path | None, task: str) -> list[tuple[str, Callable[[Loaded], Captured]]]:
     if onnx is not None:
+        if task == "text-generation":
+            from .existing_causal import open_existing_causal
+
+            return [("existing", lambda loaded: open_existing_causal(Path(onnx), loaded))]
         from .existing import open_existing
 
         return [("existing", lambda loaded: open_existing(Path(onnx), loaded))]
@@ -78,4 +82,6 @@ def _base(loaded: Loaded, captured: Captured, route: str) -> Base:
         tied=tied_linears(loaded.model),
         head=output_head(loaded.model) if loaded.task == "text-generation" else None,
         parity=captured.parity,
+        variant=captured.variant,
+        matched=captured.matched,
     )

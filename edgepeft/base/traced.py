@@ -7,7 +7,7 @@ import io
 import logging as pylogging
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx_ir as ir
@@ -72,12 +72,17 @@ def declare_shapes(graph: ir.Model, symbols: Mapping[str, str]) -> None:
 
 @dataclass(frozen=True)
 class Captured:
-    """A graph, where in it each parameter lies, the parameters, and the largest difference from PyTorch."""
+    """A graph, where in it each parameter lies, the parameters, and the largest difference from PyTorch.
+
+    ``variant`` is the precision the graph has; ``matched`` counts the parameters told by each kind of evidence.
+    """
 
     graph: ir.Model
     locations: Mapping[str, tuple[Location, ...]]
     weights: Mapping[str, np.ndarray]
     parity: float
+    variant: str = "fp32"
+    matched: Mapping[str, int] = field(default_factory=dict)
 
 
 def trace(loaded: Loaded, *, fusions: bool) -> Captured:

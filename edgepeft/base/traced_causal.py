@@ -25,7 +25,7 @@ from .traced import OPSET, Captured, declare_shapes, silenced_exporter
 
 #: The sample's batch, cached tokens and new tokens: unequal, and none is 0 or 1, which torch.export takes for constants.
 _BATCH, _PAST, _NEW = 2, 3, 4
-_CACHE = re.compile(r"layers\.(\d+)\.(key|value)s$")
+_CACHE = re.compile(r"(?:layers|past_key_values|present)\.(\d+)\.(key|value)s?$")
 
 
 def trace_causal(loaded: Loaded) -> Captured:
@@ -112,8 +112,10 @@ def name_causal(graph: ir.Model) -> None:
             match = _CACHE.search(value.name or "")
             if match:
                 value.name = f"{prefix}.{match.group(1)}.{match.group(2)}"
+            elif value.name in graph.graph.initializers:
+                continue
             elif value.name not in shapes:
-                raise CaptureError(f"the traced graph has {value.name!r}, which is neither a token input nor a cache")
+                raise CaptureError(f"the graph has {value.name!r}, which is neither a token input nor a cache")
             names = ("batch_size", None, length, None) if match else shapes[value.name or ""]
             dims = list(value.shape or ())
             for position, name in enumerate(names):
