@@ -12,8 +12,9 @@ from ..errors import AdapterError, AdapterMismatchError, NeedsPeftError, Unsuppo
 from .checkpoint import Checkpoint
 from .form import Adapter, Array, Exactness, Override, SiteEdit
 
-#: Gives the base's parameter of a name (``…query.weight``) as PyTorch holds it, or ``None`` where there is none. One
-#: that knows only a part of the base says so with an attribute ``complete = False``.
+#: Gives the base's parameter of a name (``…query.weight``) as PyTorch holds it, or ``None`` where there is none. Linear
+#: maps are ``[out, in]`` whatever the module: GPT-2's Conv1D, which holds ``[in, out]``, is given transposed. One that
+#: knows only a part of the base says so with an attribute ``complete = False``.
 BaseWeights = Callable[[str], np.ndarray | None]
 
 #: Options of every PEFT config that name things or steer training only.
@@ -107,13 +108,14 @@ class Consumer:
                 f"{self.checkpoint.source} edits {site}, but the base's weight there cannot be read; "
                 "the adapter is for another base, or this bundle has no slot at that site"
             )
-        oriented = weight.T if self.config.get("fan_in_fan_out") else weight
-        if shape is not None and oriented.shape != shape:
+        if shape is not None and weight.ndim > 2:
+            weight = weight.reshape(len(weight), -1)  # a convolution counts as [out, in · kernel]
+        if shape is not None and weight.shape != shape:
             raise AdapterMismatchError(
-                f"{self.checkpoint.source} edits {site} with sizes out×in {shape}; the base has {oriented.shape}. "
+                f"{self.checkpoint.source} edits {site} with sizes out×in {shape}; the base has {weight.shape}. "
                 "The adapter was made for another base."
             )
-        return np.asarray(oriented, dtype=np.float32)
+        return np.asarray(weight, dtype=np.float32)
 
     def base_bias(self, site: str) -> np.ndarray | None:
         """The base's bias at ``site``, ``None`` where it has none; an error where that cannot be known."""

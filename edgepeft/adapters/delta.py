@@ -133,8 +133,63 @@ def _affine(layer: Any, site: str, checkpoint: Checkpoint) -> tuple[Array, Array
     return weight.numpy(), bias.numpy()
 
 
+#: Impulses that are sent through an adapted convolution at a time.
+_IMPULSES = 256
+
+
+def _affine_conv(layer: Any, site: str, checkpoint: Checkpoint) -> tuple[Array, Array]:
+    """Weight ``[out, in / groups, *kernel]`` and bias ``[out]`` of an adapted convolution, checked on random inputs.
+
+    Single pixels are sent through it, one for each place of the first window that lies inside the image.
+    """
+    import torch
+
+    base = layer.get_base_layer()
+    if any(d != 1 for d in base.dilation) or isinstance(base.padding, str) or base.padding_mode != "zeros":
+        raise UnsupportedAdapterError(
+            f"{checkpoint.source}: {checkpoint.peft_type} adapts {site}, a convolution with dilation {base.dilation} and padding "
+            f"{base.padding!r} ({base.padding_mode}), whose change is not measured"
+        )
+    kernel, channels = tuple(base.kernel_size), base.in_channels
+    window = [-(-p // s) for p, s in zip(base.padding, base.stride, strict=True)]  # the first one without padding
+    start = [u * s - p for u, s, p in zip(window, base.stride, base.padding, strict=True)]
+    size = [first + k + p for first, k, p in zip(start, kernel, base.padding, strict=True)]
+    places = list(np.ndindex(channels, *kernel))
+    weight = torch.zeros(base.out_channels, channels, *kernel, dtype=torch.float64)
+    with torch.no_grad():
+        bias = layer(torch.zeros(1, channels, *size, dtype=torch.float64))[(0, slice(None), *window)]
+        for begin in range(0, len(places), _IMPULSES):
+            chunk = places[begin : begin + _IMPULSES]
+            images = torch.zeros(len(chunk), channels, *size, dtype=torch.float64)
+            for row, (channel, *at) in enumerate(chunk):
+                images[(row, channel, *(first + i for first, i in zip(start, at, strict=True)))] = 1.0
+            seen = layer(images)[(slice(None), slice(None), *window)] - bias
+            for row, place in enumerate(chunk):
+                weight[(slice(None), *place)] = seen[row]
+        x = torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        convolve = {1: torch.nn.functional.conv1d, 2: torch.nn.functional.conv2d}[len(kernel)]
+        expected, again = layer(x), layer(x)
+        found = convolve(x, weight, bias, stride=base.stride, padding=base.padding)
+        error = float((expected - found).abs().max() / expected.abs().max().clamp_min(1e-30))
+    if not error <= AFFINE or float((again - expected).abs().max()) > AFFINE:
+        raise UnsupportedAdapterError(
+            f"{checkpoint.source}: {checkpoint.peft_type} at {site} is not a convolution of its input (off by {error:.1e}), so no "
+            "change of weights expresses it; it can be neither swapped nor merged"
+        )
+    part = channels // base.groups
+    own = torch.stack(
+        [row[(o * base.groups // base.out_channels) * part :][:part] for o, row in enumerate(weight)]
+    )
+    if base.groups > 1 and float(weight.abs().sum() - own.abs().sum()) > AFFINE * float(own.abs().sum()):
+        raise UnsupportedAdapterError(
+            f"{checkpoint.source}: {checkpoint.peft_type} at {site} mixes the groups of a grouped convolution, whose weight has no "
+            "place for that; it can be neither swapped nor merged through PEFT"
+        )
+    return own.numpy(), bias.numpy()
+
+
 def _whole(module: Any, layer: Any, site: str, checkpoint: Checkpoint) -> tuple[Array, Array | None]:
-    """The weight of an adapted layer, as the base stores it, and its bias (an embedding has none)."""
+    """The weight of an adapted layer, ``[out, in]`` where it is linear, and its bias (an embedding has none)."""
     import torch
     from transformers.pytorch_utils import Conv1D
 
@@ -142,11 +197,12 @@ def _whole(module: Any, layer: Any, site: str, checkpoint: Checkpoint) -> tuple[
         with torch.no_grad():
             return module(torch.arange(layer.num_embeddings)).numpy(), None
     if isinstance(layer, (torch.nn.Linear, Conv1D)):
-        weight, bias = _affine(module, site, checkpoint)
-        return weight.T if isinstance(layer, Conv1D) else weight, bias
+        return _affine(module, site, checkpoint)
+    if isinstance(layer, (torch.nn.Conv1d, torch.nn.Conv2d)):
+        return _affine_conv(module, site, checkpoint)
     raise UnsupportedAdapterError(
-        f"{checkpoint.source}: {checkpoint.peft_type} adapts {site}, a {type(layer).__name__}; linear layers and embeddings are "
-        "lowered through PEFT, other kinds are not yet"
+        f"{checkpoint.source}: {checkpoint.peft_type} adapts {site}, a {type(layer).__name__}; linear layers, "
+        "convolutions and embeddings are lowered through PEFT, other kinds are not yet"
     )
 
 
@@ -160,13 +216,20 @@ class _Collector:
         everything = dict(base.named_parameters(remove_duplicate=False))
         known = {name for name in everything if weights is not None and weights(name) is not None}
         self.canonical = {name: name if name in known else first[id(p)] for name, p in everything.items()}
-        self.original = {self.canonical[n]: p.detach().double().numpy() for n, p in everything.items()}
+        self.turned = conv1d_weights(base)
+        self.original = {
+            self.canonical[n]: (p.T if n in self.turned else p).detach().double().numpy() for n, p in everything.items()
+        }
         self.values: dict[str, Array] = {}
         self.adapted: dict[str, bool] = {}
         self.at: dict[str, dict[str, Array]] = {}  # parameter → adapted site → weight
 
     def refuse(self, site: str, why: str) -> UnsupportedAdapterError:
         return UnsupportedAdapterError(f"{self.checkpoint.source}: {self.checkpoint.peft_type} adapts {site}, {why}")
+
+    def take(self, name: str, parameter: Any) -> None:
+        """A parameter that was trained whole."""
+        self.values[name] = (parameter.T if name in self.turned else parameter).detach().numpy()
 
     def layer(self, site: str, module: Any, layer: Any) -> None:
         """An adapted linear layer or embedding."""
@@ -225,7 +288,8 @@ def _effective(base: Any, model: Any, checkpoint: Checkpoint, weights: BaseWeigh
             continue
         if isinstance(module, ModulesToSaveWrapper):
             saved = module.modules_to_save[module.active_adapters[0]]
-            collector.values.update({f"{site}.{n}": p.detach().numpy() for n, p in saved.named_parameters()})
+            for leaf, parameter in saved.named_parameters():
+                collector.take(f"{site}.{leaf}", parameter)
         elif isinstance(module, TrainableTokensWrapper):
             collector.layer(site, module, module.token_adapter.get_base_layer())
         elif isinstance(module, BaseTunerLayer) and hasattr(module, "base_layer"):
@@ -236,7 +300,7 @@ def _effective(base: Any, model: Any, checkpoint: Checkpoint, weights: BaseWeigh
     for path, parameter in model.named_parameters():  # what was trained in place: bias="all"
         name = path.removeprefix(_PREFIX).replace(".base_layer.", ".")
         if name in collector.original and name not in collector.values:
-            collector.values[name] = parameter.detach().numpy()
+            collector.take(name, parameter)
     return collector.done()
 
 
@@ -249,21 +313,49 @@ def _outputs(model: Any, inputs: Mapping[str, Any]) -> list[Array]:
     return [tensor.numpy() for tensor in tensors if isinstance(tensor, torch.Tensor)]
 
 
+def _sample(model: Any) -> dict[str, Any]:
+    """One padded batch of what ``model`` reads: tokens, an image, audio features."""
+    import inspect
+
+    import torch
+
+    accepted = inspect.signature(model.forward).parameters
+    config, inputs = model.config, {}
+    if "input_ids" in accepted:
+        ids = torch.arange(18).reshape(2, 9) * 7 % int(config.get_text_config().vocab_size)
+        mask = torch.ones_like(ids)
+        mask[1, 6:] = 0
+        inputs |= {"input_ids": ids, "attention_mask": mask}
+        if "decoder_input_ids" in accepted:
+            inputs["decoder_input_ids"] = ids[:, :5]
+    generator = torch.Generator().manual_seed(0)
+    if "pixel_values" in accepted:
+        vision = getattr(config, "vision_config", config)
+        size = getattr(vision, "image_size", None) or 64
+        height, width = size if isinstance(size, (list, tuple)) else (size, size)
+        inputs["pixel_values"] = torch.randn(
+            2, getattr(vision, "num_channels", 3), height, width, generator=generator, dtype=torch.float64
+        )
+    if "input_features" in accepted:
+        frames = 2 * config.max_source_positions
+        inputs["input_features"] = torch.randn(2, config.num_mel_bins, frames, generator=generator, dtype=torch.float64)
+    return inputs
+
+
 def _verify(base: Any, model: Any, effective: _Effective, checkpoint: Checkpoint) -> None:
     """Run ``base`` with the changed parameters against the unmerged ``model``; what else PEFT does would show."""
     import torch
 
     plain = base.double()
+    turned = conv1d_weights(plain)
     with torch.no_grad():
         for name, parameter in effective.canonical.items():
             if parameter in effective.changed:
-                value = torch.from_numpy(np.array(effective.changed[parameter], dtype=np.float64))
+                array = effective.changed[parameter]
+                value = torch.from_numpy(np.array(array.T if name in turned else array, dtype=np.float64))
                 path, _, leaf = name.rpartition(".")
                 setattr(plain.get_submodule(path), leaf, torch.nn.Parameter(value))  # its own, even where it was tied
-    ids = torch.arange(18).reshape(2, 9) * 7 % int(plain.config.vocab_size)
-    mask = torch.ones_like(ids)
-    mask[1, 6:] = 0
-    inputs = {"input_ids": ids, "attention_mask": mask}
+    inputs = _sample(plain)
     for mine, reference in zip(_outputs(plain, inputs), _outputs(model, inputs), strict=True):
         scale = max(1.0, float(np.abs(reference).max()))
         if mine.shape != reference.shape or not float(np.abs(mine - reference).max()) <= AFFINE * scale:
@@ -308,8 +400,9 @@ def lower_with_peft(
                 continue
             delta = effective.changed[parameter] - effective.base[parameter]
             site = parameter.removesuffix(".weight")
-            in_first = _is_conv1d(base, site)
-            factors[site], exactness = factor(delta if in_first else delta.T, max_rank=max_rank)
+            if getattr(base.get_submodule(site), "groups", 1) > 1:
+                continue  # each group is a map of its own: the weight, which is small, is replaced
+            factors[site], exactness = factor(delta.reshape(len(delta), -1).T, max_rank=max_rank)
             found.append(exactness)
         reason = not_worth_swapping(factors)
     if mode == "merge" or reason:
@@ -340,7 +433,8 @@ def lower_with_peft(
     return result
 
 
-def _is_conv1d(base: Any, site: str) -> bool:
+def conv1d_weights(base: Any) -> set[str]:
+    """Weights that a PyTorch model holds as ``[in, out]``: those of transformers' Conv1D (GPT-2)."""
     from transformers.pytorch_utils import Conv1D
 
-    return isinstance(base.get_submodule(site), Conv1D)
+    return {f"{path}.weight" for path, module in base.named_modules() if isinstance(module, Conv1D)}

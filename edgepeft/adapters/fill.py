@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..bundle.manifest import Dim, LinearSlot, OverrideSlot, SlotPart, SlotTable, shape_fits
+from ..bundle.manifest import ConvSlot, Dim, EmbeddingSlot, LinearSlot, OverrideSlot, SlotPart, SlotTable, shape_fits
 from ..errors import AdapterMismatchError, UnsupportedAdapterError
 from .form import Adapter, Array, SiteEdit
 
@@ -74,6 +74,40 @@ def _fill_linear(
     return tensors, rank
 
 
+def _fill_single(
+    adapter: Adapter, slot: ConvSlot | EmbeddingSlot, edit: SiteEdit
+) -> tuple[dict[str, Array], int]:
+    """The tensors of a slot that serves one site: a convolution's or an embedding's."""
+    sizes = (
+        (int(np.prod((slot.in_channels, *slot.kernel))), slot.out_channels)
+        if isinstance(slot, ConvSlot)
+        else (slot.rows, slot.width)
+    )
+    for found, expected, side in ((edit.in_features, sizes[0], "in"), (edit.out_features, sizes[1], "out")):
+        if found is not None and found != expected:
+            raise AdapterMismatchError(
+                f"adapter {adapter.name!r}, site {slot.name}: its {side} size is {found}, the base's is {expected}. The adapter "
+                "was made for another base."
+            )
+    shapes = dict(slot.tensors())
+    tensors: dict[str, Array] = {}
+    low = edit.low_rank
+    if low is not None and low.rank:
+        a, b = (low.a.T, low.b.T) if isinstance(slot, ConvSlot) else (low.a, low.b)
+        for name, array in ((slot.a, a), (slot.b, b)):
+            shape = tuple(low.rank if isinstance(dim, str) else dim for dim in shapes[name])
+            tensors[name] = np.ascontiguousarray(array.reshape(shape))
+    gain = slot.out_gain if isinstance(slot, ConvSlot) else None
+    if edit.in_gain is not None or (edit.out_gain is not None and gain is None):
+        raise AdapterMismatchError(
+            f"adapter {adapter.name!r} ({adapter.method}) scales what goes through {slot.name}; this base has no gain slot there. "
+            "Export the base again together with this adapter, or with --mode merge."
+        )
+    if edit.out_gain is not None and gain is not None:
+        tensors[gain] = np.ascontiguousarray(edit.out_gain.gain.reshape([int(dim) for dim in shapes[gain]]))
+    return tensors, edit.rank
+
+
 def _fill_override(adapter: Adapter, slot: OverrideSlot, tensor: Array) -> Array:
     array = {
         "as_is": lambda: tensor,
@@ -115,7 +149,7 @@ def fill_slots(adapter: Adapter, table: SlotTable, *, fresh: Collection[str] = (
         raise UnsupportedAdapterError(
             f"adapter {adapter.name!r} ({adapter.method}) puts states before the sequence; encoders have no cache"
         )
-    served = {part.site: slot for slot in table.linear for part in slot.parts}
+    served = {site for slot in table.factored for site in slot.sites}
     homeless = [site for site in adapter.sites if site not in served]
     homeless += [name for name in adapter.overrides if table.override(name) is None]
     if homeless:
@@ -137,7 +171,12 @@ def fill_slots(adapter: Adapter, table: SlotTable, *, fresh: Collection[str] = (
             filled, rank = _fill_linear(adapter, slot, edits)
             tensors.update(filled)
             ranks[slot.name] = rank
-    per_row = all(slot.per_row for slot in table.linear if slot.name in ranks)
+    for single in (*table.convolutions, *table.embeddings):
+        if single.name in adapter.sites:
+            filled, rank = _fill_single(adapter, single, adapter.sites[single.name])
+            tensors.update(filled)
+            ranks[single.name] = rank
+    per_row = all(slot.per_row for slot in table.factored if slot.name in ranks)
     labels = None
     for override in table.overrides:
         if override.parameter in adapter.overrides:

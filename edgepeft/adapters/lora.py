@@ -109,16 +109,20 @@ class _Lowering(Consumer):
         a, b = parts.pop(a_name, None), parts.pop(b_name, None)
         if a is None or b is None:
             raise self.fail(site, f"{b_name if b is None else a_name} is missing from the checkpoint")
-        if a.ndim != 2 or b.ndim != 2:
-            raise self.needs_peft(f"site {site} has LoRA tensors of shape {a.shape} and {b.shape} (a convolution)")
         rank = a.shape[0]
-        if b.shape[1] != rank:
+        kernel = a.shape[2:]
+        if kernel:
+            b = ungrouped(b.reshape(b.shape[:2]), rank)
+            a = a.reshape(rank, -1)
+        if a.ndim != 2 or b.ndim != 2 or b.shape[1] != rank:
             raise self.fail(site, f"A {a.shape} and B {b.shape} differ in rank")
         shape = (b.shape[0], a.shape[1])
+        if embedding and self.config.get("use_dora"):
+            raise self.needs_peft(f"DoRA at the embedding {site} scales its rows")
         scaling = self.scaling(site, rank)
         low_rank = LowRank(a=a.T, b=scaling * b.T)
-        initial = self.initial(site, scaling, rank, shape) if not embedding else None
-        gain = self.magnitude(site, parts, low_rank, initial, shape)
+        initial = self.initial(site, scaling, rank, shape) if not embedding and not kernel else None
+        gain = self.magnitude(site, parts, low_rank, initial, shape, kernel)
         if initial is not None:
             low_rank = LowRank(
                 a=np.concatenate([low_rank.a, initial.a], 1), b=np.concatenate([low_rank.b, -initial.b], 0)
@@ -135,6 +139,7 @@ class _Lowering(Consumer):
         low_rank: LowRank,
         initial: LowRank | None,
         shape: tuple[int, int],
+        kernel: tuple[int, ...],
     ) -> OutGain | None:
         """DoRA's ``m / ||W + BA||`` by row (Liu et al. 2024, arXiv:2402.09353), a constant once training is over."""
         magnitude = parts.pop("lora_magnitude_vector.weight", parts.pop("lora_magnitude_vector", None))
@@ -145,13 +150,29 @@ class _Lowering(Consumer):
             )
         if magnitude is None:
             return None
-        weight = self.base_weight(site, shape).T.astype(np.float64)
+        weight = self.base_weight(site, None if kernel else shape)
+        weight = weight.reshape(len(weight), -1).T.astype(np.float64)
+        if weight.shape != shape[::-1]:
+            raise self.fail(site, f"DoRA over a grouped convolution, or for another base: {shape[::-1]}, here {weight.shape}")
         if initial is not None:
             weight = weight - initial.delta()
         norm = np.linalg.norm(weight + low_rank.delta(), axis=0)
         if not norm.all():
             raise self.fail(site, "DoRA divides by the norm of a weight column that is zero")
         return OutGain(magnitude.reshape(-1) / norm)
+
+
+def ungrouped(b: np.ndarray, rank: int) -> np.ndarray:
+    """B of a grouped convolution (``[out, rank / groups]``) as the dense ``[out, rank]`` that it stands for."""
+    outputs, part = b.shape
+    groups = rank // max(1, part)
+    if groups <= 1 or groups * part != rank or outputs % groups:
+        return b
+    dense = np.zeros((outputs, rank), b.dtype)
+    size = outputs // groups
+    for group in range(groups):
+        dense[group * size : (group + 1) * size, group * part : (group + 1) * part] = b[group * size : (group + 1) * size]
+    return dense
 
 
 def lower_lora(name: str, checkpoint: Checkpoint, weights: BaseWeights) -> Adapter:

@@ -94,10 +94,15 @@ def read_adapter(
 
 
 def _all_weights(base: Any) -> BaseWeights:
-    parameters = dict(base.named_parameters())
+    from .delta import conv1d_weights
+
+    parameters, turned = dict(base.named_parameters()), conv1d_weights(base)
 
     def get(name: str) -> np.ndarray | None:
         found = parameters.get(name)
-        return None if found is None else np.asarray(found.detach().float().cpu().numpy())
+        if found is None:
+            return None
+        array = np.asarray(found.detach().float().cpu().numpy())
+        return array.T if name in turned else array
 
     return get

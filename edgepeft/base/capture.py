@@ -63,7 +63,7 @@ def capture(
 
 def _base(loaded: Loaded, captured: Captured, route: str) -> Base:
     config = loaded.model.config
-    classifies = loaded.task in {"text-classification", "token-classification"}
+    classifies = loaded.task.endswith("-classification") and not loaded.task.startswith("zero-shot")
     return Base(
         graph=captured.graph,
         source=loaded.source,

@@ -25,13 +25,23 @@ def reference_outputs(module: Any, inputs: Mapping[str, np.ndarray], names: list
 
     with torch.no_grad():
         outputs = module(**{name: torch.from_numpy(array) for name, array in inputs.items()})
-    return {name: outputs[name].numpy() for name in names if name in outputs}
+    return {name: found.numpy() for name in names if (found := _output(outputs, name)) is not None}
 
 
-def output_difference(mine: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray], mask: np.ndarray) -> float:
+def _output(outputs: Any, name: str) -> Any:
+    """An output by name; ``vision_model_output.pooler_output`` lies one level down."""
+    head, _, rest = name.partition(".")
+    found = outputs.get(head) if hasattr(outputs, "get") else None
+    return _output(found, rest) if rest and found is not None else found
+
+
+def output_difference(
+    mine: Mapping[str, np.ndarray], reference: Mapping[str, np.ndarray], mask: np.ndarray | None
+) -> float:
     """max |difference| over all outputs, padded positions of per-token outputs ignored.
 
-    Outputs larger than 1 count relative to their largest number. ``mask`` is ``[batch, sequence]``.
+    Outputs larger than 1 count relative to their largest number. ``mask`` is ``[batch, sequence]``, or ``None`` for inputs
+    without padding.
     """
     worst = 0.0
     for name, expected in reference.items():
@@ -41,7 +51,7 @@ def output_difference(mine: Mapping[str, np.ndarray], reference: Mapping[str, np
         difference = np.abs(found.astype(np.float64) - expected)
         if not np.isfinite(difference).all():
             return float("inf")
-        if expected.ndim == 3 and expected.shape[:2] == mask.shape:
+        if mask is not None and expected.ndim == 3 and expected.shape[:2] == mask.shape:
             difference = difference * mask[:, :, None]
         worst = max(worst, float(difference.max(initial=0.0)) / max(1.0, float(np.abs(expected).max(initial=0.0))))
     return worst
@@ -57,7 +67,7 @@ def graph_causal_parity(graph: ir.Model, loaded: Loaded) -> float:
     config = loaded.model.config
     batches = causal_batches(
         vocab=int(config.vocab_size),
-        pad_id=loaded.pad_id,
+        pad_id=int(config.pad_token_id or 0),
         max_length=loaded.max_length,
         window=getattr(config, "sliding_window", None),
     )
@@ -87,7 +97,7 @@ def parity(graph: ir.Model, loaded: Loaded) -> float:
     batches = sample_batches(loaded)
     found = run_graph(graph, batches)
     worst = max(
-        output_difference(mine, reference_outputs(loaded.model, inputs, outputs), inputs["attention_mask"])
+        output_difference(mine, reference_outputs(loaded.model, inputs, outputs), inputs.get("attention_mask"))
         for inputs, mine in zip(batches, found, strict=True)
     )
     if worst > TOLERANCE:

@@ -13,7 +13,7 @@ from ..graph.locate import float_initializers, locate
 from .check import parity
 from .load import Loaded
 from .tied import untie
-from .traced import Captured, name_dimensions
+from .traced import Captured, as_linear, name_dimensions
 
 
 def fold_transposes(graph: ir.Model) -> int:
@@ -68,7 +68,7 @@ def open_existing(path: Path, loaded: Loaded) -> Captured:
     """
     graph = read_graph(path)
     fold_transposes(graph)
-    name_dimensions(graph)
+    name_dimensions(graph, loaded.inputs)
     # Slots must know which activations are 2-D, and many exporters declare no shapes inside the graph.
     graph = ShapeInferencePass()(graph).model
     accepted = {value.name for value in graph.graph.inputs if value.name not in graph.graph.initializers}
@@ -77,7 +77,8 @@ def open_existing(path: Path, loaded: Loaded) -> Captured:
         raise CaptureError(
             f"{path} has inputs that {loaded.source} for {loaded.task} does not: {', '.join(map(str, unknown))}"
         )
-    weights = {n: np.ascontiguousarray(p.detach().float().numpy()).copy() for n, p in loaded.model.named_parameters()}
+    own = {n: np.ascontiguousarray(p.detach().float().numpy()).copy() for n, p in loaded.model.named_parameters()}
+    weights = as_linear(loaded.model, own)
     located = locate(graph, weights)
     missing = [
         name for name, array in weights.items() if array.ndim == 2 and name not in loaded.fresh and not located[name]

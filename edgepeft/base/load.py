@@ -13,9 +13,19 @@ import numpy as np
 
 from ..errors import CaptureError, InputError, MissingExtraError
 from .identity import identity_of_model
-from .ragged import SHAPES, ragged_batches
+from .inputs import Shapes, input_shapes, random_batches, vocabulary
+from .ragged import SHAPES
 
-TASKS = ("text-classification", "token-classification", "feature-extraction", "fill-mask", "text-generation")
+TASKS = (
+    "text-classification",
+    "token-classification",
+    "feature-extraction",
+    "fill-mask",
+    "text-generation",
+    "image-classification",
+    "audio-classification",
+    "zero-shot-image-classification",
+)
 
 #: PEFT's task types and the task each one's adapters are for.
 PEFT_TASKS = {
@@ -34,6 +44,8 @@ _TOKENIZER_FILES = (
     "vocab.txt",
     "vocab.json",
     "merges.txt",
+    "spiece.model",
+    "preprocessor_config.json",
     "added_tokens.json",
     "chat_template.jinja",
     "generation_config.json",
@@ -49,10 +61,15 @@ class Loaded:
     task: str
     fresh: tuple[str, ...]
     identity: str
-    input_names: tuple[str, ...]
-    pad_id: int
+    #: Inputs by name; strings are free dimensions.
+    inputs: Shapes
     max_length: int | None
     files: Mapping[str, Path]
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the inputs."""
+        return tuple(self.inputs)
 
 
 @contextmanager
@@ -103,6 +120,10 @@ def infer_task(config: Any, peft_task: str | None) -> str:
         ("ForTokenClassification", "token-classification"),
         ("ForMaskedLM", "fill-mask"),
         ("ForPreTraining", "fill-mask"),
+        ("ForImageClassification", "image-classification"),
+        ("ForAudioClassification", "audio-classification"),
+        ("CLIPModel", "zero-shot-image-classification"),
+        ("SiglipModel", "zero-shot-image-classification"),
         ("ForCausalLM", "text-generation"),
         ("LMHeadModel", "text-generation"),
         ("Model", "feature-extraction"),
@@ -134,7 +155,7 @@ def _max_length(config: Any, files: Mapping[str, Path]) -> int | None:
     import json
 
     limits = []
-    positions = getattr(config, "max_position_embeddings", None)
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
     if isinstance(positions, int) and positions > 0:
         # RoBERTa-like models number positions from pad_token_id + 1 on, so that many rows are never used.
         offset = (
@@ -186,6 +207,8 @@ def load_model(source: str | Path, *, task: str | None = None, peft_task: str | 
         except (OSError, ValueError, RuntimeError) as error:
             raise InputError(f"cannot load {source!r} for {task}: {str(error).strip().splitlines()[0]}") from error
     model = model.eval()
+    if task != "text-generation":
+        model.config.use_cache = False  # these tasks read a sequence once
     fresh = tuple(sorted(info["missing_keys"]))
     if info.get("mismatched_keys"):
         raise CaptureError(
@@ -203,35 +226,20 @@ def load_model(source: str | Path, *, task: str | None = None, peft_task: str | 
             if name in parameters:
                 parameters[name].zero_()
     files = _files(source)
+    inputs = input_shapes(model)
     return Loaded(
         model=model,
         source=source,
         task=task,
         fresh=fresh,
         identity=identity,
-        input_names=_input_names(model),
-        pad_id=int(config.pad_token_id if config.pad_token_id is not None else 0),
-        max_length=_max_length(config, files),
+        inputs=inputs,
+        max_length=_max_length(config, files) if "input_ids" in inputs else None,
         files=files,
     )
 
 
-def _input_names(model: Any) -> tuple[str, ...]:
-    import inspect
-
-    accepted = inspect.signature(model.forward).parameters
-    names = ["input_ids", "attention_mask"]
-    if "token_type_ids" in accepted and (getattr(model.config, "type_vocab_size", 0) or 0) > 1:
-        names.append("token_type_ids")
-    return tuple(names)
-
-
 def sample_batches(loaded: Loaded, *, shapes: tuple[tuple[int, int], ...] = SHAPES) -> list[dict[str, np.ndarray]]:
-    """Ragged padded batches that fit ``loaded``; see :func:`ragged_batches`."""
-    return ragged_batches(
-        vocab=int(loaded.model.config.vocab_size),
-        pad_id=loaded.pad_id,
-        input_names=loaded.input_names,
-        max_length=loaded.max_length,
-        shapes=shapes,
-    )
+    """Random batches that fit ``loaded``; see :func:`edgepeft.base.inputs.random_batches`."""
+    vocab, pad_id = vocabulary(loaded.model.config.to_dict())
+    return random_batches(loaded.inputs, vocab=vocab, pad_id=pad_id, max_length=loaded.max_length, shapes=shapes)

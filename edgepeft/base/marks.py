@@ -35,7 +35,8 @@ def mark(model: Any, fresh: tuple[str, ...]) -> dict[str, np.ndarray]:
     marked = {name for names in seen.values() if len(names) > 1 for name in names} | (set(fresh) & set(arrays))
     # A bias of zeros or a norm of ones may be optimized away, and then nothing could replace it.
     marked |= {name for name, array in arrays.items() if array.size < _SMALL and array.min() == array.max()}
-    originals = {name: arrays[name].copy() for name in sorted(marked)}
+    # A single number (CLIP's temperature) is never found again by its content.
+    originals = {name: arrays[name].copy() for name in sorted(marked) if arrays[name].size > 1}
     rng = np.random.default_rng(20_26)
     parameters = dict(model.named_parameters())
     with torch.no_grad():

@@ -17,7 +17,7 @@ from .load import Loaded, quiet
 from .marks import mark, parameters_of, unmark, unmark_graph
 from .mend import mend
 from .tied import untie
-from .traced import Captured
+from .traced import Captured, as_linear
 
 
 @contextmanager
@@ -110,9 +110,9 @@ def build(loaded: Loaded) -> Captured:
             ) from error
         mend(graph, loaded)
         difference = graph_causal_parity(graph, loaded)
-        located = locate(graph, parameters_of(loaded.model))
+        located = locate(graph, as_linear(loaded.model, parameters_of(loaded.model)))
     finally:
         unmark(loaded.model, originals)
-    unmark_graph(graph, located, originals, loaded.model)
-    locations, weights = untie(loaded.model, graph, located, parameters_of(loaded.model))
+    unmark_graph(graph, located, as_linear(loaded.model, originals), loaded.model)
+    locations, weights = untie(loaded.model, graph, located, as_linear(loaded.model, parameters_of(loaded.model)))
     return Captured(graph=graph, locations=locations, weights=weights, parity=difference)

@@ -46,12 +46,14 @@ def ragged_batches(
 
 
 def bundle_batches(bundle: Bundle, shapes: tuple[tuple[int, int], ...] = SHAPES) -> list[dict[str, np.ndarray]]:
-    """Ragged padded batches that fit a bundle's base."""
-    config = json.loads(bundle.file("config.json").read_text(encoding="utf-8"))
-    return ragged_batches(
-        vocab=int(config["vocab_size"]),
-        pad_id=int(config.get("pad_token_id") or 0),
-        input_names=[value.name for value in bundle.manifest.inputs],
+    """Batches of random inputs that fit a bundle's base, tokens ragged and padded."""
+    from .inputs import random_batches, vocabulary
+
+    vocab, pad_id = vocabulary(json.loads(bundle.file("config.json").read_text(encoding="utf-8")))
+    return random_batches(
+        {value.name: value.shape for value in bundle.manifest.inputs},
+        vocab=vocab,
+        pad_id=pad_id,
         max_length=bundle.manifest.max_length,
         shapes=shapes,
     )

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
+from ..adapters.delta import conv1d_weights
+from ..bundle.manifest import Dim
 from ..errors import CaptureError
 from ..graph.locate import Location, locate
 from .check import parity
@@ -39,14 +41,20 @@ def silenced_exporter() -> Iterator[None]:
             logger.setLevel(level)
 
 
-def name_dimensions(graph: ir.Model) -> None:
-    """Call the free dimensions what Optimum and transformers.js call them; drop the exporter's ``s44``."""
+def name_dimensions(graph: ir.Model, inputs: Mapping[str, tuple[Dim, ...]] | None = None) -> None:
+    """Call the free dimensions what Optimum and transformers.js call them; drop the exporter's ``s44``.
+
+    ``inputs`` are the names by input; by default every matrix is tokens, ``[batch_size, sequence_length]``.
+    """
     names: dict[str, str] = {}
     for value in graph.graph.inputs:
-        if value.shape is not None and len(value.shape) == 2:
-            for dim, name in zip(value.shape, ("batch_size", "sequence_length"), strict=True):
-                if isinstance(dim, ir.SymbolicDim) and dim.value is not None:
-                    names[dim.value] = name
+        if value.shape is None:
+            continue
+        default: tuple[Dim, ...] = ("batch_size", "sequence_length") if len(value.shape) == 2 else ()
+        wanted = (inputs or {}).get(value.name or "", default)
+        for dim, name in zip(value.shape, wanted, strict=False):
+            if isinstance(dim, ir.SymbolicDim) and dim.value is not None and isinstance(name, str):
+                names[dim.value] = name
 
     declare_shapes(graph, names)
 
@@ -68,6 +76,35 @@ def declare_shapes(graph: ir.Model, symbols: Mapping[str, str]) -> None:
     for node in graph.graph:
         for output in node.outputs:
             rename(output)
+
+
+def _optimize(graph: ir.Model) -> None:
+    """What the exporter's own optimizer does, less the folding of normalizations."""
+    from onnx_ir.passes.common import CommonSubexpressionEliminationPass, RemoveUnusedNodesPass
+    from onnxscript.optimizer import fold_constants, inline
+    from onnxscript.rewriter import rewrite
+    from onnxscript.rewriter.rules.common import fuse_pad_into_conv_rule
+
+    from .existing import fold_transposes
+
+    inline(graph)
+    fold_constants(graph)
+    rewrite(graph, pattern_rewrite_rules=[fuse_pad_into_conv_rule])
+    fold_transposes(graph)
+    for tidy in (CommonSubexpressionEliminationPass(), RemoveUnusedNodesPass()):
+        tidy(graph)
+
+
+def as_linear(model: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """``arrays`` with the weights of transformers' Conv1D (GPT-2, ``[in, out]``) as ``[out, in]``, like any linear map."""
+    turned = conv1d_weights(model)
+    return {name: np.ascontiguousarray(array.T) if name in turned else array for name, array in arrays.items()}
+
+
+def _is_hidden(graph: ir.Model, places: tuple[Location, ...]) -> bool:
+    """Whether a matrix is only used by com.microsoft.Attention, which multiplies by the packed q/k/v itself."""
+    users = [node for place in places for node, _ in graph.graph.initializers[place.initializer].uses()]
+    return bool(users) and all(node.op_type == "Attention" and node.domain == "com.microsoft" for node in users)
 
 
 @dataclass(frozen=True)
@@ -97,25 +134,43 @@ def trace(loaded: Loaded, *, fusions: bool) -> Captured:
 
     sample = sample_batches(loaded, shapes=((2, 8),))[0]
     inputs = {name: torch.from_numpy(array) for name, array in sample.items()}
-    dynamic = {name: {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC} for name in inputs}
+    dynamic = {
+        name: {axis: torch.export.Dim.DYNAMIC for axis, dim in enumerate(dims) if isinstance(dim, str)}
+        for name, dims in loaded.inputs.items()
+    }
+    # The exporter folds normalizations into the convolutions before them; then nothing finds their weights by content,
+    # and ONNX Runtime does the same when it opens a graph, where no slot stands between the two.
+    normalized = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in loaded.model.modules())
     originals = mark(loaded.model, loaded.fresh)
     try:
-        config = OnnxConfig(opset_version=OPSET, dynamic_shapes=dynamic, ort_fusions="cpu" if fusions else None)
+        config = OnnxConfig(
+            opset_version=OPSET,
+            dynamic_shapes=dynamic,
+            ort_fusions="cpu" if fusions and not normalized else None,
+            optimize=not normalized,
+        )
         try:
             with silenced_exporter():
                 graph = OnnxExporter().export(loaded.model, inputs, config=config).program
+                if normalized:
+                    _optimize(graph)
         except Exception as error:  # the exporter raises whatever torch, onnxscript or a model's own code raises
             first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
             raise CaptureError(
                 f"{type(loaded.model).__name__} cannot be traced: {type(error).__name__}: {first}"
             ) from error
-        name_dimensions(graph)
+        name_dimensions(graph, loaded.inputs)
         # With markers in place no head is zero and no norm is one, so nothing can agree by being nothing.
         difference = parity(graph, loaded)
-        located = locate(graph, parameters_of(loaded.model))
+        located = locate(graph, as_linear(loaded.model, parameters_of(loaded.model)))
     finally:
         unmark(loaded.model, originals)
-    unmark_graph(graph, located, originals, loaded.model)
+    unmark_graph(graph, located, as_linear(loaded.model, originals), loaded.model)
     own = {name: array.copy() for name, array in parameters_of(loaded.model).items()}
-    locations, weights = untie(loaded.model, graph, located, own)
+    locations, weights = untie(loaded.model, graph, located, as_linear(loaded.model, own))
+    hidden = sorted(name for name, places in locations.items() if weights[name].ndim == 2 and _is_hidden(graph, places))
+    if fusions and hidden:
+        raise CaptureError(
+            f"a fused operator takes {hidden[0]} (and {len(hidden) - 1} more weights), where no adapter can reach it"
+        )
     return Captured(graph=graph, locations=locations, weights=weights, parity=difference)

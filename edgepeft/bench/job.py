@@ -5,6 +5,8 @@ Times are milliseconds, memory is MB of 1,000,000 bytes; ``None`` marks what the
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..targets import Shape
@@ -27,16 +29,25 @@ class Sampling(Model):
 
 
 class Case(Model):
-    """One adapter (``None``: the base, or the model of a merged bundle) at one input shape."""
+    """One adapter (``None``: the base, or the model of a merged bundle) at one input shape.
+
+    A language model has two cases at a shape: ``run`` reads a prompt of it, ``decode`` makes one more token for each row.
+    """
 
     adapter: str | None
     batch: int = Field(ge=1)
     sequence: int = Field(ge=1)
+    phase: Literal["run", "decode"] = "run"
 
     @property
     def shape(self) -> Shape:
         """The shape as a pair, printed ``1x128``."""
         return Shape(self.batch, self.sequence)
+
+    @property
+    def label(self) -> str:
+        """The shape as reports name it: ``1x128``, or ``1x128 decode``."""
+        return str(self.shape) if self.phase == "run" else f"{self.shape} {self.phase}"
 
 
 class Rows(Model):

@@ -90,6 +90,90 @@ class LinearSlot(_Model):
         if self.in_gain is not None:
             yield self.in_gain, ("adapter_batch", 1, self.in_features)
 
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The sites it serves."""
+        return tuple(part.site for part in self.parts)
+
+    @property
+    def rank_axes(self) -> tuple[int, int]:
+        """The axes of ``a`` and ``b`` that are the rank."""
+        return 2, 1
+
+
+class ConvSlot(_Model):
+    """Graph inputs through which ``LowRank`` (and, where present, gain) edits reach one convolution.
+
+    ``a`` is ``[rank, in_channels, *kernel]``, a convolution with the site's own strides and padding; ``b`` is
+    ``[out_channels, rank, 1, …]``, one of single points; ``out_gain`` is ``[1, out_channels, 1, …]``. The weight of a
+    convolution has no axis for the batch, so rows cannot differ. ``groups`` are those of the base's own weight.
+    """
+
+    name: str
+    in_channels: int = Field(gt=0)
+    out_channels: int = Field(gt=0)
+    kernel: tuple[int, ...]
+    groups: int = Field(default=1, gt=0)
+    a: str
+    b: str
+    rank: str
+    out_gain: str | None = None
+    weight: str
+    per_row: Literal[False] = False
+
+    def tensors(self) -> Iterator[tuple[str, tuple[Dim, ...]]]:
+        """Name and shape of each slot tensor; strings are symbolic dimensions."""
+        points = (1,) * len(self.kernel)
+        yield self.a, (self.rank, self.in_channels, *self.kernel)
+        yield self.b, (self.out_channels, self.rank, *points)
+        if self.out_gain is not None:
+            yield self.out_gain, (1, self.out_channels, *points)
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The one site it serves."""
+        return (self.name,)
+
+    @property
+    def rank_axes(self) -> tuple[int, int]:
+        """The axes of ``a`` and ``b`` that are the rank."""
+        return 0, 1
+
+
+class EmbeddingSlot(_Model):
+    """Graph inputs through which ``LowRank`` edits reach an embedding ``[rows, width]``.
+
+    ``a`` is ``[rows, rank]``, looked up with the same ids; ``b`` is ``[rank, width]``. The look-up has no axis for the
+    batch, so rows of a batch cannot differ.
+    """
+
+    name: str
+    rows: int = Field(gt=0)
+    width: int = Field(gt=0)
+    a: str
+    b: str
+    rank: str
+    weight: str
+    per_row: Literal[False] = False
+
+    def tensors(self) -> Iterator[tuple[str, tuple[Dim, ...]]]:
+        """Name and shape of each slot tensor; strings are symbolic dimensions."""
+        yield self.a, (self.rows, self.rank)
+        yield self.b, (self.rank, self.width)
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """The one site it serves."""
+        return (self.name,)
+
+    @property
+    def rank_axes(self) -> tuple[int, int]:
+        """The axes of ``a`` and ``b`` that are the rank."""
+        return 1, 0
+
+
+FactoredSlot = LinearSlot | ConvSlot | EmbeddingSlot
+
 
 class OverrideSlot(_Model):
     """A graph input that replaces one parameter of the base.
@@ -115,10 +199,17 @@ class SlotTable(_Model):
 
     linear: tuple[LinearSlot, ...] = ()
     overrides: tuple[OverrideSlot, ...] = ()
+    convolutions: tuple[ConvSlot, ...] = ()
+    embeddings: tuple[EmbeddingSlot, ...] = ()
+
+    @property
+    def factored(self) -> tuple[FactoredSlot, ...]:
+        """Every slot that takes two factors."""
+        return (*self.linear, *self.convolutions, *self.embeddings)
 
     def tensors(self) -> dict[str, tuple[Dim, ...]]:
         """Every slot tensor by name, with its shape."""
-        slots: tuple[LinearSlot | OverrideSlot, ...] = (*self.linear, *self.overrides)
+        slots: tuple[FactoredSlot | OverrideSlot, ...] = (*self.factored, *self.overrides)
         return {name: shape for slot in slots for name, shape in slot.tensors()}
 
     def site(self, site: str) -> tuple[LinearSlot, SlotPart] | None:

@@ -154,13 +154,14 @@ def _bundle(path: Path, as_json: bool) -> None:
         print_json(manifest.model_dump(mode="json"))
         return
     base = manifest.base
-    sites = sum(len(slot.parts) for slot in manifest.slots.linear)
+    slots = manifest.slots
+    sites = sum(len(slot.sites) for slot in slots.factored)
     facts = {
         "bundle": f"{path}, {manifest.mode}, {megabytes(bundle.size())}, all {len(manifest.files)} files verified",
         "task": manifest.task + (f" ({', '.join(manifest.labels)})" if manifest.labels and not base.fresh else ""),
         "base": f"{base.source} ({base.architecture}, {base.parameters:,} parameters)",
         "captured": f"{base.captured_by}, identity {base.identity[:16]}…",
-        "slots": f"{len(manifest.slots.linear)} at {sites} sites, {len(manifest.slots.overrides)} replaceable parameters",
+        "slots": f"{len(slots.factored)} at {sites} sites, {len(slots.overrides)} replaceable parameters",
     }
     if manifest.merged is not None:
         facts["merged"] = manifest.merged

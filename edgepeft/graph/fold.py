@@ -16,7 +16,12 @@ from .surgery import is_quantized
 
 
 def merged_weight(weight: Array, edit: SiteEdit, *, embedding: bool = False) -> Array:
-    """``W`` (``[out, in]``; an embedding is ``[num, dim]``) with ``edit`` folded in: ``g * (W + (A B)^T) * l``."""
+    """``W`` (``[out, in]``; an embedding is ``[num, dim]``) with ``edit`` folded in: ``g * (W + (A B)^T) * l``.
+
+    A convolution's weight counts as the matrix ``[out, in · kernel]``.
+    """
+    if weight.ndim > 2:
+        return merged_weight(weight.reshape(len(weight), -1), edit).reshape(weight.shape)
     wide = weight.astype(np.float64)
     if edit.low_rank is not None:
         delta = edit.low_rank.a.astype(np.float64) @ edit.low_rank.b.astype(np.float64)
@@ -85,7 +90,13 @@ def fold(base: EditableBase, adapter: Adapter) -> MergedBase:
         weight = weights[name]
         embedding = _embeds(model, locations.get(name, ()))
         sizes = (edit.in_features, edit.out_features)
-        expected = weight.shape if embedding else weight.shape[::-1]
+        matrix = (len(weight), int(weight[0].size))
+        expected = matrix if embedding else matrix[::-1]
+        if edit.in_features is not None and weight.ndim > 2 and edit.in_features != matrix[1]:
+            raise SiteError(
+                f"adapter {adapter.name!r}, site {site}: a grouped convolution, whose low-rank change mixes its groups, so no weight "
+                "of its shape holds it; ship it with --mode swap"
+            )
         if any(found is not None and found != size for found, size in zip(sizes, expected, strict=True)):
             raise AdapterMismatchError(
                 f"adapter {adapter.name!r}, site {site}: sizes in×out {sizes}, the base has {expected}. It was made for "

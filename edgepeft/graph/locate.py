@@ -111,7 +111,8 @@ def locate(model: ir.Model, parameters: Mapping[str, np.ndarray]) -> dict[str, t
     one parameter check with :func:`shared` that no other lives in the same place.
     """
     index = _Index(float_initializers(model))
-    found = {name: tuple(index.exact(array)) for name, array in parameters.items()}
+    # A single number (CLIP's temperature) says nothing by its content.
+    found = {name: tuple(index.exact(array)) if array.size > 1 else () for name, array in parameters.items()}
     for name, locations in found.items():
         if not locations and parameters[name].ndim == 2:
             found[name] = tuple(index.blocks(parameters[name]))

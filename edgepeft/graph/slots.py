@@ -11,11 +11,12 @@ import onnx_ir as ir
 
 from ..adapters.fill import check_swappable
 from ..adapters.form import Adapter, SiteEdit
-from ..bundle.manifest import LinearSlot, OverrideSlot, SlotPart, SlotTable
+from ..bundle.manifest import ConvSlot, EmbeddingSlot, LinearSlot, OverrideSlot, SlotPart, SlotTable
 from ..errors import SiteError
 from .form import EditableBase, SlottedBase
 from .locate import Location, shared
 from .separate import separate
+from .singles import add_convolution, add_embedding, conv_users, gather_users
 from .surgery import (
     Chain,
     is_flat,
@@ -58,6 +59,8 @@ class _Inserter:
         self.labels = labels
         self.linear: list[LinearSlot] = []
         self.overrides: list[OverrideSlot] = []
+        self.convolutions: list[ConvSlot] = []
+        self.lookups: list[EmbeddingSlot] = []
 
     # ── finding ──
     def value(self, location: Location) -> ir.Value:
@@ -100,7 +103,34 @@ class _Inserter:
                     parts[location.offset] = SlotPart(site=site, offset=location.offset, size=location.size)
         return [parts[offset] for offset in sorted(parts)]
 
+    def single(self, site: str, edit: SiteEdit | None) -> tuple[str, ir.Value] | None:
+        """``conv`` or ``gather`` and the weight where the site is a convolution or an embedding, else ``None``."""
+        parameter = f"{site}.weight"
+        values = [self.value(location) for location in self.locations.get(parameter, ()) if not location.packed]
+        if edit is None or not values:
+            return None
+        for value in values:
+            if conv_users(value):
+                return "conv", value
+        looked_up = next((value for value in values if gather_users(value)), None)
+        # A tied head and its embedding may lie in one initializer; the sizes say which of the two is edited.
+        sizes = (edit.in_features, edit.out_features)
+        fits = all(s is None or s == d for s, d in zip(sizes, self.weights[parameter].shape, strict=True))
+        return ("gather", looked_up) if looked_up is not None and fits else None
+
     # ── inserting ──
+    def add_single(self, site: str, kind: str, value: ir.Value, *, out_gain: bool, in_gain: bool) -> None:
+        """A slot at a convolution or an embedding."""
+        if in_gain or (out_gain and kind == "gather"):
+            raise SiteError(f"site {site}: an adapter scales it, which a slot cannot at this kind of layer; use --mode merge")
+        also = [other for other in shared(self.locations, f"{site}.weight") if kind == "conv"]
+        if also:
+            raise SiteError(f"{site}.weight holds the same numbers as {', '.join(also)}; which is which cannot be told")
+        if kind == "conv":
+            self.convolutions.append(add_convolution(self.graph, site, value, out_gain=out_gain))
+        else:
+            self.lookups.append(add_embedding(self.graph, site, value))
+
     def add_linear(self, location: Location, *, out_gain: bool, in_gain: bool) -> None:
         value = self.value(location)
         parts = self.parts_of(location.initializer)
@@ -374,16 +404,21 @@ def add_slots(
         overrides.extend(f"{site}.weight" for site in heads if f"{site}.weight" not in overrides and site not in edits)
         overridden |= set(heads) - set(edits)
         sites.extend(site for site in reserved if site not in edits and site not in overridden)
+    singles: list[tuple[str, str, ir.Value]] = []
     by_initializer: dict[str, list[str]] = {}
     wanted_at: dict[str, Location] = {}
     for site in sites:
         places = inserter.linear_locations(f"{site}.weight")
-        if not places:
+        single = inserter.single(site, edits.get(site))
+        if not places and single is None:
             raise SiteError(_not_found(site, base))
         if site in overridden:
             raise SiteError(
                 f"site {site}: one adapter replaces its weight and another edits it; use --mode merge for one of them"
             )
+        if single is not None:
+            singles.append((site, *single))
+            continue
         for location in places:
             by_initializer.setdefault(location.initializer, []).append(site)
             wanted_at[location.initializer] = location
@@ -393,9 +428,17 @@ def add_slots(
         inserter.add_linear(
             wanted_at[initializer], out_gain=any(g[0] for g in at_site), in_gain=any(g[1] for g in at_site)
         )
+    for site, kind, value in singles:
+        out_gain, in_gain = gains[site]
+        inserter.add_single(site, kind, value, out_gain=out_gain, in_gain=in_gain)
     for parameter in overrides:
         inserter.add_override(parameter)
-    table = SlotTable(linear=tuple(inserter.linear), overrides=tuple(inserter.overrides))
+    table = SlotTable(
+        linear=tuple(inserter.linear),
+        overrides=tuple(inserter.overrides),
+        convolutions=tuple(inserter.convolutions),
+        embeddings=tuple(inserter.lookups),
+    )
     return SlottedBase(graph=model, table=table, added_nodes=len(model.graph) - before)
 
 
@@ -406,5 +449,8 @@ def _not_found(site: str, base: EditableBase) -> str:
         hint = f"; the base has, for example, {near[0]}" if near else ""
         return f"site {site} does not exist in the base{hint}. The adapter was trained on another architecture."
     if locations.get(f"{site}.weight"):
-        return f"site {site} is not a linear map in the graph (an embedding?), which slots cannot edit yet; use --mode merge"
+        return (
+            f"site {site} is neither a linear map, a convolution nor an embedding in the graph, so a slot cannot edit it; use "
+            "--mode merge"
+        )
     return f"site {site}: its weight {weights[f'{site}.weight'].shape} was not found in the graph by content"

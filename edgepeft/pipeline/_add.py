@@ -58,7 +58,11 @@ class BundleWeights:
             return {"as_is": lambda: array, "matmul": lambda: array[0].T, "row": lambda: array.reshape(-1)}[
                 override.layout
             ]()
-        found = slots.site(parameter.removesuffix(".weight")) if parameter.endswith(".weight") else None
+        site = parameter.removesuffix(".weight") if parameter.endswith(".weight") else ""
+        for single in (*slots.convolutions, *slots.embeddings):
+            if single.name == site:
+                return self._initializer(single.weight)
+        found = slots.site(site)
         if found is None:
             return None
         slot, part = found

@@ -34,6 +34,8 @@ from ..bundle import (
 from ..errors import InputError
 from ..graph.form import MergedBase, SlottedBase
 from ..quantize import count_quantized
+from ._genai import NAME as GENAI_CONFIG
+from ._genai import note_genai
 
 _PACKAGES = ("edgepeft", "torch", "transformers", "peft", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
 
@@ -91,6 +93,8 @@ def write_manifest(folder: Path, manifest: Manifest, unchanged: Mapping[str, Fil
     known = dict(unchanged or {})
     if _note_variants(folder, manifest.variants):
         known.pop("config.json", None)
+    if note_genai(folder, manifest):
+        known.pop(GENAI_CONFIG, None)
     manifest = manifest.model_copy(update={"files": _listed(folder, known)})
     manifest = Manifest.model_validate(manifest.model_dump())
     target = folder / MANIFEST_NAME
@@ -125,7 +129,7 @@ def _io(values: Sequence[ir.Value], slots: SlotTable) -> tuple[GraphInput, ...]:
     return tuple(
         GraphInput(
             name=value.name or "",
-            dtype=str(value.dtype.name).lower() if value.dtype is not None else "float",
+            dtype=value.dtype.numpy().name if value.dtype is not None else "float32",
             shape=tuple(d if isinstance(d, int) else str(d.value or "?") for d in (value.shape or ())),
             optional=value.const_value is not None,
         )

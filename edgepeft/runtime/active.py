@@ -61,7 +61,7 @@ def scaled_adapter(bundle: Bundle, name: str, scale: float) -> ActiveAdapter:
         )
     if not np.isfinite(scale):
         raise InputError(f"scale must be a finite number, found {scale}")
-    factors = {slot.b for slot in bundle.manifest.slots.linear}
+    factors = {slot.b for slot in bundle.manifest.slots.factored}
     feeds = {
         tensor: ort.OrtValue.ortvalue_from_numpy(array * np.float32(scale) if tensor in factors else array)
         for tensor, array in read_tensors(bundle, name, entry).items()

@@ -42,14 +42,15 @@ def blend(bundle: Bundle, weights: Mapping[str, float], *, scale: float = 1.0, h
     loaded = {name: read_tensors(bundle, name, entry) for name, entry in entries.items()}
     tensors: dict[str, np.ndarray] = {}
     ranks: dict[str, int] = {}
-    for slot in bundle.manifest.slots.linear:
+    for slot in bundle.manifest.slots.factored:
         inside = [name for name in weights if slot.b in loaded[name] and weights[name] != 0.0]
         if inside:
-            tensors[slot.a] = np.concatenate([loaded[name][slot.a] for name in inside], axis=2)
+            a_axis, b_axis = slot.rank_axes
+            tensors[slot.a] = np.concatenate([loaded[name][slot.a] for name in inside], axis=a_axis)
             tensors[slot.b] = np.concatenate(
-                [loaded[name][slot.b] * np.float32(scale * weights[name]) for name in inside], axis=1
+                [loaded[name][slot.b] * np.float32(scale * weights[name]) for name in inside], axis=b_axis
             )
-            ranks[slot.name] = int(tensors[slot.b].shape[1])
+            ranks[slot.name] = int(tensors[slot.b].shape[b_axis])
     for override in bundle.manifest.slots.overrides:
         taken = _override(override, loaded, head)
         if taken is not None:

@@ -16,8 +16,8 @@ def _check(bundle: Bundle, rows: Sequence[str | None]) -> dict[str, AdapterEntry
     fixed = [name for name, entry in entries.items() if not entry.per_row]
     if fixed:
         raise InputError(
-            f"adapter {fixed[0]!r} ({entries[fixed[0]].method}) replaces a parameter that cannot differ by row (a norm or a "
-            "bias inside a fused operator); run its rows by themselves with use()"
+            f"adapter {fixed[0]!r} ({entries[fixed[0]].method}) edits what cannot differ by row (a convolution, an "
+            "embedding, a norm or a bias inside a fused operator); run its rows by themselves with use()"
         )
     widths = {len(entry.labels) for entry in entries.values() if entry.labels is not None}
     if len(widths) > 1:

@@ -131,7 +131,7 @@ class Runtime:
     def labels_are_untrained(self) -> bool:
         """Whether the classification head in use is the zero one that stands in for what the checkpoint lacks."""
         manifest = self.manifest
-        classifies = manifest.task.endswith("-classification")
+        classifies = manifest.task.endswith("-classification") and not manifest.task.startswith("zero-shot")
         return classifies and self.active is None and manifest.mode == "swap" and bool(manifest.base.fresh)
 
     @cached_property

@@ -59,7 +59,7 @@ class BatchProbe:
     def difference(self, mine: Found, reference: Found) -> float:
         """max |difference|, relative where numbers exceed 1, padding ignored."""
         return max(
-            output_difference(found, expected, batch["attention_mask"])
+            output_difference(found, expected, batch.get("attention_mask"))
             for found, expected, batch in zip(mine, reference, self.batches, strict=True)
         )
 

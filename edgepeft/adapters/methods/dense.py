@@ -34,7 +34,7 @@ def finish_dense(
     if reason:
         for site, delta in deltas.items():
             whole = consumer.base_weight(site) + delta
-            consumer.override(f"{site}.weight", whole.T if consumer.config.get("fan_in_fan_out") else whole)
+            consumer.override(f"{site}.weight", whole)
         return consumer.finish(name, method, merge_only=reason)
     consumer.sites.update({s: SiteEdit(low_rank=low_rank) for s, low_rank in factors.items() if low_rank.rank})
     return consumer.finish(name, method, exactness=worst(found))
