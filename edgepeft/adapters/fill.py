@@ -74,9 +74,7 @@ def _fill_linear(
     return tensors, rank
 
 
-def _fill_single(
-    adapter: Adapter, slot: ConvSlot | EmbeddingSlot, edit: SiteEdit
-) -> tuple[dict[str, Array], int]:
+def _fill_single(adapter: Adapter, slot: ConvSlot | EmbeddingSlot, edit: SiteEdit) -> tuple[dict[str, Array], int]:
     """The tensors of a slot that serves one site: a convolution's or an embedding's."""
     sizes = (
         (int(np.prod((slot.in_channels, *slot.kernel))), slot.out_channels)

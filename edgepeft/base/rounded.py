@@ -16,6 +16,7 @@ from ..graph.quantized import Blocks, locate_quantized, quantized_weights
 from ..graph.surgery import is_quantized_linear
 from .marks import parameters_of
 from .tied import untie
+from .traced import as_linear
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Found:
 
     locations: Mapping[str, tuple[Location, ...]]
     weights: Mapping[str, np.ndarray]
-    #: What the graph computes with, float32 in PyTorch's layout, for parameters that are stored in blocks.
+    #: What the graph computes with, float32 as the module holds it, for parameters that are stored in blocks.
     rounded: Mapping[str, np.ndarray]
     #: Parameters told by content, by rounded content and by name.
     matched: Mapping[str, int]
@@ -32,7 +33,7 @@ class Found:
 
 def find_parameters(graph: ir.Model, model: Any) -> Found:
     """Find ``model``'s parameters in ``graph``: by content, by rounded content, else by name."""
-    weights = {name: array.copy() for name, array in parameters_of(model).items()}
+    weights = as_linear(model, {name: array.copy() for name, array in parameters_of(model).items()})
     located = locate(graph, weights)
     told = Counter({"content": sum(bool(places) for places in located.values())})
     quantized = quantized_weights(graph)
@@ -42,7 +43,7 @@ def find_parameters(graph: ir.Model, model: Any) -> Found:
             told[match.how[name]] += not located[name]
             located[name] += places
     locations, weights = untie(model, graph, located, weights)
-    return Found(locations, weights, _rounded(quantized, locations), dict(told))
+    return Found(locations, weights, as_linear(model, _rounded(quantized, locations)), dict(told))
 
 
 def _rounded(quantized: Mapping[str, Blocks], locations: Mapping[str, tuple[Location, ...]]) -> dict[str, np.ndarray]:

@@ -21,7 +21,7 @@ from .load import Loaded
 from .marks import mark, parameters_of, unmark, unmark_graph
 from .mend import logits_from
 from .tied import tied_linears, untie
-from .traced import OPSET, Captured, declare_shapes, silenced_exporter
+from .traced import OPSET, Captured, as_linear, declare_shapes, silenced_exporter
 
 #: The sample's batch, cached tokens and new tokens: unequal, and none is 0 or 1, which torch.export takes for constants.
 _BATCH, _PAST, _NEW = 2, 3, 4
@@ -55,12 +55,12 @@ def trace_causal(loaded: Loaded) -> Captured:
         _share_tied(graph, loaded.model)
         logits_from(graph)
         difference = graph_causal_parity(graph, loaded)
-        located = locate(graph, parameters_of(loaded.model))
+        located = locate(graph, as_linear(loaded.model, parameters_of(loaded.model)))
     finally:
         unmark(loaded.model, originals)
-    unmark_graph(graph, located, originals, loaded.model)
+    unmark_graph(graph, located, as_linear(loaded.model, originals), loaded.model)
     own = {name: array.copy() for name, array in parameters_of(loaded.model).items()}
-    locations, weights = untie(loaded.model, graph, located, own)
+    locations, weights = untie(loaded.model, graph, located, as_linear(loaded.model, own))
     return Captured(graph=graph, locations=locations, weights=weights, parity=difference)
 
 

@@ -118,7 +118,7 @@ def export(
             [(p.adapter, p.max_difference, p.changes_output) for p in result.parity],
         )
     for bundle in result.bundles:
-        base = megabytes(bundle.size(bundle.variant_files("fp32")))
+        base = megabytes(bundle.size(bundle.variant_files(bundle.variant()[0])))
         each = ", ".join(f"{n} {megabytes(a.bytes)}" for n, a in bundle.manifest.adapters.items())
         click.echo(f"{bundle.path}: {megabytes(bundle.size())} (base {base}{'; adapters: ' + each if each else ''})")
 

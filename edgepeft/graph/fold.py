@@ -68,8 +68,8 @@ def fold(base: EditableBase, adapter: Adapter) -> MergedBase:
             )
         if any(is_quantized(model.graph.initializers[location.initializer]) for location in found):
             raise SiteError(
-                f"adapter {adapter.name!r}: {parameter} is stored in blocks of few bits in this graph, and merging would round the "
-                "adapter away; export with --mode swap, or merge into a base in fp32"
+                f"adapter {adapter.name!r}: {parameter} is stored in blocks of few bits in this graph, and merging would round "
+                "the adapter away; export with --mode swap, or merge into a base in fp32"
             )
         for location in found:
             array = changed.get(location.initializer)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,18 @@ from ..base.load import quiet
 from ..errors import AdapterError, MissingExtraError
 
 
-def peft_model(base: str, adapter: str | Path, *, task: str, num_labels: int | None) -> Any:
-    """A fresh PEFT model in fp32 eval mode. ``num_labels`` is the width of the adapter's head, where it has one."""
+def peft_model(
+    base: str,
+    adapter: str | Path,
+    *,
+    task: str,
+    num_labels: int | None,
+    prepare: Callable[[Any], None] = lambda model: None,
+) -> Any:
+    """A fresh PEFT model in fp32 eval mode. ``num_labels`` is the width of the adapter's head, where it has one.
+
+    ``prepare`` is given the base before the adapter is loaded over it.
+    """
     try:
         import torch
         from optimum.exporters.tasks import TasksManager
@@ -24,6 +34,7 @@ def peft_model(base: str, adapter: str | Path, *, task: str, num_labels: int | N
     options = {} if num_labels is None else {"num_labels": num_labels, "ignore_mismatched_sizes": True}
     with quiet():
         model = auto.from_pretrained(base, dtype=torch.float32, **options)
+        prepare(model)
         try:
             wrapped = PeftModel.from_pretrained(model, str(adapter))
         except (RuntimeError, ValueError, KeyError) as error:
