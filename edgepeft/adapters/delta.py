@@ -318,7 +318,8 @@ def _sample(model: Any) -> dict[str, Any]:
     import torch
 
     accepted = inspect.signature(model.forward).parameters
-    config, inputs = model.config, {}
+    config = model.config
+    inputs: dict[str, Any] = {}
     if "input_ids" in accepted:
         ids = torch.arange(18).reshape(2, 9) * 7 % int(config.get_text_config().vocab_size)
         mask = torch.ones_like(ids)

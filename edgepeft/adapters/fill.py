@@ -169,7 +169,7 @@ def fill_slots(adapter: Adapter, table: SlotTable, *, fresh: Collection[str] = (
             filled, rank = _fill_linear(adapter, slot, edits)
             tensors.update(filled)
             ranks[slot.name] = rank
-    for single in (*table.convolutions, *table.embeddings):
+    for single in table.singles:
         if single.name in adapter.sites:
             filled, rank = _fill_single(adapter, single, adapter.sites[single.name])
             tensors.update(filled)

@@ -70,7 +70,7 @@ class Job(Model):
     """One fresh process: open ``variant`` of ``bundle``, run ``rows``, measure ``cases``, swap ``swaps`` times.
 
     ``bundle`` is a folder on the machine that gives the job out; an executor that works elsewhere copies it. With
-    ``restore`` the base runs before and after every adapter was used and its outputs are compared bit by bit.
+    ``restore`` the base and every adapter run a probe before and after the rows, and the outputs are compared bit by bit.
     """
 
     bundle: str
@@ -142,7 +142,7 @@ class WorkerResult(Model):
     cases: tuple[CaseSamples, ...]
     swap: SwapSamples | None = None
     rows: tuple[RowLogits, ...] = ()
-    #: Whether the base gave the same bits before and after every adapter; ``None`` where the job did not ask.
+    #: Whether the base (and every adapter) gave the same bits before and after all swaps; ``None`` where the job did not ask.
     base_restored: bool | None = None
     #: What a reader must know of how it was run: nodes that fell back to another provider, missing counters.
     notes: tuple[str, ...] = ()

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -126,30 +126,33 @@ def measure(job: Job) -> WorkerResult:
     )
 
 
-#: Texts that the base runs before and after the adapters: of different lengths, so that one is padded.
+#: Run with the base and every adapter, before and after the rows: of different lengths, so that one is padded.
 _PROBES = ("good", "not what I had hoped for, though it arrived on time")
 
 
 def _run_rows(runtime: Runtime, job: Job) -> tuple[tuple[RowLogits, ...], bool | None]:
-    """The logits of the job's rows, and whether the base came back bit for bit (``None``: not asked)."""
+    """The logits of the job's rows, and whether base and adapters came back bit for bit (``None``: not asked)."""
 
-    def probe() -> Arrays:
-        runtime.use(None)
-        return _outputs(runtime, _PROBES, job.sampling.seed)
+    def probe(names: Iterable[str | None]) -> dict[str | None, Arrays]:
+        found = {}
+        for name in names:
+            runtime.use(name)
+            found[name] = _outputs(runtime, _PROBES, job.sampling.seed)
+        return found
 
-    before = probe() if job.restore else None
+    # The adapters too: a base whose head is not trained answers zeros, whatever adapter is left in its layers.
+    every: tuple[str | None, ...] = (None, *runtime.adapters)
+    before = probe(every) if job.restore else {}
     done = []
     for rows in job.rows:
         texts = rows.texts if rows.pairs is None else tuple(zip(rows.texts, rows.pairs, strict=True))
         logits = runtime.use(rows.adapter).logits(texts, batch_size=rows.batch)
         done.append(RowLogits(adapter=rows.adapter, logits=tuple(tuple(map(float, row)) for row in logits)))
-    if before is None:
+    if not job.restore:
         return tuple(done), None
-    for name in (*runtime.adapters, *reversed(runtime.adapters)):
-        runtime.use(name)
-        _outputs(runtime, _PROBES[:1], job.sampling.seed)
-    after = probe()
-    return tuple(done), all(np.array_equal(before[name], after[name]) for name in before)
+    after = probe(reversed(every))
+    same = all(np.array_equal(before[name][key], after[name][key]) for name in every for key in before[name])
+    return tuple(done), same
 
 
 def _outputs(runtime: Runtime, texts: Sequence[str], seed: int) -> Arrays:

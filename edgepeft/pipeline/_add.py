@@ -59,7 +59,7 @@ class BundleWeights:
                 override.layout
             ]()
         site = parameter.removesuffix(".weight") if parameter.endswith(".weight") else ""
-        for single in (*slots.convolutions, *slots.embeddings):
+        for single in slots.singles:
             if single.name == site:
                 return self._initializer(single.weight)
         found = slots.site(site)

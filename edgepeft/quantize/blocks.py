@@ -14,7 +14,7 @@ BLOCK = 32
 #: Activations as int8 inside the kernels (ONNX Runtime's documentation of MatMulNBits).
 ACCURACY_LEVEL = 4
 #: Smaller tables than this stay as they are: they are positions and types, and save nothing.
-_SMALL = 10_000
+_SMALL = 4096
 
 
 def quantize_blocks(weight: np.ndarray, block: int = BLOCK) -> tuple[np.ndarray, np.ndarray]:
@@ -123,7 +123,7 @@ def q4(source: Path, target: Path, slots: SlotTable) -> None:
             continue
         linear = linear_users(value)
         tables = [node for node, _ in value.uses() if _is_table(node, value)]
-        wide = tensor.size >= _SMALL and int(tensor.shape[1]) % BLOCK == 0
+        wide = tensor.size >= _SMALL and tensor.numpy().shape[1] % BLOCK == 0
         tables = tables if wide else []
         if not linear and not tables:
             continue

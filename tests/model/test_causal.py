@@ -18,7 +18,7 @@ from edgepeft.base.capture import capture
 from edgepeft.base.causal import causal_batches, causal_difference, reference_causal, run_causal
 from edgepeft.base.check import TOLERANCE
 from edgepeft.base.form import Base
-from edgepeft.errors import ParityError
+from edgepeft.errors import AdapterMismatchError, ParityError
 from edgepeft.graph.session import open_graph
 from edgepeft.graph.slots import add_slots
 from edgepeft.pipeline import export, quantize
@@ -188,6 +188,20 @@ def test_adapters_on_other_architectures(name: str, folder_of: Make, tmp_path: P
     assert result.parity[0].max_difference <= TOLERANCE
 
 
+def test_a_resized_vocabulary_is_refused_with_both_sizes(folder_of: Make, tmp_path: Path) -> None:
+    model = folder_of("llama")
+    options: dict[str, Any] = {"task": "text-generation", "task_type": "CAUSAL_LM", "target_modules": ["q_proj"]}
+    lora = save_lora(tmp_path / "lora", model, **options)
+    from safetensors.numpy import load_file, save_file
+
+    tensors = load_file(lora / "adapter_model.safetensors")
+    tensors["base_model.model.model.embed_tokens.weight"] = np.ones((103, 64), np.float32)
+    save_file(tensors, lora / "adapter_model.safetensors")
+    with pytest.raises(AdapterMismatchError, match=r"resized from 99 to 103 tokens\. Resize the base"):
+        export(model, {"a": lora}, tmp_path / "b", task="text-generation")
+    assert not (tmp_path / "b").exists()
+
+
 def test_slots_reserved_for_adapters_to_come(base_of: Callable[[str], Base]) -> None:
     base = base_of("llama")
     slotted = add_slots(base, reserve="all-linear")
@@ -205,61 +219,64 @@ def test_slots_reserved_for_adapters_to_come(base_of: Callable[[str], Base]) -> 
     assert causal_difference(one, reference_causal(base.reference, batch), batch.mask) <= TOLERANCE
 
 
-class TestQ4:
-    @pytest.fixture(scope="class")
-    def bundle(self, llama: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-        out = tmp_path_factory.mktemp("q4") / "bundle"
-        export(llama["model"], {"all": llama["all"]}, out, task="text-generation")
-        quantize(out, "q4")
-        return out
+@pytest.fixture(scope="module")
+def rounded(llama: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("q4") / "bundle"
+    export(llama["model"], {"all": llama["all"]}, out, task="text-generation")
+    quantize(out, "q4")
+    return out
 
-    def test_blocks_round_as_onnx_runtime_does(self) -> None:
-        from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig as Config
-        from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantizer
 
-        weight = np.random.default_rng(0).standard_normal((96, 40)).astype(np.float32)  # [in, out]
-        theirs = DefaultWeightOnlyQuantizer(Config(block_size=32, is_symmetric=True)).qbits_block_quant(weight)
-        packed, scales = quantize_blocks(np.ascontiguousarray(weight.T))
-        np.testing.assert_array_equal(packed, theirs[0])
-        np.testing.assert_allclose(scales, theirs[1].reshape(scales.shape), rtol=1e-6)
+def test_q4_blocks_round_as_onnx_runtime_does() -> None:
+    from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig as Config
+    from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantizer
 
-    def test_head_and_embedding_are_stored_once(self, bundle: Path) -> None:
-        graph = ir.load(bundle / "onnx" / "model_q4.onnx")
-        ops = operators(graph)
-        assert ops["GatherBlockQuantized"] == 1
-        assert ops["MatMulNBits"] == 3 * 5 + 1
-        tables = [n for n in graph.graph.initializers if "embed_tokens" in n]
-        assert sorted(tables) == ["model.embed_tokens.weight_q4", "model.embed_tokens.weight_scales"]
-        manifest = runtimes.open(bundle).manifest
-        assert manifest.variants["q4"].quantized_share > 0.95
+    weight = np.random.default_rng(0).standard_normal((96, 40)).astype(np.float32)  # [in, out]
+    theirs = DefaultWeightOnlyQuantizer(Config(block_size=32, is_symmetric=True)).qbits_block_quant(weight)
+    packed, scales = quantize_blocks(np.ascontiguousarray(weight.T))
+    np.testing.assert_array_equal(packed, theirs[0])
+    np.testing.assert_allclose(scales, theirs[1].reshape(scales.shape), rtol=1e-6)
 
-    def test_what_runs_is_what_was_rounded(self, bundle: Path, llama: dict[str, Path]) -> None:
-        """The variant against PyTorch whose weights were rounded the same way: only int8 activations differ."""
-        import torch
-        from transformers import AutoModelForCausalLM
 
-        model = AutoModelForCausalLM.from_pretrained(llama["model"])
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.ndim == 2:
-                    packed, scales = quantize_blocks(parameter.numpy())
-                    low, high = packed & 15, packed >> 4
-                    numbers = np.stack([low, high], axis=-1).reshape(*packed.shape[:2], -1).astype(np.float32) - 8
-                    whole = (numbers * scales[:, :, None]).reshape(len(numbers), -1)[:, : parameter.shape[1]]
-                    parameter.copy_(torch.from_numpy(whole))
-        runtime = runtimes.open(bundle, variant="q4")
-        probe = bundle_probe(runtime.bundle)
-        found, expected = probe.run(runtime), probe.reference(model.eval())
-        # int8 activations: 1/254 of the largest in a block each, random in sign over 48 to 64 numbers and 15 layers.
-        assert probe.difference(found, expected) < 0.05
-        original = AutoModelForCausalLM.from_pretrained(llama["model"]).eval()
-        assert probe.difference(found, probe.reference(original)) > 0.05  # and it is not the unrounded model
+def test_q4_head_and_embedding_are_stored_once(rounded: Path) -> None:
+    graph = ir.load(rounded / "onnx" / "model_q4.onnx")
+    ops = operators(graph)
+    assert ops["GatherBlockQuantized"] == 1
+    assert ops["MatMulNBits"] == 3 * 5 + 1
+    tables = [n for n in graph.graph.initializers if "embed_tokens" in n]
+    assert sorted(tables) == ["model.embed_tokens.weight_q4", "model.embed_tokens.weight_scales"]
+    manifest = runtimes.open(rounded).manifest
+    assert manifest.variants["q4"].quantized_share > 0.95
 
-    def test_adapters_serve_it_and_the_base_comes_back(self, bundle: Path) -> None:
-        runtime = runtimes.open(bundle, variant="q4")
-        probe = bundle_probe(runtime.bundle)
-        plain = probe.run(runtime)
-        edited = probe.run(runtime.use("all"))
-        again = probe.run(runtime.use(None))
-        assert all(np.array_equal(a[k], b[k]) for a, b in zip(plain, again, strict=True) for k in a)
-        assert any(not np.array_equal(a[k], b[k]) for a, b in zip(plain, edited, strict=True) for k in a)
+
+def test_q4_what_runs_is_what_was_rounded(rounded: Path, llama: dict[str, Path]) -> None:
+    """The variant against PyTorch whose weights were rounded the same way: only int8 activations differ."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(llama["model"])
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                packed, scales = quantize_blocks(parameter.numpy())
+                low, high = packed & 15, packed >> 4
+                numbers = np.stack([low, high], axis=-1).reshape(*packed.shape[:2], -1).astype(np.float32) - 8
+                whole = (numbers * scales[:, :, None]).reshape(len(numbers), -1)[:, : parameter.shape[1]]
+                parameter.copy_(torch.from_numpy(whole))
+    runtime = runtimes.open(rounded, variant="q4")
+    probe = bundle_probe(runtime.bundle)
+    found, expected = probe.run(runtime), probe.reference(model.eval())
+    # int8 activations: 1/254 of the largest in a block each, random in sign over 48 to 64 numbers and 15 layers.
+    assert probe.difference(found, expected) < 0.05
+    original = AutoModelForCausalLM.from_pretrained(llama["model"]).eval()
+    assert probe.difference(found, probe.reference(original)) > 0.05  # and it is not the unrounded model
+
+
+def test_q4_adapters_serve_it_and_the_base_comes_back(rounded: Path) -> None:
+    runtime = runtimes.open(rounded, variant="q4")
+    probe = bundle_probe(runtime.bundle)
+    plain = probe.run(runtime)
+    edited = probe.run(runtime.use("all"))
+    again = probe.run(runtime.use(None))
+    assert all(np.array_equal(a[k], b[k]) for a, b in zip(plain, again, strict=True) for k in a)
+    assert any(not np.array_equal(a[k], b[k]) for a, b in zip(plain, edited, strict=True) for k in a)
