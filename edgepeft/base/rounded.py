@@ -82,6 +82,9 @@ def replace_parameters(model: Any, numbers: Mapping[str, np.ndarray]) -> dict[tu
     for name, array in numbers.items():
         path, _, leaf = name.rpartition(".")
         module = model.get_submodule(path)
+        # PEFT stands its layers in front of the module that holds the base's numbers.
+        for front in ("original_module", "base_layer"):
+            module = getattr(module, front, module)
         kept[module, leaf] = module._parameters[leaf]
         module._parameters[leaf] = torch.nn.Parameter(torch.from_numpy(array), requires_grad=False)
     return kept

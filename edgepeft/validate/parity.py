@@ -10,21 +10,21 @@ from ..errors import InputError, ParityError
 from ..runtime import Runtime
 from .form import PARITY_TOLERANCE, AdapterParity
 from .probe import Probe, bundle_probe, same_outputs
-from .reference import head_width, peft_model
-from .rounded import Prepare, as_it_is, comparable
+from .reference import Rounded, head_width, peft_model
+from .rounded import comparable
 
 
 def adapter_parity(
-    runtime: Runtime, name: str, source: str | Path, base: str, probe: Probe, prepare: Prepare = as_it_is
+    runtime: Runtime, name: str, source: str | Path, base: str, probe: Probe, rounded: Rounded | None = None
 ) -> AdapterParity:
     """Compare an adapter in a bundle with PEFT running its checkpoint at ``source`` over the model ``base``.
 
-    ``runtime`` and ``prepare`` are what :func:`edgepeft.validate.rounded.comparable` gives.
+    ``runtime`` and ``rounded`` are what :func:`edgepeft.validate.rounded.comparable` gives.
     """
     merged = runtime.manifest.mode == "merge"
     labels = runtime.labels if merged else runtime.manifest.adapters[name].labels
     module = peft_model(
-        base, source, task=runtime.manifest.task, num_labels=head_width(source, labels), prepare=prepare
+        base, source, task=runtime.manifest.task, num_labels=head_width(source, labels), rounded=rounded
     )
     expected = probe.reference(module)
     del module  # a language model's second copy need not live while ONNX Runtime runs
@@ -53,9 +53,9 @@ def check_parity(runtime: Runtime, sources: Mapping[str, str | Path], base: str)
     """Parity of every adapter in ``sources``; raises :class:`ParityError` for the first that is beyond the tolerance."""
     probe = bundle_probe(runtime.bundle)
     results = []
-    with comparable(runtime) as (compared, prepare):
+    with comparable(runtime) as (compared, rounded):
         for name, source in sources.items():
-            result = adapter_parity(compared, name, source, base, probe, prepare)
+            result = adapter_parity(compared, name, source, base, probe, rounded)
             if not result.max_difference <= PARITY_TOLERANCE:
                 raise ParityError(
                     f"adapter {name!r}: ONNX Runtime differs from PEFT by {result.max_difference:.2g}, allowed is "

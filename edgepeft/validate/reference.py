@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..base.load import quiet
+from ..base.rounded import replace_parameters
 from ..errors import AdapterError, MissingExtraError
+
+#: Which numbers a base's PyTorch model is to compute with, by parameter name; the others stay its own.
+Rounded = Callable[[Any], Mapping[str, np.ndarray]]
 
 
 def peft_model(
@@ -17,11 +23,11 @@ def peft_model(
     *,
     task: str,
     num_labels: int | None,
-    prepare: Callable[[Any], None] = lambda model: None,
+    rounded: Rounded | None = None,
 ) -> Any:
     """A fresh PEFT model in fp32 eval mode. ``num_labels`` is the width of the adapter's head, where it has one.
 
-    ``prepare`` is given the base before the adapter is loaded over it.
+    ``rounded`` says which numbers of the base to compute with in place of its own.
     """
     try:
         import torch
@@ -34,13 +40,15 @@ def peft_model(
     options = {} if num_labels is None else {"num_labels": num_labels, "ignore_mismatched_sizes": True}
     with quiet():
         model = auto.from_pretrained(base, dtype=torch.float32, **options)
-        prepare(model)
+        numbers = rounded(model) if rounded is not None else {}
         try:
             wrapped = PeftModel.from_pretrained(model, str(adapter))
         except (RuntimeError, ValueError, KeyError) as error:
             raise AdapterError(
                 f"PEFT cannot load {adapter} over {base}: {str(error).strip().splitlines()[0]}"
             ) from error
+    # Afterwards: checkpoints may bring the base's own embedding and head, which PEFT puts back.
+    replace_parameters(wrapped.get_base_model(), numbers)
     return wrapped.eval()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,35 +16,29 @@ from ..bundle import MANIFEST_NAME, Bundle, dump_manifest, hash_file
 from ..errors import InputError, ParityError
 from ..runtime import Runtime
 from .probe import CausalProbe, bundle_probe
-
-#: Changes the base's PyTorch model before PEFT loads an adapter over it.
-Prepare = Callable[[Any], None]
-
-
-def as_it_is(model: Any) -> None:
-    """Leave the PyTorch model as its checkpoint has it."""
+from .reference import Rounded
 
 
 @contextmanager
-def comparable(runtime: Runtime) -> Iterator[tuple[Runtime, Prepare]]:
-    """What is to be compared with PEFT in ``runtime``'s place, and how to prepare PyTorch's base for it.
+def comparable(runtime: Runtime) -> Iterator[tuple[Runtime, Rounded | None]]:
+    """What is to be compared with PEFT in ``runtime``'s place, and the numbers PyTorch computes with for it.
 
     A float bundle is compared as it is. One that has only a quantized variant differs from its checkpoint by more than
     an adapter does, so PyTorch computes with the numbers the graph holds, and a temporary copy of the graph keeps
     activations in float32, as PyTorch does.
     """
     if "fp32" in runtime.manifest.variants:
-        yield runtime, as_it_is
+        yield runtime, None
         return
     import onnx_ir as ir
 
-    from ..base.rounded import exact_activations, find_parameters, replace_parameters
+    from ..base.rounded import exact_activations, find_parameters
 
     bundle, (_, variant) = runtime.bundle, runtime.bundle.variant(runtime.variant)
     graph = ir.load(bundle.file(variant.file))
 
-    def prepare(model: Any) -> None:
-        replace_parameters(model, find_parameters(graph, model).rounded)
+    def rounded(model: Any) -> Mapping[str, np.ndarray]:
+        return find_parameters(graph, model).rounded
 
     with tempfile.TemporaryDirectory(prefix="edgepeft-") as folder:
         copy = Path(folder) / "bundle"
@@ -55,7 +49,7 @@ def comparable(runtime: Runtime) -> Iterator[tuple[Runtime, Prepare]]:
         files = {name: hash_file(copy / name) for name in bundle.manifest.files if (copy / name).is_file()}
         manifest = bundle.manifest.model_copy(update={"files": files})
         (copy / MANIFEST_NAME).write_text(dump_manifest(manifest), encoding="utf-8")
-        yield runtimes.open(copy, variant=runtime.variant), prepare
+        yield runtimes.open(copy, variant=runtime.variant), rounded
 
 
 def _names(files: tuple[str, ...]) -> list[str]:

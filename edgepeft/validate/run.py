@@ -15,7 +15,7 @@ from .form import PARITY_TOLERANCE, AdapterAccuracy, AdapterParity, Validation
 from .parity import adapter_parity, adapter_sources, base_restored
 from .probe import bundle_probe
 from .reference import head_width, peft_model
-from .rounded import as_it_is, comparable
+from .rounded import comparable
 
 
 def _problems(
@@ -75,10 +75,10 @@ def validate(
     runtime = runtimes.open(opened.path, variant="fp32" if "fp32" in manifest.variants else None)
     probe = bundle_probe(opened)
     parity = []
-    with comparable(runtime) if sources else nullcontext((runtime, as_it_is)) as (compared, prepare):
+    with comparable(runtime) if sources else nullcontext((runtime, None)) as (compared, rounded):
         for name, source in sources.items():
             progress(f"parity of {name} against PEFT")
-            parity.append(adapter_parity(compared, name, source, base, probe, prepare))
+            parity.append(adapter_parity(compared, name, source, base, probe, rounded))
     restored = base_restored(runtime, probe) if runtime.adapters else None
     rows = []
     for name, examples in data.items():
