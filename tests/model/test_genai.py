@@ -12,7 +12,6 @@ from causal import ADAPTERS, CONTEXT, build_causal, build_causal_bundle, build_o
 
 from edgepeft import runtime
 from edgepeft.pipeline import add_slots, capture, quantize, write_bundle
-from edgepeft.quantize.recipes import RECIPES
 
 genai = pytest.importorskip("onnxruntime_genai")
 
@@ -85,7 +84,6 @@ def test_what_the_configuration_says(bundle: Path) -> None:
     assert search["past_present_share_buffer"] is True
 
 
-@pytest.mark.skipif("q4" not in RECIPES, reason="no q4 recipe yet")
 def test_a_quantized_variant_takes_over(bundle: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(bundle, tmp_path / "b"))
     quantize(copy, "q4")
