@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -44,7 +47,7 @@ def trace_causal(loaded: Loaded) -> Captured:
     try:
         config = OnnxConfig(opset_version=OPSET, dynamic_shapes=dynamic, ort_fusions="cpu")
         try:
-            with silenced_exporter():
+            with silenced_exporter(), _windows_by_position(loaded.model):
                 graph = OnnxExporter().export(loaded.model, inputs, config=config).program
         except Exception as error:  # the exporter raises whatever torch, onnxscript or a model's own code raises
             first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
@@ -62,6 +65,43 @@ def trace_causal(loaded: Loaded) -> Captured:
     own = {name: array.copy() for name, array in parameters_of(loaded.model).items()}
     locations, weights = untie(loaded.model, graph, located, as_linear(loaded.model, own))
     return Captured(graph=graph, locations=locations, weights=weights, parity=difference)
+
+
+@contextmanager
+def _windows_by_position(model: Any) -> Iterator[None]:
+    """While tracing, let sliding windows count tokens: transformers counts places in the cache, padding among them.
+
+    Prompts padded on the right leave gaps in their rows' caches, and a row must not forget a token for each.
+    """
+    from transformers import masking_utils
+
+    home = sys.modules[type(model).__module__]
+    name = "create_sliding_window_causal_mask"
+    original, overlay = getattr(home, name, None), masking_utils.sliding_window_overlay
+    if original is None:
+        yield
+        return
+
+    def create(*args: Any, **kwargs: Any) -> Any:
+        mask = kwargs.get("attention_mask")
+        if mask is None or mask.ndim != 2:
+            return original(*args, **kwargs)
+        position = mask.cumsum(-1) - 1
+
+        def by_position(window: int) -> Callable[[Any, Any, Any, Any], Any]:
+            return lambda batch, head, query, key: position[batch, key] > position[batch, query] - window
+
+        masking_utils.sliding_window_overlay = by_position
+        try:
+            return original(*args, **kwargs)
+        finally:
+            masking_utils.sliding_window_overlay = overlay
+
+    setattr(home, name, create)
+    try:
+        yield
+    finally:
+        setattr(home, name, original)
 
 
 def _sample(loaded: Loaded) -> tuple[dict[str, Any], dict[str, Any]]:

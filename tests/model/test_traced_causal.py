@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import pytest
@@ -51,11 +52,15 @@ def test_what_mobius_cannot_build_is_traced(name: str, tmp_path: Path) -> None:
     )
 
 
-def test_a_wrong_mobius_graph_is_traced_instead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgepeft.base.mend._epsilons", lambda *args: None)
+@pytest.mark.parametrize(("name", "mend"), [("opt", "_epsilons"), ("gemma3", "_layers")])
+def test_a_wrong_mobius_graph_is_traced_instead(
+    name: str, mend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"edgepeft.base.mend.{mend}", lambda *args: None)
     told: list[str] = []
-    base = capture(build_causal(tmp_path / "opt", "opt"), task="text-generation", announce=told.append)
+    base = capture(build_causal(tmp_path / name, name), task="text-generation", announce=told.append)
     assert base.captured_by == "traced"
+    assert base.parity <= TOLERANCE
     (message,) = told
     assert message.startswith("capture route mobius dropped: logits differ from PyTorch by ")
 
@@ -66,6 +71,7 @@ def test_an_architecture_that_neither_route_gets_right(tmp_path: Path, monkeypat
     mobius' graph loses Mistral's window where it is not mended, and a traced one counts padding in the window.
     """
     monkeypatch.setattr("edgepeft.base.mend._layers", lambda *args: None)
+    monkeypatch.setattr("edgepeft.base.traced_causal._windows_by_position", lambda model: contextlib.nullcontext())
     with pytest.raises(CaptureError, match="MistralForCausalLM") as caught:
         capture(build_causal(tmp_path / "mistral", "mistral"), task="text-generation")
     assert "mobius: logits differ from PyTorch by " in str(caught.value)
