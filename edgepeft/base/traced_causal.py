@@ -18,12 +18,11 @@ import onnx_ir as ir
 
 from ..errors import CaptureError
 from ..graph.locate import locate
-from ..graph.surgery import linear_users
 from .check import graph_causal_parity
 from .load import Loaded
 from .marks import mark, parameters_of, unmark, unmark_graph
 from .mend import logits_from
-from .tied import tied_linears, untie
+from .tied import untie
 from .traced import OPSET, Captured, as_linear, declare_shapes, silenced_exporter
 
 #: The sample's batch, cached tokens and new tokens: unequal, and none is 0 or 1, which torch.export takes for constants.
@@ -55,7 +54,7 @@ def trace_causal(loaded: Loaded) -> Captured:
                 f"{type(loaded.model).__name__} cannot be traced: {type(error).__name__}: {first}"
             ) from error
         name_causal(graph)
-        _share_tied(graph, loaded.model)
+        _plain_products(graph)
         logits_from(graph)
         difference = graph_causal_parity(graph, loaded)
         located = locate(graph, as_linear(loaded.model, parameters_of(loaded.model)))
@@ -166,28 +165,32 @@ def name_causal(graph: ir.Model) -> None:
     declare_shapes(graph, symbols)
 
 
-def _share_tied(graph: ir.Model, model: Any) -> None:
-    """Let a tied head read the embedding behind a Transpose, in place of the exporter's transposed copy."""
-    parameters = parameters_of(model)
-    for embedding in tied_linears(model).values():
-        array = parameters[embedding]
-        held = {
-            name: value
-            for name, value in graph.graph.initializers.items()
-            if value.const_value is not None and value.const_value.size == array.size
-        }
-        table = next((v for v in held.values() if np.array_equal(v.const_value.numpy(), array)), None)  # type: ignore[union-attr]
-        copy = next(
-            (v for v in held.values() if linear_users(v) and np.array_equal(v.const_value.numpy(), array.T)),  # type: ignore[union-attr]
-            None,
-        )
-        if table is None or copy is None or table is copy:
+def _transposed(graph: ir.Graph, table: ir.Value, user: ir.Node) -> ir.Value:
+    """``table`` behind a Transpose of its own, for ``user``."""
+    view = ir.node("Transpose", [table], {"perm": [1, 0]}, name=f"{user.name}/tied")
+    output = view.outputs[0]
+    output.name, output.type = f"{user.name}/tied_output", table.type
+    if table.shape is not None:
+        output.shape = ir.Shape(list(table.shape)[::-1])
+    graph.insert_before(user, view)
+    return output
+
+
+def _plain_products(graph: ir.Model) -> None:
+    """Write the FusedMatMul by a transposed weight, as the exporter's fusions leave a tied head, as Transpose and MatMul.
+
+    ONNX Runtime fuses them again when it opens the model; here a head must be a linear map that slots can find.
+    """
+    for node in list(graph.graph):
+        weight = node.inputs[1] if node.op_type == "FusedMatMul" else None
+        plain = {"alpha": 1.0, "transA": 0, "transB": 1, "transBatchA": 0, "transBatchB": 0}
+        found = {name: attribute.value for name, attribute in node.attributes.items()}
+        if weight is None or not weight.is_initializer() or {**plain, "transB": 0, **found} != plain:
             continue
-        for user in linear_users(copy):
-            view = ir.node("Transpose", [table], {"perm": [1, 0]}, name=f"{user.name}/tied")
-            view.outputs[0].name = f"{user.name}/tied_output"
-            view.outputs[0].type, view.outputs[0].shape = copy.type, copy.shape
-            graph.graph.insert_before(user, view)
-            user.replace_input_with(1, view.outputs[0])
-        if not copy.uses():
-            del graph.graph.initializers[copy.name or ""]
+        new = ir.node("MatMul", [node.inputs[0], _transposed(graph.graph, weight, node)], name=node.name)
+        old, output = node.outputs[0], new.outputs[0]
+        output.shape, output.type, name = old.shape, old.type, old.name
+        old.name, output.name = f"{name}.fused", name
+        graph.graph.insert_before(node, new)
+        old.replace_all_uses_with(output, replace_graph_outputs=True)
+        graph.graph.remove(node, safe=True)

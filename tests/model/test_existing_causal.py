@@ -124,7 +124,7 @@ QUANTIZED = {"q4": "q4", "q4-asymmetric": "q4", "q8-asymmetric": "int8", "builde
 def test_a_float_file_takes_slots(name: str, model: dict[str, Path], files: Make, tmp_path: Path) -> None:
     """transformers.js' layout without and with position_ids, and the builder's: matched by content, PEFT's logits."""
     told: list[str] = []
-    adapters = {"wide": model["wide"], "narrow": model["narrow"]}
+    adapters = {"wide": model["wide"], "head": model["head"]}
     result = export(model["model"], adapters, tmp_path / "b", onnx=files(name), announce=told.append)
     manifest = result.bundles[0].manifest
     assert manifest.base.captured_by == "existing"

@@ -68,12 +68,12 @@ def test_a_wrong_mobius_graph_is_traced_instead(
 def test_an_architecture_that_neither_route_gets_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both measured differences are named, and the architecture.
 
-    mobius' graph loses Mistral's window where it is not mended, and a traced one counts padding in the window.
+    mobius' graph loses Gemma 3's windows where it is not mended, and a traced one counts padding in the window.
     """
     monkeypatch.setattr("edgepeft.base.mend._layers", lambda *args: None)
     monkeypatch.setattr("edgepeft.base.traced_causal._windows_by_position", lambda model: contextlib.nullcontext())
-    with pytest.raises(CaptureError, match="MistralForCausalLM") as caught:
-        capture(build_causal(tmp_path / "mistral", "mistral"), task="text-generation")
+    with pytest.raises(CaptureError, match="Gemma3ForCausalLM") as caught:
+        capture(build_causal(tmp_path / "gemma3", "gemma3"), task="text-generation")
     assert "mobius: logits differ from PyTorch by " in str(caught.value)
     assert "traced: logits differ from PyTorch by " in str(caught.value)
 
