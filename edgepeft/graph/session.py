@@ -25,8 +25,9 @@ def open_graph(
 
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what fails is raised below; the log would say it twice
-    # A few runs do not pay for a second copy of the weights in the kernels' own layout.
-    options.add_session_config_entry("session.disable_prepacking", "1")
+    if isinstance(graph, Path):
+        # Weights are in a file to save memory: no second copy in the kernels' own layout, for a few runs.
+        options.add_session_config_entry("session.disable_prepacking", "1")
     with tempfile.TemporaryDirectory(prefix="edgepeft-") as folder:
         if isinstance(graph, Path):
             path = graph

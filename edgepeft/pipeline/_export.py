@@ -18,6 +18,7 @@ from ..graph.fold import fold
 from ..graph.slots import add_slots
 from ..validate.form import AdapterParity
 from ..validate.parity import check_parity
+from ..validate.rounded import check_given
 from ._write import check_target_folder, write_bundle
 
 Announce = Callable[[str], None]
@@ -78,7 +79,7 @@ def export(
     base = capture(
         model, task=task, peft_task=None if task else peft_task, onnx=onnx, max_length=max_length, announce=announce
     )
-    announce(f"captured {base.architecture} ({base.captured_by}), {base.parity:.1e} from PyTorch")
+    announce(f"captured {base.architecture} ({base.captured_by}), {base.parity:.1e} from PyTorch{_matched(base)}")
     read: list[Adapter] = []
     for name, source in adapters.items():
         adapter = read_adapter(
@@ -90,7 +91,16 @@ def export(
         read.append(adapter)
     if mode == "merge":
         return _merge(base, read, adapters, out, announce)
-    return _swap(base, read, adapters, out, slots, announce)
+    return _swap(base, read, adapters, out, slots, announce, Path(onnx) if onnx is not None else None)
+
+
+def _matched(base: Base) -> str:
+    """How a given file's parameters were told, in words."""
+    if not base.matched:
+        return ""
+    told = ", ".join(f"{count} by {how}" for how, count in base.matched.items() if count)
+    over = "" if base.variant == "fp32" else f" computing with the {base.variant} numbers of the file"
+    return f"{over}; parameters told: {told}"
 
 
 def _swap(
@@ -100,6 +110,7 @@ def _swap(
     out: Path,
     reserve: Literal["adapters", "all-linear"],
     announce: Announce,
+    given: Path | None,
 ) -> Exported:
     slotted = add_slots(base, read, reserve=reserve)
     parity: list[AdapterParity] = []
@@ -107,6 +118,8 @@ def _swap(
     def check(bundle: Bundle) -> None:
         if sources:
             announce("comparing every adapter with PEFT")
+        if given is not None and base.variant != "fp32":
+            check_given(bundle, given)
         parity.extend(check_parity(bundle, sources, base.source, module=base.reference, settle=base.forget))
 
     bundle = write_bundle(

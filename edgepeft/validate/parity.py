@@ -12,17 +12,28 @@ from ..errors import InputError, ParityError
 from ..runtime import Runtime
 from .form import PARITY_TOLERANCE, AdapterParity
 from .probe import Found, Probe, bundle_probe, same_outputs
-from .reference import head_width, peft_reference
+from .reference import Rounded, head_width, peft_reference
+from .rounded import comparable
 
 
 def peft_outputs(
-    bundle: Bundle, name: str, source: str | Path, base: str, probe: Probe, module: Any | None = None
+    bundle: Bundle,
+    name: str,
+    source: str | Path,
+    base: str,
+    probe: Probe,
+    *,
+    module: Any | None = None,
+    rounded: Rounded | None = None,
 ) -> Found:
-    """What PEFT computes for an adapter's checkpoint at ``source`` over the model ``base`` (``module``, where it is loaded)."""
+    """What PEFT computes for an adapter's checkpoint at ``source`` over the model ``base``.
+
+    ``module`` is that model where it is loaded; ``rounded`` is what :func:`edgepeft.validate.rounded.comparable` gives.
+    """
     manifest = bundle.manifest
     labels = manifest.labels if manifest.mode == "merge" else manifest.adapters[name].labels
     with peft_reference(
-        base, source, task=manifest.task, num_labels=head_width(source, labels), module=module
+        base, source, task=manifest.task, num_labels=head_width(source, labels), module=module, rounded=rounded
     ) as reference:
         return probe.reference(reference)
 
@@ -50,6 +61,16 @@ def base_restored(runtime: Runtime, probe: Probe) -> bool:
     return same_outputs(probe.run(runtime.use(None)), before)
 
 
+def _judged(runtime: Runtime, name: str, expected: Found, probe: Probe) -> AdapterParity:
+    result = adapter_parity(runtime, name, expected, probe)
+    if not result.max_difference <= PARITY_TOLERANCE:
+        raise ParityError(
+            f"adapter {name!r}: ONNX Runtime differs from PEFT by {result.max_difference:.2g}, allowed is "
+            f"{PARITY_TOLERANCE:.0e}; nothing was written"
+        )
+    return result
+
+
 def check_parity(
     bundle: Bundle,
     sources: Mapping[str, str | Path],
@@ -64,18 +85,20 @@ def check_parity(
     :class:`ParityError` for the first adapter that is beyond the tolerance.
     """
     probe = bundle_probe(bundle)
-    expected = {name: peft_outputs(bundle, name, source, base, probe, module) for name, source in sources.items()}
-    settle()
-    runtime = runtimes.open(bundle.path)
-    results = []
-    for name, outputs in expected.items():
-        result = adapter_parity(runtime, name, outputs, probe)
-        if not result.max_difference <= PARITY_TOLERANCE:
-            raise ParityError(
-                f"adapter {name!r}: ONNX Runtime differs from PEFT by {result.max_difference:.2g}, allowed is "
-                f"{PARITY_TOLERANCE:.0e}; nothing was written"
-            )
-        results.append(result)
+    if "fp32" in bundle.manifest.variants:
+        expected = {
+            name: peft_outputs(bundle, name, source, base, probe, module=module) for name, source in sources.items()
+        }
+        settle()
+        runtime = runtimes.open(bundle.path)
+        results = [_judged(runtime, name, outputs, probe) for name, outputs in expected.items()]
+    else:
+        runtime = runtimes.open(bundle.path)
+        with comparable(runtime) as (compared, rounded):
+            results = [
+                _judged(compared, name, peft_outputs(bundle, name, source, base, probe, rounded=rounded), probe)
+                for name, source in sources.items()
+            ]
     if runtime.adapters and not base_restored(runtime, probe):
         raise ParityError("the base's outputs are not the same bits after the adapters were used; nothing was written")
     return tuple(results)
