@@ -64,7 +64,8 @@ class LinearSlot(_Model):
     ``a`` is ``[adapter_batch, in_features, rank]``, ``b`` is ``[adapter_batch, rank, out_features]``; ``out_gain`` is
     ``[adapter_batch, 1, out_features]`` and ``in_gain`` ``[adapter_batch, 1, in_features]``. A packed matrix (fused
     q/k/v) has one slot with several parts. ``weight`` names the initializer of the fp32 graph that holds the base's
-    numbers, as ``[in, out]`` or, where ``transposed``, as ``[out, in]``.
+    numbers, as ``[in, out]`` or, where ``transposed``, as ``[out, in]``; in a bundle made from a quantized file, of the
+    bytes that hold them in blocks.
     """
 
     name: str
