@@ -93,7 +93,7 @@ def _blocks_of(node: ir.Node) -> Blocks | None:
     zeros = _constant(node, 3)
     bits, block = node.attributes.get_int("bits", 4), node.attributes.get_int("block_size", 128)
     reordered = matmul and len(node.inputs) > 4 and node.inputs[4] is not None
-    if packed is None or scales is None or _array(packed).dtype != np.uint8 or bits not in {2, 4, 8} or reordered:
+    if packed is None or scales is None or _array(packed).dtype != np.uint8 or bits not in {4, 8} or reordered:
         return None
     if matmul:
         rows, columns = node.attributes.get_int("N"), node.attributes.get_int("K")

@@ -184,6 +184,26 @@ def test_generation_from_a_quantized_file(model: dict[str, Path], files: Make, t
     assert list(runtime.use("wide").generate("the film was", chat=False, max_new_tokens=8).tokens) == list(first.tokens)
 
 
+def test_a_quantized_file_with_slots_opens_in_genai(model: dict[str, Path], files: Make, tmp_path: Path) -> None:
+    genai = pytest.importorskip("onnxruntime_genai")
+    export(model["model"], {"wide": model["wide"]}, tmp_path / "b", onnx=files("q4"))
+    theirs, ours = genai.Model(str(tmp_path / "b")), runtimes.open(tmp_path / "b", threads=1)
+    adapters = genai.Adapters(theirs)
+    adapters.load(str(tmp_path / "b" / "adapters" / "wide.onnx_adapter"), "wide")
+    prompt = ours.generator.tokens.encode("the film was", special=True)
+    for name in ("wide", None):
+        params = genai.GeneratorParams(theirs)
+        params.set_search_options(max_length=len(prompt) + 12, do_sample=False)
+        generator = genai.Generator(theirs, params)
+        if name is not None:
+            generator.set_active_adapter(adapters, name)
+        generator.append_tokens(prompt)
+        while not generator.is_done():
+            generator.generate_next_token()
+        found = [int(token) for token in generator.get_sequence(0)[len(prompt) :]]
+        assert found == list(ours.use(name).generate("the film was", chat=False, max_new_tokens=12).tokens)
+
+
 def test_merging_into_few_bits_is_refused(model: dict[str, Path], files: Make, tmp_path: Path) -> None:
     with pytest.raises(SiteError, match="round the adapter away"):
         export(model["model"], {"wide": model["wide"]}, tmp_path / "b", onnx=files("q4"), mode="merge")
