@@ -247,6 +247,9 @@ class Variant(_Model):
     data: tuple[str, ...] = ()
     #: The same graph over the same weights with its slots as plain inputs, for runtimes that cannot override initializers.
     input_file: str | None = None
+    #: Whether ``input_file`` unpacks 4-bit weights as constants, to be folded when a session is made (in ONNX Runtime with
+    #: ``session.disable_quant_qdq``): for runtimes without kernels for them.
+    input_unpacked: bool = False
     slots: Literal["overridable", "input", "none"] = "overridable"
     recipe: str
     #: Share of the base's weight numbers that are stored in fewer bits than fp32, 0 … 1.
