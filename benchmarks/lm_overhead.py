@@ -1,0 +1,231 @@
+"""What slots and adapters cost a causal language model at decode and prefill, as ratios to the same base without slots.
+
+    python benchmarks/lm_overhead.py --model smollm2            # the pinned SmolLM2-135M
+    python benchmarks/lm_overhead.py --model qwen2-0.5b         # random weights in Qwen2 0.5B's shape
+    python benchmarks/lm_overhead.py --model smollm2 --genai    # with onnxruntime-genai's own LoRA route beside it
+
+Bundles are made once below ``--work`` (4-bit weights, slots at all linear sites, random LoRA of rank 8 and 16). Variants take
+turns token by token in one process, at 128 tokens of context, through the decoder that ``Runtime.generate`` uses; the ratio is
+the median over tokens of each variant's time divided by the slot-free base's in the same turn.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+from typing import Any, Protocol
+
+import click
+import numpy as np
+
+from edgepeft import runtime
+from edgepeft.demo import assets
+from edgepeft.pipeline import add, export, quantize
+
+CONTEXT = 128
+RANKS = (8, 16)
+
+
+class Engine(Protocol):
+    def begin(self, prompt: list[int]) -> None: ...
+
+    def step(self, token: int) -> None: ...
+
+
+class Ours:
+    """A bundle's variant and adapter in edgepeft's runtime."""
+
+    def __init__(self, bundle: Path, variant: str, adapter: str | None, threads: int) -> None:
+        self.model = runtime.open(bundle, variant=variant, threads=threads).use(adapter)
+
+    def begin(self, prompt: list[int]) -> None:
+        self.decoder = self.model.generator.decoder(self.model.snapshot(), 1, len(prompt) + 64)
+        self.decoder.prefill([prompt])
+
+    def step(self, token: int) -> None:
+        self.decoder.step([token])
+
+
+class Genai:
+    """onnxruntime-genai on a folder that its own builder wrote."""
+
+    def __init__(self, folder: Path, adapter: Path | None, threads: int) -> None:
+        import onnxruntime_genai as og
+
+        config = og.Config(str(folder))
+        config.overlay(json.dumps({"model": {"decoder": {"session_options": {"intra_op_num_threads": threads}}}}))
+        self.og, self.model = og, og.Model(config)
+        self.adapters = og.Adapters(self.model)
+        self.adapter = adapter
+        if adapter is not None:
+            self.adapters.load(str(adapter), "a")
+
+    def begin(self, prompt: list[int]) -> None:
+        params = self.og.GeneratorParams(self.model)
+        params.set_search_options(max_length=len(prompt) + 64, do_sample=False)
+        self.generator = self.og.Generator(self.model, params)
+        if self.adapter is not None:
+            self.generator.set_active_adapter(self.adapters, "a")
+        self.generator.append_tokens(prompt)
+
+    def step(self, token: int) -> None:
+        self.generator.generate_next_token()
+
+
+def source(name: str, work: Path) -> Path:
+    """The model's Hugging Face folder."""
+    if name == "smollm2":
+        return assets.smollm2()
+    folder = work / name / "model"
+    if not (folder / "config.json").is_file():
+        import torch
+        from transformers import Qwen2Config, Qwen2ForCausalLM
+
+        config = Qwen2Config(
+            hidden_size=896, num_hidden_layers=24, num_attention_heads=14, num_key_value_heads=2, intermediate_size=4864,
+            vocab_size=151936, tie_word_embeddings=True, max_position_embeddings=4096,
+        )  # fmt: skip
+        torch.manual_seed(0)
+        Qwen2ForCausalLM(config).save_pretrained(folder)
+        for file in ("tokenizer.json", "tokenizer_config.json"):  # any will do: tokens are drawn at random
+            shutil.copy(assets.smollm2() / file, folder / file)
+    return folder
+
+
+def lora(model: Path, rank: int, out: Path) -> Path:
+    """A random LoRA at all linear sites."""
+    if not (out / "adapter_config.json").is_file():
+        import torch
+        from peft import LoraConfig, get_peft_model
+        from transformers import AutoModelForCausalLM
+
+        base = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+        config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
+        wrapped = get_peft_model(base, config)
+        with torch.no_grad():
+            for name, parameter in wrapped.named_parameters():
+                if "lora_B" in name:
+                    parameter.normal_(std=0.01)
+        wrapped.save_pretrained(out)
+    return out
+
+
+def bundles(model: Path, folder: Path) -> tuple[Path, Path]:
+    """The base without slots, and the base with slots at all linear sites and both adapters; both at 4 bits."""
+    plain, slotted = folder / "plain", folder / "slotted"
+    if not (plain / "onnx" / "model_q4.onnx").is_file():
+        export(model, {}, plain, task="text-generation")
+        quantize(plain, "q4", replace=True)
+    if not (slotted / "onnx" / "model_q4.onnx").is_file():
+        loras = {f"r{rank}": lora(model, rank, folder / f"lora{rank}") for rank in RANKS}
+        first, *others = loras
+        export(model, {first: loras[first]}, slotted, task="text-generation", slots="all-linear")
+        for name in others:
+            add(slotted, name, loras[name])
+        quantize(slotted, "q4", replace=True)
+    return plain, slotted
+
+
+def genai_route(model: Path, folder: Path) -> tuple[Path, Path, Path]:
+    """The peer's builder: its base, its base with LoRA inputs, and the adapter in ONNX Runtime's format."""
+    plain, with_lora = folder / "genai", folder / "genai-lora"
+    options = ["int4_accuracy_level=4", "int4_block_size=32", "shared_embeddings=true"]
+    for out, extra in ((plain, []), (with_lora, [f"adapter_path={lora(model, RANKS[0], folder / 'lora8')}"])):
+        if not (out / "genai_config.json").is_file():
+            command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-m", str(model), "-i", str(model)]
+            command += ["-o", str(out), "-p", "int4", "-e", "cpu", "-c", tempfile.mkdtemp()]
+            subprocess.run([*command, "--extra_options", *options, *extra], check=True, capture_output=True)
+    adapter = next(with_lora.glob("*.onnx_adapter"), None)
+    return plain, with_lora, adapter or _peer_adapter(with_lora, folder / "lora8")
+
+
+def _peer_adapter(built: Path, checkpoint: Path) -> Path:
+    """Random factors of the checkpoint's rank under the names that the builder's graph takes."""
+    import onnx_ir as ir
+    import onnxruntime as ort
+
+    graph = ir.load(built / "model.onnx").graph
+    rank = json.loads((checkpoint / "adapter_config.json").read_text())["r"]
+    rng = np.random.default_rng(0)
+    values = {}
+    for value in graph.inputs:
+        if "lora" in (value.name or "").lower():
+            shape = [d if isinstance(d, int) and d > 0 else rank for d in value.shape or ()]
+            array = rng.standard_normal(shape).astype(np.float32) * 0.01
+            values[value.name] = ort.OrtValue.ortvalue_from_numpy(array)
+    form = ort.AdapterFormat()
+    form.set_parameters(values)
+    form.set_model_version(1)
+    form.set_adapter_version(1)
+    path = built / "peer.onnx_adapter"
+    form.export_adapter(str(path))
+    return path
+
+
+def measure(engines: dict[str, Engine], vocab: int, rounds: int) -> dict[str, tuple[list[float], list[float]]]:
+    """Prefill and decode times of each engine in seconds, taken in turns."""
+    rng = np.random.default_rng(0)
+    times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in engines}
+    for number in range(rounds + 1):  # the first one warms up
+        prompt = [int(token) for token in rng.integers(5, vocab, CONTEXT)]
+        order = list(engines) if number % 2 else list(engines)[::-1]
+        for name in order:
+            start = perf_counter()
+            engines[name].begin(prompt)
+            if number:
+                times[name][0].append(perf_counter() - start)
+        for place in range(24):
+            for name in order if place % 2 else order[::-1]:
+                start = perf_counter()
+                engines[name].step(7)
+                if number:
+                    times[name][1].append(perf_counter() - start)
+    return times
+
+
+def ratio(mine: list[float], base: list[float]) -> float:
+    """Median of the paired ratios."""
+    return median(a / b for a, b in zip(mine, base, strict=True))
+
+
+@click.command(help=__doc__)
+@click.option("--model", type=click.Choice(["smollm2", "qwen2-0.5b"]), default="smollm2")
+@click.option("--work", type=click.Path(path_type=Path), default=assets.cache_dir() / "lm-overhead")
+@click.option("--threads", type=int, multiple=True, default=(1, 2))
+@click.option("--rounds", type=int, default=6)
+@click.option("--genai", is_flag=True, help="Measure onnxruntime-genai's own LoRA route beside it.")
+def main(model: str, work: Path, threads: tuple[int, ...], rounds: int, genai: bool) -> None:
+    folder = work / model
+    path = source(model, work)
+    plain, slotted = bundles(path, folder)
+    vocab = int(json.loads((path / "config.json").read_text())["vocab_size"])
+    for count in threads:
+        engines: dict[str, Any] = {"slot-free base": Ours(plain, "q4", None, count)}
+        engines["slots, empty"] = Ours(slotted, "q4", None, count)
+        for rank in RANKS:
+            engines[f"slots, rank {rank}"] = Ours(slotted, "q4", f"r{rank}", count)
+        if genai:
+            peer, peer_lora, adapter = genai_route(path, folder)
+            engines["genai base"] = Genai(peer, None, count)
+            engines["genai LoRA rank 8"] = Genai(peer_lora, adapter, count)
+        times = measure(engines, vocab, rounds)
+        base = times["slot-free base"]
+        print(f"{model}, q4, {count} thread(s), context {CONTEXT}, {rounds} rounds of 24 tokens")
+        for name, (prefill, decode) in times.items():
+            print(
+                f"  {name:18s} decode {median(decode) * 1e3:7.2f} ms  {ratio(decode, base[1]):.3f}x"
+                f"   prefill {median(prefill) * 1e3:7.1f} ms  {ratio(prefill, base[0]):.3f}x"
+            )
+        if genai:
+            peers = times["genai base"][1], times["genai LoRA rank 8"][1]
+            print(f"  genai LoRA rank 8 over genai base: decode {ratio(peers[1], peers[0]):.3f}x")
+
+
+if __name__ == "__main__":
+    main()
