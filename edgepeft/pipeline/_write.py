@@ -33,6 +33,7 @@ from ..bundle import (
 )
 from ..errors import InputError
 from ..graph.form import MergedBase, SlottedBase
+from ..quantize import count_quantized
 from ._genai import NAME as GENAI_CONFIG
 from ._genai import note_genai
 
@@ -184,8 +185,9 @@ def write_bundle(
     with replacing(target, keep=False) as folder:
         _model_files(folder, base, labels)
         (folder / "onnx").mkdir()
-        ir.save(graph, folder / "onnx" / "model.onnx", external_data="model.onnx_data")
-        data = tuple(f"onnx/{p.name}" for p in (folder / "onnx").iterdir() if p.name == "model.onnx_data")
+        file = "model.onnx" if base.variant == "fp32" else f"model_{base.variant}.onnx"
+        ir.save(graph, folder / "onnx" / file, external_data=f"{file}_data")
+        data = tuple(f"onnx/{p.name}" for p in (folder / "onnx").iterdir() if p.name == f"{file}_data")
         entries = {
             each.adapter.name: write_adapter(
                 folder,
@@ -213,12 +215,12 @@ def write_bundle(
             max_length=base.max_length,
             slots=table,
             variants={
-                "fp32": Variant(
-                    file="onnx/model.onnx",
+                base.variant: Variant(
+                    file=f"onnx/{file}",
                     data=data,
                     slots="overridable" if merged is None else "none",
-                    recipe="fp32",
-                    quantized_share=0.0,
+                    recipe="fp32" if base.variant == "fp32" else "as it was given",
+                    quantized_share=round(count_quantized(graph, table).share, 6),
                 )
             },
             adapters=entries,
@@ -226,6 +228,7 @@ def write_bundle(
             provenance={
                 "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
                 "capture_parity": base.parity,
+                **({"matched": dict(base.matched)} if base.matched else {}),
                 **(recipe or {}),
             },
             files=_listed(folder, {}),

@@ -12,6 +12,9 @@ from .signature import Signature
 #: A prompt is fed in pieces of this many tokens, so that attention scores take heads x 512 x length floats and a
 #: cancelled prompt stops soon.
 CHUNK = 512
+#: Rows are read together while their padded tokens are at most ``CHUNK``, and the logits that this computes beyond each row's
+#: last token at most this many; otherwise one after the other.
+LOGITS = 64
 
 
 class Decoder:
@@ -19,10 +22,14 @@ class Decoder:
 
     Rows are padded on the right: a row's own tokens have ones in the mask, padding zeros, and what is generated follows
     at the end of the mask for all rows. ``feeds`` are the adapter's slot tensors, bound once: ONNX Runtime ignores the
-    adapters of ``RunOptions`` in a run with IO binding. ``options`` are the ``RunOptions`` of the run under way.
+    adapters of ``RunOptions`` in a run with IO binding. ``options`` are the ``RunOptions`` of the run under way. ``cache``, by
+    input name and with room for ``capacity`` tokens, is used where it is given.
     """
 
-    def __init__(self, session: Any, signature: Signature, rows: int, feeds: Mapping[str, Any], capacity: int) -> None:
+    def __init__(
+        self, session: Any, signature: Signature, rows: int, feeds: Mapping[str, Any], capacity: int,
+        cache: dict[str, np.ndarray] | None = None,
+    ) -> None:  # fmt: skip
         self._session = session
         self._signature = signature
         self._feeds = dict(feeds)
@@ -30,7 +37,7 @@ class Decoder:
         self._mask = np.zeros((rows, 0), np.int64)
         self._lengths = np.zeros(rows, np.int64)
         self._capacity = capacity if signature.shared else 0
-        self._cache = {t.past: t.zeros(rows, self._capacity) for t in signature.cache}
+        self._cache = cache or {t.past: t.zeros(rows, self._capacity) for t in signature.cache}
         self._grown: dict[str, Any] = {}
         self._logits: np.ndarray | None = None
         self._held: dict[str, Any] = {}
@@ -61,7 +68,9 @@ class Decoder:
                 logits = self._run(part, np.ones_like(part), part.shape[1] - 1)
             return logits[:, -1]
         lengths = np.array([len(prompt) for prompt in prompts])
-        longest = int(lengths.max())
+        longest, spread = int(lengths.max()), int(lengths.max() - lengths.min()) + 1
+        if self._signature.shared and (self.rows * longest > CHUNK or self.rows * spread > LOGITS):
+            return self._prefill_each(prompts, lengths)
         mask = (np.arange(longest) < lengths[:, None]).astype(np.int64)
         padded = np.zeros((self.rows, longest), np.int64)
         for row, prompt in enumerate(prompts):
@@ -69,6 +78,23 @@ class Decoder:
         first = int(lengths.min()) - 1
         logits = self._run(padded, mask, first)
         return logits[np.arange(self.rows), lengths - 1 - first]
+
+    def _prefill_each(self, prompts: Sequence[Sequence[int]], lengths: np.ndarray) -> np.ndarray:
+        """Read each row by itself, into its own part of the cache."""
+        longest = int(lengths.max())
+        if longest > self._capacity:
+            self._grow(longest)
+        logits = []
+        for row, prompt in enumerate(prompts):
+            feeds = {name: _rows_of(value, [row]) for name, value in self._feeds.items()}
+            # A row of a buffer lies in one piece, so ONNX Runtime writes into it in place.
+            cache = {name: array[row : row + 1] for name, array in self._cache.items()}
+            alone = Decoder(self._session, self._signature, 1, feeds, self._capacity, cache)
+            alone.options = self.options
+            logits.append(alone.prefill([prompt]))
+        self._mask = (np.arange(longest) < lengths[:, None]).astype(np.int64)
+        self._lengths = lengths.astype(np.int64)
+        return np.concatenate(logits)
 
     def step(self, tokens: Sequence[int]) -> np.ndarray:
         """Feed one token for each row; the next logits ``[rows, vocabulary]``, overwritten by the next call."""
