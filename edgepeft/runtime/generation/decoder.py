@@ -41,6 +41,7 @@ class Decoder:
         self._grown: dict[str, Any] = {}
         self._logits: np.ndarray | None = None
         self._held: dict[str, Any] = {}
+        self._bound: dict[str, np.ndarray] = {}
         if signature.shared:
             self._bind()
         else:
@@ -132,13 +133,13 @@ class Decoder:
             fed["logits_from"] = np.array([first], np.int64)
         count = tokens.shape[1] - (first if signature.logits_from else 0)
         run = self._run_bound if signature.shared else self._run_grown
-        logits = run({name: _value(array) for name, array in fed.items()}, count, whole.shape[1])
+        logits = run(fed, count, whole.shape[1])
         # Only now: a run that failed or was cancelled leaves the past as it was.
         self._mask = whole
         self._lengths = self._lengths + mask.sum(axis=1)
         return logits if signature.logits_from else logits[:, first:]
 
-    def _run_bound(self, fed: Mapping[str, Any], count: int, width: int) -> np.ndarray:
+    def _run_bound(self, fed: Mapping[str, np.ndarray], count: int, width: int) -> np.ndarray:
         if width > self._capacity:
             self._grow(max(width, 2 * self._capacity))
         if self._logits is None or self._logits.shape[1] != count:
@@ -146,15 +147,23 @@ class Decoder:
             self._logits = np.empty(shape, self._signature.logits_dtype)
             self._held["logits"] = _value(self._logits)
             self._binding.bind_ortvalue_output("logits", self._held["logits"])
-        self._held["fed"] = fed
-        for name, value in fed.items():
-            self._binding.bind_ortvalue_input(name, value)
+        for name, array in fed.items():
+            bound = self._bound.get(name)
+            if bound is not None and bound.shape == array.shape:
+                bound[...] = array  # the memory that is bound: from token to token only the mask changes its shape
+                continue
+            self._bound[name] = array.copy()
+            self._held[name] = _value(self._bound[name])
+            self._binding.bind_ortvalue_input(name, self._held[name])
         self._session.run_with_iobinding(self._binding, self.options)
         return self._logits
 
-    def _run_grown(self, fed: Mapping[str, Any], count: int, width: int) -> np.ndarray:
+    def _run_grown(self, fed: Mapping[str, np.ndarray], count: int, width: int) -> np.ndarray:
+        values = {name: _value(array) for name, array in fed.items()}
         names = ["logits", *(tensor.present for tensor in self._signature.cache)]
-        logits, *present = self._session.run_with_ort_values(names, {**fed, **self._grown, **self._feeds}, self.options)
+        logits, *present = self._session.run_with_ort_values(
+            names, {**values, **self._grown, **self._feeds}, self.options
+        )
         self._grown = {tensor.past: value for tensor, value in zip(self._signature.cache, present, strict=True)}
         found: np.ndarray = logits.numpy()
         return found
@@ -171,6 +180,7 @@ class Decoder:
         """Bind what stays the same from step to step: cache, adapter. Values point into arrays that live here."""
         self._binding = self._session.io_binding()
         self._logits = None
+        self._bound = {}
         self._held = {name: _value(array) for name, array in self._cache.items()}
         for tensor in self._signature.cache:
             self._binding.bind_ortvalue_input(tensor.past, self._held[tensor.past])
