@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..graph.locate import Location
+from ..graph.spill import Spilled
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,13 @@ class Base:
     variant: str = "fp32"
     #: How many parameters of a given file were told by "content", by "rounded content" and by "name"; else empty.
     matched: Mapping[str, int] = field(default_factory=dict)
+    #: Where the graph's weights lie in a file and not in memory.
+    spilled: Spilled | None = None
+
+    def forget(self) -> None:
+        """Give back the memory of weights that can be read from their file again; ``reference`` must be as captured."""
+        if self.spilled is not None:
+            self.spilled.forget(copies=True)
 
     def weight(self, name: str) -> np.ndarray | None:
         """The parameter of that name, or ``None``; fits ``read_adapter(weights=…)``."""

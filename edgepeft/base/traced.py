@@ -17,6 +17,7 @@ from ..adapters.delta import conv1d_weights
 from ..bundle.manifest import Dim
 from ..errors import CaptureError
 from ..graph.locate import Location, locate
+from ..graph.spill import Spilled
 from .check import parity
 from .load import Loaded, quiet, sample_batches
 from .marks import mark, parameters_of, unmark, unmark_graph
@@ -119,6 +120,8 @@ class Captured:
     locations: Mapping[str, tuple[Location, ...]]
     weights: Mapping[str, np.ndarray]
     parity: float
+    #: Where the graph's weights lie in a file and not in memory.
+    spilled: Spilled | None = None
     variant: str = "fp32"
     matched: Mapping[str, int] = field(default_factory=dict)
 

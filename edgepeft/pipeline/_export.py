@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from .. import runtime as runtimes
 from ..adapters import Adapter, read_adapter
 from ..adapters.belongs import check_belongs
 from ..adapters.checkpoint import read_checkpoint
@@ -54,6 +53,7 @@ def export(
     onnx: str | Path | None = None,
     force: bool = False,
     max_rank: int | None = None,
+    max_length: int | None = None,
     announce: Announce = lambda message: None,
 ) -> Exported:
     """Export a base and its adapters.
@@ -61,7 +61,8 @@ def export(
     ``swap`` writes one bundle with every adapter beside the base; ``merge`` folds one adapter into the base, and with
     several writes ``out/<name>`` for each. Every adapter is run in ONNX Runtime and compared with PEFT before anything
     takes its place at ``out``; raises :class:`ParityError` where one differs, and :class:`UnsupportedAdapterError` for
-    an adapter that can only be merged. ``max_rank`` caps the rank of methods that are factored by SVD.
+    an adapter that can only be merged. ``max_rank`` caps the rank of methods that are factored by SVD,
+    ``max_length`` the context of a language model in tokens.
     """
     out = Path(out)
     for name in adapters:
@@ -75,7 +76,9 @@ def export(
         check_target_folder(out)
     peft_task = _peft_task(adapters)
     announce(f"capturing {model}")
-    base = capture(model, task=task, peft_task=None if task else peft_task, onnx=onnx, announce=announce)
+    base = capture(
+        model, task=task, peft_task=None if task else peft_task, onnx=onnx, max_length=max_length, announce=announce
+    )
     announce(f"captured {base.architecture} ({base.captured_by}), {base.parity:.1e} from PyTorch{_matched(base)}")
     read: list[Adapter] = []
     for name, source in adapters.items():
@@ -113,11 +116,11 @@ def _swap(
     parity: list[AdapterParity] = []
 
     def check(bundle: Bundle) -> None:
-        announce("comparing every adapter with PEFT")
-        runtime = runtimes.open(bundle.path)
+        if sources:
+            announce("comparing every adapter with PEFT")
         if given is not None and base.variant != "fp32":
             check_given(bundle, given)
-        parity.extend(check_parity(runtime, sources, base.source))
+        parity.extend(check_parity(bundle, sources, base.source, module=base.reference, settle=base.forget))
 
     bundle = write_bundle(
         out,
@@ -145,8 +148,8 @@ def _merge(
         merged = fold(base, adapter)
 
         def check(bundle: Bundle, adapter: Adapter = adapter) -> None:
-            runtime = runtimes.open(bundle.path)
-            parity.extend(check_parity(runtime, {adapter.name: sources[adapter.name]}, base.source))
+            checked = {adapter.name: sources[adapter.name]}
+            parity.extend(check_parity(bundle, checked, base.source, module=base.reference, settle=base.forget))
 
         target = out if len(read) == 1 else out / adapter.name
         bundles.append(write_bundle(target, base, merged, recipe={"checkpoints": _hashes([adapter])}, check=check))

@@ -187,6 +187,7 @@ def write_bundle(
         (folder / "onnx").mkdir()
         file = "model.onnx" if base.variant == "fp32" else f"model_{base.variant}.onnx"
         ir.save(graph, folder / "onnx" / file, external_data=f"{file}_data")
+        base.forget()
         data = tuple(f"onnx/{p.name}" for p in (folder / "onnx").iterdir() if p.name == f"{file}_data")
         entries = {
             each.adapter.name: write_adapter(
