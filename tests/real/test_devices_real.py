@@ -30,7 +30,13 @@ TEXTS = (
 @pytest.fixture(scope="module")
 def real_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, model = tmp_path_factory.mktemp("real"), minilm()
-    options = {"r": 8, "target_modules": ["query", "value"], "modules_to_save": ["classifier"], "scale": 0.05}
+    options = {
+        "r": 8,
+        "target_modules": ["query", "value"],
+        "modules_to_save": ["classifier"],
+        "scale": 0.05,
+        "task_type": "SEQ_CLS",
+    }
     adapters = {
         "two": save_lora(folder / "two", model, seed=1, num_labels=2, record={"labels": ["bad", "good"]}, **options),
         "four": save_lora(folder / "four", model, seed=2, num_labels=4, record={"labels": list("abcd")}, **options),
