@@ -177,9 +177,7 @@ def _affine_conv(layer: Any, site: str, checkpoint: Checkpoint) -> tuple[Array, 
             "change of weights expresses it; it can be neither swapped nor merged"
         )
     part = channels // base.groups
-    own = torch.stack(
-        [row[(o * base.groups // base.out_channels) * part :][:part] for o, row in enumerate(weight)]
-    )
+    own = torch.stack([row[(o * base.groups // base.out_channels) * part :][:part] for o, row in enumerate(weight)])
     if base.groups > 1 and float(weight.abs().sum() - own.abs().sum()) > AFFINE * float(own.abs().sum()):
         raise UnsupportedAdapterError(
             f"{checkpoint.source}: {checkpoint.peft_type} at {site} mixes the groups of a grouped convolution, whose weight has no "
@@ -320,7 +318,8 @@ def _sample(model: Any) -> dict[str, Any]:
     import torch
 
     accepted = inspect.signature(model.forward).parameters
-    config, inputs = model.config, {}
+    config = model.config
+    inputs: dict[str, Any] = {}
     if "input_ids" in accepted:
         ids = torch.arange(18).reshape(2, 9) * 7 % int(config.get_text_config().vocab_size)
         mask = torch.ones_like(ids)

@@ -74,9 +74,7 @@ def _fill_linear(
     return tensors, rank
 
 
-def _fill_single(
-    adapter: Adapter, slot: ConvSlot | EmbeddingSlot, edit: SiteEdit
-) -> tuple[dict[str, Array], int]:
+def _fill_single(adapter: Adapter, slot: ConvSlot | EmbeddingSlot, edit: SiteEdit) -> tuple[dict[str, Array], int]:
     """The tensors of a slot that serves one site: a convolution's or an embedding's."""
     sizes = (
         (int(np.prod((slot.in_channels, *slot.kernel))), slot.out_channels)
@@ -171,7 +169,7 @@ def fill_slots(adapter: Adapter, table: SlotTable, *, fresh: Collection[str] = (
             filled, rank = _fill_linear(adapter, slot, edits)
             tensors.update(filled)
             ranks[slot.name] = rank
-    for single in (*table.convolutions, *table.embeddings):
+    for single in table.singles:
         if single.name in adapter.sites:
             filled, rank = _fill_single(adapter, single, adapter.sites[single.name])
             tensors.update(filled)

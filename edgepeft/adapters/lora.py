@@ -153,7 +153,9 @@ class _Lowering(Consumer):
         weight = self.base_weight(site, None if kernel else shape)
         weight = weight.reshape(len(weight), -1).T.astype(np.float64)
         if weight.shape != shape[::-1]:
-            raise self.fail(site, f"DoRA over a grouped convolution, or for another base: {shape[::-1]}, here {weight.shape}")
+            raise self.fail(
+                site, f"DoRA over a grouped convolution, or for another base: {shape[::-1]}, here {weight.shape}"
+            )
         if initial is not None:
             weight = weight - initial.delta()
         norm = np.linalg.norm(weight + low_rank.delta(), axis=0)
@@ -171,7 +173,9 @@ def ungrouped(b: np.ndarray, rank: int) -> np.ndarray:
     dense = np.zeros((outputs, rank), b.dtype)
     size = outputs // groups
     for group in range(groups):
-        dense[group * size : (group + 1) * size, group * part : (group + 1) * part] = b[group * size : (group + 1) * size]
+        dense[group * size : (group + 1) * size, group * part : (group + 1) * part] = b[
+            group * size : (group + 1) * size
+        ]
     return dense
 
 

@@ -21,6 +21,13 @@ def _attempts(onnx: str | Path | None, task: str) -> list[tuple[str, Callable[[L
         from .mobius import build
 
         return [("mobius", build)]
+    if task == "text2text-generation":
+        from . import seq2seq
+
+        return [
+            ("traced+fused", lambda loaded: seq2seq.build(loaded, fusions=True)),
+            ("traced", lambda loaded: seq2seq.build(loaded, fusions=False)),
+        ]
     return [
         ("traced+fused", lambda loaded: trace(loaded, fusions=True)),
         ("traced", lambda loaded: trace(loaded, fusions=False)),
@@ -75,4 +82,5 @@ def _base(loaded: Loaded, captured: Captured, route: str) -> Base:
         tied=tied_linears(loaded.model),
         head=output_head(loaded.model) if loaded.task == "text-generation" else None,
         parity=captured.parity,
+        decoder=captured.decoder,
     )

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from ..graph.form import GraphPart
 from ..graph.locate import Location
 
 
@@ -43,6 +44,8 @@ class Base:
     head: str | None
     #: max |difference| of the outputs against PyTorch on ragged padded batches.
     parity: float
+    #: The second graph of an encoder-decoder, whose first is ``graph``.
+    decoder: GraphPart | None = None
 
     def weight(self, name: str) -> np.ndarray | None:
         """The parameter of that name, or ``None``; fits ``read_adapter(weights=…)``."""

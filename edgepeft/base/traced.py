@@ -8,6 +8,7 @@ import logging as pylogging
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -15,6 +16,7 @@ import onnx_ir as ir
 from ..adapters.delta import conv1d_weights
 from ..bundle.manifest import Dim
 from ..errors import CaptureError
+from ..graph.form import GraphPart
 from ..graph.locate import Location, locate
 from .check import parity
 from .load import Loaded, quiet, sample_batches
@@ -26,7 +28,7 @@ OPSET = 20
 
 
 @contextlib.contextmanager
-def _silenced_exporter() -> Iterator[None]:
+def silenced_exporter() -> Iterator[None]:
     """torch.onnx prints its stages and warns of missing torchvision; both would drown the command's own output."""
     loggers = [pylogging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
@@ -109,6 +111,8 @@ class Captured:
     locations: Mapping[str, tuple[Location, ...]]
     weights: Mapping[str, np.ndarray]
     parity: float
+    #: The second graph of an encoder-decoder.
+    decoder: GraphPart | None = None
 
 
 def trace(loaded: Loaded, *, fusions: bool) -> Captured:
@@ -139,7 +143,7 @@ def trace(loaded: Loaded, *, fusions: bool) -> Captured:
             optimize=not normalized,
         )
         try:
-            with _silenced_exporter():
+            with silenced_exporter():
                 graph = OnnxExporter().export(loaded.model, inputs, config=config).program
                 if normalized:
                     _optimize(graph)

@@ -203,9 +203,14 @@ class SlotTable(_Model):
     embeddings: tuple[EmbeddingSlot, ...] = ()
 
     @property
+    def singles(self) -> tuple[ConvSlot | EmbeddingSlot, ...]:
+        """Every slot that takes two factors and serves one site."""
+        return (*self.convolutions, *self.embeddings)
+
+    @property
     def factored(self) -> tuple[FactoredSlot, ...]:
         """Every slot that takes two factors."""
-        return (*self.linear, *self.convolutions, *self.embeddings)
+        return (*self.linear, *self.singles)
 
     def tensors(self) -> dict[str, tuple[Dim, ...]]:
         """Every slot tensor by name, with its shape."""
@@ -241,19 +246,21 @@ class Variant(_Model):
     data: tuple[str, ...] = ()
     #: The same graph over the same weights with its slots as plain inputs, for runtimes that cannot override initializers.
     input_file: str | None = None
+    #: An encoder-decoder's second graph; ``file`` is its encoder.
+    decoder_file: str | None = None
     slots: Literal["overridable", "input", "none"] = "overridable"
     recipe: str
     #: Share of the base's weight numbers that are stored in fewer bits than fp32, 0 … 1.
     quantized_share: float = Field(ge=0, le=1)
 
-    @field_validator("file", "input_file")
+    @field_validator("file", "input_file", "decoder_file")
     @classmethod
     def _relative(cls, path: str | None) -> str | None:
         return None if path is None else _check_relative(path)
 
     def files(self) -> tuple[str, ...]:
         """Every file of the variant: graphs and weights."""
-        return (self.file, *((self.input_file,) if self.input_file else ()), *self.data)
+        return (self.file, *(f for f in (self.input_file, self.decoder_file) if f), *self.data)
 
 
 class BaseEntry(_Model):

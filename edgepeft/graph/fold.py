@@ -88,8 +88,8 @@ def fold(base: EditableBase, adapter: Adapter) -> MergedBase:
         expected = matrix if embedding else matrix[::-1]
         if edit.in_features is not None and weight.ndim > 2 and edit.in_features != matrix[1]:
             raise SiteError(
-                f"adapter {adapter.name!r}, site {site}: a grouped convolution, whose low-rank change mixes its groups, so no weight "
-                "of its shape holds it; ship it with --mode swap"
+                f"adapter {adapter.name!r}, site {site}: a grouped convolution, whose low-rank change mixes its groups, so no "
+                "weight of its shape holds it; ship it with --mode swap"
             )
         if any(found is not None and found != size for found, size in zip(sizes, expected, strict=True)):
             raise AdapterMismatchError(

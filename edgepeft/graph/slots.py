@@ -113,7 +113,9 @@ class _Inserter:
     def add_single(self, site: str, kind: str, value: ir.Value, *, out_gain: bool, in_gain: bool) -> None:
         """A slot at a convolution or an embedding."""
         if in_gain or (out_gain and kind == "gather"):
-            raise SiteError(f"site {site}: an adapter scales it, which a slot cannot at this kind of layer; use --mode merge")
+            raise SiteError(
+                f"site {site}: an adapter scales it, which a slot cannot at this kind of layer; use --mode merge"
+            )
         also = [other for other in shared(self.locations, f"{site}.weight") if kind == "conv"]
         if also:
             raise SiteError(f"{site}.weight holds the same numbers as {', '.join(also)}; which is which cannot be told")

@@ -45,8 +45,14 @@ class BundleWeights:
                     f"{self._bundle.path} has no fp32 variant, from which this adapter's lowering needs weights"
                 )
             self._bundle.verify(self._bundle.variant_files("fp32"))
-            self._graph = ir.load(self._bundle.file(self._bundle.manifest.variants["fp32"].file))
-        array: np.ndarray = self._graph.graph.initializers[name].const_value.numpy()
+            variant = self._bundle.manifest.variants["fp32"]
+            self._graph = {
+                name: value
+                for file in (variant.file, variant.decoder_file)
+                if file is not None
+                for name, value in ir.load(self._bundle.file(file)).graph.initializers.items()
+            }
+        array: np.ndarray = self._graph[name].const_value.numpy()
         return array
 
     def __call__(self, parameter: str) -> np.ndarray | None:
@@ -59,7 +65,7 @@ class BundleWeights:
                 override.layout
             ]()
         site = parameter.removesuffix(".weight") if parameter.endswith(".weight") else ""
-        for single in (*slots.convolutions, *slots.embeddings):
+        for single in slots.singles:
             if single.name == site:
                 return self._initializer(single.weight)
         found = slots.site(site)

@@ -15,8 +15,7 @@ from ..base.capture import capture
 from ..base.form import Base
 from ..bundle import Bundle, check_name
 from ..errors import InputError
-from ..graph.fold import fold
-from ..graph.slots import add_slots
+from ..graph.parts import add_slots_to_parts, fold_parts
 from ..validate.form import AdapterParity
 from ..validate.parity import check_parity
 from ._write import check_target_folder, write_bundle
@@ -98,7 +97,7 @@ def _swap(
     reserve: Literal["adapters", "all-linear"],
     announce: Announce,
 ) -> Exported:
-    slotted = add_slots(base, read, reserve=reserve)
+    slotted = add_slots_to_parts(base, read, reserve=reserve)
     parity: list[AdapterParity] = []
 
     def check(bundle: Bundle) -> None:
@@ -129,7 +128,7 @@ def _merge(
     bundles: list[Bundle] = []
     parity: list[AdapterParity] = []
     for adapter in read:
-        merged = fold(base, adapter)
+        merged = fold_parts(base, adapter)
 
         def check(bundle: Bundle, adapter: Adapter = adapter) -> None:
             runtime = runtimes.open(bundle.path)

@@ -46,6 +46,8 @@ def quantize(
         raise InputError(f"{opened.path} already has a variant {variant!r}; replace it with --replace")
     if "fp32" not in manifest.variants:
         raise BundleError(f"{opened.path} has no fp32 variant to quantize")
+    if manifest.variants["fp32"].decoder_file is not None:
+        raise InputError(f"{opened.path} is an encoder-decoder of two graphs, which no recipe quantizes yet")
     opened.verify(opened.variant_files("fp32"))
     announce(f"quantizing to {variant}: {rule.summary}")
     with replacing(opened.path, keep=True) as folder:

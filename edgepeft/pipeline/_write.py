@@ -180,8 +180,11 @@ def write_bundle(
     with replacing(target, keep=False) as folder:
         _model_files(folder, base, labels)
         (folder / "onnx").mkdir()
-        ir.save(graph, folder / "onnx" / "model.onnx", external_data="model.onnx_data")
-        data = tuple(f"onnx/{p.name}" for p in (folder / "onnx").iterdir() if p.name == "model.onnx_data")
+        names = ["model"] if content.decoder is None else ["encoder_model", "decoder_with_past_model"]
+        for name, part in zip(names, (graph, content.decoder), strict=False):
+            assert part is not None
+            ir.save(part, folder / "onnx" / f"{name}.onnx", external_data=f"{name}.onnx_data")
+        data = tuple(sorted(f"onnx/{p.name}" for p in (folder / "onnx").iterdir() if p.suffix == ".onnx_data"))
         entries = {
             each.adapter.name: write_adapter(
                 folder,
@@ -210,7 +213,8 @@ def write_bundle(
             slots=table,
             variants={
                 "fp32": Variant(
-                    file="onnx/model.onnx",
+                    file=f"onnx/{names[0]}.onnx",
+                    decoder_file=None if content.decoder is None else f"onnx/{names[1]}.onnx",
                     data=data,
                     slots="overridable" if merged is None else "none",
                     recipe="fp32",

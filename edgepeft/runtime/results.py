@@ -62,11 +62,18 @@ def _embeddings(runtime: Runtime, texts: Texts) -> list[dict[str, Any]]:
     return [{"embedding": row.tolist()} for row in pooled]
 
 
+def _written(runtime: Runtime, texts: Texts) -> list[dict[str, Any]]:
+    from .seq2seq import write_texts
+
+    return [{"generated_text": text} for text in write_texts(runtime, texts, 64)]
+
+
 _BY_TASK: dict[str, Callable[[Runtime, Texts], list[dict[str, Any]]]] = {
     "text-classification": _classes,
     "token-classification": _tokens,
     "fill-mask": _fills,
     "feature-extraction": _embeddings,
+    "text2text-generation": _written,
 }
 
 

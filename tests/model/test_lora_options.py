@@ -309,7 +309,9 @@ def test_embedding_lora_beside_a_tied_head(models: Models, bases: Bases, tmp_pat
     adapter = read_adapter(checkpoint, name="a", weights=base.weight)
     slotted = add_slots(base, [adapter])
     (batch, *_) = ragged(base)
-    expected = reference_outputs(peft_model(str(folder), checkpoint, task="fill-mask", num_labels=None), batch, ["logits"])
+    expected = reference_outputs(
+        peft_model(str(folder), checkpoint, task="fill-mask", num_labels=None), batch, ["logits"]
+    )
     (swapped,) = run_graph(slotted.graph, [batch], fill_slots(adapter, slotted.table).tensors)
     (merged,) = run_graph(fold(base, adapter).graph, [batch])
     (plain,) = run_graph(base.graph, [batch])

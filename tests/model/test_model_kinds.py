@@ -72,7 +72,9 @@ def build(folder: Path, kind: str) -> Path:
         model = getattr(transformers, name)(getattr(transformers, config)(**settings))
         with torch.no_grad():
             for parameter in model.parameters():
-                convolves = parameter.ndim == 4 and kind == "convnet"  # 17 layers deep: numbers must neither die nor explode
+                convolves = (
+                    parameter.ndim == 4 and kind == "convnet"
+                )  # 17 layers deep: numbers must neither die nor explode
                 noise = torch.randn_like(parameter) * ((2 / parameter[0].numel()) ** 0.5 if convolves else 0.2)
                 parameter.copy_(noise if parameter.ndim > 1 else parameter + noise)
             for buffer_name, buffer in model.named_buffers():  # a batch norm of its own in every layer
@@ -198,7 +200,9 @@ def peft_outputs(
 
     model = getattr(transformers, KINDS[kind][0]).from_pretrained(folder)
     wrapped = PeftModel.from_pretrained(model, source).eval()
-    for module in wrapped.modules():  # Whisper reads the stride of its convolutions, which PEFT's wrapper does not pass on
+    for (
+        module
+    ) in wrapped.modules():  # Whisper reads the stride of its convolutions, which PEFT's wrapper does not pass on
         if hasattr(module, "base_layer") and hasattr(module.base_layer, "stride"):
             module.stride = module.base_layer.stride
     return [reference_outputs(wrapped, batch, names) for batch in batches]
@@ -212,7 +216,9 @@ def test_kind(case: Case, folders: Callable[[str], Path], kinds: Callable[[str],
     names = [output.name or "" for output in base.graph.graph.outputs]
     plain = run_graph(base.graph, batches)
     expected = peft_outputs(folders(case.kind), source, case.kind, batches, names)
-    assert worst(plain, expected, batches) > 20 * TOLERANCE, "the adapter must change the output, or the test shows nothing"
+    assert worst(plain, expected, batches) > 20 * TOLERANCE, (
+        "the adapter must change the output, or the test shows nothing"
+    )
 
     def read(mode: Any) -> Any:
         return read_adapter(source, name="a", weights=base.weight, module=lambda: base.reference, mode=mode)
@@ -257,7 +263,12 @@ def unfused(graph: Any, batch: dict[str, np.ndarray], folder: Path) -> list[np.n
     ],
 )
 def test_rank_zero_is_the_base_bit_for_bit(
-    kind: str, targets: list[str], rank: int, folders: Callable[[str], Path], kinds: Callable[[str], Base], tmp_path: Path
+    kind: str,
+    targets: list[str],
+    rank: int,
+    folders: Callable[[str], Path],
+    kinds: Callable[[str], Base],
+    tmp_path: Path,
 ) -> None:
     """Zero channels through a convolution and rows of no numbers from an embedding: ONNX Runtime gives zeros, every time."""
     base = kinds(kind)

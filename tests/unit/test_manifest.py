@@ -221,9 +221,21 @@ def test_schema_keys_are_pinned() -> None:
         ),
         "OverrideSlot": ["layout", "parameter", "per_row", "shape", "tensor"],
         "SlotPart": ["offset", "site", "size"],
-        "ConvSlot": ["a", "b", "groups", "in_channels", "kernel", "name", "out_channels", "out_gain", "per_row", "rank", "weight"],
+        "ConvSlot": [
+            "a",
+            "b",
+            "groups",
+            "in_channels",
+            "kernel",
+            "name",
+            "out_channels",
+            "out_gain",
+            "per_row",
+            "rank",
+            "weight",
+        ],
         "EmbeddingSlot": ["a", "b", "name", "per_row", "rank", "rows", "weight", "width"],
         "SlotTable": ["convolutions", "embeddings", "linear", "overrides"],
-        "Variant": ["data", "file", "input_file", "quantized_share", "recipe", "slots"],
+        "Variant": ["data", "decoder_file", "file", "input_file", "quantized_share", "recipe", "slots"],
     }
     assert all(model.get("additionalProperties") is False for model in models.values())
