@@ -49,7 +49,8 @@ class Examples:
         )
 
 
-def _decode(path: Path) -> str:
+def read_text(path: Path) -> str:
+    """The whole of a UTF-8 file, or of standard input (``-``); :class:`DataError` where it cannot be read."""
     name = "standard input" if str(path) == "-" else str(path)
     try:
         raw = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
@@ -65,9 +66,12 @@ def _decode(path: Path) -> str:
         ) from error
 
 
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Each row as a mapping with the line number it starts on (1-based, the CSV header is line 1)."""
-    text = _decode(path)
+def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Each row of a CSV, TSV or JSONL file as a mapping, with the line it starts on (1-based, a CSV header is line 1).
+
+    Raises :class:`DataError` that names the line, or the format where it is another.
+    """
+    text = read_text(path)
     if path.suffix.lower() in {".jsonl", ".ndjson", ".json"}:
         # Not splitlines: it also breaks at U+2028 and others, which JSON strings and CSV fields may hold.
         for number, line in enumerate(text.split("\n"), 1):
@@ -123,7 +127,7 @@ def read_examples(
     labels: list[str] = []
     pairs: list[str] = []
     lines: list[int] = []
-    for line, row in _rows(path):
+    for line, row in read_rows(path):
         for column in (text, label, pair):
             if column is not None and row.get(column) is None:
                 raise DataError(
@@ -162,7 +166,7 @@ def read_texts(path: str | Path, *, text: str = "text", pair: str | None = None)
     if str(path) == "-" or path.suffix.lower() == ".txt":
         if pair is not None:
             raise InputError(f"{path}: pairs need a file with columns: .csv, .tsv or .jsonl")
-        lines = _decode(path).removesuffix("\n").split("\n")
+        lines = read_text(path).removesuffix("\n").split("\n")
         return [line.removesuffix("\r") for line in lines] if lines != [""] else []
     found = read_examples(path, text=text, label=None, pair=pair)
     return list(found.texts) if found.pairs is None else list(zip(found.texts, found.pairs, strict=True))

@@ -76,6 +76,31 @@ def build_causal(folder: Path, *, seed: int = 0, chat: str | None = CHAT, **size
     return folder
 
 
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt2": ("GPT2", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT}),
+    "opt": ("OPT", {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 48,
+                    "word_embed_proj_dim": 32, "max_position_embeddings": CONTEXT}),
+}  # fmt: skip
+
+
+def build_other(folder: Path, architecture: str, *, seed: int = 0) -> Path:
+    """Write a random model of another architecture (a key of ``OTHERS``) and its tokenizer to ``folder``."""
+    import torch
+    import transformers
+
+    prefix, sizes = OTHERS[architecture]
+    vocabulary = save_byte_tokenizer(folder)
+    config = getattr(transformers, f"{prefix}Config")(
+        vocab_size=vocabulary, bos_token_id=1, eos_token_id=2, pad_token_id=2, **sizes
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = transformers.AutoModelForCausalLM.from_config(config)
+    randomize(model, seed, scale=0.3)
+    model.save_pretrained(folder)
+    return folder
+
+
 ADAPTERS: dict[str, dict[str, Any]] = {
     "wide": {"r": 8, "lora_alpha": 16, "target_modules": "all-linear", "seed": 1},
     "narrow": {"r": 3, "lora_alpha": 4, "target_modules": ["q_proj", "v_proj"], "seed": 2},

@@ -157,6 +157,35 @@ class Consumer:
                     )
                 self.override(name, self.left.pop(key))
 
+    def take_saved_layers(self) -> None:
+        """Whole embedding layers that PEFT saves beside an adapter on them (``save_embedding_layers``).
+
+        They are the base's own unless the vocabulary was resized or they were trained; PEFT puts them into the base at load.
+        """
+        for key in sorted(self.left):
+            name = key.replace(".base_layer.", ".")
+            base = self.weights(name) if name.endswith(".weight") else None
+            if base is None or base.ndim != 2:
+                continue
+            tensor = self.left[key]
+            if tensor.shape != base.shape:
+                raise AdapterMismatchError(
+                    f"{self.checkpoint.source} brings {name} with shape {tensor.shape}, the base has {base.shape}: it was trained "
+                    f"on a vocabulary resized from {base.shape[0]} to {tensor.shape[0]} tokens. Resize the base in the same way "
+                    f"(model.resize_token_embeddings({tensor.shape[0]}); model.save_pretrained(FOLDER), its tokenizer too) and "
+                    "export that folder."
+                )
+            if np.array_equal(tensor.astype(np.float32), np.asarray(base, np.float32)):
+                del self.left[key]
+            elif name.removesuffix(".weight") in self.sites:
+                raise self.fail(
+                    name.removesuffix(".weight"),
+                    "the checkpoint brings other base weights than this base has and edits them as well. It was trained on "
+                    "another base: export with that one.",
+                )
+            else:
+                self.override(name, self.left.pop(key))
+
     def is_saved(self, name: str) -> bool:
         """Whether a parameter or module lies in one of ``modules_to_save``, which PEFT takes as ends of module paths."""
         parts = name.split(".")
@@ -175,6 +204,7 @@ class Consumer:
     def finish(self, name: str, method: str, *, exactness: Exactness | None = None, merge_only: str = "") -> Adapter:
         """The adapter; raises :class:`AdapterError` where a tensor was not consumed."""
         self.take_overrides()
+        self.take_saved_layers()
         if self.left:
             shown = ", ".join(sorted(self.left)[:5])
             raise AdapterError(

@@ -98,7 +98,7 @@ def check(
     else:
         saved = load_bench(baseline)
         by_key = {(c.variant, c.adapter, c.shape): c for c in saved.cases}
-        plan, notes = _shared(plan, asked, lambda v, c: (v, c.adapter, str(c.shape)) in by_key)
+        plan, notes = _shared(plan, asked, lambda v, c: (v, c.adapter, c.label) in by_key)
         runs = _run_alone(opened.path, saved, plan, sampling, run, progress)
         cases = _unpaired(runs, by_key, rules)
         base_facts = saved.bundle
@@ -157,7 +157,7 @@ def _shared(plan: Plan, asked: tuple[bool, bool, bool], known: Callable[[str, Ca
     for kind, was_asked, had, has in (
         ("adapter", asked[0], {c.adapter or "(base)" for c in plan.cases}, {c.adapter or "(base)" for c in cases}),
         ("variant", asked[1], set(plan.variants), set(variants)),
-        ("shape", asked[2], {str(c.shape) for c in plan.cases}, {str(c.shape) for c in cases}),
+        ("shape", asked[2], {c.label for c in plan.cases}, {c.label for c in cases}),
     ):
         if missing := ", ".join(sorted(had - has)):
             if was_asked:
@@ -205,7 +205,7 @@ def _unpaired(
     limit = math.log1p(rules.latency_tolerance)
     checks: list[CaseCheck] = []
     for (variant, case), candidate in medians.items():
-        baseline = saved[variant, case.adapter, str(case.shape)].process_p50_ms
+        baseline = saved[variant, case.adapter, case.label].process_p50_ms
         logs = [[math.log(ms) for ms in values] for values in (baseline, candidate)]
         bounds = welch_bounds(*logs, cases=len(medians), drift=SESSION_DRIFT, confidence=rules.confidence)
         verdict = judge(bounds, limit)

@@ -24,6 +24,8 @@ def budget_gates(result: BenchResult, target: Target) -> tuple[Gate, ...]:
             gates.append(_time_gate(f"p50 {case.key}", case.process_p50_ms, case.p50_ms, limit))
         if (limit := budgets.p95_ms.get(case.shape)) is not None:
             gates.append(_tail_gate(f"p95 {case.key}", case, limit))
+        if budgets.tokens_per_s is not None and case.tokens_per_s is not None:
+            gates.append(_speed_gate(case, budgets.tokens_per_s))
     for variant in result.variants:
         name = variant.variant
         if budgets.swap_ms is not None and variant.swap_p50_ms is not None:
@@ -53,6 +55,17 @@ def _time_gate(name: str, processes: Sequence[float], value: float, limit: float
     verdict = Verdict.PASS if value <= limit else missed
     detail = f"median of {len(processes)} processes, {min(processes):.3g} to {max(processes):.3g} ms"
     return Gate(name, verdict, value, limit, "ms", f"{detail}, {over} over the limit" if over else detail)
+
+
+def _speed_gate(case: CaseResult, least: float) -> Gate:
+    """Tokens a second at least ``least``, judged as times are: it fails where every process is slower."""
+    speed = case.tokens_per_s or 0.0
+    scale = speed * case.p50_ms
+    speeds = [scale / ms for ms in case.process_p50_ms]
+    missed = Verdict.FAIL if max(speeds) < least else Verdict.INCONCLUSIVE
+    detail = f"median of {len(speeds)} processes, {min(speeds):.3g} to {max(speeds):.3g} tokens/s"
+    verdict = Verdict.PASS if speed >= least else missed
+    return Gate(f"tokens/s {case.key}", verdict, speed, least, "tokens/s", detail, bound="min")
 
 
 def _tail_gate(name: str, case: CaseResult, limit: float) -> Gate:

@@ -64,7 +64,7 @@ def case_check(
     return CaseCheck(
         variant=variant,
         adapter=case.adapter,
-        shape=str(case.shape),
+        shape=case.label,
         baseline_p50_ms=median(baseline_ms),
         candidate_p50_ms=median(candidate_ms),
         ratio=math.exp(log_ratio),

@@ -5,6 +5,8 @@ Times are milliseconds, memory is MB of 1,000,000 bytes; ``None`` marks what the
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ..targets import Shape
@@ -27,16 +29,25 @@ class Sampling(Model):
 
 
 class Case(Model):
-    """One adapter (``None``: the base, or the model of a merged bundle) at one input shape."""
+    """One adapter (``None``: the base, or the model of a merged bundle) at one input shape.
+
+    A language model has two cases at a shape: ``run`` reads a prompt of it, ``decode`` makes one more token for each row.
+    """
 
     adapter: str | None
     batch: int = Field(ge=1)
     sequence: int = Field(ge=1)
+    phase: Literal["run", "decode"] = "run"
 
     @property
     def shape(self) -> Shape:
         """The shape as a pair, printed ``1x128``."""
         return Shape(self.batch, self.sequence)
+
+    @property
+    def label(self) -> str:
+        """The shape as reports name it: ``1x128``, or ``1x128 decode``."""
+        return str(self.shape) if self.phase == "run" else f"{self.shape} {self.phase}"
 
 
 class Rows(Model):
@@ -59,7 +70,7 @@ class Job(Model):
     """One fresh process: open ``variant`` of ``bundle``, run ``rows``, measure ``cases``, swap ``swaps`` times.
 
     ``bundle`` is a folder on the machine that gives the job out; an executor that works elsewhere copies it. With
-    ``restore`` the base runs before and after every adapter was used and its outputs are compared bit by bit.
+    ``restore`` the base and every adapter run a probe before and after the rows, and the outputs are compared bit by bit.
     """
 
     bundle: str
@@ -131,7 +142,7 @@ class WorkerResult(Model):
     cases: tuple[CaseSamples, ...]
     swap: SwapSamples | None = None
     rows: tuple[RowLogits, ...] = ()
-    #: Whether the base gave the same bits before and after every adapter; ``None`` where the job did not ask.
+    #: Whether the base (and every adapter) gave the same bits before and after all swaps; ``None`` where the job did not ask.
     base_restored: bool | None = None
     #: What a reader must know of how it was run: nodes that fell back to another provider, missing counters.
     notes: tuple[str, ...] = ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from ..bundle import read_bundle
 from ..bundle.manifest import Manifest
@@ -48,7 +49,8 @@ def make_plan(
     """What to measure of a bundle; what is not asked for comes from the target.
 
     Defaults: every adapter (``None``, the base, where there is none), the target's preferred variants that the bundle
-    has (all of its variants where it has none of those), the shapes with a latency budget, the target's threads.
+    has (all of its variants where it has none of those), the shapes with a latency budget, the target's threads. A language
+    model is measured twice at a shape: reading a prompt of it, and decoding after it.
     Raises :class:`UnknownAdapterError` or :class:`InputError` for a name that the bundle does not have.
     """
     if adapters is None:
@@ -70,12 +72,15 @@ def make_plan(
             )
     if not (adapters and variants and sizes):
         raise InputError("nothing to measure: adapters, variants and shapes must each name at least one")
+    phases: tuple[Literal["run", "decode"], ...] = ("run", "decode") if manifest.task == "text-generation" else ("run",)
     return Plan(
         variants=tuple(dict.fromkeys(variants)),
         cases=tuple(
-            Case(adapter=adapter, batch=size.batch, sequence=size.sequence)
+            Case(adapter=adapter, batch=size.batch, sequence=size.sequence, phase=phase)
             for adapter in dict.fromkeys(adapters)
             for size in dict.fromkeys(sizes)
+            for phase in phases
+            if phase == "run" or size.sequence != manifest.max_length
         ),
         threads=threads if threads is not None else target.runtime.threads,
     )

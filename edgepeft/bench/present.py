@@ -59,9 +59,10 @@ def check_report(result: CheckResult) -> Report:
 
 
 def _latency(result: BenchResult) -> Table:
+    speed = ("tokens/s",) if any(c.tokens_per_s is not None for c in result.cases) else ()
     return Table(
         "Steady latency",
-        ("variant", "adapter", "shape", "p50 ms", "p95 ms", "p99 ms", "processes", "iterations"),
+        ("variant", "adapter", "shape", "p50 ms", "p95 ms", "p99 ms", *speed, "processes", "iterations"),
         tuple(
             (
                 c.variant,
@@ -70,6 +71,7 @@ def _latency(result: BenchResult) -> Table:
                 c.p50_ms,
                 c.p95_ms,
                 c.p99_ms,
+                *((c.tokens_per_s,) if speed else ()),
                 len(c.process_p50_ms),
                 c.iterations,
             )

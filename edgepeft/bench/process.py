@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -22,13 +22,21 @@ _TAIL_LINES = 12
 _TIMEOUT_S = 900
 
 
-def run_worker(job: Job) -> WorkerResult:
-    """Run ``job`` in a fresh Python process and return what it measured.
+def run_worker(
+    job: Job,
+    *,
+    command: Sequence[str] | None = None,
+    environment: Mapping[str, str] | None = None,
+    timeout_s: float | None = None,
+) -> WorkerResult:
+    """Run ``job`` in a fresh Python process (``command``, where it is another program that speaks the worker's language)
+    and return what it measured.
 
     Raises :class:`MeasureError` with the end of the worker's standard error when it fails, is killed, takes more than
-    15 minutes or answers with something else than a result.
+    ``timeout_s`` (15 minutes) or answers with something else than a result; the process is then gone.
     """
-    command = [sys.executable, "-P", "-m", "edgepeft.bench.worker"]
+    command = list(command or [sys.executable, "-P", "-m", "edgepeft.bench.worker"])
+    timeout_s = _TIMEOUT_S if timeout_s is None else timeout_s
     what = f"measuring {job.bundle} ({job.variant})"
     try:
         done = subprocess.run(
@@ -37,11 +45,11 @@ def run_worker(job: Job) -> WorkerResult:
             capture_output=True,
             encoding="utf-8",
             errors="replace",
-            env=_environment(),
-            timeout=_TIMEOUT_S,
+            env=dict(environment) if environment is not None else _environment(),
+            timeout=timeout_s,
         )
     except subprocess.TimeoutExpired as error:
-        raise MeasureError(f"{what}: no result after {_TIMEOUT_S} s; measure fewer cases or a shorter time") from error
+        raise MeasureError(f"{what}: no result after {timeout_s:g} s; measure fewer cases or a shorter time") from error
     except OSError as error:
         raise MeasureError(f"{what}: cannot start {command[0]}: {error.strerror or error}") from error
     tail = "\n".join(done.stderr.strip().splitlines()[-_TAIL_LINES:])

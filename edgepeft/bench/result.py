@@ -63,6 +63,8 @@ class CaseResult(Model):
     p50_ms: float
     p95_ms: float | None
     p99_ms: float | None
+    #: Tokens that all rows together make in a second, where the case decodes.
+    tokens_per_s: float | None = None
 
     @property
     def key(self) -> str:
@@ -139,12 +141,13 @@ def _case_result(variant: str, case: Case, processes: Sequence[CaseSamples]) -> 
     return CaseResult(
         variant=variant,
         adapter=case.adapter,
-        shape=str(case.shape),
+        shape=case.label,
         process_p50_ms=medians,
         iterations=len(pooled),
         p50_ms=median(medians),
         p95_ms=percentile(pooled, 95),
         p99_ms=percentile(pooled, 99),
+        tokens_per_s=case.batch * 1e3 / median(medians) if case.phase == "decode" else None,
     )
 
 

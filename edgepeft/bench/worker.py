@@ -7,59 +7,25 @@ code 2.
 from __future__ import annotations
 
 import itertools
-import json
 import sys
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
 from time import perf_counter
 from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import ValidationError
 
-from ..errors import BundleError, EdgepeftError, InputError, MeasureError
+from ..errors import EdgepeftError
 from ..targets import Shape
 from .host import fingerprint, peak_rss_mb, rss_mb
+from .inference import Arrays, inference, make_inputs
 from .job import Case, CaseSamples, Job, RowLogits, Sampling, SwapSamples, WorkerResult
 
 if TYPE_CHECKING:
     from ..runtime import Runtime
 
-Arrays = dict[str, np.ndarray]
-
 #: Swaps followed by an inference, which is the costly part; the rest of ``Job.swaps`` are timed without.
 _SWAPS_WITH_INFERENCE = 20
-
-
-def make_inputs(runtime: Runtime, vocabulary: int, shape: Shape, seed: int) -> Arrays:
-    """Seeded random token ids with full masks for every input of the bundle, each ``[batch, sequence]``."""
-    limit = runtime.manifest.max_length
-    if limit is not None and shape.sequence > limit:
-        raise InputError(f"shape {shape}: the bundle takes at most {limit} tokens")
-    rng = np.random.default_rng(seed)
-    ids = rng.integers(0, vocabulary, size=shape)
-    fill = {
-        "input_ids": ids,
-        "attention_mask": np.ones_like(ids),
-        "token_type_ids": np.zeros_like(ids),
-        "position_ids": np.broadcast_to(np.arange(shape.sequence), shape),
-    }
-    unknown = [entry.name for entry in runtime.manifest.inputs if entry.name not in fill]
-    if unknown:
-        raise MeasureError(f"cannot make samples for input {', '.join(unknown)}; known inputs: {', '.join(fill)}")
-    return {
-        entry.name: np.ascontiguousarray(fill[entry.name], dtype=entry.dtype.lower())
-        for entry in runtime.manifest.inputs
-    }
-
-
-def _vocabulary(bundle: Path) -> int:
-    path = bundle / "config.json"
-    try:
-        size = json.loads(path.read_text(encoding="utf-8"))["vocab_size"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{path}: no readable vocab_size, which random token ids need ({error})") from error
-    return int(size)
 
 
 def _ms(call: Callable[[], object]) -> float:
@@ -84,7 +50,7 @@ def _steady(run: Callable[[], object], sampling: Sampling) -> tuple[float, ...]:
     return tuple(samples)
 
 
-def _swap(runtime: Runtime, inputs: Arrays, swaps: int, cold_ms: tuple[float, ...]) -> SwapSamples | None:
+def _swap(runtime: Runtime, run: Callable[[], object], swaps: int, cold_ms: tuple[float, ...]) -> SwapSamples | None:
     names: list[str | None] = [*runtime.adapters]
     if not names:
         return None
@@ -97,7 +63,7 @@ def _swap(runtime: Runtime, inputs: Arrays, swaps: int, cold_ms: tuple[float, ..
 
     def swap_and_run() -> None:
         swap()
-        runtime.forward(inputs)
+        run()
 
     # First, so that every allocation an inference makes is behind us when the resident set is read.
     with_inference = tuple(_ms(swap_and_run) for _ in range(_SWAPS_WITH_INFERENCE))
@@ -106,7 +72,7 @@ def _swap(runtime: Runtime, inputs: Arrays, swaps: int, cold_ms: tuple[float, ..
     for count in range(1, swaps + 1):
         use.append(_ms(swap))
         if count % 50 == 0:
-            runtime.forward(inputs)
+            run()
     return SwapSamples(
         cold_ms=cold_ms,
         use_ms=tuple(use),
@@ -129,18 +95,12 @@ def measure(job: Job) -> WorkerResult:
     runtime = runtime_room.open(job.bundle, variant=job.variant, threads=job.threads)
     load_ms = (perf_counter() - start) * 1e3
     rss_loaded = rss_mb()
-    vocabulary = _vocabulary(Path(job.bundle))
-
-    def inputs_of(shape: Shape) -> Arrays:
-        return make_inputs(runtime, vocabulary, shape, job.sampling.seed)
-
     wanted = runtime.adapters if job.swaps else {case.adapter for case in job.cases if case.adapter}
     cold = tuple(_ms(lambda name=name: runtime.use(name)) for name in wanted)  # type: ignore[misc]
 
     def measure_case(case: Case) -> CaseSamples:
         runtime.use(case.adapter)
-        inputs = inputs_of(case.shape)
-        return CaseSamples(case=case, samples_ms=_steady(lambda: runtime.forward(inputs), job.sampling))
+        return CaseSamples(case=case, samples_ms=_steady(inference(runtime, case, job.sampling.seed), job.sampling))
 
     rows, restored = _run_rows(runtime, job)
     cases = tuple(map(measure_case, job.cases))
@@ -149,7 +109,9 @@ def measure(job: Job) -> WorkerResult:
         smallest = min(
             (case.shape for case in job.cases), key=lambda shape: shape.batch * shape.sequence, default=Shape(1, 32)
         )
-        swap = _swap(runtime, inputs_of(smallest), job.swaps, cold)
+        case = Case(adapter=None, batch=smallest.batch, sequence=smallest.sequence)
+        # The call is made anew each time: it belongs to the adapter in use.
+        swap = _swap(runtime, lambda: inference(runtime, case, job.sampling.seed)(), job.swaps, cold)
     return WorkerResult(
         host=fingerprint(onnxruntime.__version__, job.threads),
         import_ms=import_ms,
@@ -164,34 +126,45 @@ def measure(job: Job) -> WorkerResult:
     )
 
 
-#: Texts that the base runs before and after the adapters: of different lengths, so that one is padded.
+#: Run with the base and every adapter, before and after the rows: of different lengths, so that one is padded.
 _PROBES = ("good", "not what I had hoped for, though it arrived on time")
 
 
 def _run_rows(runtime: Runtime, job: Job) -> tuple[tuple[RowLogits, ...], bool | None]:
-    """The logits of the job's rows, and whether the base came back bit for bit (``None``: not asked)."""
+    """The logits of the job's rows, and whether base and adapters came back bit for bit (``None``: not asked)."""
 
-    def probe() -> Arrays:
-        # Without a tokenizer the two rows are token ids.
-        has_tokenizer = "tokenizer.json" in runtime.manifest.files
-        return runtime.use(None).forward(
-            runtime.encode(_PROBES) if has_tokenizer else make_inputs(runtime, 2, Shape(2, 8), job.sampling.seed)
-        )
+    def probe(names: Iterable[str | None]) -> dict[str | None, Arrays]:
+        found = {}
+        for name in names:
+            runtime.use(name)
+            found[name] = _outputs(runtime, _PROBES, job.sampling.seed)
+        return found
 
-    before = probe() if job.restore else None
+    # The adapters too: a base whose head is not trained answers zeros, whatever adapter is left in its layers.
+    every: tuple[str | None, ...] = (None, *runtime.adapters)
+    before = probe(every) if job.restore else {}
     done = []
     for rows in job.rows:
         texts = rows.texts if rows.pairs is None else tuple(zip(rows.texts, rows.pairs, strict=True))
         logits = runtime.use(rows.adapter).logits(texts, batch_size=rows.batch)
         done.append(RowLogits(adapter=rows.adapter, logits=tuple(tuple(map(float, row)) for row in logits)))
-    if before is None:
+    if not job.restore:
         return tuple(done), None
-    for name in (*runtime.adapters, *reversed(runtime.adapters)):
-        runtime.use(name)
-        runtime.forward(runtime.encode(_PROBES[:1]) if "tokenizer.json" in runtime.manifest.files else
-                        make_inputs(runtime, 2, Shape(1, 4), job.sampling.seed))  # fmt: skip
-    after = probe()
-    return tuple(done), all(np.array_equal(before[name], after[name]) for name in before)
+    after = probe(reversed(every))
+    same = all(np.array_equal(before[name][key], after[name][key]) for name in every for key in before[name])
+    return tuple(done), same
+
+
+def _outputs(runtime: Runtime, texts: Sequence[str], seed: int) -> Arrays:
+    """What the adapter in use gives for texts; for as many rows of random token ids where there is no tokenizer."""
+    if runtime.manifest.task == "text-generation":
+        generator = runtime.generator
+        prompts = [generator.tokens.encode(text, special=True) for text in texts]
+        decoder = generator.decoder(runtime.snapshot(), len(texts), max(map(len, prompts)))
+        return {"logits": decoder.prefill(prompts).copy()}
+    if "tokenizer.json" in runtime.manifest.files:
+        return runtime.forward(runtime.encode(texts))
+    return runtime.forward(make_inputs(runtime, Shape(len(texts), 8), seed, vocabulary=2))
 
 
 def main() -> int:

@@ -212,6 +212,11 @@ class SlotTable(_Model):
         """Every slot that takes two factors."""
         return (*self.linear, *self.singles)
 
+    @property
+    def singles(self) -> tuple[ConvSlot | EmbeddingSlot, ...]:
+        """Slots at one site each."""
+        return (*self.convolutions, *self.embeddings)
+
     def tensors(self) -> dict[str, tuple[Dim, ...]]:
         """Every slot tensor by name, with its shape."""
         slots: tuple[FactoredSlot | OverrideSlot, ...] = (*self.factored, *self.overrides)

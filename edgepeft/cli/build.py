@@ -58,6 +58,12 @@ _UNTRAINED = "changes nothing (its B matrices are zero: was it trained?)"
     show_default="from the adapters, else from the model",
     help="text-classification, token-classification, feature-extraction or fill-mask.",
 )
+@option(
+    "--target",
+    section="How",
+    metavar="TARGET",
+    help="Write only what this target gets: its variant, slot style, threads and file format, within its size budget.",
+)
 @path_option("--onnx", section="How", help="An ONNX file of the same base, used instead of tracing.")
 @option(
     "--max-rank",
@@ -75,6 +81,7 @@ def export(
     mode: Literal["swap", "merge"],
     slots: Literal["adapters", "all-linear"],
     task: str | None,
+    target: str | None,
     onnx: Path | None,
     max_rank: int | None,
     force: bool,
@@ -85,8 +92,15 @@ def export(
     Every adapter is run in ONNX Runtime and compared with PEFT before the bundle takes its place.
     """
     wanted = named(adapters, "--adapter")
-    from ..pipeline import export as run
+    from functools import partial
 
+    from ..pipeline import export as run
+    from ..targets import load_target
+
+    if target is not None:
+        from ..pipeline import export_for
+
+        run = partial(export_for, load_target(target))
     with steps() as announce:
         result = run(
             model,
@@ -118,7 +132,7 @@ def export(
             [(p.adapter, p.max_difference, p.changes_output) for p in result.parity],
         )
     for bundle in result.bundles:
-        base = megabytes(bundle.size(bundle.variant_files("fp32")))
+        base = megabytes(bundle.size(bundle.variant_files(bundle.variant()[0])))
         each = ", ".join(f"{n} {megabytes(a.bytes)}" for n, a in bundle.manifest.adapters.items())
         click.echo(f"{bundle.path}: {megabytes(bundle.size())} (base {base}{'; adapters: ' + each if each else ''})")
 

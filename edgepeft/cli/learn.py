@@ -5,9 +5,11 @@ from __future__ import annotations
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..errors import InputError
 from .common import (
     Command,
     guarded,
@@ -21,6 +23,9 @@ from .common import (
 )
 from .show import steps, table, warn
 
+if TYPE_CHECKING:
+    from ..train import TrainedAdapter, TrainedLanguageAdapter
+
 
 @click.command(cls=Command)
 @option("--model", section="What", required=True, metavar="MODEL", help="The base: a folder or a Hugging Face id.")
@@ -28,11 +33,18 @@ from .show import steps, table, warn
     "--out", section="What", required=True, help="The adapter folder to write; an old adapter there is replaced."
 )
 @option(
+    "--task",
+    section="What",
+    type=click.Choice(["text-classification", "text-generation"]),
+    show_default="told by the columns of --data, else by the model",
+    help="What to train for.",
+)
+@option(
     "--data",
     section="Data",
     required=True,
     metavar="FILE",
-    help="Training rows: a .csv, .tsv or .jsonl file, or a datasets id.",
+    help="Training rows: a .csv, .tsv or .jsonl file, or a datasets id; for generation also a .txt file or a folder of them.",
 )
 @option(
     "--validation", section="Data", metavar="FILE", show_default="split off --data", help="Validation rows, likewise."
@@ -40,6 +52,27 @@ from .show import steps, table, warn
 @text_option
 @label_option
 @pair_option
+@option("--prompt", section="Data", default="prompt", metavar="COLUMN", help="Column of the prompt (generation).")
+@option(
+    "--completion",
+    section="Data",
+    default="completion",
+    metavar="COLUMN",
+    help="Column of what to answer (generation).",
+)
+@option(
+    "--messages", section="Data", default="messages", metavar="COLUMN", help="Column of conversations (generation)."
+)
+@option(
+    "--chat/--plain",
+    section="Data",
+    default=None,
+    show_default="chat where the tokenizer has a template",
+    help="Lay prompt and completion out with the chat template, or as they stand.",
+)
+@path_option(
+    "--chat-template", section="Data", metavar="FILE", help="A Jinja file instead of the tokenizer's template."
+)
 @option("--rank", section="Adapter", default=8, metavar="N", help="LoRA rank.")
 @option("--alpha", section="Adapter", default=16.0, metavar="X", help="LoRA alpha; the scaling is alpha / rank.")
 @option("--dropout", section="Adapter", default=0.0, metavar="P", help="LoRA dropout.")
@@ -47,21 +80,54 @@ from .show import steps, table, warn
     "--target-modules",
     section="Adapter",
     metavar="NAMES",
-    show_default="attention projections",
+    show_default="attention projections; all-linear for generation",
     help="Comma-separated module names, or all-linear.",
 )
 @option("--dora", section="Adapter", is_flag=True, help="DoRA: train the magnitude too.")
 @option("--rslora", section="Adapter", is_flag=True, help="Scale by alpha / sqrt(rank).")
 @option("--epochs", section="Training", default=3, metavar="N", help="Epochs at most.")
+@option("--max-steps", section="Training", type=int, metavar="N", help="Steps at most (generation).")
 @option("--patience", section="Training", default=2, metavar="N", help="Epochs without a better score before it stops.")
-@option("--learning-rate", section="Training", default=1e-3, metavar="X", help="Peak learning rate.")
-@option("--batch-size", section="Training", default=16, metavar="N", help="Rows a step.")
+@option(
+    "--learning-rate",
+    section="Training",
+    type=float,
+    metavar="X",
+    show_default="1e-3; 5e-4 for generation",
+    help="Peak learning rate.",
+)
+@option(
+    "--schedule",
+    section="Training",
+    type=click.Choice(["linear", "cosine", "constant"]),
+    default="linear",
+    help="How the learning rate goes on after its peak (generation).",
+)
+@option(
+    "--batch-size",
+    section="Training",
+    type=int,
+    metavar="N",
+    show_default="16; 8 for generation",
+    help="Rows computed at once.",
+)
+@option(
+    "--gradient-accumulation", section="Training", default=1, metavar="N", help="Batches that make a step (generation)."
+)
+@option("--gradient-checkpointing", section="Training", is_flag=True, help="Less memory for more time (generation).")
+@option(
+    "--packing/--no-packing",
+    section="Training",
+    default=None,
+    show_default="for text",
+    help="Join short sequences to blocks of --max-length instead of padding them (generation).",
+)
 @option(
     "--max-length",
     section="Training",
     type=int,
     metavar="N",
-    show_default="128, or the model's limit",
+    show_default="128, 512 for generation, or the model's limit",
     help="Tokens a row is cut to.",
 )
 @option("--seed", section="Training", default=0, metavar="N", help="Seed of everything that is drawn.")
@@ -71,55 +137,66 @@ def train(
     model: str,
     data: str,
     out: Path,
-    validation: str | None,
+    task: str | None,
     text: str,
     label: str,
-    pair: str | None,
-    rank: int,
-    alpha: float,
-    dropout: float,
+    prompt: str,
+    completion: str,
+    messages: str,
     target_modules: str | None,
-    dora: bool,
-    rslora: bool,
-    epochs: int,
-    learning_rate: float,
-    batch_size: int,
-    max_length: int | None,
-    patience: int,
-    seed: int,
     as_json: bool,
+    **given: Any,
 ) -> None:
-    """Fine-tune a LoRA adapter for text classification.
+    """Fine-tune a LoRA adapter.
 
-    Writes a PEFT checkpoint with its labels, metrics and base identity beside it.
+    For text classification from rows with a label; for text generation from rows with prompt and completion, rows with
+    messages, or texts. Writes a PEFT checkpoint with its scores, settings and base identity beside it.
     """
-    from ..train import train_adapter
+    from ..train import choose_task, train_adapter, train_language_adapter
+    from ..train.corpus import Columns
 
-    modules = (
-        target_modules if target_modules in (None, "all-linear") else [m.strip() for m in target_modules.split(",")]
-    )
-    result = train_adapter(
-        model,
-        data,
-        out,
-        text=text,
-        label=label,
-        pair=pair,
-        validation=validation,
-        rank=rank,
-        alpha=alpha,
-        dropout=dropout,
-        target_modules=modules,
-        use_dora=dora,
-        use_rslora=rslora,
-        epochs=epochs,
-        learning_rate=learning_rate,
-        batch_size=batch_size,
-        max_length=max_length,
-        patience=patience,
-        seed=seed,
-        progress=False if as_json else None,
-    )
+    columns = Columns(text=text, prompt=prompt, completion=completion, messages=messages)
+    task = task or choose_task(model, data, label=label, columns=columns)
+    generation = task == "text-generation"
+    wrong = [
+        f"--{name.replace('_', '-')}"
+        for name in given
+        if name in (_CLASSIFICATION if generation else _GENERATION)
+        and click.get_current_context().get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+    ]
+    if wrong:
+        raise InputError(f"{', '.join(wrong)}: not an option of {task}, which this call trains; see --task")
+    options = {
+        _NAMES.get(name, name): value
+        for name, value in given.items()
+        if value is not None and name not in (_CLASSIFICATION if generation else _GENERATION)
+    }
+    if target_modules is not None:
+        options["target_modules"] = (
+            target_modules if target_modules == "all-linear" else [m.strip() for m in target_modules.split(",")]
+        )
+    options["progress"] = False if as_json else None
+    if generation:
+        _say_language(train_language_adapter(model, data, out, **asdict(columns), **options), as_json)
+    else:
+        _say_classifier(train_adapter(model, data, out, text=text, label=label, **options), as_json)
+
+
+#: Parameters of one task only, and what the functions behind call some.
+_CLASSIFICATION = {"pair"}
+_GENERATION = {
+    "chat",
+    "chat_template",
+    "max_steps",
+    "schedule",
+    "gradient_accumulation",
+    "gradient_checkpointing",
+    "packing",
+}
+_NAMES = {"dora": "use_dora", "rslora": "use_rslora"}
+
+
+def _say_classifier(result: TrainedAdapter, as_json: bool) -> None:
     if result.truncated_rows:
         warn(f"{result.truncated_rows} rows were cut to the longest input; see --max-length")
     if as_json:
@@ -129,6 +206,28 @@ def train(
         f"{result.folder}: accuracy {result.before.accuracy:.3f} -> {result.after.accuracy:.3f} on "
         f"{result.validation_rows} validation rows (epoch {result.best_epoch} of {result.epochs}), "
         f"{result.trainable_parameters:,} of {result.total_parameters:,} parameters trained in {result.seconds:.0f} s"
+    )
+
+
+def _say_language(result: TrainedLanguageAdapter, as_json: bool) -> None:
+    if result.cut_rows:
+        warn(f"{result.cut_rows} rows are longer than the limit and were cut, completions first; see --max-length")
+    if result.skipped_rows:
+        warn(f"{result.skipped_rows} rows were left out: their prompt alone fills the limit; see --max-length")
+    if as_json:
+        print_json(asdict(result))
+        return
+
+    def shown(value: float, error: float | None, digits: int) -> str:
+        return f"{value:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
+
+    before, after, change = result.before, result.after, result.change
+    click.echo(
+        f"{result.folder}: perplexity {shown(before.perplexity, before.standard_error, 2)} -> "
+        f"{shown(after.perplexity, after.standard_error, 2)} on {after.tokens:,} held-out tokens "
+        f"({shown(change.nll, change.standard_error, 3)} nats a token; epoch {result.best_epoch} of {result.epochs}), "
+        f"{result.trainable_parameters:,} parameters trained beside {result.total_parameters:,} on "
+        f"{result.train_tokens:,} tokens in {result.seconds:.0f} s"
     )
 
 

@@ -420,6 +420,100 @@ def doctor(target: str, on: str | None, as_json: bool) -> None:
     sys.exit(0 if ready else 1)
 
 
+@targets.command(cls=Command)
+@bundle_argument
+@option("--target", section="What", required=True, metavar="TARGET", help="A shipped target, or a target file.")
+@path_option(
+    "--out", section="What", required=True, help="The bundle folder to write; an old bundle there is replaced."
+)
+@json_option
+@guarded
+def pack(bundle: Path, target: str, out: Path, as_json: bool) -> None:
+    """Write what a target gets of a bundle.
+
+    Its preferred variant (made where a recipe can), its slot style, threads and file format, and nothing else; refused over
+    the target's size budget. `edgepeft export --target` does it in one go.
+    """
+    from ..pipeline import fit
+    from ..targets import load_target
+
+    with steps() as announce:
+        done = fit(bundle, load_target(target), out, announce=announce)
+    if as_json:
+        print_json({"bundle": str(done.bundle.path), "variant": done.variant, "mb": done.size_mb, "notes": done.notes})
+        return
+    for note in done.notes:
+        click.echo(f"passed over {note}")
+    click.echo(f"{done.bundle.path}: {done.variant} for {target}, {done.size_mb:.2f} MB")
+
+
+@targets.command(cls=Command)
+@bundle_argument
+@data_option
+@text_option
+@label_option
+@pair_option
+@option("--rows", section="Data", type=click.IntRange(min=1), metavar="N", help="Rows of each adapter to run.")
+@option("--static", section="What", is_flag=True, help="Execute nothing.")
+@option("--no-reference", section="What", is_flag=True, help="Do not compare with PEFT (needs no torch).")
+@report_option
+@json_option
+@guarded
+def compare(
+    bundle: Path,
+    data: tuple[str, ...],
+    text: str,
+    label: str,
+    pair: str | None,
+    rows: int | None,
+    static: bool,
+    no_reference: bool,
+    report: Path | None,
+    as_json: bool,
+) -> None:
+    """Hold a bundle against every shipped target.
+
+    Executed where something here can, by static checks elsewhere: variant, size, how, verdict. Exit code 0: no check fails;
+    1: one does; 3: one cannot tell.
+    """
+    from ..devices import compare_targets
+
+    with steps() as announce:
+        done = compare_targets(
+            bundle,
+            data=_examples(data, text, label, pair),
+            rows=rows,
+            reference=not no_reference,
+            execute=not static,
+            progress=announce,
+        )
+    _finish(done, report, bundle, "compare", as_json)
+
+
+@targets.command(cls=Command)
+@click.argument("target")
+@click.option("--again", is_flag=True, help="Fetch and build it again where it is complete.")
+@guarded
+def setup(target: str, again: bool) -> None:
+    """Fetch what this machine needs to execute a target.
+
+    Into edgepeft's cache: nothing is installed, and no root is needed. For linux-arm64-cpu on other than Arm hosts: an
+    aarch64 Python from Debian 12's packages, pinned aarch64 wheels, and qemu where none is installed.
+    """
+    from ..devices import executor_for, setup_target
+    from ..targets import load_target
+
+    loaded = load_target(target)
+    with steps() as announce:
+        setup_target(loaded, announce, again=again)
+    executor = executor_for(loaded)
+    missing = () if executor is None else executor.missing()
+    for each in missing:
+        click.echo(f"still missing: {each.what}\n    {each.remedy}")
+    click.echo(f"{loaded.name}: {'not ready' if missing else 'ready'}")
+    sys.exit(1 if missing else 0)
+
+
 def _flat(value: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     """Nested keys as the target file's dotted ones, with values as that file writes them."""
     rows: list[tuple[str, str]] = []

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from .compare import compare_targets
 from .measure import bench_on, check_on
 from .place import Place, choose_variants, deployed_mb, find_place, preferred_variant, require_size
 from .protocol import Executor, Missing
-from .registry import executor_for
+from .registry import executor_for, setup_target
 from .static import static_report
 from .validate import validate_on
 
@@ -16,11 +17,13 @@ __all__ = [
     "bench_on",
     "check_on",
     "choose_variants",
+    "compare_targets",
     "deployed_mb",
     "executor_for",
     "find_place",
     "preferred_variant",
     "require_size",
+    "setup_target",
     "static_report",
     "validate_on",
 ]

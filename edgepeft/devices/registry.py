@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from typing import cast
 
-from ..errors import InputError
+from ..errors import InputError, TargetError
 from ..targets import Target
 from .protocol import Executor
 
@@ -13,9 +14,33 @@ from .protocol import Executor
 #: where it has an address and ``(target)`` otherwise. Imported when one is asked for.
 _HOME = {
     "local": ".local:LocalExecutor",
+    "arm64": ".arm64:Arm64Executor",
+    "ssh": ".ssh:SshExecutor",
+    "cpp": ".native:CppExecutor",
     "web": ".web:WebExecutor",
     "node": ".web:NodeExecutor",
 }
+
+
+def setup_target(
+    target: Target, announce: Callable[[str], None] = lambda message: None, *, again: bool = False
+) -> None:
+    """Fetch what the target's executor needs that edgepeft can fetch itself; :class:`TargetError` where there is nothing.
+
+    Raises :class:`DeviceError` where something cannot be fetched; see :func:`edgepeft.devices.sysroot.build_sysroot`.
+    """
+    if target.executor == "arm64":
+        from .sysroot import build_sysroot, is_arm_linux
+
+        if is_arm_linux():
+            announce("this machine is 64-bit Arm: nothing to set up")
+        else:
+            build_sysroot(announce, again=again)
+        return
+    raise TargetError(
+        f"nothing to set up for {target.name} (executor {target.executor}); `edgepeft targets doctor {target.name}` says "
+        "what it needs"
+    )
 
 
 def executor_for(target: Target, on: str | None = None) -> Executor | None:

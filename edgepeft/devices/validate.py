@@ -101,12 +101,11 @@ def validate_on(
             threads=target.runtime.threads,
             rows=tuple(Rows(adapter=name, texts=e.texts, pairs=e.pairs, batch=4) for name, e in examples.items()),
             restore=bool(opened.manifest.adapters),
-            swaps=0 if not opened.manifest.adapters else 50,
         )
         progress(f"{variant}: running {sum(map(len, examples.values()))} rows on {executor.name}")
         results[variant] = device = executor.run(job)
         progress(f"{variant}: running the same rows natively")
-        native = run_worker(job.model_copy(update={"swaps": 0, "restore": False, "threads": 1}))
+        native = run_worker(job.model_copy(update={"restore": False, "threads": 1}))
         for (name, each), there, here in zip(
             examples.items(), _checked(device, job, executor), native.rows, strict=True
         ):

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from ._add import remove as remove
     from ._blend import blend as blend
     from ._export import export as export
+    from ._fit import export_for as export_for
+    from ._fit import fit as fit
     from ._input_style import write_input_style as write_input_style
     from ._quantize import quantize as quantize
     from ._write import write_bundle as write_bundle
@@ -46,6 +48,8 @@ _HOME = {
     "blend": "._blend",
     "quantize": "._quantize",
     "write_input_style": "._input_style",
+    "fit": "._fit",
+    "export_for": "._fit",
 }
 
 __all__ = [  # noqa: RUF022 - in the order of the pipeline
@@ -61,6 +65,8 @@ __all__ = [  # noqa: RUF022 - in the order of the pipeline
     "blend",
     "quantize",
     "write_input_style",
+    "fit",
+    "export_for",
 ]
 
 

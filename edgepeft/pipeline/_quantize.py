@@ -71,11 +71,12 @@ def quantize(
         file = f"onnx/{target.name}"
         entry = Variant(
             file=file,
+            data=tuple(f"onnx/{p.name}" for p in target.parent.glob(f"{target.name}_data*")),
             slots=manifest.variants["fp32"].slots,
             recipe=rule.summary,
             quantized_share=round(counted.share, 6),
         )
-        remade = {file, *(old.files() if old is not None else ())}
+        remade = {*entry.files(), *(old.files() if old is not None else ())}
         known = {name: e for name, e in manifest.files.items() if name not in remade}
         updated = manifest.model_copy(update={"variants": {**manifest.variants, variant: entry}})
         staged = Bundle(path=folder, manifest=write_manifest(folder, updated, known))

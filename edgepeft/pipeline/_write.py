@@ -33,6 +33,8 @@ from ..bundle import (
 )
 from ..errors import InputError
 from ..graph.form import MergedBase, SlottedBase
+from ._genai import NAME as GENAI_CONFIG
+from ._genai import note_genai
 
 _PACKAGES = ("edgepeft", "torch", "transformers", "peft", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
 
@@ -90,6 +92,8 @@ def write_manifest(folder: Path, manifest: Manifest, unchanged: Mapping[str, Fil
     known = dict(unchanged or {})
     if _note_variants(folder, manifest.variants):
         known.pop("config.json", None)
+    if note_genai(folder, manifest):
+        known.pop(GENAI_CONFIG, None)
     manifest = manifest.model_copy(update={"files": _listed(folder, known)})
     manifest = Manifest.model_validate(manifest.model_dump())
     target = folder / MANIFEST_NAME

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from ..bundle import SlotTable
 from ..errors import InputError
+from .blocks import q4
 
 
 @dataclass(frozen=True)
@@ -99,6 +100,7 @@ RECIPES = {
     recipe.variant: recipe
     for recipe in (
         Recipe("int8", "dynamic int8: weights per channel, activations per tensor at run time", dynamic_int8),
+        Recipe("q4", "4 bits in blocks of 32, round to nearest: linear layers and embeddings", q4),
     )
 }
 
@@ -120,7 +122,19 @@ def count_quantized(graph: ir.Model, slots: SlotTable) -> Quantized:
         if tensor is None or name in tensors or tensor.size <= 1:
             continue
         if tensor.dtype in {ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT4, ir.DataType.UINT4}:
-            narrow += tensor.size
-        elif tensor.dtype in {ir.DataType.FLOAT, ir.DataType.FLOAT16}:
+            narrow += tensor.size * _numbers_in_a_byte(value)
+        elif tensor.dtype in {ir.DataType.FLOAT, ir.DataType.FLOAT16} and not _is_scale(value):
             wide += tensor.size
     return Quantized(share=narrow / max(1, narrow + wide), quantized=narrow, total=narrow + wide)
+
+
+def _numbers_in_a_byte(value: ir.Value) -> int:
+    """Two where a uint8 tensor holds 4-bit blocks, else one."""
+    blocks = any(node.op_type == "MatMulNBits" and index == 1 for node, index in value.uses())
+    views = [node for node, _ in value.uses() if node.op_type == "Reshape"]
+    blocks |= any(user.op_type == "GatherBlockQuantized" for view in views for user, _ in view.outputs[0].uses())
+    return 2 if blocks else 1
+
+
+def _is_scale(value: ir.Value) -> bool:
+    return any(node.op_type in {"MatMulNBits", "GatherBlockQuantized"} and index == 2 for node, index in value.uses())

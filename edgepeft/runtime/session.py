@@ -35,6 +35,9 @@ class Runtime:
 
         self.bundle = bundle
         self.variant, entry = bundle.variant(variant)
+        if threads is None:
+            # A bundle made for a target knows how many threads it has there.
+            threads = bundle.manifest.provenance.get("target", {}).get("threads")
         if threads is not None and threads < 1:
             raise InputError(f"threads must be at least 1, found {threads}")
         adapter_files = [a.onnx_adapter for a in bundle.manifest.adapters.values()]

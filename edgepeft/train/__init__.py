@@ -1,9 +1,23 @@
-"""Fine-tuning adapters: labelled text in, a PEFT checkpoint with its contract out.
+"""Fine-tuning adapters: labelled rows, conversations or text in, a PEFT checkpoint with its contract out.
 
-Importing this package is light; torch, transformers, peft and datasets load when :func:`train_adapter` runs.
+Importing this package is light; torch, transformers, peft and datasets load when a training function runs.
 """
 
-from .adapter import ADAPTER_FILE, TrainedAdapter, train_adapter
+from .adapter import TrainedAdapter, train_adapter
+from .language import TrainedLanguageAdapter, train_language_adapter
 from .loop import Scores
+from .perplexity import Change, Perplexity
+from .record import ADAPTER_FILE
+from .task import choose_task
 
-__all__ = ["ADAPTER_FILE", "Scores", "TrainedAdapter", "train_adapter"]
+__all__ = [
+    "ADAPTER_FILE",
+    "Change",
+    "Perplexity",
+    "Scores",
+    "TrainedAdapter",
+    "TrainedLanguageAdapter",
+    "choose_task",
+    "train_adapter",
+    "train_language_adapter",
+]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import platform
-import tempfile
 import time
 import warnings
 from collections.abc import Sequence
@@ -12,15 +9,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..bundle import replace_folder
 from ..data import Examples
-from ..errors import DataError, InputError, MissingExtraError
+from ..errors import DataError, InputError
 from .loop import Schedule, Scores
+from .record import FORMAT, arguments_of, check_arguments, check_extra, versions, write_checkpoint
 from .source import load_split
 
-#: Written beside PEFT's two files: the contract (labels, base identity) and how the adapter came to be.
-ADAPTER_FILE = "edgepeft_adapter.json"
-FORMAT = 1
 TASK = "text-classification"
 _DEFAULT_MAX_LENGTH = 128
 
@@ -90,26 +84,26 @@ def train_adapter(
 
     Raises :class:`InputError` (:class:`DataError` for the data, :class:`MissingExtraError` without the training extra).
     """
-    arguments = {
-        key: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
-        for key, value in locals().items()
-        if key not in {"out", "progress"} and not isinstance(value, Examples)
-    }
+    arguments = arguments_of(locals())
     out = Path(out)
-    _check_arguments(out, arguments)
-    _check_extra()
+    check_arguments(
+        out,
+        arguments,
+        ("rank", "epochs", "batch_size", "alpha", "learning_rate", "max_length", "patience", "threads"),
+    )
+    check_extra()
     split = load_split(
         data, validation=validation, fraction=validation_fraction, text=text, label=label, pair=pair, seed=seed
     )
 
     from peft import LoraConfig, TaskType, get_peft_model
 
-    from .base import load_base, resolve_targets
+    from .base import load_base, resolve_targets, token_limit
     from .loop import fit, seeded
 
     with seeded(seed, threads):  # the fresh head and lora_A are drawn here
         base = load_base(model, split.labels)
-        limit = _token_limit(base.tokenizer, base.model.config)
+        limit = token_limit(base.tokenizer, base.model.config)
         if max_length is not None and max_length > limit:
             raise InputError(f"max_length {max_length} is more than the {limit} tokens {base.source} can take")
         length = min(_DEFAULT_MAX_LENGTH, limit) if max_length is None else max_length
@@ -152,38 +146,8 @@ def train_adapter(
         trainable_parameters=int(trainable),
         total_parameters=base.parameters,
     )
-    _write(adapted, result, course.train_loss, arguments)
+    write_checkpoint(adapted, out, _record(result, course.train_loss, arguments))
     return result
-
-
-def _check_arguments(out: Path, arguments: dict[str, Any]) -> None:
-    for name in ("rank", "epochs", "batch_size", "alpha", "learning_rate", "max_length", "patience", "threads"):
-        value = arguments[name]
-        if value is not None and not value > 0:
-            raise InputError(f"{name} must be greater than 0, found {value}")
-    if not 0 <= arguments["dropout"] < 1:
-        raise InputError(f"dropout must lie between 0 and 1, found {arguments['dropout']}")
-    if out.exists() and not (out.is_dir() and ((out / ADAPTER_FILE).is_file() or not any(out.iterdir()))):
-        raise InputError(f"{out} exists and is not an adapter that edgepeft wrote; give another folder, or remove it")
-
-
-def _check_extra() -> None:
-    try:
-        import accelerate
-        import peft
-        import torch
-        import transformers
-    except ImportError as error:
-        raise MissingExtraError(
-            f"training needs {error.name}, which is not installed: pip install 'edgepeft[train]'"
-        ) from error
-    del accelerate, peft, torch, transformers
-
-
-def _token_limit(tokenizer: Any, config: Any) -> int:
-    """The longest input in tokens; tokenizers without a limit of their own state a huge number."""
-    positions = getattr(config, "max_position_embeddings", None) or 1 << 30
-    return min(int(tokenizer.model_max_length), int(positions))
 
 
 def _encode(tokenizer: Any, rows: Examples, labels: Sequence[str], max_length: int) -> tuple[list[dict[str, Any]], int]:
@@ -201,26 +165,7 @@ def _encode(tokenizer: Any, rows: Examples, labels: Sequence[str], max_length: i
     return features, sum(len(row) > max_length for row in whole)
 
 
-def _write(adapted: Any, result: TrainedAdapter, train_loss: Sequence[float], arguments: dict[str, Any]) -> None:
-    """Write the three files to a hidden sibling of the folder, then rename it."""
-    parent = result.folder.absolute().parent
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{result.folder.name}.new-", dir=parent) as scratch:
-            folder = Path(scratch) / "adapter"
-            # Embeddings are never resized here; PEFT's "auto" would ask the hub whether they were.
-            adapted.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
-            (folder / "README.md").unlink(missing_ok=True)  # a card full of "[More Information Needed]"
-            text = json.dumps(_record(result, train_loss, arguments), indent=1) + "\n"
-            (folder / ADAPTER_FILE).write_text(text, encoding="utf-8")
-            replace_folder(folder, result.folder.absolute())
-    except OSError as error:
-        raise InputError(f"cannot write the adapter to {result.folder}: {error}") from error
-
-
 def _record(result: TrainedAdapter, train_loss: Sequence[float], arguments: dict[str, Any]) -> dict[str, Any]:
-    from importlib.metadata import version
-
     return {
         "format": FORMAT,
         "task": result.task,
@@ -241,8 +186,5 @@ def _record(result: TrainedAdapter, train_loss: Sequence[float], arguments: dict
         "trainable_parameters": result.trainable_parameters,
         "total_parameters": result.total_parameters,
         "arguments": arguments,
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "transformers", "peft")},
-        },
+        "versions": versions(),
     }

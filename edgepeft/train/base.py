@@ -52,9 +52,7 @@ def load_base(source: str | Path, labels: Sequence[str]) -> BaseModel:
                 label2id={label: i for i, label in enumerate(labels)},
                 problem_type="single_label_classification",
             )
-            for key, value in config.to_dict().items():
-                if ("dropout" in key or "pdrop" in key) and isinstance(value, float):
-                    setattr(config, key, 0.0)
+            _without_dropout(config)
             model, info = AutoModelForSequenceClassification.from_pretrained(
                 name,
                 config=config,
@@ -86,6 +84,84 @@ def load_base(source: str | Path, labels: Sequence[str]) -> BaseModel:
         identity=identity_of_model(model, missing),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
     )
+
+
+def load_language_base(source: str | Path, chat_template: str | None = None) -> BaseModel:
+    """Load ``source`` (id or folder) as a causal language model, its dropout off, and its tokenizer.
+
+    ``chat_template`` (Jinja text) takes the place of the tokenizer's own. Raises :class:`InputError` when the model
+    cannot be loaded, is no decoder, lacks weights, or has fewer embeddings than the tokenizer has tokens.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+    from ..base.identity import identity_of_model
+    from ..base.load import check_source
+
+    name = str(source)
+    check_source(name)
+    with quiet_transformers():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(name)
+            config = AutoConfig.from_pretrained(name)
+            architecture = (getattr(config, "architectures", None) or [""])[0]
+            if config.is_encoder_decoder or (architecture and not is_causal(architecture)):
+                raise InputError(
+                    f"{name} is a {architecture or config.model_type}, not a causal language model (…ForCausalLM), so it "
+                    "cannot be trained to continue text. For classification give rows with a label"
+                )
+            _without_dropout(config)
+            model, info = AutoModelForCausalLM.from_pretrained(
+                name, config=config, dtype=torch.float32, output_loading_info=True
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise InputError(f"cannot load {name!r} as a causal language model: {error}") from error
+    if lacking := sorted(info["missing_keys"]):
+        raise InputError(
+            f"{name}: the checkpoint lacks {len(lacking)} of the model's weights ({', '.join(lacking[:3])}, …); a language "
+            "model with random parts cannot be adapted. Is it the checkpoint of another architecture?"
+        )
+    embeddings = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > embeddings:
+        raise InputError(
+            f"{name}: the tokenizer has {len(tokenizer)} tokens and the model embeddings for {embeddings}. An adapter "
+            "trained on a vocabulary resized for it does not fit the base. Resize and save the base once "
+            "(model.resize_token_embeddings(len(tokenizer)); model.save_pretrained(…)) and train on that, or remove the "
+            "added tokens"
+        )
+    if not tokenizer.is_fast:
+        raise InputError(
+            f"{name}: no tokenizer.json, which is needed to tell prompts from completions; convert it first"
+        )
+    if chat_template is not None:
+        tokenizer.chat_template = chat_template
+    model.config.use_cache = False  # a cache would also hide from transformers that rows are packed
+    return BaseModel(
+        source=name,
+        model=model,
+        tokenizer=tokenizer,
+        missing=(),
+        fresh=(),
+        identity=identity_of_model(model),
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+    )
+
+
+def is_causal(architecture: str) -> bool:
+    """Whether a class name from a config's ``architectures`` is that of a causal language model."""
+    return architecture.endswith(("ForCausalLM", "LMHeadModel"))
+
+
+def _without_dropout(config: Any) -> None:
+    for key, value in config.to_dict().items():
+        if ("dropout" in key or "pdrop" in key) and isinstance(value, float):
+            setattr(config, key, 0.0)
+
+
+def token_limit(tokenizer: Any, config: Any) -> int:
+    """The longest input in tokens; tokenizers without a limit of their own state a huge number."""
+    positions = getattr(config, "max_position_embeddings", None) or 1 << 30
+    return min(int(tokenizer.model_max_length), int(positions))
 
 
 def _fresh_modules(model: Any, missing: Sequence[str]) -> tuple[str, ...]:

@@ -75,22 +75,12 @@ def fit(
     Rows are ``{"input_ids": [...], …, "labels": int}``. Batches are made of rows of similar length and padded to the
     longest. Raises :class:`InputError` at the first step whose loss is not finite.
     """
-    from transformers import DataCollatorWithPadding, EarlyStoppingCallback, PrinterCallback, Trainer, TrainingArguments
-
-    class FiniteTrainer(Trainer):
-        def training_step(self, *arguments: Any, **options: Any) -> Any:
-            loss = super().training_step(*arguments, **options)
-            if not bool(loss.isfinite()):
-                raise InputError(
-                    f"the training loss became {float(loss)} at step {self.state.global_step + 1} with learning rate "
-                    f"{schedule.learning_rate:g}; lower the learning rate, or check the texts and the base's weights"
-                )
-            return loss
+    from transformers import DataCollatorWithPadding, EarlyStoppingCallback, PrinterCallback, TrainingArguments
 
     # Sorted, so that evaluation pads as little as training does; the metrics do not depend on the order.
     validation = sorted(validation, key=lambda row: len(row["input_ids"]))
     with seeded(schedule.seed, schedule.threads), tempfile.TemporaryDirectory(prefix="edgepeft-train-") as scratch:
-        trainer = FiniteTrainer(
+        trainer = finite_trainer()(
             model=model,
             args=TrainingArguments(
                 output_dir=scratch,
@@ -127,10 +117,10 @@ def fit(
         if schedule.patience is not None:
             trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=schedule.patience))
         with ExitStack() as stack:
-            if _show(progress):
+            if shown(progress):
                 from .progress import progress_callback
 
-                callback = progress_callback(schedule.epochs)
+                callback = progress_callback(schedule.epochs, _describe)
                 stack.callback(callback.bar.stop)
                 trainer.add_callback(callback)
             trainer.train()
@@ -141,12 +131,34 @@ def fit(
     return Course(before=before, after=after, train_loss=losses, best_epoch=best_epoch)
 
 
+def finite_trainer() -> Any:
+    """A ``Trainer`` class that raises :class:`InputError` at the first step whose loss is not finite."""
+    from transformers import Trainer
+
+    class FiniteTrainer(Trainer):
+        def training_step(self, *arguments: Any, **options: Any) -> Any:
+            loss = super().training_step(*arguments, **options)
+            if not bool(loss.isfinite()):
+                raise InputError(
+                    f"the training loss became {float(loss)} at step {self.state.global_step + 1} with learning rate "
+                    f"{self.args.learning_rate:g}; lower the learning rate, or check the texts and the base's weights"
+                )
+            return loss
+
+    return FiniteTrainer
+
+
+def _describe(metrics: Mapping[str, float]) -> str:
+    return f"accuracy {metrics['eval_accuracy']:.3f}, macro F1 {metrics['eval_macro_f1']:.3f}"
+
+
 def _evaluate(trainer: Any) -> Scores:
     found = trainer.evaluate()
     return Scores(accuracy=found["eval_accuracy"], macro_f1=found["eval_macro_f1"], loss=found["eval_loss"])
 
 
-def _show(progress: bool | None) -> bool:
+def shown(progress: bool | None) -> bool:
+    """Whether to draw a progress bar: as asked, else on a terminal."""
     if progress is not None:
         return progress
     return sys.stderr.isatty() and os.environ.get("TQDM_DISABLE", "") in {"", "0"}

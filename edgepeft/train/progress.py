@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 
-def progress_callback(epochs: int) -> Any:
-    """A ``TrainerCallback`` that shows steps, time left, and the validation scores of the last epoch."""
+def progress_callback(epochs: int, describe: Callable[[Mapping[str, float]], str]) -> Any:
+    """A ``TrainerCallback`` that shows steps, time left, and the validation scores of the last epoch.
+
+    ``describe`` puts the metrics of an evaluation into words.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     from transformers import TrainerCallback
@@ -26,8 +30,7 @@ def progress_callback(epochs: int) -> Any:
             self.bar.update(self.task, completed=state.global_step)
 
         def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **_: Any) -> None:
-            scores = f"accuracy {metrics['eval_accuracy']:.3f}, macro F1 {metrics['eval_macro_f1']:.3f}"
-            self.bar.update(self.task, description=f"epoch {round(state.epoch or 0)}/{epochs}: {scores}")
+            self.bar.update(self.task, description=f"epoch {round(state.epoch or 0)}/{epochs}: {describe(metrics)}")
 
         def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.bar.stop()

@@ -126,7 +126,7 @@ def _read(
     path = Path(data)
     if path.is_file() or path.suffix.lower() in _FILE_SUFFIXES:
         return read_examples(path, text=text, label=label, pair=pair), None, None
-    splits = _load_dataset(data)
+    splits = load_dataset(data)
     if split not in splits and len(splits) > 1:
         raise DataError(f"data set {data}: no split {split!r}; it has {', '.join(splits)}")
     main = splits[split] if split in splits else next(iter(splits.values()))
@@ -137,7 +137,7 @@ def _read(
     return rows, held, names
 
 
-def _load_dataset(data: str | Path) -> dict[str, Any]:
+def load_dataset(data: str | Path) -> dict[str, Any]:
     """The splits of a ``datasets`` id (``id`` or ``id:configuration``) or folder, by name."""
     try:
         import datasets

@@ -16,6 +16,7 @@ from edgepeft.devices import (
     bench_on,
     check_on,
     choose_variants,
+    compare_targets,
     deployed_mb,
     executor_for,
     find_place,
@@ -222,12 +223,40 @@ def test_a_graph_beyond_the_target_fails_static_checks(bundle: Path) -> None:
 
 
 def test_an_executor_asked_for_by_name_must_be_ready(bundle: Path, target: Target) -> None:
-    with pytest.raises(InputError, match="--on 'moon': no such executor; use local, arm64"):
+    with pytest.raises(InputError, match="--on 'moon': no such executor; use local, cpp, arm64"):
         validate_on(bundle, target, on="moon")
     elsewhere = load_target("windows-x64-cpu" if "windows" not in host_machine() else "linux-x64-cpu")
     with pytest.raises(TargetError, match=r"--on local cannot execute .*run edgepeft on a"):
         validate_on(bundle, elsewhere, on="local")
     assert executor_for(load_target("ios-coreml")) is None
+
+
+def test_compare_holds_a_bundle_against_every_target(bundle: Path) -> None:
+    report = compare_targets(bundle, execute=False)
+    rows = {row[0]: row for row in report.tables[0].rows}
+    assert list(rows) == [t.name for t in list_targets()]
+    assert {row[3] for row in rows.values()} == {"static only"}
+    assert (rows["ios-coreml"][4], rows["ios-coreml"][5]) == ("pass", "there is no executor for ios-coreml")
+    assert (rows["web-wasm"][4], rows["web-wasm"][5]) == ("fail", "slots fp32 are 'input'")
+    assert report.verdict is Verdict.FAIL
+    here = [t for t in list_targets() if t.executor == "local"]
+    executed = compare_targets(bundle, here, reference=False)
+    rows = {row[0]: row for row in executed.tables[0].rows}
+    if host_machine() == "linux x86_64":
+        assert rows["linux-x64-cpu"][3:5] == ("executed: local", "pass")
+    assert rows["windows-x64-cpu"][3] == ("executed: local" if "windows" in host_machine() else "static only")
+
+
+def test_compare_goes_on_where_an_executor_breaks(
+    bundle: Path, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(job: Job) -> WorkerResult:
+        raise DeviceError("the cable fell out")
+
+    device = on(Device(), monkeypatch)
+    monkeypatch.setattr(device, "run", broken)
+    report = compare_targets(bundle, [target, target], reference=False)
+    assert [row[4:] for row in report.tables[0].rows] == [("fail", "the cable fell out")] * 2
 
 
 def test_wrong_calls(bundle: Path, target: Target) -> None:

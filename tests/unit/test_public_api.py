@@ -32,6 +32,8 @@ def test_pinned() -> None:
         "blend",
         "quantize",
         "write_input_style",
+        "fit",
+        "export_for",
     ]
     assert edgepeft.runtime.__all__ == ["Conversation", "Generation", "Prediction", "Runtime", "TextStream", "open"]
 

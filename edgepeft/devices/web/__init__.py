@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .executor import NodeExecutor, WebExecutor
+from .pages import demo_site
 from .site import Site
 
-__all__ = ["NodeExecutor", "Site", "WebExecutor"]
+__all__ = ["NodeExecutor", "Site", "WebExecutor", "demo_site"]

@@ -6,6 +6,7 @@ import functools
 import json
 import queue
 import shutil
+import sys
 import threading
 from collections.abc import Mapping
 from contextlib import suppress
@@ -31,23 +32,34 @@ _ANSWER_LIMIT = 256 << 20
 class Site:
     """Serves folders under path prefixes; a context manager, stopped when it is left.
 
-    ``folders`` maps a prefix (``/bundle/``) to a folder; ``texts`` a path to its content. What a page posts to ``/answer``
-    is put into :attr:`answers` as text. Only this machine can connect, and only by a loopback name.
+    ``folders`` maps a prefix (``/bundle/``) to a folder; ``texts`` a path to its content; ``start`` is the page to begin
+    with. What a page posts to ``/answer`` is put into :attr:`answers` as text. Only this machine can connect, and only by a
+    loopback name.
     """
 
-    def __init__(self, folders: Mapping[str, Path], texts: Mapping[str, str] | None = None, port: int = 0) -> None:
+    def __init__(
+        self, folders: Mapping[str, Path], texts: Mapping[str, str] | None = None, port: int = 0, start: str = "/"
+    ) -> None:
+        self.start = start
         self.answers: queue.Queue[str] = queue.Queue()
-        handler = functools.partial(
-            _Handler, {k: v.resolve() for k, v in folders.items()}, dict(texts or {}), self.answers
-        )
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), handler)
-        self._server.daemon_threads = True
+        self._texts = dict(texts or {})
+        handler = functools.partial(_Handler, {k: v.resolve() for k, v in folders.items()}, self._texts, self.answers)
+        self._server = _Server(("127.0.0.1", port), handler)
         self._thread = threading.Thread(target=self._server.serve_forever, name="edgepeft-site", daemon=True)
 
     @property
     def url(self) -> str:
         """Where it is, without a slash at the end. ``localhost`` is a secure context: pages may check hashes."""
         return f"http://localhost:{self._server.server_address[1]}"
+
+    def add(self, path: str, text: str) -> None:
+        """Serve one more text."""
+        self._texts[path] = text
+
+    def wait(self) -> None:
+        """Until Ctrl-C."""
+        while self._thread.is_alive():
+            self._thread.join(1.0)
 
     def __enter__(self) -> Site:
         self._thread.start()
@@ -59,6 +71,15 @@ class Site:
         self._server.shutdown()
         self._thread.join()
         self._server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of a browser that went away in the middle of a file."""
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -76,7 +76,7 @@ class Decoder:
         return self._run(column, np.ones_like(column), 0)[:, 0]
 
     def truncate(self, width: int) -> None:
-        """Forget all but the first ``width`` tokens of a single row."""
+        """Forget all but the first ``width`` tokens, of rows without padding among them."""
         self._mask = self._mask[:, :width]
         self._lengths[:] = width
         if not self._signature.shared:

@@ -1,0 +1,93 @@
+"""One inference of a case, ready to be timed: a batch through an encoder, a prompt or a token through a language model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..errors import BundleError, InputError, MeasureError
+from ..targets import Shape
+from .job import Case
+
+if TYPE_CHECKING:
+    from ..runtime import Runtime
+
+Arrays = dict[str, np.ndarray]
+
+#: Tokens decoded before a language model goes back to the context it is measured at.
+DECODED = 32
+
+
+def inference(runtime: Runtime, case: Case, seed: int) -> Callable[[], object]:
+    """A call that runs ``case`` once with the adapter in use.
+
+    Of a language model, ``run`` reads a prompt of the case's shape from nothing to its first logits, and ``decode`` feeds
+    one token to each row at a context of the case's length (up to ``DECODED`` tokens more).
+    """
+    if runtime.manifest.task != "text-generation":
+        inputs = make_inputs(runtime, case.shape, seed)
+        return lambda: runtime.forward(inputs)
+    prompts = _token_ids(runtime, case.shape, seed).tolist()
+    limit = runtime.manifest.max_length
+    room = DECODED if limit is None else min(DECODED, limit - case.sequence)
+    generator = runtime.generator
+    # Held by the calls below: the tensors of the adapter that is in use now.
+    active = runtime.snapshot()
+    if case.phase == "run":
+        return lambda: generator.decoder(active, case.batch, case.sequence).prefill(prompts)
+    if room < 1:
+        raise InputError(
+            f"case {case.label}: the bundle takes at most {limit} tokens, so none can be decoded after them"
+        )
+    decoder = generator.decoder(active, case.batch, case.sequence + room)
+    decoder.prefill(prompts)
+    token = [row[-1] for row in prompts]
+
+    def step() -> None:
+        if decoder.width >= case.sequence + room:
+            decoder.truncate(case.sequence)
+        decoder.step(token)
+
+    return step
+
+
+def make_inputs(runtime: Runtime, shape: Shape, seed: int, vocabulary: int | None = None) -> Arrays:
+    """Seeded random token ids with full masks for every input of the bundle, each ``[batch, sequence]``."""
+    ids = _token_ids(runtime, shape, seed, vocabulary)
+    fill = {
+        "input_ids": ids,
+        "attention_mask": np.ones_like(ids),
+        "token_type_ids": np.zeros_like(ids),
+        "position_ids": np.broadcast_to(np.arange(shape.sequence), shape),
+    }
+    unknown = [entry.name for entry in runtime.manifest.inputs if entry.name not in fill]
+    if unknown:
+        raise MeasureError(f"cannot make samples for input {', '.join(unknown)}; known inputs: {', '.join(fill)}")
+    return {
+        entry.name: np.ascontiguousarray(fill[entry.name], dtype=entry.dtype.lower())
+        for entry in runtime.manifest.inputs
+    }
+
+
+def _token_ids(runtime: Runtime, shape: Shape, seed: int, vocabulary: int | None = None) -> np.ndarray:
+    limit = runtime.manifest.max_length
+    if limit is not None and shape.sequence > limit:
+        raise InputError(f"shape {shape}: the bundle takes at most {limit} tokens")
+    size = _vocabulary(runtime.bundle.path) if vocabulary is None else vocabulary
+    return np.random.default_rng(seed).integers(0, size, size=shape)
+
+
+@lru_cache(maxsize=1)  # read outside what is timed, but for the first call
+def _vocabulary(bundle: Path) -> int:
+    path = bundle / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        size = (config.get("text_config") or config)["vocab_size"]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise BundleError(f"{path}: no readable vocab_size, which random token ids need ({error})") from error
+    return int(size)

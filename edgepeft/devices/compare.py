@@ -1,0 +1,78 @@
+"""``targets compare``: one bundle against every target, in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from ..bundle import read_bundle
+from ..data import Examples
+from ..errors import EdgepeftError
+from ..targets import Gate, Report, Table, Target, Verdict, list_targets, overall
+from .place import choose_variants, deployed_mb, find_place
+from .static import static_report
+from .validate import validate_on
+
+
+def compare_targets(
+    bundle: str | Path,
+    targets: Sequence[Target] | None = None,
+    *,
+    data: Mapping[str, Examples] | None = None,
+    rows: int | None = None,
+    reference: bool = True,
+    execute: bool = True,
+    progress: Callable[[str], None] = lambda message: None,
+) -> Report:
+    """Validate a bundle for each target (all that ship by default): executed where something can, else statically.
+
+    ``execute=False`` makes static checks only. One gate a target; that nothing executed a target is said in the table and
+    does not make the whole inconclusive. A target whose executor breaks fails with its message.
+    """
+    opened = read_bundle(bundle)
+    table: list[tuple[str, str, float, str, str, str]] = []
+    gates: list[Gate] = []
+    reports: dict[str, object] = {}
+    for target in list_targets() if targets is None else targets:
+        chosen = choose_variants(opened.manifest, target)
+        size = deployed_mb(opened.manifest, chosen[0])
+        place = find_place(target)
+        run = place.executor if execute and opened.manifest.task == "text-classification" else None
+        progress(f"{target.name}: {'static checks' if run is None else run.name}")
+        why = place.why_static or "not asked for"
+        try:
+            if run is None:
+                report = static_report(opened, target, chosen, why)
+            else:
+                report = validate_on(
+                    opened, target, data=data, rows=rows, reference=reference, variants=chosen, progress=progress
+                )
+        except EdgepeftError as error:
+            how = "static" if run is None else run.name
+            table.append((target.name, chosen[0], size, how, "fail", str(error)))
+            gates.append(Gate(target.name, Verdict.FAIL, None, None, "", str(error)))
+            continue
+        judged = [gate for gate in report.gates if run is not None or not gate.name.startswith("executed on ")]
+        verdict = overall(gate.verdict for gate in judged)
+        bad = [gate.name for gate in judged if not gate.ok]
+        detail = "; ".join(bad)
+        how = "static only" if run is None else f"executed: {run.name}"
+        table.append(
+            (
+                target.name,
+                chosen[0],
+                deployed_mb(opened.manifest, chosen[0]),
+                how,
+                verdict.value,
+                detail or (why if run is None else ""),
+            )
+        )
+        gates.append(Gate(target.name, verdict, None, None, "", detail or how))
+        reports[target.name] = report.data
+    return Report(
+        kind="compare",
+        title=f"{opened.path} for every target",
+        gates=tuple(gates),
+        tables=(Table("Targets", ("target", "variant", "MB", "how", "verdict", "why"), tuple(table)),),
+        data={"targets": reports},
+    )

@@ -1,0 +1,299 @@
+"""Training one adapter of a causal language model: the stage function, its result and its record."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from ..data import read_text
+from ..errors import InputError
+from .corpus import Columns, Corpus, read_corpus
+from .perplexity import Change, Perplexity
+from .record import FORMAT, arguments_of, check_arguments, check_extra, versions, write_checkpoint
+
+TASK = "text-generation"
+SCHEDULES = ("linear", "cosine", "constant")
+_DEFAULT_MAX_LENGTH = 512
+_TEMPLATE_FILE = "chat_template.jinja"
+
+
+@dataclass(frozen=True)
+class TrainedLanguageAdapter:
+    """A trained adapter on disk.
+
+    ``folder`` holds ``adapter_model.safetensors``, ``adapter_config.json`` and ``edgepeft_adapter.json``, and the chat
+    template where one was given. ``layout`` is how rows became text: ``chat`` (through the chat template), ``plain``
+    (prompt and completion as they stand) or ``text``, whose rows are the pieces that the texts were cut into. ``before``
+    and ``after`` are perplexities on the validation rows, ``change`` their paired difference. ``train_tokens`` counts
+    what was learnt in all steps, repeats included, ``validation_tokens`` what is measured, ``cut_rows`` rows shortened
+    to the limit, ``skipped_rows`` rows left out because their prompt alone fills it. ``seconds`` is the time spent in
+    the training loop, both measurements included.
+    """
+
+    folder: Path
+    task: str
+    layout: Literal["chat", "plain", "text"]
+    base_model: str
+    base_identity: str
+    before: Perplexity
+    after: Perplexity
+    change: Change
+    seconds: float
+    epochs: int
+    best_epoch: int
+    steps: int
+    train_rows: int
+    train_tokens: int
+    validation_rows: int
+    validation_tokens: int
+    cut_rows: int
+    skipped_rows: int
+    trainable_parameters: int
+    total_parameters: int
+
+
+def train_language_adapter(
+    model: str | Path,
+    data: str | Path,
+    out: str | Path,
+    *,
+    text: str = "text",
+    prompt: str = "prompt",
+    completion: str = "completion",
+    messages: str = "messages",
+    validation: str | Path | None = None,
+    validation_fraction: float = 0.1,
+    max_validation_tokens: int = 8192,
+    chat: bool | None = None,
+    chat_template: str | Path | None = None,
+    packing: bool | None = None,
+    rank: int = 8,
+    alpha: float = 16,
+    dropout: float = 0.0,
+    target_modules: str | Sequence[str] | None = None,
+    use_dora: bool = False,
+    use_rslora: bool = False,
+    epochs: int = 3,
+    max_steps: int | None = None,
+    learning_rate: float = 5e-4,
+    schedule: str = "linear",
+    warmup: float = 0.06,
+    batch_size: int = 8,
+    gradient_accumulation: int = 1,
+    gradient_checkpointing: bool = False,
+    max_length: int | None = None,
+    patience: int | None = 2,
+    seed: int = 0,
+    threads: int | None = None,
+    progress: bool | None = None,
+) -> TrainedLanguageAdapter:
+    """Fine-tune a LoRA adapter of the causal language model ``model`` and write it to the folder ``out``.
+
+    ``data`` (and ``validation``) is what :func:`.corpus.read_corpus` reads: rows with the columns ``prompt`` and
+    ``completion``, ``messages``, or ``text``, or text files. The loss is on what the model is to say: completions with
+    the end-of-sequence token, the assistant's turns, all of a text. ``chat`` lays prompt and completion out with the
+    chat template (by default where the tokenizer has one); ``chat_template`` is a Jinja file that takes the place of
+    the tokenizer's own and is saved with the adapter. Without ``validation``, a ``validation_fraction`` of the distinct
+    prompts or texts is held out; of either at most ``max_validation_tokens`` learnt tokens are measured.
+
+    ``target_modules`` are module names, by default ``"all-linear"``: every linear layer of the decoder, the head not
+    among them. ``packing`` joins sequences to blocks of ``max_length`` tokens without letting them see each other (by
+    default for text); else they are padded. ``max_length`` counts tokens (512, or the model's limit where that is
+    lower). ``batch_size`` sequences or blocks are computed at once, ``gradient_accumulation`` such batches make a step.
+    ``schedule`` is ``linear``, ``cosine`` or ``constant``, after ``warmup`` (a share of the steps). Training stops after
+    ``epochs``, ``max_steps``, or ``patience`` epochs without a better perplexity; the best epoch is kept. The same
+    arguments on the same machine give the same weights.
+
+    ``out`` appears whole or not at all; an adapter that edgepeft wrote there before is replaced, any other folder is
+    refused. Raises :class:`InputError` (:class:`DataError` for the data, :class:`MissingExtraError` without the extra).
+    """
+    arguments = arguments_of(locals())
+    out = Path(out)
+    positive = ("rank", "epochs", "max_steps", "batch_size", "gradient_accumulation", "alpha", "learning_rate")
+    check_arguments(out, arguments, (*positive, "max_length", "max_validation_tokens", "patience", "threads"))
+    if schedule not in SCHEDULES:
+        raise InputError(f"schedule must be one of {', '.join(SCHEDULES)}, found {schedule!r}")
+    if not 0 <= warmup < 1:
+        raise InputError(f"warmup must lie between 0 and 1 (a share of the steps), found {warmup}")
+    if max_length is not None and max_length < 2:
+        raise InputError(f"max_length must be at least 2: one token to predict another, found {max_length}")
+    check_extra()
+    template = None if chat_template is None else read_text(Path(chat_template))
+    columns = Columns(text=text, prompt=prompt, completion=completion, messages=messages)
+    corpus, declared = read_corpus(data, columns)
+    held_corpus = declared if validation is None else read_corpus(validation, columns)[0]
+
+    from peft import LoraConfig, TaskType, get_peft_model
+
+    from .base import load_language_base, token_limit
+    from .encode import encode, limit, split
+    from .lm_loop import LanguageSchedule, fit_language
+    from .loop import seeded
+    from .perplexity import change, summarize
+
+    base = load_language_base(model, template)
+    longest = token_limit(base.tokenizer, base.model.config)
+    if max_length is not None and max_length > longest:
+        raise InputError(f"max_length {max_length} is more than the {longest} tokens {base.source} can take")
+    length = min(_DEFAULT_MAX_LENGTH, longest) if max_length is None else max_length
+    layout = _layout(corpus, base.tokenizer, chat, base.source)
+    encoded = encode(corpus, base.tokenizer, max_length=length, chat=layout == "chat")
+    if held_corpus is None:
+        train, held = split(
+            encoded.sequences,
+            fraction=validation_fraction,
+            max_tokens=max_validation_tokens,
+            seed=seed,
+            source=corpus.source,
+        )
+        cut, skipped = encoded.cut, encoded.skipped
+    else:
+        if held_corpus.kind != corpus.kind:
+            raise InputError(
+                f"{held_corpus.source} holds {held_corpus.kind} rows and {corpus.source} {corpus.kind} rows; both must be "
+                "of one kind"
+            )
+        also = encode(held_corpus, base.tokenizer, max_length=length, chat=layout == "chat")
+        train, held = list(encoded.sequences), limit(also.sequences, max_validation_tokens, seed)
+        cut, skipped = encoded.cut + also.cut, encoded.skipped + also.skipped
+    with seeded(seed, threads):  # lora_A is drawn here
+        config = LoraConfig(
+            task_type=TaskType.CAUSAL_LM,
+            r=rank,
+            lora_alpha=alpha,
+            lora_dropout=dropout,
+            target_modules=_targets(base, target_modules),
+            use_dora=use_dora,
+            use_rslora=use_rslora,
+        )
+        with warnings.catch_warnings():
+            # peft 0.21 asks for a property that transformers 5.23 renamed (November 2026).
+            warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
+            adapted = get_peft_model(base.model, config)
+    trainable, _ = adapted.get_nb_trainable_parameters()
+    start = time.perf_counter()
+    course = fit_language(
+        adapted,
+        train,
+        held,
+        LanguageSchedule(
+            epochs=epochs,
+            max_steps=max_steps,
+            learning_rate=learning_rate,
+            schedule=schedule,
+            warmup=warmup,
+            batch_size=batch_size,
+            accumulation=gradient_accumulation,
+            checkpointing=gradient_checkpointing,
+            seed=seed,
+            patience=patience,
+            threads=threads,
+        ),
+        pad_id=_pad_id(base.tokenizer),
+        packed_length=length if (layout == "text" if packing is None else packing) else None,
+        progress=progress,
+    )
+    result = TrainedLanguageAdapter(
+        folder=out,
+        task=TASK,
+        layout=layout,
+        base_model=base.source,
+        base_identity=base.identity,
+        before=summarize(course.before),
+        after=summarize(course.after),
+        change=change(course.before, course.after),
+        seconds=time.perf_counter() - start,
+        epochs=course.epochs,
+        best_epoch=course.best_epoch,
+        steps=course.steps,
+        train_rows=len(train),
+        train_tokens=course.tokens,
+        validation_rows=len(held),
+        validation_tokens=sum(sequence.targets for sequence in held),
+        cut_rows=cut,
+        skipped_rows=skipped,
+        trainable_parameters=int(trainable),
+        total_parameters=base.parameters,
+    )
+    record = _record(result, course.train_loss, length, arguments)
+    write_checkpoint(adapted, out, record, {} if template is None else {_TEMPLATE_FILE: template})
+    return result
+
+
+def _layout(corpus: Corpus, tokenizer: Any, chat: bool | None, source: str) -> Literal["chat", "plain", "text"]:
+    """How rows become text; :class:`InputError` where that needs a chat template or an end token that is not there."""
+    if corpus.kind == "text":
+        return "text"
+    has = isinstance(tokenizer.chat_template, str)
+    if corpus.kind == "messages" or (has if chat is None else chat):
+        if not has:
+            raise InputError(
+                f"{source}: the tokenizer has no chat template, so conversations have no layout. Give one as a Jinja file "
+                "(--chat-template FILE; the template of the instruct model of the same family is a good one), or rows "
+                "with prompt and completion"
+            )
+        return "chat"
+    if tokenizer.eos_token_id is None:
+        raise InputError(
+            f"{source}: the tokenizer has no end-of-sequence token, so a completion could never end. Set one and save the "
+            "tokenizer beside the model (tokenizer.eos_token = …)"
+        )
+    return "plain"
+
+
+def _targets(base: Any, targets: str | Sequence[str] | None) -> str | list[str]:
+    from .base import resolve_targets
+
+    wanted = resolve_targets(base, "all-linear" if targets is None else targets)
+    head = base.model.get_output_embeddings()
+    if isinstance(wanted, str) or head is None or not base.model.config.tie_word_embeddings:
+        return wanted
+    tied = [name for name, module in base.model.named_modules() if module in (head, base.model.get_input_embeddings())]
+    if hit := [name for name in tied if any(name == t or name.endswith(f".{t}") for t in wanted)]:
+        raise InputError(
+            f"{base.source}: {' and '.join(hit)} cannot be adapted: embedding and head share one weight, and merging an "
+            "adapter of one would change the other. Leave it out of --target-modules"
+        )
+    return wanted
+
+
+def _pad_id(tokenizer: Any) -> int:
+    """A token to fill rows with; it is masked, so any will do."""
+    return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+
+
+def _record(
+    result: TrainedLanguageAdapter, train_loss: Sequence[float], length: int, arguments: dict[str, Any]
+) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "task": result.task,
+        "layout": result.layout,
+        "base_identity": result.base_identity,
+        "base_model": result.base_model,
+        "metrics": {
+            "before": asdict(result.before),
+            "after": asdict(result.after),
+            "change": asdict(result.change),
+            "train_loss": list(train_loss),
+            "epochs": result.epochs,
+            "best_epoch": result.best_epoch,
+            "steps": result.steps,
+            "seconds": round(result.seconds, 3),
+            "train_rows": result.train_rows,
+            "train_tokens": result.train_tokens,
+            "validation_rows": result.validation_rows,
+            "validation_tokens": result.validation_tokens,
+            "cut_rows": result.cut_rows,
+            "skipped_rows": result.skipped_rows,
+        },
+        "max_length": length,
+        "trainable_parameters": result.trainable_parameters,
+        "total_parameters": result.total_parameters,
+        "arguments": arguments,
+        "versions": versions(),
+    }

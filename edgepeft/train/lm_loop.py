@@ -1,0 +1,183 @@
+"""The training loop of a language model: ``Trainer`` with token-weighted perplexity as its score."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import InputError
+from .encode import Tokens, collate, pack
+from .loop import finite_trainer, seeded, shown
+from .perplexity import Losses, measure, summarize
+
+#: Largest difference in summed log-likelihood between a packed sequence and the same alone, relative to its tokens.
+_ISOLATION = 1e-3
+
+
+@dataclass(frozen=True)
+class LanguageSchedule:
+    """How long and how fast to train; ``max_steps`` and ``patience`` may be ``None`` for no such end."""
+
+    epochs: int
+    max_steps: int | None
+    learning_rate: float
+    schedule: str
+    warmup: float
+    batch_size: int
+    accumulation: int
+    checkpointing: bool
+    seed: int
+    patience: int | None
+    threads: int | None
+
+
+@dataclass(frozen=True)
+class LanguageCourse:
+    """What a training run did; ``after`` is of the step whose weights were kept, ``best_epoch`` counts from 1.
+
+    ``tokens`` are the learnt tokens of all steps, repeats included.
+    """
+
+    before: Losses
+    after: Losses
+    train_loss: tuple[float, ...]
+    epochs: int
+    best_epoch: int
+    steps: int
+    tokens: int
+
+
+def fit_language(
+    model: Any,
+    train: Sequence[Tokens],
+    held: Sequence[Tokens],
+    schedule: LanguageSchedule,
+    *,
+    pad_id: int,
+    packed_length: int | None,
+    progress: bool | None,
+) -> LanguageCourse:
+    """Train ``model`` (a PeftModel) in place and leave it at its best epoch by the perplexity of ``held``.
+
+    ``packed_length`` packs sequences into blocks of that many tokens; ``None`` pads them, similar lengths together.
+    Steps weigh every learnt token alike, over all batches they accumulate. Raises :class:`InputError` at the first step
+    whose loss is not finite, or where the architecture does not keep packed sequences apart.
+    """
+    from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments
+
+    blocks = [[sequence] for sequence in train] if packed_length is None else pack(train, packed_length)
+    # Trainer groups by the length of "input_ids"; the collator needs the block alone.
+    rows = [{"input_ids": range(sum(len(s.ids) for s in block)), "block": block} for block in blocks]
+    measured: dict[int, Losses] = {}
+
+    class LanguageTrainer(finite_trainer()):  # type: ignore[misc]
+        tokens = 0
+
+        def training_step(self, model: Any, inputs: Any, *arguments: Any, **options: Any) -> Any:
+            self.tokens += int((inputs["labels"] >= 0).sum())
+            return super().training_step(model, inputs, *arguments, **options)
+
+        def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
+            step = self.state.global_step
+            if step not in measured:
+                measured[step] = measure(self.model, held, pad_id=pad_id)
+            found = summarize(measured[step])
+            metrics = {"eval_nll": found.nll, "eval_perplexity": found.perplexity}
+            self.log(metrics)
+            self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+            return metrics
+
+    with seeded(schedule.seed, schedule.threads), tempfile.TemporaryDirectory(prefix="edgepeft-train-") as scratch:
+        if packed_length is not None:
+            _check_isolation(model, blocks, pad_id)
+        trainer = LanguageTrainer(
+            model=model,
+            args=TrainingArguments(
+                output_dir=scratch,
+                num_train_epochs=schedule.epochs,
+                max_steps=-1 if schedule.max_steps is None else schedule.max_steps,
+                learning_rate=schedule.learning_rate,
+                lr_scheduler_type={"constant": "constant_with_warmup"}.get(schedule.schedule, schedule.schedule),
+                warmup_steps=schedule.warmup,
+                weight_decay=0.0,
+                per_device_train_batch_size=schedule.batch_size,
+                gradient_accumulation_steps=schedule.accumulation,
+                activation_checkpointing=schedule.checkpointing,
+                activation_checkpointing_kwargs={"use_reentrant": False} if schedule.checkpointing else None,
+                train_sampling_strategy="group_by_length" if packed_length is None else "random",
+                eval_strategy="epoch",
+                save_strategy="epoch",
+                save_only_model=True,
+                load_best_model_at_end=True,
+                metric_for_best_model="nll",
+                greater_is_better=False,
+                logging_strategy="epoch",
+                logging_nan_inf_filter=False,
+                report_to="none",
+                disable_tqdm=True,
+                remove_unused_columns=False,
+                dataloader_pin_memory=False,
+                seed=schedule.seed,
+                label_names=["labels"],
+            ),
+            train_dataset=rows,
+            eval_dataset=list(held),  # Trainer insists on one; `evaluate` measures it
+            data_collator=lambda batch: collate([row["block"] for row in batch], pad_id),
+        )
+        trainer.remove_callback(PrinterCallback)
+        trainer.evaluate()
+        if schedule.patience is not None:
+            trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=schedule.patience))
+        with ExitStack() as stack:
+            if shown(progress):
+                from .progress import progress_callback
+
+                callback = progress_callback(schedule.epochs, _describe)
+                stack.callback(callback.bar.stop)
+                trainer.add_callback(callback)
+            trainer.train()
+        losses = tuple(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
+        steps_per_epoch = -(-len(blocks) // (schedule.batch_size * schedule.accumulation))
+        best = trainer.state.best_global_step
+    return LanguageCourse(
+        before=measured[0],
+        after=measured[best],
+        train_loss=losses,
+        epochs=len(losses),
+        best_epoch=-(-best // steps_per_epoch),
+        steps=trainer.state.global_step,
+        tokens=trainer.tokens,
+    )
+
+
+def _describe(metrics: Mapping[str, float]) -> str:
+    return f"perplexity {metrics['eval_perplexity']:.2f}"
+
+
+def _check_isolation(model: Any, blocks: Sequence[Sequence[Tokens]], pad_id: int) -> None:
+    """Compare two sequences packed with the same two alone: an architecture that mixes them would learn nonsense."""
+    import torch
+
+    block = min(
+        (block for block in blocks if len(block) > 1), key=lambda b: len(b[-1].ids) + len(b[-2].ids), default=None
+    )
+    if block is None:
+        return
+    pair = [block[-2], block[-1]]
+    total = sum(loss for loss, _ in measure(model, pair, pad_id=pad_id).values())
+    tensors = {name: value.to(model.device) for name, value in collate([pair], pad_id).items()}
+    labels = tensors.pop("labels")[0, 1:]
+    training = model.training
+    with torch.no_grad():
+        logits = model.eval()(**tensors).logits[0, :-1].float()
+    model.train(training)
+    packed = float(torch.nn.functional.cross_entropy(logits, labels, reduction="sum", ignore_index=-100))
+    tokens = sum(sequence.targets for sequence in pair)
+    if not abs(packed - total) <= _ISOLATION * tokens:
+        raise InputError(
+            f"{type(model.get_base_model()).__name__} does not keep packed sequences apart: two of them lose "
+            f"{packed / tokens:.4f} nats a token packed and {total / tokens:.4f} alone. Train without packing: --no-packing"
+        )

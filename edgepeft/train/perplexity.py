@@ -1,0 +1,118 @@
+"""Perplexity on held-out sequences, with the error it has as a sample."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from .encode import Tokens, collate
+
+#: Logits of one batch: larger ones are split. 64 Mi float32 values are 256 MB.
+_MAX_LOGITS = 1 << 26
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """What a language model makes of held-out text.
+
+    ``nll`` is the mean negative log-likelihood in nats a token, over all ``tokens`` alike, and ``perplexity`` its
+    exponential. The standard errors take the ``groups`` (texts, conversations) as the draws, since tokens of one text
+    are not independent; they are ``None`` for a single group. ``standard_error`` is the perplexity's (delta method).
+    """
+
+    perplexity: float
+    standard_error: float | None
+    nll: float
+    nll_standard_error: float | None
+    tokens: int
+    groups: int
+
+
+@dataclass(frozen=True)
+class Change:
+    """Mean difference in nats a token, after minus before, on the same tokens, and its paired standard error."""
+
+    nll: float
+    standard_error: float | None
+
+
+#: Summed negative log-likelihood in nats and number of tokens, by group.
+Losses = Mapping[str, tuple[float, int]]
+
+
+def measure(model: Any, sequences: Sequence[Tokens], *, pad_id: int) -> Losses:
+    """The losses of ``model`` on ``sequences``, summed by group; the model's mode is restored afterwards."""
+    import torch
+
+    vocabulary = int(model.get_input_embeddings().num_embeddings)
+    found: dict[str, tuple[float, int]] = {}
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            for batch in _batches(sequences, vocabulary):
+                tensors = {
+                    name: value.to(model.device) for name, value in collate([[s] for s in batch], pad_id).items()
+                }
+                labels = tensors.pop("labels")[:, 1:]
+                logits = model(**tensors).logits[:, :-1]
+                learnt = labels >= 0  # [batch, length - 1]
+                losses = torch.zeros(labels.shape, device=labels.device)
+                losses[learnt] = torch.nn.functional.cross_entropy(
+                    logits[learnt].float(), labels[learnt], reduction="none"
+                )
+                for sequence, total in zip(batch, losses.double().sum(dim=1).tolist(), strict=True):
+                    loss, tokens = found.get(sequence.group, (0.0, 0))
+                    found[sequence.group] = (loss + total, tokens + sequence.targets)
+    finally:
+        model.train(training)
+    return found
+
+
+def _batches(sequences: Sequence[Tokens], vocabulary: int) -> list[list[Tokens]]:
+    """Sequences of similar length together, at most ``_MAX_LOGITS`` logits a batch (but at least one sequence)."""
+    batches: list[list[Tokens]] = []
+    for sequence in sorted(sequences, key=lambda s: -len(s.ids)):
+        if batches and (len(batches[-1]) + 1) * len(batches[-1][0].ids) * vocabulary <= _MAX_LOGITS:
+            batches[-1].append(sequence)
+        else:
+            batches.append([sequence])
+    return batches
+
+
+def summarize(losses: Losses) -> Perplexity:
+    """Perplexity and standard errors of :func:`measure`'s losses."""
+    nll, error = _ratio(np.array([value for value, _ in losses.values()]), _counts(losses))
+    perplexity = math.exp(min(nll, 700.0))
+    return Perplexity(
+        perplexity=perplexity,
+        standard_error=None if error is None else perplexity * error,
+        nll=nll,
+        nll_standard_error=error,
+        tokens=int(_counts(losses).sum()),
+        groups=len(losses),
+    )
+
+
+def change(before: Losses, after: Losses) -> Change:
+    """How ``after`` differs from ``before``; both hold the same groups."""
+    differences = np.array([after[group][0] - before[group][0] for group in before])
+    return Change(*_ratio(differences, _counts(before)))
+
+
+def _counts(losses: Losses) -> np.ndarray:
+    return np.array([tokens for _, tokens in losses.values()], dtype=float)
+
+
+def _ratio(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float | None]:
+    """Sum over count, and the standard error of this ratio of two sums over groups (Cochran 1977, section 6.5)."""
+    ratio = float(sums.sum() / counts.sum())
+    groups = len(sums)
+    if groups < 2:
+        return ratio, None
+    residuals = sums - ratio * counts
+    return ratio, float(np.sqrt(groups / (groups - 1) * (residuals**2).sum()) / counts.sum())

@@ -1,0 +1,51 @@
+"""Which task a call to train is for, where it is not said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..data import read_rows
+from ..errors import DataError
+from .corpus import ROW_SUFFIXES, Columns, kind_of, text_files
+
+TASKS = ("text-classification", "text-generation")
+
+
+def choose_task(model: str | Path, data: str | Path, *, label: str, columns: Columns) -> str:
+    """``text-generation`` or ``text-classification``: as the columns of ``data`` say, else as ``model`` is built.
+
+    Conversations, prompts with completions and text files are for generation, rows with a label for classification. Of
+    bare texts and of ``datasets`` ids nothing is known before they are loaded: there the architecture decides.
+    """
+    path = Path(data)
+    if text_files(path):
+        return "text-generation"
+    if path.is_file() or path.suffix.lower() in ROW_SUFFIXES:
+        if not path.is_file():
+            return "text-classification"  # whose reader says that there is no such file
+        try:
+            row = next((row for _, row in read_rows(path)), {})
+        except DataError:
+            row = {}  # the reader of the task says what is wrong with the file
+        if label in row:
+            return "text-classification"
+        if kind_of(row, columns) in {"messages", "completion"}:
+            return "text-generation"
+    return "text-generation" if _is_causal(model) else "text-classification"
+
+
+def _is_causal(model: str | Path) -> bool:
+    try:
+        from transformers import AutoConfig
+    except ImportError:
+        return False  # training itself says which extra is missing
+    from ..base.load import check_source
+    from .base import is_causal, quiet_transformers
+
+    check_source(str(model))
+    with quiet_transformers():
+        try:
+            config = AutoConfig.from_pretrained(str(model))
+        except (OSError, ValueError, KeyError):
+            return False  # loading the model for a task says what is wrong with it
+    return any(is_causal(name) for name in getattr(config, "architectures", None) or ())

@@ -1,0 +1,153 @@
+// Runs a job from standard input: the base, swaps through adapters, and the base again. See edgepeft/devices/native.py for the
+// format; the same program serves a PC, a board and, built with the NDK, an Android phone.
+//
+//   g++ -std=c++17 -O2 edgepeft_run.cpp -I<onnxruntime>/include -L<onnxruntime>/lib -lonnxruntime -o edgepeft_run
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <cstring>
+#include <iostream>
+#include <optional>
+
+#include "edgepeft.hpp"
+
+namespace {
+
+struct Batch {
+  std::string adapter;  // "" is the base
+  int64_t rows = 0, tokens = 0;
+  std::map<std::string, std::vector<int64_t>> inputs;
+};
+
+double now_ms() {
+  return std::chrono::duration<double, std::milli>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// Peak resident set in MB; 0 where there is no /proc.
+double peak_rss_mb() {
+  std::FILE* file = std::fopen("/proc/self/status", "r");
+  if (file == nullptr) return 0;
+  char line[256];
+  double kib = 0;
+  while (std::fgets(line, sizeof line, file) != nullptr)
+    if (std::sscanf(line, "VmHWM: %lf", &kib) == 1) break;
+  std::fclose(file);
+  return kib * 1024 / 1e6;
+}
+
+std::string word() {
+  std::string text;
+  if (!(std::cin >> text)) throw std::runtime_error("the job ends too early");
+  return text;
+}
+
+int64_t number() { return std::stoll(word()); }
+
+// Base names are written "-": a word cannot be empty.
+std::string name() {
+  auto text = word();
+  return text == "-" ? "" : text;
+}
+
+Batch read_batch() {
+  Batch batch;
+  batch.adapter = name();
+  batch.rows = number();
+  batch.tokens = number();
+  for (auto count = number(); count > 0; --count) {
+    auto& values = batch.inputs[word()];
+    values.resize(batch.rows * batch.tokens);
+    for (auto& value : values) value = number();
+  }
+  return batch;
+}
+
+// One batch with each adapter and then with the base; the base's logits alone may all be zero (an untrained head).
+std::map<std::string, std::vector<float>> every_adapter(edgepeft::Model& model, const std::vector<std::string>& adapters,
+                                                        const Batch& batch) {
+  std::map<std::string, std::vector<float>> found;
+  for (const auto& adapter : adapters) {
+    model.use(adapter);
+    found[adapter] = model.run(batch.inputs, batch.rows, batch.tokens).values;
+  }
+  model.use("");
+  found[""] = model.run(batch.inputs, batch.rows, batch.tokens).values;
+  return found;
+}
+
+int run() {
+  if (word() != "edgepeft-job" || number() != 1) throw std::runtime_error("not a job of version 1");
+  std::optional<edgepeft::Model> model;
+  std::vector<std::string> adapters;
+  std::string graph;
+  int threads = 1;
+  bool restore = false;
+  int64_t swaps = 0;
+  std::map<std::string, std::vector<float>> before;
+  std::optional<Batch> first;
+  std::printf("onnxruntime %s\n", OrtGetApiBase()->GetVersionString());
+  for (std::string key; std::cin >> key;) {
+    if (key == "threads") {
+      threads = static_cast<int>(number());
+    } else if (key == "restore") {
+      restore = number() != 0;
+    } else if (key == "swaps") {
+      swaps = number();
+    } else if (key == "graph") {
+      graph = word();
+      auto start = now_ms();
+      model.emplace(graph, threads);
+      std::printf("load_ms %.3f\n", now_ms() - start);
+    } else if (key == "adapter") {
+      adapters.push_back(word());
+      model.value().load(adapters.back(), word());
+    } else if (key == "batch") {
+      auto batch = read_batch();
+      if (!first) {
+        first = batch;
+        if (restore) before = every_adapter(*model, adapters, batch);
+      }
+      model->use(batch.adapter);
+      auto logits = model->run(batch.inputs, batch.rows, batch.tokens);
+      std::printf("logits %s %lld %lld", batch.adapter.empty() ? "-" : batch.adapter.c_str(),
+                  static_cast<long long>(logits.rows), static_cast<long long>(logits.labels));
+      for (float value : logits.values) std::printf(" %.9g", value);  // nine digits name a float exactly
+      std::printf("\n");
+    } else {
+      throw std::runtime_error("unknown key '" + key + "' in the job");
+    }
+  }
+  if (!model) throw std::runtime_error("the job names no graph");
+  if (swaps > 0 && !adapters.empty()) {
+    std::printf("swap_ms");
+    for (int64_t i = 0; i < swaps; ++i) {
+      auto start = now_ms();
+      model->use(adapters[i % adapters.size()]);
+      std::printf(" %.6f", now_ms() - start);
+    }
+    std::printf("\n");
+  }
+  if (restore && first) {
+    std::reverse(adapters.begin(), adapters.end());
+    auto after = every_adapter(*model, adapters, *first);
+    bool same = after.size() == before.size();
+    for (const auto& [name, values] : before)
+      same = same && after[name].size() == values.size() &&
+             std::memcmp(after[name].data(), values.data(), values.size() * sizeof(float)) == 0;
+    std::printf("base_restored %d\n", same ? 1 : 0);
+  }
+  std::printf("peak_rss_mb %.3f\nend\n", peak_rss_mb());
+  return 0;
+}
+
+}  // namespace
+
+int main() {
+  try {
+    return run();
+  } catch (const std::exception& error) {  // Ort::Exception is one
+    std::fprintf(stderr, "%s\n", error.what());
+    return 2;
+  }
+}
