@@ -203,11 +203,6 @@ class SlotTable(_Model):
     embeddings: tuple[EmbeddingSlot, ...] = ()
 
     @property
-    def singles(self) -> tuple[ConvSlot | EmbeddingSlot, ...]:
-        """Every slot that takes two factors and serves one site."""
-        return (*self.convolutions, *self.embeddings)
-
-    @property
     def factored(self) -> tuple[FactoredSlot, ...]:
         """Every slot that takes two factors."""
         return (*self.linear, *self.singles)

@@ -64,7 +64,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 @pytest.fixture(scope="module")
-def sources(folders: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Path]]:
+def sources(
+    folders: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], dict[str, Path]]:
     made: dict[str, dict[str, Path]] = {}
 
     def get(kind: str) -> dict[str, Path]:
@@ -75,7 +77,9 @@ def sources(folders: Callable[[str], Path], tmp_path_factory: pytest.TempPathFac
             made[kind] = {
                 "small": save_lora(root / "small", folders(kind), r=2, target_modules=attention, seed=1, **common),
                 "wide": save_lora(root / "wide", folders(kind), r=5, target_modules=everything, seed=2, **common),
-                "dora": save_lora(root / "dora", folders(kind), target_modules=attention, use_dora=True, seed=3, **common),
+                "dora": save_lora(
+                    root / "dora", folders(kind), target_modules=attention, use_dora=True, seed=3, **common
+                ),
             }
         return made[kind]
 
@@ -134,7 +138,10 @@ def test_what_it_writes_is_what_peft_writes(
 
 
 def test_files_slots_and_a_later_adapter(
-    folders: Callable[[str], Path], sources: Callable[[str], dict[str, Path]], bundles: Callable[[str], Path], tmp_path: Path
+    folders: Callable[[str], Path],
+    sources: Callable[[str], dict[str, Path]],
+    bundles: Callable[[str], Path],
+    tmp_path: Path,
 ) -> None:
     import shutil
 
@@ -167,9 +174,7 @@ def test_files_slots_and_a_later_adapter(
         quantize(own, "int8")
 
 
-def test_merged(
-    folders: Callable[[str], Path], sources: Callable[[str], dict[str, Path]], tmp_path: Path
-) -> None:
+def test_merged(folders: Callable[[str], Path], sources: Callable[[str], dict[str, Path]], tmp_path: Path) -> None:
     source = sources("T5")["wide"]
     done = export(folders("T5"), {"wide": source}, tmp_path / "merged", mode="merge")
     assert done.parity[0].max_difference <= TOLERANCE
