@@ -80,7 +80,7 @@ def _base(loaded: Loaded, captured: Captured, route: str) -> Base:
         files=loaded.files,
         reference=loaded.model,
         tied=tied_linears(loaded.model),
-        head=output_head(loaded.model) if loaded.task == "text-generation" else None,
+        head=output_head(loaded.model) if loaded.task.endswith("-generation") else None,
         parity=captured.parity,
         decoder=captured.decoder,
     )

@@ -316,7 +316,7 @@ class Manifest(_Model):
 
     schema_version: Literal[1] = 1
     task: str
-    mode: Literal["swap", "merge"]
+    mode: Literal["swap", "merge", "bake"]
     base: BaseEntry
     inputs: tuple[GraphInput, ...]
     outputs: tuple[GraphInput, ...]
@@ -328,7 +328,7 @@ class Manifest(_Model):
     slot_defaults: str | None = None
     variants: dict[str, Variant]
     adapters: dict[str, AdapterEntry] = Field(default_factory=dict)
-    #: For ``mode = "merge"``: the adapter whose weights are folded into the base.
+    #: The one adapter that is folded into the base (``merge``) or traced in unmerged (``bake``).
     merged: str | None = None
     provenance: dict[str, Any] = Field(default_factory=dict)
     files: dict[str, FileEntry]

@@ -76,3 +76,5 @@ class MergedBase:
     graph: ir.Model
     adapter: Adapter
     decoder: ir.Model | None = None
+    #: Whether the adapter was traced unmerged instead of folded into weights.
+    baked: bool = False

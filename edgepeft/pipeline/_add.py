@@ -190,7 +190,7 @@ def add(
         check_name(name)
     except ValueError as error:
         raise InputError(f"--adapter: {error}") from error
-    if manifest.mode == "merge":
+    if manifest.mode != "swap":
         raise InputError(f"{opened.path} is merged with {manifest.merged!r} and has no slots; export with --mode swap")
     _check_free(manifest, opened.path, name, replace)
     path = Path(source)

@@ -11,10 +11,12 @@ from .. import runtime as runtimes
 from ..adapters import Adapter, read_adapter
 from ..adapters.belongs import check_belongs
 from ..adapters.checkpoint import read_checkpoint
+from ..adapters.read import opaque_adapter
 from ..base.capture import capture
 from ..base.form import Base
 from ..bundle import Bundle, check_name
 from ..errors import InputError
+from ..graph.form import MergedBase
 from ..graph.parts import add_slots_to_parts, fold_parts
 from ..validate.form import AdapterParity
 from ..validate.parity import check_parity
@@ -46,7 +48,7 @@ def export(
     adapters: Mapping[str, str | Path],
     out: str | Path,
     *,
-    mode: Literal["swap", "merge"] = "swap",
+    mode: Literal["swap", "merge", "bake"] = "swap",
     task: str | None = None,
     slots: Literal["adapters", "all-linear"] = "adapters",
     onnx: str | Path | None = None,
@@ -57,9 +59,10 @@ def export(
     """Export a base and its adapters.
 
     ``swap`` writes one bundle with every adapter beside the base; ``merge`` folds one adapter into the base, and with
-    several writes ``out/<name>`` for each. Every adapter is run in ONNX Runtime and compared with PEFT before anything
-    takes its place at ``out``; raises :class:`ParityError` where one differs, and :class:`UnsupportedAdapterError` for
-    an adapter that can only be merged. ``max_rank`` caps the rank of methods that are factored by SVD.
+    several writes ``out/<name>`` for each; ``bake`` does so with the model as PEFT runs it, unmerged. Every adapter is run
+    in ONNX Runtime and compared with PEFT before anything takes its place at ``out``; raises :class:`ParityError` where one
+    differs, and :class:`UnsupportedAdapterError` for an adapter that can only be merged or baked. ``max_rank`` caps the rank
+    of methods that are factored by SVD.
     """
     out = Path(out)
     for name in adapters:
@@ -67,11 +70,15 @@ def export(
             check_name(name)
         except ValueError as error:
             raise InputError(f"--adapter: {error}") from error
-    if mode == "merge" and not adapters:
-        raise InputError("--mode merge needs at least one --adapter NAME=PATH")
-    if not (mode == "merge" and len(adapters) > 1):
+    if mode != "swap" and not adapters:
+        raise InputError(f"--mode {mode} needs at least one --adapter NAME=PATH")
+    if mode == "swap" or len(adapters) == 1:
         check_target_folder(out)
     peft_task = _peft_task(adapters)
+    if mode == "bake":
+        if onnx is not None:
+            raise InputError("--mode bake traces PEFT's model; an ONNX file of the base (--onnx) has no place in that")
+        return _bake(str(model), adapters, out, task, None if task else peft_task, force, announce)
     announce(f"capturing {model}")
     base = capture(model, task=task, peft_task=None if task else peft_task, onnx=onnx, announce=announce)
     announce(f"captured {base.architecture} ({base.captured_by}), {base.parity:.1e} from PyTorch")
@@ -138,6 +145,37 @@ def _merge(
         bundles.append(write_bundle(target, base, merged, recipe={"checkpoints": _hashes([adapter])}, check=check))
     _announce_parity(parity, announce)
     return Exported(bundles=tuple(bundles), parity=tuple(parity), capture_parity=base.parity)
+
+
+def _bake(
+    model: str,
+    sources: Mapping[str, str | Path],
+    out: Path,
+    task: str | None,
+    peft_task: str | None,
+    force: bool,
+    announce: Announce,
+) -> Exported:
+    from ..base.bake import bake
+
+    bundles: list[Bundle] = []
+    parity: list[AdapterParity] = []
+    captured = 0.0
+    for name, source in sources.items():
+        adapter = opaque_adapter(source, name=name)
+        announce(f"tracing {model} with {name} ({adapter.method})")
+        base = bake(model, source, task=task, peft_task=peft_task, announce=announce)
+        captured = max(captured, base.parity)
+        check_belongs(adapter, identity=base.identity, source=base.source, force=force, announce=announce)
+
+        def check(bundle: Bundle, name: str = name, source: str | Path = source) -> None:
+            parity.extend(check_parity(runtimes.open(bundle.path), {name: source}, model))
+
+        content = MergedBase(graph=base.graph, adapter=adapter, baked=True)
+        target = out if len(sources) == 1 else out / name
+        bundles.append(write_bundle(target, base, content, recipe={"checkpoints": _hashes([adapter])}, check=check))
+    _announce_parity(parity, announce)
+    return Exported(bundles=tuple(bundles), parity=tuple(parity), capture_parity=captured)
 
 
 def _announce_parity(parity: list[AdapterParity], announce: Announce) -> None:

@@ -43,7 +43,7 @@ def write_input_style(
     """
     opened = read_bundle(bundle)
     manifest = opened.manifest
-    if manifest.mode == "merge":
+    if manifest.mode != "swap":
         raise InputError(
             f"{opened.path} is merged with {manifest.merged!r}: it has no slots, any runtime opens it as it is"
         )

@@ -175,9 +175,10 @@ def write_bundle(
         if adapters:
             raise InputError("a merged base has no slots for further adapters")
         table, merged = SlotTable(), content.adapter
-        labels = merged_labels(base, merged)
+        baked = content.baked
+        labels = merged.labels or base.labels if baked else merged_labels(base, merged)
     else:
-        table, merged = content.table, None
+        table, merged, baked = content.table, None, False
         labels = base.labels
     graph = content.graph
     filled = [Filled(adapter, fill_slots(adapter, table, fresh=base.fresh)) for adapter in adapters]
@@ -200,7 +201,7 @@ def write_bundle(
         }
         manifest = Manifest(
             task=base.task,
-            mode="swap" if merged is None else "merge",
+            mode="swap" if merged is None else "bake" if baked else "merge",
             base=BaseEntry(
                 source=base.source,
                 architecture=base.architecture,

@@ -15,7 +15,7 @@ from .reference import head_width, peft_model
 
 def adapter_parity(runtime: Runtime, name: str, source: str | Path, base: str, probe: Probe) -> AdapterParity:
     """Compare an adapter in a bundle with PEFT running its checkpoint at ``source`` over the model ``base``."""
-    merged = runtime.manifest.mode == "merge"
+    merged = runtime.manifest.mode != "swap"
     labels = runtime.labels if merged else runtime.manifest.adapters[name].labels
     module = peft_model(base, source, task=runtime.manifest.task, num_labels=head_width(source, labels))
     expected = probe.reference(module)
