@@ -6,7 +6,7 @@ from .accuracy import AccuracyCheck, Correct, predict_correct
 from .compare import CHECK_SAMPLING, CheckResult, check
 from .gates import budget_gates, floor_gate
 from .interleave import CaseCheck
-from .job import Case, CaseSamples, Host, Job, RowLogits, Rows, Sampling, SwapSamples, WorkerResult
+from .job import Case, CaseSamples, Generated, Host, Job, Prompts, RowLogits, Rows, Sampling, SwapSamples, WorkerResult
 from .measure import Progress, bench
 from .present import bench_report, check_report
 from .process import Runner, run_worker
@@ -23,9 +23,11 @@ __all__ = [
     "CaseSamples",
     "CheckResult",
     "Correct",
+    "Generated",
     "Host",
     "Job",
     "Progress",
+    "Prompts",
     "RowLogits",
     "Rows",
     "Runner",

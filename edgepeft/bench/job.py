@@ -66,6 +66,29 @@ class Rows(Model):
         return self
 
 
+class Prompts(Model):
+    """Texts to go on with, one by one and greedily, with one adapter (``None``: the base).
+
+    ``chat``: whether they go through the chat template as a user's message; ``None``: where the bundle has one.
+    """
+
+    adapter: str | None
+    texts: tuple[str, ...] = Field(min_length=1)
+    max_new_tokens: int = Field(default=32, ge=1)
+    chat: bool | None = None
+
+
+class Generated(Model):
+    """What :class:`Prompts` gave, in the order of the texts: token ids, milliseconds to the first, tokens/s after it."""
+
+    adapter: str | None
+    tokens: tuple[tuple[int, ...], ...]
+    texts: tuple[str, ...]
+    prefill_ms: tuple[float, ...]
+    #: ``None`` for an answer of one token.
+    tokens_per_s: tuple[float | None, ...]
+
+
 class Job(Model):
     """One fresh process: open ``variant`` of ``bundle``, run ``rows``, measure ``cases``, swap ``swaps`` times.
 
@@ -80,6 +103,7 @@ class Job(Model):
     sampling: Sampling = Sampling()
     swaps: int = 0
     rows: tuple[Rows, ...] = ()
+    prompts: tuple[Prompts, ...] = ()
     restore: bool = False
 
 
@@ -142,6 +166,7 @@ class WorkerResult(Model):
     cases: tuple[CaseSamples, ...]
     swap: SwapSamples | None = None
     rows: tuple[RowLogits, ...] = ()
+    generated: tuple[Generated, ...] = ()
     #: Whether the base (and every adapter) gave the same bits before and after all swaps; ``None`` where the job did not ask.
     base_restored: bool | None = None
     #: What a reader must know of how it was run: nodes that fell back to another provider, missing counters.

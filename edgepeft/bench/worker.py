@@ -19,7 +19,7 @@ from ..errors import EdgepeftError
 from ..targets import Shape
 from .host import fingerprint, peak_rss_mb, rss_mb
 from .inference import Arrays, inference, make_inputs
-from .job import Case, CaseSamples, Job, RowLogits, Sampling, SwapSamples, WorkerResult
+from .job import Case, CaseSamples, Generated, Job, Prompts, RowLogits, Sampling, SwapSamples, WorkerResult
 
 if TYPE_CHECKING:
     from ..runtime import Runtime
@@ -122,6 +122,7 @@ def measure(job: Job) -> WorkerResult:
         cases=cases,
         swap=swap,
         rows=rows,
+        generated=tuple(_generate(runtime, prompts) for prompts in job.prompts),
         base_restored=restored,
     )
 
@@ -153,6 +154,21 @@ def _run_rows(runtime: Runtime, job: Job) -> tuple[tuple[RowLogits, ...], bool |
     after = probe(reversed(every))
     same = all(np.array_equal(before[name][key], after[name][key]) for name in every for key in before[name])
     return tuple(done), same
+
+
+def _generate(runtime: Runtime, prompts: Prompts) -> Generated:
+    runtime.use(prompts.adapter)
+    found = [
+        runtime.generate(text, max_new_tokens=prompts.max_new_tokens, temperature=0, chat=prompts.chat)
+        for text in prompts.texts
+    ]
+    return Generated(
+        adapter=prompts.adapter,
+        tokens=tuple(tuple(each.tokens) for each in found),
+        texts=tuple(each.text for each in found),
+        prefill_ms=tuple(each.prefill_ms for each in found),
+        tokens_per_s=tuple(each.tokens_per_second for each in found),
+    )
 
 
 def _outputs(runtime: Runtime, texts: Sequence[str], seed: int) -> Arrays:

@@ -491,6 +491,55 @@ def compare(
 
 
 @targets.command(cls=Command)
+@bundle_argument
+@option("--variant", section="What", metavar="NAME", show_default="fp32", help="The variant whose graph is looked at.")
+@option(
+    "--adapter", section="What", metavar="NAME", show_default="the first", help="The adapter of the constant slots."
+)
+@option("--shape", section="What", default="1x32", metavar="BATCHxTOKENS", help="The fixed shape.")
+@report_option
+@json_option
+@guarded
+def coverage(
+    bundle: Path, variant: str | None, adapter: str | None, shape: str, report: Path | None, as_json: bool
+) -> None:
+    """Tell what mobile providers take of a graph.
+
+    Nodes and share of FLOPs that NNAPI, CoreML, XNNPACK and QNN would take of the graph as it ships, with fixed shapes, and with
+    constant slots; and why the rest runs on the CPU.
+    """
+    from ..devices import coverage_report
+
+    _finish(coverage_report(bundle, variant=variant, adapter=adapter, shape=shape), report, bundle, "coverage", as_json)
+
+
+@targets.command(cls=Command)
+@bundle_argument
+@option("--target", section="What", required=True, metavar="TARGET", help="A target with buckets, shipped or a file.")
+@option(
+    "--adapter", section="What", metavar="NAME", show_default="slots stay inputs", help="Make this adapter constant."
+)
+@path_option("--out", section="What", required=True, help="The folder for the graphs.")
+@json_option
+@guarded
+def freeze(bundle: Path, target: str, adapter: str | None, out: Path, as_json: bool) -> None:
+    """Write graphs with fixed shapes.
+
+    One for each bucket of the target. With --adapter its slots are constants, for providers that want constant weights; without
+    one, slots are inputs of a fixed rank that any adapter of the bundle can be padded to.
+    """
+    from ..pipeline import write_static
+    from ..targets import load_target
+
+    files = write_static(bundle, load_target(target), out, adapter=adapter)
+    if as_json:
+        print_json({"files": [str(file) for file in files]})
+        return
+    for file in files:
+        click.echo(str(file))
+
+
+@targets.command(cls=Command)
 @click.argument("target")
 @click.option("--again", is_flag=True, help="Fetch and build it again where it is complete.")
 @guarded

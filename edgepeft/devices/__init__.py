@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .compare import compare_targets
+from .coverage import coverage_report
 from .measure import bench_on, check_on
 from .place import Place, choose_variants, deployed_mb, find_place, preferred_variant, require_size
 from .protocol import Executor, Missing
@@ -18,6 +19,7 @@ __all__ = [
     "check_on",
     "choose_variants",
     "compare_targets",
+    "coverage_report",
     "deployed_mb",
     "executor_for",
     "find_place",

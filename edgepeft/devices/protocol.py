@@ -24,6 +24,9 @@ class Executor(Protocol):
     a fresh process (page, session) and returns the :class:`~edgepeft.bench.WorkerResult`: logits for ``job.rows`` in
     order, samples for ``job.cases``, swaps where ``job.swaps``, ``base_restored`` where ``job.restore``. It raises
     :class:`~edgepeft.errors.DeviceError` that says what to do, takes bounded time, and leaves nothing running.
+
+    An executor that computes in less than the variant's precision has a true attribute ``reduced_precision``: labels are then
+    compared as those of a quantized variant.
     """
 
     @property

@@ -17,6 +17,7 @@ _HOME = {
     "arm64": ".arm64:Arm64Executor",
     "ssh": ".ssh:SshExecutor",
     "cpp": ".native:CppExecutor",
+    "qnn": ".qnn:QnnExecutor",
     "web": ".web:WebExecutor",
     "node": ".web:NodeExecutor",
 }

@@ -279,7 +279,8 @@ def _report(
 ) -> Report:
     gates: list[Gate] = [Gate(f"executed on {executor.name}", Verdict.PASS, None, None, "", target.name)]
     for row in rows:
-        quantized = bundle.manifest.variants[row.variant].quantized_share > 0
+        reduced = bool(getattr(executor, "reduced_precision", False))
+        quantized = reduced or bundle.manifest.variants[row.variant].quantized_share > 0
         gates += _row_gates(row, quantized, target, max_drop)
     for variant, result in results.items():
         if result.base_restored is not None:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from ._fit import fit as fit
     from ._input_style import write_input_style as write_input_style
     from ._quantize import quantize as quantize
+    from ._static import write_static as write_static
     from ._write import write_bundle as write_bundle
 
 _HOME = {
@@ -50,6 +51,7 @@ _HOME = {
     "write_input_style": "._input_style",
     "fit": "._fit",
     "export_for": "._fit",
+    "write_static": "._static",
 }
 
 __all__ = [  # noqa: RUF022 - in the order of the pipeline
@@ -67,6 +69,7 @@ __all__ = [  # noqa: RUF022 - in the order of the pipeline
     "write_input_style",
     "fit",
     "export_for",
+    "write_static",
 ]
 
 

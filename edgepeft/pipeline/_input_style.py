@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 import numpy as np
 import onnx_ir as ir
 
 from ..adapters.files import read_onnx_adapter, write_onnx_adapter
-from ..base.ragged import bundle_batches
 from ..bundle import Bundle, Manifest, Variant, read_bundle, replacing
 from ..errors import InputError, ParityError
 from ..graph.inputs import plain_inputs
+from ..runtime import Runtime
 from ..runtime import open as open_bundle
 from ..runtime.active import read_tensors
+from ..validate.probe import bundle_probe, same_outputs
 from ._write import write_manifest
 
 Announce = Callable[[str], None]
@@ -86,7 +87,9 @@ def _write(folder: Path, variant: Variant, manifest: Manifest) -> Variant:
         data = (f"onnx/{weights}",) if (file.parent / weights).is_file() else ()
     # Tensors stay references into the weights file: saving them writes where they are, not what they hold.
     graph = ir.load(file)
-    _write_defaults(folder, plain_inputs(graph, manifest.slots), manifest)
+    slots = list(manifest.slots.tensors())
+    defaults = plain_inputs(graph, [*slots, *(value.name for value in manifest.inputs if value.optional)])
+    _write_defaults(folder, {name: defaults[name] for name in slots}, manifest)
     target = folder / input_style_file(variant)
     target.unlink(missing_ok=True)
     ir.save(graph, target)
@@ -120,28 +123,52 @@ def _size(dim: int | str, sizes: Mapping[str, int]) -> int:
     return dim if isinstance(dim, int) else sizes.get(dim, 0)
 
 
-def _compare(bundle: Bundle, variant: str) -> None:
-    import onnxruntime as ort
+class _Fed:
+    """The second graph, with every slot fed on every run: what a probe needs of a runtime."""
 
-    manifest = bundle.manifest
-    runtime = open_bundle(bundle.path, variant=variant)
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    path = bundle.file(manifest.variants[variant].input_file or "")
-    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    defaults = read_onnx_adapter(bundle.file(manifest.slot_defaults))[0] if manifest.slot_defaults else {}
-    empty = empty_slots(manifest, defaults)
+    def __init__(self, bundle: Bundle, variant: str) -> None:
+        import onnxruntime as ort
+
+        self.bundle, self.manifest = bundle, bundle.manifest
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        path = bundle.file(self.manifest.variants[variant].input_file or "")
+        self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self._outputs = [output.name for output in self._session.get_outputs()]
+        held = self.manifest.slot_defaults
+        defaults = read_onnx_adapter(bundle.file(held))[0] if held else {}
+        first = ir.load(bundle.file(self.manifest.variants[variant].file)).graph.initializers
+        optional = {value.name: first[value.name].const_value for value in self.manifest.inputs if value.optional}
+        self._empty: dict[str, np.ndarray] = {
+            **empty_slots(self.manifest, defaults),
+            **{name: tensor.numpy() for name, tensor in optional.items() if tensor is not None},
+        }
+        self._tensors: dict[str, np.ndarray] = {}
+
+    def use(self, adapter: str | None) -> _Fed:
+        """Swap as a runtime does."""
+        entries = self.manifest.adapters
+        self._tensors = {} if adapter is None else read_tensors(self.bundle, adapter, entries[adapter])
+        return self
+
+    def forward(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Raw outputs by name."""
+        import onnxruntime as ort
+
+        feeds = {**self._empty, **inputs, **self._tensors}
+        values = {name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(a)) for name, a in feeds.items()}
+        found = self._session.run_with_ort_values(self._outputs, values)
+        return {name: value.numpy() for name, value in zip(self._outputs, found, strict=True)}
+
+
+def _compare(bundle: Bundle, variant: str) -> None:
+    manifest, probe = bundle.manifest, bundle_probe(bundle)
+    runtime, fed = open_bundle(bundle.path, variant=variant), _Fed(bundle, variant)
     for adapter in (None, *manifest.adapters):
-        tensors = {} if adapter is None else read_tensors(bundle, adapter, manifest.adapters[adapter])
-        runtime.use(adapter)
-        for inputs in bundle_batches(bundle):
-            feeds: dict[str, Any] = {**inputs, **empty, **tensors}
-            values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in feeds.items()}
-            found = dict(zip(names, session.run_with_ort_values(names, values), strict=True))
-            for name, expected in runtime.forward(inputs).items():
-                if not np.array_equal(found[name].numpy(), expected):
-                    raise ParityError(
-                        f"variant {variant}, {adapter or 'the base'}: {name} differs between {manifest.variants[variant].file} "
-                        f"and {path.name} by {np.abs(found[name].numpy() - expected).max():.1e}; the bundle was left as it was"
-                    )
+        mine = probe.run(cast(Runtime, fed.use(adapter)))
+        if not same_outputs(mine, probe.run(runtime.use(adapter))):
+            entry = manifest.variants[variant]
+            raise ParityError(
+                f"variant {variant}, {adapter or 'the base'}: outputs of {entry.file} and {entry.input_file} differ; "
+                "the bundle was left as it was"
+            )

@@ -16,7 +16,6 @@ from edgepeft.errors import InputError, TargetError
 from edgepeft.pipeline import export_for, fit, quantize
 from edgepeft.targets import Target, list_targets, load_target
 
-#: qdq is the executor's own, see tests/e2e/test_qnn.py.
 TARGETS = [target.name for target in list_targets()]
 
 

@@ -34,6 +34,7 @@ def test_pinned() -> None:
         "write_input_style",
         "fit",
         "export_for",
+        "write_static",
     ]
     assert edgepeft.runtime.__all__ == ["Conversation", "Generation", "Prediction", "Runtime", "TextStream", "open"]
 

@@ -2,11 +2,13 @@
 
 import { openBundle } from "/web/src/index.js";
 
-const EXAMPLES = [
+const TEXTS = [
   "The battery died after two days and the seller never answered.",
   "A moving, beautifully acted film that stays with you.",
   "omg sooo happy with my new phone :)",
 ];
+const PROMPTS = ["What is the capital of France?", "My laptop does not start. What should I do?", "Tell me about a walk in the country."];
+const NEW_TOKENS = 48;
 
 /** @param {string} id */
 const at = (id) => /** @type {any} */ (document.getElementById(id));
@@ -23,6 +25,8 @@ const megabytes = (/** @type {number} */ bytes) => `${(bytes / 1e6).toFixed(byte
 let model = null;
 let chosen = /** @type {string | null} */ (null);
 let turn = 0;
+let speaking = /** @type {AbortController | null} */ (null);
+const speaks = () => model?.manifest.task === "text-generation";
 
 /** @param {unknown} error */
 function show(error) {
@@ -39,6 +43,7 @@ async function open(variant) {
   const start = performance.now();
   const before = model;
   model = null;
+  speaking?.abort();
   await before?.close();
   const opened = await openBundle("/bundle/", {
     ...(variant === undefined ? {} : { variant }),
@@ -54,6 +59,9 @@ async function open(variant) {
   at("progress").hidden = true;
   model = opened;
   describe(opened, took);
+  examples(speaks() ? PROMPTS : TEXTS);
+  at("generate").hidden = !speaks();
+  at("all").parentElement.hidden = speaks();
   await choose(chosen !== null && opened.adapters.includes(chosen) ? chosen : (opened.adapters[0] ?? null));
 }
 
@@ -83,7 +91,39 @@ async function choose(name) {
   for (const button of at("adapters").children) button.setAttribute("aria-checked", String(button.dataset.name === (name ?? "")));
   const scalable = name !== null && Boolean(model?.manifest.adapters[name]?.scalable);
   at("scale").disabled = !scalable;
-  await run();
+  // A language model answers when it is asked to: it takes seconds.
+  if (!speaks()) await run();
+}
+
+/** Swap and answer, token by token; a second call ends the first. */
+async function generate() {
+  const opened = model;
+  const text = at("text").value;
+  if (speaking !== null) return speaking.abort();
+  if (opened === null || !text.trim()) return;
+  const mine = (speaking = new AbortController());
+  const answer = make("p", { className: "answer" });
+  at("result").replaceChildren(answer);
+  at("times").replaceChildren();
+  at("generate").textContent = "Stop";
+  show(null);
+  try {
+    const scale = at("scale").disabled ? 1 : Number(at("scale").value);
+    at("scale-value").textContent = scale.toFixed(2);
+    const start = performance.now();
+    await opened.use(chosen, { scale });
+    const swapped = performance.now();
+    const found = await opened.generate(text, { maxNewTokens: NEW_TOKENS, signal: mine.signal, onText: (piece) => answer.append(piece) });
+    times({
+      swap: milliseconds(swapped - start),
+      "first token": milliseconds(found.prefillMs),
+      "tokens/s": found.tokensPerSecond?.toFixed(1) ?? "–",
+      tokens: `${found.promptTokens} + ${found.tokens.length} (${found.finish})`,
+    });
+  } finally {
+    speaking = null;
+    at("generate").textContent = "Generate";
+  }
 }
 
 /** Swap and classify; the last call wins. */
@@ -144,28 +184,37 @@ async function compare(opened, text, mine) {
   at("all").replaceChildren(make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows)));
 }
 
+/** @param {string[]} texts */
+function examples(texts) {
+  // What a person typed stays; an example of the other kind does not.
+  if (["", ...TEXTS, ...PROMPTS].includes(at("text").value)) at("text").value = texts[0];
+  at("examples").replaceChildren(
+    ...texts.map((text) =>
+      make("button", {
+        type: "button",
+        textContent: text,
+        onclick: () => {
+          at("text").value = text;
+          answer().catch(show);
+        },
+      }),
+    ),
+  );
+}
+
+const answer = () => (speaks() ? generate() : run());
 let waiting = 0;
 const soon = () => {
   clearTimeout(waiting);
-  waiting = setTimeout(() => run().catch(show), 150);
+  if (!speaks()) waiting = setTimeout(() => run().catch(show), 150);
+  at("scale-value").textContent = Number(at("scale").value).toFixed(2);
 };
 at("text").oninput = soon;
 at("scale").oninput = soon;
+at("generate").onclick = () => generate().catch(show);
 at("variant").onchange = () => open(at("variant").value).catch(show);
-at("examples").replaceChildren(
-  ...EXAMPLES.map((text) =>
-    make("button", {
-      type: "button",
-      textContent: text,
-      onclick: () => {
-        at("text").value = text;
-        run().catch(show);
-      },
-    }),
-  ),
-);
 
 const parameters = new URLSearchParams(location.search);
-at("text").value = parameters.get("text") ?? EXAMPLES[0];
+at("text").value = parameters.get("text") ?? "";
 chosen = parameters.get("adapter");
 open(parameters.get("variant") ?? undefined).catch(show);

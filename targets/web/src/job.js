@@ -8,8 +8,9 @@ import { openBundle } from "./runtime.js";
 
 /**
  * @typedef {import("./runtime.js").Runtime} Runtime
- * @typedef {{ adapter: string | null, batch: number, sequence: number }} Case
+ * @typedef {{ adapter: string | null, batch: number, sequence: number, phase: "run" | "decode" }} Case
  * @typedef {{ adapter: string | null, texts: string[], pairs: string[] | null, batch: number }} Rows
+ * @typedef {{ adapter: string | null, texts: string[], max_new_tokens: number, chat: boolean | null }} Prompts
  * @typedef {{ warmup_s: number, measure_s: number, min_iterations: number, max_iterations: number, seed: number }} Sampling
  * @typedef {object} Job
  * @property {string} bundle
@@ -19,6 +20,7 @@ import { openBundle } from "./runtime.js";
  * @property {Sampling} sampling
  * @property {number} swaps
  * @property {Rows[]} rows
+ * @property {Prompts[]} prompts
  * @property {boolean} restore
  */
 
@@ -26,6 +28,8 @@ import { openBundle } from "./runtime.js";
 const PROBES = ["good", "not what I had hoped for, though it arrived on time"];
 /** Swaps followed by an inference, which is the costly part; the rest are timed without. */
 const SWAPS_WITH_INFERENCE = 20;
+/** Of a language model, whose runs are long. */
+const SWAPS_WITH_PROMPT = 3;
 
 /**
  * @param {Job} job
@@ -39,18 +43,42 @@ export async function runJob(job, rss = () => null) {
   const loaded = rss();
   try {
     const { rows, restored } = await runRows(runtime, job);
+    const generated = [];
+    for (const prompts of job.prompts ?? []) generated.push(await generate(runtime, prompts));
+    if (job.cases.length && isLanguageModel(runtime)) {
+      throw new InputError("latency of a language model is not measured by shape here: ask for prompts, which tell milliseconds and tokens/s");
+    }
     const cases = [];
     for (const each of job.cases) cases.push({ case: each, samples_ms: await measureCase(runtime, each, job.sampling) });
     const swap = job.swaps ? await measureSwaps(runtime, job, rss) : null;
-    return { load_ms, rss_start_mb: start, rss_loaded_mb: loaded, rows, base_restored: restored, cases, swap };
+    return { load_ms, rss_start_mb: start, rss_loaded_mb: loaded, rows, generated, base_restored: restored, cases, swap };
   } finally {
     await runtime.close();
   }
 }
 
+/** @param {Runtime} runtime */
+const isLanguageModel = (runtime) => runtime.manifest.task === "text-generation";
+
+/** @param {Runtime} runtime @param {Prompts} prompts */
+async function generate(runtime, { adapter, texts, max_new_tokens, chat }) {
+  await runtime.use(adapter);
+  const found = [];
+  for (const text of texts) found.push(await runtime.generate(text, { maxNewTokens: max_new_tokens, ...(chat === null ? {} : { chat }) }));
+  return {
+    adapter,
+    tokens: found.map((each) => each.tokens),
+    texts: found.map((each) => each.text),
+    prefill_ms: found.map((each) => each.prefillMs),
+    tokens_per_s: found.map((each) => each.tokensPerSecond),
+  };
+}
+
 /** @param {Runtime} runtime @param {Job} job */
 async function runRows(runtime, job) {
-  const before = job.restore ? await probe(runtime) : null;
+  /** @type {(string | null)[]} */
+  const every = [null, ...runtime.adapters];
+  const before = job.restore ? await probe(runtime, every) : null;
   const rows = [];
   for (const { adapter, texts, pairs, batch } of job.rows) {
     await runtime.use(adapter);
@@ -58,31 +86,28 @@ async function runRows(runtime, job) {
     rows.push({ adapter, logits: await runtime.logits(inputs, { batchSize: batch }) });
   }
   if (before === null) return { rows, restored: null };
-  for (const name of [...runtime.adapters, ...runtime.adapters.toReversed()]) {
-    await runtime.use(name);
-    await runtime.forward(probeInputs(runtime, PROBES.slice(0, 1), job.sampling.seed));
-  }
-  return { rows, restored: (await probe(runtime)) === before };
+  const after = await probe(runtime, every.toReversed());
+  return { rows, restored: every.every((name) => before.get(name) === after.get(name)) };
 }
 
 /**
- * The bits of the base's outputs, and of the base under each adapter's head at scale 0: where the head is the adapter's,
- * the base's own is zero and its outputs say nothing of the layers below.
+ * The bits that the base and every adapter give. The adapters too: a base whose head is not trained answers zeros, whatever
+ * adapter is left in its layers.
  *
- * @param {Runtime} runtime
+ * @param {Runtime} runtime @param {(string | null)[]} names
+ * @returns {Promise<Map<string | null, string>>}
  */
-async function probe(runtime) {
-  const inputs = probeInputs(runtime, PROBES, 0);
-  let bits = "";
-  const scalable = runtime.adapters.filter((name) => runtime.manifest.adapters[name]?.scalable);
-  for (const adapter of [null, ...scalable]) {
-    await runtime.use(adapter, adapter === null ? {} : { scale: 0 });
-    for (const [name, { data }] of Object.entries(await runtime.forward(inputs)).sort(([a], [b]) => (a < b ? -1 : 1))) {
-      bits += `${adapter} ${name} ${new Uint32Array(data.buffer, data.byteOffset, data.length).join(" ")}\n`;
-    }
+async function probe(runtime, names) {
+  const found = new Map();
+  for (const name of names) {
+    await runtime.use(name);
+    const outputs = isLanguageModel(runtime)
+      ? await Promise.all(PROBES.map(async (text) => ({ data: await runtime.nextLogits(text) })))
+      : Object.values(await runtime.forward(probeInputs(runtime, PROBES, 0)));
+    found.set(name, outputs.map(({ data }) => new Uint32Array(data.buffer, data.byteOffset, data.length).join(" ")).join("\n"));
   }
   await runtime.use(null);
-  return bits;
+  return found;
 }
 
 /** @param {Runtime} runtime @param {string[]} texts @param {number} seed */
@@ -152,7 +177,8 @@ async function measureSwaps(runtime, job, rss) {
     cold_ms.push(performance.now() - start);
   }
   const smallest = [...job.cases].sort((a, b) => a.batch * a.sequence - b.batch * b.sequence)[0];
-  const inputs = randomInputs(runtime, await runtime.vocabulary(), smallest?.batch ?? 1, smallest?.sequence ?? 8, job.sampling.seed);
+  const speaks = isLanguageModel(runtime);
+  const inputs = speaks ? {} : randomInputs(runtime, await runtime.vocabulary(), smallest?.batch ?? 1, smallest?.sequence ?? 8, job.sampling.seed);
   const before = rss();
   const use_ms = [];
   const first_inference_ms = [];
@@ -160,8 +186,8 @@ async function measureSwaps(runtime, job, rss) {
     const start = performance.now();
     await runtime.use(names[i % names.length] ?? null);
     use_ms.push(performance.now() - start);
-    if (i < SWAPS_WITH_INFERENCE) {
-      await runtime.forward(inputs);
+    if (i < (speaks ? SWAPS_WITH_PROMPT : SWAPS_WITH_INFERENCE)) {
+      await (speaks ? runtime.nextLogits("good") : runtime.forward(inputs));
       first_inference_ms.push(performance.now() - start);
     }
   }

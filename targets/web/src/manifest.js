@@ -21,7 +21,10 @@ export const MANIFEST_NAME = "edgepeft.json";
  * @property {string} rank
  * @property {string | null} out_gain
  * @property {string | null} in_gain
+ * @typedef {{ in_channels: number, out_channels: number, kernel: number[], a: string, b: string, rank: string, out_gain: string | null }} ConvSlot
+ * @typedef {{ rows: number, width: number, a: string, b: string, rank: string }} EmbeddingSlot
  * @typedef {{ parameter: string, tensor: string, shape: Dim[] }} OverrideSlot
+ * @typedef {{ linear: LinearSlot[], overrides: OverrideSlot[], convolutions: ConvSlot[], embeddings: EmbeddingSlot[] }} Slots
  * @typedef {object} AdapterEntry
  * @property {string} onnx_adapter
  * @property {string} method
@@ -38,7 +41,7 @@ export const MANIFEST_NAME = "edgepeft.json";
  * @property {GraphInput[]} outputs
  * @property {string[] | null} labels
  * @property {number | null} max_length
- * @property {{ linear: LinearSlot[], overrides: OverrideSlot[] }} slots
+ * @property {Slots} slots
  * @property {string | null} slot_defaults
  * @property {Record<string, Variant>} variants
  * @property {Record<string, AdapterEntry>} adapters
@@ -203,7 +206,12 @@ export function parseManifest(text, where) {
     outputs: top.each("outputs", graphInput),
     labels: top.optionalTexts("labels"),
     max_length: top.raw("max_length") == null ? null : top.whole("max_length", 1),
-    slots: ((slots) => ({ linear: slots.each("linear", linearSlot), overrides: slots.each("overrides", overrideSlot) }))(top.at("slots")),
+    slots: ((slots) => ({
+      linear: slots.each("linear", linearSlot),
+      overrides: slots.each("overrides", overrideSlot),
+      convolutions: slots.each("convolutions", convSlot),
+      embeddings: slots.each("embeddings", embeddingSlot),
+    }))(top.at("slots")),
     slot_defaults: top.optionalFile("slot_defaults"),
     variants: top.table("variants", variant),
     adapters: top.table("adapters", adapterEntry),
@@ -251,6 +259,26 @@ const linearSlot = (value) => ({
   in_gain: value.optionalText("in_gain"),
 });
 
+/** @param {Reader} value @returns {ConvSlot} */
+const convSlot = (value) => ({
+  in_channels: value.whole("in_channels", 1),
+  out_channels: value.whole("out_channels", 1),
+  kernel: value.shape("kernel").map((size) => (typeof size === "number" ? size : value.fail("kernel", "numbers", size))),
+  a: value.text("a"),
+  b: value.text("b"),
+  rank: value.text("rank"),
+  out_gain: value.optionalText("out_gain"),
+});
+
+/** @param {Reader} value @returns {EmbeddingSlot} */
+const embeddingSlot = (value) => ({
+  rows: value.whole("rows", 1),
+  width: value.whole("width", 1),
+  a: value.text("a"),
+  b: value.text("b"),
+  rank: value.text("rank"),
+});
+
 /** @param {Reader} value @returns {OverrideSlot} */
 const overrideSlot = (value) => ({ parameter: value.text("parameter"), tensor: value.text("tensor"), shape: value.shape("shape") });
 
@@ -287,6 +315,16 @@ export function slotTensors(manifest) {
     tensors.set(slot.b, ["adapter_batch", slot.rank, slot.out_features]);
     if (slot.out_gain !== null) tensors.set(slot.out_gain, ["adapter_batch", 1, slot.out_features]);
     if (slot.in_gain !== null) tensors.set(slot.in_gain, ["adapter_batch", 1, slot.in_features]);
+  }
+  for (const { a, b, rank, in_channels, out_channels, kernel, out_gain } of manifest.slots.convolutions) {
+    const points = kernel.map(() => 1);
+    tensors.set(a, [rank, in_channels, ...kernel]);
+    tensors.set(b, [out_channels, rank, ...points]);
+    if (out_gain !== null) tensors.set(out_gain, [1, out_channels, ...points]);
+  }
+  for (const { a, b, rank, rows, width } of manifest.slots.embeddings) {
+    tensors.set(a, [rows, rank]);
+    tensors.set(b, [rank, width]);
   }
   for (const slot of manifest.slots.overrides) tensors.set(slot.tensor, slot.shape);
   return tensors;

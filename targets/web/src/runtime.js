@@ -56,6 +56,9 @@ export async function openBundle(where, options = {}) {
     throw new BundleError(`${name}: variant ${variant} has ${size} bytes; ONNX Runtime Web can address ${HEAP_BYTES}. Use a smaller variant.`);
   }
   const { threads = 1, onProgress = () => {} } = options;
+  if (threads > 1 && typeof process !== "undefined" && process.versions?.node) {
+    throw new InputError(`ONNX Runtime Web runs with one thread in Node, found threads ${threads}; native onnxruntime runs with more`);
+  }
   if (!Number.isInteger(threads) || threads < 1) throw new InputError(`threads must be a whole number from 1 on, found ${threads}`);
   const [model, ...data] = await Promise.all(files.map((file) => readChecked(source, file, fileEntry(manifest, file), onProgress)));
   const encoder = await readEncoder(source, manifest, name);
@@ -136,6 +139,7 @@ export class Runtime {
   /** @type {Active} */ #active;
   /** @type {Map<string, Active>} */ #loaded = new Map();
   /** Runs one after the other: ONNX Runtime Web does not take two at a time. @type {Promise<unknown>} */ #last = Promise.resolve();
+  /** @type {Promise<import("./generate.js").Generator> | null} */ #generator = null;
   #asked = 0;
   #applied = 0;
 
@@ -245,7 +249,8 @@ export class Runtime {
       throw new InputError(`adapter '${active.name}' (${entry.method}) cannot be scaled: its gains are not linear in a scale. Use scale 1.`);
     }
     const feeds = Object.assign(Object.create(null), active.feeds);
-    for (const { b } of this.manifest.slots.linear) {
+    const { linear, convolutions, embeddings } = this.manifest.slots;
+    for (const { b } of [...linear, ...convolutions, ...embeddings]) {
       const tensor = feeds[b];
       feeds[b] = new ort.Tensor("float32", Float32Array.from(tensor.data, (x) => x * Math.fround(scale)), tensor.dims);
     }
@@ -262,10 +267,8 @@ export class Runtime {
   async forward(inputs) {
     const active = this.#active;
     const tokens = this.#tensors(inputs);
-    const run = this.#last.then(() => this.#session.run({ ...tokens, ...active.feeds }));
-    this.#last = run.catch(() => {}); // whoever asked for that run is told; the next one may still work
     try {
-      const found = await run;
+      const found = await this.#run(tokens, active);
       return Object.fromEntries(
         Object.entries(found).map(([name, tensor]) => [name, { data: /** @type {Float32Array} */ (tensor.data), dims: tensor.dims }]),
       );
@@ -277,6 +280,13 @@ export class Runtime {
         { cause: error },
       );
     }
+  }
+
+  /** @param {Feeds} feeds @param {Active} active @returns {Promise<Feeds>} */
+  #run(feeds, active) {
+    const run = this.#last.then(() => this.#session.run({ ...feeds, ...active.feeds }));
+    this.#last = run.catch(() => {}); // whoever asked for that run is told; the next one may still work
+    return /** @type {Promise<Feeds>} */ (run);
   }
 
   /** @param {Record<string, number[][]>} inputs @returns {Feeds} */
@@ -345,6 +355,49 @@ export class Runtime {
   async predict(texts, options) {
     const { labels } = this;
     return (await this.logits(texts, options)).map((row) => prediction(row, labels ?? row.map((_, i) => `LABEL_${i}`)));
+  }
+
+  /**
+   * Go on with a text, or answer the messages of a chat, greedily: the most probable token each time. The adapter in use
+   * when the call is made is used to the end.
+   *
+   * @param {string | import("./generate.js").Message[]} prompt
+   * @param {import("./generate.js").GenerateOptions} [options]
+   * @returns {Promise<import("./generate.js").Generation>}
+   * @throws {InputError} For a bundle of another task, an empty prompt, or one as long as the context.
+   */
+  async generate(prompt, options = {}) {
+    const active = this.#active;
+    const generator = await this.#generation();
+    return generator.generate(prompt, options, (feeds) => this.#run(feeds, active));
+  }
+
+  /**
+   * The logits of the token after a text, `[vocabulary]`; the text is taken as it is.
+   *
+   * @param {string} text
+   * @returns {Promise<Float32Array>}
+   */
+  async nextLogits(text) {
+    const active = this.#active;
+    const generator = await this.#generation();
+    return generator.next(text, (feeds) => this.#run(feeds, active));
+  }
+
+  /** What generation needs, read when it is first asked for; read again where that failed. */
+  #generation() {
+    /** @param {string} file */
+    const read = async (file) => {
+      const entry = this.manifest.files[file];
+      return entry === undefined ? null : new TextDecoder().decode(await readChecked(this.#source, file, entry));
+    };
+    this.#generator ??= import("./generate.js")
+      .then(({ Generator }) => Generator.open(this.manifest, this.name, this.encoder, read))
+      .catch((error) => {
+        this.#generator = null;
+        throw error;
+      });
+    return this.#generator;
   }
 
   /** Free the session's memory; the runtime cannot be used afterwards. */

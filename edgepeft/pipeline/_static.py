@@ -1,0 +1,56 @@
+"""``write_static``: a bundle's fp32 graph with the fixed shapes of a target."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import onnx_ir as ir
+
+from ..bundle import read_bundle
+from ..errors import InputError
+from ..graph.freeze import freeze, freeze_inputs, slot_shapes
+from ..runtime.active import read_tensors
+from ..targets import Target, parse_shape
+
+
+def write_static(
+    bundle: str | Path, target: Target, out: str | Path, *, adapter: str | None = None
+) -> tuple[Path, ...]:
+    """Write ``<adapter>_<bucket>.onnx`` for each bucket of ``target``, with the adapter's tensors as constants.
+
+    Without an adapter, ``model_<bucket>.onnx`` has slots as inputs whose fixed shapes ``slots.json`` lists: an adapter is padded
+    with zeros to them. Fused operators are written out. Raises :class:`InputError` for a target without buckets, a bundle
+    without slots or fp32, and a folder that is not empty, and :class:`UnknownAdapterError`.
+    """
+    opened, out = read_bundle(bundle), Path(out)
+    if not target.graph.buckets:
+        raise InputError(
+            f"{target.name} has no graph.buckets: its shapes are dynamic, and the bundle is deployed as it is"
+        )
+    if opened.manifest.mode == "merge" or "fp32" not in opened.manifest.variants:
+        raise InputError(f"{opened.path}: static graphs are made of a bundle with slots and an fp32 variant")
+    if adapter is not None:
+        opened.adapter(adapter)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} exists and is not empty; choose another --out")
+    files = (*opened.variant_files("fp32"), *(a.onnx_adapter for a in opened.manifest.adapters.values()))
+    opened.verify(files)
+    graph = ir.load(opened.file(opened.manifest.variants["fp32"].file))
+    table = opened.manifest.slots
+    tensors = {name: read_tensors(opened, name, entry) for name, entry in opened.manifest.adapters.items()}
+    shapes = slot_shapes(tensors.values())
+    out.mkdir(parents=True, exist_ok=True)
+    written = []
+    for bucket in target.graph.buckets:
+        batch, sequence = parse_shape(bucket)
+        if adapter is None:
+            static = freeze_inputs(graph, table, shapes, batch=batch, sequence=sequence)
+        else:
+            static = freeze(graph, table, tensors[adapter], batch=batch, sequence=sequence)
+        path = out / f"{adapter or 'model'}_{bucket}.onnx"
+        ir.save(static, path, external_data=f"{path.name}_data")
+        written.append(path)
+    if adapter is None:
+        (out / "slots.json").write_text(json.dumps(shapes, indent=1) + "\n", encoding="utf-8")
+    return tuple(written)
