@@ -138,6 +138,8 @@ def test_method(case: Case, llama: Path, base: Base, batches: list[CausalBatch],
         pytest.importorskip(case.needs, reason=f"PEFT's {case.peft_type} cannot be built without {case.needs}")
     checkpoint = write_checkpoint(llama, tmp_path / "adapter", case)
     module = peft_model(llama, checkpoint)
+    if case.peft_type == "RANDLORA":  # its sum of random bases is rounded by 2e-4 in PEFT's own float32
+        module.double()
     expected = [reference_causal(module, batch) for batch in batches]
     assert difference(plain, expected, batches) > 20 * TOLERANCE, "the adapter must change the output"
 
