@@ -2,9 +2,10 @@
 
     python benchmarks/lm_speed.py bundle --variant q4 --adapter support --threads 1
 
-Both generate greedily from the same prompt with the same adapter, through what a user calls, text included. Requests alternate
-A B B A in one process, seconds apart, and a ratio is taken within each round, so that a busy machine slows both sides. Where
-``llama-bench`` is on PATH (or given) and ``--gguf`` names the same weights at 4 bits, it is measured beside them, base only.
+Both generate greedily from the same prompt with the same adapter, through what a user calls, text included. They take turns
+in one process, prompt by prompt and token by token, and a ratio is taken within each round, so that a busy machine slows both.
+Where ``llama-bench`` is on PATH (or given) and ``--gguf`` names the same weights at 4 bits, it is measured beside them, base
+only.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from dataclasses import dataclass
 from math import exp, log
 from pathlib import Path
 from statistics import mean, median
@@ -23,8 +23,8 @@ import numpy as np
 import onnxruntime_genai as og
 
 from edgepeft import runtime
-from edgepeft.runtime.generation.loop import Plan, Run
-from edgepeft.runtime.generation.sampling import Sampling
+from edgepeft.runtime.generation.sampling import Sampler, Sampling
+from edgepeft.runtime.generation.tokens import TextPieces
 
 TEXT = (
     "The harbour was quiet in the early morning, and the first boats had not yet come back. On the long stone wall an old man "
@@ -36,31 +36,28 @@ TEXT = (
 )
 
 
-@dataclass(frozen=True)
-class Request:
-    """Time to the first token, tokens a second after it, and the tokens."""
-
-    first_ms: float
-    tokens_per_s: float
-    tokens: list[int]
-
-
 class Ours:
-    """edgepeft's runtime: what ``Runtime.generate`` does, from tokens."""
+    """edgepeft's runtime: the steps of ``Runtime.generate``, from tokens."""
 
     def __init__(self, bundle: str, variant: str, threads: int) -> None:
         self.model = runtime.open(bundle, variant=variant, threads=threads)
 
-    def request(self, adapter: str | None, prompt: list[int], new: int) -> Request:
-        plan = Plan(sampling=Sampling(), max_new_tokens=new, stops=(), eos=frozenset())
+    def begin(self, adapter: str | None, prompt: list[int], new: int) -> int:
+        """Read the prompt; the first token."""
         generator = self.model.use(adapter).generator
-        started = perf_counter()
-        decoder = generator.decoder(self.model.snapshot(), 1, len(prompt) + new)
-        run = Run(decoder, [prompt], plan, generator.tokens, [adapter], started)
-        for _ in run:
-            pass
-        (found,) = run.results()
-        return Request(found.first_token_ms, found.tokens_per_second or 0.0, list(found.tokens))
+        self.decoder = generator.decoder(self.model.snapshot(), 1, len(prompt) + new)
+        self.sampler = Sampler(Sampling(), 0, prompt)
+        self.pieces = TextPieces(generator.tokens, prompt, ())
+        return self._take(self.decoder.prefill([prompt]))
+
+    def step(self, token: int) -> int:
+        """The token after ``token``, decoded to text."""
+        return self._take(self.decoder.step([token]))
+
+    def _take(self, logits: np.ndarray) -> int:
+        token = self.sampler.pick(logits[0])
+        self.pieces.push(token)
+        return token
 
 
 class Genai:
@@ -80,57 +77,57 @@ class Genai:
         for name, entry in manifest["adapters"].items():
             self.adapters.load(str(Path(bundle) / entry["onnx_adapter"]), name)
 
-    def request(self, adapter: str | None, prompt: list[int], new: int) -> Request:
-        started = perf_counter()
+    def begin(self, adapter: str | None, prompt: list[int], new: int) -> int:
+        """Read the prompt; the first token."""
         params = og.GeneratorParams(self.model)
         params.set_search_options(max_length=len(prompt) + new, do_sample=False)
-        generator = og.Generator(self.model, params)
+        self.generator = og.Generator(self.model, params)
         if adapter is not None:
-            generator.set_active_adapter(self.adapters, adapter)
-        stream = self.tokenizer.create_stream()
-        generator.append_tokens(prompt)
-        tokens: list[int] = []
-        first = started
-        while len(tokens) < new and not generator.is_done():
-            generator.generate_next_token()
-            token = int(generator.get_next_tokens()[0])
-            stream.decode(token)
-            tokens.append(token)
-            if len(tokens) == 1:
-                first = perf_counter()
-        return Request((first - started) * 1e3, (len(tokens) - 1) / (perf_counter() - first), tokens)
+            self.generator.set_active_adapter(self.adapters, adapter)
+        self.stream = self.tokenizer.create_stream()
+        self.generator.append_tokens(prompt)
+        return self.step(0)
+
+    def step(self, token: int) -> int:
+        """The next token, decoded to text."""
+        self.generator.generate_next_token()
+        found = int(self.generator.get_next_tokens()[0])
+        self.stream.decode(found)
+        return found
 
 
 def compare(ours: Ours, genai: Genai, adapter: str | None, prompt: list[int], new: int, rounds: int) -> list[str]:
-    """Requests in turn, A B B A and B A A B: speeds are medians, ratios are taken within a round."""
-    found: dict[str, list[Request]] = {"ours": [], "genai": []}
-    ratios: dict[str, list[float]] = {"prompt": [], "decode": []}
-    for engine in (ours, genai):
-        engine.request(adapter, prompt, 4)
-    for number in range(rounds):
-        now: dict[str, list[Request]] = {"ours": [], "genai": []}
-        for name in ("ours", "genai", "genai", "ours") if number % 2 == 0 else ("genai", "ours", "ours", "genai"):
-            now[name].append((ours if name == "ours" else genai).request(adapter, prompt, new))
-        mine, theirs = now["ours"], now["genai"]
-        ratios["prompt"].append(exp(mean(log(r.first_ms) for r in theirs) - mean(log(r.first_ms) for r in mine)))
-        ratios["decode"].append(
-            exp(mean(log(r.tokens_per_s) for r in mine) - mean(log(r.tokens_per_s) for r in theirs))
-        )
-        for name, requests in now.items():
-            found[name] += requests
-    if any(len(request.tokens) != new for requests in found.values() for request in requests):
-        raise click.ClickException("the model ended before the tokens were made; choose fewer --tokens")
-    same = len({tuple(request.tokens) for requests in found.values() for request in requests}) == 1
+    """In each round both read the prompt twice, A B B A, and then make tokens in turn, A B, B A, A B, …"""
+    prompt_ms: list[tuple[float, float]] = []
+    token_ms: list[tuple[float, float]] = []
+    same = True
+    for number in range(rounds + 1):  # the first one warms up
+        engines = (ours, genai) if number % 2 else (genai, ours)
+        times: dict[object, list[float]] = {ours: [], genai: []}
+        last: dict[object, int] = {}
+        for engine in (*engines, *engines[::-1]):
+            start = perf_counter()
+            last[engine] = engine.begin(adapter, prompt, new)
+            times[engine].append((perf_counter() - start) * 1e3)
+        same &= last[ours] == last[genai]
+        steps: dict[object, list[float]] = {ours: [], genai: []}
+        for place in range(new - 1):
+            for engine in engines if place % 2 else engines[::-1]:
+                start = perf_counter()
+                last[engine] = engine.step(last[engine])
+                steps[engine].append((perf_counter() - start) * 1e3)
+            same &= last[ours] == last[genai]
+        if number:
+            prompt_ms.append((mean(times[ours]), mean(times[genai])))
+            token_ms.append((median(steps[ours]), median(steps[genai])))
     lines = []
-    for what, values in ratios.items():
-        speeds = [
-            median(len(prompt) * 1e3 / r.first_ms if what == "prompt" else r.tokens_per_s for r in found[name])
-            for name in ("ours", "genai")
-        ]
-        interval = [exp(x) for x in _interval([log(value) for value in values])]
+    for what, pairs, tokens in (("prompt", prompt_ms, len(prompt)), ("decode", token_ms, 1)):
+        mine, theirs = (tokens * 1e3 / median(side) for side in zip(*pairs, strict=True))
+        ratios = [log(b / a) for a, b in pairs]
+        low, high = _interval(ratios)
         lines.append(
-            f"{what}: ours {speeds[0]:.1f} tokens/s, genai {speeds[1]:.1f}, ratio {median(values):.3f} "
-            f"(95 % of the median {interval[0]:.3f} to {interval[1]:.3f}, {rounds} rounds)"
+            f"{what}: ours {mine:.1f} tokens/s, genai {theirs:.1f}, ratio {exp(median(ratios)):.3f} "
+            f"(95 % of the median {exp(low):.3f} to {exp(high):.3f}, {rounds} rounds)"
         )
     return [*lines, f"greedy tokens: {'the same' if same else 'DIFFERENT'}"]
 
@@ -175,7 +172,7 @@ def _llama(binary: str, gguf: str, threads: int, context: int, new: int) -> tupl
 @click.option("--threads", default=1)
 @click.option("--context", default=128, help="Tokens of the prompt.")
 @click.option("--tokens", default=24, help="Tokens to generate.")
-@click.option("--rounds", default=10, help="Rounds of four requests.")
+@click.option("--rounds", default=10, help="Rounds of four prompts and twice --tokens tokens.")
 @click.option("--llama-bench", default=None, help="llama.cpp's llama-bench, if it is not on PATH.")
 @click.option("--gguf", default=None, help="The same weights at 4 bits, for llama-bench.")
 def main(

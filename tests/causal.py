@@ -76,10 +76,15 @@ def build_causal(folder: Path, *, seed: int = 0, chat: str | None = CHAT, **size
     return folder
 
 
+_SIZES = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "max_position_embeddings": CONTEXT}
+_GROUPED = {**_SIZES, "intermediate_size": 48, "num_key_value_heads": 2}
 OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2", {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": CONTEXT}),
-    "opt": ("OPT", {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "ffn_dim": 48,
-                    "word_embed_proj_dim": 32, "max_position_embeddings": CONTEXT}),
+    "opt": ("OPT", {**_SIZES, "ffn_dim": 48, "word_embed_proj_dim": 64}),
+    "mistral": ("Mistral", {**_GROUPED, "sliding_window": 6}),  # shorter than the prompts
+    "qwen3": ("Qwen3", {**_GROUPED, "head_dim": 16}),
+    "gemma3_text": ("Gemma3Text", {**_GROUPED, "head_dim": 16, "sliding_window": 6, "query_pre_attn_scalar": 16,
+                                   "layer_types": ["sliding_attention", "full_attention"]}),
 }  # fmt: skip
 
 

@@ -70,6 +70,14 @@ CAUSAL: dict[str, tuple[str, dict[str, Any]]] = {
         {"head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
     ),
 }
+#: Architectures that mobius does not build, which are traced.
+TRACED: dict[str, tuple[str, dict[str, Any]]] = {
+    "falcon": (
+        "Falcon",
+        {"alibi": False, "new_decoder_architecture": False, "parallel_attn": True, "multi_query": True},
+    ),
+    "stablelm": ("StableLm", {}),
+}
 
 
 def build_causal(folder: Path, name: str, *, seed: int = 0, **changes: Any) -> Path:
@@ -77,9 +85,9 @@ def build_causal(folder: Path, name: str, *, seed: int = 0, **changes: Any) -> P
     import torch
     import transformers
 
-    kind, extra = CAUSAL[name]
+    kind, extra = {**CAUSAL, **TRACED}[name]
     options = {**SIZES, **extra, **changes}
-    if kind in {"OPT", "GPTNeoX"}:
+    if kind in {"OPT", "GPTNeoX", "Falcon"}:
         del options["num_key_value_heads"]
     if kind == "GPT2":
         renamed = {"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head"}

@@ -31,6 +31,10 @@ def pattern_value(patterns: Mapping[str, Any] | None, site: str, default: Any) -
     return next((value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", site)), default)
 
 
+#: What transformers calls embeddings of tokens and language models' heads: their rows are tokens, not labels.
+_VOCABULARIES = {"embed_tokens", "wte", "word_embeddings", "embed_in", "lm_head", "embed_out"}
+
+
 class Consumer:
     """Consumes the tensors of one checkpoint; what is left at :meth:`finish` is an error."""
 
@@ -149,13 +153,25 @@ class Consumer:
             name = re.sub(r"\.modules_to_save\.(default\.)?", ".", key).replace(".base_layer.", ".")
             trained_bias = self.config.get("bias", "none") != "none" and name.endswith(".bias")
             if self.is_saved(name) or trained_bias:
-                if self.weights(name) is None:
+                base = self.weights(name)
+                if base is None:
                     raise AdapterMismatchError(
                         f"{self.checkpoint.source} brings {name}, which the base does not have or has no slot for. Export the base "
                         "again with this adapter (--slots all-linear reserves slots for heads, not for biases); --mode merge needs "
                         "no slots."
                     )
+                if name.split(".")[-2] in _VOCABULARIES and self.left[key].shape != base.shape:
+                    raise self.resized(name, self.left[key], base)
                 self.override(name, self.left.pop(key))
+
+    def resized(self, name: str, tensor: np.ndarray, base: np.ndarray) -> AdapterMismatchError:
+        """The error for an embedding or a language model's head of another vocabulary."""
+        return AdapterMismatchError(
+            f"{self.checkpoint.source} brings {name} with shape {tensor.shape}, the base has {base.shape}: it was trained "
+            f"on a vocabulary resized from {base.shape[0]} to {tensor.shape[0]} tokens. Resize the base in the same way "
+            f"(model.resize_token_embeddings({tensor.shape[0]}); model.save_pretrained(FOLDER), its tokenizer too) and "
+            "export that folder."
+        )
 
     def take_saved_layers(self) -> None:
         """Whole embedding layers that PEFT saves beside an adapter on them (``save_embedding_layers``).
@@ -169,12 +185,7 @@ class Consumer:
                 continue
             tensor = self.left[key]
             if tensor.shape != base.shape:
-                raise AdapterMismatchError(
-                    f"{self.checkpoint.source} brings {name} with shape {tensor.shape}, the base has {base.shape}: it was trained "
-                    f"on a vocabulary resized from {base.shape[0]} to {tensor.shape[0]} tokens. Resize the base in the same way "
-                    f"(model.resize_token_embeddings({tensor.shape[0]}); model.save_pretrained(FOLDER), its tokenizer too) and "
-                    "export that folder."
-                )
+                raise self.resized(name, tensor, base)
             if np.array_equal(tensor.astype(np.float32), np.asarray(base, np.float32)):
                 del self.left[key]
             elif name.removesuffix(".weight") in self.sites:

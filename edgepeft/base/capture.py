@@ -14,13 +14,18 @@ from .traced import Captured, trace
 
 def _attempts(onnx: str | Path | None, task: str) -> list[tuple[str, Callable[[Loaded], Captured]]]:
     if onnx is not None:
+        if task == "text-generation":
+            from .existing_causal import open_existing_causal
+
+            return [("existing", lambda loaded: open_existing_causal(Path(onnx), loaded))]
         from .existing import open_existing
 
         return [("existing", lambda loaded: open_existing(Path(onnx), loaded))]
     if task == "text-generation":
         from .mobius import build
+        from .traced_causal import trace_causal
 
-        return [("mobius", build)]
+        return [("mobius", build), ("traced", trace_causal)]
     if task == "text2text-generation":
         from . import seq2seq
 
@@ -58,7 +63,9 @@ def capture(
             announce(f"capture route {name} dropped: {error}")
             continue
         return _base(loaded, captured, name)
-    raise CaptureError(f"{source}: no route captures this base correctly. " + " | ".join(failures))
+    raise CaptureError(
+        f"{source}: no route captures this base ({type(loaded.model).__name__}) correctly. " + " | ".join(failures)
+    )
 
 
 def _base(loaded: Loaded, captured: Captured, route: str) -> Base:
@@ -83,4 +90,6 @@ def _base(loaded: Loaded, captured: Captured, route: str) -> Base:
         head=output_head(loaded.model) if loaded.task.endswith("-generation") else None,
         parity=captured.parity,
         decoder=captured.decoder,
+        variant=captured.variant,
+        matched=captured.matched,
     )

@@ -46,21 +46,27 @@ def fold_transposes(graph: ir.Model) -> int:
     return folded
 
 
+def read_graph(path: Path) -> ir.Model:
+    """The ONNX file at ``path`` with its weights in memory; raises :class:`CaptureError` where it cannot be read."""
+    if not path.is_file():
+        raise CaptureError(f"no ONNX file at {path}")
+    try:
+        graph = ir.load(path)
+        for value in graph.graph.initializers.values():
+            if isinstance(value.const_value, ir.ExternalTensor):
+                value.const_value = ir.tensor(value.const_value.numpy().copy(), name=value.name)
+    except Exception as error:  # protobuf and onnx_ir raise many types on a damaged file
+        raise CaptureError(f"{path} is not a readable ONNX model: {error}") from error
+    return graph
+
+
 def open_existing(path: Path, loaded: Loaded) -> Captured:
     """The ONNX file at ``path`` as a capture of ``loaded``; raises :class:`CaptureError` where it is not that base.
 
     ONNX Runtime must compute what PyTorch does, and most weights must be found by content: a file of other weights or
     one that is already quantized is refused.
     """
-    if not path.is_file():
-        raise CaptureError(f"no ONNX file at {path}")
-    try:
-        graph = ir.load(path)
-    except Exception as error:  # protobuf and onnx_ir raise many types on a damaged file
-        raise CaptureError(f"{path} is not a readable ONNX model: {error}") from error
-    for value in graph.graph.initializers.values():
-        if isinstance(value.const_value, ir.ExternalTensor):
-            value.const_value = ir.tensor(value.const_value.numpy().copy(), name=value.name)
+    graph = read_graph(path)
     fold_transposes(graph)
     name_dimensions(graph, loaded.inputs)
     # Slots must know which activations are 2-D, and many exporters declare no shapes inside the graph.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from ..graph.locate import Location
 class Base:
     """A base model and its ONNX graph.
 
-    ``graph`` computes the base without slots in fp32. ``weights`` are the parameters by Hugging Face name (float32,
+    ``graph`` computes the base without slots, in the precision that ``variant`` names: fp32, unless a quantized file was
+    given. ``weights`` are the parameters by Hugging Face name (float32,
     PyTorch's layout; fresh ones are zero) and ``locations`` says where in the graph their numbers lie. ``reference`` is
     the PyTorch model in eval mode, for parity.
     """
@@ -42,8 +43,12 @@ class Base:
     tied: Mapping[str, str]
     #: The site that gives a language model's logits.
     head: str | None
-    #: max |difference| of the outputs against PyTorch on ragged padded batches.
+    #: max |difference| of the outputs against PyTorch on ragged padded batches; a quantized graph's against PyTorch
+    #: computing with the numbers that the graph holds.
     parity: float
+    variant: str = "fp32"
+    #: How many parameters of a given file were told by "content", by "rounded content" and by "name"; else empty.
+    matched: Mapping[str, int] = field(default_factory=dict)
     #: The second graph of an encoder-decoder, whose first is ``graph``.
     decoder: GraphPart | None = None
 

@@ -13,7 +13,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..errors import CaptureError
-from ..graph.surgery import constant
+from ..graph.surgery import constant, is_linear
 from .load import Loaded
 
 #: Every operator used is the same from here up; runtimes on devices are often older than the newest opset.
@@ -166,7 +166,7 @@ def _head(graph: ir.Model) -> ir.Node | None:
         node = value.producer()
         if node is None:
             return None
-        if node.op_type in {"MatMul", "Gemm"}:
+        if is_linear(node):
             return node
         if node.op_type not in {"Mul", "Div", "Tanh", "Add", "Cast", "Identity"}:
             return None
@@ -182,7 +182,7 @@ def logits_from(graph: ir.Model) -> bool:
     The head is a fifth of a small model's work; a prompt needs one row of it. False where the head was not found.
     """
     head = _head(graph)
-    if head is None or head.op_type != "MatMul":
+    if head is None or head.op_type == "Gemm":
         return False
     start = ir.Value(
         name="logits_from",

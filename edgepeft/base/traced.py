@@ -7,7 +7,7 @@ import io
 import logging as pylogging
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -58,9 +58,15 @@ def name_dimensions(graph: ir.Model, inputs: Mapping[str, tuple[Dim, ...]] | Non
             if isinstance(dim, ir.SymbolicDim) and dim.value is not None and isinstance(name, str):
                 names[dim.value] = name
 
+    declare_shapes(graph, names)
+
+
+def declare_shapes(graph: ir.Model, symbols: Mapping[str, str]) -> None:
+    """Rename free dimensions by ``symbols`` everywhere, and declare every initializer as it is stored."""
+
     def rename(value: ir.Value) -> None:
         if value.shape is not None:
-            dims = [names.get(d.value or "", d) if isinstance(d, ir.SymbolicDim) else d for d in value.shape]
+            dims = [symbols.get(d.value or "", d) if isinstance(d, ir.SymbolicDim) else d for d in value.shape]
             value.shape = ir.Shape(dims)
 
     for value in (*graph.graph.inputs, *graph.graph.outputs):
@@ -105,12 +111,17 @@ def _is_hidden(graph: ir.Model, places: tuple[Location, ...]) -> bool:
 
 @dataclass(frozen=True)
 class Captured:
-    """A graph, where in it each parameter lies, the parameters, and the largest difference from PyTorch."""
+    """A graph, where in it each parameter lies, the parameters, and the largest difference from PyTorch.
+
+    ``variant`` is the precision the graph has; ``matched`` counts the parameters told by each kind of evidence.
+    """
 
     graph: ir.Model
     locations: Mapping[str, tuple[Location, ...]]
     weights: Mapping[str, np.ndarray]
     parity: float
+    variant: str = "fp32"
+    matched: Mapping[str, int] = field(default_factory=dict)
     #: The second graph of an encoder-decoder.
     decoder: GraphPart | None = None
 

@@ -64,7 +64,8 @@ class LinearSlot(_Model):
     ``a`` is ``[adapter_batch, in_features, rank]``, ``b`` is ``[adapter_batch, rank, out_features]``; ``out_gain`` is
     ``[adapter_batch, 1, out_features]`` and ``in_gain`` ``[adapter_batch, 1, in_features]``. A packed matrix (fused
     q/k/v) has one slot with several parts. ``weight`` names the initializer of the fp32 graph that holds the base's
-    numbers, as ``[in, out]`` or, where ``transposed``, as ``[out, in]``.
+    numbers, as ``[in, out]`` or, where ``transposed``, as ``[out, in]``; in a bundle made from a quantized file, of the
+    bytes that hold them in blocks.
     """
 
     name: str
@@ -246,6 +247,9 @@ class Variant(_Model):
     data: tuple[str, ...] = ()
     #: The same graph over the same weights with its slots as plain inputs, for runtimes that cannot override initializers.
     input_file: str | None = None
+    #: Whether ``input_file`` unpacks 4-bit weights as constants, to be folded when a session is made (in ONNX Runtime with
+    #: ``session.disable_quant_qdq``): for runtimes without kernels for them.
+    input_unpacked: bool = False
     #: An encoder-decoder's second graph; ``file`` is its encoder.
     decoder_file: str | None = None
     slots: Literal["overridable", "input", "none"] = "overridable"

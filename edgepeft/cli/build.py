@@ -65,7 +65,11 @@ _UNTRAINED = "changes nothing (its B matrices are zero: was it trained?)"
     metavar="TARGET",
     help="Write only what this target gets: its variant, slot style, threads and file format, within its size budget.",
 )
-@path_option("--onnx", section="How", help="An ONNX file of the same base, used instead of tracing.")
+@path_option(
+    "--onnx",
+    section="How",
+    help="An ONNX file of the same base, used as it is: fp32, or a language model in 4 or 8 bits.",
+)
 @option(
     "--max-rank",
     section="How",

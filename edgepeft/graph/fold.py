@@ -12,6 +12,7 @@ from ..errors import AdapterMismatchError, SiteError
 from .form import EditableBase, MergedBase
 from .locate import Location, float_initializers, shared
 from .separate import separate
+from .surgery import is_quantized
 
 
 def merged_weight(weight: Array, edit: SiteEdit, *, embedding: bool = False) -> Array:
@@ -64,6 +65,11 @@ def fold(base: EditableBase, adapter: Adapter) -> MergedBase:
         if also:
             raise SiteError(
                 f"adapter {adapter.name!r}: {parameter} holds the same numbers as {', '.join(also)}; which is which cannot be told"
+            )
+        if any(is_quantized(model.graph.initializers[location.initializer]) for location in found):
+            raise SiteError(
+                f"adapter {adapter.name!r}: {parameter} is stored in blocks of few bits in this graph, and merging would "
+                "round the adapter away; export with --mode swap, or merge into a base in fp32"
             )
         for location in found:
             array = changed.get(location.initializer)

@@ -17,7 +17,16 @@ from .form import EditableBase, SlottedBase
 from .locate import Location, shared
 from .separate import separate
 from .singles import add_convolution, add_embedding, conv_users, gather_users
-from .surgery import Chain, is_flat, linear_users, slot_input, split_bias, weight_is_transposed
+from .surgery import (
+    Chain,
+    is_flat,
+    is_quantized,
+    linear_features,
+    linear_users,
+    slot_input,
+    split_bias,
+    weight_is_transposed,
+)
 
 Locations = Mapping[str, tuple[Location, ...]]
 
@@ -132,8 +141,7 @@ class _Inserter:
             name = f"{name}.{sum(slot.name.startswith(name) for slot in self.linear)}"
         users = linear_users(value)
         transposed = weight_is_transposed(users[0])
-        shape = [int(dim) for dim in value.const_value.shape]  # type: ignore[union-attr,arg-type]
-        in_features, out_features = (shape[1], shape[0]) if transposed else (shape[0], shape[1])
+        in_features, out_features = linear_features(users[0], value)
         if in_gain and len(parts) > 1:
             raise SiteError(
                 f"{name}: an adapter scales the input of one of several sites that share a packed matrix; use --mode merge"
@@ -194,6 +202,11 @@ class _Inserter:
         """A slot that replaces ``parameter``: heads per row, everything else where it stands."""
         if self.override_done(parameter):
             return
+        if any(is_quantized(self.value(place)) for place in self.locations.get(parameter, ())):
+            raise SiteError(
+                f"parameter {parameter} is stored in blocks of few bits in this graph, and an adapter's whole tensor cannot take "
+                "its place; export the adapter over a base in fp32"
+            )
         self.locations = separate(self.model, self.locations, self.tied, [parameter])
         locations = self.locations.get(parameter, ())
         if not locations or any(location.packed for location in locations):

@@ -14,7 +14,10 @@ FLOAT = ir.TensorType(ir.DataType.FLOAT)
 
 
 def is_linear(node: ir.Node) -> bool:
-    """Whether ``node`` is a MatMul, or a Gemm that is one up to a bias and a transposed weight."""
+    """Whether ``node`` is a MatMul, one with a weight in blocks of few bits, or a Gemm that is one up to a bias and a
+    transposed weight."""
+    if is_quantized_linear(node):
+        return True
     if node.domain != "":
         return False
     if node.op_type == "MatMul":
@@ -24,6 +27,31 @@ def is_linear(node: ir.Node) -> bool:
         and node.attributes.get_float("beta", 1.0) == 1.0
         and node.attributes.get_int("transA", 0) == 0
     )
+
+
+def is_quantized_linear(node: ir.Node) -> bool:
+    """Whether ``node`` is ONNX Runtime's MatMulNBits, whose weight ``[out, in]`` is stored in blocks."""
+    return node.op_type == "MatMulNBits" and node.domain == "com.microsoft"
+
+
+def is_quantized(value: ir.Value) -> bool:
+    """Whether an initializer holds a weight's numbers rounded to few bits."""
+    tensor = value.const_value
+    return tensor is not None and tensor.dtype in {
+        ir.DataType.UINT8,
+        ir.DataType.INT8,
+        ir.DataType.INT4,
+        ir.DataType.UINT4,
+    }
+
+
+def linear_features(node: ir.Node, weight: ir.Value) -> tuple[int, int]:
+    """How many numbers go in and come out of a linear node with that weight."""
+    if is_quantized_linear(node):
+        return node.attributes.get_int("K"), node.attributes.get_int("N")
+    assert weight.const_value is not None
+    rows, columns = (int(dim) for dim in weight.const_value.shape)  # type: ignore[arg-type]
+    return (columns, rows) if weight_is_transposed(node) else (rows, columns)
 
 
 def _is_transpose(node: ir.Node) -> bool:
@@ -45,6 +73,8 @@ def linear_users(value: ir.Value) -> list[ir.Node]:
 
 def weight_is_transposed(node: ir.Node) -> bool:
     """Whether a linear node's weight lies as ``[out, in]``."""
+    if is_quantized_linear(node):
+        return True
     weight = node.inputs[1]
     behind = weight is not None and weight.producer() is not None
     return behind or (node.op_type == "Gemm" and node.attributes.get_int("transB", 0) == 1)
@@ -128,11 +158,12 @@ class Chain:
 
 
 def split_bias(graph: ir.Graph, node: ir.Node) -> None:
-    """Turn a Gemm with bias into a Gemm without and an Add, so that an edit can stand between them."""
-    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    """Turn a linear node with a bias into one without and an Add, so that an edit can stand between them."""
+    position = 5 if is_quantized_linear(node) else 2
+    bias = node.inputs[position] if len(node.inputs) > position else None
     if bias is None:
         return
     chain = Chain(graph, f"{node.name}/bias")
-    node.resize_inputs(2)
+    node.resize_inputs(position)
     total = chain.add("Add", [node.outputs[0], bias], "Add")
     chain.replace(node.outputs[0], total)

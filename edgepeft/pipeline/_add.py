@@ -15,7 +15,7 @@ from ..adapters.files import AdapterFile, read_adapter_onnx, read_onnx_adapter, 
 from ..adapters.fill import check_shape, fill_slots
 from ..adapters.read import read_adapter
 from ..bundle import AdapterEntry, Bundle, Manifest, check_name, read_bundle, replacing
-from ..errors import AdapterError, AdapterMismatchError, BundleError, InputError, MissingExtraError
+from ..errors import AdapterError, AdapterMismatchError, InputError, MissingExtraError, NeedsPeftError
 from ..validate.probe import bundle_probe, same_outputs
 from ._write import Filled, adapter_metadata, write_adapter, write_manifest
 
@@ -41,8 +41,8 @@ class BundleWeights:
                     f"reading the base's weights needs: pip install 'edgepeft[export]' ({error})"
                 ) from error
             if "fp32" not in self._bundle.manifest.variants:
-                raise BundleError(
-                    f"{self._bundle.path} has no fp32 variant, from which this adapter's lowering needs weights"
+                raise NeedsPeftError(
+                    f"{self._bundle.path} has no fp32 variant, from which this adapter's lowering needs weights."
                 )
             self._bundle.verify(self._bundle.variant_files("fp32"))
             variant = self._bundle.manifest.variants["fp32"]

@@ -20,6 +20,7 @@ from ..graph.form import MergedBase
 from ..graph.parts import add_slots_to_parts, fold_parts
 from ..validate.form import AdapterParity
 from ..validate.parity import check_parity
+from ..validate.rounded import check_given
 from ._write import check_target_folder, write_bundle
 
 Announce = Callable[[str], None]
@@ -81,7 +82,7 @@ def export(
         return _bake(str(model), adapters, out, task, None if task else peft_task, force, announce)
     announce(f"capturing {model}")
     base = capture(model, task=task, peft_task=None if task else peft_task, onnx=onnx, announce=announce)
-    announce(f"captured {base.architecture} ({base.captured_by}), {base.parity:.1e} from PyTorch")
+    announce(f"captured {base.architecture} ({base.captured_by}), {base.parity:.1e} from PyTorch{_matched(base)}")
     read: list[Adapter] = []
     for name, source in adapters.items():
         adapter = read_adapter(
@@ -93,7 +94,16 @@ def export(
         read.append(adapter)
     if mode == "merge":
         return _merge(base, read, adapters, out, announce)
-    return _swap(base, read, adapters, out, slots, announce)
+    return _swap(base, read, adapters, out, slots, announce, Path(onnx) if onnx is not None else None)
+
+
+def _matched(base: Base) -> str:
+    """How a given file's parameters were told, in words."""
+    if not base.matched:
+        return ""
+    told = ", ".join(f"{count} by {how}" for how, count in base.matched.items() if count)
+    over = "" if base.variant == "fp32" else f" computing with the {base.variant} numbers of the file"
+    return f"{over}; parameters told: {told}"
 
 
 def _swap(
@@ -103,6 +113,7 @@ def _swap(
     out: Path,
     reserve: Literal["adapters", "all-linear"],
     announce: Announce,
+    given: Path | None,
 ) -> Exported:
     slotted = add_slots_to_parts(base, read, reserve=reserve)
     parity: list[AdapterParity] = []
@@ -110,6 +121,8 @@ def _swap(
     def check(bundle: Bundle) -> None:
         announce("comparing every adapter with PEFT")
         runtime = runtimes.open(bundle.path)
+        if given is not None and base.variant != "fp32":
+            check_given(bundle, given)
         parity.extend(check_parity(runtime, sources, base.source))
 
     bundle = write_bundle(

@@ -13,6 +13,7 @@ from ..adapters.files import read_onnx_adapter, write_onnx_adapter
 from ..bundle import Bundle, Manifest, Variant, read_bundle, replacing
 from ..errors import InputError, ParityError
 from ..graph.inputs import plain_inputs
+from ..graph.unpack import set_accuracy_level, unpack_weights
 from ..runtime import Runtime
 from ..runtime import open as open_bundle
 from ..runtime.active import read_tensors
@@ -23,6 +24,9 @@ Announce = Callable[[str], None]
 
 #: The base's own numbers for the slots that have some (heads, gains, norms), for runs without an adapter.
 DEFAULTS = "onnx/defaults.onnx_adapter"
+
+#: max |difference|, relative beyond 1, of unpacked weights: the same numbers, summed in another order.
+_TOLERANCE = 1e-3
 
 
 def input_style_file(variant: Variant) -> str:
@@ -37,7 +41,9 @@ def write_input_style(
 
     ONNX Runtime Web cannot override initializers, so there every slot is fed on every run. The new graph shares the
     variant's weights file; a variant that keeps its weights inside the graph is written with them beside it first. The
-    result is run against the first graph, base and every adapter, and must give the same bits. Needs no torch.
+    result is run against the first graph, base and every adapter, and must give the same bits. 4-bit weights, for which
+    ONNX Runtime Web has no kernels, are then unpacked when a session is made (:mod:`edgepeft.graph.unpack`), checked against
+    the same graph with fp32 activations. Needs no torch.
 
     Raises :class:`InputError` for a merged bundle (it has no slots: deploy it as it is) and :class:`ParityError` where the
     two graphs differ; the bundle then stays as it was.
@@ -72,7 +78,47 @@ def write_input_style(
         for name in names:
             announce(f"comparing both graphs of {name}")
             _compare(staged, name)
+        unpacked = {name for name in names if _unpack(staged, name, announce)}
+        if unpacked:
+            graphs = {updated.variants[name].input_file for name in unpacked}
+            known = {file: entry for file, entry in staged.manifest.files.items() if file not in graphs}
+            flagged = {
+                name: entry.model_copy(update={"input_unpacked": name in unpacked}) if name in names else entry
+                for name, entry in variants.items()
+            }
+            write_manifest(folder, updated.model_copy(update={"variants": flagged}), known)
     return read_bundle(opened.path)
+
+
+def _unpack(bundle: Bundle, variant: str, announce: Announce) -> bool:
+    """Have a second graph with 4-bit weights unpack them when a session is made; whether it has any.
+
+    The reference is the graph as it was, with fp32 activations. Raises :class:`ParityError` beyond ``_TOLERANCE``.
+    """
+    path = bundle.file(bundle.manifest.variants[variant].input_file or "")
+    graph = ir.load(path)
+    set_accuracy_level(graph, 0)
+    reference = path.with_name("reference.onnx")
+    ir.save(graph, reference)
+    try:
+        if not unpack_weights(graph):
+            return False
+        announce(f"unpacking the 4-bit weights of {variant} when a session is made")
+        path.unlink()
+        ir.save(graph, path)
+        probe = bundle_probe(bundle)
+        before, after = _Fed(bundle, variant, reference), _Fed(bundle, variant, path, unpack=True)
+        for adapter in (None, *bundle.manifest.adapters):
+            expected = probe.run(cast(Runtime, before.use(adapter)))
+            difference = probe.difference(probe.run(cast(Runtime, after.use(adapter))), expected)
+            if not difference <= _TOLERANCE:
+                raise ParityError(
+                    f"variant {variant}, {adapter or 'the base'}: with unpacked weights the outputs differ by {difference:.1e}, "
+                    f"allowed are {_TOLERANCE:g}; the bundle was left as it was"
+                )
+    finally:
+        reference.unlink()
+    return True
 
 
 def _write(folder: Path, variant: Variant, manifest: Manifest) -> Variant:
@@ -93,7 +139,8 @@ def _write(folder: Path, variant: Variant, manifest: Manifest) -> Variant:
     target = folder / input_style_file(variant)
     target.unlink(missing_ok=True)
     ir.save(graph, target)
-    return variant.model_copy(update={"data": data, "input_file": input_style_file(variant)})
+    update = {"data": data, "input_file": input_style_file(variant), "input_unpacked": False}
+    return variant.model_copy(update=update)
 
 
 def _write_defaults(folder: Path, defaults: Mapping[str, np.ndarray], manifest: Manifest) -> None:
@@ -126,13 +173,15 @@ def _size(dim: int | str, sizes: Mapping[str, int]) -> int:
 class _Fed:
     """The second graph, with every slot fed on every run: what a probe needs of a runtime."""
 
-    def __init__(self, bundle: Bundle, variant: str) -> None:
+    def __init__(self, bundle: Bundle, variant: str, path: Path | None = None, *, unpack: bool = False) -> None:
         import onnxruntime as ort
 
         self.bundle, self.manifest = bundle, bundle.manifest
         options = ort.SessionOptions()
         options.log_severity_level = 3
-        path = bundle.file(self.manifest.variants[variant].input_file or "")
+        if unpack:  # fold DequantizeLinear of constants instead of fusing it
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
+        path = path or bundle.file(self.manifest.variants[variant].input_file or "")
         self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self._outputs = [output.name for output in self._session.get_outputs()]
         held = self.manifest.slot_defaults

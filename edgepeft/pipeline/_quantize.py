@@ -45,7 +45,10 @@ def quantize(
     if variant in manifest.variants and not replace:
         raise InputError(f"{opened.path} already has a variant {variant!r}; replace it with --replace")
     if "fp32" not in manifest.variants:
-        raise BundleError(f"{opened.path} has no fp32 variant to quantize")
+        raise BundleError(
+            f"{opened.path} has no fp32 variant to quantize, only {', '.join(manifest.variants)}: it was made from a file that is "
+            "quantized already. Export the model itself, without --onnx, to choose a precision."
+        )
     if manifest.variants["fp32"].decoder_file is not None:
         raise InputError(f"{opened.path} is an encoder-decoder of two graphs, which no recipe quantizes yet")
     opened.verify(opened.variant_files("fp32"))

@@ -33,6 +33,7 @@ from ..bundle import (
 )
 from ..errors import InputError
 from ..graph.form import MergedBase, SlottedBase
+from ..quantize import count_quantized
 from ._genai import NAME as GENAI_CONFIG
 from ._genai import note_genai
 
@@ -185,7 +186,8 @@ def write_bundle(
     with replacing(target, keep=False) as folder:
         _model_files(folder, base, labels)
         (folder / "onnx").mkdir()
-        names = ["model"] if content.decoder is None else ["encoder_model", "decoder_with_past_model"]
+        whole = "model" if base.variant == "fp32" else f"model_{base.variant}"
+        names = [whole] if content.decoder is None else ["encoder_model", "decoder_with_past_model"]
         for name, part in zip(names, (graph, content.decoder), strict=False):
             assert part is not None
             ir.save(part, folder / "onnx" / f"{name}.onnx", external_data=f"{name}.onnx_data")
@@ -217,13 +219,13 @@ def write_bundle(
             max_length=base.max_length,
             slots=table,
             variants={
-                "fp32": Variant(
+                base.variant: Variant(
                     file=f"onnx/{names[0]}.onnx",
                     decoder_file=None if content.decoder is None else f"onnx/{names[1]}.onnx",
                     data=data,
                     slots="overridable" if merged is None else "none",
-                    recipe="fp32",
-                    quantized_share=0.0,
+                    recipe="fp32" if base.variant == "fp32" else "as it was given",
+                    quantized_share=round(count_quantized(graph, table).share, 6),
                 )
             },
             adapters=entries,
@@ -231,6 +233,7 @@ def write_bundle(
             provenance={
                 "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
                 "capture_parity": base.parity,
+                **({"matched": dict(base.matched)} if base.matched else {}),
                 **(recipe or {}),
             },
             files=_listed(folder, {}),

@@ -129,11 +129,12 @@ def count_quantized(graph: ir.Model, slots: SlotTable) -> Quantized:
 
 
 def _numbers_in_a_byte(value: ir.Value) -> int:
-    """Two where a uint8 tensor holds 4-bit blocks, else one."""
-    blocks = any(node.op_type == "MatMulNBits" and index == 1 for node, index in value.uses())
+    """How many a uint8 tensor holds in one byte where kernels read it as blocks of few bits, else one."""
+    users = [node for node, index in value.uses() if node.op_type == "MatMulNBits" and index == 1]
+    users += [node for node, index in value.uses() if node.op_type == "GatherBlockQuantized" and index == 0]
     views = [node for node, _ in value.uses() if node.op_type == "Reshape"]
-    blocks |= any(user.op_type == "GatherBlockQuantized" for view in views for user, _ in view.outputs[0].uses())
-    return 2 if blocks else 1
+    users += [user for view in views for user, _ in view.outputs[0].uses() if user.op_type == "GatherBlockQuantized"]
+    return 8 // users[0].attributes.get_int("bits", 4) if users else 1
 
 
 def _is_scale(value: ir.Value) -> bool:

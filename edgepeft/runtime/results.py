@@ -68,12 +68,19 @@ def _written(runtime: Runtime, texts: Texts) -> list[dict[str, Any]]:
     return [{"generated_text": text} for text in write_texts(runtime, texts, 64)]
 
 
+def _answers(runtime: Runtime, texts: Texts) -> list[dict[str, Any]]:
+    if not all(isinstance(text, str) for text in texts):
+        raise InputError("pairs of texts cannot be generated from")
+    return [found.as_dict() for found in runtime.generate([str(text) for text in texts])]
+
+
 _BY_TASK: dict[str, Callable[[Runtime, Texts], list[dict[str, Any]]]] = {
     "text-classification": _classes,
     "token-classification": _tokens,
     "fill-mask": _fills,
     "feature-extraction": _embeddings,
     "text2text-generation": _written,
+    "text-generation": _answers,
 }
 
 

@@ -10,14 +10,22 @@ from ..errors import InputError, ParityError
 from ..runtime import Runtime
 from .form import PARITY_TOLERANCE, AdapterParity
 from .probe import Probe, bundle_probe, same_outputs
-from .reference import head_width, peft_model
+from .reference import Rounded, head_width, peft_model
+from .rounded import comparable
 
 
-def adapter_parity(runtime: Runtime, name: str, source: str | Path, base: str, probe: Probe) -> AdapterParity:
-    """Compare an adapter in a bundle with PEFT running its checkpoint at ``source`` over the model ``base``."""
+def adapter_parity(
+    runtime: Runtime, name: str, source: str | Path, base: str, probe: Probe, rounded: Rounded | None = None
+) -> AdapterParity:
+    """Compare an adapter in a bundle with PEFT running its checkpoint at ``source`` over the model ``base``.
+
+    ``runtime`` and ``rounded`` are what :func:`edgepeft.validate.rounded.comparable` gives.
+    """
     merged = runtime.manifest.mode != "swap"
     labels = runtime.labels if merged else runtime.manifest.adapters[name].labels
-    module = peft_model(base, source, task=runtime.manifest.task, num_labels=head_width(source, labels))
+    module = peft_model(
+        base, source, task=runtime.manifest.task, num_labels=head_width(source, labels), rounded=rounded
+    )
     expected = probe.reference(module)
     del module  # a language model's second copy need not live while ONNX Runtime runs
     without = None if merged else probe.run(runtime.use(None))
@@ -45,14 +53,15 @@ def check_parity(runtime: Runtime, sources: Mapping[str, str | Path], base: str)
     """Parity of every adapter in ``sources``; raises :class:`ParityError` for the first that is beyond the tolerance."""
     probe = bundle_probe(runtime.bundle)
     results = []
-    for name, source in sources.items():
-        result = adapter_parity(runtime, name, source, base, probe)
-        if not result.max_difference <= PARITY_TOLERANCE:
-            raise ParityError(
-                f"adapter {name!r}: ONNX Runtime differs from PEFT by {result.max_difference:.2g}, allowed is "
-                f"{PARITY_TOLERANCE:.0e}; nothing was written"
-            )
-        results.append(result)
+    with comparable(runtime) as (compared, rounded):
+        for name, source in sources.items():
+            result = adapter_parity(compared, name, source, base, probe, rounded)
+            if not result.max_difference <= PARITY_TOLERANCE:
+                raise ParityError(
+                    f"adapter {name!r}: ONNX Runtime differs from PEFT by {result.max_difference:.2g}, allowed is "
+                    f"{PARITY_TOLERANCE:.0e}; nothing was written"
+                )
+            results.append(result)
     if runtime.adapters and not base_restored(runtime, probe):
         raise ParityError("the base's outputs are not the same bits after the adapters were used; nothing was written")
     return tuple(results)

@@ -54,7 +54,7 @@ def validation_report(result: Validation, max_drop: float = 0.01) -> Report:
     if result.parity:
         tables.append(
             Table(
-                "Parity with PEFT on ragged padded batches, fp32",
+                "Parity with PEFT on ragged padded batches, computing in fp32",
                 ("adapter", "max |difference|", "changes the output"),
                 tuple(
                     (p.adapter or "(base)", p.max_difference, "yes" if p.changes_output else "NO")

@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ..base.load import quiet
+from ..base.rounded import replace_parameters
 from ..errors import AdapterError, MissingExtraError
 
+#: Which numbers a base's PyTorch model is to compute with, by parameter name; the others stay its own.
+Rounded = Callable[[Any], Mapping[str, np.ndarray]]
 
-def peft_model(base: str, adapter: str | Path, *, task: str, num_labels: int | None) -> Any:
-    """A fresh PEFT model in fp32 eval mode. ``num_labels`` is the width of the adapter's head, where it has one."""
+
+def peft_model(
+    base: str,
+    adapter: str | Path,
+    *,
+    task: str,
+    num_labels: int | None,
+    rounded: Rounded | None = None,
+) -> Any:
+    """A fresh PEFT model in fp32 eval mode. ``num_labels`` is the width of the adapter's head, where it has one.
+
+    ``rounded`` says which numbers of the base to compute with in place of its own.
+    """
     try:
         import torch
         from optimum.exporters.tasks import TasksManager
@@ -24,12 +40,15 @@ def peft_model(base: str, adapter: str | Path, *, task: str, num_labels: int | N
     options = {} if num_labels is None else {"num_labels": num_labels, "ignore_mismatched_sizes": True}
     with quiet():
         model = auto.from_pretrained(base, dtype=torch.float32, **options)
+        numbers = rounded(model) if rounded is not None else {}
         try:
             wrapped = PeftModel.from_pretrained(model, str(adapter))
         except (RuntimeError, ValueError, KeyError) as error:
             raise AdapterError(
                 f"PEFT cannot load {adapter} over {base}: {str(error).strip().splitlines()[0]}"
             ) from error
+    # Afterwards: checkpoints may bring the base's own embedding and head, which PEFT puts back.
+    replace_parameters(wrapped.get_base_model(), numbers)
     return wrapped.eval()
 
 

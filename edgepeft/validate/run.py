@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 from .. import runtime as runtimes
@@ -14,6 +15,7 @@ from .form import PARITY_TOLERANCE, AdapterAccuracy, AdapterParity, Validation
 from .parity import adapter_parity, adapter_sources, base_restored
 from .probe import bundle_probe
 from .reference import head_width, peft_model
+from .rounded import comparable
 
 
 def _problems(
@@ -54,8 +56,9 @@ def validate(
 
     ``data`` maps an adapter to labelled rows it was not trained on. With ``reference`` every adapter whose PEFT checkpoint
     is at hand (``adapters``, else where the manifest says it came from) is compared with PEFT over the model ``base``:
-    parity on ragged batches in fp32, accuracy on ``data`` in every variant. ``max_drop`` is the accuracy a variant may
-    lose against PEFT, as a share. Raises :class:`InputError` for an unknown adapter.
+    parity on ragged batches in fp32 (over the rounded numbers, where the bundle was made from a quantized file), accuracy
+    on ``data`` in every variant. ``max_drop`` is the accuracy a variant may lose against PEFT, as a share.
+    Raises :class:`InputError` for an unknown adapter.
     """
     opened = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
     manifest = opened.manifest
@@ -72,9 +75,10 @@ def validate(
     runtime = runtimes.open(opened.path, variant="fp32" if "fp32" in manifest.variants else None)
     probe = bundle_probe(opened)
     parity = []
-    for name, source in sources.items():
-        progress(f"parity of {name} against PEFT")
-        parity.append(adapter_parity(runtime, name, source, base, probe))
+    with comparable(runtime) if sources else nullcontext((runtime, None)) as (compared, rounded):
+        for name, source in sources.items():
+            progress(f"parity of {name} against PEFT")
+            parity.append(adapter_parity(compared, name, source, base, probe, rounded))
     restored = base_restored(runtime, probe) if runtime.adapters else None
     rows = []
     for name, examples in data.items():

@@ -9,15 +9,19 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import onnx_ir as ir
 import pytest
 from causal import build_causal_bundle
 
 from edgepeft import runtime
 from edgepeft.bench import Case, Job, Prompts, run_worker
+from edgepeft.bundle import read_bundle
 from edgepeft.devices.web import NodeExecutor, WebExecutor, demo_site, packages
 from edgepeft.devices.web.browser import answer_of
-from edgepeft.errors import DeviceError
-from edgepeft.pipeline import write_input_style
+from edgepeft.errors import DeviceError, ParityError
+from edgepeft.graph.unpack import set_accuracy_level
+from edgepeft.pipeline import quantize, write_input_style
+from edgepeft.pipeline._write import write_manifest
 from edgepeft.targets import load_target
 
 from .test_web import needs_browser, needs_node
@@ -74,6 +78,59 @@ def test_a_job_in_node(causal: Path) -> None:
 def test_a_job_in_chromium(causal: Path) -> None:
     asked = job(causal)
     check(asked, WebExecutor(load_target("web-wasm")).run(asked))
+
+
+@pytest.fixture(scope="module")
+def packed(causal: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same bundle with q4, its weights unpacked by the graph for the web."""
+    folder = Path(shutil.copytree(causal, tmp_path_factory.mktemp("packed") / "bundle"))
+    quantize(folder, "q4")
+    write_input_style(folder, "q4")
+    return folder
+
+
+def test_four_bit_weights_are_unpacked_from_the_same_file(packed: Path) -> None:
+    bundle = read_bundle(packed)
+    entry = bundle.manifest.variants["q4"]
+    assert entry.input_unpacked
+    assert not bundle.manifest.variants["fp32"].input_unpacked
+    first, second = ir.load(packed / entry.file).graph, ir.load(packed / (entry.input_file or "")).graph
+    before = sum(node.op_type == "MatMulNBits" for node in first)
+    kinds = [node.op_type for node in second]
+    assert before > 0
+    assert kinds.count("DequantizeLinear") == before
+    assert "MatMulNBits" not in kinds
+    stored = [t for v in second.initializers.values() if isinstance(t := v.const_value, ir.ExternalTensor)]
+    assert {Path(t.location).name for t in stored} == {"model_q4.onnx_data"}
+    assert any(t.dtype == ir.DataType.UINT4 for t in stored)
+
+
+def test_a_wrong_zero_point_is_caught_and_nothing_is_written(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = Path(shutil.copytree(packed, tmp_path / "own"))
+    before = {p: p.read_bytes() for p in own.rglob("*") if p.is_file()}
+    monkeypatch.setattr("edgepeft.graph.unpack._MIDDLE", 0x77)
+    with pytest.raises(ParityError, match="with unpacked weights the outputs differ by"):
+        write_input_style(own, "q4")
+    assert {p: p.read_bytes() for p in own.rglob("*") if p.is_file()} == before
+
+
+@needs_node
+def test_four_bit_tokens_are_those_of_fp32_activations(packed: Path, tmp_path: Path) -> None:
+    """Reference: natively the same weights at accuracy_level 0. The very same tokens, as above."""
+    full = Path(shutil.copytree(packed, tmp_path / "full"))
+    manifest = read_bundle(full).manifest
+    file = manifest.variants["q4"].file
+    graph = ir.load(full / file)
+    set_accuracy_level(graph, 0)
+    (full / file).unlink()
+    ir.save(graph, full / file)
+    write_manifest(full, manifest, {name: entry for name, entry in manifest.files.items() if name != file})
+    done = NodeExecutor(load_target("web-wasm")).run(job(packed, variant="q4"))
+    native = run_worker(job(full, variant="q4"))
+    assert [g.tokens for g in done.generated] == [g.tokens for g in native.generated]
+    assert done.base_restored is True
 
 
 @needs_node

@@ -188,14 +188,18 @@ def test_adapters_on_other_architectures(name: str, folder_of: Make, tmp_path: P
     assert result.parity[0].max_difference <= TOLERANCE
 
 
-def test_a_resized_vocabulary_is_refused_with_both_sizes(folder_of: Make, tmp_path: Path) -> None:
+@pytest.mark.parametrize("key", ["model.embed_tokens", "lm_head.modules_to_save"])
+def test_a_resized_vocabulary_is_refused_with_both_sizes(key: str, folder_of: Make, tmp_path: Path) -> None:
+    """The embedding that PEFT saves of itself, and a head trained as a whole."""
     model = folder_of("llama")
     options: dict[str, Any] = {"task": "text-generation", "task_type": "CAUSAL_LM", "target_modules": ["q_proj"]}
+    if "modules_to_save" in key:
+        options["modules_to_save"] = ["lm_head"]
     lora = save_lora(tmp_path / "lora", model, **options)
     from safetensors.numpy import load_file, save_file
 
     tensors = load_file(lora / "adapter_model.safetensors")
-    tensors["base_model.model.model.embed_tokens.weight"] = np.ones((103, 64), np.float32)
+    tensors[f"base_model.model.{key}.weight"] = np.ones((103, 64), np.float32)
     save_file(tensors, lora / "adapter_model.safetensors")
     with pytest.raises(AdapterMismatchError, match=r"resized from 99 to 103 tokens\. Resize the base"):
         export(model, {"a": lora}, tmp_path / "b", task="text-generation")

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from causal import ADAPTERS, CONTEXT, build_causal, build_causal_bundle, build_other
+from causal import ADAPTERS, CONTEXT, OTHERS, build_causal, build_causal_bundle, build_other
 
 from edgepeft import runtime
 from edgepeft.pipeline import add_slots, capture, quantize, write_bundle
@@ -96,7 +96,7 @@ def test_a_quantized_variant_takes_over(bundle: Path, tmp_path: Path) -> None:
         assert theirs.generate(prompt, 30, adapter) == list(ours.generate(PROMPT, chat=False, max_new_tokens=30).tokens)
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "opt"])
+@pytest.mark.parametrize("architecture", OTHERS)
 def test_other_architectures(architecture: str, tmp_path: Path) -> None:
     """Graphs with position_ids, or whose cache grows by a step: the same in both."""
     base = capture(build_other(tmp_path / "model", architecture), task="text-generation")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from causal import ADAPTERS, CONTEXT, build_causal_bundle
+from causal import ADAPTERS, CONTEXT, OTHERS, build_causal_bundle, build_other
 
 from edgepeft import runtime
 from edgepeft.bundle import Bundle, hash_file, read_bundle
@@ -181,6 +181,68 @@ def test_a_long_prompt_in_pieces_and_a_buffer_that_grows(
     assert tokens(found) == greedy("wide", prompt, 40)
 
 
+@pytest.mark.parametrize("limit", ["CHUNK", "LOGITS"])
+def test_rows_that_are_read_one_by_one(
+    model: Runtime, greedy: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    """Batches whose prompts are long, or long apart: the same tokens, each row with its own adapter."""
+    monkeypatch.setattr(decoders, limit, 8)
+    names = ["wide", None, "narrow", "wide"]
+    apart: list[int] = []
+    each = decoders.Decoder._prefill_each
+    monkeypatch.setattr(
+        decoders.Decoder, "_prefill_each", lambda self, p, n: (apart.append(len(p)), each(self, p, n))[1]
+    )
+    found = model.generate(PROMPTS, adapters=names, chat=False, max_new_tokens=20)
+    assert tokens(found) == [greedy(name, prompt, 20) for name, prompt in zip(names, PROMPTS, strict=True)]
+    assert apart == [4]
+
+
+@pytest.mark.parametrize("architecture", OTHERS)
+def test_other_architectures(
+    architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Sliding windows, explicit positions, caches that grow: alone, in a ragged batch, in pieces, in a conversation."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from edgepeft.pipeline import add_slots, capture, write_bundle
+
+    source = build_other(tmp_path / "model", architecture)
+    base = capture(source, task="text-generation")
+    opened = runtime.open(write_bundle(tmp_path / "bundle", base, add_slots(base, [], reserve="all-linear"), []).path)
+    reference, tokenizer = AutoModelForCausalLM.from_pretrained(source).eval(), AutoTokenizer.from_pretrained(source)
+
+    def wanted(prompt: str) -> list[int]:
+        ids = torch.tensor([tokenizer(prompt).input_ids])
+        with torch.no_grad():
+            found = reference.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False)
+        return [int(token) for token in found[0, ids.shape[1] :]]
+
+    options: Any = {"chat": False, "max_new_tokens": 20}
+    expected = [wanted(prompt) for prompt in PROMPTS]
+    capfd.readouterr()
+    assert tokens(opened.generate(PROMPTS, **options)) == expected
+    assert capfd.readouterr().err == ""  # finding out how the graph treats its cache is not heard
+    monkeypatch.setattr(decoders, "CHUNK", 4)
+    assert [tokens(opened.generate(prompt, **options)) for prompt in PROMPTS] == expected
+    chat = opened.conversation()
+    for prompt in (PROMPTS[2], "the end of the film", PROMPTS[2]):
+        found = chat.generate(prompt, **options)
+        assert tokens(found) == wanted(prompt)
+    assert found.reused_tokens >= 4
+
+
+def test_run_gives_results_for_json(model: Runtime) -> None:
+    (found,) = model.run(["a"])
+    assert found == {
+        **model.generate("a").as_dict(),
+        **{k: v for k, v in found.items() if k.endswith(("_ms", "_second"))},
+    }
+    with pytest.raises(InputError, match="pairs"):
+        model.run([("a", "b")])
+
+
 def test_streamed_text_is_the_text(model: Runtime) -> None:
     for name in NAMES:
         stream = model.use(name).stream(PROMPTS[0], chat=False, max_new_tokens=40)
@@ -278,11 +340,12 @@ def test_cancelled_from_another_thread(model: Runtime) -> None:
     assert stream.result.finish_reason in {"cancelled", "length"}  # it may have been done by then
 
 
-def test_cancelled_while_the_prompt_is_read(model: Runtime) -> None:
+def test_cancelled_while_the_prompt_is_read(model: Runtime, capfd: pytest.CaptureFixture[str]) -> None:
     stream = model.stream(PROMPTS[2], chat=False, max_new_tokens=20)
     stream.cancel()
     assert list(stream) == []
     assert (stream.result.finish_reason, stream.result.tokens) == ("cancelled", ())
+    assert capfd.readouterr().err == ""
     # The session goes on to serve others.
     assert model.generate(PROMPTS[0], chat=False, max_new_tokens=3).finish_reason == "length"
 

@@ -11,7 +11,7 @@ from edgepeft.demo.language import train_language_demo
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
 
-@pytest.mark.parametrize(("name", "at_least"), [("support", 0.3), ("austen", 0.15)])
+@pytest.mark.parametrize(("name", "at_least"), [("support", 0.18), ("austen", 0.1)])
 def test_held_out_perplexity_falls(name: str, at_least: float, tmp_path: Path) -> None:
     """``at_least`` nats a token are about half of what was measured, and many of its standard errors."""
     result = train_language_demo(name, tmp_path / name, progress=False)

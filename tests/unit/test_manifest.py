@@ -236,6 +236,15 @@ def test_schema_keys_are_pinned() -> None:
         ],
         "EmbeddingSlot": ["a", "b", "name", "per_row", "rank", "rows", "weight", "width"],
         "SlotTable": ["convolutions", "embeddings", "linear", "overrides"],
-        "Variant": ["data", "decoder_file", "file", "input_file", "quantized_share", "recipe", "slots"],
+        "Variant": [
+            "data",
+            "decoder_file",
+            "file",
+            "input_file",
+            "input_unpacked",
+            "quantized_share",
+            "recipe",
+            "slots",
+        ],
     }
     assert all(model.get("additionalProperties") is False for model in models.values())

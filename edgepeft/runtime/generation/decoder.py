@@ -12,6 +12,9 @@ from .signature import Signature
 #: A prompt is fed in pieces of this many tokens, so that attention scores take heads x 512 x length floats and a
 #: cancelled prompt stops soon.
 CHUNK = 512
+#: Rows are read together while their padded tokens are at most ``CHUNK``, and the logits that this computes beyond each row's
+#: last token at most this many; otherwise one after the other.
+LOGITS = 64
 
 
 class Decoder:
@@ -19,10 +22,14 @@ class Decoder:
 
     Rows are padded on the right: a row's own tokens have ones in the mask, padding zeros, and what is generated follows
     at the end of the mask for all rows. ``feeds`` are the adapter's slot tensors, bound once: ONNX Runtime ignores the
-    adapters of ``RunOptions`` in a run with IO binding. ``options`` are the ``RunOptions`` of the run under way.
+    adapters of ``RunOptions`` in a run with IO binding. ``options`` are the ``RunOptions`` of the run under way. ``cache``, by
+    input name and with room for ``capacity`` tokens, is used where it is given.
     """
 
-    def __init__(self, session: Any, signature: Signature, rows: int, feeds: Mapping[str, Any], capacity: int) -> None:
+    def __init__(
+        self, session: Any, signature: Signature, rows: int, feeds: Mapping[str, Any], capacity: int,
+        cache: dict[str, np.ndarray] | None = None,
+    ) -> None:  # fmt: skip
         self._session = session
         self._signature = signature
         self._feeds = dict(feeds)
@@ -30,10 +37,11 @@ class Decoder:
         self._mask = np.zeros((rows, 0), np.int64)
         self._lengths = np.zeros(rows, np.int64)
         self._capacity = capacity if signature.shared else 0
-        self._cache = {t.past: t.zeros(rows, self._capacity) for t in signature.cache}
+        self._cache = cache or {t.past: t.zeros(rows, self._capacity) for t in signature.cache}
         self._grown: dict[str, Any] = {}
         self._logits: np.ndarray | None = None
         self._held: dict[str, Any] = {}
+        self._bound: dict[str, np.ndarray] = {}
         if signature.shared:
             self._bind()
         else:
@@ -61,7 +69,9 @@ class Decoder:
                 logits = self._run(part, np.ones_like(part), part.shape[1] - 1)
             return logits[:, -1]
         lengths = np.array([len(prompt) for prompt in prompts])
-        longest = int(lengths.max())
+        longest, spread = int(lengths.max()), int(lengths.max() - lengths.min()) + 1
+        if self._signature.shared and (self.rows * longest > CHUNK or self.rows * spread > LOGITS):
+            return self._prefill_each(prompts, lengths)
         mask = (np.arange(longest) < lengths[:, None]).astype(np.int64)
         padded = np.zeros((self.rows, longest), np.int64)
         for row, prompt in enumerate(prompts):
@@ -69,6 +79,23 @@ class Decoder:
         first = int(lengths.min()) - 1
         logits = self._run(padded, mask, first)
         return logits[np.arange(self.rows), lengths - 1 - first]
+
+    def _prefill_each(self, prompts: Sequence[Sequence[int]], lengths: np.ndarray) -> np.ndarray:
+        """Read each row by itself, into its own part of the cache."""
+        longest = int(lengths.max())
+        if longest > self._capacity:
+            self._grow(longest)
+        logits = []
+        for row, prompt in enumerate(prompts):
+            feeds = {name: _rows_of(value, [row]) for name, value in self._feeds.items()}
+            # A row of a buffer lies in one piece, so ONNX Runtime writes into it in place.
+            cache = {name: array[row : row + 1] for name, array in self._cache.items()}
+            alone = Decoder(self._session, self._signature, 1, feeds, self._capacity, cache)
+            alone.options = self.options
+            logits.append(alone.prefill([prompt]))
+        self._mask = (np.arange(longest) < lengths[:, None]).astype(np.int64)
+        self._lengths = lengths.astype(np.int64)
+        return np.concatenate(logits)
 
     def step(self, tokens: Sequence[int]) -> np.ndarray:
         """Feed one token for each row; the next logits ``[rows, vocabulary]``, overwritten by the next call."""
@@ -106,13 +133,13 @@ class Decoder:
             fed["logits_from"] = np.array([first], np.int64)
         count = tokens.shape[1] - (first if signature.logits_from else 0)
         run = self._run_bound if signature.shared else self._run_grown
-        logits = run({name: _value(array) for name, array in fed.items()}, count, whole.shape[1])
+        logits = run(fed, count, whole.shape[1])
         # Only now: a run that failed or was cancelled leaves the past as it was.
         self._mask = whole
         self._lengths = self._lengths + mask.sum(axis=1)
         return logits if signature.logits_from else logits[:, first:]
 
-    def _run_bound(self, fed: Mapping[str, Any], count: int, width: int) -> np.ndarray:
+    def _run_bound(self, fed: Mapping[str, np.ndarray], count: int, width: int) -> np.ndarray:
         if width > self._capacity:
             self._grow(max(width, 2 * self._capacity))
         if self._logits is None or self._logits.shape[1] != count:
@@ -120,15 +147,23 @@ class Decoder:
             self._logits = np.empty(shape, self._signature.logits_dtype)
             self._held["logits"] = _value(self._logits)
             self._binding.bind_ortvalue_output("logits", self._held["logits"])
-        self._held["fed"] = fed
-        for name, value in fed.items():
-            self._binding.bind_ortvalue_input(name, value)
+        for name, array in fed.items():
+            bound = self._bound.get(name)
+            if bound is not None and bound.shape == array.shape:
+                bound[...] = array  # the memory that is bound: from token to token only the mask changes its shape
+                continue
+            self._bound[name] = array.copy()
+            self._held[name] = _value(self._bound[name])
+            self._binding.bind_ortvalue_input(name, self._held[name])
         self._session.run_with_iobinding(self._binding, self.options)
         return self._logits
 
-    def _run_grown(self, fed: Mapping[str, Any], count: int, width: int) -> np.ndarray:
+    def _run_grown(self, fed: Mapping[str, np.ndarray], count: int, width: int) -> np.ndarray:
+        values = {name: _value(array) for name, array in fed.items()}
         names = ["logits", *(tensor.present for tensor in self._signature.cache)]
-        logits, *present = self._session.run_with_ort_values(names, {**fed, **self._grown, **self._feeds}, self.options)
+        logits, *present = self._session.run_with_ort_values(
+            names, {**values, **self._grown, **self._feeds}, self.options
+        )
         self._grown = {tensor.past: value for tensor, value in zip(self._signature.cache, present, strict=True)}
         found: np.ndarray = logits.numpy()
         return found
@@ -145,6 +180,7 @@ class Decoder:
         """Bind what stays the same from step to step: cache, adapter. Values point into arrays that live here."""
         self._binding = self._session.io_binding()
         self._logits = None
+        self._bound = {}
         self._held = {name: _value(array) for name, array in self._cache.items()}
         for tensor in self._signature.cache:
             self._binding.bind_ortvalue_input(tensor.past, self._held[tensor.past])

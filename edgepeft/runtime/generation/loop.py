@@ -113,6 +113,7 @@ class Run:
 
         self._decoder = decoder
         self._options = decoder.options = ort.RunOptions()  # its own, so that a late cancel() ends no later run
+        self._options.log_severity_level = 4  # it would report a cancellation; what fails is raised
         self._plan = plan
         self._reused = reused
         self._adapters = adapters

@@ -104,8 +104,12 @@ def _shares(session: Any, cache: tuple[CacheTensor, ...], positions: bool) -> bo
     feeds |= {"input_ids": np.zeros((1, 1), np.int64), "attention_mask": np.ones((1, 1), np.int64)}
     if positions:
         feeds["position_ids"] = np.zeros((1, 1), np.int64)
+    import onnxruntime as ort
+
+    options = ort.RunOptions()
+    options.log_severity_level = 4  # a failure is an answer here, not something for standard error
     try:
-        found = session.run([tensor.present for tensor in cache], feeds)
+        found = session.run([tensor.present for tensor in cache], feeds, options)
     except Exception:  # ONNX Runtime's exception types are not public; a graph that concatenates may refuse the mask
         return False
     return all(array.shape[2] == room for array in found)

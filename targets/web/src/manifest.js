@@ -8,7 +8,7 @@ export const MANIFEST_NAME = "edgepeft.json";
 /**
  * @typedef {number | string} Dim  A fixed size, or the name of a symbolic one.
  * @typedef {{ sha256: string, bytes: number }} FileEntry
- * @typedef {{ file: string, input_file: string | null, data: string[], slots: "overridable" | "input" | "none" }} Variant
+ * @typedef {{ file: string, input_file: string | null, input_unpacked: boolean, data: string[], slots: "overridable" | "input" | "none" }} Variant
  * @typedef {{ name: string, dtype: string, shape: Dim[] }} GraphInput
  * @typedef {{ site: string, offset: number, size: number }} SlotPart
  * @typedef {object} LinearSlot
@@ -242,6 +242,7 @@ const graphInput = (value) => ({ name: value.text("name"), dtype: value.text("dt
 const variant = (value) => ({
   file: value.file("file"),
   input_file: value.optionalFile("input_file"),
+  input_unpacked: value.raw("input_unpacked") === undefined ? false : value.flag("input_unpacked"),
   data: value.list("data").map((file) => (typeof file === "string" && staysInside(file) ? file : value.fail("data", "paths inside the bundle", file))),
   slots: value.raw("slots") === undefined ? "overridable" : value.oneOf("slots", /** @type {const} */ (["overridable", "input", "none"])),
 });

@@ -52,8 +52,9 @@ export async function openBundle(where, options = {}) {
   const graph = graphFile(name, variant, entry);
   const files = [graph, ...entry.data];
   const size = files.reduce((sum, file) => sum + fileEntry(manifest, file).bytes, 0);
-  if (size >= HEAP_BYTES) {
-    throw new BundleError(`${name}: variant ${variant} has ${size} bytes; ONNX Runtime Web can address ${HEAP_BYTES}. Use a smaller variant.`);
+  const held = entry.input_unpacked ? size * 8 : size; // 4 bits become 32
+  if (held >= HEAP_BYTES) {
+    throw new BundleError(`${name}: variant ${variant} takes ${held} bytes of memory; ONNX Runtime Web can address ${HEAP_BYTES}. Use a smaller one.`);
   }
   const { threads = 1, onProgress = () => {} } = options;
   if (threads > 1 && typeof process !== "undefined" && process.versions?.node) {
@@ -124,6 +125,8 @@ async function createSession(model, entry, data, threads, where) {
   try {
     return await ort.InferenceSession.create(model, {
       executionProviders: ["wasm"],
+      // Weights that are stored in 4 bits become fp32 once, here; otherwise ONNX Runtime would unpack them in every run.
+      ...(entry.input_unpacked ? { extra: { session: { disable_quant_qdq: "1" } } } : {}),
       externalData: entry.data.map((file, i) => ({ path: file.split("/").at(-1) ?? file, data: /** @type {Uint8Array} */ (data[i]) })),
     });
   } catch (error) {
