@@ -43,7 +43,8 @@ def _renamed(value: Any) -> Any:
 
 def _of_llama(case: Case) -> Case:
     options = {key: _renamed(value) for key, value in case.options.items() if key != "modules_to_save"}
-    return replace(case, options=options)
+    # At 0.1 RandLoRA's sum of bases outgrows the weights: PEFT in float32 is then 1e-4 from itself in float64.
+    return replace(case, options=options, scale=0.03 if case.peft_type == "RANDLORA" else case.scale)
 
 
 @pytest.fixture(scope="module")
@@ -138,8 +139,6 @@ def test_method(case: Case, llama: Path, base: Base, batches: list[CausalBatch],
         pytest.importorskip(case.needs, reason=f"PEFT's {case.peft_type} cannot be built without {case.needs}")
     checkpoint = write_checkpoint(llama, tmp_path / "adapter", case)
     module = peft_model(llama, checkpoint)
-    if case.peft_type == "RANDLORA":  # its sum of random bases is rounded by 2e-4 in PEFT's own float32
-        module.double()
     expected = [reference_causal(module, batch) for batch in batches]
     assert difference(plain, expected, batches) > 20 * TOLERANCE, "the adapter must change the output"
 
