@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
-from ..errors import CaptureError, EdgepeftError
+from ..errors import CaptureError, EdgepeftError, InputError
 from .form import Base
 from .load import Loaded, load_model
 from .tied import output_head, tied_linears
@@ -39,21 +40,38 @@ def _attempts(onnx: str | Path | None, task: str) -> list[tuple[str, Callable[[L
     ]
 
 
+#: Tokens of context a language model's bundle has, unless more are asked for.
+CONTEXT = 8192
+
+
+def _capped(loaded: Loaded, wanted: int | None, announce: Callable[[str], None]) -> Loaded:
+    own = loaded.max_length
+    if wanted is not None and own is not None and wanted > own:
+        raise InputError(f"--max-length {wanted}: {loaded.source} has a context of {own} tokens")
+    if wanted is None and loaded.task == "text-generation" and (own is None or own > CONTEXT):
+        wanted = CONTEXT
+        announce(f"context limited to {CONTEXT} of the model's {own} tokens; --max-length asks for more")
+    return loaded if wanted is None else replace(loaded, max_length=wanted)
+
+
 def capture(
     source: str | Path,
     *,
     task: str | None = None,
     peft_task: str | None = None,
     onnx: str | Path | None = None,
+    max_length: int | None = None,
     announce: Callable[[str], None] = lambda message: None,
 ) -> Base:
     """Capture a base model.
 
     ``source`` is a folder or a Hugging Face id; ``onnx`` an ONNX file of the same base exported elsewhere, used instead
     of tracing. Routes are tried from the fastest graph to the plainest; one whose outputs differ from PyTorch's by more
-    than ``TOLERANCE`` is dropped, which ``announce`` is told. Raises :class:`CaptureError` when none holds.
+    than ``TOLERANCE`` is dropped, which ``announce`` is told. ``max_length`` caps a language model's context in tokens (its
+    rotary tables grow with it); by default ``CONTEXT``, or the model's own where that is shorter. Raises
+    :class:`CaptureError` when no route holds and :class:`InputError` for a context the model does not have.
     """
-    loaded = load_model(source, task=task, peft_task=peft_task)
+    loaded = _capped(load_model(source, task=task, peft_task=peft_task), max_length, announce)
     failures = []
     for name, attempt in _attempts(onnx, loaded.task):
         try:
@@ -90,6 +108,7 @@ def _base(loaded: Loaded, captured: Captured, route: str) -> Base:
         head=output_head(loaded.model) if loaded.task.endswith("-generation") else None,
         parity=captured.parity,
         decoder=captured.decoder,
+        spilled=captured.spilled,
         variant=captured.variant,
         matched=captured.matched,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from .ragged import SHAPES, ragged_batches
 #: Runs one step: inputs by name (caches included) to outputs by name.
 Step = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
+_SHORT = 32
 _PAST, _PRESENT = "past_key_values.", "present."
 
 
@@ -26,6 +28,12 @@ class CausalBatch:
     ids: np.ndarray
     mask: np.ndarray
     following: np.ndarray
+
+    @property
+    def kept(self) -> int:
+        """Positions at the end whose logits are compared: a long prompt times a large vocabulary is gigabytes."""
+        width = int(self.ids.shape[1])
+        return width if width <= _SHORT else 8
 
 
 def causal_batches(
@@ -59,15 +67,17 @@ def empty_cache(inputs: Mapping[str, Sequence[int | str]], batch: int) -> dict[s
 def run_causal(
     step: Step, inputs: Mapping[str, Sequence[int | str]], batch: CausalBatch
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Logits of the prompts ``[batch, sequence, vocab]`` and of each following token ``[batch, steps, vocab]``."""
+    """Logits of the prompts' last positions ``[batch, kept, vocab]`` and of each following token ``[batch, steps, vocab]``."""
     lengths = batch.mask.sum(axis=1)
     mask = batch.mask
     rows, width = batch.ids.shape
     feeds = {"input_ids": batch.ids, "attention_mask": mask, **empty_cache(inputs, rows)}
     if "position_ids" in inputs:
         feeds["position_ids"] = np.broadcast_to(np.arange(width, dtype=np.int64), batch.ids.shape).copy()
+    if "logits_from" in inputs:
+        feeds["logits_from"] = np.array([width - batch.kept], np.int64)
     outputs = step(feeds)
-    prompt = outputs["logits"]
+    prompt = outputs["logits"][:, -batch.kept :]
     following = []
     for index in range(batch.following.shape[1]):
         mask = np.concatenate([mask, np.ones((rows, 1), np.int64)], axis=1)
@@ -80,19 +90,26 @@ def run_causal(
     return prompt, np.stack(following, axis=1)
 
 
+def _keep(module: Any, count: int) -> dict[str, int]:
+    """How a transformers model is asked for its last logits only, where it can be."""
+    base = module.get_base_model() if hasattr(module, "get_base_model") else module
+    return {"logits_to_keep": count} if "logits_to_keep" in inspect.signature(base.forward).parameters else {}
+
+
 def reference_causal(module: Any, batch: CausalBatch) -> tuple[np.ndarray, np.ndarray]:
     """The same logits from PyTorch: prompts as padded, following tokens by running each row whole and unpadded."""
     import torch
 
+    def logits(ids: np.ndarray, kept: int, **inputs: Any) -> Any:
+        found = module(input_ids=torch.from_numpy(ids), use_cache=False, **inputs, **_keep(module, kept)).logits
+        return found[:, -kept:]
+
     with torch.no_grad():
-        prompt = module(
-            input_ids=torch.from_numpy(batch.ids), attention_mask=torch.from_numpy(batch.mask), use_cache=False
-        ).logits
+        prompt = logits(batch.ids, batch.kept, attention_mask=torch.from_numpy(batch.mask))
         following = []
         for ids, mask, after in zip(batch.ids, batch.mask, batch.following, strict=True):
             whole = np.concatenate([ids[mask == 1], after])[None]
-            logits = module(input_ids=torch.from_numpy(whole), use_cache=False).logits
-            following.append(logits[0, -len(after) :].numpy())
+            following.append(logits(whole, len(after))[0].numpy())
     return prompt.numpy(), np.stack(following)
 
 
@@ -101,7 +118,8 @@ def causal_difference(
 ) -> float:
     """max |logit difference| over real tokens and following ones, relative where logits exceed 1."""
     worst = 0.0
-    for found, expected, weight in zip(mine, reference, (mask[:, :, None], 1), strict=True):
+    kept = mask[:, mask.shape[1] - mine[0].shape[1] :, None]
+    for found, expected, weight in zip(mine, reference, (kept, 1), strict=True):
         difference = np.abs(found.astype(np.float64) - expected) * weight
         if not np.isfinite(difference).all():
             return float("inf")

@@ -14,6 +14,8 @@ from .load import Loaded, sample_batches
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from ..graph.spill import Spilled
+
 #: max |difference| of any output against PyTorch fp32, relative to max(1, max |output|): the sum over a layer in
 #: another order costs about 1e-7 a step, six to twelve layers stay two orders below this.
 TOLERANCE = 1e-4
@@ -57,10 +59,10 @@ def output_difference(
     return worst
 
 
-def graph_causal_parity(graph: ir.Model, loaded: Loaded) -> float:
+def graph_causal_parity(graph: ir.Model, loaded: Loaded, spilled: Spilled | None = None) -> float:
     """max |logit difference| of a causal LM's ``graph`` against PyTorch, prompts and decode steps, ragged and padded.
 
-    Raises :class:`ParityError` where it exceeds ``TOLERANCE``.
+    ``spilled`` is the graph where its weights lie in a file. Raises :class:`ParityError` where it exceeds ``TOLERANCE``.
     """
     from ..graph.session import open_graph
 
@@ -76,7 +78,9 @@ def graph_causal_parity(graph: ir.Model, loaded: Loaded) -> float:
         for value in graph.graph.inputs
     }
     expected = [reference_causal(loaded.model, batch) for batch in batches]
-    with open_graph(graph) as step:
+    if spilled is not None:
+        spilled.forget(copies=True)  # PyTorch has read them all, and nobody has written yet
+    with open_graph(graph if spilled is None else spilled.path) as step:
         worst = max(
             causal_difference(run_causal(step, shapes, batch), reference, batch.mask)
             for batch, reference in zip(batches, expected, strict=True)

@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from ..graph.form import GraphPart
 from ..graph.locate import Location
+from ..graph.spill import Spilled
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,13 @@ class Base:
     matched: Mapping[str, int] = field(default_factory=dict)
     #: The second graph of an encoder-decoder, whose first is ``graph``.
     decoder: GraphPart | None = None
+    #: Where the graph's weights lie in a file and not in memory.
+    spilled: Spilled | None = None
+
+    def forget(self) -> None:
+        """Give back the memory of weights that can be read from their file again; ``reference`` must be as captured."""
+        if self.spilled is not None:
+            self.spilled.forget(copies=True)
 
     def weight(self, name: str) -> np.ndarray | None:
         """The parameter of that name, or ``None``; fits ``read_adapter(weights=…)``."""

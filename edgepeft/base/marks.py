@@ -6,13 +6,16 @@ model is captured they hold markers, and graph and model get their real numbers 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import bisect
+import warnings
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
 from ..graph.locate import Location, float_initializers
+from ..graph.spill import Spilled
 
 #: Larger parameters are compared by their first rows: two that agree there and differ later are not worth a hash.
 _SMALL = 1 << 16
@@ -64,15 +67,38 @@ def unmark_graph(
     Initializers may share memory with the PyTorch module; the graph gets memory of its own, since PEFT may change the
     module's weights when it loads an adapter (PiSSA does).
     """
-    theirs = {array.__array_interface__["data"][0] for array in parameters_of(model).values()}
+    theirs = sorted(np.lib.array_utils.byte_bounds(array) for array in parameters_of(model).values())
+    starts = [start for start, _ in theirs]
     touched = {place.initializer for name in originals for place in located.get(name, ())}
     arrays = {}
     for name, array in float_initializers(graph).items():
-        shared = not array.flags.owndata or array.__array_interface__["data"][0] in theirs
-        if name in touched or shared or not array.flags.writeable:
+        start = np.lib.array_utils.byte_bounds(array)[0]
+        before = bisect.bisect_right(starts, start) - 1
+        if name in touched or (before >= 0 and start < theirs[before][1]):
             arrays[name] = array.copy()
     for name, original in originals.items():
         for location in located.get(name, ()):
             location.write(arrays[location.initializer], original)
     for name, array in arrays.items():
         graph.graph.initializers[name].const_value = ir.tensor(array, name=name)
+
+
+def adopt(model: Any, spilled: Spilled, located: Mapping[str, tuple[Location, ...]], kept: Collection[str]) -> None:
+    """Let the module use the graph's spilled weights as its own, so that a language model is held once.
+
+    Parameters in ``kept`` stay as they are, and so do those without a place in the graph or of another layout.
+    """
+    import torch
+
+    arrays = spilled.writable()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        for name, parameter in model.named_parameters():
+            place = next(iter(located.get(name, ())), None)
+            view = None
+            if name not in kept and place is not None and place.initializer in arrays and parameter.ndim == 2:
+                view = place.read(arrays[place.initializer])
+            if view is not None and view.shape == tuple(parameter.shape) and parameter.dtype == torch.float32:
+                parameter.data = torch.from_numpy(view)
+            else:
+                parameter.data = parameter.data.clone()  # the last one left would keep the whole checkpoint mapped

@@ -10,11 +10,13 @@ from typing import Any
 
 import onnx_ir as ir
 
+from ..adapters.delta import conv1d_weights
 from ..errors import CaptureError, MissingExtraError
 from ..graph.locate import locate
+from ..graph.spill import spill
 from .check import graph_causal_parity
 from .load import Loaded, quiet
-from .marks import mark, parameters_of, unmark, unmark_graph
+from .marks import adopt, mark, parameters_of, unmark, unmark_graph
 from .mend import mend
 from .tied import untie
 from .traced import Captured, as_linear
@@ -109,10 +111,20 @@ def build(loaded: Loaded) -> Captured:
                 f"mobius cannot build {type(loaded.model).__name__}: {type(error).__name__}: {first}"
             ) from error
         mend(graph, loaded)
-        difference = graph_causal_parity(graph, loaded)
-        located = locate(graph, as_linear(loaded.model, parameters_of(loaded.model)))
+        spilled = spill(graph)
+        for value in graph.graph.initializers.values():
+            value.const_value = None  # something in mobius keeps its graph alive, and with it PyTorch's memory
+        graph = spilled.graph
+        held = as_linear(loaded.model, parameters_of(loaded.model))
+        located = locate(graph, held, settle=spilled.forget)
+        del held
+        adopt(loaded.model, spilled, located, {*originals, *conv1d_weights(loaded.model)})
+        spilled.forget()
+        difference = graph_causal_parity(graph, loaded, spilled)
     finally:
         unmark(loaded.model, originals)
-    unmark_graph(graph, located, as_linear(loaded.model, originals), loaded.model)
+    turned = as_linear(loaded.model, originals)
+    unmark_graph(graph, located, turned, loaded.model)
+    spilled.forget()
     locations, weights = untie(loaded.model, graph, located, as_linear(loaded.model, parameters_of(loaded.model)))
-    return Captured(graph=graph, locations=locations, weights=weights, parity=difference)
+    return Captured(graph=graph, locations=locations, weights=weights, parity=difference, spilled=spilled)

@@ -18,6 +18,7 @@ from ..bundle.manifest import Dim
 from ..errors import CaptureError
 from ..graph.form import GraphPart
 from ..graph.locate import Location, locate
+from ..graph.spill import Spilled
 from .check import parity
 from .load import Loaded, quiet, sample_batches
 from .marks import mark, parameters_of, unmark, unmark_graph
@@ -120,6 +121,8 @@ class Captured:
     locations: Mapping[str, tuple[Location, ...]]
     weights: Mapping[str, np.ndarray]
     parity: float
+    #: Where the graph's weights lie in a file and not in memory.
+    spilled: Spilled | None = None
     variant: str = "fp32"
     matched: Mapping[str, int] = field(default_factory=dict)
     #: The second graph of an encoder-decoder.

@@ -10,7 +10,8 @@ from .. import __version__
 from .build import add, blend, export, quantize
 from .common import Group
 from .learn import demo, train
-from .measure import bench, check, targets, validate
+from .measure import bench, check, validate
+from .targets import targets
 from .use import inspect, run
 from .web import web
 

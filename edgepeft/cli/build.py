@@ -57,7 +57,7 @@ _UNTRAINED = "changes nothing (its B matrices are zero: was it trained?)"
     section="How",
     metavar="TASK",
     show_default="from the adapters, else from the model",
-    help="text-classification, token-classification, feature-extraction or fill-mask.",
+    help="text-generation, text-classification, token-classification, feature-extraction, fill-mask …",
 )
 @option(
     "--target",
@@ -76,6 +76,14 @@ _UNTRAINED = "changes nothing (its B matrices are zero: was it trained?)"
     type=click.IntRange(min=1),
     help="Cap the rank of methods that are factored by SVD; what is left out is reported.",
 )
+@option(
+    "--max-length",
+    section="How",
+    type=click.IntRange(min=2),
+    metavar="TOKENS",
+    show_default="a language model's own, up to 8192",
+    help="Context of a language model; its rotary tables grow with it.",
+)
 @force_option
 @json_option
 @guarded
@@ -89,6 +97,7 @@ def export(
     target: str | None,
     onnx: Path | None,
     max_rank: int | None,
+    max_length: int | None,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -116,6 +125,7 @@ def export(
             slots=slots,
             onnx=onnx,
             max_rank=max_rank,
+            max_length=max_length,
             force=force,
             announce=announce,
         )

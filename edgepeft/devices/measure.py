@@ -15,8 +15,9 @@ from ..errors import InputError
 from ..targets import Report, Table, Target
 from .place import choose_variants, find_place, require_size
 from .protocol import Executor
+from .rows import memory_gate
 from .static import size_gates, static_report
-from .validate import labels_of, memory_gate
+from .validate import labels_of
 
 #: Swaps under emulation: enough for the resident set to settle.
 _EMULATED_SWAPS = 200

@@ -16,6 +16,7 @@ _HOME = {
     "local": ".local:LocalExecutor",
     "arm64": ".arm64:Arm64Executor",
     "ssh": ".ssh:SshExecutor",
+    "adb": ".adb:AdbExecutor",
     "cpp": ".native:CppExecutor",
     "qnn": ".qnn:QnnExecutor",
     "web": ".web:WebExecutor",

@@ -2,29 +2,24 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..bench import Job, RowLogits, Rows, WorkerResult, floor_gate, run_worker
+from ..bench import Job, RowLogits, Rows, WorkerResult, run_worker
 from ..bundle import Bundle, Manifest, read_bundle
 from ..data import Examples
 from ..errors import DeviceError, InputError
-from ..targets import Gate, Report, Table, Target, Verdict
+from ..targets import Report, Target
 from .place import choose_variants, find_place, require_size
 from .protocol import Executor
-from .static import size_gates, static_report
+from .rows import DeviceRows, rows_report
+from .static import static_report
 
 Announce = Callable[[str], None]
 
-#: max |logit difference| of an fp32 variant on the device, relative where logits exceed 1: as parity with PEFT allows.
-TOLERANCE = 1e-4
-#: Share of rows where a quantized variant must choose the label that it chooses natively: its kernels may round otherwise.
-QUANTIZED_SAME = 0.99
 #: Run where no data is given: enough to see that every adapter is the adapter.
 SENTENCES = (
     "The battery died after two days and the seller never answered.",
@@ -36,24 +31,6 @@ SENTENCES = (
     "Great value",
     "Two hours that felt like four.",
 )
-
-
-@dataclass(frozen=True)
-class DeviceRows:
-    """One adapter and variant on the device, beside what it gives natively here and under PEFT."""
-
-    adapter: str | None
-    variant: str
-    rows: int
-    #: Rows with the label that the same variant gives natively, and the largest logit difference.
-    same_native: int
-    native_difference: float
-    #: The same against PEFT fp32, where its checkpoint is at hand.
-    same_peft: int | None = None
-    peft_difference: float | None = None
-    #: Accuracy on labelled rows.
-    hits: int | None = None
-    peft_hits: int | None = None
 
 
 def validate_on(
@@ -115,7 +92,7 @@ def validate_on(
                     f"{executor.name} gave logits of shape {wide} for {name or 'the base'}, a native run gives {narrow}"
                 )
             table.append(_compare(opened, name, variant, each, there, here, modules))
-    return _report(opened, target, executor, results, table, max_drop)
+    return rows_report(opened, target, executor, results, table, max_drop)
 
 
 def _examples(bundle: Bundle, data: Mapping[str, Examples], rows: int) -> dict[str | None, Examples]:
@@ -220,111 +197,3 @@ def _compare(
         hits=None if truth is None else int((device.argmax(1) == truth).sum()),
         peft_hits=None if truth is None or peft is None else int((peft.argmax(1) == truth).sum()),
     )
-
-
-def _least(name: str, value: int, limit: int, rows: int, detail: str = "") -> Gate:
-    verdict = Verdict.PASS if value >= limit else Verdict.FAIL
-    return Gate(name, verdict, float(value), float(limit), "rows", detail or f"of {rows}", bound="min")
-
-
-def _row_gates(row: DeviceRows, quantized: bool, target: Target, max_drop: float) -> list[Gate]:
-    key = f"{row.adapter or '(base)'} {row.variant}"
-    gates = [
-        _least(
-            f"same label as native {key}",
-            row.same_native,
-            math.ceil(row.rows * QUANTIZED_SAME) if quantized else row.rows,
-            row.rows,
-        )
-    ]
-    if not quantized:
-        # PEFT where it is at hand; the native run of the same graph otherwise.
-        value = row.native_difference if row.peft_difference is None else row.peft_difference
-        against = "native" if row.peft_difference is None else "PEFT"
-        verdict = Verdict.PASS if value <= TOLERANCE else Verdict.FAIL
-        gates.append(Gate(f"logits against {against} {key}", verdict, value, TOLERANCE, "logit"))
-        if row.same_peft is not None:
-            gates.append(_least(f"same label as PEFT {key}", row.same_peft, row.rows, row.rows))
-    if row.hits is not None and row.peft_hits is not None:
-        limit = row.peft_hits / row.rows - max_drop
-        share = row.hits / row.rows
-        # One row more or less is not a drop: with few rows it is more than max_drop, and says nothing.
-        lost = row.peft_hits - row.hits
-        missed = Verdict.FAIL if lost > max(2, max_drop * row.rows * 2) else Verdict.INCONCLUSIVE
-        verdict = Verdict.PASS if share >= limit else missed
-        detail = f"{row.hits} of {row.rows} rows, PEFT {row.peft_hits}"
-        gates.append(Gate(f"accuracy {key}", verdict, share, limit, "share", detail, bound="min"))
-    if row.hits is not None and (floor := target.floor(row.adapter)) is not None:
-        gates.append(floor_gate(f"accuracy floor {key}", row.hits, row.rows, floor, target.check.confidence))
-    return gates
-
-
-def memory_gate(name: str, result: WorkerResult, target: Target, emulated: bool) -> tuple[Gate, ...]:
-    """Peak memory; an emulator's own share counts in, so only staying within the budget is conclusive there."""
-    value, limit = result.peak_rss_mb, target.budgets.peak_rss_mb
-    if value is None or limit is None:
-        return ()
-    over = Verdict.INCONCLUSIVE if emulated else Verdict.FAIL
-    detail = "the emulator's own memory included" if emulated else ""
-    return (Gate(f"peak RSS {name}", Verdict.PASS if value <= limit else over, value, limit, "MB", detail),)
-
-
-def _report(
-    bundle: Bundle,
-    target: Target,
-    executor: Executor,
-    results: Mapping[str, WorkerResult],
-    rows: Sequence[DeviceRows],
-    max_drop: float,
-) -> Report:
-    gates: list[Gate] = [Gate(f"executed on {executor.name}", Verdict.PASS, None, None, "", target.name)]
-    for row in rows:
-        reduced = bool(getattr(executor, "reduced_precision", False))
-        quantized = reduced or bundle.manifest.variants[row.variant].quantized_share > 0
-        gates += _row_gates(row, quantized, target, max_drop)
-    for variant, result in results.items():
-        if result.base_restored is not None:
-            verdict = Verdict.PASS if result.base_restored else Verdict.FAIL
-            gates.append(Gate(f"base restored bit for bit {variant}", verdict, None, None, ""))
-        gates += memory_gate(variant, result, target, executor.emulated)
-    gates += size_gates(bundle, target, tuple(results))
-    notes = []
-    for variant, result in results.items():
-        host = result.host
-        notes.append(
-            f"{variant}: {executor.name}, {host.cpu}, {host.os} {host.machine}, onnxruntime {host.onnxruntime}, "
-            f"{host.threads} thread{'s' if host.threads != 1 else ''}"
-        )
-        notes += result.notes
-    if executor.emulated:
-        notes.append("emulated: what was measured of time there says nothing about the device, and was not judged")
-    columns = (
-        "adapter", "variant", "rows", "same label as native", "max |difference|", "same label as PEFT", "max |difference| to PEFT",
-        "accuracy", "accuracy PEFT",
-    )  # fmt: skip
-    return Report(
-        kind="validate",
-        title=f"Validation of {bundle.path} on {target.name}, executed by {executor.name}",
-        gates=tuple(gates),
-        tables=(
-            Table(
-                "Rows on the device",
-                columns,
-                tuple(
-                    (r.adapter or "(base)", r.variant, r.rows, r.same_native, r.native_difference, r.same_peft, r.peft_difference,
-                     None if r.hits is None else r.hits / r.rows, None if r.peft_hits is None else r.peft_hits / r.rows)
-                    for r in rows
-                ),
-            ),
-        ),
-        notes=tuple(notes),
-        data={
-            "target": target.name,
-            "executor": executor.name,
-            "emulated": executor.emulated,
-            "executed": True,
-            "rows": [asdict(row) for row in rows],
-            "base_restored": {v: r.base_restored for v, r in results.items()},
-            "host": {v: r.host.model_dump(mode="json") for v, r in results.items()},
-        },
-    )  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,7 +46,7 @@ class Location:
 
 
 def _digest(array: np.ndarray) -> bytes:
-    return hashlib.blake2b(np.ascontiguousarray(array).tobytes(), digest_size=16).digest()
+    return hashlib.blake2b(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data, digest_size=16).digest()
 
 
 def float_initializers(model: ir.Model) -> dict[str, np.ndarray]:
@@ -62,11 +62,13 @@ def float_initializers(model: ir.Model) -> dict[str, np.ndarray]:
 class _Index:
     """Initializers by whole content and, for matrices, by single columns and rows."""
 
-    def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
+    def __init__(self, arrays: Mapping[str, np.ndarray], settle: Callable[[], None]) -> None:
         self.arrays = arrays
+        self.settle = settle
         self.whole: dict[tuple[tuple[int, ...], bytes], list[str]] = defaultdict(list)
         for name, array in arrays.items():
             self.whole[array.shape, _digest(array)].append(name)
+        settle()
         self.columns: dict[bytes, list[tuple[str, int]]] | None = None
         self.rows: dict[bytes, list[tuple[str, int]]] | None = None
 
@@ -87,6 +89,7 @@ class _Index:
                     self.columns[_digest(column)].append((name, offset))
                 for offset, row in enumerate(array):
                     self.rows[_digest(row)].append((name, offset))
+                self.settle()
 
     def blocks(self, parameter: np.ndarray) -> Iterable[Location]:
         if parameter.ndim != 2:
@@ -104,13 +107,16 @@ class _Index:
                     yield location
 
 
-def locate(model: ir.Model, parameters: Mapping[str, np.ndarray]) -> dict[str, tuple[Location, ...]]:
+def locate(
+    model: ir.Model, parameters: Mapping[str, np.ndarray], *, settle: Callable[[], None] = lambda: None
+) -> dict[str, tuple[Location, ...]]:
     """Every location of every parameter; an empty tuple for one that the graph does not hold.
 
     ``parameters`` are float32 arrays in PyTorch's layout, by name. Equal contents give equal locations: callers that edit
-    one parameter check with :func:`shared` that no other lives in the same place.
+    one parameter check with :func:`shared` that no other lives in the same place. ``settle`` is called when much of the
+    graph was read, for one whose weights are mapped from a file.
     """
-    index = _Index(float_initializers(model))
+    index = _Index(float_initializers(model), settle)
     # A single number (CLIP's temperature) says nothing by its content.
     found = {name: tuple(index.exact(array)) if array.size > 1 else () for name, array in parameters.items()}
     for name, locations in found.items():

@@ -14,8 +14,10 @@ from ..errors import CaptureError
 
 
 @contextmanager
-def open_graph(graph: ir.Model) -> Iterator[Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]]:
-    """A function that runs ``graph``: inputs by name (unknown ones are left out) to outputs by name.
+def open_graph(
+    graph: ir.Model | Path,
+) -> Iterator[Callable[[Mapping[str, np.ndarray]], dict[str, np.ndarray]]]:
+    """A function that runs ``graph``, or the file of one: inputs by name (unknown ones are left out) to outputs by name.
 
     Raises :class:`CaptureError` where ONNX Runtime rejects the graph or fails while it runs.
     """
@@ -23,9 +25,15 @@ def open_graph(graph: ir.Model) -> Iterator[Callable[[Mapping[str, np.ndarray]],
 
     options = ort.SessionOptions()
     options.log_severity_level = 4  # what fails is raised below; the log would say it twice
+    if isinstance(graph, Path):
+        # Weights are in a file to save memory: no second copy in the kernels' own layout, for a few runs.
+        options.add_session_config_entry("session.disable_prepacking", "1")
     with tempfile.TemporaryDirectory(prefix="edgepeft-") as folder:
-        path = Path(folder) / "model.onnx"
-        ir.save(graph, path, external_data="model.onnx_data")
+        if isinstance(graph, Path):
+            path = graph
+        else:
+            path = Path(folder) / "model.onnx"
+            ir.save(graph, path, external_data="model.onnx_data")
         try:
             session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's exception types are not public

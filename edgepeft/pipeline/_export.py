@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from .. import runtime as runtimes
 from ..adapters import Adapter, read_adapter
 from ..adapters.belongs import check_belongs
 from ..adapters.checkpoint import read_checkpoint
@@ -55,6 +54,7 @@ def export(
     onnx: str | Path | None = None,
     force: bool = False,
     max_rank: int | None = None,
+    max_length: int | None = None,
     announce: Announce = lambda message: None,
 ) -> Exported:
     """Export a base and its adapters.
@@ -63,7 +63,7 @@ def export(
     several writes ``out/<name>`` for each; ``bake`` does so with the model as PEFT runs it, unmerged. Every adapter is run
     in ONNX Runtime and compared with PEFT before anything takes its place at ``out``; raises :class:`ParityError` where one
     differs, and :class:`UnsupportedAdapterError` for an adapter that can only be merged or baked. ``max_rank`` caps the rank
-    of methods that are factored by SVD.
+    of methods that are factored by SVD, ``max_length`` the context of a language model in tokens.
     """
     out = Path(out)
     for name in adapters:
@@ -81,7 +81,9 @@ def export(
             raise InputError("--mode bake traces PEFT's model; an ONNX file of the base (--onnx) has no place in that")
         return _bake(str(model), adapters, out, task, None if task else peft_task, force, announce)
     announce(f"capturing {model}")
-    base = capture(model, task=task, peft_task=None if task else peft_task, onnx=onnx, announce=announce)
+    base = capture(
+        model, task=task, peft_task=None if task else peft_task, onnx=onnx, max_length=max_length, announce=announce
+    )
     announce(f"captured {base.architecture} ({base.captured_by}), {base.parity:.1e} from PyTorch{_matched(base)}")
     read: list[Adapter] = []
     for name, source in adapters.items():
@@ -119,11 +121,11 @@ def _swap(
     parity: list[AdapterParity] = []
 
     def check(bundle: Bundle) -> None:
-        announce("comparing every adapter with PEFT")
-        runtime = runtimes.open(bundle.path)
+        if sources:
+            announce("comparing every adapter with PEFT")
         if given is not None and base.variant != "fp32":
             check_given(bundle, given)
-        parity.extend(check_parity(runtime, sources, base.source))
+        parity.extend(check_parity(bundle, sources, base.source, module=base.reference, settle=base.forget))
 
     bundle = write_bundle(
         out,
@@ -151,8 +153,8 @@ def _merge(
         merged = fold_parts(base, adapter)
 
         def check(bundle: Bundle, adapter: Adapter = adapter) -> None:
-            runtime = runtimes.open(bundle.path)
-            parity.extend(check_parity(runtime, {adapter.name: sources[adapter.name]}, base.source))
+            checked = {adapter.name: sources[adapter.name]}
+            parity.extend(check_parity(bundle, checked, base.source, module=base.reference, settle=base.forget))
 
         target = out if len(read) == 1 else out / adapter.name
         bundles.append(write_bundle(target, base, merged, recipe={"checkpoints": _hashes([adapter])}, check=check))
@@ -182,7 +184,7 @@ def _bake(
         check_belongs(adapter, identity=base.identity, source=base.source, force=force, announce=announce)
 
         def check(bundle: Bundle, name: str = name, source: str | Path = source) -> None:
-            parity.extend(check_parity(runtimes.open(bundle.path), {name: source}, model))
+            parity.extend(check_parity(bundle, {name: source}, model))
 
         content = MergedBase(graph=base.graph, adapter=adapter, baked=True)
         target = out if len(sources) == 1 else out / name

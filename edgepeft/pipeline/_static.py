@@ -30,6 +30,10 @@ def write_static(
         )
     if opened.manifest.mode != "swap" or "fp32" not in opened.manifest.variants:
         raise InputError(f"{opened.path}: static graphs are made of a bundle with slots and an fp32 variant")
+    limit = opened.manifest.max_length
+    for bucket in target.graph.buckets:
+        if limit is not None and parse_shape(bucket).sequence > limit:
+            raise InputError(f"bucket {bucket} of {target.name}: {opened.path} takes at most {limit} tokens")
     if adapter is not None:
         opened.adapter(adapter)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

@@ -191,6 +191,7 @@ def write_bundle(
         for name, part in zip(names, (graph, content.decoder), strict=False):
             assert part is not None
             ir.save(part, folder / "onnx" / f"{name}.onnx", external_data=f"{name}.onnx_data")
+        base.forget()
         data = tuple(sorted(f"onnx/{p.name}" for p in (folder / "onnx").iterdir() if p.suffix == ".onnx_data"))
         entries = {
             each.adapter.name: write_adapter(

@@ -2,36 +2,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+from .. import runtime as runtimes
 from ..bundle import Bundle
 from ..errors import InputError, ParityError
 from ..runtime import Runtime
 from .form import PARITY_TOLERANCE, AdapterParity
-from .probe import Probe, bundle_probe, same_outputs
-from .reference import Rounded, head_width, peft_model
+from .probe import Found, Probe, bundle_probe, same_outputs
+from .reference import Rounded, head_width, peft_reference
 from .rounded import comparable
 
 
-def adapter_parity(
-    runtime: Runtime, name: str, source: str | Path, base: str, probe: Probe, rounded: Rounded | None = None
-) -> AdapterParity:
-    """Compare an adapter in a bundle with PEFT running its checkpoint at ``source`` over the model ``base``.
+def peft_outputs(
+    bundle: Bundle,
+    name: str,
+    source: str | Path,
+    base: str,
+    probe: Probe,
+    *,
+    module: Any | None = None,
+    rounded: Rounded | None = None,
+) -> Found:
+    """What PEFT computes for an adapter's checkpoint at ``source`` over the model ``base``.
 
-    ``runtime`` and ``rounded`` are what :func:`edgepeft.validate.rounded.comparable` gives.
+    ``module`` is that model where it is loaded; ``rounded`` is what :func:`edgepeft.validate.rounded.comparable` gives.
     """
+    manifest = bundle.manifest
+    labels = manifest.labels if manifest.mode != "swap" else manifest.adapters[name].labels
+    with peft_reference(
+        base, source, task=manifest.task, num_labels=head_width(source, labels), module=module, rounded=rounded
+    ) as reference:
+        return probe.reference(reference)
+
+
+def adapter_parity(runtime: Runtime, name: str, expected: Found, probe: Probe) -> AdapterParity:
+    """Compare an adapter in a bundle with what PEFT computes, ``expected``."""
     merged = runtime.manifest.mode != "swap"
-    labels = runtime.labels if merged else runtime.manifest.adapters[name].labels
-    module = peft_model(
-        base, source, task=runtime.manifest.task, num_labels=head_width(source, labels), rounded=rounded
-    )
-    expected = probe.reference(module)
-    del module  # a language model's second copy need not live while ONNX Runtime runs
     without = None if merged else probe.run(runtime.use(None))
-    if not merged:
-        runtime.use(name)
-    found = probe.run(runtime)
+    found = probe.run(runtime if merged else runtime.use(name))
     if not merged:
         runtime.use(None)
     return AdapterParity(
@@ -43,25 +54,51 @@ def adapter_parity(
 
 def base_restored(runtime: Runtime, probe: Probe) -> bool:
     """Whether the base's outputs are the same bits before, between and after using every adapter."""
+    probe = probe.brief()
     before = probe.run(runtime.use(None))
     for name in (*runtime.adapters, *reversed(runtime.adapters)):
         probe.run(runtime.use(name))
     return same_outputs(probe.run(runtime.use(None)), before)
 
 
-def check_parity(runtime: Runtime, sources: Mapping[str, str | Path], base: str) -> tuple[AdapterParity, ...]:
-    """Parity of every adapter in ``sources``; raises :class:`ParityError` for the first that is beyond the tolerance."""
-    probe = bundle_probe(runtime.bundle)
-    results = []
-    with comparable(runtime) as (compared, rounded):
-        for name, source in sources.items():
-            result = adapter_parity(compared, name, source, base, probe, rounded)
-            if not result.max_difference <= PARITY_TOLERANCE:
-                raise ParityError(
-                    f"adapter {name!r}: ONNX Runtime differs from PEFT by {result.max_difference:.2g}, allowed is "
-                    f"{PARITY_TOLERANCE:.0e}; nothing was written"
-                )
-            results.append(result)
+def _judged(runtime: Runtime, name: str, expected: Found, probe: Probe) -> AdapterParity:
+    result = adapter_parity(runtime, name, expected, probe)
+    if not result.max_difference <= PARITY_TOLERANCE:
+        raise ParityError(
+            f"adapter {name!r}: ONNX Runtime differs from PEFT by {result.max_difference:.2g}, allowed is "
+            f"{PARITY_TOLERANCE:.0e}; nothing was written"
+        )
+    return result
+
+
+def check_parity(
+    bundle: Bundle,
+    sources: Mapping[str, str | Path],
+    base: str,
+    *,
+    module: Any | None = None,
+    settle: Callable[[], None] = lambda: None,
+) -> tuple[AdapterParity, ...]:
+    """Parity of every adapter in ``sources`` over ``base`` (``module``, where it is loaded already).
+
+    PyTorch does all of its part before ONNX Runtime opens the bundle; ``settle`` is called in between. Raises
+    :class:`ParityError` for the first adapter that is beyond the tolerance.
+    """
+    probe = bundle_probe(bundle)
+    if "fp32" in bundle.manifest.variants:
+        expected = {
+            name: peft_outputs(bundle, name, source, base, probe, module=module) for name, source in sources.items()
+        }
+        settle()
+        runtime = runtimes.open(bundle.path)
+        results = [_judged(runtime, name, outputs, probe) for name, outputs in expected.items()]
+    else:
+        runtime = runtimes.open(bundle.path)
+        with comparable(runtime) as (compared, rounded):
+            results = [
+                _judged(compared, name, peft_outputs(bundle, name, source, base, probe, rounded=rounded), probe)
+                for name, source in sources.items()
+            ]
     if runtime.adapters and not base_restored(runtime, probe):
         raise ParityError("the base's outputs are not the same bits after the adapters were used; nothing was written")
     return tuple(results)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,6 +22,9 @@ Found = list[dict[str, np.ndarray]]
 
 class Probe(Protocol):
     """Inputs, and how to run and compare both sides on them."""
+
+    def brief(self) -> Probe:
+        """The same with one batch only, to see whether something changed at all."""
 
     def run(self, runtime: Runtime) -> Found:
         """What the runtime computes, with the adapter in use."""
@@ -49,6 +52,10 @@ class BatchProbe:
     batches: list[dict[str, np.ndarray]]
     outputs: list[str]
 
+    def brief(self) -> BatchProbe:
+        """The same with its first batch only."""
+        return replace(self, batches=self.batches[:1])
+
     def run(self, runtime: Runtime) -> Found:
         """What the runtime computes, with the adapter in use."""
         return [runtime.forward(batch) for batch in self.batches]
@@ -71,6 +78,10 @@ class CausalProbe:
 
     batches: list[CausalBatch]
     shapes: Mapping[str, tuple[int | str, ...]]
+
+    def brief(self) -> CausalProbe:
+        """The same with its first batch only."""
+        return replace(self, batches=self.batches[:1])
 
     def run(self, runtime: Runtime) -> Found:
         """Logits of prompts and of following tokens, with the adapter in use."""
@@ -98,6 +109,10 @@ class Seq2SeqProbe:
 
     batches: list[dict[str, np.ndarray]]
     following: list[np.ndarray]
+
+    def brief(self) -> Seq2SeqProbe:
+        """The same with its first batch only."""
+        return replace(self, batches=self.batches[:1], following=self.following[:1])
 
     def run(self, runtime: Runtime) -> Found:
         """Logits after each forced token, with the adapter in use."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..adapters.checkpoint import read_checkpoint
 from ..base.load import quiet
 from ..base.rounded import replace_parameters
 from ..errors import AdapterError, MissingExtraError
@@ -50,6 +52,53 @@ def peft_model(
     # Afterwards: checkpoints may bring the base's own embedding and head, which PEFT puts back.
     replace_parameters(wrapped.get_base_model(), numbers)
     return wrapped.eval()
+
+
+def _leaves_the_base_alone(adapter: str | Path) -> bool:
+    """Whether PEFT adds this adapter beside the base's numbers and changes none of them when it loads it."""
+    config = read_checkpoint(adapter).config
+    inits = config.get("init_lora_weights", True)
+    return (
+        config.get("peft_type") == "LORA"
+        and (isinstance(inits, bool) or inits == "gaussian")
+        and config.get("bias", "none") == "none"
+        and not any(
+            config.get(key)
+            for key in ("modules_to_save", "trainable_token_indices", "layer_replication", "target_parameters")
+        )
+    )
+
+
+@contextmanager
+def peft_reference(
+    base: str,
+    adapter: str | Path,
+    *,
+    task: str,
+    num_labels: int | None,
+    module: Any | None = None,
+    rounded: Rounded | None = None,
+) -> Iterator[Any]:
+    """A PEFT model in fp32 eval mode for as long as it is needed.
+
+    ``module`` is the base where it is loaded already: an adapter that leaves its numbers alone is put onto it and taken
+    off again, which for a language model saves loading it once more. ``rounded`` is as for :func:`peft_model`.
+    """
+    if module is None or num_labels is not None or rounded is not None or not _leaves_the_base_alone(adapter):
+        yield peft_model(base, adapter, task=task, num_labels=num_labels, rounded=rounded)
+        return
+    from peft import PeftModel
+
+    with quiet():
+        try:
+            wrapped = PeftModel.from_pretrained(module, str(adapter))
+        except (RuntimeError, ValueError, KeyError) as error:
+            first = str(error).strip().splitlines()[0]
+            raise AdapterError(f"PEFT cannot load {adapter} over {base}: {first}") from error
+    try:
+        yield wrapped.eval()
+    finally:
+        wrapped.unload()
 
 
 def head_width(adapter: str | Path, labels: Sequence[str] | None) -> int | None:

@@ -12,7 +12,7 @@ from ..data import Examples
 from ..errors import InputError
 from .accuracy import accuracy
 from .form import PARITY_TOLERANCE, AdapterAccuracy, AdapterParity, Validation
-from .parity import adapter_parity, adapter_sources, base_restored
+from .parity import adapter_parity, adapter_sources, base_restored, peft_outputs
 from .probe import bundle_probe
 from .reference import head_width, peft_model
 from .rounded import comparable
@@ -78,7 +78,9 @@ def validate(
     with comparable(runtime) if sources else nullcontext((runtime, None)) as (compared, rounded):
         for name, source in sources.items():
             progress(f"parity of {name} against PEFT")
-            parity.append(adapter_parity(compared, name, source, base, probe, rounded))
+            parity.append(
+                adapter_parity(compared, name, peft_outputs(opened, name, source, base, probe, rounded=rounded), probe)
+            )
     restored = base_restored(runtime, probe) if runtime.adapters else None
     rows = []
     for name, examples in data.items():

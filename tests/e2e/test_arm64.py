@@ -89,6 +89,7 @@ def test_a_wheel_with_another_hash_is_refused(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("EDGEPEFT_CACHE", str(tmp_path))
     monkeypatch.setattr(sysroots, "WHEELS", {"typing-inspection==0.4.5": "0" * 64})
     monkeypatch.setattr(sysroots, "unpack", lambda packages, target: {})
+    monkeypatch.setattr(sysroots, "find_qemu", lambda: Path("/usr/bin/true"))
     if shutil.which("apt-get") is None:
         pytest.skip("no apt-get")
     with pytest.raises(DeviceError, match="pip download of the aarch64 wheels failed"):

@@ -18,7 +18,7 @@ from edgepeft.base.capture import capture
 from edgepeft.base.causal import causal_batches, causal_difference, reference_causal, run_causal
 from edgepeft.base.check import TOLERANCE
 from edgepeft.base.form import Base
-from edgepeft.errors import AdapterMismatchError, ParityError
+from edgepeft.errors import AdapterMismatchError, InputError, ParityError
 from edgepeft.graph.session import open_graph
 from edgepeft.graph.slots import add_slots
 from edgepeft.pipeline import export, quantize
@@ -186,6 +186,15 @@ def test_adapters_on_other_architectures(name: str, folder_of: Make, tmp_path: P
     result = export(folder_of(name), {"a": lora}, tmp_path / "b", task="text-generation")
     assert result.parity[0].changes_output
     assert result.parity[0].max_difference <= TOLERANCE
+
+
+def test_a_shorter_context_has_shorter_tables(folder_of: Make) -> None:
+    base = capture(folder_of("llama"), task="text-generation", max_length=24)
+    assert base.max_length == 24
+    tables = [v.const_value.shape for n, v in base.graph.graph.initializers.items() if n.endswith("cos_cache")]
+    assert [tuple(shape) for shape in tables] == [(24, 8)]
+    with pytest.raises(InputError, match="has a context of 64 tokens"):
+        capture(folder_of("llama"), task="text-generation", max_length=65)
 
 
 @pytest.mark.parametrize("key", ["model.embed_tokens", "lm_head.modules_to_save"])
