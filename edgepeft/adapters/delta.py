@@ -40,7 +40,7 @@ class _Effective:
     canonical: dict[str, str]  # name in PyTorch → name of the parameter that stands for it
 
 
-def _fit_heads(base: Any, checkpoint: Checkpoint) -> None:
+def fit_heads(base: Any, checkpoint: Checkpoint) -> None:
     """Give ``modules_to_save`` of ``base`` the sizes they have in the checkpoint, so that PEFT can load it."""
     import torch
 
@@ -386,7 +386,7 @@ def lower_with_peft(
     except ImportError as error:
         raise MissingExtraError(f"lowering {method} needs: pip install 'edgepeft[export]' ({error})") from error
     plain = copy.deepcopy(base).eval()
-    _fit_heads(plain, checkpoint)
+    fit_heads(plain, checkpoint)
     model = _load(copy.deepcopy(plain), checkpoint)
     effective = _effective(plain, model, checkpoint, weights)
     _verify(plain, model, effective, checkpoint)

@@ -34,7 +34,7 @@ class AdapterPlan:
     source: str
     peft_type: str
     method: str
-    mode: Literal["swap", "merge", "refuse"]
+    mode: Literal["swap", "merge", "bake", "refuse"]
     exactness: str
     reason: str
     sites: tuple[SitePlan, ...]
@@ -65,10 +65,11 @@ def _expected(checkpoint: Checkpoint, method: Method) -> AdapterPlan:
             whole.append(name)
         elif at > 1 or path[0] != "base_model":
             sites[".".join(path[:at])] = None
-    expected: dict[str, tuple[Literal["swap", "merge", "refuse"], str]] = {
+    expected: dict[str, tuple[Literal["swap", "merge", "bake", "refuse"], str]] = {
         "swap": ("swap", "exact"),
         "svd": ("swap", "by SVD, to be measured over the base"),
         "merge": ("merge", "exact"),
+        "bake": ("bake", "exact"),
         "refuse": ("refuse", "-"),
     }
     mode, exactness = expected[method.mode]
@@ -119,7 +120,7 @@ def describe_adapter(
     checkpoint = read_checkpoint(source)
     method = method_of(checkpoint)
     expected = _expected(checkpoint, method)
-    if weights is None or method.mode == "refuse":
+    if weights is None or method.mode in {"bake", "refuse"}:
         return expected
     try:
         adapter = read_adapter(source, name="adapter", weights=weights, module=module, max_rank=max_rank)

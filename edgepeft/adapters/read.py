@@ -31,6 +31,22 @@ def method_of(checkpoint: Checkpoint) -> Method:
     return method
 
 
+def opaque_adapter(source: str | Path, *, name: str) -> Adapter:
+    """What a checkpoint says of itself, without any edit: for baking, which lowers nothing."""
+    checkpoint = read_checkpoint(source)
+    record = checkpoint.record
+    return Adapter(
+        name=name,
+        method=method_of(checkpoint).title,
+        sites={},
+        labels=tuple(record["labels"]) if record.get("labels") else None,
+        base_identity=record.get("base_identity"),
+        base_name=checkpoint.config.get("base_model_name_or_path"),
+        source=checkpoint.source,
+        checkpoint_sha256=checkpoint.sha256,
+    )
+
+
 def _closed_form(
     method: Method, name: str, checkpoint: Checkpoint, weights: BaseWeights, max_rank: int | None, mode: Ship
 ) -> Adapter:
@@ -69,9 +85,10 @@ def read_adapter(
         raise InputError(f"max_rank must be at least 1, found {max_rank}")
     checkpoint = read_checkpoint(source)
     method = method_of(checkpoint)
-    if method.mode == "refuse":
+    if method.mode in {"bake", "refuse"}:
+        way = ". Export it with --mode bake: one graph for this adapter alone" if method.mode == "bake" else ""
         raise UnsupportedAdapterError(
-            f"{checkpoint.source}: {method.peft_type} ({method.title}) can be neither swapped nor merged: {method.reason}"
+            f"{checkpoint.source}: {method.peft_type} ({method.title}) can be neither swapped nor merged: {method.reason}{way}"
         )
     try:
         return _closed_form(method, name, checkpoint, weights, max_rank, mode)

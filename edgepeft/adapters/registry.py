@@ -16,8 +16,9 @@ from .lora import lower_lora
 from .methods import dense, direct, factors
 
 #: ``swap``: closed form in the five edits. ``svd``: a change of weights, swapped where its SVD is smaller than the weights
-#: and merged otherwise. ``merge``: a change of weights of full rank. ``refuse``: no change of weights.
-Mode = Literal["swap", "svd", "merge", "refuse"]
+#: and merged otherwise. ``merge``: a change of weights of full rank. ``bake``: no change of weights, but it can be traced.
+#: ``refuse``: neither.
+Mode = Literal["swap", "svd", "merge", "bake", "refuse"]
 
 
 class Lowering(Protocol):
@@ -69,8 +70,8 @@ class Method:
 
 _ORTHOGONAL = "it multiplies the weight by an orthogonal matrix: the change has full rank"
 _VIRTUAL = (
-    "it puts trained states before the sequence (a Prefix), which needs a key/value cache; the encoders that are exported "
-    "today have none"
+    "it puts trained states before the sequence (a Prefix): encoders have no key/value cache for them, and those of language "
+    "models are not started from one yet"
 )
 _DRAWN = "its places are drawn by torch's generator at load, so reading it needs PEFT and the base"
 _RANK_R = "rank r, by SVD"
@@ -83,7 +84,8 @@ _METHODS = (
     Method("IA3", "IA3", "swap", "OutGain and bias Override (keys, values), InGain (feed-forward)", lower=direct.lower_ia3),
     Method("BEFT", "BEFT", "swap", "Override of biases", lower=direct.lower_beft),
     Method(
-        "LILY", "Lily", "refuse", "", "a router mixes its factors for every token, so its sites are not linear in their input"
+        "LILY", "Lily", "bake", "traced as it is",
+        "a router mixes its factors for every token, so its sites are not linear in their input"
     ),
     Method(
         "LOHA", "LoHa", "swap", "LowRank at r²", "merged where r² factors outgrow the weights", lower=factors.lower_loha,
@@ -141,9 +143,9 @@ _METHODS = (
         lower_dense=dense.lower_supertuning,
     ),
     Method("DEFT", "DEFT", "svd", f"LowRank ({_RANK_R})", "its projection is applied to the base's weight by QR"),
-    Method("PROMPT_TUNING", "Prompt tuning", "refuse", "", _VIRTUAL),
+    Method("PROMPT_TUNING", "Prompt tuning", "bake", "traced as it is, over encoders", _VIRTUAL),
     Method("MULTITASK_PROMPT_TUNING", "Multitask prompt tuning", "refuse", "", _VIRTUAL),
-    Method("P_TUNING", "P-tuning", "refuse", "", _VIRTUAL),
+    Method("P_TUNING", "P-tuning", "bake", "traced as it is, over encoders", _VIRTUAL),
     Method("PREFIX_TUNING", "Prefix tuning", "refuse", "", _VIRTUAL),
     Method("CPT", "CPT", "refuse", "", _VIRTUAL),
     Method("CARTRIDGE", "Cartridge", "refuse", "", _VIRTUAL),

@@ -27,6 +27,13 @@ def _attempts(onnx: str | Path | None, task: str) -> list[tuple[str, Callable[[L
         from .traced_causal import trace_causal
 
         return [("mobius", build), ("traced", trace_causal)]
+    if task == "text2text-generation":
+        from . import seq2seq
+
+        return [
+            ("traced+fused", lambda loaded: seq2seq.build(loaded, fusions=True)),
+            ("traced", lambda loaded: seq2seq.build(loaded, fusions=False)),
+        ]
     return [
         ("traced+fused", lambda loaded: trace(loaded, fusions=True)),
         ("traced", lambda loaded: trace(loaded, fusions=False)),
@@ -98,8 +105,9 @@ def _base(loaded: Loaded, captured: Captured, route: str) -> Base:
         files=loaded.files,
         reference=loaded.model,
         tied=tied_linears(loaded.model),
-        head=output_head(loaded.model) if loaded.task == "text-generation" else None,
+        head=output_head(loaded.model) if loaded.task.endswith("-generation") else None,
         parity=captured.parity,
+        decoder=captured.decoder,
         spilled=captured.spilled,
         variant=captured.variant,
         matched=captured.matched,

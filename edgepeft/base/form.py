@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from ..graph.form import GraphPart
 from ..graph.locate import Location
 from ..graph.spill import Spilled
 
@@ -49,6 +50,8 @@ class Base:
     variant: str = "fp32"
     #: How many parameters of a given file were told by "content", by "rounded content" and by "name"; else empty.
     matched: Mapping[str, int] = field(default_factory=dict)
+    #: The second graph of an encoder-decoder, whose first is ``graph``.
+    decoder: GraphPart | None = None
     #: Where the graph's weights lie in a file and not in memory.
     spilled: Spilled | None = None
 

@@ -22,6 +22,7 @@ TASKS = (
     "feature-extraction",
     "fill-mask",
     "text-generation",
+    "text2text-generation",
     "image-classification",
     "audio-classification",
     "zero-shot-image-classification",
@@ -124,6 +125,7 @@ def infer_task(config: Any, peft_task: str | None) -> str:
         ("ForAudioClassification", "audio-classification"),
         ("CLIPModel", "zero-shot-image-classification"),
         ("SiglipModel", "zero-shot-image-classification"),
+        ("ForConditionalGeneration", "text2text-generation"),
         ("ForCausalLM", "text-generation"),
         ("LMHeadModel", "text-generation"),
         ("Model", "feature-extraction"),
@@ -207,7 +209,7 @@ def load_model(source: str | Path, *, task: str | None = None, peft_task: str | 
         except (OSError, ValueError, RuntimeError) as error:
             raise InputError(f"cannot load {source!r} for {task}: {str(error).strip().splitlines()[0]}") from error
     model = model.eval()
-    if task != "text-generation":
+    if task not in {"text-generation", "text2text-generation"}:
         model.config.use_cache = False  # these tasks read a sequence once
     fresh = tuple(sorted(info["missing_keys"]))
     if info.get("mismatched_keys"):

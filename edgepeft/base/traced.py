@@ -16,6 +16,7 @@ import onnx_ir as ir
 from ..adapters.delta import conv1d_weights
 from ..bundle.manifest import Dim
 from ..errors import CaptureError
+from ..graph.form import GraphPart
 from ..graph.locate import Location, locate
 from ..graph.spill import Spilled
 from .check import parity
@@ -124,6 +125,8 @@ class Captured:
     spilled: Spilled | None = None
     variant: str = "fp32"
     matched: Mapping[str, int] = field(default_factory=dict)
+    #: The second graph of an encoder-decoder.
+    decoder: GraphPart | None = None
 
 
 def trace(loaded: Loaded, *, fusions: bool) -> Captured:

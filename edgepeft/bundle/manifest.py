@@ -206,7 +206,7 @@ class SlotTable(_Model):
     @property
     def factored(self) -> tuple[FactoredSlot, ...]:
         """Every slot that takes two factors."""
-        return (*self.linear, *self.convolutions, *self.embeddings)
+        return (*self.linear, *self.singles)
 
     @property
     def singles(self) -> tuple[ConvSlot | EmbeddingSlot, ...]:
@@ -250,19 +250,21 @@ class Variant(_Model):
     #: Whether ``input_file`` unpacks 4-bit weights as constants, to be folded when a session is made (in ONNX Runtime with
     #: ``session.disable_quant_qdq``): for runtimes without kernels for them.
     input_unpacked: bool = False
+    #: An encoder-decoder's second graph; ``file`` is its encoder.
+    decoder_file: str | None = None
     slots: Literal["overridable", "input", "none"] = "overridable"
     recipe: str
     #: Share of the base's weight numbers that are stored in fewer bits than fp32, 0 … 1.
     quantized_share: float = Field(ge=0, le=1)
 
-    @field_validator("file", "input_file")
+    @field_validator("file", "input_file", "decoder_file")
     @classmethod
     def _relative(cls, path: str | None) -> str | None:
         return None if path is None else _check_relative(path)
 
     def files(self) -> tuple[str, ...]:
         """Every file of the variant: graphs and weights."""
-        return (self.file, *((self.input_file,) if self.input_file else ()), *self.data)
+        return (self.file, *(f for f in (self.input_file, self.decoder_file) if f), *self.data)
 
 
 class BaseEntry(_Model):
@@ -318,7 +320,7 @@ class Manifest(_Model):
 
     schema_version: Literal[1] = 1
     task: str
-    mode: Literal["swap", "merge"]
+    mode: Literal["swap", "merge", "bake"]
     base: BaseEntry
     inputs: tuple[GraphInput, ...]
     outputs: tuple[GraphInput, ...]
@@ -330,7 +332,7 @@ class Manifest(_Model):
     slot_defaults: str | None = None
     variants: dict[str, Variant]
     adapters: dict[str, AdapterEntry] = Field(default_factory=dict)
-    #: For ``mode = "merge"``: the adapter whose weights are folded into the base.
+    #: The one adapter that is folded into the base (``merge``) or traced in unmerged (``bake``).
     merged: str | None = None
     provenance: dict[str, Any] = Field(default_factory=dict)
     files: dict[str, FileEntry]

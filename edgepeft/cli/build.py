@@ -40,9 +40,10 @@ _UNTRAINED = "changes nothing (its B matrices are zero: was it trained?)"
 @option(
     "--mode",
     section="How",
-    type=click.Choice(["swap", "merge"]),
+    type=click.Choice(["swap", "merge", "bake"]),
     default="swap",
-    help="swap: adapters are files beside one base. merge: folded into its weights, OUT/NAME each where there are several.",
+    help="swap: adapters are files beside one base. merge: folded into its weights, OUT/NAME each where there are several. "
+    "bake: traced as PEFT runs it, one model an adapter, for methods that change no weights.",
 )
 @option(
     "--slots",
@@ -90,7 +91,7 @@ def export(
     model: str,
     adapters: tuple[str, ...],
     out: Path,
-    mode: Literal["swap", "merge"],
+    mode: Literal["swap", "merge", "bake"],
     slots: Literal["adapters", "all-linear"],
     task: str | None,
     target: str | None,

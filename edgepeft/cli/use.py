@@ -102,6 +102,8 @@ def _given(text: str | tuple[str, str]) -> dict[str, str]:
 def _short(result: dict[str, Any]) -> str:
     if "label" in result:
         return f"{result['label']} {result['score']:.3f}"
+    if "generated_text" in result:
+        return str(result["generated_text"])
     if "tokens" in result:
         return " ".join(f"{t['token']}/{t['label']}" for t in result["tokens"])
     if "fills" in result:

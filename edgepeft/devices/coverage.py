@@ -201,7 +201,7 @@ def coverage_report(
 
     opened = read_bundle(bundle)
     name, entry = opened.variant(variant)
-    if opened.manifest.mode == "merge" or entry.file.endswith(".ort"):
+    if opened.manifest.mode != "swap" or entry.file.endswith(".ort"):
         raise InputError(f"{opened.path}: coverage looks at the ONNX graph of a bundle with slots")
     if adapter is not None:
         opened.adapter(adapter)

@@ -146,7 +146,7 @@ class _Peft:
         from ..validate.reference import head_width, peft_model
 
         manifest = self._bundle.manifest
-        labels = manifest.labels if manifest.mode == "merge" else manifest.adapters[name].labels
+        labels = manifest.labels if manifest.mode != "swap" else manifest.adapters[name].labels
         source = self._sources[name]
         module = peft_model(self._base, source, task=manifest.task, num_labels=head_width(source, labels))
         encoder = TextEncoder(self._bundle)

@@ -45,6 +45,18 @@ class EditableBase(Protocol):
     def labels(self) -> tuple[str, ...] | None:
         """Labels of the base's head, where it classifies."""
 
+    @property
+    def decoder(self) -> GraphPart | None:
+        """The second graph of an encoder-decoder."""
+
+
+@dataclass(frozen=True)
+class GraphPart:
+    """A further graph of a base, and where in it each parameter lies."""
+
+    graph: ir.Model
+    locations: Mapping[str, tuple[Location, ...]]
+
 
 @dataclass(frozen=True)
 class SlottedBase:
@@ -53,6 +65,8 @@ class SlottedBase:
     graph: ir.Model
     table: SlotTable
     added_nodes: int
+    #: The second graph of an encoder-decoder; ``table`` holds its slots too.
+    decoder: ir.Model | None = None
 
 
 @dataclass(frozen=True)
@@ -61,3 +75,6 @@ class MergedBase:
 
     graph: ir.Model
     adapter: Adapter
+    decoder: ir.Model | None = None
+    #: Whether the adapter was traced unmerged instead of folded into weights.
+    baked: bool = False

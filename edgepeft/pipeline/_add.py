@@ -45,8 +45,14 @@ class BundleWeights:
                     f"{self._bundle.path} has no fp32 variant, from which this adapter's lowering needs weights."
                 )
             self._bundle.verify(self._bundle.variant_files("fp32"))
-            self._graph = ir.load(self._bundle.file(self._bundle.manifest.variants["fp32"].file))
-        array: np.ndarray = self._graph.graph.initializers[name].const_value.numpy()
+            variant = self._bundle.manifest.variants["fp32"]
+            self._graph = {
+                name: value
+                for file in (variant.file, variant.decoder_file)
+                if file is not None
+                for name, value in ir.load(self._bundle.file(file)).graph.initializers.items()
+            }
+        array: np.ndarray = self._graph[name].const_value.numpy()
         return array
 
     def __call__(self, parameter: str) -> np.ndarray | None:
@@ -184,7 +190,7 @@ def add(
         check_name(name)
     except ValueError as error:
         raise InputError(f"--adapter: {error}") from error
-    if manifest.mode == "merge":
+    if manifest.mode != "swap":
         raise InputError(f"{opened.path} is merged with {manifest.merged!r} and has no slots; export with --mode swap")
     _check_free(manifest, opened.path, name, replace)
     path = Path(source)

@@ -10,12 +10,13 @@ from typing import Literal
 from ..adapters import Adapter, read_adapter
 from ..adapters.belongs import check_belongs
 from ..adapters.checkpoint import read_checkpoint
+from ..adapters.read import opaque_adapter
 from ..base.capture import capture
 from ..base.form import Base
 from ..bundle import Bundle, check_name
 from ..errors import InputError
-from ..graph.fold import fold
-from ..graph.slots import add_slots
+from ..graph.form import MergedBase
+from ..graph.parts import add_slots_to_parts, fold_parts
 from ..validate.form import AdapterParity
 from ..validate.parity import check_parity
 from ..validate.rounded import check_given
@@ -47,7 +48,7 @@ def export(
     adapters: Mapping[str, str | Path],
     out: str | Path,
     *,
-    mode: Literal["swap", "merge"] = "swap",
+    mode: Literal["swap", "merge", "bake"] = "swap",
     task: str | None = None,
     slots: Literal["adapters", "all-linear"] = "adapters",
     onnx: str | Path | None = None,
@@ -59,10 +60,10 @@ def export(
     """Export a base and its adapters.
 
     ``swap`` writes one bundle with every adapter beside the base; ``merge`` folds one adapter into the base, and with
-    several writes ``out/<name>`` for each. Every adapter is run in ONNX Runtime and compared with PEFT before anything
-    takes its place at ``out``; raises :class:`ParityError` where one differs, and :class:`UnsupportedAdapterError` for
-    an adapter that can only be merged. ``max_rank`` caps the rank of methods that are factored by SVD,
-    ``max_length`` the context of a language model in tokens.
+    several writes ``out/<name>`` for each; ``bake`` does so with the model as PEFT runs it, unmerged. Every adapter is run
+    in ONNX Runtime and compared with PEFT before anything takes its place at ``out``; raises :class:`ParityError` where one
+    differs, and :class:`UnsupportedAdapterError` for an adapter that can only be merged or baked. ``max_rank`` caps the rank
+    of methods that are factored by SVD, ``max_length`` the context of a language model in tokens.
     """
     out = Path(out)
     for name in adapters:
@@ -70,11 +71,15 @@ def export(
             check_name(name)
         except ValueError as error:
             raise InputError(f"--adapter: {error}") from error
-    if mode == "merge" and not adapters:
-        raise InputError("--mode merge needs at least one --adapter NAME=PATH")
-    if not (mode == "merge" and len(adapters) > 1):
+    if mode != "swap" and not adapters:
+        raise InputError(f"--mode {mode} needs at least one --adapter NAME=PATH")
+    if mode == "swap" or len(adapters) == 1:
         check_target_folder(out)
     peft_task = _peft_task(adapters)
+    if mode == "bake":
+        if onnx is not None:
+            raise InputError("--mode bake traces PEFT's model; an ONNX file of the base (--onnx) has no place in that")
+        return _bake(str(model), adapters, out, task, None if task else peft_task, force, announce)
     announce(f"capturing {model}")
     base = capture(
         model, task=task, peft_task=None if task else peft_task, onnx=onnx, max_length=max_length, announce=announce
@@ -112,7 +117,7 @@ def _swap(
     announce: Announce,
     given: Path | None,
 ) -> Exported:
-    slotted = add_slots(base, read, reserve=reserve)
+    slotted = add_slots_to_parts(base, read, reserve=reserve)
     parity: list[AdapterParity] = []
 
     def check(bundle: Bundle) -> None:
@@ -145,7 +150,7 @@ def _merge(
     bundles: list[Bundle] = []
     parity: list[AdapterParity] = []
     for adapter in read:
-        merged = fold(base, adapter)
+        merged = fold_parts(base, adapter)
 
         def check(bundle: Bundle, adapter: Adapter = adapter) -> None:
             checked = {adapter.name: sources[adapter.name]}
@@ -155,6 +160,37 @@ def _merge(
         bundles.append(write_bundle(target, base, merged, recipe={"checkpoints": _hashes([adapter])}, check=check))
     _announce_parity(parity, announce)
     return Exported(bundles=tuple(bundles), parity=tuple(parity), capture_parity=base.parity)
+
+
+def _bake(
+    model: str,
+    sources: Mapping[str, str | Path],
+    out: Path,
+    task: str | None,
+    peft_task: str | None,
+    force: bool,
+    announce: Announce,
+) -> Exported:
+    from ..base.bake import bake
+
+    bundles: list[Bundle] = []
+    parity: list[AdapterParity] = []
+    captured = 0.0
+    for name, source in sources.items():
+        adapter = opaque_adapter(source, name=name)
+        announce(f"tracing {model} with {name} ({adapter.method})")
+        base = bake(model, source, task=task, peft_task=peft_task, announce=announce)
+        captured = max(captured, base.parity)
+        check_belongs(adapter, identity=base.identity, source=base.source, force=force, announce=announce)
+
+        def check(bundle: Bundle, name: str = name, source: str | Path = source) -> None:
+            parity.extend(check_parity(bundle, {name: source}, model))
+
+        content = MergedBase(graph=base.graph, adapter=adapter, baked=True)
+        target = out if len(sources) == 1 else out / name
+        bundles.append(write_bundle(target, base, content, recipe={"checkpoints": _hashes([adapter])}, check=check))
+    _announce_parity(parity, announce)
+    return Exported(bundles=tuple(bundles), parity=tuple(parity), capture_parity=captured)
 
 
 def _announce_parity(parity: list[AdapterParity], announce: Announce) -> None:

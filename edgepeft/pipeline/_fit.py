@@ -54,7 +54,7 @@ def export_for(
     Nothing is at ``out`` before it fits: a bundle over the target's size budget is refused there.
     """
     out = Path(out)
-    if not (options.get("mode") == "merge" and len(adapters) > 1):
+    if not (options.get("mode") in {"merge", "bake"} and len(adapters) > 1):
         check_target_folder(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:

@@ -50,7 +50,7 @@ def write_input_style(
     """
     opened = read_bundle(bundle)
     manifest = opened.manifest
-    if manifest.mode == "merge":
+    if manifest.mode != "swap":
         raise InputError(
             f"{opened.path} is merged with {manifest.merged!r}: it has no slots, any runtime opens it as it is"
         )
@@ -59,6 +59,10 @@ def write_input_style(
         opened.verify(opened.variant_files(name))
     with replacing(opened.path, keep=True) as folder:
         variants = dict(manifest.variants)
+        if any(variants[name].decoder_file is not None for name in names):
+            raise InputError(
+                f"{opened.path} is an encoder-decoder of two graphs, which the web runtime does not run yet"
+            )
         for name in names:
             announce(f"writing {name} with slots as plain inputs")
             variants[name] = _write(folder, variants[name], manifest)

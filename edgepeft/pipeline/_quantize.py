@@ -49,6 +49,8 @@ def quantize(
             f"{opened.path} has no fp32 variant to quantize, only {', '.join(manifest.variants)}: it was made from a file that is "
             "quantized already. Export the model itself, without --onnx, to choose a precision."
         )
+    if manifest.variants["fp32"].decoder_file is not None:
+        raise InputError(f"{opened.path} is an encoder-decoder of two graphs, which no recipe quantizes yet")
     opened.verify(opened.variant_files("fp32"))
     announce(f"quantizing to {variant}: {rule.summary}")
     with replacing(opened.path, keep=True) as folder:

@@ -28,7 +28,7 @@ def write_static(
         raise InputError(
             f"{target.name} has no graph.buckets: its shapes are dynamic, and the bundle is deployed as it is"
         )
-    if opened.manifest.mode == "merge" or "fp32" not in opened.manifest.variants:
+    if opened.manifest.mode != "swap" or "fp32" not in opened.manifest.variants:
         raise InputError(f"{opened.path}: static graphs are made of a bundle with slots and an fp32 variant")
     limit = opened.manifest.max_length
     for bucket in target.graph.buckets:

@@ -176,19 +176,23 @@ def write_bundle(
         if adapters:
             raise InputError("a merged base has no slots for further adapters")
         table, merged = SlotTable(), content.adapter
-        labels = merged_labels(base, merged)
+        baked = content.baked
+        labels = merged.labels or base.labels if baked else merged_labels(base, merged)
     else:
-        table, merged = content.table, None
+        table, merged, baked = content.table, None, False
         labels = base.labels
     graph = content.graph
     filled = [Filled(adapter, fill_slots(adapter, table, fresh=base.fresh)) for adapter in adapters]
     with replacing(target, keep=False) as folder:
         _model_files(folder, base, labels)
         (folder / "onnx").mkdir()
-        file = "model.onnx" if base.variant == "fp32" else f"model_{base.variant}.onnx"
-        ir.save(graph, folder / "onnx" / file, external_data=f"{file}_data")
+        whole = "model" if base.variant == "fp32" else f"model_{base.variant}"
+        names = [whole] if content.decoder is None else ["encoder_model", "decoder_with_past_model"]
+        for name, part in zip(names, (graph, content.decoder), strict=False):
+            assert part is not None
+            ir.save(part, folder / "onnx" / f"{name}.onnx", external_data=f"{name}.onnx_data")
         base.forget()
-        data = tuple(f"onnx/{p.name}" for p in (folder / "onnx").iterdir() if p.name == f"{file}_data")
+        data = tuple(sorted(f"onnx/{p.name}" for p in (folder / "onnx").iterdir() if p.suffix == ".onnx_data"))
         entries = {
             each.adapter.name: write_adapter(
                 folder,
@@ -200,7 +204,7 @@ def write_bundle(
         }
         manifest = Manifest(
             task=base.task,
-            mode="swap" if merged is None else "merge",
+            mode="swap" if merged is None else "bake" if baked else "merge",
             base=BaseEntry(
                 source=base.source,
                 architecture=base.architecture,
@@ -217,7 +221,8 @@ def write_bundle(
             slots=table,
             variants={
                 base.variant: Variant(
-                    file=f"onnx/{file}",
+                    file=f"onnx/{names[0]}.onnx",
+                    decoder_file=None if content.decoder is None else f"onnx/{names[1]}.onnx",
                     data=data,
                     slots="overridable" if merged is None else "none",
                     recipe="fp32" if base.variant == "fp32" else "as it was given",

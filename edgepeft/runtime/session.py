@@ -18,6 +18,7 @@ from .text import Prediction, TextEncoder, prediction
 if TYPE_CHECKING:
     from .generation import Conversation, GenerateOptions, Generation, Generator, Prompt, TextStream
     from .generation.chat import Message
+    from .seq2seq import Seq2Seq
 
 Inputs = Mapping[str, np.ndarray]
 
@@ -54,6 +55,8 @@ class Runtime:
             )
         except Exception as error:  # ONNX Runtime's exception types are not public
             raise BundleError(f"ONNX Runtime cannot open {bundle.file(entry.file)}: {error}") from error
+        self.threads = threads
+        self._slots = {value.name for value in self.session.get_overridable_initializers()}
         self._outputs = [output.name for output in self.session.get_outputs()]
         self._base = ActiveAdapter(name="", scale=1.0, labels=bundle.manifest.labels, options=ort.RunOptions())
         self._active = self._base
@@ -192,14 +195,34 @@ class Runtime:
         )
 
     def _run(self, inputs: Inputs, active: ActiveAdapter) -> dict[str, np.ndarray]:
-        if active.feeds:
+        parted = self.manifest.variants[self.variant].decoder_file is not None
+        if active.feeds or parted:
             import onnxruntime as ort
 
             values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in inputs.items()}
-            found = self.session.run_with_ort_values(self._outputs, {**values, **active.feeds}, active.options)
+            feeds = active.feeds
+            if parted:  # the other graph's slots are unknown to this one, which RunOptions would refuse
+                feeds = {name: value for name, value in self.slot_values(active).items() if name in self._slots}
+            options = None if parted else active.options
+            found = self.session.run_with_ort_values(self._outputs, {**values, **feeds}, options)
             return {name: value.numpy() for name, value in zip(self._outputs, found, strict=True)}
         found = self.session.run(self._outputs, dict(inputs), active.options)
         return dict(zip(self._outputs, found, strict=True))
+
+    @cached_property
+    def seq2seq(self) -> Seq2Seq:
+        """The decoder of an encoder-decoder; :class:`InputError` for a bundle without one."""
+        from .seq2seq import Seq2Seq
+
+        return Seq2Seq(self)
+
+    def run_arrays(self, inputs: Inputs, active: ActiveAdapter) -> dict[str, np.ndarray]:
+        """:meth:`forward` with an adapter that was taken by :meth:`snapshot`."""
+        return self._forward(inputs, active)
+
+    def generate_ids(self, inputs: Inputs, *, max_new_tokens: int = 64) -> list[list[int]]:
+        """What an encoder-decoder writes for each row of token arrays, greedily, with the adapter in use."""
+        return self.seq2seq.greedy(inputs, max_new_tokens, self._active)
 
     @cached_property
     def generator(self) -> Generator:

@@ -72,6 +72,10 @@ class TextEncoder:
         tokens: list[str] = self._tokenizer.encode(*inputs).tokens
         return tokens
 
+    def decode(self, numbers: Sequence[int]) -> str:
+        """The text of some tokens, special ones left out."""
+        return str(self._tokenizer.decode(list(numbers)))
+
     def token(self, number: int) -> str:
         """The token with an id."""
         return str(self._tokenizer.id_to_token(number))

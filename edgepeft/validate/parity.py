@@ -31,7 +31,7 @@ def peft_outputs(
     ``module`` is that model where it is loaded; ``rounded`` is what :func:`edgepeft.validate.rounded.comparable` gives.
     """
     manifest = bundle.manifest
-    labels = manifest.labels if manifest.mode == "merge" else manifest.adapters[name].labels
+    labels = manifest.labels if manifest.mode != "swap" else manifest.adapters[name].labels
     with peft_reference(
         base, source, task=manifest.task, num_labels=head_width(source, labels), module=module, rounded=rounded
     ) as reference:
@@ -40,7 +40,7 @@ def peft_outputs(
 
 def adapter_parity(runtime: Runtime, name: str, expected: Found, probe: Probe) -> AdapterParity:
     """Compare an adapter in a bundle with what PEFT computes, ``expected``."""
-    merged = runtime.manifest.mode == "merge"
+    merged = runtime.manifest.mode != "swap"
     without = None if merged else probe.run(runtime.use(None))
     found = probe.run(runtime if merged else runtime.use(name))
     if not merged:

@@ -12,6 +12,7 @@ import numpy as np
 from ..base.causal import CausalBatch, causal_batches, causal_difference, reference_causal, run_causal
 from ..base.check import output_difference, reference_outputs
 from ..base.ragged import bundle_batches
+from ..base.seq2seq import following_tokens, reference_logits, teacher_forced
 from ..bundle import Bundle
 from ..runtime import Runtime
 
@@ -102,16 +103,58 @@ class CausalProbe:
         )
 
 
+@dataclass(frozen=True)
+class Seq2SeqProbe:
+    """An input read once and tokens forced on the decoder, through its cache."""
+
+    batches: list[dict[str, np.ndarray]]
+    following: list[np.ndarray]
+
+    def brief(self) -> Seq2SeqProbe:
+        """The same with its first batch only."""
+        return replace(self, batches=self.batches[:1], following=self.following[:1])
+
+    def run(self, runtime: Runtime) -> Found:
+        """Logits after each forced token, with the adapter in use."""
+        active, decoder = runtime.snapshot(), runtime.seq2seq
+        return [
+            {
+                "logits": teacher_forced(
+                    lambda inputs: runtime.run_arrays(inputs, active),
+                    lambda inputs: decoder.step(inputs, active),
+                    batch,
+                    following,
+                    decoder.shapes,
+                )
+            }
+            for batch, following in zip(self.batches, self.following, strict=True)
+        ]
+
+    def reference(self, module: Any) -> Found:
+        """The same logits from PyTorch."""
+        pairs = zip(self.batches, self.following, strict=True)
+        return [{"logits": reference_logits(module, batch, following)} for batch, following in pairs]
+
+    def difference(self, mine: Found, reference: Found) -> float:
+        """max |logit difference|, relative where logits exceed 1."""
+        return max(output_difference(found, expected, None) for found, expected in zip(mine, reference, strict=True))
+
+
 def bundle_probe(bundle: Bundle) -> Probe:
     """The probe that fits a bundle."""
     manifest = bundle.manifest
+    if manifest.task == "text2text-generation":
+        settings = json.loads(bundle.file("config.json").read_text(encoding="utf-8"))
+        batches = bundle_batches(bundle)
+        start = int(settings["decoder_start_token_id"])
+        return Seq2SeqProbe(batches, [following_tokens(b, int(settings["vocab_size"]), start) for b in batches])
     if manifest.task != "text-generation":
         return BatchProbe(bundle_batches(bundle), [value.name for value in manifest.outputs])
     config = json.loads(bundle.file("config.json").read_text(encoding="utf-8"))
-    batches = causal_batches(
+    prompts = causal_batches(
         vocab=int(config["vocab_size"]),
         pad_id=int(config.get("pad_token_id") or 0),
         max_length=manifest.max_length,
         window=config.get("sliding_window"),
     )
-    return CausalProbe(batches, {value.name: value.shape for value in manifest.inputs})
+    return CausalProbe(prompts, {value.name: value.shape for value in manifest.inputs})

@@ -86,7 +86,7 @@ def validate(
     for name, examples in data.items():
         module = None
         if name in sources:
-            labels = manifest.labels if manifest.mode == "merge" else manifest.adapters[name].labels
+            labels = manifest.labels if manifest.mode != "swap" else manifest.adapters[name].labels
             module = peft_model(base, sources[name], task=manifest.task, num_labels=head_width(sources[name], labels))
         for variant in names:
             progress(f"accuracy of {name}, {variant}")

@@ -286,7 +286,7 @@ def fake_checkpoint(out: Path, peft_type: str, **options: Any) -> Path:
     return out
 
 
-@pytest.mark.parametrize("peft_type", [m.peft_type for m in METHODS.values() if m.mode == "refuse"])
+@pytest.mark.parametrize("peft_type", [m.peft_type for m in METHODS.values() if m.mode in {"bake", "refuse"}])
 def test_refused_by_name_and_reason(peft_type: str, base: Base, tmp_path: Path) -> None:
     checkpoint = fake_checkpoint(tmp_path / "a", peft_type)
     with pytest.raises(UnsupportedAdapterError) as caught:
@@ -299,7 +299,9 @@ def test_the_registry_names_every_method_of_peft_and_the_cases_every_method() ->
     from peft.utils.peft_types import PeftType
 
     assert set(METHODS) == {kind.value for kind in PeftType}
-    assert {case.peft_type for case in CASES} == {name for name, m in METHODS.items() if m.mode != "refuse"}
+    assert {case.peft_type for case in CASES} == {
+        name for name, m in METHODS.items() if m.mode not in {"bake", "refuse"}
+    }
     assert all(method.reason for method in METHODS.values() if method.mode != "swap")
 
 
@@ -522,7 +524,7 @@ def test_describe_adapter(folder: Path, base: Base, tmp_path: Path) -> None:
         "loha": "swap",
         "oft": "merge",
         "fourier": "swap",
-        "lily": "refuse",
+        "lily": "bake",
     }
     assert {n: p.mode for n, p in blind.items()} == {n: p.mode for n, p in plans.items()}
     queries = [f"bert.encoder.layer.{layer}.attention.self.{site}" for layer in (0, 1) for site in ATTENTION]

@@ -96,7 +96,7 @@ def change(value: dict[str, Any], path: str, new: Any) -> dict[str, Any]:
         ("base/surprise", 1, "base.surprise"),
         ("slots/surprise", 1, "slots.surprise"),
         ("base/identity", "xyz", "base.identity"),
-        ("mode", "bake", "mode"),
+        ("mode", "both", "mode"),
         ("variants", {}, "at least one variant"),
         ("variants/fp32/quantized_share", 1.5, "quantized_share"),
         ("variants/fp32/file", "onnx/other.onnx", "other.onnx is not listed"),
@@ -236,6 +236,15 @@ def test_schema_keys_are_pinned() -> None:
         ],
         "EmbeddingSlot": ["a", "b", "name", "per_row", "rank", "rows", "weight", "width"],
         "SlotTable": ["convolutions", "embeddings", "linear", "overrides"],
-        "Variant": ["data", "file", "input_file", "input_unpacked", "quantized_share", "recipe", "slots"],
+        "Variant": [
+            "data",
+            "decoder_file",
+            "file",
+            "input_file",
+            "input_unpacked",
+            "quantized_share",
+            "recipe",
+            "slots",
+        ],
     }
     assert all(model.get("additionalProperties") is False for model in models.values())
