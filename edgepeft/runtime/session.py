@@ -13,6 +13,7 @@ import numpy as np
 from ..bundle import Bundle, Manifest, read_bundle
 from ..errors import BundleError, InputError, UnknownAdapterError
 from .active import ActiveAdapter, check_tensors, load_adapter, read_tensors, scaled_adapter
+from .packed import as_values, packed
 from .text import Prediction, TextEncoder, prediction
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ class Runtime:
         if self.manifest.merged is not None:
             raise InputError(f"{self.bundle.path} is merged with {self.manifest.merged!r}; it has no adapters to blend")
         summed = blend(self.bundle, weights, scale=scale, head=head)
-        feeds = _values(summed.tensors)
+        feeds = as_values(summed.tensors)
         active = ActiveAdapter(
             name=describe(weights),
             scale=scale,
@@ -189,7 +190,7 @@ class Runtime:
 
         from .mixed import mixed_tensors
 
-        feeds = _values(mixed_tensors(self.bundle, adapters))
+        feeds = as_values(mixed_tensors(self.bundle, adapters))
         return ActiveAdapter(
             name="", scale=1.0, labels=None, options=ort.RunOptions(), feeds=feeds, identity=("mixed", *adapters)
         )
@@ -242,7 +243,8 @@ class Runtime:
         with self._lock:
             if active.name not in self._tensors:
                 entry = self.bundle.adapter(active.name)
-                self._tensors[active.name] = _values(read_tensors(self.bundle, active.name, entry))
+                tensors = read_tensors(self.bundle, active.name, entry)
+                self._tensors[active.name] = as_values(packed(tensors, self.manifest.slots.tensors()))
             return self._tensors[active.name]
 
     @overload
@@ -317,13 +319,6 @@ class Runtime:
         from .results import results
 
         return results(self, texts)
-
-
-def _values(arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """OrtValues over the arrays' own memory."""
-    import onnxruntime as ort
-
-    return {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in arrays.items()}
 
 
 def _check_arrays(inputs: Inputs, manifest: Manifest) -> None:
