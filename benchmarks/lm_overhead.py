@@ -5,8 +5,11 @@
     python benchmarks/lm_overhead.py --model smollm2 --genai    # with onnxruntime-genai's own LoRA route beside it
 
 Bundles are made once below ``--work`` (4-bit weights, slots at all linear sites, random LoRA of rank 8 and 16). Variants take
-turns token by token in one process, at 128 tokens of context, through the decoder that ``Runtime.generate`` uses; the ratio is
-the median over tokens of each variant's time divided by the slot-free base's in the same turn.
+turns token by token in one process, at 128 tokens of context, through the decoder that ``Runtime.generate`` uses. Where a
+session's weights lie in memory moves its speed by several percent, so everything is measured over ``--sets`` of fresh
+sessions, opened in changing order; a set's ratio is the median over tokens of a variant's time divided by the slot-free base's
+in the same turn, and the median over sets is printed with the range. Idle thread pools spin for a while after a run; with more
+than one thread each step waits until the others have stopped.
 """
 
 from __future__ import annotations
@@ -16,9 +19,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any, Protocol
 
 import click
@@ -168,7 +173,9 @@ def _peer_adapter(built: Path, checkpoint: Path) -> Path:
     return path
 
 
-def measure(engines: dict[str, Engine], vocab: int, rounds: int) -> dict[str, tuple[list[float], list[float]]]:
+def measure(
+    engines: dict[str, Engine], vocab: int, rounds: int, pause: float
+) -> dict[str, tuple[list[float], list[float]]]:
     """Prefill and decode times of each engine in seconds, taken in turns."""
     rng = np.random.default_rng(0)
     times: dict[str, tuple[list[float], list[float]]] = {name: ([], []) for name in engines}
@@ -182,6 +189,7 @@ def measure(engines: dict[str, Engine], vocab: int, rounds: int) -> dict[str, tu
                 times[name][0].append(perf_counter() - start)
         for place in range(24):
             for name in order if place % 2 else order[::-1]:
+                sleep(pause)
                 start = perf_counter()
                 engines[name].step(7)
                 if number:
@@ -198,33 +206,50 @@ def ratio(mine: list[float], base: list[float]) -> float:
 @click.option("--model", type=click.Choice(["smollm2", "qwen2-0.5b"]), default="smollm2")
 @click.option("--work", type=click.Path(path_type=Path), default=assets.cache_dir() / "lm-overhead")
 @click.option("--threads", type=int, multiple=True, default=(1, 2))
-@click.option("--rounds", type=int, default=6)
+@click.option("--rounds", type=int, default=2, help="Prompts in a set, 24 tokens after each.")
+@click.option("--sets", type=int, default=5, help="Times everything is opened afresh.")
 @click.option("--genai", is_flag=True, help="Measure onnxruntime-genai's own LoRA route beside it.")
-def main(model: str, work: Path, threads: tuple[int, ...], rounds: int, genai: bool) -> None:
+def main(model: str, work: Path, threads: tuple[int, ...], rounds: int, sets: int, genai: bool) -> None:
     folder = work / model
     path = source(model, work)
     plain, slotted = bundles(path, folder)
     vocab = int(json.loads((path / "config.json").read_text())["vocab_size"])
     for count in threads:
-        engines: dict[str, Any] = {"slot-free base": Ours(plain, "q4", None, count)}
-        engines["slots, empty"] = Ours(slotted, "q4", None, count)
-        for rank in RANKS:
-            engines[f"slots, rank {rank}"] = Ours(slotted, "q4", f"r{rank}", count)
+        makers: dict[str, Callable[[], Any]] = {
+            "slot-free base": partial(Ours, plain, "q4", None, count),
+            "slots, empty": partial(Ours, slotted, "q4", None, count),
+            **{f"slots, rank {rank}": partial(Ours, slotted, "q4", f"r{rank}", count) for rank in RANKS},
+        }
         if genai:
             peer, peer_lora, adapter = genai_route(path, folder)
-            engines["genai base"] = Genai(peer, None, count)
-            engines["genai LoRA rank 8"] = Genai(peer_lora, adapter, count)
-        times = measure(engines, vocab, rounds)
-        base = times["slot-free base"]
-        print(f"{model}, q4, {count} thread(s), context {CONTEXT}, {rounds} rounds of 24 tokens")
-        for name, (prefill, decode) in times.items():
+            makers["genai base"] = partial(Genai, peer, None, count)
+            makers["genai LoRA rank 8"] = partial(Genai, peer_lora, adapter, count)
+        found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in makers}
+        peers: list[float] = []
+        for number in range(sets):
+            names = list(makers)
+            names = names[number % len(names) :] + names[: number % len(names)]
+            engines = {name: makers[name]() for name in names}
+            times = measure(engines, vocab, rounds, 0.0 if count == 1 else 0.004)
+            base = times["slot-free base"]
+            for name, (prefill, decode) in times.items():
+                found[name].append((median(decode) * 1e3, ratio(decode, base[1]), ratio(prefill, base[0])))
+            if genai:
+                peers.append(ratio(times["genai LoRA rank 8"][1], times["genai base"][1]))
+            del engines
+        print(
+            f"{model}, q4, {count} thread(s), context {CONTEXT}, {sets} sets of fresh sessions, {rounds} x 24 tokens each"
+        )
+        for name, rows in found.items():
+            decode_ms, ratios, prefills = zip(*rows, strict=True)
             print(
-                f"  {name:18s} decode {median(decode) * 1e3:7.2f} ms  {ratio(decode, base[1]):.3f}x"
-                f"   prefill {median(prefill) * 1e3:7.1f} ms  {ratio(prefill, base[0]):.3f}x"
+                f"  {name:18s} decode {median(decode_ms):6.2f} ms  {median(ratios):.3f}x ({min(ratios):.3f} to {max(ratios):.3f})"
+                f"   prefill {median(prefills):.3f}x"
             )
         if genai:
-            peers = times["genai base"][1], times["genai LoRA rank 8"][1]
-            print(f"  genai LoRA rank 8 over genai base: decode {ratio(peers[1], peers[0]):.3f}x")
+            print(
+                f"  genai LoRA rank 8 over genai base: decode {median(peers):.3f}x ({min(peers):.3f} to {max(peers):.3f})"
+            )
 
 
 if __name__ == "__main__":
