@@ -26,8 +26,11 @@ def parameters_of(model: Any) -> dict[str, np.ndarray]:
     return {name: p.detach().float().numpy() for name, p in model.named_parameters()}
 
 
-def mark(model: Any, fresh: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """Give every parameter whose numbers another one shares numbers of its own; return the originals of those."""
+def mark(model: Any, fresh: tuple[str, ...], leave: Collection[str] = ()) -> dict[str, np.ndarray]:
+    """Give every parameter whose numbers another one shares numbers of its own; return the originals of those.
+
+    Those in ``leave`` keep theirs.
+    """
     import torch
 
     arrays = parameters_of(model)
@@ -39,7 +42,7 @@ def mark(model: Any, fresh: tuple[str, ...]) -> dict[str, np.ndarray]:
     # A bias of zeros or a norm of ones may be optimized away, and then nothing could replace it.
     marked |= {name for name, array in arrays.items() if array.size < _SMALL and array.min() == array.max()}
     # A single number (CLIP's temperature) is never found again by its content.
-    originals = {name: arrays[name].copy() for name in sorted(marked) if arrays[name].size > 1}
+    originals = {name: arrays[name].copy() for name in sorted(marked - set(leave)) if arrays[name].size > 1}
     rng = np.random.default_rng(20_26)
     parameters = dict(model.named_parameters())
     with torch.no_grad():
@@ -47,6 +50,11 @@ def mark(model: Any, fresh: tuple[str, ...]) -> dict[str, np.ndarray]:
             noise = rng.standard_normal(array.shape).astype(np.float32) * 0.05
             parameters[name].copy_(torch.from_numpy(array + noise))
     return originals
+
+
+def left_marked(originals: Mapping[str, np.ndarray], located: Mapping[str, tuple[Location, ...]]) -> list[str]:
+    """Marked parameters that were not found in the graph again: if it uses them, the markers are still in it."""
+    return [name for name in originals if not located.get(name)]
 
 
 def unmark(model: Any, originals: Mapping[str, np.ndarray]) -> None:

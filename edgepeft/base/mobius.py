@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ from ..graph.locate import locate
 from ..graph.spill import spill
 from .check import graph_causal_parity
 from .load import Loaded, quiet
-from .marks import adopt, mark, parameters_of, unmark, unmark_graph
+from .marks import adopt, left_marked, mark, parameters_of, unmark, unmark_graph
 from .mend import mend
 from .tied import untie
 from .traced import Captured, as_linear
@@ -92,13 +92,16 @@ def _graph(loaded: Loaded) -> ir.Model:
     return graph
 
 
-def build(loaded: Loaded) -> Captured:
-    """Build ``loaded``'s graph with mobius; raises :class:`CaptureError` where mobius cannot."""
+def build(loaded: Loaded, *, leave: Collection[str] = ()) -> Captured:
+    """Build ``loaded``'s graph with mobius; raises :class:`CaptureError` where mobius cannot.
+
+    Parameters in ``leave`` are not marked: mobius lays some out so anew that they are not found again.
+    """
     try:
         import mobius  # noqa: F401 - asked for here, so that the message names the extra
     except ImportError as error:
         raise MissingExtraError(f"capturing with mobius needs: pip install 'edgepeft[export]' ({error})") from error
-    originals = mark(loaded.model, loaded.fresh)
+    originals = mark(loaded.model, loaded.fresh, leave)
     try:
         try:
             with _quiet_mobius():
@@ -123,6 +126,9 @@ def build(loaded: Loaded) -> Captured:
         difference = graph_causal_parity(graph, loaded, spilled)
     finally:
         unmark(loaded.model, originals)
+    lost = left_marked(originals, located)
+    if lost:  # the graph may hold their markers for good
+        return build(loaded, leave={*leave, *lost})
     turned = as_linear(loaded.model, originals)
     unmark_graph(graph, located, turned, loaded.model)
     spilled.forget()

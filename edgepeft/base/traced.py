@@ -21,7 +21,7 @@ from ..graph.locate import Location, locate
 from ..graph.spill import Spilled
 from .check import parity
 from .load import Loaded, quiet, sample_batches
-from .marks import mark, parameters_of, unmark, unmark_graph
+from .marks import left_marked, mark, parameters_of, unmark, unmark_graph
 from .tied import untie
 
 #: 20 is the lowest opset with Gelu and the highest below RotaryEmbedding/Attention (23), which ONNX Runtime rejects.
@@ -173,6 +173,8 @@ def trace(loaded: Loaded, *, fusions: bool) -> Captured:
     finally:
         unmark(loaded.model, originals)
     unmark_graph(graph, located, as_linear(loaded.model, originals), loaded.model)
+    if left_marked(originals, located):
+        difference = max(difference, parity(graph, loaded))
     own = {name: array.copy() for name, array in parameters_of(loaded.model).items()}
     locations, weights = untie(loaded.model, graph, located, as_linear(loaded.model, own))
     hidden = sorted(name for name, places in locations.items() if weights[name].ndim == 2 and _is_hidden(graph, places))

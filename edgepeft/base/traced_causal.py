@@ -20,7 +20,7 @@ from ..errors import CaptureError
 from ..graph.locate import locate
 from .check import graph_causal_parity
 from .load import Loaded
-from .marks import mark, parameters_of, unmark, unmark_graph
+from .marks import left_marked, mark, parameters_of, unmark, unmark_graph
 from .mend import logits_from
 from .tied import untie
 from .traced import OPSET, Captured, as_linear, declare_shapes, silenced_exporter
@@ -61,6 +61,8 @@ def trace_causal(loaded: Loaded) -> Captured:
     finally:
         unmark(loaded.model, originals)
     unmark_graph(graph, located, as_linear(loaded.model, originals), loaded.model)
+    if left_marked(originals, located):
+        difference = max(difference, graph_causal_parity(graph, loaded))
     own = {name: array.copy() for name, array in parameters_of(loaded.model).items()}
     locations, weights = untie(loaded.model, graph, located, as_linear(loaded.model, own))
     return Captured(graph=graph, locations=locations, weights=weights, parity=difference)

@@ -91,7 +91,19 @@ class _Index:
                     self.rows[_digest(row)].append((name, offset))
                 self.settle()
 
+    def pieces(self, parameter: np.ndarray) -> Iterable[Location]:
+        """A vector inside a longer one: the bias of a packed projection."""
+        size = parameter.shape[0]
+        for name, array in self.arrays.items():
+            if array.ndim == 1 and array.shape[0] > size:
+                for offset in np.flatnonzero(array[: array.shape[0] - size + 1] == parameter[0]):
+                    if np.array_equal(array[offset : offset + size], parameter):
+                        yield Location(name, transposed=False, offset=int(offset), size=size, packed=True)
+
     def blocks(self, parameter: np.ndarray) -> Iterable[Location]:
+        if parameter.ndim == 1:
+            # One number repeated says nothing, and would be found in every padding.
+            yield from self.pieces(parameter) if parameter.min() != parameter.max() else ()
         if parameter.ndim != 2:
             return
         if self.columns is None or self.rows is None:
@@ -120,7 +132,7 @@ def locate(
     # A single number (CLIP's temperature) says nothing by its content.
     found = {name: tuple(index.exact(array)) if array.size > 1 else () for name, array in parameters.items()}
     for name, locations in found.items():
-        if not locations and parameters[name].ndim == 2:
+        if not locations and parameters[name].ndim <= 2 and parameters[name].size > 1:
             found[name] = tuple(index.blocks(parameters[name]))
     return found
 

@@ -87,6 +87,30 @@ def test_every_architecture_is_captured_right(name: str, base_of: Callable[[str]
     assert shapes["past_key_values.0.key"][0::2] == ["batch_size", "past_sequence_length"]
 
 
+@pytest.mark.parametrize("name", ["qwen2", "gpt-neox", "phi3", "starcoder2", "mixtral"])
+def test_markers_do_not_stay(name: str, tmp_path: Path) -> None:
+    """Zero biases and unit norms, as a fresh model has them, are marked while it is built; none may stay in the graph."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    folder = build_causal(tmp_path / "m", name)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.fill_(0.0 if parameter.mean().abs() < 0.5 else 1.0)
+    model.save_pretrained(folder)
+    base = capture(folder, task="text-generation")
+    batch = causal_batches(vocab=99, pad_id=0)[1]
+    shapes = {
+        v.name or "": [d if isinstance(d, int) else str(d.value) for d in v.shape or ()]
+        for v in base.graph.graph.inputs
+    }
+    with open_graph(base.graph) as step:
+        found = run_causal(step, shapes, batch)
+    assert causal_difference(found, reference_causal(model.eval(), batch), batch.mask) <= TOLERANCE
+
+
 @pytest.mark.parametrize(
     ("name", "mend"),
     [("gemma3", "_layers"), ("gemma3", "_embedding_scale"), ("gemma2", "_layers"), ("opt", "_epsilons")],
