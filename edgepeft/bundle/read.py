@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,7 +106,7 @@ def read_bundle(path: str | Path) -> Bundle:
 def check_adapters(bundle: Bundle) -> None:
     """Refuse adapters whose contract is not with this base: identity, slots, tensor names and shapes."""
     manifest = bundle.manifest
-    shapes = manifest.slots.tensors()
+    shapes = {**manifest.slots.tensors(), **manifest.prefix_tensors()}
     for name, entry in manifest.adapters.items():
         for what, found, expected in (
             ("base identity", entry.base_identity, manifest.base.identity),
@@ -127,3 +127,17 @@ def check_adapters(bundle: Bundle) -> None:
                 raise AdapterMismatchError(
                     f"{bundle.path}: adapter {name!r}, {tensor} has shape {shape}, the slot takes {expected_shape}"
                 )
+        check_prefix_tensors(f"{bundle.path}: adapter {name!r}", entry.tensors, entry.prefix_length, manifest)
+
+
+def check_prefix_tensors(what: str, tensors: Mapping[str, tuple[int, ...]], length: int, manifest: Manifest) -> None:
+    """Refuse states before the sequence that leave out a layer or are not ``length`` long: layers would disagree."""
+    expected = manifest.prefix_tensors()
+    found = {name: shape[2] for name, shape in tensors.items() if name in expected}
+    wanted = dict.fromkeys(expected, length) if length else {}
+    if found != wanted:
+        odd = sorted(set(found.items()) ^ set(wanted.items()))[0][0]
+        raise AdapterMismatchError(
+            f"{what} says that it puts {length} states before the sequence, at {odd} it has {found.get(odd, 'none')}. "
+            "Add it again from its checkpoint."
+        )

@@ -175,7 +175,7 @@ def _graphs(bundle: Bundle, variant: str, adapter: str | None, shape: Shape, fol
 
     slotted = ir.load(bundle.file(bundle.manifest.variants[variant].file))
     table = bundle.manifest.slots
-    tensors = {name: read_tensors(bundle, name, entry) for name, entry in bundle.manifest.adapters.items()}
+    tensors = {name: read_tensors(bundle, name, entry) for name, entry in bundle.manifest.slot_adapters.items()}
     chosen = tensors.get(adapter or "", next(iter(tensors.values()), dict[str, np.ndarray]()))
     size = {"batch": shape.batch, "sequence": shape.sequence}
     made = {
