@@ -7,7 +7,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import AdapterMismatchError, BundleError, CorruptBundleError, ManifestError, UnknownAdapterError
+from ..errors import (
+    AdapterMismatchError,
+    BundleError,
+    CorruptBundleError,
+    InputError,
+    ManifestError,
+    UnknownAdapterError,
+)
 from .manifest import MANIFEST_NAME, AdapterEntry, FileEntry, Manifest, Variant, parse_manifest, shape_fits
 from .transaction import recover
 
@@ -76,6 +83,16 @@ class Bundle:
         except KeyError:
             known = ", ".join(self.manifest.adapters) or "none"
             raise UnknownAdapterError(f"{self.path} has no adapter {name!r}; it has: {known}") from None
+
+    def slot_adapter(self, name: str) -> AdapterEntry:
+        """An adapter whose tensors a graph can hold; :class:`InputError` for one that stands before the sequence."""
+        entry = self.adapter(name)
+        if entry.prefix_length:
+            raise InputError(
+                f"adapter {name!r} puts {entry.prefix_length} states before the sequence: it fills no slots, so it cannot be part "
+                "of a graph. Feed its tensors as the first past_key_values."
+            )
+        return entry
 
     def size(self, files: Iterable[str] | None = None) -> int:
         """Bytes of the given files, or of the whole bundle."""

@@ -204,7 +204,7 @@ def coverage_report(
     if opened.manifest.mode != "swap" or entry.file.endswith(".ort"):
         raise InputError(f"{opened.path}: coverage looks at the ONNX graph of a bundle with slots")
     if adapter is not None:
-        opened.adapter(adapter)
+        opened.slot_adapter(adapter)
     opened.verify((*opened.variant_files(name), *(a.onnx_adapter for a in opened.manifest.adapters.values())))
     found: list[Coverage] = []
     with TemporaryDirectory(prefix="edgepeft-coverage-") as scratch:

@@ -34,11 +34,8 @@ def write_static(
     for bucket in target.graph.buckets:
         if limit is not None and parse_shape(bucket).sequence > limit:
             raise InputError(f"bucket {bucket} of {target.name}: {opened.path} takes at most {limit} tokens")
-    if adapter is not None and (length := opened.adapter(adapter).prefix_length):
-        raise InputError(
-            f"adapter {adapter!r} puts {length} states before the sequence: it fills no slots, so it cannot be part of a graph. "
-            "Feed its tensors as the first past_key_values."
-        )
+    if adapter is not None:
+        opened.slot_adapter(adapter)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists and is not empty; choose another --out")
     files = (*opened.variant_files("fp32"), *(a.onnx_adapter for a in opened.manifest.adapters.values()))

@@ -24,10 +24,11 @@ from edgepeft.adapters.read import read_adapter
 from edgepeft.bundle import read_bundle
 from edgepeft.cli import main
 from edgepeft.errors import AdapterError, AdapterMismatchError, InputError, NeedsPeftError, UnsupportedAdapterError
-from edgepeft.pipeline import add, export, remove
+from edgepeft.pipeline import add, export, quantize, remove, write_static
 from edgepeft.runtime import Runtime
 from edgepeft.runtime.generation import Options
 from edgepeft.runtime.generation import decoder as decoders
+from edgepeft.targets import load_target
 
 #: PEFT's type, its options, and how many states it puts before the sequence.
 METHODS: dict[str, tuple[str, dict[str, Any], int]] = {
@@ -235,11 +236,30 @@ def test_refused_in_scales_blends_and_mixed_batches(model: Runtime) -> None:
 
 
 def test_not_a_part_of_a_static_graph(folder: Path, tmp_path: Path) -> None:
-    from edgepeft.pipeline import write_static
-    from edgepeft.targets import load_target
-
+    target = load_target("ios-coreml")
+    target = target.model_copy(update={"graph": target.graph.model_copy(update={"buckets": ("1x8",)})})
     with pytest.raises(InputError, match=r"'prefix' puts 5 states before the sequence: it fills no slots"):
-        write_static(folder / "bundle", load_target("qnn-htp"), tmp_path / "out", adapter="prefix")
+        write_static(folder / "bundle", target, tmp_path / "out", adapter="prefix")
+
+
+def test_over_quantized_bases_and_through_the_command_line(folder: Path, tmp_path: Path) -> None:
+    """4 bits round the base, not the states: what differs from fp32 is of the size of what differs without an adapter."""
+    copy = tmp_path / "bundle"
+    shutil.copytree(folder / "bundle", copy)
+    quantize(copy, "q4")
+    own, plain = runtime.open(copy, variant="q4", threads=1), runtime.open(copy, threads=1)
+    found = own.use("prefix").generate(PROMPTS, **RAW)
+    assert tokens(found) != tokens(own.use(None).generate(PROMPTS, **RAW))
+    inputs = _arrays(plain, [[1, 1, 1, 1], [1, 1, 0, 0]])
+    rounding = np.abs(own.forward(inputs)["logits"] - plain.forward(inputs)["logits"]).max()
+    mine, theirs = (each.use("prefix").forward(inputs)["logits"] for each in (own, plain))
+    mask = inputs["attention_mask"][:, :, None]
+    assert 0 < np.abs((mine - theirs) * mask).max() < 3 * rounding
+    said = CliRunner().invoke(
+        main, ["run", str(copy), "--variant", "fp32", "--adapter", "prefix", "--raw", "--prompt", PROMPTS[0], "--json"]
+    )
+    assert said.exit_code == 0, said.output
+    assert json.loads(said.stdout)[0]["tokens"][:20] == list(plain.generate(PROMPTS[0], **RAW).tokens)
 
 
 def test_added_later(folder: Path, tmp_path: Path, expected: dict[str, Any]) -> None:
