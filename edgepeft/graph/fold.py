@@ -47,8 +47,8 @@ def fold(base: EditableBase, adapter: Adapter) -> MergedBase:
     """
     if adapter.prefix is not None:
         raise UnsupportedAdapterError(
-            f"adapter {adapter.name!r} ({adapter.method}) puts states before the sequence, which no change of weights expresses: it "
-            "cannot be merged"
+            f"adapter {adapter.name!r} ({adapter.method}) puts states before the sequence, which no change of weights "
+            "expresses: it cannot be merged"
         )
     graph, locations, weights, fresh = base.graph, base.locations, base.weights, base.fresh
     unfilled = [name for name in fresh if name not in adapter.overrides]
