@@ -84,7 +84,9 @@ class Case:
 
 
 def _case(peft_type: str, ships: str = "swap", **options: Any) -> Case:
-    settings = {key: options.pop(key) for key in ("exact", "torch_free", "label", "scale", "needs", "moved") if key in options}
+    settings = {
+        key: options.pop(key) for key in ("exact", "torch_free", "label", "scale", "needs", "moved") if key in options
+    }
     if peft_type not in {"TRAINABLE_TOKENS"}:
         options.setdefault("target_modules", ATTENTION)
         options.setdefault("modules_to_save", ["classifier"])
