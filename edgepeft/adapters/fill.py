@@ -138,15 +138,13 @@ def check_swappable(adapter: Adapter) -> None:
 def fill_slots(adapter: Adapter, table: SlotTable, *, fresh: Collection[str] = ()) -> FilledSlots:
     """The tensors with which ``adapter`` fills the slots of ``table``; slots it does not touch are left to their defaults.
 
+    States before the sequence are no slots: :func:`edgepeft.adapters.prefix.fill_prefix` gives their tensors.
+
     ``fresh`` parameters, which the base's checkpoint does not hold, must be among the adapter's overrides: otherwise its
     result would depend on numbers nobody saved. Raises :class:`AdapterMismatchError` for a site or parameter without a
     slot, for sizes that differ, and for a label count that clashes with the adapter's labels.
     """
     check_swappable(adapter)
-    if adapter.prefix is not None:
-        raise UnsupportedAdapterError(
-            f"adapter {adapter.name!r} ({adapter.method}) puts states before the sequence; encoders have no cache"
-        )
     served = {site for slot in table.factored for site in slot.sites}
     homeless = [site for site in adapter.sites if site not in served]
     homeless += [name for name in adapter.overrides if table.override(name) is None]

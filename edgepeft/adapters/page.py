@@ -24,7 +24,10 @@ def methods_page() -> str:
         "- *swap*: beside the base, exchanged at run time. *Exact* means a closed form, right up to float32 rounding.",
         "- *by SVD*: the smallest rank whose relative residual is at most 1e-4, or `max_rank` with the residual reported.",
         "  Where two factors would hold more numbers than the weights they change, the adapter is merged instead.",
-        "- *merge*: folded into the weights by `export --mode merge`; every method that can be swapped can be merged too.",
+        "- *merge*: folded into the weights by `export --mode merge`; every method that can be swapped can be merged too, but",
+        "  for those whose edit is a Prefix.",
+        "- *over language models*: a Prefix is key/value states that stand before the sequence of a causal language model, see",
+        "  [generation.md](generation.md#states-before-the-sequence). Reading virtual tokens takes one run of the base.",
         "- *bake*: traced by `export --mode bake` as PEFT runs it, unmerged: one model for each adapter, for models that read",
         "  tokens once (classification, features, fill-mask).",
         "- *without torch*: `edgepeft add` needs only the checkpoint and the bundle. The others are run in PEFT over the base",
@@ -33,6 +36,7 @@ def methods_page() -> str:
         "Every row that ships is built, given random trained numbers and compared with PEFT on a BERT classifier in",
         "`tests/model/test_methods.py` and on a Llama, through its cache, in `tests/model/test_methods_llama.py` (BEFT is refused",
         "there: Llama's linear layers have no bias to replace); that the others are refused by name and reason is tested too.",
+        "What stands before the sequence is compared over Llama, GPT-2 and OPT in `tests/model/test_prefix.py`.",
         "Other layers (Conv1D, convolutions, embeddings) and models (ViT, Whisper, CLIP, GPT-2, a network of convolutions) are in",
         "`tests/model/test_model_kinds.py`, encoder-decoders (T5, BART) in `tests/model/test_seq2seq.py`.",
         "",
@@ -40,9 +44,10 @@ def methods_page() -> str:
         "|---|---|---|---|---|---|",
     ]
     order = list(ships)
-    for m in sorted(METHODS.values(), key=lambda m: (order.index(m.mode), m.peft_type)):
+    for m in sorted(METHODS.values(), key=lambda m: (0.5 if m.virtual else order.index(m.mode), m.peft_type)):
         torchless = "yes" if m.without_torch else "-"
-        cells = (m.peft_type, m.title, ships[m.mode], m.edits or "-", torchless, m.reason or "-")
+        how = f"swap, exact, over language models; else {ships[m.mode]}" if m.virtual else ships[m.mode]
+        cells = (m.peft_type, m.title, how, m.edits or "-", torchless, m.reason or "-")
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

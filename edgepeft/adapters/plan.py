@@ -72,14 +72,15 @@ def _expected(checkpoint: Checkpoint, method: Method) -> AdapterPlan:
         "bake": ("bake", "exact"),
         "refuse": ("refuse", "-"),
     }
-    mode, exactness = expected[method.mode]
+    before = method.before_sequence(checkpoint)
+    mode, exactness = expected["swap" if before else method.mode]
     return AdapterPlan(
         source=checkpoint.source,
         peft_type=method.peft_type,
         method=method.title,
         mode=mode,
         exactness=exactness,
-        reason=method.reason,
+        reason="" if before else method.reason,
         sites=tuple(SitePlan(site, method.edits) for site in sites),
         overrides=tuple(name for name in whole if not name.startswith("base_model.")),
         bytes=0 if mode != "swap" else sum(4 * tensor.size for tensor in checkpoint.tensors.values()),
@@ -120,7 +121,7 @@ def describe_adapter(
     checkpoint = read_checkpoint(source)
     method = method_of(checkpoint)
     expected = _expected(checkpoint, method)
-    if weights is None or method.mode in {"bake", "refuse"}:
+    if weights is None or (method.mode in {"bake", "refuse"} and not method.before_sequence(checkpoint)):
         return expected
     try:
         adapter = read_adapter(source, name="adapter", weights=weights, module=module, max_rank=max_rank)

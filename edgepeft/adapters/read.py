@@ -13,6 +13,7 @@ from ..errors import InputError, NeedsPeftError, UnsupportedAdapterError
 from .checkpoint import Checkpoint, read_checkpoint
 from .consume import BaseWeights
 from .form import Adapter
+from .methods.virtual import lower_states, lower_tokens
 from .registry import METHODS, Method
 
 Ship = Literal["swap", "merge"]
@@ -85,6 +86,15 @@ def read_adapter(
         raise InputError(f"max_rank must be at least 1, found {max_rank}")
     checkpoint = read_checkpoint(source)
     method = method_of(checkpoint)
+    if method.before_sequence(checkpoint):
+        if mode == "merge":
+            raise UnsupportedAdapterError(
+                f"{checkpoint.source}: {method.peft_type} ({method.title}) puts states before the sequence, which no change of "
+                "weights expresses: it cannot be merged. Export it with --mode swap."
+            )
+        if method.virtual == "states":
+            return lower_states(name, method.title, checkpoint)
+        return lower_tokens(name, method.title, checkpoint, module)
     if method.mode in {"bake", "refuse"}:
         way = ". Export it with --mode bake: one graph for this adapter alone" if method.mode == "bake" else ""
         raise UnsupportedAdapterError(

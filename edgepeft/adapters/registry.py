@@ -56,6 +56,9 @@ class Method:
     lower_dense: DenseLowering | None = None
     #: How the names of its tensors begin in a checkpoint, where that is not the type's own name.
     prefix: str = ""
+    #: What it puts before the sequence of a causal language model, where it is swapped as a ``Prefix``: key/value states, or
+    #: virtual tokens that become states in the base. ``mode`` is then how it ships elsewhere.
+    virtual: Literal["", "states", "tokens"] = ""
 
     @property
     def tensor_prefix(self) -> str:
@@ -65,13 +68,17 @@ class Method:
     @property
     def without_torch(self) -> bool:
         """Whether it is lowered from the checkpoint's tensors alone."""
-        return self.lower is not None or self.lower_dense is not None
+        return self.lower is not None or self.lower_dense is not None or self.virtual == "states"
+
+    def before_sequence(self, checkpoint: Checkpoint) -> bool:
+        """Whether ``checkpoint`` puts states before the sequence of a causal language model."""
+        return bool(self.virtual) and checkpoint.config.get("task_type") == "CAUSAL_LM"
 
 
 _ORTHOGONAL = "it multiplies the weight by an orthogonal matrix: the change has full rank"
 _VIRTUAL = (
-    "it puts trained states before the sequence (a Prefix): encoders have no key/value cache for them, and those of language "
-    "models are not started from one yet"
+    "it puts trained states before the sequence (a Prefix), for which encoders have no key/value cache; encoder-decoders are "
+    "not started from one"
 )
 _DRAWN = "its places are drawn by torch's generator at load, so reading it needs PEFT and the base"
 _RANK_R = "rank r, by SVD"
@@ -143,12 +150,15 @@ _METHODS = (
         lower_dense=dense.lower_supertuning,
     ),
     Method("DEFT", "DEFT", "svd", f"LowRank ({_RANK_R})", "its projection is applied to the base's weight by QR"),
-    Method("PROMPT_TUNING", "Prompt tuning", "bake", "traced as it is, over encoders", _VIRTUAL),
-    Method("MULTITASK_PROMPT_TUNING", "Multitask prompt tuning", "refuse", "", _VIRTUAL),
-    Method("P_TUNING", "P-tuning", "bake", "traced as it is, over encoders", _VIRTUAL),
-    Method("PREFIX_TUNING", "Prefix tuning", "refuse", "", _VIRTUAL),
-    Method("CPT", "CPT", "refuse", "", _VIRTUAL),
-    Method("CARTRIDGE", "Cartridge", "refuse", "", _VIRTUAL),
+    Method("PROMPT_TUNING", "Prompt tuning", "bake", "Prefix; over encoders traced as it is", _VIRTUAL, virtual="tokens"),
+    Method(
+        "MULTITASK_PROMPT_TUNING", "Multitask prompt tuning", "refuse", "",
+        "its prompt is chosen by a task id given with every request, which the graph has no input for"
+    ),
+    Method("P_TUNING", "P-tuning", "bake", "Prefix; over encoders traced as it is", _VIRTUAL, virtual="tokens"),
+    Method("PREFIX_TUNING", "Prefix tuning", "refuse", "Prefix", _VIRTUAL, virtual="states"),
+    Method("CPT", "CPT", "refuse", "Prefix", _VIRTUAL, virtual="tokens"),
+    Method("CARTRIDGE", "Cartridge", "refuse", "Prefix", _VIRTUAL, virtual="states"),
     Method(
         "ADAPTION_PROMPT", "LLaMA-Adapter", "refuse", "",
         "gated prompts inside attention change the layer itself; PEFT offers it for Llama and GPT-2 only",

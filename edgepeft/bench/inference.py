@@ -33,7 +33,12 @@ def inference(runtime: Runtime, case: Case, seed: int) -> Callable[[], object]:
         inputs = make_inputs(runtime, case.shape, seed)
         return lambda: runtime.forward(inputs)
     prompts = _token_ids(runtime, case.shape, seed).tolist()
-    limit = runtime.manifest.max_length
+    before = runtime.snapshot().prefix_length
+    limit = None if runtime.manifest.max_length is None else runtime.manifest.max_length - before
+    if limit is not None and case.sequence > limit:
+        raise InputError(
+            f"case {case.label}: the bundle takes at most {limit} tokens after the adapter's {before} states"
+        )
     room = DECODED if limit is None else min(DECODED, limit - case.sequence)
     generator = runtime.generator
     # Held by the calls below: the tensors of the adapter that is in use now.

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
@@ -23,6 +23,8 @@ MANIFEST_NAME = "edgepeft.json"
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 Dim = int | str
+
+_CACHE = re.compile(r"past_key_values\.(\d+\.(?:key|value))")
 
 
 def shape_fits(found: tuple[int, ...], expected: tuple[Dim, ...]) -> bool:
@@ -291,6 +293,15 @@ class GraphInput(_Model):
     optional: bool = False
 
 
+def prefix_tensors(inputs: Iterable[GraphInput]) -> dict[str, tuple[Dim, ...]]:
+    """What an adapter that stands before the sequence holds, with shapes: one tensor for each cache input of the base."""
+    return {
+        f"prefix.{match[1]}": (1, value.shape[1], "prefix_length", value.shape[3])
+        for value in inputs
+        if (match := _CACHE.fullmatch(value.name)) is not None and len(value.shape) == 4
+    }
+
+
 class AdapterEntry(_Model):
     """One adapter and its contract with the base."""
 
@@ -308,6 +319,8 @@ class AdapterEntry(_Model):
     scalable: bool = True
     #: False where one of its slots cannot differ by row of a batch.
     per_row: bool = True
+    #: How many places of the key/value cache its ``prefix.N.key/value`` tensors take before the sequence; 0 without any.
+    prefix_length: int = Field(default=0, ge=0)
     #: For an adapter that was factored by SVD: the largest relative residual of a site. ``None``: a closed form, exact.
     residual: float | None = None
     bytes: int = Field(ge=0)
@@ -356,6 +369,15 @@ class Manifest(_Model):
         if not self.variants:
             raise ValueError("a bundle holds at least one variant")
         return self
+
+    def prefix_tensors(self) -> dict[str, tuple[Dim, ...]]:
+        """:func:`prefix_tensors` of this base."""
+        return prefix_tensors(self.inputs)
+
+    @property
+    def slot_adapters(self) -> dict[str, AdapterEntry]:
+        """The adapters that fill slots alone: what runs where no cache is started from states."""
+        return {name: entry for name, entry in self.adapters.items() if not entry.prefix_length}
 
     def deployed(self, variant: str) -> tuple[str, ...]:
         """What one device gets that runs ``variant``: every file but those of other variants only."""

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import AdapterMismatchError, BundleError, CorruptBundleError, ManifestError, UnknownAdapterError
+from ..errors import (
+    AdapterMismatchError,
+    BundleError,
+    CorruptBundleError,
+    InputError,
+    ManifestError,
+    UnknownAdapterError,
+)
 from .manifest import MANIFEST_NAME, AdapterEntry, FileEntry, Manifest, Variant, parse_manifest, shape_fits
 from .transaction import recover
 
@@ -77,6 +84,16 @@ class Bundle:
             known = ", ".join(self.manifest.adapters) or "none"
             raise UnknownAdapterError(f"{self.path} has no adapter {name!r}; it has: {known}") from None
 
+    def slot_adapter(self, name: str) -> AdapterEntry:
+        """An adapter whose tensors a graph can hold; :class:`InputError` for one that stands before the sequence."""
+        entry = self.adapter(name)
+        if entry.prefix_length:
+            raise InputError(
+                f"adapter {name!r} puts {entry.prefix_length} states before the sequence: it fills no slots, so it cannot be part "
+                "of a graph. Feed its tensors as the first past_key_values."
+            )
+        return entry
+
     def size(self, files: Iterable[str] | None = None) -> int:
         """Bytes of the given files, or of the whole bundle."""
         return sum(self.manifest.files[name].bytes for name in (self.manifest.files if files is None else files))
@@ -106,7 +123,7 @@ def read_bundle(path: str | Path) -> Bundle:
 def check_adapters(bundle: Bundle) -> None:
     """Refuse adapters whose contract is not with this base: identity, slots, tensor names and shapes."""
     manifest = bundle.manifest
-    shapes = manifest.slots.tensors()
+    shapes = {**manifest.slots.tensors(), **manifest.prefix_tensors()}
     for name, entry in manifest.adapters.items():
         for what, found, expected in (
             ("base identity", entry.base_identity, manifest.base.identity),
@@ -127,3 +144,17 @@ def check_adapters(bundle: Bundle) -> None:
                 raise AdapterMismatchError(
                     f"{bundle.path}: adapter {name!r}, {tensor} has shape {shape}, the slot takes {expected_shape}"
                 )
+        check_prefix_tensors(f"{bundle.path}: adapter {name!r}", entry.tensors, entry.prefix_length, manifest)
+
+
+def check_prefix_tensors(what: str, tensors: Mapping[str, tuple[int, ...]], length: int, manifest: Manifest) -> None:
+    """Refuse states before the sequence that leave out a layer or are not ``length`` long: layers would disagree."""
+    expected = manifest.prefix_tensors()
+    found = {name: shape[2] for name, shape in tensors.items() if name in expected}
+    wanted = dict.fromkeys(expected, length) if length else {}
+    if found != wanted:
+        odd = sorted(set(found.items()) ^ set(wanted.items()))[0][0]
+        raise AdapterMismatchError(
+            f"{what} says that it puts {length} states before the sequence, at {odd} it has {found.get(odd, 'none')}. "
+            "Add it again from its checkpoint."
+        )

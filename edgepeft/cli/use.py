@@ -197,7 +197,8 @@ def _bundle(path: Path, as_json: bool) -> None:
             ],
         )
         for name, entry in manifest.adapters.items():
-            click.echo(f"{name} from {entry.source}")
+            before = f", {entry.prefix_length} states before the sequence" if entry.prefix_length else ""
+            click.echo(f"{name} from {entry.source}{before}")
 
 
 def _facts(facts: dict[str, str]) -> None:

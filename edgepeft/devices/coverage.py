@@ -175,7 +175,7 @@ def _graphs(bundle: Bundle, variant: str, adapter: str | None, shape: Shape, fol
 
     slotted = ir.load(bundle.file(bundle.manifest.variants[variant].file))
     table = bundle.manifest.slots
-    tensors = {name: read_tensors(bundle, name, entry) for name, entry in bundle.manifest.adapters.items()}
+    tensors = {name: read_tensors(bundle, name, entry) for name, entry in bundle.manifest.slot_adapters.items()}
     chosen = tensors.get(adapter or "", next(iter(tensors.values()), dict[str, np.ndarray]()))
     size = {"batch": shape.batch, "sequence": shape.sequence}
     made = {
@@ -204,7 +204,7 @@ def coverage_report(
     if opened.manifest.mode != "swap" or entry.file.endswith(".ort"):
         raise InputError(f"{opened.path}: coverage looks at the ONNX graph of a bundle with slots")
     if adapter is not None:
-        opened.adapter(adapter)
+        opened.slot_adapter(adapter)
     opened.verify((*opened.variant_files(name), *(a.onnx_adapter for a in opened.manifest.adapters.values())))
     found: list[Coverage] = []
     with TemporaryDirectory(prefix="edgepeft-coverage-") as scratch:

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..adapters.form import Adapter, Array, SiteEdit
-from ..errors import AdapterMismatchError, SiteError
+from ..errors import AdapterMismatchError, SiteError, UnsupportedAdapterError
 from .form import EditableBase, MergedBase
 from .locate import Location, float_initializers, shared
 from .separate import separate
@@ -42,8 +42,14 @@ def fold(base: EditableBase, adapter: Adapter) -> MergedBase:
     """A copy of the base's graph whose weights are merged with ``adapter``; no slots, no extra nodes.
 
     Raises :class:`SiteError` where a parameter is not in the graph or stands in for several, and
-    :class:`AdapterMismatchError` where sizes differ or the adapter lacks a fresh parameter.
+    :class:`AdapterMismatchError` where sizes differ or the adapter lacks a fresh parameter, and
+    :class:`UnsupportedAdapterError` for states before the sequence.
     """
+    if adapter.prefix is not None:
+        raise UnsupportedAdapterError(
+            f"adapter {adapter.name!r} ({adapter.method}) puts states before the sequence, which no change of weights "
+            "expresses: it cannot be merged"
+        )
     graph, locations, weights, fresh = base.graph, base.locations, base.weights, base.fresh
     unfilled = [name for name in fresh if name not in adapter.overrides]
     if unfilled:

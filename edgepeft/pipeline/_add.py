@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +13,13 @@ import numpy as np
 from .. import runtime as runtimes
 from ..adapters.belongs import check_belongs
 from ..adapters.files import AdapterFile, read_adapter_onnx, read_onnx_adapter, version_number
-from ..adapters.fill import check_shape, fill_slots
+from ..adapters.fill import check_shape
 from ..adapters.read import read_adapter
 from ..bundle import AdapterEntry, Bundle, Manifest, check_name, read_bundle, replacing
+from ..bundle.read import check_prefix_tensors
 from ..errors import AdapterError, AdapterMismatchError, InputError, MissingExtraError, NeedsPeftError
 from ..validate.probe import bundle_probe, same_outputs
-from ._write import Filled, adapter_metadata, write_adapter, write_manifest
+from ._write import adapter_metadata, fill, write_adapter, write_manifest
 
 Announce = Callable[[str], None]
 
@@ -123,11 +125,13 @@ def _from_file(bundle: Bundle, name: str, path: Path) -> tuple[dict[str, Any], d
                     else "It belongs to another base."
                 )
             )
-    shapes = manifest.slots.tensors()
+    shapes = {**manifest.slots.tensors(), **manifest.prefix_tensors()}
     for tensor, array in found.tensors.items():
         if tensor not in shapes:
             raise AdapterMismatchError(f"adapter {name!r} fills {tensor}, which is not a slot of this base")
         check_shape(array.shape, shapes[tensor], f"adapter {name!r}, {tensor}")
+    found_shapes = {tensor: tuple(array.shape) for tensor, array in found.tensors.items()}
+    check_prefix_tensors(f"adapter {name!r} ({path})", found_shapes, found.metadata.get("prefix_length", 0), manifest)
     return dict(found.tensors), dict(found.metadata)
 
 
@@ -153,9 +157,10 @@ def _from_checkpoint(
     check_belongs(adapter, identity=manifest.base.identity, source=manifest.base.source, force=force, announce=announce)
     for note in adapter.notes:
         announce(f"adapter {name}: {note}")
-    filled = Filled(adapter, fill_slots(adapter, manifest.slots, fresh=manifest.base.fresh))
+    config = json.loads(bundle.file("config.json").read_text(encoding="utf-8")) if adapter.prefix is not None else {}
+    filled = fill(adapter, manifest.slots, manifest.base.fresh, manifest.prefix_tensors(), config, manifest.max_length)
     metadata = adapter_metadata(filled, base_identity=manifest.base.identity, slots_hash=manifest.slots.hash)
-    return filled.slots.tensors, metadata
+    return filled.tensors, metadata
 
 
 def _changes_output(bundle: Bundle, name: str) -> bool:

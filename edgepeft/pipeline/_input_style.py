@@ -108,7 +108,7 @@ def _unpack(bundle: Bundle, variant: str, announce: Announce) -> bool:
         ir.save(graph, path)
         probe = bundle_probe(bundle)
         before, after = _Fed(bundle, variant, reference), _Fed(bundle, variant, path, unpack=True)
-        for adapter in (None, *bundle.manifest.adapters):
+        for adapter in (None, *bundle.manifest.slot_adapters):
             expected = probe.run(cast(Runtime, before.use(adapter)))
             difference = probe.difference(probe.run(cast(Runtime, after.use(adapter))), expected)
             if not difference <= _TOLERANCE:
@@ -213,7 +213,7 @@ class _Fed:
 def _compare(bundle: Bundle, variant: str) -> None:
     manifest, probe = bundle.manifest, bundle_probe(bundle)
     runtime, fed = open_bundle(bundle.path, variant=variant), _Fed(bundle, variant)
-    for adapter in (None, *manifest.adapters):
+    for adapter in (None, *manifest.slot_adapters):
         mine = probe.run(cast(Runtime, fed.use(adapter)))
         if not same_outputs(mine, probe.run(runtime.use(adapter))):
             entry = manifest.variants[variant]

@@ -35,14 +35,14 @@ def write_static(
         if limit is not None and parse_shape(bucket).sequence > limit:
             raise InputError(f"bucket {bucket} of {target.name}: {opened.path} takes at most {limit} tokens")
     if adapter is not None:
-        opened.adapter(adapter)
+        opened.slot_adapter(adapter)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists and is not empty; choose another --out")
     files = (*opened.variant_files("fp32"), *(a.onnx_adapter for a in opened.manifest.adapters.values()))
     opened.verify(files)
     graph = ir.load(opened.file(opened.manifest.variants["fp32"].file))
     table = opened.manifest.slots
-    tensors = {name: read_tensors(opened, name, entry) for name, entry in opened.manifest.adapters.items()}
+    tensors = {name: read_tensors(opened, name, entry) for name, entry in opened.manifest.slot_adapters.items()}
     shapes = slot_shapes(tensors.values())
     out.mkdir(parents=True, exist_ok=True)
     written = []

@@ -6,7 +6,7 @@ import importlib.metadata
 import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ import onnx_ir as ir
 
 from ..adapters.files import write_adapter_onnx, write_onnx_adapter
 from ..adapters.fill import FilledSlots, fill_slots
-from ..adapters.form import Adapter
+from ..adapters.form import Adapter, Array
+from ..adapters.prefix import fill_prefix
 from ..base.form import Base
 from ..bundle import (
     MANIFEST_NAME,
@@ -31,6 +32,7 @@ from ..bundle import (
     read_bundle,
     replacing,
 )
+from ..bundle.manifest import Dim, prefix_tensors
 from ..errors import InputError
 from ..graph.form import MergedBase, SlottedBase
 from ..quantize import count_quantized
@@ -46,6 +48,22 @@ class Filled:
 
     adapter: Adapter
     slots: FilledSlots
+    #: Its states before the sequence, by tensor name.
+    prefix: Mapping[str, Array] = field(default_factory=dict)
+
+    @property
+    def tensors(self) -> dict[str, Array]:
+        """What the adapter's files hold."""
+        return {**self.slots.tensors, **self.prefix}
+
+
+def fill(
+    adapter: Adapter, table: SlotTable, fresh: Sequence[str], prefix: Mapping[str, tuple[Dim, ...]],
+    config: Mapping[str, Any], max_length: int | None,
+) -> Filled:  # fmt: skip
+    """``adapter`` over a base: its slots, and its states before the sequence where ``prefix`` says what the base takes."""
+    slots = fill_slots(adapter, table, fresh=fresh)
+    return Filled(adapter, slots, fill_prefix(adapter, prefix, config, max_length))
 
 
 def adapter_metadata(filled: Filled, *, base_identity: str, slots_hash: str) -> dict[str, Any]:
@@ -62,7 +80,8 @@ def adapter_metadata(filled: Filled, *, base_identity: str, slots_hash: str) -> 
         "ranks": filled.slots.ranks,
         "labels": labels,
         "scalable": adapter.scalable,
-        "per_row": filled.slots.per_row,
+        "per_row": filled.slots.per_row and not filled.prefix,
+        "prefix_length": adapter.prefix.states.shape[3] if adapter.prefix is not None else 0,
         "residual": None if adapter.exactness.exact else adapter.exactness.residual,
     }
 
@@ -182,7 +201,9 @@ def write_bundle(
         table, merged, baked = content.table, None, False
         labels = base.labels
     graph = content.graph
-    filled = [Filled(adapter, fill_slots(adapter, table, fresh=base.fresh)) for adapter in adapters]
+    inputs = _io(graph.graph.inputs, table)
+    before = prefix_tensors(inputs)
+    filled = [fill(adapter, table, base.fresh, before, base.config, base.max_length) for adapter in adapters]
     with replacing(target, keep=False) as folder:
         _model_files(folder, base, labels)
         (folder / "onnx").mkdir()
@@ -197,7 +218,7 @@ def write_bundle(
             each.adapter.name: write_adapter(
                 folder,
                 each.adapter.name,
-                each.slots.tensors,
+                each.tensors,
                 adapter_metadata(each, base_identity=base.identity, slots_hash=table.hash),
             )
             for each in filled
@@ -214,7 +235,7 @@ def write_bundle(
                 parameters=base.parameters,
                 fresh=base.fresh,
             ),
-            inputs=_io(graph.graph.inputs, table),
+            inputs=inputs,
             outputs=_io(graph.graph.outputs, table),
             labels=labels,
             max_length=base.max_length,

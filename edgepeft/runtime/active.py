@@ -28,6 +28,13 @@ class ActiveAdapter:
     feeds: Mapping[str, Any] = field(default_factory=dict)
     #: What else equals this adapter: keys and values computed with an adapter of the same identity may be reused.
     identity: tuple[Any, ...] = ()
+    #: Keys and values that stand before every sequence, ``[1, heads, length, head_dim]`` by cache input.
+    prefix: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def prefix_length(self) -> int:
+        """How many places of the context stand before the first token."""
+        return next((int(array.shape[2]) for array in self.prefix.values()), 0)
 
 
 def load_adapter(bundle: Bundle, name: str) -> ActiveAdapter:
@@ -38,6 +45,8 @@ def load_adapter(bundle: Bundle, name: str) -> ActiveAdapter:
     path = bundle.file(entry.onnx_adapter)
     if not path.is_file() or path.stat().st_size != bundle.manifest.files[entry.onnx_adapter].bytes:
         raise CorruptBundleError(f"{path} is missing or was changed since the bundle was opened; copy the bundle again")
+    if entry.prefix_length:
+        return _before_sequence(bundle, name, entry)
     handle = ort.LoraAdapter()
     handle.Load(str(path))
     options = ort.RunOptions()
@@ -45,6 +54,38 @@ def load_adapter(bundle: Bundle, name: str) -> ActiveAdapter:
     return ActiveAdapter(
         name=name, scale=1.0, labels=entry.labels, options=options, handle=handle, identity=(name, 1.0)
     )
+
+
+def _before_sequence(bundle: Bundle, name: str, entry: AdapterEntry) -> ActiveAdapter:
+    """An adapter that a sequence begins with: not through ``RunOptions``, since its tensors are no inputs of the graph."""
+    import onnxruntime as ort
+
+    tensors = read_tensors(bundle, name, entry)
+    types = {value.name: value.dtype for value in bundle.manifest.inputs}
+    pasts = {tensor: f"past_key_values.{tensor.removeprefix('prefix.')}" for tensor in bundle.manifest.prefix_tensors()}
+    return ActiveAdapter(
+        name=name,
+        scale=1.0,
+        labels=entry.labels,
+        options=ort.RunOptions(),
+        feeds={n: ort.OrtValue.ortvalue_from_numpy(array) for n, array in tensors.items() if n not in pasts},
+        identity=(name, 1.0),
+        prefix={past: tensors[tensor].astype(types[past]) for tensor, past in pasts.items()},
+    )
+
+
+def check_linear(name: str, entry: AdapterEntry, what: str) -> None:
+    """Raise :class:`InputError` for an adapter that cannot be ``what`` (scaled, blended), with the reason."""
+    if entry.prefix_length:
+        raise InputError(
+            f"adapter {name!r} ({entry.method}) cannot be {what}: it puts {entry.prefix_length} states before the sequence, and "
+            "what attention makes of them is not linear in a weight. Use it alone, as it is."
+        )
+    if not entry.scalable:
+        raise InputError(
+            f"adapter {name!r} ({entry.method}) cannot be {what}: it multiplies outputs or inputs by gains, and gains are not "
+            "linear in a weight. Use it alone, as it is (scale=1), or train it without them (plain LoRA for DoRA)."
+        )
 
 
 def scaled_adapter(bundle: Bundle, name: str, scale: float) -> ActiveAdapter:
@@ -55,10 +96,7 @@ def scaled_adapter(bundle: Bundle, name: str, scale: float) -> ActiveAdapter:
     import onnxruntime as ort
 
     entry = bundle.adapter(name)
-    if not entry.scalable:
-        raise InputError(
-            f"adapter {name!r} ({entry.method}) cannot be scaled: its gains are not linear in a scale. Use scale=1."
-        )
+    check_linear(name, entry, "scaled")
     if not np.isfinite(scale):
         raise InputError(f"scale must be a finite number, found {scale}")
     factors = {slot.b for slot in bundle.manifest.slots.factored}

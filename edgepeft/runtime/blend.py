@@ -10,7 +10,7 @@ import numpy as np
 
 from ..bundle import AdapterEntry, Bundle, OverrideSlot
 from ..errors import InputError
-from .active import read_tensors
+from .active import check_linear, read_tensors
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,7 @@ def _check(bundle: Bundle, weights: Mapping[str, float], scale: float, head: str
     for name, weight in weights.items():
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
             raise InputError(f"the weight of adapter {name!r} must be a finite number, found {weight!r}")
-        if not entries[name].scalable:
-            raise InputError(
-                f"adapter {name!r} ({entries[name].method}) cannot be blended: it multiplies outputs or inputs by gains, "
-                "and gains are not linear in a weight. Use it alone, or train it without them (plain LoRA for DoRA)."
-            )
+        check_linear(name, entries[name], "blended")
     if head is not None and head not in weights:
         raise InputError(f"head {head!r} is not among the adapters of the blend: {', '.join(weights)}")
     return entries

@@ -13,6 +13,12 @@ from .active import read_tensors
 
 def _check(bundle: Bundle, rows: Sequence[str | None]) -> dict[str, AdapterEntry]:
     entries = {name: bundle.adapter(name) for name in dict.fromkeys(rows) if name is not None}
+    before = [name for name, entry in entries.items() if entry.prefix_length]
+    if before:
+        raise InputError(
+            f"adapter {before[0]!r} ({entries[before[0]].method}) puts states before the sequence, so its rows are longer than "
+            "those of others; run them by themselves with use()"
+        )
     fixed = [name for name, entry in entries.items() if not entry.per_row]
     if fixed:
         raise InputError(

@@ -165,7 +165,14 @@ class Runtime:
             raise InputError(f"inputs are {sorted(inputs)}, the base takes exactly {sorted(required)}")
         _check_arrays(inputs, self.manifest)
         try:
+            if active.prefix:
+                from .prefix import after_prefix
+
+                limit = self.manifest.max_length
+                return after_prefix(lambda row: self._run(row, active), inputs, active.prefix, limit)
             return self._run(inputs, active)
+        except InputError:
+            raise
         except Exception as error:  # ONNX Runtime's exception types are not public
             shapes = {name: array.shape for name, array in inputs.items()}
             raise InputError(

@@ -151,10 +151,11 @@ def bundle_probe(bundle: Bundle) -> Probe:
     if manifest.task != "text-generation":
         return BatchProbe(bundle_batches(bundle), [value.name for value in manifest.outputs])
     config = json.loads(bundle.file("config.json").read_text(encoding="utf-8"))
+    before = max((entry.prefix_length for entry in manifest.adapters.values()), default=0)
     prompts = causal_batches(
         vocab=int(config["vocab_size"]),
         pad_id=int(config.get("pad_token_id") or 0),
-        max_length=manifest.max_length,
+        max_length=None if manifest.max_length is None else manifest.max_length - before,
         window=config.get("sliding_window"),
     )
     return CausalProbe(prompts, {value.name: value.shape for value in manifest.inputs})

@@ -67,13 +67,26 @@ class Case:
     #: Standard deviation of the noise on the trained numbers.
     scale: float = 0.1
     needs: str | None = field(default=None)
+    #: Only the first so many numbers of each of the method's tensors were trained; 0: all of them.
+    moved: int = 0
+
+    def noise(self, name: str, parameter: Any) -> Any:
+        """What training added to the tensor ``name``."""
+        import torch
+
+        noise = torch.randn_like(parameter) * self.scale
+        if self.moved and "modules_to_save" not in name:
+            noise.view(-1)[self.moved :] = 0.0
+        return noise.abs() if "magnitude" in name else noise
 
     def __str__(self) -> str:
         return f"{self.peft_type}{'-' + self.label if self.label else ''}"
 
 
 def _case(peft_type: str, ships: str = "swap", **options: Any) -> Case:
-    settings = {key: options.pop(key) for key in ("exact", "torch_free", "label", "scale", "needs") if key in options}
+    settings = {
+        key: options.pop(key) for key in ("exact", "torch_free", "label", "scale", "needs", "moved") if key in options
+    }
     if peft_type not in {"TRAINABLE_TOKENS"}:
         options.setdefault("target_modules", ATTENTION)
         options.setdefault("modules_to_save", ["classifier"])
@@ -117,19 +130,24 @@ CASES = (
     _case("MISS", r=4, init_weights="mini", mini_r=8, label="mini"),
     _case("MISS", "merge", r=4, init_weights="bat", label="bat", **MERGE),
     _case("RANDLORA", "merge", r=4, **MERGE),
+    _case("RANDLORA", r=4, moved=3, scale=1.0, label="few", **SVD),
     _case("ROAD", "merge", variant="road_1", group_size=8, **MERGE),
     _case("ROAD", "merge", variant="road_4", group_size=8, label="road_4", **MERGE),
     _case("TRAINABLE_TOKENS", token_indices=[3, 7, 11], target_modules=["word_embeddings"], scale=0.5),
     _case("HIRA", "merge", r=4, scale=0.3, **MERGE),
     _case("SHIRA", "merge", r=2),
+    _case("SHIRA", r=1, moved=6, scale=1.0, label="few", exact=False),
     _case("C3A", "merge", block_size=8, scale=1.0),
+    _case("C3A", block_size=8, init_weights=True, moved=8, scale=1.0, label="block", exact=False),
     _case("WAVEFT", n_frequency=6, **SVD),
     _case("OSF", "merge", **MERGE),
+    _case("OSF", effective_rank=28, scale=0.3, label="low", **SVD),
     _case("DELORA", r=4),
     _case("GRALORA", r=4),
     _case("GRALORA", r=4, gralora_k=4, hybrid_r=2, label="hybrid"),
     _case("TINYLORA", **SVD),
     _case("PSOFT", "merge", **MERGE),
+    _case("PSOFT", r=4, scale=0.3, label="low", **SVD),
     _case("PEANUT", "merge", **MERGE),
     _case("SUPERTUNING", sparsity=0.995, exact=False),
     _case("DEFT", **SVD),
@@ -201,8 +219,7 @@ def write_checkpoint(folder: Path, out: Path, case: Case) -> Path:
         with torch.no_grad():
             for name, parameter in sorted(wrapped.named_parameters()):
                 if parameter.requires_grad:
-                    noise = torch.randn_like(parameter) * case.scale
-                    parameter.add_(noise.abs() if "magnitude" in name else noise)
+                    parameter.add_(case.noise(name, parameter))
     wrapped.save_pretrained(out)
     return out
 

@@ -118,8 +118,7 @@ def write_checkpoint(folder: Path, out: Path, case: Case) -> Path:
         with torch.no_grad():
             for name, parameter in sorted(wrapped.named_parameters()):
                 if parameter.requires_grad:
-                    noise = torch.randn_like(parameter) * case.scale
-                    parameter.add_(noise.abs() if "magnitude" in name else noise)
+                    parameter.add_(case.noise(name, parameter))
         wrapped.save_pretrained(out)
     return out
 

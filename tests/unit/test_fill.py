@@ -9,6 +9,7 @@ import pytest
 
 from edgepeft.adapters.fill import fill_slots
 from edgepeft.adapters.form import Adapter, InGain, LowRank, OutGain, Override, Prefix, SiteEdit
+from edgepeft.adapters.prefix import fill_prefix
 from edgepeft.bundle import LinearSlot, OverrideSlot, SlotPart, SlotTable
 from edgepeft.errors import AdapterMismatchError, UnsupportedAdapterError
 
@@ -119,6 +120,40 @@ def test_fresh_parameters_must_be_brought() -> None:
     assert fill_slots(adapter({}, head), table(), fresh=fresh).labels == 2
 
 
-def test_prefixes_are_refused() -> None:
-    with pytest.raises(UnsupportedAdapterError, match="no cache"):
-        fill_slots(adapter({}, prefix=Prefix(np.ones((1, 2, 1, 3, 4)))), table())
+TAKES: dict[str, tuple[int | str, ...]] = {f"prefix.0.{kind}": (1, 2, "prefix_length", 4) for kind in ("key", "value")}
+
+
+def test_a_prefix_becomes_a_tensor_for_each_cache() -> None:
+    states = RNG.standard_normal((1, 2, 2, 3, 4)).astype(np.float32)
+    found = fill_prefix(adapter({}, prefix=Prefix(states)), TAKES, {}, 10)
+    assert set(found) == set(TAKES)
+    assert np.array_equal(found["prefix.0.key"][0], states[0, 0])
+    assert np.array_equal(found["prefix.0.value"][0], states[0, 1])
+    assert fill_prefix(adapter({}), TAKES, {}, 10) == {}
+
+
+def test_a_prefix_needs_a_cache_that_forgets_nothing() -> None:
+    prefixed = adapter({}, prefix=Prefix(np.ones((1, 2, 2, 3, 4))))
+    with pytest.raises(UnsupportedAdapterError, match="no key/value cache"):
+        fill_prefix(prefixed, {}, {}, None)
+    for config in (
+        {"sliding_window": 8},
+        {"layer_types": ["full_attention", "sliding_attention"]},
+        {"text_config": {"layer_types": ["linear_attention"]}},
+        {"model_type": "bloom"},
+    ):
+        with pytest.raises(UnsupportedAdapterError, match=r"sliding_attention|linear_attention|bloom lays"):
+            fill_prefix(prefixed, TAKES, config, None)
+    for config in (
+        {"sliding_window": 8, "use_sliding_window": False},
+        {"sliding_window": 8, "layer_types": ["full_attention"]},
+    ):
+        assert fill_prefix(prefixed, TAKES, config, None)
+
+
+def test_a_prefix_of_another_base() -> None:
+    for shape in ((2, 2, 2, 3, 4), (1, 2, 1, 3, 4), (1, 2, 2, 3, 8)):
+        with pytest.raises(AdapterMismatchError, match="It was made for another base"):
+            fill_prefix(adapter({}, prefix=Prefix(np.ones(shape))), TAKES, {}, None)
+    with pytest.raises(AdapterMismatchError, match="leaves no place for a prompt"):
+        fill_prefix(adapter({}, prefix=Prefix(np.ones((1, 2, 2, 3, 4)))), TAKES, {}, 3)

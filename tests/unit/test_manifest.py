@@ -182,6 +182,7 @@ def test_schema_keys_are_pinned() -> None:
                 "onnx",
                 "onnx_adapter",
                 "per_row",
+                "prefix_length",
                 "ranks",
                 "residual",
                 "scalable",

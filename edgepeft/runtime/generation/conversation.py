@@ -71,8 +71,8 @@ class Conversation:
         started = perf_counter()
         generator = self._generator
         active = generator.runtime.snapshot()
-        tokens = generator.encode(prompt, options)
-        plan = generator.plan([tokens], options)
+        tokens = generator.encode(prompt, options, active.prefix_length)
+        plan = generator.plan([tokens], options, active.prefix_length)
         decoder, reused = self._ready(active, tokens, len(tokens) + plan.max_new_tokens)
         run = Run(decoder, [tokens], plan, generator.tokens, [active.name or None], started, reused)
         self._busy = True

@@ -23,21 +23,24 @@ class Decoder:
     Rows are padded on the right: a row's own tokens have ones in the mask, padding zeros, and what is generated follows
     at the end of the mask for all rows. ``feeds`` are the adapter's slot tensors, bound once: ONNX Runtime ignores the
     adapters of ``RunOptions`` in a run with IO binding. ``options`` are the ``RunOptions`` of the run under way. ``cache``, by
-    input name and with room for ``capacity`` tokens, is used where it is given.
+    input name and with room for ``capacity`` tokens, is used where it is given. ``prefix`` are states that every row begins
+    with, ``[1, heads, length, head_dim]`` by input name; a ``cache`` holds them already.
     """
 
     def __init__(
         self, session: Any, signature: Signature, rows: int, feeds: Mapping[str, Any], capacity: int,
-        cache: dict[str, np.ndarray] | None = None,
+        cache: dict[str, np.ndarray] | None = None, prefix: Mapping[str, np.ndarray] | None = None,
     ) -> None:  # fmt: skip
         self._session = session
         self._signature = signature
         self._feeds = dict(feeds)
         self.options: Any = None
-        self._mask = np.zeros((rows, 0), np.int64)
-        self._lengths = np.zeros(rows, np.int64)
-        self._capacity = capacity if signature.shared else 0
-        self._cache = cache or {t.past: t.zeros(rows, self._capacity) for t in signature.cache}
+        self._prefix = prefix or {}
+        self._before = next((int(states.shape[2]) for states in self._prefix.values()), 0)
+        self._mask = np.ones((rows, self._before), np.int64)
+        self._lengths = np.full(rows, self._before, np.int64)
+        self._capacity = max(capacity, self._before) if signature.shared else 0
+        self._cache = cache or self._begun(rows)
         self._grown: dict[str, Any] = {}
         self._logits: np.ndarray | None = None
         self._held: dict[str, Any] = {}
@@ -54,8 +57,15 @@ class Decoder:
 
     @property
     def width(self) -> int:
-        """Places of the cache that are taken, padding included."""
-        return int(self._mask.shape[1])
+        """Places of the cache that tokens have taken, padding included."""
+        return int(self._mask.shape[1]) - self._before
+
+    def _begun(self, rows: int) -> dict[str, np.ndarray]:
+        """A cache that holds the prefix, with room for the tokens."""
+        cache = {t.past: t.zeros(rows, self._capacity or self._before) for t in self._signature.cache}
+        for name, states in self._prefix.items():
+            cache[name][:, :, : self._before] = states
+        return cache
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
         """Feed each row's tokens (at least one each); logits after each row's last token, ``[rows, vocabulary]``.
@@ -70,7 +80,8 @@ class Decoder:
             return logits[:, -1]
         lengths = np.array([len(prompt) for prompt in prompts])
         longest, spread = int(lengths.max()), int(lengths.max() - lengths.min()) + 1
-        if self._signature.shared and (self.rows * longest > CHUNK or self.rows * spread > LOGITS):
+        if self._signature.shared and (self._before or self.rows * longest > CHUNK or self.rows * spread > LOGITS):
+            # GroupQueryAttention also takes several tokens after a past, a prefix, for one row only.
             return self._prefill_each(prompts, lengths)
         mask = (np.arange(longest) < lengths[:, None]).astype(np.int64)
         padded = np.zeros((self.rows, longest), np.int64)
@@ -83,18 +94,19 @@ class Decoder:
     def _prefill_each(self, prompts: Sequence[Sequence[int]], lengths: np.ndarray) -> np.ndarray:
         """Read each row by itself, into its own part of the cache."""
         longest = int(lengths.max())
-        if longest > self._capacity:
-            self._grow(longest)
+        if self._before + longest > self._capacity:
+            self._grow(self._before + longest)
         logits = []
         for row, prompt in enumerate(prompts):
             feeds = {name: _rows_of(value, [row]) for name, value in self._feeds.items()}
             # A row of a buffer lies in one piece, so ONNX Runtime writes into it in place.
             cache = {name: array[row : row + 1] for name, array in self._cache.items()}
-            alone = Decoder(self._session, self._signature, 1, feeds, self._capacity, cache)
+            alone = Decoder(self._session, self._signature, 1, feeds, self._capacity, cache, self._prefix)
             alone.options = self.options
             logits.append(alone.prefill([prompt]))
-        self._mask = (np.arange(longest) < lengths[:, None]).astype(np.int64)
-        self._lengths = lengths.astype(np.int64)
+        mask = (np.arange(longest) < lengths[:, None]).astype(np.int64)
+        self._mask = np.concatenate([self._mask, mask], axis=1)
+        self._lengths = self._lengths + lengths
         return np.concatenate(logits)
 
     def step(self, tokens: Sequence[int]) -> np.ndarray:
@@ -103,7 +115,8 @@ class Decoder:
         return self._run(column, np.ones_like(column), 0)[:, 0]
 
     def truncate(self, width: int) -> None:
-        """Forget all but the first ``width`` tokens, of rows without padding among them."""
+        """Forget all but the first ``width`` tokens (and what stands before them), of rows without padding among them."""
+        width += self._before
         self._mask = self._mask[:, :width]
         self._lengths[:] = width
         if not self._signature.shared:
@@ -172,7 +185,8 @@ class Decoder:
         self._capacity = capacity
         for tensor in self._signature.cache:
             grown = tensor.zeros(self.rows, capacity)
-            grown[:, :, : self.width] = self._cache[tensor.past][:, :, : self.width]
+            taken = self._mask.shape[1]
+            grown[:, :, :taken] = self._cache[tensor.past][:, :, :taken]
             self._cache[tensor.past] = grown
         self._bind()
 

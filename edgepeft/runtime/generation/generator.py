@@ -77,8 +77,11 @@ class Generator:
         """The bundle's chat template."""
         return read_chat_template(self.runtime.bundle)
 
-    def encode(self, prompt: Prompt, options: Options) -> list[int]:
-        """A prompt's tokens. Raises :class:`InputError` for an empty one or one as long as the context."""
+    def encode(self, prompt: Prompt, options: Options, before: int = 0) -> list[int]:
+        """A prompt's tokens. Raises :class:`InputError` for an empty one or one as long as the context.
+
+        ``before`` places of the context are taken by the adapter's states.
+        """
         if isinstance(prompt, str):
             if not prompt:
                 raise InputError("the prompt is empty; give at least one character")
@@ -88,9 +91,9 @@ class Generator:
                     raise InputError(
                         "a system message needs the chat template, and this prompt is given as it is (raw)"
                     )
-                return self._fits(self.tokens.encode(prompt, special=True))
-            before = [] if options.system is None else [{"role": "system", "content": options.system}]
-            prompt = [*before, {"role": "user", "content": prompt}]
+                return self._fits(self.tokens.encode(prompt, special=True), before)
+            system = [] if options.system is None else [{"role": "system", "content": options.system}]
+            prompt = [*system, {"role": "user", "content": prompt}]
         elif options.chat is False:
             raise InputError("messages need the chat template; give a text where chat=False")
         check_messages(prompt)
@@ -100,23 +103,27 @@ class Generator:
                 "tokenizer_config.json); give a plain prompt (--raw, in Python chat=False)"
             )
         # The template writes the special tokens itself.
-        return self._fits(self.tokens.encode(self.template.render(prompt), special=False))
+        return self._fits(self.tokens.encode(self.template.render(prompt), special=False), before)
 
-    def _fits(self, tokens: list[int]) -> list[int]:
-        limit = self.defaults.context
+    def _fits(self, tokens: list[int], before: int) -> list[int]:
+        limit = self._room(before)
         if not tokens:
             raise InputError("the prompt has no tokens; give at least one word")
         if limit is not None and len(tokens) >= limit:
             raise InputError(
-                f"the prompt has {len(tokens)} tokens; this model's context is {limit} tokens, prompt and answer together. "
-                "Shorten the prompt."
+                f"the prompt has {len(tokens)} tokens; this model's context is {limit} tokens{_beside(before)}, prompt and answer "
+                "together. Shorten the prompt."
             )
         return tokens
 
-    def plan(self, prompts: Sequence[Sequence[int]], options: Options) -> Plan:
+    def _room(self, before: int) -> int | None:
+        """The context less what stands before the sequence."""
+        return None if self.defaults.context is None else self.defaults.context - before
+
+    def plan(self, prompts: Sequence[Sequence[int]], options: Options, before: int = 0) -> Plan:
         """When to stop and how to choose, for these prompts."""
         longest = max(map(len, prompts))
-        limit = self.defaults.context
+        limit = self._room(before)
         room = None if limit is None else limit - longest
         wanted = options.max_new_tokens
         if wanted is None:
@@ -127,7 +134,7 @@ class Generator:
         elif room is not None and limit is not None and wanted > room:
             raise InputError(
                 f"a prompt of {longest} tokens and {wanted} new ones make {longest + wanted}; this model's context is {limit} "
-                f"tokens. Shorten the prompt, or ask for at most {room} new tokens."
+                f"tokens{_beside(before)}. Shorten the prompt, or ask for at most {room} new tokens."
             )
         else:
             new = wanted
@@ -137,9 +144,10 @@ class Generator:
         return Plan(sampling=sampling, max_new_tokens=new, stops=check_stops(options.stop), eos=self.defaults.eos)
 
     def decoder(self, active: ActiveAdapter, rows: int, capacity: int) -> Decoder:
-        """A fresh decoder with the adapter's tensors bound."""
+        """A fresh decoder with the adapter's tensors bound and its states in the cache; ``capacity`` tokens follow them."""
         feeds = self.runtime.slot_values(active)
-        return Decoder(self.runtime.session, self.signature, rows, feeds, capacity)
+        whole = capacity + active.prefix_length
+        return Decoder(self.runtime.session, self.signature, rows, feeds, whole, prefix=active.prefix)
 
     def run(
         self,
@@ -151,12 +159,17 @@ class Generator:
     ) -> Run:
         """A run over a batch of prompts, not begun."""
         started = perf_counter()
-        encoded = [self.encode(prompt, options) for prompt in prompts]
-        plan = self.plan(encoded, options)
+        before = active.prefix_length
+        encoded = [self.encode(prompt, options, before) for prompt in prompts]
+        plan = self.plan(encoded, options, before)
         # The last token is never fed, but a batch's mask is as wide as its longest prompt.
         capacity = max(map(len, encoded)) + plan.max_new_tokens
         decoder = self.decoder(active, len(encoded), capacity)
         return Run(decoder, encoded, plan, self.tokens, adapters, started, first_row=first_row)
+
+
+def _beside(before: int) -> str:
+    return f" beside the adapter's {before} states" if before else ""
 
 
 class TextStream:

@@ -1,0 +1,104 @@
+"""Methods that put trained states before the sequence of a causal language model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from ...errors import AdapterError, NeedsPeftError, UnsupportedAdapterError
+from ..checkpoint import Checkpoint
+from ..form import Adapter, Array, Prefix
+from ..prefix import check_layers
+
+_KEY = "prompt_embeddings"
+
+
+def _saved(checkpoint: Checkpoint, width: int | None) -> Array:
+    """The one tensor of the checkpoint, ``[virtual tokens, width]``."""
+    others = sorted(set(checkpoint.tensors) - {_KEY})
+    if others:
+        raise UnsupportedAdapterError(
+            f"{checkpoint.source}: {checkpoint.peft_type} also saved {others[0]} (of {len(others)} such tensors), which has no "
+            "place before the sequence of a language model"
+        )
+    found = checkpoint.tensors.get(_KEY)
+    length = checkpoint.config.get("num_virtual_tokens")
+    if found is None or found.ndim != 2 or found.shape[0] != length or width not in (None, found.shape[1]):
+        shape = "none" if found is None else f"of shape {found.shape}"
+        raise AdapterError(
+            f"{checkpoint.source}: {checkpoint.peft_type} should hold {_KEY} of shape ({length}, {width or 'hidden size'}), found "
+            f"{shape}; the file is damaged or its config was changed"
+        )
+    return found
+
+
+def _adapter(name: str, method: str, checkpoint: Checkpoint, states: Array) -> Adapter:
+    record = checkpoint.record
+    return Adapter(
+        name=name,
+        method=method,
+        sites={},
+        prefix=Prefix(states),
+        base_identity=record.get("base_identity"),
+        base_name=checkpoint.config.get("base_model_name_or_path"),
+        source=checkpoint.source,
+        checkpoint_sha256=checkpoint.sha256,
+        notes=(f"{states.shape[3]} states stand before every sequence, and take as many places of the context",),
+    )
+
+
+def lower_states(name: str, method: str, checkpoint: Checkpoint) -> Adapter:
+    """Prefix tuning and cartridges: keys and values as they were saved.
+
+    A row of the checkpoint is a virtual token: for each layer its key, then its value, heads one after the other.
+    """
+    config = checkpoint.config
+    try:
+        layers, heads, width = (int(config[key]) for key in ("num_layers", "num_attention_heads", "token_dim"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise AdapterError(
+            f"{checkpoint.source}: the config of {checkpoint.peft_type} must give num_layers, num_attention_heads and token_dim, "
+            f"as PEFT writes them: {error}"
+        ) from error
+    if min(layers, heads, width) < 1 or width % heads:
+        raise AdapterError(
+            f"{checkpoint.source}: token_dim {width} is not {heads} heads (num_attention_heads) of one size in {layers} layers"
+        )
+    saved = _saved(checkpoint, layers * 2 * width)
+    states = saved.reshape(len(saved), layers, 2, heads, width // heads).transpose(1, 2, 3, 0, 4)
+    return _adapter(name, method, checkpoint, states)
+
+
+def lower_tokens(name: str, method: str, checkpoint: Checkpoint, module: Callable[[], Any] | None) -> Adapter:
+    """Prompt tuning, p-tuning and CPT: the keys and values that the base computes of their virtual tokens.
+
+    No token before them and none after changes these in a causal model, so the base is run over them once.
+    """
+    saved = _saved(checkpoint, None)
+    if module is None:
+        raise NeedsPeftError(
+            f"{checkpoint.source}: {checkpoint.peft_type} is lowered by running its base over the virtual tokens once: export it "
+            "together with the base."
+        )
+    import torch
+
+    base = module()
+    check_layers(f"{checkpoint.source}: {method}", base.config.to_dict())
+    hidden = base.get_input_embeddings().weight.shape[1]
+    if saved.shape[1] != hidden:
+        raise AdapterError(
+            f"{checkpoint.source}: its virtual tokens have {saved.shape[1]} numbers, tokens of this base {hidden}. It was made for "
+            "another base."
+        )
+    with torch.no_grad():
+        tokens = torch.from_numpy(np.array(saved, np.float32))[None].to(base.dtype)
+        cache = base(inputs_embeds=tokens, use_cache=True).past_key_values
+    pairs = [[layer.keys[0].float().numpy(), layer.values[0].float().numpy()] for layer in cache.layers]
+    if len({part.shape for pair in pairs for part in pair}) != 1 or pairs[0][0].shape[1] != len(saved):
+        raise UnsupportedAdapterError(
+            f"{checkpoint.source}: {checkpoint.peft_type} needs a cache of one shape in every layer that keeps all of its "
+            f"{len(saved)} virtual tokens; this base has another"
+        )
+    return _adapter(name, method, checkpoint, np.array(pairs))
