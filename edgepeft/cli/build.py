@@ -262,4 +262,5 @@ def quantize(bundle: Path, variant: str, replace: bool, as_json: bool) -> None:
         f"{bundle}: {variant} holds {share.share:.1%} of {share.total:,} weights quantized, "
         f"{megabytes(result.bytes_before)} -> {megabytes(result.bytes_after)}"
     )
-    click.echo(f"Check its accuracy with: edgepeft validate {bundle} --data NAME=FILE")
+    if result.bundle.manifest.task.endswith("-classification"):
+        click.echo(f"Check its accuracy with: edgepeft validate {bundle} --data NAME=FILE")
