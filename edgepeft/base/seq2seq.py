@@ -7,7 +7,7 @@ that one graph serves the first token and the others; inputs and outputs are nam
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -18,14 +18,11 @@ from ..graph.form import GraphPart
 from ..graph.locate import Location, locate
 from ..graph.session import open_graph
 from .check import TOLERANCE
+from .forced import PAST, PRESENT, following_tokens, reference_logits, teacher_forced
 from .load import Loaded, sample_batches
-from .marks import mark, parameters_of, unmark, unmark_graph
+from .marks import left_marked, mark, parameters_of, unmark, unmark_graph
 from .tied import untie
 from .traced import OPSET, Captured, as_linear, silenced_exporter
-
-PAST, PRESENT = "past_key_values.", "present."
-#: Tokens that the decoder is compared on, beyond its first.
-STEPS = 3
 
 
 def _modules(model: Any) -> tuple[Any, Any]:
@@ -161,54 +158,6 @@ def _trace_both(loaded: Loaded, *, fusions: bool) -> tuple[ir.Model, ir.Model]:
     return first, second
 
 
-def teacher_forced(
-    encode: Any,
-    decode: Any,
-    inputs: Mapping[str, np.ndarray],
-    following: np.ndarray,
-    shapes: Mapping[str, Sequence[Any]],
-) -> np.ndarray:
-    """Logits ``[batch, tokens, vocabulary]`` after each of ``following``: the first two at once, the others one by one.
-
-    ``encode`` and ``decode`` run a graph from inputs by name to outputs by name; ``shapes`` are the decoder's inputs.
-    """
-    encoded = encode(inputs)
-    rows = len(following)
-    cache = {PAST + name.removeprefix(PRESENT): a for name, a in encoded.items() if name.startswith(PRESENT)}
-    cache |= {
-        name: np.zeros((rows, int(shape[1]), 0, int(shape[3])), np.float32)
-        for name, shape in shapes.items()
-        if name.startswith(PAST) and ".decoder." in name
-    }
-    logits = []
-    for part in (following[:, :2], *np.split(following[:, 2:], following.shape[1] - 2, axis=1)):
-        found = decode({"input_ids": part, "encoder_attention_mask": inputs["attention_mask"], **cache})
-        cache |= {PAST + name.removeprefix(PRESENT): a for name, a in found.items() if name.startswith(PRESENT)}
-        logits.append(found["logits"])
-    return np.concatenate(logits, axis=1)
-
-
-def following_tokens(batch: Mapping[str, np.ndarray], vocab: int, start: int) -> np.ndarray:
-    """Tokens to force on the decoder: its start token and ``STEPS`` + 1 random ones, int64 ``[batch, tokens]``."""
-    rng = np.random.default_rng(7)
-    tokens = rng.integers(0, vocab, (len(batch["input_ids"]), STEPS + 2), np.int64)
-    tokens[:, 0] = start
-    return tokens
-
-
-def reference_logits(module: Any, inputs: Mapping[str, np.ndarray], following: np.ndarray) -> np.ndarray:
-    """The same logits from PyTorch, in one pass without a cache."""
-    import torch
-
-    with torch.no_grad():
-        found = module(
-            **{name: torch.from_numpy(array) for name, array in inputs.items()},
-            decoder_input_ids=torch.from_numpy(following),
-            use_cache=False,
-        ).logits
-    return np.asarray(found.numpy())
-
-
 def _parity(encoder: ir.Model, decoder: ir.Model, loaded: Loaded) -> float:
     config = loaded.model.config
     shapes = {v.name or "": [d if isinstance(d, int) else str(d) for d in v.shape or ()] for v in decoder.graph.inputs}
@@ -237,6 +186,8 @@ def build(loaded: Loaded, *, fusions: bool) -> Captured:
         unmark(loaded.model, originals)
     for graph, found in zip(graphs, located, strict=True):
         unmark_graph(graph, found, as_linear(loaded.model, originals), loaded.model)
+    if left_marked(originals, {name: located[0].get(name, ()) + located[1].get(name, ()) for name in originals}):
+        difference = max(difference, _parity(*graphs, loaded))
     own = as_linear(loaded.model, {name: array.copy() for name, array in parameters_of(loaded.model).items()})
     parts: list[tuple[dict[str, tuple[Location, ...]], dict[str, np.ndarray]]] = [
         untie(loaded.model, graph, found, own) for graph, found in zip(graphs, located, strict=True)

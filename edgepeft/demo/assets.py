@@ -66,6 +66,11 @@ def gemma3_270m() -> Path:
     return gemma3_270m()
 
 
+def efficientnet_lite0() -> Path:
+    """Folder of EfficientNet-Lite0's ImageNet weights as a PyTorch state dict (17 MB): open it with ``weights_only=True``."""
+    return fetch("efficientnet-lite0")
+
+
 def chatterbot() -> Path:
     """Folder of ChatterBot's English exchanges as JSONL (``{"prompt", "completion"}``), duplicates removed.
 

