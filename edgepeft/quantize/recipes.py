@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +11,7 @@ import onnx_ir as ir
 from ..bundle import SlotTable
 from ..errors import InputError
 from .blocks import q4
+from .channels import int8
 
 
 @dataclass(frozen=True)
@@ -34,72 +32,10 @@ class Quantized:
     total: int
 
 
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """onnxruntime.quantization advises pre-processing on every call through the root logger."""
-    root = logging.getLogger()
-    level = root.level
-    root.setLevel(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        root.setLevel(level)
-
-
-def constant_matmuls(model: ir.Model, slots: SlotTable) -> list[str]:
-    """Names of the linear nodes whose weight is a constant of the base, slots excluded."""
-    tensors = slots.tensors()
-    return [
-        node.name or ""
-        for node in model.graph
-        if node.op_type in {"MatMul", "Gemm"}
-        and len(node.inputs) > 1
-        and node.inputs[1] is not None
-        and node.inputs[1].is_initializer()
-        and node.inputs[1].name not in tensors
-    ]
-
-
-def dynamic_int8(source: Path, target: Path, slots: SlotTable) -> None:
-    """Dynamic quantization: weights to int8 per output channel, activations per tensor at run time.
-
-    Gathers (embeddings) are quantized too. Weights keep 7 bits: kernels without VNNI add products of 8-bit numbers
-    in 16 bits, which saturates with all 8 (ONNX Runtime's documentation of ``reduce_range``).
-    """
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-
-    model = ir.load(source)
-    nodes = constant_matmuls(model, slots)
-    nodes += [n.name or "" for n in model.graph if n.op_type == "Gather" and _is_embedding(n)]
-    with _quiet():
-        quantize_dynamic(
-            source,
-            target,
-            op_types_to_quantize=["MatMul", "Gemm", "Gather"],
-            per_channel=True,
-            reduce_range=True,
-            weight_type=QuantType.QInt8,
-            nodes_to_quantize=nodes,
-            use_external_data_format=False,
-            extra_options={"MatMulConstBOnly": True},
-        )
-
-
-def _is_embedding(node: ir.Node) -> bool:
-    table = node.inputs[0]
-    return (
-        table is not None
-        and table.is_initializer()
-        and table.const_value is not None
-        and table.const_value.size > 10_000
-    )
-
-
 RECIPES = {
     recipe.variant: recipe
     for recipe in (
-        Recipe("int8", "dynamic int8: weights per channel, activations per tensor at run time", dynamic_int8),
+        Recipe("int8", "8 bits: weights per output channel, activations per token at run time", int8),
         Recipe("q4", "4 bits in blocks of 32, round to nearest: linear layers and embeddings", q4),
     )
 }

@@ -124,3 +124,54 @@ def test_counting_ignores_index_constants() -> None:
     graph = ir.Model(ir.Graph([], [], nodes=[], initializers=values, name="g"), ir_version=10)
     found = count_quantized(graph, SlotTable())
     assert (found.quantized, found.total, found.share) == (16, 32, 0.5)
+
+
+def test_a_row_does_not_depend_on_its_batch(quantized: Path, bases: Bases) -> None:
+    """Activations have a scale for each token. One for a whole batch moved these logits by 1e-2; float sums move 1e-6."""
+    model = runtime.open(quantized, variant="int8").use("plain")
+    inputs = ragged(bases("bert"))[1]
+    together = model.forward(inputs)["logits"]
+    for row, expected in enumerate(together):
+        alone = model.forward({name: array[row : row + 1] for name, array in inputs.items()})["logits"][0]
+        np.testing.assert_allclose(alone, expected, atol=1e-5)
+
+
+def test_a_tied_head_is_stored_once_in_int8(tmp_path: Path) -> None:
+    """One table of int8 rows for lookups, turned for the head; the product is that of the rounded numbers."""
+    from edgepeft.quantize.channels import int8, quantize_channels
+    from edgepeft.quantize.weights import SMALL
+
+    rng = np.random.default_rng(0)
+    table = rng.standard_normal((SMALL // 16 + 3, 16)).astype(np.float32)
+    ids = ir.Value(name="ids", shape=ir.Shape(["n"]), type=ir.TensorType(ir.DataType.INT64))
+    weight = ir.Value(
+        name="table",
+        shape=ir.Shape(table.shape),
+        type=ir.TensorType(ir.DataType.FLOAT),
+        const_value=ir.tensor(table, name="table"),
+    )
+    looked = ir.node("Gather", [weight, ids], name="look")
+    looked.outputs[0].shape = ir.Shape(["n", 16])
+    turned = ir.node("Transpose", [weight], {"perm": [1, 0]}, name="turn")
+    head = ir.node("MatMul", [looked.outputs[0], turned.outputs[0]], name="head")
+    head.outputs[0].name, head.outputs[0].type = "logits", ir.TensorType(ir.DataType.FLOAT)
+    graph = ir.Graph(
+        [ids], [head.outputs[0]], nodes=[looked, turned, head], initializers=[weight], opset_imports={"": 20}, name="g"
+    )
+    ir.save(ir.Model(graph, ir_version=10), tmp_path / "fp32.onnx")
+    int8(tmp_path / "fp32.onnx", tmp_path / "int8.onnx", SlotTable())
+    made = ir.load(tmp_path / "int8.onnx").graph
+    big = [v.name for v in made.initializers.values() if v.const_value is not None and v.const_value.size >= table.size]
+    assert big == ["table_int8"]
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    session = ort.InferenceSession(tmp_path / "int8.onnx", options, providers=["CPUExecutionProvider"])
+    chosen = np.array([5, 0, 77])
+    (found,) = session.run(None, {"ids": chosen})
+    rounded = (lambda q, s: q * s[:, None])(*quantize_channels(table))
+    # Reference: rounded weights in numpy; the activations' own rounding is half a 127th of their largest number.
+    bound = np.abs(rounded[chosen]).max(1, keepdims=True) / 254 * np.abs(rounded).sum(1)[None]
+    assert np.all(np.abs(found - rounded[chosen] @ rounded.T) <= bound * 1.01)
+    assert found.argmax(1).tolist() == (table[chosen] @ table.T).argmax(1).tolist()

@@ -1,0 +1,83 @@
+"""What recipes share: a base's matrices with the nodes that read them, and replacing a node by others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from ..bundle import SlotTable
+from ..graph.surgery import is_quantized_linear, linear_users, weight_is_transposed
+
+#: Smaller tables than this stay as they are: they are positions and types, and save nothing.
+SMALL = 4096
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A float32 initializer that linear nodes multiply by, that lookups read rows of, or both (a tied head).
+
+    ``numbers`` is ``[out, in]``, or ``[rows, width]`` for a table; ``transposed`` says that it is stored so.
+    """
+
+    value: ir.Value
+    linear: tuple[ir.Node, ...]
+    tables: tuple[ir.Node, ...]
+    transposed: bool
+
+    @property
+    def name(self) -> str:
+        """The initializer's name."""
+        return self.value.name or ""
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """The matrix, turned where it is stored as ``[in, out]``."""
+        assert self.value.const_value is not None
+        array = self.value.const_value.numpy()
+        return array if self.transposed else np.ascontiguousarray(array.T)
+
+
+def _is_table(node: ir.Node, index: int) -> bool:
+    return node.op_type == "Gather" and index == 0 and node.attributes.get_int("axis", 0) == 0
+
+
+def matrices(graph: ir.Graph, slots: SlotTable, *, width: int = 1) -> Iterator[Matrix]:
+    """The base's matrices that every user of theirs reads in one of the ways above; slots are left out.
+
+    A table counts where its rows are of a multiple of ``width`` numbers and it is not ``SMALL``.
+    """
+    tensors = slots.tensors()
+    for value in list(graph.initializers.values()):
+        tensor = value.const_value
+        if tensor is None or value.name in tensors or len(tensor.shape) != 2 or tensor.dtype != ir.DataType.FLOAT:
+            continue
+        linear = [node for node in linear_users(value) if not is_quantized_linear(node)]
+        tables = [node for node, index in value.uses() if _is_table(node, index)]
+        tables = tables if tensor.size >= SMALL and tensor.numpy().shape[1] % width == 0 else []
+        transposed = {weight_is_transposed(node) for node in linear} or {True}
+        if not (linear or tables) or len(transposed) > 1 or (tables and transposed == {False}):
+            continue
+        yield Matrix(value, tuple(linear), tuple(tables), transposed.pop())
+
+
+def replace_node(graph: ir.Graph, old: ir.Node, new: Sequence[ir.Node]) -> None:
+    """Put ``new`` in ``old``'s place; the last node's output takes over its name, shape, type and users."""
+    before, after = old.outputs[0], new[-1].outputs[0]
+    after.shape, after.type, name = before.shape, before.type, before.name
+    before.name = f"{name}/fp32"
+    after.name = name
+    graph.insert_before(old, new)
+    before.replace_all_uses_with(after, replace_graph_outputs=True)
+    graph.remove(old, safe=True)
+
+
+def drop_unused(graph: ir.Graph, matrix: Matrix) -> None:
+    """Remove the float32 matrix, and views of it, where nothing reads them any more."""
+    for node, _ in list(matrix.value.uses()):
+        if node.op_type == "Transpose" and not node.outputs[0].uses():
+            graph.remove(node, safe=True)
+    if not matrix.value.uses():
+        del graph.initializers[matrix.name]
