@@ -26,10 +26,11 @@ DECODED = 32
 def inference(runtime: Runtime, case: Case, seed: int) -> Callable[[], object]:
     """A call that runs ``case`` once with the adapter in use.
 
-    Of a language model, ``run`` reads a prompt of the case's shape from nothing to its first logits, and ``decode`` feeds
-    one token to each row at a context of the case's length (up to ``DECODED`` tokens more).
+    Of a model that writes, ``run`` reads a prompt of the case's shape from nothing to its first logits, and ``decode`` feeds
+    one token to each row at a context of the case's length (up to ``DECODED`` tokens more; an encoder-decoder's own
+    tokens begin at one).
     """
-    if runtime.manifest.task != "text-generation":
+    if not runtime.manifest.writes:
         inputs = make_inputs(runtime, case.shape, seed)
         return lambda: runtime.forward(inputs)
     prompts = _token_ids(runtime, case.shape, seed).tolist()
@@ -39,7 +40,8 @@ def inference(runtime: Runtime, case: Case, seed: int) -> Callable[[], object]:
         raise InputError(
             f"case {case.label}: the bundle takes at most {limit} tokens after the adapter's {before} states"
         )
-    room = DECODED if limit is None else min(DECODED, limit - case.sequence)
+    taken = case.sequence if runtime.generator.continues else 1
+    room = DECODED if limit is None else min(DECODED, limit - taken)
     generator = runtime.generator
     # Held by the calls below: the tensors of the adapter that is in use now.
     active = runtime.snapshot()
@@ -51,11 +53,12 @@ def inference(runtime: Runtime, case: Case, seed: int) -> Callable[[], object]:
         )
     decoder = generator.decoder(active, case.batch, case.sequence + room)
     decoder.prefill(prompts)
+    begun = decoder.width
     token = [row[-1] for row in prompts]
 
     def step() -> None:
-        if decoder.width >= case.sequence + room:
-            decoder.truncate(case.sequence)
+        if decoder.width >= begun + room:
+            decoder.truncate(begun)
         decoder.step(token)
 
     return step

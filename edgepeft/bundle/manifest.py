@@ -379,6 +379,11 @@ class Manifest(_Model):
         """The adapters that fill slots alone: what runs where no cache is started from states."""
         return {name: entry for name, entry in self.adapters.items() if not entry.prefix_length}
 
+    @property
+    def writes(self) -> bool:
+        """Whether its task is to write texts: a causal language model or an encoder-decoder."""
+        return self.task in {"text-generation", "text2text-generation"}
+
     def deployed(self, variant: str) -> tuple[str, ...]:
         """What one device gets that runs ``variant``: every file but those of other variants only."""
         mine = self.variants[variant]

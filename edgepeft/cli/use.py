@@ -61,8 +61,8 @@ def run(
 ) -> None:
     """Run texts through a bundle and an adapter.
 
-    A causal language model generates: TEXT is what to answer, through the model's chat template where it has one. The text
-    comes as it is generated, and what it took on standard error.
+    A causal language model generates: TEXT is what to answer, through the model's chat template where it has one. An
+    encoder-decoder writes what TEXT becomes. The text comes as it is generated, and what it took on standard error.
     """
     from .. import runtime
     from ..data import read_texts
@@ -73,7 +73,7 @@ def run(
         raise InputError("no text: give one as an argument, or a file with --file")
     chosen = parse_weights(adapter.split(",")) if adapter is not None and "=" in adapter else adapter
     opened = runtime.open(bundle, variant=variant, threads=threads).use(chosen, scale=scale, head=head)
-    if opened.manifest.task == "text-generation":
+    if opened.manifest.writes:
         run_prompts(opened, texts, generation, as_json)
         return
     refuse_generation(generation, f"{bundle} is for {opened.manifest.task}, which takes texts as arguments")
@@ -102,8 +102,6 @@ def _given(text: str | tuple[str, str]) -> dict[str, str]:
 def _short(result: dict[str, Any]) -> str:
     if "label" in result:
         return f"{result['label']} {result['score']:.3f}"
-    if "generated_text" in result:
-        return str(result["generated_text"])
     if "tokens" in result:
         return " ".join(f"{t['token']}/{t['label']}" for t in result["tokens"])
     if "fills" in result:

@@ -11,7 +11,7 @@ import onnx_ir as ir
 from .. import runtime as runtimes
 from ..bundle import Bundle, Variant, read_bundle, replacing
 from ..errors import BundleError, InputError
-from ..quantize import Quantized, count_quantized, recipe
+from ..quantize import Quantized, count_quantized, recipe, total
 from ._input_style import write_input_style
 from ._write import write_manifest
 
@@ -49,33 +49,37 @@ def quantize(
             f"{opened.path} has no fp32 variant to quantize, only {', '.join(manifest.variants)}: it was made from a file that is "
             "quantized already. Export the model itself, without --onnx, to choose a precision."
         )
-    if manifest.variants["fp32"].decoder_file is not None:
-        raise InputError(f"{opened.path} is an encoder-decoder of two graphs, which no recipe quantizes yet")
     opened.verify(opened.variant_files("fp32"))
     announce(f"quantizing to {variant}: {rule.summary}")
     with replacing(opened.path, keep=True) as folder:
-        source = folder / manifest.variants["fp32"].file
-        target = folder / "onnx" / f"model_{variant}.onnx"
+        whole = manifest.variants["fp32"]
         old = manifest.variants.get(variant)
         for stale in old.files() if old is not None else ():
             (folder / stale).unlink(missing_ok=True)
-        target.unlink(missing_ok=True)
-        rule.apply(source, target, manifest.slots)
-        graph = ir.load(target)
-        counted = count_quantized(graph, manifest.slots)
+        made = [_graph_file(file, variant) for file in (whole.file, whole.decoder_file) if file is not None]
+        for file, target in zip((whole.file, whole.decoder_file), made, strict=False):
+            assert file is not None
+            (folder / target).unlink(missing_ok=True)
+            rule.apply(folder / file, folder / target, manifest.slots)
+        graphs = [ir.load(folder / target) for target in made]
+        counted = total(count_quantized(graph, manifest.slots) for graph in graphs)
         if counted.quantized == 0:
             raise BundleError(
                 f"recipe {variant} quantized none of {counted.total} weights; the bundle was left as it was"
             )
-        present = set(graph.graph.initializers)
+        present = {name for graph in graphs for name in graph.graph.initializers}
         lost = sorted(set(manifest.slots.tensors()) - present)
         if lost:
             raise BundleError(f"recipe {variant} dropped slot {lost[0]}; the bundle was left as it was")
-        file = f"onnx/{target.name}"
         entry = Variant(
-            file=file,
-            data=tuple(f"onnx/{p.name}" for p in target.parent.glob(f"{target.name}_data*")),
-            slots=manifest.variants["fp32"].slots,
+            file=made[0],
+            decoder_file=made[1] if whole.decoder_file is not None else None,
+            data=tuple(
+                f"onnx/{path.name}"
+                for target in made
+                for path in sorted((folder / "onnx").glob(f"{Path(target).name}_data*"))
+            ),
+            slots=whole.slots,
             recipe=rule.summary,
             quantized_share=round(counted.share, 6),
         )
@@ -94,3 +98,9 @@ def quantize(
         bytes_before=result.size(result.variant_files("fp32")),
         bytes_after=result.size(result.variant_files(variant)),
     )
+
+
+def _graph_file(source: str, variant: str) -> str:
+    """``onnx/model.onnx`` of a variant: ``onnx/model_int8.onnx``, as transformers.js names it."""
+    path = Path(source)
+    return path.with_name(f"{path.stem}_{variant}{path.suffix}").as_posix()

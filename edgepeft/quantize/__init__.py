@@ -1,5 +1,5 @@
 """Recipes that turn one variant of a base into another."""
 
-from .recipes import RECIPES, Quantized, Recipe, count_quantized, recipe
+from .recipes import RECIPES, Quantized, Recipe, count_quantized, recipe, total
 
-__all__ = ["RECIPES", "Quantized", "Recipe", "count_quantized", "recipe"]
+__all__ = ["RECIPES", "Quantized", "Recipe", "count_quantized", "recipe", "total"]

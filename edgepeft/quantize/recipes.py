@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,6 +47,13 @@ def recipe(variant: str) -> Recipe:
         return RECIPES[variant]
     except KeyError:
         raise InputError(f"no recipe makes a variant {variant!r}; there are: {', '.join(RECIPES)}") from None
+
+
+def total(parts: Iterable[Quantized]) -> Quantized:
+    """The counts of several graphs of one variant as one."""
+    found = list(parts)
+    quantized, whole = sum(part.quantized for part in found), sum(part.total for part in found)
+    return Quantized(share=quantized / max(1, whole), quantized=quantized, total=whole)
 
 
 def count_quantized(graph: ir.Model, slots: SlotTable) -> Quantized:

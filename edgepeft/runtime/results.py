@@ -62,12 +62,6 @@ def _embeddings(runtime: Runtime, texts: Texts) -> list[dict[str, Any]]:
     return [{"embedding": row.tolist()} for row in pooled]
 
 
-def _written(runtime: Runtime, texts: Texts) -> list[dict[str, Any]]:
-    from .seq2seq import write_texts
-
-    return [{"generated_text": text} for text in write_texts(runtime, texts, 64)]
-
-
 def _answers(runtime: Runtime, texts: Texts) -> list[dict[str, Any]]:
     if not all(isinstance(text, str) for text in texts):
         raise InputError("pairs of texts cannot be generated from")
@@ -79,7 +73,7 @@ _BY_TASK: dict[str, Callable[[Runtime, Texts], list[dict[str, Any]]]] = {
     "token-classification": _tokens,
     "fill-mask": _fills,
     "feature-extraction": _embeddings,
-    "text2text-generation": _written,
+    "text2text-generation": _answers,
     "text-generation": _answers,
 }
 

@@ -1,4 +1,4 @@
-"""The decoder of an encoder-decoder bundle: forced tokens, and greedy generation."""
+"""The decoder graph of an encoder-decoder bundle: its session, its caches, forced tokens."""
 
 from __future__ import annotations
 
@@ -46,16 +46,19 @@ class Seq2Seq:
         self.start = int(config["decoder_start_token_id"])
         end = config.get("eos_token_id")
         self.ends = set(end) if isinstance(end, list) else {end}
-        self.pad = int(config.get("pad_token_id") or 0)
+        #: The token that every answer begins with, where the model's files name one (mBART's language, BART's BOS).
+        self.forced: int | None = config.get("forced_bos_token_id")
 
-    def step(self, feeds: Mapping[str, np.ndarray], active: ActiveAdapter) -> dict[str, np.ndarray]:
+    def slots(self, active: ActiveAdapter) -> dict[str, Any]:
+        """The adapter's tensors for this graph, as OrtValues by name."""
+        return {name: value for name, value in self._runtime.slot_values(active).items() if name in self._slots}
+
+    def step(self, feeds: Mapping[str, Any], slots: Mapping[str, Any], options: Any = None) -> dict[str, np.ndarray]:
         """One run of the decoder: ``input_ids``, ``encoder_attention_mask`` and caches to logits and caches."""
         import onnxruntime as ort
 
-        values: dict[str, Any] = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in feeds.items()}
-        slots = self._runtime.slot_values(active)
-        values |= {name: value for name, value in slots.items() if name in self._slots}
-        found = self.session.run_with_ort_values(self._outputs, values, None)
+        values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in feeds.items()}
+        found = self.session.run_with_ort_values(self._outputs, {**values, **slots}, options)
         return {name: value.numpy() for name, value in zip(self._outputs, found, strict=True)}
 
     def empty(self, encoded: Mapping[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
@@ -64,36 +67,33 @@ class Seq2Seq:
         own = {
             name: np.zeros((rows, int(shape[1]), 0, int(shape[3])), np.float32)
             for name, shape in self.shapes.items()
-            if name.startswith(PAST) and ".decoder." in name
+            if is_own(name)
         }
         return {**cache, **own}
 
     def greedy(self, inputs: Mapping[str, np.ndarray], max_new_tokens: int, active: ActiveAdapter) -> list[list[int]]:
         """The most likely tokens of each row, up to its end token (left out) or ``max_new_tokens``."""
+        from .generation.crossed import CrossedDecoder
+
         if max_new_tokens < 1:
             raise InputError(f"max_new_tokens must be at least 1, found {max_new_tokens}")
-        rows = len(inputs["input_ids"])
-        cache = self.empty(self._runtime.run_arrays(inputs, active), rows)
-        tokens = np.full((rows, 1), self.start, np.int64)
-        written: list[list[int]] = [[] for _ in range(rows)]
-        going = [True] * rows
-        for _ in range(max_new_tokens):
-            found = self.step(
-                {"input_ids": tokens, "encoder_attention_mask": inputs["attention_mask"], **cache}, active
-            )
-            cache |= {PAST + name.removeprefix(PRESENT): a for name, a in found.items() if name.startswith(PRESENT)}
-            best = found["logits"][:, -1].argmax(axis=-1)
-            for row, token in enumerate(best.tolist()):
-                going[row] = going[row] and token not in self.ends
-                if going[row]:
-                    written[row].append(token)
-            if not any(going):
+        decoder = CrossedDecoder(self._runtime, active)
+        written: list[list[int]] = [[] for _ in inputs["input_ids"]]
+        going = list(range(len(written)))
+        logits = decoder.read(inputs)
+        for left in range(max_new_tokens, 0, -1):
+            best: Sequence[int] = logits.argmax(axis=-1).tolist()
+            kept = [place for place, token in enumerate(best) if token not in self.ends]
+            going, best = [going[place] for place in kept], [best[place] for place in kept]
+            for row, token in zip(going, best, strict=True):
+                written[row].append(token)
+            if not going or left == 1:
                 break
-            tokens = np.where(going, best, self.pad)[:, None].astype(np.int64)
+            decoder.keep(kept)
+            logits = decoder.step(best)
         return written
 
 
-def write_texts(runtime: Runtime, texts: Sequence[Any], max_new_tokens: int) -> list[str]:
-    """What the model writes for each text, greedily, with the adapter in use."""
-    rows = runtime.generate_ids(runtime.encode(texts), max_new_tokens=max_new_tokens)
-    return [runtime.encoder.decode(row) for row in rows]
+def is_own(name: str) -> bool:
+    """Whether a cache input holds the decoder's own keys or values, which grow; the encoder's stay."""
+    return name.startswith(PAST) and ".decoder." in name

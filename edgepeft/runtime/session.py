@@ -234,10 +234,10 @@ class Runtime:
 
     @cached_property
     def generator(self) -> Generator:
-        """What generation needs of this bundle; :class:`InputError` for one that is not a causal language model's."""
-        from .generation import Generator
+        """What generation needs of this bundle; :class:`InputError` for one whose task does not write."""
+        from .generation import generator_for
 
-        return Generator(self)
+        return generator_for(self)
 
     def snapshot(self) -> ActiveAdapter:
         """The adapter in use, to be held as long as something runs with it."""
@@ -297,6 +297,8 @@ class Runtime:
         """A conversation that keeps its keys and values from turn to turn; ``system`` is its system message."""
         from .generation import Conversation
 
+        if not self.generator.continues:
+            raise InputError(f"{self.bundle.path} is an encoder-decoder: it has no conversation to go on with")
         return Conversation(self.generator, system)
 
     def logits(self, texts: Sequence[str] | Sequence[tuple[str, str]], *, batch_size: int = 32) -> np.ndarray:

@@ -117,11 +117,12 @@ class Seq2SeqProbe:
     def run(self, runtime: Runtime) -> Found:
         """Logits after each forced token, with the adapter in use."""
         active, decoder = runtime.snapshot(), runtime.seq2seq
+        slots = decoder.slots(active)
         return [
             {
                 "logits": teacher_forced(
                     lambda inputs: runtime.run_arrays(inputs, active),
-                    lambda inputs: decoder.step(inputs, active),
+                    lambda inputs: decoder.step(inputs, slots),
                     batch,
                     following,
                     decoder.shapes,

@@ -22,6 +22,7 @@ from edgepeft.cli import main
 from edgepeft.errors import InputError
 from edgepeft.pipeline import add, export, quantize, validate
 from edgepeft.runtime import Runtime
+from edgepeft.runtime.generation.crossed import CrossedDecoder
 
 TOLERANCE = 1e-4
 SEQ2SEQ = "text2text-generation"
@@ -160,18 +161,13 @@ def test_files_slots_and_a_later_adapter(
     (batch,) = bundle_batches(model.bundle, shapes=((2, 9),))
 
     def logits(chosen: Runtime) -> np.ndarray:
-        active, decoder = chosen.snapshot(), chosen.seq2seq
-        encoded = chosen.run_arrays(batch, active)
-        feeds = {"input_ids": np.zeros((2, 1), np.int64), "encoder_attention_mask": batch["attention_mask"]}
-        return decoder.step({**feeds, **decoder.empty(encoded, 2)}, active)["logits"]
+        return CrossedDecoder(chosen, chosen.snapshot()).read(batch)
 
     plain = logits(model)
     half = logits(model.use("small", scale=0.5))
     assert np.array_equal(half, logits(model.use({"small": 0.5})))
     assert not np.array_equal(half, logits(model.use({"small": 0.5, "wide": -1.0})))
     assert np.array_equal(plain, logits(model.use(None)))
-    with pytest.raises(InputError, match="encoder-decoder of two graphs"):
-        quantize(own, "int8")
 
 
 def test_merged(folders: Callable[[str], Path], sources: Callable[[str], dict[str, Path]], tmp_path: Path) -> None:
@@ -187,12 +183,122 @@ def test_texts_in_and_out(bundles: Callable[[str], Path]) -> None:
     def call(*arguments: object) -> Any:
         return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
-    done = call("run", bundles("T5"), "a good film", "the book was bad", "--adapter", "small", "--json")
+    done = call(
+        "run", bundles("T5"), "a good film", "the book was bad", "--adapter", "small", "--json", "--max-new-tokens", 20
+    )
     assert done.exit_code == 0, done.output
     rows = json.loads(done.stdout)
     model = runtime.open(bundles("T5")).use("small")
-    ids = model.generate_ids(model.encode(["a good film", "the book was bad"]))
-    assert [row["generated_text"] for row in rows] == [model.encoder.decode(row) for row in ids]
-    assert all(row["generated_text"] for row in rows)
+    ids = model.generate_ids(model.encode(["a good film", "the book was bad"]), max_new_tokens=20)
+    assert [row["text"] for row in rows] == [model.encoder.decode(row) for row in ids]
+    assert [row["tokens"][: len(row_ids)] for row, row_ids in zip(rows, ids, strict=True)] == ids
+    assert all(row["text"] for row in rows)
+    streamed = call("run", bundles("T5"), "a good film", "--adapter", "small", "--max-new-tokens", 9)
+    assert streamed.exit_code == 0, streamed.output
+    assert streamed.stdout.rstrip("\n") == model.generate("a good film", max_new_tokens=9).text
+    assert "[9 tokens (length) after" in streamed.stderr
     with pytest.raises(InputError, match="at least 1"):
         model.generate_ids(model.encode(["a"]), max_new_tokens=0)
+
+
+@pytest.mark.parametrize("kind", list(MODELS))
+def test_generate_in_ragged_and_mixed_batches(
+    kind: str, folders: Callable[[str], Path], sources: Callable[[str], dict[str, Path]], bundles: Callable[[str], Path]
+) -> None:
+    """Rows end at different times and have adapters of their own; reference: each alone, and PEFT."""
+    model = runtime.open(bundles(kind))
+    texts = ["a good film", "the book was bad and the plot was poor", "fine", "good"]
+    names = ["small", None, "dora", "small"]
+    alone = [model.use(name).generate(text, max_new_tokens=12).tokens for text, name in zip(texts, names, strict=True)]
+    together = model.use(None).generate(texts, adapters=names, max_new_tokens=12, batch_size=3)
+    assert [found.tokens for found in together] == alone
+    assert [found.adapter for found in together] == names
+    assert len({found.tokens for found in together}) > 1
+    for text, name, tokens in zip(texts, names, alone, strict=True):
+        source = None if name is None else sources(kind)[name]
+        ends = tokens[:-1] if model.use(name).generate(text, max_new_tokens=12).finish_reason == "eos" else tokens
+        assert [list(ends)] == peft_writes(folders(kind), source, model.encode([text]), 12)
+
+
+def test_sampling_stops_and_streams(bundles: Callable[[str], Path]) -> None:
+    model = runtime.open(bundles("T5")).use("small")
+    text = "the plot was poor"
+    greedy = model.generate(text, max_new_tokens=12)
+    assert greedy.finish_reason == "length"
+    assert "".join(model.stream(text, max_new_tokens=12)) == greedy.text
+    first = model.generate(text, max_new_tokens=12, temperature=5.0, seed=3)
+    assert first.tokens == model.generate(text, max_new_tokens=12, temperature=5.0, seed=3).tokens
+    assert first.tokens != greedy.tokens != model.generate(text, max_new_tokens=12, temperature=5.0, seed=4).tokens
+    words = greedy.text.split()
+    stopped = model.generate(text, max_new_tokens=12, stop=words[1])
+    assert stopped.finish_reason == "stop"
+    assert stopped.text == greedy.text[: greedy.text.index(words[1])]
+    # What was read is no part of what is written: a token of the input is not made unlikely, a written one is.
+    least = model.generate(text, max_new_tokens=12, repetition_penalty=1e6)
+    assert least.tokens[0] == greedy.tokens[0]
+    assert len(set(least.tokens)) == len(least.tokens)
+    assert len(set(greedy.tokens)) < len(greedy.tokens)
+    model.use("dora")
+    assert model.generate(text, max_new_tokens=12).tokens != greedy.tokens
+
+
+def test_the_token_that_answers_begin_with(
+    folders: Callable[[str], Path], sources: Callable[[str], dict[str, Path]], tmp_path: Path
+) -> None:
+    """``forced_bos_token_id``, as BART and mBART have it."""
+    import shutil
+
+    folder = Path(shutil.copytree(folders("Bart"), tmp_path / "bart"))
+    settings = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps({**settings, "forced_bos_token_id": 7}))
+    export(folder, {"small": sources("Bart")["small"]}, tmp_path / "bundle", force=True)
+    model = runtime.open(tmp_path / "bundle").use("small")
+    batch = model.encode(["a good film", "the book was bad"])
+    expected = peft_writes(folder, sources("Bart")["small"], batch, 6)
+    assert [row[0] for row in expected] == [7, 7]
+    assert model.generate_ids(batch, max_new_tokens=6) == expected
+    assert model.generate("a good film", max_new_tokens=6).tokens[: len(expected[0])] == tuple(expected[0])
+
+
+@pytest.mark.parametrize("variant", ["int8", "q4"])
+def test_quantized(variant: str, bundles: Callable[[str], Path], tmp_path: Path) -> None:
+    """Both graphs shrink, and the variant swaps. Reference: fp32 and what rounding does to random weights of width 32."""
+    import shutil
+
+    own = Path(shutil.copytree(bundles("T5"), tmp_path / "own"))
+    done = quantize(own, variant)
+    entry = done.bundle.manifest.variants[variant]
+    assert (entry.file, entry.decoder_file) == (
+        f"onnx/encoder_model_{variant}.onnx", f"onnx/decoder_with_past_model_{variant}.onnx",
+    )  # fmt: skip
+    assert done.quantized.share > 0.8
+    assert done.bytes_after < done.bytes_before
+    done.bundle.verify()
+    full, small = runtime.open(own), runtime.open(own, variant=variant)
+    (batch,) = bundle_batches(full.bundle, shapes=((3, 9),))
+    seen = {}
+    for name in (None, "small", "dora", None):
+        expected = CrossedDecoder(full, full.use(name).snapshot()).read(batch)
+        found = CrossedDecoder(small, small.use(name).snapshot()).read(batch)
+        assert np.corrcoef(found.ravel(), expected.ravel())[0, 1] > (0.99 if variant == "int8" else 0.8)
+        assert name not in seen or np.array_equal(seen[name], found), "base restored bit for bit"
+        seen[name] = found
+    assert not np.allclose(seen["small"], seen[None], atol=0.1)
+    assert len(small.generate("a good film", max_new_tokens=5).tokens) == 5
+    assert validate(own).passed
+
+
+def test_what_does_not_fit(bundles: Callable[[str], Path]) -> None:
+    t5, bart = runtime.open(bundles("T5")), runtime.open(bundles("Bart"))
+    with pytest.raises(InputError, match="the text is empty"):
+        t5.generate("")
+    with pytest.raises(InputError, match="plain texts"):
+        t5.generate([{"role": "user", "content": "good"}])
+    with pytest.raises(InputError, match="plain texts"):
+        t5.generate("good", system="be brief")
+    with pytest.raises(InputError, match=r"has \d+ tokens; this model reads at most 32"):
+        bart.generate("good " * 60)
+    with pytest.raises(InputError, match="at most 31 new tokens"):
+        bart.generate("good", max_new_tokens=40)
+    with pytest.raises(InputError, match="conversation"):
+        t5.conversation()

@@ -9,9 +9,8 @@ from typing import Any, Unpack
 from ...errors import InputError
 from ..active import ActiveAdapter
 from .chat import Message
-from .decoder import Decoder
 from .generator import GenerateOptions, Generator, Options, Prompt, TextStream
-from .loop import Generation, Run
+from .loop import Generation, Run, Steps
 
 
 class Conversation:
@@ -25,7 +24,7 @@ class Conversation:
     def __init__(self, generator: Generator, system: str | None = None) -> None:
         self._generator = generator
         self._messages: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
-        self._decoder: Decoder | None = None
+        self._decoder: Steps | None = None
         self._identity: tuple[Any, ...] | None = None
         self._cached: list[int] = []
         self._busy = False
@@ -86,7 +85,7 @@ class Conversation:
 
         return TextStream(run, ended)
 
-    def _ready(self, active: ActiveAdapter, tokens: Sequence[int], capacity: int) -> tuple[Decoder, int]:
+    def _ready(self, active: ActiveAdapter, tokens: Sequence[int], capacity: int) -> tuple[Steps, int]:
         """A decoder that holds a prefix of ``tokens``, and that prefix's length; the last token is always computed."""
         if self._decoder is None or self._identity != active.identity:
             self._decoder = self._generator.decoder(active, 1, capacity)

@@ -98,7 +98,7 @@ class Decoder:
             self._grow(self._before + longest)
         logits = []
         for row, prompt in enumerate(prompts):
-            feeds = {name: _rows_of(value, [row]) for name, value in self._feeds.items()}
+            feeds = {name: rows_of(value, [row]) for name, value in self._feeds.items()}
             # A row of a buffer lies in one piece, so ONNX Runtime writes into it in place.
             cache = {name: array[row : row + 1] for name, array in self._cache.items()}
             alone = Decoder(self._session, self._signature, 1, feeds, self._capacity, cache, self._prefix)
@@ -126,7 +126,7 @@ class Decoder:
         """Go on with these rows only."""
         index = list(rows)
         self._mask, self._lengths = self._mask[index], self._lengths[index]
-        self._feeds = {name: _rows_of(value, index) for name, value in self._feeds.items()}
+        self._feeds = {name: rows_of(value, index) for name, value in self._feeds.items()}
         if self._signature.shared:
             self._cache = {name: array[index] for name, array in self._cache.items()}
             self._bind()
@@ -214,6 +214,6 @@ def _copy(array: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(array)
 
 
-def _rows_of(value: Any, rows: Sequence[int]) -> Any:
+def rows_of(value: Any, rows: Sequence[int]) -> Any:
     """The rows of a slot tensor that has its own values for each row; others serve every row."""
     return value if value.shape()[0] == 1 else _value(value.numpy()[list(rows)])

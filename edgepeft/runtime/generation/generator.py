@@ -14,7 +14,7 @@ from ..active import ActiveAdapter
 from .chat import ChatTemplate, Message, check_messages, read_chat_template
 from .decoder import Decoder
 from .defaults import NEW_TOKENS, Defaults, read_defaults
-from .loop import Generation, Plan, Run
+from .loop import Generation, Plan, Run, Steps
 from .signature import Signature, read_signature
 from .tokens import Tokens, check_stops
 
@@ -61,16 +61,18 @@ class GenerateOptions(TypedDict, total=False):
 class Generator:
     """The parts of a runtime that generation needs, read once."""
 
+    #: Whether what is generated goes on from the prompt.
+    continues = True
+
     def __init__(self, runtime: Runtime) -> None:
-        task = runtime.manifest.task
-        if task != "text-generation":
-            raise InputError(
-                f"{runtime.bundle.path} is for {task}; generating needs a text-generation bundle (a causal language model)"
-            )
         self.runtime = runtime
-        self.signature: Signature = read_signature(runtime.session)
         self.tokens = Tokens(runtime.bundle)
         self.defaults: Defaults = read_defaults(runtime.bundle)
+
+    @cached_property
+    def signature(self) -> Signature:
+        """What the decoder graph takes and returns."""
+        return read_signature(self.runtime.session)
 
     @cached_property
     def template(self) -> ChatTemplate | None:
@@ -106,7 +108,7 @@ class Generator:
         return self._fits(self.tokens.encode(self.template.render(prompt), special=False), before)
 
     def _fits(self, tokens: list[int], before: int) -> list[int]:
-        limit = self._room(before)
+        limit = None if self.defaults.context is None else self.defaults.context - before
         if not tokens:
             raise InputError("the prompt has no tokens; give at least one word")
         if limit is not None and len(tokens) >= limit:
@@ -116,25 +118,30 @@ class Generator:
             )
         return tokens
 
-    def _room(self, before: int) -> int | None:
-        """The context less what stands before the sequence."""
-        return None if self.defaults.context is None else self.defaults.context - before
+    def _room(self, longest: int, before: int) -> int | None:
+        """How many tokens fit the context behind the longest prompt and what stands before it."""
+        return None if self.defaults.context is None else self.defaults.context - before - longest
 
     def plan(self, prompts: Sequence[Sequence[int]], options: Options, before: int = 0) -> Plan:
         """When to stop and how to choose, for these prompts."""
         longest = max(map(len, prompts))
-        limit = self._room(before)
-        room = None if limit is None else limit - longest
+        room = self._room(longest, before)
         wanted = options.max_new_tokens
         if wanted is None:
             new = self.defaults.new_tokens or NEW_TOKENS
             new = new if room is None else min(new, room)
         elif isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
             raise InputError(f"max_new_tokens must be a whole number of at least 1, found {wanted!r}")
-        elif room is not None and limit is not None and wanted > room:
+        elif room is not None and wanted > room:
+            taken = (
+                f"a prompt of {longest} tokens and {wanted} new ones make {longest + wanted}; "
+                if self.continues
+                else ""
+            )
             raise InputError(
-                f"a prompt of {longest} tokens and {wanted} new ones make {longest + wanted}; this model's context is {limit} "
-                f"tokens{_beside(before)}. Shorten the prompt, or ask for at most {room} new tokens."
+                f"{taken}this model's context is {room + longest if self.continues else self.defaults.context} "
+                f"tokens{_beside(before)}. {'Shorten the prompt, or ask' if self.continues else 'Ask'} for at most {room} new "
+                "tokens."
             )
         else:
             new = wanted
@@ -143,7 +150,7 @@ class Generator:
         )
         return Plan(sampling=sampling, max_new_tokens=new, stops=check_stops(options.stop), eos=self.defaults.eos)
 
-    def decoder(self, active: ActiveAdapter, rows: int, capacity: int) -> Decoder:
+    def decoder(self, active: ActiveAdapter, rows: int, capacity: int) -> Steps:
         """A fresh decoder with the adapter's tensors bound and its states in the cache; ``capacity`` tokens follow them."""
         feeds = self.runtime.slot_values(active)
         whole = capacity + active.prefix_length
@@ -165,7 +172,9 @@ class Generator:
         # The last token is never fed, but a batch's mask is as wide as its longest prompt.
         capacity = max(map(len, encoded)) + plan.max_new_tokens
         decoder = self.decoder(active, len(encoded), capacity)
-        return Run(decoder, encoded, plan, self.tokens, adapters, started, first_row=first_row)
+        return Run(
+            decoder, encoded, plan, self.tokens, adapters, started, first_row=first_row, continues=self.continues
+        )
 
 
 def _beside(before: int) -> str:

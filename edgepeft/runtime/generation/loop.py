@@ -6,12 +6,11 @@ import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from ...errors import InputError
-from .decoder import Decoder
 from .sampling import Sampler, Sampling
 from .tokens import TextPieces, Tokens
 
@@ -53,16 +52,46 @@ class Plan:
     eos: frozenset[int]
 
 
+class Steps(Protocol):
+    """A batch of sequences under way in a graph: prompts first, then a token for each row that still goes on."""
+
+    #: ``RunOptions`` of the run under way.
+    options: Any
+
+    @property
+    def rows(self) -> int:
+        """Sequences in the batch."""
+
+    @property
+    def width(self) -> int:
+        """Tokens in the cache."""
+
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
+        """Read each row's tokens; the logits behind them, ``[rows, vocabulary]``."""
+
+    def step(self, tokens: Sequence[int]) -> np.ndarray:
+        """Feed one token for each row; the next logits ``[rows, vocabulary]``."""
+
+    def truncate(self, width: int) -> None:
+        """Forget all but the first ``width`` tokens of the cache."""
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows only."""
+
+
 class _Row:
     """One prompt of a batch."""
 
-    def __init__(self, number: int, seed_row: int, prompt: Sequence[int], plan: Plan, tokens: Tokens) -> None:
+    def __init__(
+        self, number: int, seed_row: int, prompt: Sequence[int], plan: Plan, tokens: Tokens, continues: bool
+    ) -> None:
         self.number = number
         self.prompt = list(prompt)
         self.tokens: list[int] = []
-        self.pieces = TextPieces(tokens, prompt, plan.stops)
+        context = self.prompt if continues else []
+        self.pieces = TextPieces(tokens, context, plan.stops)
         self.text: list[str] = []
-        self.sampler = Sampler(plan.sampling, seed_row, self.prompt)
+        self.sampler = Sampler(plan.sampling, seed_row, context)
         self.finish: FinishReason | None = None
         self.ended = 0.0
 
@@ -102,12 +131,13 @@ class Run:
     """One call of generate under way: iterate it for ``(row, piece of text)``; ``results`` are complete afterwards.
 
     ``decoder`` holds the cache; ``reused`` tokens of a single prompt are in it already. ``first_row`` is the first prompt's
-    place in the caller's list. Rows that have ended leave the batch.
+    place in the caller's list. Rows that have ended leave the batch. ``continues``: texts go on from their prompts; else
+    neither text nor penalties look at them.
     """
 
     def __init__(
-        self, decoder: Decoder, prompts: Sequence[Sequence[int]], plan: Plan, tokens: Tokens,
-        adapters: Sequence[str | None], started: float, reused: int = 0, first_row: int = 0,
+        self, decoder: Steps, prompts: Sequence[Sequence[int]], plan: Plan, tokens: Tokens,
+        adapters: Sequence[str | None], started: float, reused: int = 0, first_row: int = 0, continues: bool = True,
     ) -> None:  # fmt: skip
         import onnxruntime as ort
 
@@ -117,7 +147,9 @@ class Run:
         self._plan = plan
         self._reused = reused
         self._adapters = adapters
-        self._rows = [_Row(number, first_row + number, prompt, plan, tokens) for number, prompt in enumerate(prompts)]
+        self._rows = [
+            _Row(number, first_row + number, prompt, plan, tokens, continues) for number, prompt in enumerate(prompts)
+        ]
         self._cancelled = threading.Event()
         self._started = started
         self._first = self._prefilled = self._begun = started
