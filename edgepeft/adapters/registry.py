@@ -59,6 +59,8 @@ class Method:
     #: What it puts before the sequence of a causal language model, where it is swapped as a ``Prefix``: key/value states, or
     #: virtual tokens that become states in the base. ``mode`` is then how it ships elsewhere.
     virtual: Literal["", "states", "tokens"] = ""
+    #: The option of its config that counts the tasks it holds, where each is an adapter of its own (``PATH#task=N``).
+    tasks: str = ""
 
     @property
     def tensor_prefix(self) -> str:
@@ -103,9 +105,7 @@ _METHODS = (
         "merged where that product outgrows the weights", lower=factors.lower_lokr,
     ),
     Method("OFT", "OFT", "merge", "merged weight", _ORTHOGONAL),
-    Method(
-        "POLY", "Poly", "refuse", "", "its skills are mixed by a task id given with every request, which the graph has no input for"
-    ),
+    Method("POLY", "Poly", "swap", "LowRank (one task's mixture)", "one adapter a task", lower=factors.lower_poly, tasks="n_tasks"),
     Method("LN_TUNING", "LN tuning", "swap", "Override of norms", lower=direct.lower_ln_tuning),
     Method("VERA", "VeRA", "swap", "LowRank", "through PEFT where save_projection is false", lower=factors.lower_vera),
     Method("FROD", "FRoD", "merge", "merged weight", "its rotated sparse change has full rank"),
@@ -152,16 +152,16 @@ _METHODS = (
     Method("DEFT", "DEFT", "svd", f"LowRank ({_RANK_R})", "its projection is applied to the base's weight by QR"),
     Method("PROMPT_TUNING", "Prompt tuning", "bake", "Prefix; over encoders traced as it is", _VIRTUAL, virtual="tokens"),
     Method(
-        "MULTITASK_PROMPT_TUNING", "Multitask prompt tuning", "refuse", "",
-        "its prompt is chosen by a task id given with every request, which the graph has no input for"
+        "MULTITASK_PROMPT_TUNING", "Multitask prompt tuning", "bake", "Prefix (one task's prompt); over encoders traced as it is",
+        _VIRTUAL, virtual="tokens", tasks="num_tasks",
     ),
     Method("P_TUNING", "P-tuning", "bake", "Prefix; over encoders traced as it is", _VIRTUAL, virtual="tokens"),
     Method("PREFIX_TUNING", "Prefix tuning", "refuse", "Prefix", _VIRTUAL, virtual="states"),
     Method("CPT", "CPT", "refuse", "Prefix", _VIRTUAL, virtual="tokens"),
     Method("CARTRIDGE", "Cartridge", "refuse", "Prefix", _VIRTUAL, virtual="states"),
     Method(
-        "ADAPTION_PROMPT", "LLaMA-Adapter", "refuse", "",
-        "gated prompts inside attention change the layer itself; PEFT offers it for Llama and GPT-2 only",
+        "ADAPTION_PROMPT", "LLaMA-Adapter", "bake", "traced as it is",
+        "gated prompts inside attention change the layer itself; PEFT offers it for Llama, Mistral and GPT-2 only",
     ),
     Method("SHADOW", "Shadow", "refuse", "", "a second network runs beside the base and exchanges states with it"),
 )  # fmt: skip

@@ -79,7 +79,7 @@ def export(
     if mode == "bake":
         if onnx is not None:
             raise InputError("--mode bake traces PEFT's model; an ONNX file of the base (--onnx) has no place in that")
-        return _bake(str(model), adapters, out, task, None if task else peft_task, force, announce)
+        return _bake(str(model), adapters, out, task, None if task else peft_task, max_length, force, announce)
     announce(f"capturing {model}")
     base = capture(
         model, task=task, peft_task=None if task else peft_task, onnx=onnx, max_length=max_length, announce=announce
@@ -168,6 +168,7 @@ def _bake(
     out: Path,
     task: str | None,
     peft_task: str | None,
+    max_length: int | None,
     force: bool,
     announce: Announce,
 ) -> Exported:
@@ -179,7 +180,7 @@ def _bake(
     for name, source in sources.items():
         adapter = opaque_adapter(source, name=name)
         announce(f"tracing {model} with {name} ({adapter.method})")
-        base = bake(model, source, task=task, peft_task=peft_task, announce=announce)
+        base = bake(model, source, task=task, peft_task=peft_task, max_length=max_length, announce=announce)
         captured = max(captured, base.parity)
         check_belongs(adapter, identity=base.identity, source=base.source, force=force, announce=announce)
 
