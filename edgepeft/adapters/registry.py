@@ -94,7 +94,8 @@ _METHODS = (
     Method("BEFT", "BEFT", "swap", "Override of biases", lower=direct.lower_beft),
     Method(
         "LILY", "Lily", "bake", "traced as it is",
-        "a router mixes its factors for every token, so its sites are not linear in their input"
+        "a router mixes its factors by all tokens of a call, so its sites are not linear in their input; over language models "
+        "the prompt is a call and so is each token after it, as in PEFT"
     ),
     Method(
         "LOHA", "LoHa", "swap", "LowRank at r²", "merged where r² factors outgrow the weights", lower=factors.lower_loha,
@@ -163,7 +164,10 @@ _METHODS = (
         "ADAPTION_PROMPT", "LLaMA-Adapter", "bake", "traced as it is",
         "gated prompts inside attention change the layer itself; PEFT offers it for Llama, Mistral and GPT-2 only",
     ),
-    Method("SHADOW", "Shadow", "refuse", "", "a second network runs beside the base and exchanges states with it"),
+    Method(
+        "SHADOW", "Shadow", "bake", "traced as it is", "a second network, with a cache of its own, runs beside the base and exchanges states "
+        "with it; PEFT finds the layers of decoders only",
+    ),
 )  # fmt: skip
 
 #: By PEFT's name of the method.

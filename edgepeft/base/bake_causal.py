@@ -15,9 +15,13 @@ from .traced_causal import cache_of
 
 
 def with_layers(wrapped: Any, task: int | None) -> Any:
-    """The transformers model inside PEFT's ``wrapped``, whose layers are adapted; those of Poly run for ``task``."""
+    """The transformers model inside PEFT's ``wrapped``, whose layers are adapted; those of Poly run for ``task``.
+
+    With Shadow it is a step that takes and gives the caches of both networks.
+    """
     import torch
     from peft.tuners.poly.layer import PolyLayer
+    from peft.tuners.shadow.model import ShadowModel
     from peft.tuners.tuners_utils import BaseTuner
 
     def hook(module: Any, args: Any, options: dict[str, Any]) -> Any:
@@ -26,6 +30,8 @@ def with_layers(wrapped: Any, task: int | None) -> Any:
     model = wrapped.get_base_model()
     if isinstance(model, BaseTuner):  # so PEFT answers for Poly
         model = model.model
+    if isinstance(wrapped.base_model, ShadowModel):
+        return with_shadow(wrapped)
     for module in model.modules() if task is not None else ():
         if isinstance(module, PolyLayer):
             module.register_forward_pre_hook(hook, with_kwargs=True)
@@ -101,3 +107,51 @@ def _prefixed(base: Any, states: dict[str, Any], length: int) -> Any:
             return CausalLMOutputWithPast(logits=out.logits, past_key_values=present)
 
     return Prefixed().eval()
+
+
+def with_shadow(wrapped: Any) -> Any:
+    """PEFT's Shadow model as a step: its second network's cache stands behind the base's, layer by layer."""
+    import torch
+    from peft.tuners.shadow.layers import ShadowCache
+    from transformers import DynamicCache
+    from transformers.modeling_outputs import CausalLMOutputWithPast
+
+    tuner = wrapped.base_model
+
+    def caches(layers: Any) -> Any:
+        found = DynamicCache()
+        for index, layer in enumerate(layers):
+            found.update(layer.keys, layer.values, index)
+        return found
+
+    class Shadowed(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tuner, self.config = tuner, tuner.model.config
+
+        def forward(
+            self,
+            input_ids: Any,
+            attention_mask: Any = None,
+            position_ids: Any = None,
+            past_key_values: Any = None,
+            use_cache: bool = True,
+        ) -> Any:
+            past = None
+            if past_key_values is not None:
+                own = int(self.config.num_hidden_layers)
+                layers = past_key_values.layers
+                past = ShadowCache(base=caches(layers[:own]), shadow=caches(layers[own:]))
+            out = self.tuner.model(
+                input_ids=input_ids,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                past_key_values=past,
+                use_cache=True,
+            )
+            self.tuner._seed_shadow_state = None  # PEFT leaves it until the next call; a trace may leave nothing behind
+            found = out.past_key_values
+            present = caches([*found.base.layers, *found.shadow.layers])
+            return CausalLMOutputWithPast(logits=out.logits, past_key_values=present)
+
+    return Shadowed().eval()

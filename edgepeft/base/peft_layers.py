@@ -18,7 +18,6 @@ _CONSTANT = (
     ("boft.layer", "BOFTLayer", "cayley_batch"),
     ("frod.layer", "Linear", "_get_frod_tensors"),
     ("hra.layer", "HRALinear", "get_delta_weight"),
-    ("hra.layer", "HRAConv2d", "get_delta_weight"),
     ("psoft.layer", "OrthLayer", "get_matrix"),
     ("shira.layer", "Linear", "get_delta_weight"),
 )
@@ -55,6 +54,22 @@ class _Circular:
         return x @ blocks.permute(1, 2, 0, 3).reshape(n * b, m * b)
 
 
+def _reflect(self: Any, x: Any, *args: Any, **options: Any) -> Any:
+    """``HRALinear.forward`` without its copy of the base's weight: the reflections change the input, ``x (W R)' = (x R') W'``."""
+    for adapter in reversed([name for name in self.active_adapters if name in self.hra_u]):
+        x = x @ self.get_delta_weight(adapter).t()
+    return self.base_layer(x, *args, **options)
+
+
+def _changed_weight(self: Any, x: Any, *args: Any, **options: Any) -> Any:
+    """SHiRA's ``Linear.forward`` without its copy of the base's weight."""
+    import torch
+
+    base = self.get_base_layer()
+    deltas = [self.get_delta_weight(name) for name in self.active_adapters if name in self.shira_weight]
+    return torch.nn.functional.linear(x, base.weight + sum(deltas), base.bias)
+
+
 def _dense_product(self: Any, z: Any, sparse: Any) -> Any:
     return z @ sparse.t()
 
@@ -71,7 +86,9 @@ def _route(self: Any, task_ids: Any, input_ids: Any) -> Any:
 _REPLACED: tuple[tuple[str, str, str, Any], ...] = (
     ("c3a.layer", "", "BlockCircularConvolution", _Circular),
     ("frod.layer", "Linear", "_sparse_activation_mm", _dense_product),
+    ("hra.layer", "HRALinear", "forward", _reflect),
     ("poly.router", "PolyRouter", "forward", _route),
+    ("shira.layer", "Linear", "forward", _changed_weight),
 )
 
 
@@ -81,7 +98,7 @@ def traceable(run: Callable[[], Any]) -> Iterator[None]:
     import torch
 
     kept: dict[Any, Any] = {}
-    patches = [(path, owner, name, None) for path, owner, name in _CONSTANT]
+    patches: list[tuple[str, str, str, Any]] = [(path, owner, name, None) for path, owner, name in _CONSTANT]
     before: list[tuple[Any, str, Any]] = []
     try:
         for path, owner, name, new in (*patches, *_REPLACED):
