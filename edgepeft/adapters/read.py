@@ -33,11 +33,23 @@ def method_of(checkpoint: Checkpoint) -> Method:
     return method
 
 
+def _refusal(checkpoint: Checkpoint, method: Method) -> UnsupportedAdapterError:
+    bake = method.mode == "bake"
+    ways = "neither swapped nor merged" if bake else "neither swapped, merged nor baked"
+    out = ". Export it with --mode bake: one graph for this adapter alone" if bake else ""
+    return UnsupportedAdapterError(f"{checkpoint.source}: {method.peft_type} ({method.title}) can be {ways}: {method.reason}{out}")
+
+
 def opaque_adapter(source: str | Path, *, name: str) -> Adapter:
-    """What a checkpoint says of itself, without any edit: for baking, which lowers nothing."""
+    """What a checkpoint says of itself, without any edit: for baking, which lowers nothing.
+
+    Raises :class:`UnsupportedAdapterError` for a method that cannot be baked either.
+    """
     checkpoint = read_checkpoint(source)
     method = method_of(checkpoint)
     task_ids(checkpoint, method.tasks)
+    if method.mode == "refuse" and not method.before_sequence(checkpoint):
+        raise _refusal(checkpoint, method)
     record = checkpoint.record
     return Adapter(
         name=name,
@@ -101,10 +113,7 @@ def read_adapter(
             return lower_states(name, method.title, checkpoint)
         return lower_tokens(name, method.title, checkpoint, module, task)
     if method.mode in {"bake", "refuse"}:
-        way = ". Export it with --mode bake: one graph for this adapter alone" if method.mode == "bake" else ""
-        raise UnsupportedAdapterError(
-            f"{checkpoint.source}: {method.peft_type} ({method.title}) can be neither swapped nor merged: {method.reason}{way}"
-        )
+        raise _refusal(checkpoint, method)
     try:
         return _closed_form(method, name, checkpoint, weights, max_rank, mode)
     except NeedsPeftError as needed:

@@ -113,7 +113,10 @@ _METHODS = (
     Method("PVERA", "PVeRA", "swap", "LowRank of the mean", "refused with sample_at_inference", lower=factors.lower_pvera),
     Method("FOURIERFT", "FourierFT", "svd", "LowRank by SVD", _DRAWN),
     Method("GLORA", "GLoRA", "merge", "merged weight and bias", "it scales the weight entry by entry: the change has full rank"),
-    Method("XLORA", "X-LoRA", "refuse", "", "a classifier mixes several LoRAs for every token, after a first pass of the base"),
+    Method(
+        "XLORA", "X-LoRA", "refuse", "", "peft 0.21 saves no whole checkpoint of it: its experts must be called 0, 1, …, and the weights "
+        "layers.0 of its classifier are left out as if they were of one of them. Beyond that it runs the base twice for each token",
+    ),
     Method("HRA", "HRA", "swap", "LowRank (compact WY form of its reflections)", lower=factors.lower_hra),
     Method(
         "VBLORA", "VB-LoRA", "swap", "LowRank", "through PEFT where only the top-k weights were saved", lower=factors.lower_vblora
@@ -157,9 +160,12 @@ _METHODS = (
         _VIRTUAL, virtual="tokens", tasks="num_tasks",
     ),
     Method("P_TUNING", "P-tuning", "bake", "Prefix; over encoders traced as it is", _VIRTUAL, virtual="tokens"),
-    Method("PREFIX_TUNING", "Prefix tuning", "refuse", "Prefix", _VIRTUAL, virtual="states"),
-    Method("CPT", "CPT", "refuse", "Prefix", _VIRTUAL, virtual="tokens"),
-    Method("CARTRIDGE", "Cartridge", "refuse", "Prefix", _VIRTUAL, virtual="states"),
+    Method("PREFIX_TUNING", "Prefix tuning", "bake", "Prefix; over encoders traced as it is", _VIRTUAL, virtual="states"),
+    Method(
+        "CPT", "CPT", "refuse", "Prefix", "it puts trained states before the sequence (a Prefix), and PEFT offers it for language models only",
+        virtual="tokens",
+    ),
+    Method("CARTRIDGE", "Cartridge", "bake", "Prefix; over encoders traced as it is", _VIRTUAL, virtual="states"),
     Method(
         "ADAPTION_PROMPT", "LLaMA-Adapter", "bake", "traced as it is",
         "gated prompts inside attention change the layer itself; PEFT offers it for Llama, Mistral and GPT-2 only",

@@ -112,6 +112,10 @@ def adapter_sources(bundle: Bundle, given: Mapping[str, str | Path]) -> dict[str
     unknown = sorted(set(given) - known)
     if unknown:
         raise InputError(f"{bundle.path} has no adapter {unknown[0]!r}; it has: {', '.join(sorted(known)) or 'none'}")
-    found: dict[str, str | Path] = {n: s for n, s in recorded.items() if (Path(split_task(s)[0]) / "adapter_config.json").is_file()}
+    found: dict[str, str | Path] = {
+        name: source
+        for name, source in recorded.items()
+        if (Path(split_task(source)[0]) / "adapter_config.json").is_file()
+    }
     found.update(given)
     return found
