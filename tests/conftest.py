@@ -25,10 +25,11 @@ if TYPE_CHECKING:
     from edgepeft.base.form import Base
 
 
-
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--record-methods", action="store_true", help="Record what PEFT's methods measure in docs/methods.json (figures.py)."
+        "--record-methods",
+        action="store_true",
+        help="Record what PEFT's methods measure in docs/methods.json (figures.py).",
     )
 
 

@@ -48,12 +48,14 @@ class Figures:
             return
         assert key in self.known, f"{key} is not in {PATH.name}: record it with --record-methods"
         limit, by = self.known[key]
-        assert difference <= 10 * limit, f"{key}: {difference:.1e}, {PATH.name} says at most {limit:.0e}: record it again"
+        assert difference <= 10 * limit, (
+            f"{key}: {difference:.1e}, {PATH.name} says at most {limit:.0e}: record it again"
+        )
         assert by == test, f"{key}: {PATH.name} names {by}, this is {test}: record it again"
 
     def write(self, keys: Iterable[Key]) -> None:
         """Record what was measured over what was known; only ``keys`` stay."""
-        entries = {**self.known, **{key: (step(worst), test) for key, (worst, test) in self.found.items()}}
+        entries = {**recorded(), **{key: (step(worst), test) for key, (worst, test) in self.found.items()}}
         written: dict[str, dict[str, dict[str, dict[str, object]]]] = {}
         for key in sorted(set(keys) & set(entries)):
             method, base, way = key

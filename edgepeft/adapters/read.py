@@ -37,7 +37,9 @@ def _refusal(checkpoint: Checkpoint, method: Method) -> UnsupportedAdapterError:
     bake = method.mode == "bake"
     ways = "neither swapped nor merged" if bake else "neither swapped, merged nor baked"
     out = ". Export it with --mode bake: one graph for this adapter alone" if bake else ""
-    return UnsupportedAdapterError(f"{checkpoint.source}: {method.peft_type} ({method.title}) can be {ways}: {method.reason}{out}")
+    return UnsupportedAdapterError(
+        f"{checkpoint.source}: {method.peft_type} ({method.title}) can be {ways}: {method.reason}{out}"
+    )
 
 
 def opaque_adapter(source: str | Path, *, name: str) -> Adapter:

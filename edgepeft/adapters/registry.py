@@ -114,8 +114,8 @@ _METHODS = (
     Method("FOURIERFT", "FourierFT", "svd", "LowRank by SVD", _DRAWN),
     Method("GLORA", "GLoRA", "merge", "merged weight and bias", "it scales the weight entry by entry: the change has full rank"),
     Method(
-        "XLORA", "X-LoRA", "refuse", "", "peft 0.21 saves no whole checkpoint of it: its experts must be called 0, 1, …, and the weights "
-        "layers.0 of its classifier are left out as if they were of one of them. Beyond that it runs the base twice for each token",
+        "XLORA", "X-LoRA", "refuse", "", "peft 0.21 saves no whole checkpoint of it: its experts must be called 0, 1, …, "
+        "and the weights layers.0 of its classifier are left out as if they were of one of them",
     ),
     Method("HRA", "HRA", "swap", "LowRank (compact WY form of its reflections)", lower=factors.lower_hra),
     Method(
@@ -162,8 +162,8 @@ _METHODS = (
     Method("P_TUNING", "P-tuning", "bake", "Prefix; over encoders traced as it is", _VIRTUAL, virtual="tokens"),
     Method("PREFIX_TUNING", "Prefix tuning", "bake", "Prefix; over encoders traced as it is", _VIRTUAL, virtual="states"),
     Method(
-        "CPT", "CPT", "refuse", "Prefix", "it puts trained states before the sequence (a Prefix), and PEFT offers it for language models only",
-        virtual="tokens",
+        "CPT", "CPT", "refuse", "Prefix",
+        "it puts trained states before the sequence (a Prefix), and PEFT offers it for language models only", virtual="tokens",
     ),
     Method("CARTRIDGE", "Cartridge", "bake", "Prefix; over encoders traced as it is", _VIRTUAL, virtual="states"),
     Method(
@@ -171,8 +171,8 @@ _METHODS = (
         "gated prompts inside attention change the layer itself; PEFT offers it for Llama, Mistral and GPT-2 only",
     ),
     Method(
-        "SHADOW", "Shadow", "bake", "traced as it is", "a second network, with a cache of its own, runs beside the base and exchanges states "
-        "with it; PEFT finds the layers of decoders only",
+        "SHADOW", "Shadow", "bake", "traced as it is",
+        "a second network, with a cache of its own, runs beside the base and changes its states; PEFT offers it for decoders only",
     ),
 )  # fmt: skip
 

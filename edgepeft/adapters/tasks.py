@@ -24,7 +24,9 @@ def split_task(source: str | Path) -> tuple[str, int | None]:
     if match is None or Path(text).exists():
         return text, None
     if not re.fullmatch(r"[0-9]+", match["task"]):
-        raise InputError(f"{text}: after #task= stands the number of one task of the checkpoint, for example {match['path']}#task=0")
+        raise InputError(
+            f"{text}: after #task= stands the number of one task of the checkpoint, for example {match['path']}#task=0"
+        )
     return match["path"], int(match["task"])
 
 
@@ -36,11 +38,15 @@ def task_ids(checkpoint: Checkpoint, count_option: str) -> int | None:
     task = checkpoint.task
     if not count_option:
         if task is not None:
-            raise InputError(f"{checkpoint.source}: {checkpoint.peft_type} holds one adapter and no tasks; leave out #task={task}")
+            raise InputError(
+                f"{checkpoint.source}: {checkpoint.peft_type} holds one adapter and no tasks; leave out #task={task}"
+            )
         return None
     count = checkpoint.config.get(count_option)
     if not isinstance(count, int) or count < 1:
-        raise InputError(f"{checkpoint.source}: the config of {checkpoint.peft_type} must give {count_option}, found {count!r}")
+        raise InputError(
+            f"{checkpoint.source}: the config of {checkpoint.peft_type} must give {count_option}, found {count!r}"
+        )
     if task is None or task >= count:
         said = "" if task is None else f"; it has no task {task}"
         raise InputError(

@@ -66,7 +66,9 @@ def _prefixed(base: Any, states: dict[str, Any], length: int) -> Any:
     from transformers.modeling_outputs import CausalLMOutputWithPast
 
     if "position_ids" not in inspect.signature(base.forward).parameters:
-        raise CaptureError(f"{type(base).__name__} takes no position_ids: states before its sequence cannot be baked in")
+        raise CaptureError(
+            f"{type(base).__name__} takes no position_ids: states before its sequence cannot be baked in"
+        )
 
     class Prefixed(torch.nn.Module):
         def __init__(self) -> None:

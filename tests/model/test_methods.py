@@ -94,7 +94,9 @@ class Case:
 
 def _case(peft_type: str, ships: str = "swap", **options: Any) -> Case:
     settings = {
-        key: options.pop(key) for key in ("exact", "torch_free", "label", "scale", "needs", "moved", "task") if key in options
+        key: options.pop(key)
+        for key in ("exact", "torch_free", "label", "scale", "needs", "moved", "task")
+        if key in options
     }
     if peft_type not in {"TRAINABLE_TOKENS"}:
         options.setdefault("target_modules", ATTENTION)

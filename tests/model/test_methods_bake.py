@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import test_methods as encoder
 import test_methods_llama as decoder
@@ -22,7 +21,7 @@ from test_methods import CASES, TOLERANCE, Case, Note, _case, pytestmark, within
 
 from edgepeft.adapters.registry import METHODS
 from edgepeft.base.bake import bake
-from edgepeft.base.causal import causal_batches, causal_difference, reference_causal
+from edgepeft.base.causal import causal_batches, reference_causal
 from edgepeft.base.ragged import ragged_batches
 from edgepeft.errors import AdapterError, UnsupportedAdapterError
 from edgepeft.graph.session import run_graph
@@ -52,11 +51,12 @@ CAUSAL = (
     _only("ADAPTION_PROMPT", adapter_len=3, adapter_layers=1, scale=1.0),
     _only("SHADOW", scale=0.2),
 )
-_FIRST = tuple({case.peft_type: case for case in reversed(CASES)}.values())[::-1]
-#: Each is traced in a way of its own: a router, states before the sequence, a second network, layers in other operators.
+#: The first case of each type; PSOFT's first has a higher rank than this Llama's values are wide.
+_FIRST = tuple({case.peft_type: case for case in reversed(CASES) if str(case) != "PSOFT"}.values())[::-1]
+#: Each is traced in a way of its own; others of that kind are in ``test_bake.py`` and ``test_bake_causal.py``.
 QUICK = {
-    "bert": {"BOFT", "C3A", "FROD", "HRA", "LILY", "P_TUNING", "PREFIX_TUNING", "PSOFT", "SHIRA"},
-    "llama": {"ADAPTION_PROMPT", "C3A", "LILY", "LORA", "MULTITASK_PROMPT_TUNING", "PREFIX_TUNING", "POLY", "SHADOW"},
+    "bert": {"BOFT", "C3A", "FROD", "HRA", "PROMPT_TUNING", "PSOFT", "SHIRA"},
+    "llama": {"C3A", "LORA", "MULTITASK_PROMPT_TUNING", "POLY"},
 }
 
 
@@ -69,8 +69,9 @@ def expected_figures() -> set[Key]:
     """What ``docs/methods.json`` holds a figure of."""
     found: set[Key] = set()
     for case in CASES:
-        ways = ("merge", case.ships)  # Llama's linear layers have no biases, which BEFT would replace
-        found |= {(case.peft_type, base, way) for base in ("bert", "llama") for way in ways if (case.peft_type, base) != ("BEFT", "llama")}
+        # Llama's linear layers have no biases, which BEFT would replace.
+        bases = ("bert",) if case.peft_type == "BEFT" else ("bert", "llama")
+        found |= {(case.peft_type, base, way) for base in bases for way in ("merge", case.ships)}
     found |= {(case.peft_type, base, "bake") for case in (*_FIRST, *BAKED) for base in ("bert", "llama")}
     found |= {(case.peft_type, "llama", "bake") for case in CAUSAL}
     return found | {(name, "llama", "swap") for name in VIRTUAL}
@@ -163,16 +164,23 @@ def test_baked_over_llama(case: Case, llama: Path, tmp_path: Path, note: Note) -
     expected = [reference_causal(module, batch) for batch in batches]
     model = AutoModelForCausalLM.from_pretrained(llama).eval()
     plain = [reference_causal(model, batch) for batch in batches]
-    assert decoder.difference(plain, expected, batches) > 20 * TOLERANCE, "the adapter must change the output"
+    for part in (0, 1):  # prompts, and what follows them
+        changed = encoder.difference([each[part] for each in plain], [each[part] for each in expected])
+        assert changed > 20 * TOLERANCE, "the adapter must change the output"
     baked = bake(llama, source, task="text-generation")
-    note(case.peft_type, "llama", "bake", within(decoder.difference(decoder.run(baked.graph, batches), expected, batches)))
-    # Every following token was compared by itself: the adapter must change what comes after the prompt, too.
-    assert max(causal_difference((a[1], a[1]), (b[1], b[1]), np.ones(a[1].shape[:2])) for a, b in zip(plain, expected, strict=True)) > 0
+    note(
+        case.peft_type,
+        "llama",
+        "bake",
+        within(decoder.difference(decoder.run(baked.graph, batches), expected, batches)),
+    )
 
 
 # ── what cannot be baked, and the record ──
 def test_what_peft_cannot_do_is_refused_with_its_reason(bert: Path, llama: Path, tmp_path: Path) -> None:
-    lora = decoder.write_checkpoint(llama, tmp_path / "0", _case("LORA", target_modules=["q_proj"], modules_to_save=None))
+    lora = decoder.write_checkpoint(
+        llama, tmp_path / "0", _case("LORA", target_modules=["q_proj"], modules_to_save=None)
+    )
     config = (lora / "adapter_config.json").read_text().replace('"LORA"', '"XLORA"')
     (lora / "adapter_config.json").write_text(config)
     for mode in ("swap", "merge", "bake"):
@@ -181,10 +189,11 @@ def test_what_peft_cannot_do_is_refused_with_its_reason(bert: Path, llama: Path,
     cpt = decoder.write_checkpoint(llama, tmp_path / "cpt", CAUSAL[0])
     config = (cpt / "adapter_config.json").read_text().replace('"CAUSAL_LM"', '"SEQ_CLS"')
     (cpt / "adapter_config.json").write_text(config)
-    with pytest.raises(UnsupportedAdapterError, match=r"CPT \(CPT\) can be neither swapped, merged nor baked.*language models only"):
+    said = r"CPT \(CPT\) can be neither swapped, merged nor baked.*language models only"
+    with pytest.raises(UnsupportedAdapterError, match=said):
         export(bert, {"a": cpt}, tmp_path / "b", mode="bake", task="text-classification")
     shadow = decoder.write_checkpoint(llama, tmp_path / "shadow", CAUSAL[2])
-    with pytest.raises(AdapterError, match="PEFT cannot load .* over "):
+    with pytest.raises(AdapterError, match=r"PEFT cannot load .* over "):
         bake(bert, shadow, task="text-classification")
 
 
@@ -201,7 +210,9 @@ def test_xlora_as_peft_saves_it_lacks_what_was_trained(llama: Path, tmp_path: Pa
     model.config.use_cache = False
     experts = {name: str(tmp_path / name) for name in ("0", "1")}
     with torch.random.fork_rng():
-        wrapped = get_peft_model(model, XLoraConfig(task_type="CAUSAL_LM", hidden_size=32, xlora_depth=1, adapters=experts))
+        wrapped = get_peft_model(
+            model, XLoraConfig(task_type="CAUSAL_LM", hidden_size=32, xlora_depth=1, adapters=experts)
+        )
         wrapped.save_pretrained(tmp_path / "x")
     assert any("internal_xlora_classifier.layers.0" in name for name, _ in wrapped.named_parameters())
     assert not load_file(tmp_path / "x" / "adapter_model.safetensors")

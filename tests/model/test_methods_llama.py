@@ -149,7 +149,9 @@ def peft_model(folder: Path, checkpoint: Path) -> Any:
 
 
 @pytest.mark.parametrize("case", [_of_llama(case) for case in CASES], ids=str)
-def test_method(case: Case, llama: Path, base: Base, batches: list[CausalBatch], plain: Logits, tmp_path: Path, note: Note) -> None:
+def test_method(
+    case: Case, llama: Path, base: Base, batches: list[CausalBatch], plain: Logits, tmp_path: Path, note: Note
+) -> None:
     if case.needs:
         pytest.importorskip(case.needs, reason=f"PEFT's {case.peft_type} cannot be built without {case.needs}")
     checkpoint = write_checkpoint(llama, tmp_path / "adapter", case)

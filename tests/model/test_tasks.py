@@ -1,5 +1,6 @@
 """Checkpoints that hold several tasks: each is an adapter of its own, named ``PATH#task=N``."""
 
+# ruff: noqa: F811 - the fixtures of test_methods.py are this module's too
 from __future__ import annotations
 
 import json
@@ -9,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from test_methods import (  # noqa: F401 - fixtures and the mark are this module's too
+from test_methods import (  # noqa: F401 - so is its mark
     TOLERANCE,
     Case,
     _case,
@@ -35,7 +36,7 @@ from edgepeft.validate.parity import adapter_sources
 
 
 @pytest.fixture(scope="module")
-def poly(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:  # noqa: F811
+def poly(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of three tasks."""
     case: Case = _case("POLY", r=3, n_tasks=3, n_skills=4, n_splits=1, scale=0.5)
     return write_checkpoint(folder, tmp_path_factory.mktemp("poly") / "poly", case)
@@ -53,7 +54,11 @@ def test_a_source_and_its_task(tmp_path: Path) -> None:
 
 
 def test_the_tasks_of_one_checkpoint_in_one_bundle(
-    poly: Path, folder: Path, base: Base, batches: list[dict[str, np.ndarray]], tmp_path: Path  # noqa: F811
+    poly: Path,
+    folder: Path,
+    base: Base,
+    batches: list[dict[str, np.ndarray]],
+    tmp_path: Path,
 ) -> None:
     """Three adapters that differ, each what PEFT computes with that task id; one is added later, without torch."""
     sources = {f"task{task}": f"{poly}#task={task}" for task in range(3)}
@@ -70,11 +75,12 @@ def test_the_tasks_of_one_checkpoint_in_one_bundle(
     assert min(difference(found[a], found[b]) for a, b in (("task0", "task1"), ("task1", "task2"))) > 20 * TOLERANCE
 
 
-def test_a_task_must_be_named_and_be_there(poly: Path, folder: Path, base: Base, tmp_path: Path) -> None:  # noqa: F811
+def test_a_task_must_be_named_and_be_there(poly: Path, folder: Path, base: Base, tmp_path: Path) -> None:
     def read(source: Path | str) -> Any:
         return read_adapter(source, name="a", weights=base.weight)
 
-    with pytest.raises(InputError, match=r"POLY holds 3 tasks, and each is an adapter of its own\. Name one: \S+poly#task=N, N from 0 to 2"):
+    said = r"POLY holds 3 tasks, and each is an adapter of its own\. Name one: \S+poly#task=N, N from 0 to 2"
+    with pytest.raises(InputError, match=said):
         read(poly)
     with pytest.raises(InputError, match=r"it has no task 3\. Name one"):
         read(f"{poly}#task=3")
@@ -98,7 +104,7 @@ def test_what_inspect_says(poly: Path) -> None:
     assert "it holds 3 tasks" in CliRunner().invoke(main, ["inspect", str(poly)]).output
 
 
-def test_a_damaged_router(poly: Path, base: Base, tmp_path: Path) -> None:  # noqa: F811
+def test_a_damaged_router(poly: Path, base: Base, tmp_path: Path) -> None:
     import shutil
 
     from safetensors.numpy import load_file, save_file

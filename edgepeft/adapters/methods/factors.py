@@ -282,8 +282,14 @@ def lower_poly(name: str, checkpoint: Checkpoint, weights: BaseWeights) -> Adapt
     parts = ("poly_lora_A", "poly_lora_B", "poly_router.module_logits")
     for site, (a, b, logits) in consumer.matrices(*parts, ndim=4).items():
         splits, skills, width, rank = a.shape
-        if b.shape[:3] != (splits, skills, rank) or task is None or logits.shape != (config["n_tasks"], splits * skills):
-            raise consumer.fail(site, f"A {a.shape}, B {b.shape} and router {logits.shape} do not fit each other or task {task}")
+        if (
+            b.shape[:3] != (splits, skills, rank)
+            or task is None
+            or logits.shape != (config["n_tasks"], splits * skills)
+        ):
+            raise consumer.fail(
+                site, f"A {a.shape}, B {b.shape} and router {logits.shape} do not fit each other or task {task}"
+            )
         mixed = 1 / (1 + np.exp(-logits[task].reshape(splits, skills)))
         mixed /= mixed.sum(axis=-1, keepdims=True) + 1e-12
         left = np.einsum("qs,qsdr->qdr", mixed, a).reshape(splits * width, rank)
