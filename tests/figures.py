@@ -17,8 +17,10 @@ STEPS = (1e-6, 3e-6, 1e-5, 3e-5, 1e-4)
 Key = tuple[str, str, str]
 
 
-def step(difference: float) -> float:
-    """The step that ``difference`` is recorded as."""
+def step(difference: float, before: float | None = None) -> float:
+    """The step that ``difference`` is recorded as: the one of ``before`` where that still says it, so that records stay."""
+    if before is not None and before / 10 < difference <= before:
+        return before
     return next(each for each in STEPS if difference <= each)
 
 
@@ -55,7 +57,9 @@ class Figures:
 
     def write(self, keys: Iterable[Key]) -> None:
         """Record what was measured over what was known; only ``keys`` stay."""
-        entries = {**recorded(), **{key: (step(worst), test) for key, (worst, test) in self.found.items()}}
+        known = recorded()
+        mine = {key: (step(worst, known.get(key, (None,))[0]), test) for key, (worst, test) in self.found.items()}
+        entries = {**known, **mine}
         written: dict[str, dict[str, dict[str, dict[str, object]]]] = {}
         for key in sorted(set(keys) & set(entries)):
             method, base, way = key

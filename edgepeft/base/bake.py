@@ -15,7 +15,7 @@ from typing import Any
 import onnx_ir as ir
 
 from ..adapters.checkpoint import Checkpoint, read_checkpoint
-from ..adapters.delta import fit_heads
+from ..adapters.delta import check_arrived, fit_heads
 from ..adapters.read import method_of
 from ..adapters.tasks import ask_for_task
 from ..errors import AdapterError, CaptureError, EdgepeftError, InputError
@@ -38,6 +38,7 @@ def _peft(loaded: Loaded, checkpoint: Checkpoint) -> Any:
         try:
             fit_heads(loaded.model, checkpoint)
             wrapped = PeftModel.from_pretrained(loaded.model, str(checkpoint.path)).eval()
+            check_arrived(checkpoint, wrapped)
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError) as error:
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise AdapterError(f"PEFT cannot load {checkpoint.source} over {loaded.source}: {first}") from error

@@ -10,7 +10,8 @@ from typing import Literal
 from ..adapters import Adapter, read_adapter
 from ..adapters.belongs import check_belongs
 from ..adapters.checkpoint import read_checkpoint
-from ..adapters.read import opaque_adapter
+from ..adapters.read import method_of, opaque_adapter
+from ..adapters.tasks import task_ids
 from ..base.capture import capture
 from ..base.form import Base
 from ..bundle import Bundle, check_name
@@ -35,8 +36,11 @@ class Exported:
 
 
 def _peft_task(adapters: Mapping[str, str | Path]) -> str | None:
-    """The one task type that the checkpoints name; several are an error."""
-    types = {name: read_checkpoint(source).config.get("task_type") for name, source in adapters.items()}
+    """The one task type that the checkpoints name; several are an error, and so is a method that nobody knows."""
+    checkpoints = {name: read_checkpoint(source) for name, source in adapters.items()}
+    for checkpoint in checkpoints.values():
+        task_ids(checkpoint, method_of(checkpoint).tasks)
+    types = {name: checkpoint.config.get("task_type") for name, checkpoint in checkpoints.items()}
     found = {value for value in types.values() if value}
     if len(found) > 1:
         raise InputError(f"adapters are for different tasks: {types}; one bundle serves one task")

@@ -330,9 +330,11 @@ def fake_checkpoint(out: Path, peft_type: str, **options: Any) -> Path:
 
 @pytest.mark.parametrize("peft_type", [m.peft_type for m in METHODS.values() if m.mode in {"bake", "refuse"}])
 def test_refused_by_name_and_reason(peft_type: str, base: Base, tmp_path: Path) -> None:
-    checkpoint = fake_checkpoint(tmp_path / "a", peft_type)
+    tasks = METHODS[peft_type].tasks
+    checkpoint = fake_checkpoint(tmp_path / "a", peft_type, **({tasks: 1} if tasks else {}))
+    source = f"{checkpoint}#task=0" if tasks else checkpoint
     with pytest.raises(UnsupportedAdapterError) as caught:
-        read_adapter(checkpoint, name="a", weights=base.weight, module=lambda: base.reference)
+        read_adapter(source, name="a", weights=base.weight, module=lambda: base.reference)
     assert peft_type in str(caught.value)
     assert METHODS[peft_type].reason in str(caught.value)
 
