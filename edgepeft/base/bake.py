@@ -90,7 +90,10 @@ def bake(
     before = with_states(loaded, checkpoint) if causal and method.before_sequence(checkpoint) else None
     reference = _peft(loaded, checkpoint)
     if not causal:
-        plain = replace(loaded, model=_plain(reference), fresh=())
+        # Virtual tokens take places of the positions that a model has.
+        taken = int(checkpoint.config["num_virtual_tokens"]) if method.virtual else 0
+        room = None if loaded.max_length is None else loaded.max_length - taken
+        plain = replace(loaded, model=_plain(reference), fresh=(), max_length=room)
         reference = plain.model
     elif before is not None:
         plain = before

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -58,102 +59,98 @@ def with_states(loaded: Loaded, checkpoint: Checkpoint) -> Loaded:
     return replace(loaded, model=_prefixed(loaded.model, states, length), max_length=left, fresh=())
 
 
+def _cache(pairs: Iterable[tuple[Any, Any]]) -> Any:
+    """A cache of keys and values, layer by layer."""
+    from transformers import DynamicCache
+
+    found = DynamicCache()
+    for index, (keys, values) in enumerate(pairs):
+        found.update(keys, values, index)
+    return found
+
+
+def _pairs(layers: Any) -> list[tuple[Any, Any]]:
+    return [(layer.keys, layer.values) for layer in layers]
+
+
+def _as_step(module: Any, config: Any, run: Callable[..., tuple[Any, list[tuple[Any, Any]]]]) -> Any:
+    """``run(ids, mask, positions, past)``, which computes logits and keys and values, with the signature of a language model."""
+    import torch
+    from transformers.modeling_outputs import CausalLMOutputWithPast
+
+    class Step(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.module, self.config = module, config
+
+        def forward(
+            self,
+            input_ids: Any,
+            attention_mask: Any = None,
+            position_ids: Any = None,
+            past_key_values: Any = None,
+            use_cache: bool = True,
+        ) -> Any:
+            logits, pairs = run(input_ids, attention_mask, position_ids, past_key_values)
+            return CausalLMOutputWithPast(logits=logits, past_key_values=_cache(pairs))
+
+    return Step().eval()
+
+
 def _prefixed(base: Any, states: dict[str, Any], length: int) -> Any:
     import inspect
 
     import torch
-    from transformers import DynamicCache
-    from transformers.modeling_outputs import CausalLMOutputWithPast
 
     if "position_ids" not in inspect.signature(base.forward).parameters:
         raise CaptureError(
             f"{type(base).__name__} takes no position_ids: states before its sequence cannot be baked in"
         )
+    own = [
+        (torch.from_numpy(states[f"prefix.{index}.key"]), torch.from_numpy(states[f"prefix.{index}.value"]))
+        for index in range(len(states) // 2)
+    ]
 
-    class Prefixed(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model, self.config = base, base.config
-            for name, array in states.items():
-                self.register_buffer(name.replace(".", "_"), torch.from_numpy(array))
+    def run(ids: Any, mask: Any, positions: Any, past: Any) -> tuple[Any, list[tuple[Any, Any]]]:
+        rows = ids.shape[0]
+        pairs = [(keys.expand(rows, -1, -1, -1), values.expand(rows, -1, -1, -1)) for keys, values in own]
+        if past is not None:
+            pairs = [
+                (torch.cat([keys, layer.keys], dim=2), torch.cat([values, layer.values], dim=2))
+                for (keys, values), layer in zip(pairs, past.layers, strict=True)
+            ]
+        if mask is not None:
+            mask = torch.cat([torch.ones(rows, length, dtype=mask.dtype), mask], dim=1)
+        out = base(
+            input_ids=ids,
+            attention_mask=mask,
+            position_ids=None if positions is None else positions + length,
+            past_key_values=_cache(pairs),
+            use_cache=True,
+        )
+        tokens = [(keys[:, :, length:], values[:, :, length:]) for keys, values in _pairs(out.past_key_values.layers)]
+        return out.logits, tokens
 
-        def before(self, index: int, kind: str, rows: Any, past: Any) -> Any:
-            own = getattr(self, f"prefix_{index}_{kind}").expand(rows, -1, -1, -1)
-            return own if past is None else torch.cat([own, getattr(past.layers[index], f"{kind}s")], dim=2)
-
-        def forward(
-            self,
-            input_ids: Any,
-            attention_mask: Any = None,
-            position_ids: Any = None,
-            past_key_values: Any = None,
-            use_cache: bool = True,
-        ) -> Any:
-            rows = input_ids.shape[0]
-            cache, present = DynamicCache(), DynamicCache()
-            for index in range(len(states) // 2):
-                keys, values = (self.before(index, kind, rows, past_key_values) for kind in ("key", "value"))
-                cache.update(keys, values, index)
-            if attention_mask is not None:
-                ones = torch.ones(rows, length, dtype=attention_mask.dtype)
-                attention_mask = torch.cat([ones, attention_mask], dim=1)
-            out = self.model(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                position_ids=None if position_ids is None else position_ids + length,
-                past_key_values=cache,
-                use_cache=True,
-            )
-            for index, layer in enumerate(out.past_key_values.layers):
-                present.update(layer.keys[:, :, length:], layer.values[:, :, length:], index)
-            return CausalLMOutputWithPast(logits=out.logits, past_key_values=present)
-
-    return Prefixed().eval()
+    return _as_step(base, base.config, run)
 
 
 def with_shadow(wrapped: Any) -> Any:
     """PEFT's Shadow model as a step: its second network's cache stands behind the base's, layer by layer."""
-    import torch
     from peft.tuners.shadow.layers import ShadowCache
-    from transformers import DynamicCache
-    from transformers.modeling_outputs import CausalLMOutputWithPast
 
     tuner = wrapped.base_model
+    config = tuner.model.config
 
-    def caches(layers: Any) -> Any:
-        found = DynamicCache()
-        for index, layer in enumerate(layers):
-            found.update(layer.keys, layer.values, index)
-        return found
+    def run(ids: Any, mask: Any, positions: Any, past: Any) -> tuple[Any, list[tuple[Any, Any]]]:
+        both = None
+        if past is not None:
+            pairs, own = _pairs(past.layers), int(config.num_hidden_layers)
+            both = ShadowCache(base=_cache(pairs[:own]), shadow=_cache(pairs[own:]))
+        out = tuner.model(
+            input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=both, use_cache=True
+        )
+        tuner._seed_shadow_state = None  # PEFT leaves it until the next call; a trace may leave nothing behind
+        found = out.past_key_values
+        return out.logits, [*_pairs(found.base.layers), *_pairs(found.shadow.layers)]
 
-    class Shadowed(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.tuner, self.config = tuner, tuner.model.config
-
-        def forward(
-            self,
-            input_ids: Any,
-            attention_mask: Any = None,
-            position_ids: Any = None,
-            past_key_values: Any = None,
-            use_cache: bool = True,
-        ) -> Any:
-            past = None
-            if past_key_values is not None:
-                own = int(self.config.num_hidden_layers)
-                layers = past_key_values.layers
-                past = ShadowCache(base=caches(layers[:own]), shadow=caches(layers[own:]))
-            out = self.tuner.model(
-                input_ids=input_ids,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                past_key_values=past,
-                use_cache=True,
-            )
-            self.tuner._seed_shadow_state = None  # PEFT leaves it until the next call; a trace may leave nothing behind
-            found = out.past_key_values
-            present = caches([*found.base.layers, *found.shadow.layers])
-            return CausalLMOutputWithPast(logits=out.logits, past_key_values=present)
-
-    return Shadowed().eval()
+    return _as_step(tuner, config, run)
