@@ -61,7 +61,8 @@ Every row that ships is built, given random trained numbers that change the outp
 batches: max |difference| of the logits, relative to the largest where that is above 1, over a BERT classifier and over a Llama
 through its cache (prompts and the tokens after them). `≤ 1e-06` is the step that no checkpoint of the method exceeded, of
 1e-6, 3e-6, 1e-5, 3e-5 and 1e-4; nothing above is accepted. A dash: not possible, for the reason in the row. BEFT replaces
-biases, which Llama's linear layers do not have, so there it can only be baked.
+biases, which Llama's linear layers do not have, so there it can only be baked. `pytest tests/model -m "" -k ADALORA` runs
+the tests that a row names; those of refused methods check that they are refused by name and reason.
 
 `pytest tests/model --record-methods -m ""` measures again and writes `docs/methods.json`. The default suite runs the swap and
 merge columns whole, and of the bake columns the methods that are traced in ways of their own; `-m slow` runs the others.
@@ -95,11 +96,10 @@ def methods_page(figures: Figures) -> str:
     for method in methods:
         bases = figures.get(method.peft_type, {})
         entries = [bases.get(base, {}).get(way) for base in ("bert", "llama") for way in _WAYS]
-        tests = sorted({entry["test"].removesuffix(".py").replace(".py::", "::") for entry in entries if entry})
+        files = dict.fromkeys(entry["test"].partition(".py::")[0] for entry in entries if entry)
         cells = [f"≤ {entry['at_most']:.0e}" if entry else "-" for entry in entries]
-        measured.append(
-            (method.peft_type, *cells, ", ".join(f"`{test}`" for test in tests) or "`test_methods_bake` (refused)")
-        )
+        tests = ", ".join(f"`{name}`" for name in files) or "`test_methods_bake`, refused"
+        measured.append((method.peft_type, *cells, tests))
     head = ("PEFT type", *(f"{base} {way}" for base in ("BERT", "Llama") for way in _WAYS), "tests")
     return "\n".join(
         [
@@ -107,6 +107,7 @@ def methods_page(figures: Figures) -> str:
             *_table(head, measured),
             "",
             "## Every row, and why not better",
+            "",
             *_table(("PEFT type", "method", "ships as", "edits", "without torch", "why not better"), what),
             "",
         ]
