@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 export TQDM_DISABLE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-real test-all lint bench clean
+.PHONY: demo test test-real test-all test-methods test-methods-bert test-methods-llama lint bench clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -27,6 +27,17 @@ test-real: $(STAMP)
 
 test-all: $(STAMP)
 	$(BIN)/python -m pytest
+
+# Every PEFT method over BERT and Llama, swapped, merged and baked (docs/methods.md): two processes, for two cores.
+test-methods: $(STAMP)
+	$(MAKE) --jobs 2 test-methods-bert test-methods-llama
+
+test-methods-bert:
+	$(BIN)/python -m pytest -m '' tests/model/test_methods.py tests/model/test_methods_bake.py -k 'not over_llama'
+
+test-methods-llama:
+	$(BIN)/python -m pytest -m '' tests/model/test_methods_llama.py tests/model/test_methods_bake.py \
+		tests/model/test_prefix.py -k 'test_methods_llama or over_llama or parity'
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

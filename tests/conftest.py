@@ -8,12 +8,13 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from figures import Figures
 
 # Before any Hugging Face library is imported: tests never look for a network.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -22,6 +23,33 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 if TYPE_CHECKING:
     from edgepeft.base.form import Base
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--record-methods",
+        action="store_true",
+        help="Record what PEFT's methods measure in docs/methods.json (figures.py).",
+    )
+
+
+@pytest.fixture(scope="session")
+def figures(request: pytest.FixtureRequest) -> Iterator[Figures]:
+    """What this session measured of PEFT's methods; written at its end where that was asked for."""
+    found = Figures(record=bool(request.config.getoption("--record-methods")))
+    yield found
+    if found.record and found.found:
+        from test_methods_bake import expected_figures
+
+        found.write(expected_figures())
+
+
+@pytest.fixture
+def note(request: pytest.FixtureRequest, figures: Figures) -> Callable[[str, str, str, float], None]:
+    """``note(peft_type, base, way, difference)``: a figure of this test."""
+    test = f"{Path(request.node.path).name}::{request.node.originalname}"
+    return lambda peft_type, base, way, difference: figures.note((peft_type, base, way), difference, test)
+
 
 SIZES = {
     "hidden_size": 32,

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..bundle.read import hash_file
 from ..errors import AdapterError, MissingExtraError
+from .tasks import split_task
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -33,6 +34,8 @@ class Checkpoint:
     sha256: str
     #: What edgepeft recorded when it trained the adapter, empty for a foreign one.
     record: Mapping[str, Any]
+    #: The task that was asked for (``PATH#task=2``) of a checkpoint that holds several.
+    task: int | None = None
 
     @property
     def peft_type(self) -> str:
@@ -91,15 +94,16 @@ def _fetch(repo: str) -> Path:
 
 
 def read_checkpoint(source: str | Path) -> Checkpoint:
-    """The PEFT checkpoint in a folder or behind a Hugging Face id.
+    """The PEFT checkpoint in a folder or behind a Hugging Face id; ``#task=N`` behind either names one of its tasks.
 
     Raises :class:`AdapterError` where a file is missing or damaged, and for pickle checkpoints, which are never opened.
     """
-    path = Path(source)
+    where, task = split_task(source)
+    path = Path(where)
     if not path.is_dir():
         if path.exists():
             raise AdapterError(f"{path} is a file; give the folder that holds {CONFIG_NAME} and {WEIGHTS_NAME}")
-        path = _fetch(str(source))
+        path = _fetch(where)
     if not (path / CONFIG_NAME).is_file():
         raise AdapterError(f"{path} holds no {CONFIG_NAME}; it is not a PEFT checkpoint")
     weights = path / WEIGHTS_NAME
@@ -119,4 +123,5 @@ def read_checkpoint(source: str | Path) -> Checkpoint:
         tensors={name.removeprefix(_PREFIX): tensor for name, tensor in read_safetensors(weights).items()},
         sha256=hash_file(weights).sha256,
         record=_read_json(record) if record.is_file() else {},
+        task=task,
     )

@@ -58,20 +58,18 @@ def fit_heads(base: Any, checkpoint: Checkpoint) -> None:
 def _load(base: Any, checkpoint: Checkpoint) -> Any:
     """PEFT's model over ``base``, in float64 and eval mode; every tensor of the checkpoint must have arrived."""
     import torch
-    from peft import PeftModel, get_peft_model_state_dict
+    from peft import PeftModel
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT warns of what is checked below, and of transformers' deprecations
         try:
             model = PeftModel.from_pretrained(base, str(checkpoint.path)).eval()
-            state = get_peft_model_state_dict(model)
+            check_arrived(checkpoint, model)
         except ImportError as error:
             raise MissingExtraError(f"PEFT needs another package for {checkpoint.peft_type}: {error}") from error
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError) as error:
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise AdapterError(f"PEFT cannot load {checkpoint.source} over this base: {first}") from error
-    loaded = {name.removeprefix(_PREFIX): tensor for name, tensor in state.items()}
-    _check_arrived(checkpoint, loaded)
     model.double()
     for module in model.modules():
         if vars(module).get("dtype") is torch.float32:  # AdaMSS casts its input to a type of its own
@@ -79,7 +77,14 @@ def _load(base: Any, checkpoint: Checkpoint) -> Any:
     return model
 
 
-def _check_arrived(checkpoint: Checkpoint, loaded: Mapping[str, Any]) -> None:
+def check_arrived(checkpoint: Checkpoint, model: Any) -> None:
+    """Raise :class:`AdapterError` where PEFT's ``model`` lacks a tensor of ``checkpoint``, or has one that is not in it.
+
+    PEFT itself passes over names that it does not know, and leaves what is missing at its initial numbers.
+    """
+    from peft import get_peft_model_state_dict
+
+    loaded = {name.removeprefix(_PREFIX): tensor for name, tensor in get_peft_model_state_dict(model).items()}
     lost = sorted(
         name
         for name, tensor in checkpoint.tensors.items()

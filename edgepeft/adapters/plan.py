@@ -73,6 +73,10 @@ def _expected(checkpoint: Checkpoint, method: Method) -> AdapterPlan:
         "refuse": ("refuse", "-"),
     }
     before = method.before_sequence(checkpoint)
+    notes: tuple[str, ...] = ()
+    if method.tasks and checkpoint.task is None:
+        count = checkpoint.config.get(method.tasks)
+        notes = (f"it holds {count} tasks, each of which is an adapter of its own: {checkpoint.path}#task=N",)
     mode, exactness = expected["swap" if before else method.mode]
     return AdapterPlan(
         source=checkpoint.source,
@@ -85,6 +89,7 @@ def _expected(checkpoint: Checkpoint, method: Method) -> AdapterPlan:
         overrides=tuple(name for name in whole if not name.startswith("base_model.")),
         bytes=0 if mode != "swap" else sum(4 * tensor.size for tensor in checkpoint.tensors.values()),
         measured=False,
+        notes=notes,
     )
 
 

@@ -15,6 +15,7 @@ from .consume import BaseWeights
 from .form import Adapter
 from .methods.virtual import lower_states, lower_tokens
 from .registry import METHODS, Method
+from .tasks import task_ids
 
 Ship = Literal["swap", "merge"]
 #: Gives the base as a PyTorch model; called only where a method has no closed form.
@@ -32,13 +33,29 @@ def method_of(checkpoint: Checkpoint) -> Method:
     return method
 
 
+def _refusal(checkpoint: Checkpoint, method: Method) -> UnsupportedAdapterError:
+    bake = method.mode == "bake"
+    ways = "neither swapped nor merged" if bake else "neither swapped, merged nor baked"
+    out = ". Export it with --mode bake: one graph for this adapter alone" if bake else ""
+    return UnsupportedAdapterError(
+        f"{checkpoint.source}: {method.peft_type} ({method.title}) can be {ways}: {method.reason}{out}"
+    )
+
+
 def opaque_adapter(source: str | Path, *, name: str) -> Adapter:
-    """What a checkpoint says of itself, without any edit: for baking, which lowers nothing."""
+    """What a checkpoint says of itself, without any edit: for baking, which lowers nothing.
+
+    Raises :class:`UnsupportedAdapterError` for a method that cannot be baked either.
+    """
     checkpoint = read_checkpoint(source)
+    method = method_of(checkpoint)
+    task_ids(checkpoint, method.tasks)
+    if method.mode == "refuse" and not method.before_sequence(checkpoint):
+        raise _refusal(checkpoint, method)
     record = checkpoint.record
     return Adapter(
         name=name,
-        method=method_of(checkpoint).title,
+        method=method.title,
         sites={},
         labels=tuple(record["labels"]) if record.get("labels") else None,
         base_identity=record.get("base_identity"),
@@ -72,7 +89,8 @@ def read_adapter(
 ) -> Adapter:
     """Read a PEFT checkpoint and lower it.
 
-    ``source`` is a folder or a Hugging Face id. ``weights`` gives the base's parameters by name, for methods whose
+    ``source`` is a folder or a Hugging Face id, with ``#task=N`` behind it for one task of a checkpoint that holds several.
+    ``weights`` gives the base's parameters by name, for methods whose
     lowering depends on them (DoRA, PiSSA, IA3). ``module`` gives the base as a PyTorch model; it is asked for only where
     a method or an option has no closed form. ``max_rank`` caps what an SVD may choose. With ``mode="merge"`` a method
     without closed form brings whole weights. Afterwards every tensor of the checkpoint has been consumed. Raises
@@ -86,6 +104,7 @@ def read_adapter(
         raise InputError(f"max_rank must be at least 1, found {max_rank}")
     checkpoint = read_checkpoint(source)
     method = method_of(checkpoint)
+    task = task_ids(checkpoint, method.tasks)
     if method.before_sequence(checkpoint):
         if mode == "merge":
             raise UnsupportedAdapterError(
@@ -94,12 +113,9 @@ def read_adapter(
             )
         if method.virtual == "states":
             return lower_states(name, method.title, checkpoint)
-        return lower_tokens(name, method.title, checkpoint, module)
+        return lower_tokens(name, method.title, checkpoint, module, task)
     if method.mode in {"bake", "refuse"}:
-        way = ". Export it with --mode bake: one graph for this adapter alone" if method.mode == "bake" else ""
-        raise UnsupportedAdapterError(
-            f"{checkpoint.source}: {method.peft_type} ({method.title}) can be neither swapped nor merged: {method.reason}{way}"
-        )
+        raise _refusal(checkpoint, method)
     try:
         return _closed_form(method, name, checkpoint, weights, max_rank, mode)
     except NeedsPeftError as needed:

@@ -59,6 +59,8 @@ class Method:
     #: What it puts before the sequence of a causal language model, where it is swapped as a ``Prefix``: key/value states, or
     #: virtual tokens that become states in the base. ``mode`` is then how it ships elsewhere.
     virtual: Literal["", "states", "tokens"] = ""
+    #: The option of its config that counts the tasks it holds, where each is an adapter of its own (``PATH#task=N``).
+    tasks: str = ""
 
     @property
     def tensor_prefix(self) -> str:
@@ -92,7 +94,8 @@ _METHODS = (
     Method("BEFT", "BEFT", "swap", "Override of biases", lower=direct.lower_beft),
     Method(
         "LILY", "Lily", "bake", "traced as it is",
-        "a router mixes its factors for every token, so its sites are not linear in their input"
+        "a router mixes its factors by all tokens of a call, so its sites are not linear in their input; over language models "
+        "the prompt is a call and so is each token after it, as in PEFT"
     ),
     Method(
         "LOHA", "LoHa", "swap", "LowRank at r²", "merged where r² factors outgrow the weights", lower=factors.lower_loha,
@@ -103,16 +106,17 @@ _METHODS = (
         "merged where that product outgrows the weights", lower=factors.lower_lokr,
     ),
     Method("OFT", "OFT", "merge", "merged weight", _ORTHOGONAL),
-    Method(
-        "POLY", "Poly", "refuse", "", "its skills are mixed by a task id given with every request, which the graph has no input for"
-    ),
+    Method("POLY", "Poly", "swap", "LowRank (one task's mixture)", "one adapter a task", lower=factors.lower_poly, tasks="n_tasks"),
     Method("LN_TUNING", "LN tuning", "swap", "Override of norms", lower=direct.lower_ln_tuning),
     Method("VERA", "VeRA", "swap", "LowRank", "through PEFT where save_projection is false", lower=factors.lower_vera),
     Method("FROD", "FRoD", "merge", "merged weight", "its rotated sparse change has full rank"),
     Method("PVERA", "PVeRA", "swap", "LowRank of the mean", "refused with sample_at_inference", lower=factors.lower_pvera),
     Method("FOURIERFT", "FourierFT", "svd", "LowRank by SVD", _DRAWN),
     Method("GLORA", "GLoRA", "merge", "merged weight and bias", "it scales the weight entry by entry: the change has full rank"),
-    Method("XLORA", "X-LoRA", "refuse", "", "a classifier mixes several LoRAs for every token, after a first pass of the base"),
+    Method(
+        "XLORA", "X-LoRA", "refuse", "", "peft 0.21 saves no whole checkpoint of it: its experts must be called 0, 1, …, "
+        "and the weights layers.0 of its classifier are left out as if they were of one of them",
+    ),
     Method("HRA", "HRA", "swap", "LowRank (compact WY form of its reflections)", lower=factors.lower_hra),
     Method(
         "VBLORA", "VB-LoRA", "swap", "LowRank", "through PEFT where only the top-k weights were saved", lower=factors.lower_vblora
@@ -152,18 +156,24 @@ _METHODS = (
     Method("DEFT", "DEFT", "svd", f"LowRank ({_RANK_R})", "its projection is applied to the base's weight by QR"),
     Method("PROMPT_TUNING", "Prompt tuning", "bake", "Prefix; over encoders traced as it is", _VIRTUAL, virtual="tokens"),
     Method(
-        "MULTITASK_PROMPT_TUNING", "Multitask prompt tuning", "refuse", "",
-        "its prompt is chosen by a task id given with every request, which the graph has no input for"
+        "MULTITASK_PROMPT_TUNING", "Multitask prompt tuning", "bake", "Prefix (one task's prompt); over encoders traced as it is",
+        _VIRTUAL, virtual="tokens", tasks="num_tasks",
     ),
     Method("P_TUNING", "P-tuning", "bake", "Prefix; over encoders traced as it is", _VIRTUAL, virtual="tokens"),
-    Method("PREFIX_TUNING", "Prefix tuning", "refuse", "Prefix", _VIRTUAL, virtual="states"),
-    Method("CPT", "CPT", "refuse", "Prefix", _VIRTUAL, virtual="tokens"),
-    Method("CARTRIDGE", "Cartridge", "refuse", "Prefix", _VIRTUAL, virtual="states"),
+    Method("PREFIX_TUNING", "Prefix tuning", "bake", "Prefix; over encoders traced as it is", _VIRTUAL, virtual="states"),
     Method(
-        "ADAPTION_PROMPT", "LLaMA-Adapter", "refuse", "",
-        "gated prompts inside attention change the layer itself; PEFT offers it for Llama and GPT-2 only",
+        "CPT", "CPT", "refuse", "Prefix",
+        "it puts trained states before the sequence (a Prefix), and PEFT offers it for language models only", virtual="tokens",
     ),
-    Method("SHADOW", "Shadow", "refuse", "", "a second network runs beside the base and exchanges states with it"),
+    Method("CARTRIDGE", "Cartridge", "bake", "Prefix; over encoders traced as it is", _VIRTUAL, virtual="states"),
+    Method(
+        "ADAPTION_PROMPT", "LLaMA-Adapter", "bake", "traced as it is",
+        "gated prompts inside attention change the layer itself; PEFT offers it for Llama, Mistral and GPT-2 only",
+    ),
+    Method(
+        "SHADOW", "Shadow", "bake", "traced as it is",
+        "a second network, with a cache of its own, runs beside the base and changes its states; PEFT offers it for decoders only",
+    ),
 )  # fmt: skip
 
 #: By PEFT's name of the method.

@@ -44,7 +44,8 @@ def _attempts(onnx: str | Path | None, task: str) -> list[tuple[str, Callable[[L
 CONTEXT = 8192
 
 
-def _capped(loaded: Loaded, wanted: int | None, announce: Callable[[str], None]) -> Loaded:
+def capped(loaded: Loaded, wanted: int | None, announce: Callable[[str], None]) -> Loaded:
+    """``loaded`` with the context that was asked for; see :func:`capture`."""
     own = loaded.max_length
     if wanted is not None and own is not None and wanted > own:
         raise InputError(f"--max-length {wanted}: {loaded.source} has a context of {own} tokens")
@@ -71,7 +72,7 @@ def capture(
     rotary tables grow with it); by default ``CONTEXT``, or the model's own where that is shorter. Raises
     :class:`CaptureError` when no route holds and :class:`InputError` for a context the model does not have.
     """
-    loaded = _capped(load_model(source, task=task, peft_task=peft_task), max_length, announce)
+    loaded = capped(load_model(source, task=task, peft_task=peft_task), max_length, announce)
     failures = []
     for name, attempt in _attempts(onnx, loaded.task):
         try:

@@ -96,9 +96,45 @@ def _keep(module: Any, count: int) -> dict[str, int]:
     return {"logits_to_keep": count} if "logits_to_keep" in inspect.signature(base.forward).parameters else {}
 
 
-def reference_causal(module: Any, batch: CausalBatch) -> tuple[np.ndarray, np.ndarray]:
-    """The same logits from PyTorch: prompts as padded, following tokens by running each row whole and unpadded."""
+def _sees_calls(module: Any) -> bool:
+    """Whether a token's logits depend on what else is in its call: Lily's router averages over all tokens, padding among them."""
+    return str(getattr(module, "peft_type", "")).endswith("LILY")
+
+
+def _step_of(module: Any, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, cache: Any) -> Any:
     import torch
+
+    inputs = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+    tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
+    return module(**tensors, past_key_values=cache, use_cache=True)
+
+
+def _reference_by_calls(module: Any, batch: CausalBatch) -> tuple[np.ndarray, np.ndarray]:
+    """The same logits call by call, through PyTorch's cache, where a call is the unit that the model computes on."""
+    import torch
+
+    rows, width = batch.ids.shape
+    lengths, mask = batch.mask.sum(axis=1), batch.mask
+    with torch.no_grad():
+        out = _step_of(module, batch.ids, mask, np.arange(width)[None].repeat(rows, 0), None)
+        prompt, following = out.logits[:, -batch.kept :].numpy(), []
+        for index in range(batch.following.shape[1]):
+            mask = np.concatenate([mask, np.ones((rows, 1), np.int64)], axis=1)
+            ids = batch.following[:, index : index + 1]
+            out = _step_of(module, ids, mask, (lengths + index)[:, None], out.past_key_values)
+            following.append(out.logits[:, -1].numpy())
+    return prompt, np.stack(following, axis=1)
+
+
+def reference_causal(module: Any, batch: CausalBatch) -> tuple[np.ndarray, np.ndarray]:
+    """The same logits from PyTorch: prompts as padded, following tokens by running each row whole and unpadded.
+
+    Where a call's tokens change each other (Lily), following tokens are run through PyTorch's cache instead.
+    """
+    import torch
+
+    if _sees_calls(module):
+        return _reference_by_calls(module, batch)
 
     def logits(ids: np.ndarray, kept: int, **inputs: Any) -> Any:
         found = module(input_ids=torch.from_numpy(ids), use_cache=False, **inputs, **_keep(module, kept)).logits

@@ -129,12 +129,8 @@ class Captured:
     decoder: GraphPart | None = None
 
 
-def trace(loaded: Loaded, *, fusions: bool) -> Captured:
-    """Trace ``loaded`` to ONNX.
-
-    ``fusions`` asks for ONNX Runtime's CPU operators (packed q/k/v, SkipLayerNormalization, BiasGelu). Raises
-    :class:`CaptureError` where the exporter fails.
-    """
+def export_graph(loaded: Loaded, *, fusions: bool) -> ir.Model:
+    """``loaded`` as the exporter traces it, dimensions named; see :func:`trace`. Its weights may be PyTorch's memory."""
     import torch
     from transformers.exporters import OnnxConfig
     from transformers.exporters.exporter_onnx import OnnxExporter
@@ -148,25 +144,38 @@ def trace(loaded: Loaded, *, fusions: bool) -> Captured:
     # The exporter folds normalizations into the convolutions before them; then nothing finds their weights by content,
     # and ONNX Runtime does the same when it opens a graph, where no slot stands between the two.
     normalized = any(isinstance(module, torch.nn.modules.batchnorm._BatchNorm) for module in loaded.model.modules())
+    config = OnnxConfig(
+        opset_version=OPSET,
+        dynamic_shapes=dynamic,
+        ort_fusions="cpu" if fusions and not normalized else None,
+        optimize=not normalized,
+    )
+    try:
+        with silenced_exporter():
+            graph = OnnxExporter().export(loaded.model, inputs, config=config).program
+            if normalized:
+                _optimize(graph)
+    except Exception as error:  # the exporter raises whatever torch, onnxscript or a model's own code raises
+        raise cannot_be_traced(loaded.model, error) from error
+    name_dimensions(graph, loaded.inputs)
+    return graph
+
+
+def cannot_be_traced(model: Any, error: Exception) -> CaptureError:
+    """What the exporter raised, in a line."""
+    first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return CaptureError(f"{type(model).__name__} cannot be traced: {type(error).__name__}: {first}")
+
+
+def trace(loaded: Loaded, *, fusions: bool) -> Captured:
+    """Trace ``loaded`` to ONNX.
+
+    ``fusions`` asks for ONNX Runtime's CPU operators (packed q/k/v, SkipLayerNormalization, BiasGelu). Raises
+    :class:`CaptureError` where the exporter fails.
+    """
     originals = mark(loaded.model, loaded.fresh)
     try:
-        config = OnnxConfig(
-            opset_version=OPSET,
-            dynamic_shapes=dynamic,
-            ort_fusions="cpu" if fusions and not normalized else None,
-            optimize=not normalized,
-        )
-        try:
-            with silenced_exporter():
-                graph = OnnxExporter().export(loaded.model, inputs, config=config).program
-                if normalized:
-                    _optimize(graph)
-        except Exception as error:  # the exporter raises whatever torch, onnxscript or a model's own code raises
-            first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise CaptureError(
-                f"{type(loaded.model).__name__} cannot be traced: {type(error).__name__}: {first}"
-            ) from error
-        name_dimensions(graph, loaded.inputs)
+        graph = export_graph(loaded, fusions=fusions)
         # With markers in place no head is zero and no norm is one, so nothing can agree by being nothing.
         difference = parity(graph, loaded)
         located = locate(graph, as_linear(loaded.model, parameters_of(loaded.model)))

@@ -23,7 +23,7 @@ from .load import Loaded
 from .marks import left_marked, mark, parameters_of, unmark, unmark_graph
 from .mend import logits_from
 from .tied import untie
-from .traced import OPSET, Captured, as_linear, declare_shapes, silenced_exporter
+from .traced import OPSET, Captured, as_linear, cannot_be_traced, declare_shapes, silenced_exporter
 
 #: The sample's batch, cached tokens and new tokens: unequal, and none is 0 or 1, which torch.export takes for constants.
 _BATCH, _PAST, _NEW = 2, 3, 4
@@ -38,24 +38,9 @@ def trace_causal(loaded: Loaded) -> Captured:
     head_dim]``; outputs are ``logits`` and ``present.N.key``/``.value``. Raises :class:`CaptureError` where the exporter
     fails or the model keeps another state than keys and values, and :class:`ParityError` where the graph is not right.
     """
-    from transformers.exporters import OnnxConfig
-    from transformers.exporters.exporter_onnx import OnnxExporter
-
-    inputs, dynamic = _sample(loaded)
     originals = mark(loaded.model, loaded.fresh)
     try:
-        config = OnnxConfig(opset_version=OPSET, dynamic_shapes=dynamic, ort_fusions="cpu")
-        try:
-            with silenced_exporter(), _windows_by_position(loaded.model):
-                graph = OnnxExporter().export(loaded.model, inputs, config=config).program
-        except Exception as error:  # the exporter raises whatever torch, onnxscript or a model's own code raises
-            first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise CaptureError(
-                f"{type(loaded.model).__name__} cannot be traced: {type(error).__name__}: {first}"
-            ) from error
-        name_causal(graph)
-        _plain_products(graph)
-        logits_from(graph)
+        graph = export_causal(loaded)
         difference = graph_causal_parity(graph, loaded)
         located = locate(graph, as_linear(loaded.model, parameters_of(loaded.model)))
     finally:
@@ -66,6 +51,27 @@ def trace_causal(loaded: Loaded) -> Captured:
     own = {name: array.copy() for name, array in parameters_of(loaded.model).items()}
     locations, weights = untie(loaded.model, graph, located, as_linear(loaded.model, own))
     return Captured(graph=graph, locations=locations, weights=weights, parity=difference)
+
+
+def export_causal(loaded: Loaded, *, fusions: bool = True) -> ir.Model:
+    """``loaded`` as the exporter traces it, with a cache and named as :func:`trace_causal` says.
+
+    Its weights may be PyTorch's memory. Without ``fusions`` none of ONNX Runtime's own operators are used.
+    """
+    from transformers.exporters import OnnxConfig
+    from transformers.exporters.exporter_onnx import OnnxExporter
+
+    inputs, dynamic = _sample(loaded)
+    config = OnnxConfig(opset_version=OPSET, dynamic_shapes=dynamic, ort_fusions="cpu" if fusions else None)
+    try:
+        with silenced_exporter(), _windows_by_position(loaded.model):
+            graph = OnnxExporter().export(loaded.model, inputs, config=config).program
+    except Exception as error:  # the exporter raises whatever torch, onnxscript or a model's own code raises
+        raise cannot_be_traced(loaded.model, error) from error
+    name_causal(graph)
+    _plain_products(graph)
+    logits_from(graph)
+    return graph
 
 
 @contextmanager
@@ -105,29 +111,45 @@ def _windows_by_position(model: Any) -> Iterator[None]:
         setattr(home, name, original)
 
 
-def _sample(loaded: Loaded) -> tuple[dict[str, Any], dict[str, Any]]:
-    """One decode step's inputs with a padded row and a cache, and which of their dimensions are free."""
+def _tokens(model: Any) -> Any:
     import torch
-    from transformers import DynamicCache
 
-    model, free = loaded.model, torch.export.Dim.DYNAMIC
     vocab = int(model.config.vocab_size)
-    tokens = torch.from_numpy(np.random.default_rng(0).integers(0, vocab, (_BATCH, _PAST + _NEW)))
+    return torch.from_numpy(np.random.default_rng(0).integers(0, vocab, (_BATCH, _PAST + _NEW)))
+
+
+def cache_of(model: Any) -> Any:
+    """The layers of the cache that ``model`` fills, with ``keys`` and ``values`` ``[batch, kv_heads, past, head_dim]`` each.
+
+    Raises :class:`CaptureError` where it keeps another state.
+    """
+    import torch
+
     with torch.no_grad():
-        found = model(input_ids=tokens[:, :_PAST], use_cache=True).get("past_key_values")
+        found = model(input_ids=_tokens(model)[:, :_PAST], use_cache=True).get("past_key_values")
     layers = getattr(found, "layers", None)
     if not layers or any(not hasattr(layer, "keys") or getattr(layer, "keys", None) is None for layer in layers):
         raise CaptureError(
             f"{type(model).__name__} keeps another state between tokens than one key and value a layer "
             f"({type(found).__name__}), which the bundle's decoder inputs cannot carry"
         )
+    return layers
+
+
+def _sample(loaded: Loaded) -> tuple[dict[str, Any], dict[str, Any]]:
+    """One decode step's inputs with a padded row and a cache, and which of their dimensions are free."""
+    import torch
+    from transformers import DynamicCache
+
+    model, free = loaded.model, torch.export.Dim.DYNAMIC
+    layers = cache_of(model)
     # A cache of its own: sliding-window layers would crop theirs, and the graph's caches hold every token.
     cache = DynamicCache()
     for index, layer in enumerate(layers):
         cache.update(layer.keys, layer.values, index)
     mask = torch.ones(_BATCH, _PAST + _NEW, dtype=torch.int64)
     mask[1, -2:] = 0  # an all-ones mask would be pruned from the graph
-    inputs = {"input_ids": tokens[:, _PAST:], "attention_mask": mask, "past_key_values": cache}
+    inputs = {"input_ids": _tokens(model)[:, _PAST:], "attention_mask": mask, "past_key_values": cache}
     dynamic: dict[str, Any] = {name: {0: free, 1: free} for name in ("input_ids", "attention_mask")}
     dynamic["past_key_values"] = [{0: free, 2: free}] * (2 * len(layers))
     if "position_ids" in inspect.signature(model.forward).parameters:

@@ -32,7 +32,8 @@ _UNTRAINED = "changes nothing (its B matrices are zero: was it trained?)"
     section="What",
     multiple=True,
     metavar="NAME=PATH",
-    help="An adapter: a PEFT folder or a Hugging Face id. May be repeated.",
+    help="An adapter: a PEFT folder or a Hugging Face id, PATH#task=N for one task of a checkpoint with several. May be "
+    "repeated.",
 )
 @path_option(
     "--out", section="What", required=True, help="The bundle folder to write; an old bundle there is replaced."
@@ -43,7 +44,7 @@ _UNTRAINED = "changes nothing (its B matrices are zero: was it trained?)"
     type=click.Choice(["swap", "merge", "bake"]),
     default="swap",
     help="swap: adapters are files beside one base. merge: folded into its weights, OUT/NAME each where there are several. "
-    "bake: traced as PEFT runs it, one model an adapter, for methods that change no weights.",
+    "bake: traced as PEFT runs it, one model an adapter, for methods that change no weights; language models too.",
 )
 @option(
     "--slots",
@@ -159,7 +160,8 @@ def export(
     section="What",
     required=True,
     metavar="NAME=PATH",
-    help="A PEFT checkpoint (folder or Hugging Face id), or an .onnx / .onnx_adapter file that edgepeft exported.",
+    help="A PEFT checkpoint (folder or Hugging Face id, PATH#task=N for one of its tasks), or an .onnx / .onnx_adapter "
+    "file that edgepeft exported.",
 )
 @click.option("--replace", is_flag=True, help="Replace an adapter of the same name.")
 @force_option

@@ -118,22 +118,23 @@ def _short(result: dict[str, Any]) -> str:
 def inspect(path: Path | None, schema: bool, as_json: bool) -> None:
     """Show what a bundle or an adapter holds.
 
-    PATH is a bundle folder (all of its files are verified), a PEFT folder, or an .onnx or .onnx_adapter file that
-    edgepeft exported.
+    PATH is a bundle folder (all of its files are verified), a PEFT folder (FOLDER#task=N for one of its tasks), or an
+    .onnx or .onnx_adapter file that edgepeft exported.
     """
+    from ..adapters.tasks import split_task
     from ..bundle import MANIFEST_NAME, json_schema
 
     if schema:
         print_json(json_schema())
     elif path is None:
         raise InputError("PATH is missing: give a bundle or an adapter (or --schema)")
-    elif not path.exists():
+    elif not (folder := Path(split_task(path)[0])).exists():
         raise InputError(f"{path} does not exist")
     elif path.suffix == ".onnx":
         _adapter_file(path, as_json)
     elif path.suffix == ".onnx_adapter":
         _onnx_adapter(path, as_json)
-    elif (path / "adapter_config.json").is_file() and not (path / MANIFEST_NAME).is_file():
+    elif (folder / "adapter_config.json").is_file() and not (folder / MANIFEST_NAME).is_file():
         _checkpoint(path, as_json)
     elif path.is_dir():
         _bundle(path, as_json)
@@ -273,6 +274,8 @@ def _checkpoint(path: Path, as_json: bool) -> None:
     facts["ships as"] = f"{plan.mode} ({plan.exactness})" if plan.mode != "refuse" else "not at all"
     if plan.reason:
         facts["because"] = plan.reason
+    if plan.notes:
+        facts["note"] = "; ".join(plan.notes)
     if record:
         facts["labels"] = ", ".join(record.get("labels") or ()) or "–"
         facts["trained on"] = f"base identity {str(record.get('base_identity'))[:16]}…"

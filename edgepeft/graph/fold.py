@@ -92,7 +92,10 @@ def fold(base: EditableBase, adapter: Adapter) -> MergedBase:
     for site, edit in adapter.sites.items():
         name = f"{site}.weight"
         if name not in weights:
-            raise SiteError(f"adapter {adapter.name!r}: site {site} does not exist in the base")
+            raise SiteError(
+                f"adapter {adapter.name!r}: site {site} does not exist in the base. The adapter was trained on another "
+                "architecture; merge it into the base that its config names."
+            )
         weight = weights[name]
         embedding = _embeds(model, locations.get(name, ()))
         sizes = (edit.in_features, edit.out_features)

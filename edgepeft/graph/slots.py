@@ -449,7 +449,10 @@ def _not_found(site: str, base: EditableBase) -> str:
     if f"{site}.weight" not in weights:
         near = [name for name in linear_sites(base) if name.rpartition(".")[2] == site.rpartition(".")[2]]
         hint = f"; the base has, for example, {near[0]}" if near else ""
-        return f"site {site} does not exist in the base{hint}. The adapter was trained on another architecture."
+        return (
+            f"site {site} does not exist in the base{hint}. The adapter was trained on another architecture; "
+            "export it over the base that its config names."
+        )
     if locations.get(f"{site}.weight"):
         return (
             f"site {site} is neither a linear map, a convolution nor an embedding in the graph, so a slot cannot edit it; use "

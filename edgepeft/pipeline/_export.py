@@ -10,7 +10,8 @@ from typing import Literal
 from ..adapters import Adapter, read_adapter
 from ..adapters.belongs import check_belongs
 from ..adapters.checkpoint import read_checkpoint
-from ..adapters.read import opaque_adapter
+from ..adapters.read import method_of, opaque_adapter
+from ..adapters.tasks import task_ids
 from ..base.capture import capture
 from ..base.form import Base
 from ..bundle import Bundle, check_name
@@ -35,8 +36,11 @@ class Exported:
 
 
 def _peft_task(adapters: Mapping[str, str | Path]) -> str | None:
-    """The one task type that the checkpoints name; several are an error."""
-    types = {name: read_checkpoint(source).config.get("task_type") for name, source in adapters.items()}
+    """The one task type that the checkpoints name; several are an error, and so is a method that nobody knows."""
+    checkpoints = {name: read_checkpoint(source) for name, source in adapters.items()}
+    for checkpoint in checkpoints.values():
+        task_ids(checkpoint, method_of(checkpoint).tasks)
+    types = {name: checkpoint.config.get("task_type") for name, checkpoint in checkpoints.items()}
     found = {value for value in types.values() if value}
     if len(found) > 1:
         raise InputError(f"adapters are for different tasks: {types}; one bundle serves one task")
@@ -79,7 +83,7 @@ def export(
     if mode == "bake":
         if onnx is not None:
             raise InputError("--mode bake traces PEFT's model; an ONNX file of the base (--onnx) has no place in that")
-        return _bake(str(model), adapters, out, task, None if task else peft_task, force, announce)
+        return _bake(str(model), adapters, out, task, None if task else peft_task, max_length, force, announce)
     announce(f"capturing {model}")
     base = capture(
         model, task=task, peft_task=None if task else peft_task, onnx=onnx, max_length=max_length, announce=announce
@@ -168,6 +172,7 @@ def _bake(
     out: Path,
     task: str | None,
     peft_task: str | None,
+    max_length: int | None,
     force: bool,
     announce: Announce,
 ) -> Exported:
@@ -179,7 +184,7 @@ def _bake(
     for name, source in sources.items():
         adapter = opaque_adapter(source, name=name)
         announce(f"tracing {model} with {name} ({adapter.method})")
-        base = bake(model, source, task=task, peft_task=peft_task, announce=announce)
+        base = bake(model, source, task=task, peft_task=peft_task, max_length=max_length, announce=announce)
         captured = max(captured, base.parity)
         check_belongs(adapter, identity=base.identity, source=base.source, force=force, announce=announce)
 

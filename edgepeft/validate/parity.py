@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import runtime as runtimes
+from ..adapters.tasks import split_task
 from ..bundle import Bundle
 from ..errors import InputError, ParityError
 from ..runtime import Runtime
@@ -111,6 +112,10 @@ def adapter_sources(bundle: Bundle, given: Mapping[str, str | Path]) -> dict[str
     unknown = sorted(set(given) - known)
     if unknown:
         raise InputError(f"{bundle.path} has no adapter {unknown[0]!r}; it has: {', '.join(sorted(known)) or 'none'}")
-    found: dict[str, str | Path] = {n: s for n, s in recorded.items() if (Path(s) / "adapter_config.json").is_file()}
+    found: dict[str, str | Path] = {
+        name: source
+        for name, source in recorded.items()
+        if (Path(split_task(source)[0]) / "adapter_config.json").is_file()
+    }
     found.update(given)
     return found

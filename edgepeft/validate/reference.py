@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..adapters.checkpoint import read_checkpoint
+from ..adapters.tasks import ask_for_task, split_task
 from ..base.load import quiet
 from ..errors import AdapterError, MissingExtraError
 
@@ -38,6 +39,7 @@ def peft_model(
         from ..base.rounded import replace_parameters
     except ImportError as error:
         raise MissingExtraError(f"comparing with PEFT needs: pip install 'edgepeft[export]' ({error})") from error
+    checkpoint = read_checkpoint(adapter)
     auto = TasksManager.get_model_class_for_task(task)
     # A base with a head of its own may have another width than the adapter's, which takes its place.
     options = {} if num_labels is None else {"num_labels": num_labels, "ignore_mismatched_sizes": True}
@@ -45,11 +47,12 @@ def peft_model(
         model = auto.from_pretrained(base, dtype=torch.float32, **options)
         numbers = rounded(model) if rounded is not None else {}
         try:
-            wrapped = PeftModel.from_pretrained(model, str(adapter))
+            wrapped = PeftModel.from_pretrained(model, str(checkpoint.path))
         except (RuntimeError, ValueError, KeyError) as error:
             raise AdapterError(
                 f"PEFT cannot load {adapter} over {base}: {str(error).strip().splitlines()[0]}"
             ) from error
+    ask_for_task(wrapped, checkpoint.task)
     # Afterwards: checkpoints may bring the base's own embedding and head, which PEFT puts back.
     replace_parameters(wrapped.get_base_model(), numbers)
     return wrapped.eval()
@@ -92,7 +95,7 @@ def peft_reference(
 
     with quiet():
         try:
-            wrapped = PeftModel.from_pretrained(module, str(adapter))
+            wrapped = PeftModel.from_pretrained(module, str(read_checkpoint(adapter).path))
         except (RuntimeError, ValueError, KeyError) as error:
             first = str(error).strip().splitlines()[0]
             raise AdapterError(f"PEFT cannot load {adapter} over {base}: {first}") from error
@@ -106,7 +109,7 @@ def head_width(adapter: str | Path, labels: Sequence[str] | None) -> int | None:
     """How many labels the adapter's head has: from what is known of it, else from edgepeft's own record."""
     if labels is not None:
         return len(labels)
-    record = Path(adapter) / "edgepeft_adapter.json"
+    record = Path(split_task(adapter)[0]) / "edgepeft_adapter.json"
     if record.is_file():
         found = json.loads(record.read_text(encoding="utf-8")).get("labels")
         return len(found) if found else None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,8 @@ pytestmark = [
 ]
 
 TOLERANCE = 1e-4
+#: Of the fixture ``note``: PEFT type, base, way to ship, max |difference|.
+Note = Callable[[str, str, str, float], None]
 ATTENTION = ["query", "value"]
 
 
@@ -67,6 +70,8 @@ class Case:
     #: Standard deviation of the noise on the trained numbers.
     scale: float = 0.1
     needs: str | None = field(default=None)
+    #: The task of a checkpoint that holds several.
+    task: int | None = None
     #: Only the first so many numbers of each of the method's tensors were trained; 0: all of them.
     moved: int = 0
 
@@ -79,13 +84,19 @@ class Case:
             noise.view(-1)[self.moved :] = 0.0
         return noise.abs() if "magnitude" in name else noise
 
+    def named(self, checkpoint: Path) -> Path:
+        """The checkpoint, with the task behind it that is meant."""
+        return checkpoint if self.task is None else checkpoint.with_name(f"{checkpoint.name}#task={self.task}")
+
     def __str__(self) -> str:
         return f"{self.peft_type}{'-' + self.label if self.label else ''}"
 
 
 def _case(peft_type: str, ships: str = "swap", **options: Any) -> Case:
     settings = {
-        key: options.pop(key) for key in ("exact", "torch_free", "label", "scale", "needs", "moved") if key in options
+        key: options.pop(key)
+        for key in ("exact", "torch_free", "label", "scale", "needs", "moved", "task")
+        if key in options
     }
     if peft_type not in {"TRAINABLE_TOKENS"}:
         options.setdefault("target_modules", ATTENTION)
@@ -113,6 +124,7 @@ CASES = (
     _case("LOKR", "merge", r=8, label="wide"),
     _case("OFT", "merge", oft_block_size=8, r=0, **MERGE),
     _case("LN_TUNING", target_modules=["LayerNorm"]),
+    _case("POLY", r=3, n_tasks=3, n_skills=4, n_splits=2, scale=0.3, task=1),
     _case("VERA", r=4, target_modules=["query", "intermediate.dense"]),
     _case("VERA", r=4, save_projection=False, label="unsaved", **SVD),
     _case("FROD", "merge", **MERGE),
@@ -221,24 +233,36 @@ def write_checkpoint(folder: Path, out: Path, case: Case) -> Path:
                 if parameter.requires_grad:
                     parameter.add_(case.noise(name, parameter))
     wrapped.save_pretrained(out)
-    return out
+    return case.named(out)
 
 
 def peft_logits(folder: Path, checkpoint: Path, batches: list[dict[str, np.ndarray]]) -> list[np.ndarray]:
+    """Logits as PEFT computes them, unmerged; a task is given with every call."""
     import torch
     from peft import PeftModel
     from transformers import AutoModelForSequenceClassification
 
+    path, _, task = str(checkpoint).partition("#task=")
     model = AutoModelForSequenceClassification.from_pretrained(folder)
-    wrapped = PeftModel.from_pretrained(model, checkpoint).eval()
+    wrapped = PeftModel.from_pretrained(model, path).eval()
+    found = []
     with torch.no_grad():
-        return [wrapped(**{k: torch.from_numpy(v) for k, v in batch.items()}).logits.numpy() for batch in batches]
+        for batch in batches:
+            tasks = {"task_ids": torch.full((len(batch["input_ids"]),), int(task))} if task else {}
+            found.append(wrapped(**{k: torch.from_numpy(v) for k, v in batch.items()}, **tasks).logits.numpy())
+    return found
 
 
 def difference(found: list[np.ndarray], expected: list[np.ndarray]) -> float:
     """max |difference| relative to the largest logit, where that is above 1."""
     scale = max(1.0, *(float(np.abs(array).max()) for array in expected))
     return max(float(np.abs(a - b).max()) for a, b in zip(found, expected, strict=True)) / scale
+
+
+def within(found: float) -> float:
+    """``found``, which must be within the tolerance."""
+    assert found <= TOLERANCE
+    return found
 
 
 def swapped(base: Base, adapter: Adapter, batches: list[dict[str, np.ndarray]]) -> list[np.ndarray]:
@@ -259,6 +283,7 @@ def test_method(
     batches: list[dict[str, np.ndarray]],
     plain: list[np.ndarray],
     tmp_path: Path,
+    note: Note,
 ) -> None:
     if case.needs:
         pytest.importorskip(case.needs, reason=f"PEFT's {case.peft_type} cannot be built without {case.needs}")
@@ -283,11 +308,11 @@ def test_method(
     assert bool(sites) is (case.peft_type != "UNILORA")  # whose tensors name no site: one vector serves all of them
     if case.ships == "swap":
         assert not adapter.merge_only
-        assert difference(swapped(base, adapter, batches), expected) <= TOLERANCE
+        note(case.peft_type, "bert", "swap", within(difference(swapped(base, adapter, batches), expected)))
     else:
         with pytest.raises(UnsupportedAdapterError, match=r"can only be merged: .* Export it with --mode merge"):
             swapped(base, adapter, batches)
-    assert difference(merged(base, read("merge"), batches), expected) <= TOLERANCE
+    note(case.peft_type, "bert", "merge", within(difference(merged(base, read("merge"), batches), expected)))
     assert all(np.array_equal(before[name], array) for name, array in base.weights.items())
     parameters = {name: p.detach().numpy() for name, p in base.reference.named_parameters()}
     assert all(np.array_equal(before[name], parameters[name]) for name in before), "PEFT must not change the base"
@@ -305,9 +330,11 @@ def fake_checkpoint(out: Path, peft_type: str, **options: Any) -> Path:
 
 @pytest.mark.parametrize("peft_type", [m.peft_type for m in METHODS.values() if m.mode in {"bake", "refuse"}])
 def test_refused_by_name_and_reason(peft_type: str, base: Base, tmp_path: Path) -> None:
-    checkpoint = fake_checkpoint(tmp_path / "a", peft_type)
+    tasks = METHODS[peft_type].tasks
+    checkpoint = fake_checkpoint(tmp_path / "a", peft_type, **({tasks: 1} if tasks else {}))
+    source = f"{checkpoint}#task=0" if tasks else checkpoint
     with pytest.raises(UnsupportedAdapterError) as caught:
-        read_adapter(checkpoint, name="a", weights=base.weight, module=lambda: base.reference)
+        read_adapter(source, name="a", weights=base.weight, module=lambda: base.reference)
     assert peft_type in str(caught.value)
     assert METHODS[peft_type].reason in str(caught.value)
 
@@ -324,7 +351,9 @@ def test_the_registry_names_every_method_of_peft_and_the_cases_every_method() ->
 
 def test_the_page_is_current() -> None:
     page = Path(__file__).parents[2] / "docs" / "methods.md"
-    assert page.read_text(encoding="utf-8") == methods_page(), "run: python -m edgepeft.adapters.page > docs/methods.md"
+    figures = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
+    command = "python -m edgepeft.adapters.page docs/methods.json > docs/methods.md"
+    assert page.read_text(encoding="utf-8") == methods_page(figures), f"run: {command}"
 
 
 # ── together, and what is refused ──

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,10 @@ METHODS: dict[str, tuple[str, dict[str, Any], int]] = {
     "prompt": ("PROMPT_TUNING", {"num_virtual_tokens": 7}, 7),
     "ptuning": ("P_TUNING", {"num_virtual_tokens": 3, "encoder_hidden_size": 24}, 3),
     "cpt": ("CPT", {"cpt_token_ids": [4, 9, 5, 8], "cpt_mask": [1] * 4, "cpt_tokens_type_mask": [1, 2, 2, 3]}, 4),
+    "multitask": ("MULTITASK_PROMPT_TUNING", {"num_virtual_tokens": 5, "num_tasks": 3, "num_ranks": 2}, 5),
 }
+#: Of those that hold several tasks, the one that is meant.
+TASKS = {"multitask": 2}
 PROMPTS = ["the film was", "a", "the end of the book was not very good", "naïve 日本 café"]
 RAW: Any = {"chat": False, "max_new_tokens": 20}
 
@@ -61,17 +65,31 @@ def save_virtual(out: Path, model: Path, name: str, **more: Any) -> Path:
                 if parameter.requires_grad:
                     parameter.add_(torch.randn_like(parameter) * 0.5)
         wrapped.save_pretrained(out)
-    return out
+    return of_task(out)
+
+
+def of_task(checkpoint: Path) -> Path:
+    """A checkpoint below a folder of its name, with the task behind it that is meant."""
+    task = TASKS.get(checkpoint.name)
+    return checkpoint if task is None else checkpoint.with_name(f"{checkpoint.name}#task={task}")
 
 
 def peft_model(model: Path, checkpoint: Path | None) -> Any:
+    """PEFT's model; one sequence at a time where it holds several tasks."""
+    import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     base = AutoModelForCausalLM.from_pretrained(model)
+    if checkpoint is None:
+        return base.eval()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return (base if checkpoint is None else PeftModel.from_pretrained(base, checkpoint)).eval()
+        wrapped = PeftModel.from_pretrained(base, checkpoint).eval()
+    if checkpoint.name in TASKS:
+        tasks = {"task_ids": torch.tensor([TASKS[checkpoint.name]])}
+        wrapped.register_forward_pre_hook(lambda module, args, given: (args, {**given, **tasks}), with_kwargs=True)
+    return wrapped
 
 
 def greedy(model: Any, ids: list[int], count: int) -> list[int]:
@@ -95,7 +113,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         save_virtual(path / name, path / "model", name)
     save_lora(path / "lora", path / "model", task="text-generation", task_type="CAUSAL_LM", scale=0.25, r=4, seed=1,
               target_modules="all-linear")  # fmt: skip
-    done = export(path / "model", {name: path / name for name in (*METHODS, "lora")}, path / "bundle")
+    done = export(path / "model", {name: of_task(path / name) for name in (*METHODS, "lora")}, path / "bundle")
     (path / "parity.json").write_text(json.dumps({each.adapter: each.max_difference for each in done.parity}))
     assert all(each.changes_output for each in done.parity)
     return path
@@ -139,10 +157,12 @@ def test_greedy_tokens_are_pefts(name: str, model: Runtime, expected: dict[str, 
     assert tokens(model.use(None).generate(PROMPTS, **RAW)) == expected[""]
 
 
-def test_parity_was_measured_for_each(folder: Path) -> None:
+def test_parity_was_measured_for_each(folder: Path, note: Callable[[str, str, str, float], None]) -> None:
     parity = json.loads((folder / "parity.json").read_text())
     assert set(parity) == {*METHODS, "lora"}
     assert max(parity.values()) <= 1e-4
+    for name, (peft_type, _, _) in METHODS.items():
+        note(peft_type, "llama", "swap", parity[name])
 
 
 def test_the_states_place_matters(model: Runtime) -> None:
@@ -285,13 +305,14 @@ def test_read_with_and_without_the_base(folder: Path) -> None:
         assert adapter.prefix is not None
         assert adapter.prefix.states.shape == (2, 2, 2, METHODS[name][2], 16)
         assert adapter.exactness.exact
-    for name in ("prompt", "ptuning", "cpt"):
+    for name in ("prompt", "ptuning", "cpt", "multitask"):
         with pytest.raises(NeedsPeftError, match="running its base over the virtual tokens"):
-            read_adapter(folder / name, name=name, weights=weights)
+            read_adapter(of_task(folder / name), name=name, weights=weights)
     for name in METHODS:
+        source = of_task(folder / name)
         with pytest.raises(UnsupportedAdapterError, match=r"cannot be merged\. Export it with --mode swap"):
-            read_adapter(folder / name, name=name, weights=weights, mode="merge")
-        assert describe_adapter(folder / name).mode == "swap"
+            read_adapter(source, name=name, weights=weights, mode="merge")
+        assert describe_adapter(source).mode == "swap"
 
 
 def test_damaged_checkpoints(folder: Path, tmp_path: Path) -> None:
@@ -307,7 +328,7 @@ def test_damaged_checkpoints(folder: Path, tmp_path: Path) -> None:
         )
         return out
 
-    def read(source: Path) -> Any:
+    def read(source: Path | str) -> Any:
         return read_adapter(
             source, name="a", weights=lambda name: None, module=lambda: peft_model(folder / "model", None)
         )
@@ -322,6 +343,10 @@ def test_damaged_checkpoints(folder: Path, tmp_path: Path) -> None:
         ),
         (damaged("prompt", {"score.weight": np.ones(3, np.float32)}), r"also saved score\.weight"),
         (damaged("prompt", {"prompt_embeddings": np.full((7, 64), np.nan, np.float32)}), "NaN"),
+        (
+            f"{damaged('multitask', {'prefix_task_rows': np.ones((3, 4, 64), np.float32)})}#task=0",
+            r"fit each other and task 0, found .*\(3, 4, 64\)",
+        ),
     ):
         with pytest.raises(AdapterError, match=said):
             read(source)
@@ -370,12 +395,3 @@ def test_sliding_windows_are_refused(architecture: str, tmp_path: Path) -> None:
         with pytest.raises(UnsupportedAdapterError, match="layers of sliding_attention, which forget its beginning"):
             export(source, {name: tmp_path / name}, tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()
-
-
-def test_multitask_prompts_are_refused_by_their_reason(folder: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "multi"
-    shutil.copytree(folder / "prompt", copy)
-    config = json.loads((copy / "adapter_config.json").read_text())
-    (copy / "adapter_config.json").write_text(json.dumps({**config, "peft_type": "MULTITASK_PROMPT_TUNING"}))
-    with pytest.raises(UnsupportedAdapterError, match=r"MULTITASK_PROMPT_TUNING .* task id given with every request"):
-        read_adapter(copy, name="a", weights=lambda name: None)

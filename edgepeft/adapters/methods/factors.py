@@ -266,3 +266,33 @@ def lower_vblora(name: str, checkpoint: Checkpoint, weights: BaseWeights) -> Ada
         mixed_b = _bank(b, bank, top)  # out tiles, rank, vector
         _put(consumer, site, _bank(a, bank, top).reshape(rank, -1).T, mixed_b.transpose(1, 0, 2).reshape(rank, -1))
     return consumer.finish(name, "VB-LoRA")
+
+
+def lower_poly(name: str, checkpoint: Checkpoint, weights: BaseWeights) -> Adapter:
+    """Poly for one of its tasks (Ponti et al. 2022, arXiv:2202.13914; ``tuners/poly/layer.py`` and ``router.py``).
+
+    Skills are A ``[splits, skills, in / splits, r]`` and B ``[splits, skills, r, out / splits]``; a task mixes them by its
+    row of the router, sigmoids made to sum to 1. For a given task that is one A and one B, over r.
+    """
+    consumer = Consumer(checkpoint, weights)
+    consumer.allow_options({*_DROPOUTS, "n_skills", "n_splits", "n_tasks", "poly_type", "r"})
+    config, task = checkpoint.config, checkpoint.task
+    if config.get("poly_type") != "poly":
+        raise consumer.needs_peft(f"its router poly_type={config.get('poly_type')!r} has no closed form")
+    parts = ("poly_lora_A", "poly_lora_B", "poly_router.module_logits")
+    for site, (a, b, logits) in consumer.matrices(*parts, ndim=4).items():
+        splits, skills, width, rank = a.shape
+        if (
+            b.shape[:3] != (splits, skills, rank)
+            or task is None
+            or logits.shape != (config["n_tasks"], splits * skills)
+        ):
+            raise consumer.fail(
+                site, f"A {a.shape}, B {b.shape} and router {logits.shape} do not fit each other or task {task}"
+            )
+        mixed = 1 / (1 + np.exp(-logits[task].reshape(splits, skills)))
+        mixed /= mixed.sum(axis=-1, keepdims=True) + 1e-12
+        left = np.einsum("qs,qsdr->qdr", mixed, a).reshape(splits * width, rank)
+        right = np.einsum("qs,qsrd->rqd", mixed, b).reshape(rank, -1)
+        _put(consumer, site, left, right / rank)
+    return consumer.finish(name, "Poly")

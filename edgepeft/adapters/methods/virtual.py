@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -71,12 +72,38 @@ def lower_states(name: str, method: str, checkpoint: Checkpoint) -> Adapter:
     return _adapter(name, method, checkpoint, states)
 
 
-def lower_tokens(name: str, method: str, checkpoint: Checkpoint, module: Callable[[], Any] | None) -> Adapter:
+def _of_task(checkpoint: Checkpoint, task: int) -> Checkpoint:
+    """The checkpoint of one task of multitask prompt tuning: prompts times ``columns @ rows`` of the task.
+
+    Wang et al. 2023, arXiv:2303.02861: ``prefix_task_cols`` ``[tasks, virtual tokens, r]``, ``prefix_task_rows`` ``[tasks, r,
+    hidden]``.
+    """
+    tensors = dict(checkpoint.tensors)
+    columns, rows = tensors.pop("prefix_task_cols", None), tensors.pop("prefix_task_rows", None)
+    prompts = tensors.get(_KEY)
+    if (
+        prompts is None or columns is None or rows is None or prompts.ndim != 2 or columns.ndim != 3 or rows.ndim != 3
+        or min(len(columns), len(rows)) <= task
+        or (columns.shape[1], rows.shape[2], columns.shape[2]) != (*prompts.shape, rows.shape[1])
+    ):  # fmt: skip
+        shapes = {name: array.shape for name, array in checkpoint.tensors.items()}
+        raise AdapterError(
+            f"{checkpoint.source}: {checkpoint.peft_type} should hold {_KEY}, prefix_task_cols and prefix_task_rows that fit each "
+            f"other and task {task}, found {shapes}; the file is damaged or its config was changed"
+        )
+    tensors[_KEY] = prompts * (columns[task] @ rows[task])
+    return replace(checkpoint, tensors=tensors)
+
+
+def lower_tokens(
+    name: str, method: str, checkpoint: Checkpoint, module: Callable[[], Any] | None, task: int | None = None
+) -> Adapter:
     """Prompt tuning, p-tuning and CPT: the keys and values that the base computes of their virtual tokens.
 
-    No token before them and none after changes these in a causal model, so the base is run over them once.
+    No token before them and none after changes these in a causal model, so the base is run over them once. ``task`` is
+    that of multitask prompt tuning.
     """
-    saved = _saved(checkpoint, None)
+    saved = _saved(checkpoint if task is None else _of_task(checkpoint, task), None)
     if module is None:
         raise NeedsPeftError(
             f"{checkpoint.source}: {checkpoint.peft_type} is lowered by running its base over the virtual tokens once: export it "
