@@ -82,7 +82,7 @@ def fold(base: EditableBase, adapter: Adapter) -> MergedBase:
             if array is None:
                 array = arrays[location.initializer].copy()
             if tensor.shape != weights[parameter].shape:
-                if location.packed:
+                if location.packed or location.of is not None:
                     raise SiteError(f"adapter {adapter.name!r}: {parameter} changes size inside a packed matrix")
                 array = tensor.T.copy() if location.transposed else tensor.copy()
             else:

@@ -100,7 +100,14 @@ class _Inserter:
                             f"sites {other.site} and {site} hold the same numbers, so which node belongs to which cannot be "
                             "told by content; capture the base by tracing instead of from a given file"
                         )
-                    parts[location.offset] = SlotPart(site=site, offset=location.offset, size=location.size)
+                    parts[location.offset] = SlotPart(
+                        site=site,
+                        offset=location.offset,
+                        size=location.size,
+                        start=location.start,
+                        step=location.step,
+                        of=location.of,
+                    )
         return [parts[offset] for offset in sorted(parts)]
 
     def single(self, site: str, edit: SiteEdit | None) -> tuple[str, ir.Value] | None:
@@ -136,13 +143,14 @@ class _Inserter:
     def add_linear(self, location: Location, *, out_gain: bool, in_gain: bool) -> None:
         value = self.value(location)
         parts = self.parts_of(location.initializer)
-        name = _slot_name([part.site for part in parts])
+        sites = list(dict.fromkeys(part.site for part in parts))
+        name = _slot_name(sites)
         if any(slot.name == name for slot in self.linear):
             name = f"{name}.{sum(slot.name.startswith(name) for slot in self.linear)}"
         users = linear_users(value)
         transposed = weight_is_transposed(users[0])
         in_features, out_features = linear_features(users[0], value)
-        if in_gain and len(parts) > 1:
+        if in_gain and len(sites) > 1:
             raise SiteError(
                 f"{name}: an adapter scales the input of one of several sites that share a packed matrix; use --mode merge"
             )
@@ -209,8 +217,9 @@ class _Inserter:
             )
         self.locations = separate(self.model, self.locations, self.tied, [parameter])
         locations = self.locations.get(parameter, ())
-        if not locations or any(location.packed for location in locations):
-            where = "is packed with others in" if locations else "was not found in"
+        if not locations or any(location.packed or location.of is not None for location in locations):
+            apart = any(location.of is not None for location in locations)
+            where = "is spread over" if apart else "is packed with others in" if locations else "was not found in"
             raise SiteError(
                 f"parameter {parameter} {where} the graph and cannot be replaced at run time; use --mode merge"
             )
@@ -422,7 +431,8 @@ def add_slots(
             singles.append((site, *single))
             continue
         for location in places:
-            by_initializer.setdefault(location.initializer, []).append(site)
+            if site not in by_initializer.setdefault(location.initializer, []):
+                by_initializer[location.initializer].append(site)
             wanted_at[location.initializer] = location
     order = {name: position for position, name in enumerate(weights)}
     for initializer in sorted(by_initializer, key=lambda name: order[f"{by_initializer[name][0]}.weight"]):

@@ -33,6 +33,7 @@ class BundleWeights:
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
         self._graph: Any = None
+        self._sites = {part.site: (slot, part) for slot in bundle.manifest.slots.linear for part in slot.parts}
 
     def _initializer(self, name: str) -> np.ndarray:
         if self._graph is None:
@@ -70,13 +71,20 @@ class BundleWeights:
         for single in slots.singles:
             if single.name == site:
                 return self._initializer(single.weight)
-        found = slots.site(site)
-        if found is None:
+        shape = self.shape(parameter)
+        if shape is None:
             return None
-        slot, part = found
-        array = self._initializer(slot.weight)
-        oriented = array if slot.transposed else array.T
-        return np.ascontiguousarray(oriented[part.offset : part.offset + part.size])
+        weight = np.empty(shape, np.float32)
+        for slot, part in slots.site(site):
+            array = self._initializer(slot.weight)
+            oriented = array if slot.transposed else array.T
+            weight[part.outputs] = oriented[part.offset : part.offset + part.size]
+        return weight
+
+    def shape(self, parameter: str) -> tuple[int, int] | None:
+        """``(out, in)`` of a linear weight with a slot, from the manifest alone; ``None`` where there is none."""
+        served = self._sites.get(parameter.removesuffix(".weight")) if parameter.endswith(".weight") else None
+        return None if served is None else (served[1].features, served[0].in_features)
 
 
 @dataclass(frozen=True)
