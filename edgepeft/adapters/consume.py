@@ -121,6 +121,16 @@ class Consumer:
             )
         return np.asarray(weight, dtype=np.float32)
 
+    def base_shape(self, site: str) -> tuple[int, ...] | None:
+        """``(out, in)`` of the base's weight at ``site``, read from a manifest where that says it; ``None`` without one."""
+        shape = getattr(self.weights, "shape", None)
+        if shape is not None:
+            known: tuple[int, ...] | None = shape(f"{site}.weight")
+            if known is not None:
+                return known
+        weight = self.weights(f"{site}.weight")
+        return None if weight is None else tuple(weight.shape)
+
     def base_bias(self, site: str) -> np.ndarray | None:
         """The base's bias at ``site``, ``None`` where it has none; an error where that cannot be known."""
         bias = self.weights(f"{site}.bias")

@@ -121,15 +121,7 @@ def read_adapter(
 
 
 def _all_weights(base: Any) -> BaseWeights:
-    from .delta import conv1d_weights
+    from .layout import as_linear
 
-    parameters, turned = dict(base.named_parameters()), conv1d_weights(base)
-
-    def get(name: str) -> np.ndarray | None:
-        found = parameters.get(name)
-        if found is None:
-            return None
-        array = np.asarray(found.detach().float().cpu().numpy())
-        return array.T if name in turned else array
-
-    return get
+    held = {name: np.asarray(p.detach().float().cpu().numpy()) for name, p in base.named_parameters()}
+    return as_linear(base, held).get

@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from ..adapters.layout import as_held, as_linear
 from ..graph.locate import Location, locate
 from ..graph.quantized import Blocks, locate_quantized, quantized_weights
 from ..graph.surgery import is_quantized_linear
 from .marks import parameters_of
 from .tied import untie
-from .traced import as_linear
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def find_parameters(graph: ir.Model, model: Any) -> Found:
             told[match.how[name]] += not located[name]
             located[name] += places
     locations, weights = untie(model, graph, located, weights)
-    return Found(locations, weights, as_linear(model, _rounded(quantized, locations)), dict(told))
+    return Found(locations, weights, as_held(model, _rounded(quantized, locations)), dict(told))
 
 
 def _rounded(quantized: Mapping[str, Blocks], locations: Mapping[str, tuple[Location, ...]]) -> dict[str, np.ndarray]:

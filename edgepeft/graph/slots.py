@@ -40,10 +40,19 @@ def _slot_name(sites: Sequence[str]) -> str:
     return f"{parent}.{'_'.join(site.rpartition('.')[2] for site in sites)}"
 
 
-def _has_one_row(node: ir.Node) -> bool:
-    """Whether a linear node's activation is 3-D with a batch axis that is 1 in every run."""
+def _has_own_rows(node: ir.Node) -> bool:
+    """Whether a linear node's activation has an axis for the batch, so that rows of a batch may differ.
+
+    It has none where it is 1 in every run, and where a traced mixture of experts stands sequences behind each other
+    (``[batch * sequence, n]``) or takes the tokens of one expert out of them.
+    """
     shape = node.inputs[0].shape if node.inputs[0] is not None else None
-    return shape is not None and len(shape) == 3 and shape[0] == 1
+    if shape is None or len(shape) > 3:
+        return True
+    if len(shape) == 3:
+        return shape[0] != 1
+    first = "" if isinstance(shape[0], int) else str(shape[0].value)
+    return "*" not in first and not first.startswith("unk__")
 
 
 class _Inserter:
@@ -166,7 +175,7 @@ class _Inserter:
             in_gain=f"{name}.in_gain" if in_gain else None,
             weight=location.initializer,
             transposed=transposed,
-            per_row=not any(_has_one_row(node) for node in users),
+            per_row=all(_has_own_rows(node) for node in users),
         )
         shapes = dict(slot.tensors())
         a = slot_input(self.graph, slot.a, shapes[slot.a], np.zeros((1, in_features, 0), np.float32))
