@@ -16,7 +16,6 @@ from .methods import parameters
 #: Options that change what the adapter computes and that no edit expresses.
 _REFUSED = {
     "alora_invocation_tokens": "activated LoRA depends on the tokens of the request",
-    "layer_replication": "the base itself is rebuilt with repeated layers",
     "arrow_config": "Arrow routes between several adapters per token",
     "monteclora_config": "MonteCLoRA samples its factors",
     "megatron_config": "Megatron's parallel layers are stored in shards",
@@ -31,7 +30,7 @@ _THROUGH_PEFT = {
 #: Options that only steer training, or name what the tensors show anyway.
 _HARMLESS = {
     "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "ensure_weight_tying",
-    "eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern",
+    "eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layer_replication", "layers_pattern",
     "layers_to_transform", "loftq_config", "lora_alpha", "lora_bias", "lora_dropout", "lora_ga_config", "megatron_core",
     "modules_to_save", "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "revision",
     "runtime_config", "target_modules", "target_parameters", "task_type", "use_dora", "use_rslora", "velora_config",
@@ -137,9 +136,8 @@ class _Lowering(Consumer):
 
     def take_parameters(self, by_site: dict[str, dict[str, np.ndarray]]) -> None:
         """Lower what is on raw parameters (``target_parameters``), and take it out of ``by_site``."""
-        names = list(self.config["target_parameters"])
         for module, levels in parameters.by_module(by_site).items():
-            leaves = parameters.targeted(module, names)
+            leaves = parameters.targeted(module, self.config, self.base_shape)
             if not leaves:
                 continue
             for site in [site for site in by_site if parameters.module_of(site) == module]:

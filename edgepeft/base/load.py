@@ -15,6 +15,7 @@ from ..errors import CaptureError, InputError, MissingExtraError
 from .identity import identity_of_model
 from .inputs import Shapes, input_shapes, random_batches, vocabulary
 from .ragged import SHAPES
+from .replicate import LayerMap, replicate_layers
 
 TASKS = (
     "text-classification",
@@ -66,6 +67,8 @@ class Loaded:
     inputs: Shapes
     max_length: int | None
     files: Mapping[str, Path]
+    #: Ranges of the checkpoint's layers that the model was rebuilt from, where they were repeated.
+    layers: tuple[tuple[int, int], ...] = ()
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -173,10 +176,13 @@ def _max_length(config: Any, files: Mapping[str, Path]) -> int | None:
     return min(limits) if limits else None
 
 
-def load_model(source: str | Path, *, task: str | None = None, peft_task: str | None = None) -> Loaded:
+def load_model(
+    source: str | Path, *, task: str | None = None, peft_task: str | None = None, layers: LayerMap = ()
+) -> Loaded:
     """Load a base in fp32, eval mode, on the CPU; weights that the checkpoint lacks are set to zero.
 
-    ``source`` is a folder or a Hugging Face id. ``task`` is inferred where it is not given. Raises
+    ``source`` is a folder or a Hugging Face id. ``task`` is inferred where it is not given. ``layers`` repeats the base's
+    layers (LoRA's ``layer_replication``). Raises
     :class:`InputError` for an unknown task or a source that cannot be loaded.
     """
     try:
@@ -216,6 +222,8 @@ def load_model(source: str | Path, *, task: str | None = None, peft_task: str | 
         raise CaptureError(
             f"{source!r}: the checkpoint's shapes differ from its config: {sorted(info['mismatched_keys'])}"
         )
+    if layers:
+        replicate_layers(model, layers, source)
     parameters = dict(model.named_parameters())
     if fresh and len(fresh) > len(parameters) // 2:
         raise CaptureError(
@@ -238,6 +246,7 @@ def load_model(source: str | Path, *, task: str | None = None, peft_task: str | 
         inputs=inputs,
         max_length=_max_length(config, files) if "input_ids" in inputs else None,
         files=files,
+        layers=tuple((int(start), int(end)) for start, end in layers),
     )
 
 

@@ -311,6 +311,9 @@ class BaseEntry(_Model):
     parameters: int = Field(gt=0)
     #: Parameters that the checkpoint does not hold; zero in the base, outside its identity.
     fresh: tuple[str, ...] = ()
+    #: LoRA's ``layer_replication``: ranges ``[start, end)`` of the source's layers that stand behind each other in this
+    #: base, each with weights of its own. Empty where the base is as deep as its source.
+    layers: tuple[tuple[int, int], ...] = ()
 
 
 class GraphInput(_Model):

@@ -148,7 +148,7 @@ def _base_module(bundle: Bundle) -> Any:
     from ..base.load import load_model
 
     entry = bundle.manifest.base
-    loaded = load_model(entry.source, task=bundle.manifest.task)
+    loaded = load_model(entry.source, task=bundle.manifest.task, layers=entry.layers)
     if loaded.identity != entry.identity:
         raise AdapterMismatchError(
             f"lowering this adapter needs the base itself; {entry.source} now has identity {loaded.identity[:16]}…, the bundle was "
@@ -161,7 +161,13 @@ def _from_checkpoint(
     bundle: Bundle, name: str, source: str, force: bool, announce: Announce
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     manifest = bundle.manifest
-    adapter = read_adapter(source, name=name, weights=BundleWeights(bundle), module=lambda: _base_module(bundle))
+    adapter = read_adapter(
+        source,
+        name=name,
+        weights=BundleWeights(bundle),
+        module=lambda: _base_module(bundle),
+        layers=manifest.base.layers,
+    )
     check_belongs(adapter, identity=manifest.base.identity, source=manifest.base.source, force=force, announce=announce)
     for note in adapter.notes:
         announce(f"adapter {name}: {note}")

@@ -10,9 +10,10 @@ from typing import Literal
 from ..adapters import Adapter, read_adapter
 from ..adapters.belongs import check_belongs
 from ..adapters.checkpoint import read_checkpoint
-from ..adapters.read import opaque_adapter
+from ..adapters.read import layers_of, opaque_adapter
 from ..base.capture import capture
 from ..base.form import Base
+from ..base.replicate import LayerMap
 from ..bundle import Bundle, check_name
 from ..errors import InputError
 from ..graph.form import MergedBase
@@ -41,6 +42,17 @@ def _peft_task(adapters: Mapping[str, str | Path]) -> str | None:
     if len(found) > 1:
         raise InputError(f"adapters are for different tasks: {types}; one bundle serves one task")
     return found.pop() if found else None
+
+
+def _layers(adapters: Mapping[str, str | Path]) -> LayerMap:
+    """The one ``layer_replication`` that the checkpoints name; several are an error."""
+    found = {name: layers_of(read_checkpoint(source)) for name, source in adapters.items()}
+    if len(set(found.values())) > 1:
+        said = ", ".join(f"{name}: {[list(pair) for pair in layers] or 'none'}" for name, layers in found.items())
+        raise InputError(
+            f"adapters ask for different bases (layer_replication of {said}); one bundle has one base. Export them apart"
+        )
+    return next(iter(found.values()), ())
 
 
 def export(
@@ -80,15 +92,30 @@ def export(
         if onnx is not None:
             raise InputError("--mode bake traces PEFT's model; an ONNX file of the base (--onnx) has no place in that")
         return _bake(str(model), adapters, out, task, None if task else peft_task, force, announce)
+    layers = _layers(adapters)
     announce(f"capturing {model}")
+    if layers:
+        announce(f"with layers {[list(pair) for pair in layers]} behind each other, each with weights of its own")
     base = capture(
-        model, task=task, peft_task=None if task else peft_task, onnx=onnx, max_length=max_length, announce=announce
+        model,
+        task=task,
+        peft_task=None if task else peft_task,
+        onnx=onnx,
+        max_length=max_length,
+        layers=layers,
+        announce=announce,
     )
     announce(f"captured {base.architecture} ({base.captured_by}), {base.parity:.1e} from PyTorch{_matched(base)}")
     read: list[Adapter] = []
     for name, source in adapters.items():
         adapter = read_adapter(
-            source, name=name, weights=base.weight, module=lambda: base.reference, mode=mode, max_rank=max_rank
+            source,
+            name=name,
+            weights=base.weight,
+            module=lambda: base.reference,
+            mode=mode,
+            max_rank=max_rank,
+            layers=base.layers,
         )
         check_belongs(adapter, identity=base.identity, source=base.source, force=force, announce=announce)
         for note in adapter.notes:

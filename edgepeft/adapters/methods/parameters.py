@@ -9,8 +9,10 @@ is ``[out, rank * experts]``, in which a rank's experts stand side by side (``Pa
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -31,10 +33,25 @@ class Target:
     experts: int | None
 
 
-def targeted(module: str, targets: Sequence[str]) -> list[str]:
-    """The names that ``target_parameters`` may mean as parameters of ``module``."""
-    leaves = {t.rpartition(".")[2] for t in targets if f".{module}.{t.rpartition('.')[2]}".endswith(f".{t}")}
-    return sorted(leaves)
+def targeted(module: str, config: Mapping[str, Any], shape: Shape) -> list[str]:
+    """The parameters of ``module`` that ``target_parameters`` in an adapter's ``config`` names, as ends of their paths.
+
+    A name without a path may be any module's: it counts where the base has it, and where no target module is meant.
+    """
+    found = set()
+    for target in config.get("target_parameters") or ():
+        leaf = target.rpartition(".")[2]
+        if f".{module}.{leaf}".endswith(f".{target}"):
+            named = "." in target or shape(expert_site(module, leaf, 0)) is not None
+            if named or not _is_target_module(module, config.get("target_modules")):
+                found.add(leaf)
+    return sorted(found)
+
+
+def _is_target_module(module: str, targets: str | Sequence[str] | None) -> bool:
+    if isinstance(targets, str):
+        return re.fullmatch(targets, module) is not None
+    return any(f".{module}".endswith(f".{target}") for target in targets or ())
 
 
 def module_of(site: str) -> str:
