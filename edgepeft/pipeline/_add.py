@@ -143,7 +143,7 @@ def _from_file(bundle: Bundle, name: str, path: Path) -> tuple[dict[str, Any], d
     return dict(found.tensors), dict(found.metadata)
 
 
-def _base_module(bundle: Bundle) -> Any:
+def base_module(bundle: Bundle) -> Any:
     """The base as a PyTorch model, from where it was captured; it must still be the bundle's base."""
     from ..base.load import load_model
 
@@ -165,7 +165,7 @@ def _from_checkpoint(
         source,
         name=name,
         weights=BundleWeights(bundle),
-        module=lambda: _base_module(bundle),
+        module=lambda: base_module(bundle),
         layers=manifest.base.layers,
     )
     check_belongs(adapter, identity=manifest.base.identity, source=manifest.base.source, force=force, announce=announce)

@@ -84,6 +84,21 @@ def expert_site(module: str, leaf: str, expert: int) -> str:
     return f"{module}.{expert}" if leaf == "weight" else f"{module}.{expert}.{leaf}"
 
 
+def named_parameters(sites: Sequence[str], config: Mapping[str, Any]) -> list[str]:
+    """Sites as a checkpoint names them, without a base: those of PEFT's wrappers by the parameters they are on."""
+    if not config.get("target_parameters"):
+        return list(sites)
+    depths: dict[str, int] = {}
+    for site in sites:
+        depths[module_of(site)] = depths.get(module_of(site), 0) + 1
+    found: list[str] = []
+    for module, depth in depths.items():
+        leaves = targeted(module, config, lambda site: None)
+        named = [module if leaf == "weight" else f"{module}.{leaf}" for leaf in leaves]
+        found += named if len(named) == depth else [module] * depth
+    return found
+
+
 def _fits(parts: Parts, shape: tuple[int, ...] | None) -> bool:
     a, b = parts.get("lora_A.weight"), parts.get("lora_B.weight")
     return a is not None and b is not None and shape is not None and (b.shape[0], a.shape[1]) == tuple(shape[:2])
