@@ -176,6 +176,23 @@ def _max_length(config: Any, files: Mapping[str, Path]) -> int | None:
     return min(limits) if limits else None
 
 
+def _check_float(source: str, config: Any) -> None:
+    """Refuse a checkpoint that is stored in few bits: its weights cannot be read without the tool that packed them."""
+    settings = getattr(config, "quantization_config", None)
+    if not settings:
+        return
+    said = settings if isinstance(settings, dict) else vars(settings)
+    method = str(getattr(said.get("quant_method"), "value", said.get("quant_method") or "an unknown method"))
+    bits = said.get("bits") or (4 if said.get("load_in_4bit") else 8 if said.get("load_in_8bit") else None)
+    stored = f"in {bits} bits by {method}" if bits else f"quantized by {method}"
+    raise InputError(
+        f"base model {source!r} is stored {stored}, which only {method} itself can read. An adapter trained over it is exported "
+        "over the model it was quantized from (--mode swap, then `edgepeft quantize --variant q4`: the adapter stays in fp32), "
+        "or, to have the very numbers it was trained over, over a float copy: load it where that tool is installed, "
+        "model.dequantize(), save_pretrained(FOLDER). An ONNX file of it in 4 or 8 bits is taken with --onnx."
+    )
+
+
 def load_model(
     source: str | Path, *, task: str | None = None, peft_task: str | None = None, layers: LayerMap = ()
 ) -> Loaded:
@@ -201,6 +218,7 @@ def load_model(
                 f"base model {source!r} is neither a folder with config.json nor a Hugging Face id that can be fetched: "
                 f"{str(error).strip().splitlines()[0]}"
             ) from error
+        _check_float(source, config)
         task = task or infer_task(config, peft_task)
         if task not in TASKS:
             raise InputError(f"task {task!r} is not supported yet; this version exports: {', '.join(TASKS)}")

@@ -48,6 +48,23 @@ class Blocks:
         blocks = -(-self.columns // self.block)
         q = _unpacked(_array(self.packed), self.bits, self.rows)[:, : blocks * self.block]
         q = q.reshape(self.rows, blocks, self.block).astype(np.float32)
+        scales, zeros = self._grid(blocks)
+        q -= zeros
+        q *= scales
+        return q.reshape(self.rows, -1)[:, : self.columns]
+
+    def nearest(self, weight: np.ndarray) -> np.ndarray:
+        """The numbers nearest to ``weight`` ``[rows, columns]`` that the blocks can hold with their scales."""
+        blocks = -(-self.columns // self.block)
+        scales, zeros = self._grid(blocks)
+        padded = np.pad(weight, ((0, 0), (0, blocks * self.block - self.columns)))
+        steps = padded.reshape(self.rows, blocks, self.block) / np.where(scales == 0, 1, scales)
+        q = np.clip(np.rint(steps + zeros), 0, (1 << self.bits) - 1)
+        held: np.ndarray = ((q - zeros) * scales).reshape(self.rows, -1)[:, : self.columns]
+        return held
+
+    def _grid(self, blocks: int) -> tuple[np.ndarray, np.ndarray | float]:
+        """Scales and zero points, ``[rows, blocks, 1]``."""
         scales = _array(self.scales).astype(np.float32).reshape(self.rows, blocks)
         zeros: np.ndarray | float = float(1 << (self.bits - 1))
         if self.zeros is not None:
@@ -55,9 +72,7 @@ class Blocks:
             if stored.dtype == np.uint8:
                 stored = _unpacked(stored, self.bits, self.rows)[:, :blocks]
             zeros = stored.astype(np.float32).reshape(self.rows, blocks)[:, :, None]
-        q -= zeros
-        q *= scales[:, :, None]
-        return q.reshape(self.rows, -1)[:, : self.columns]
+        return scales[:, :, None], zeros
 
 
 def _array(value: ir.Value) -> np.ndarray:

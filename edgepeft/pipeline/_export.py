@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+import numpy as np
 
 from ..adapters import Adapter, read_adapter
 from ..adapters.belongs import check_belongs
@@ -16,8 +18,10 @@ from ..base.form import Base
 from ..base.replicate import LayerMap
 from ..bundle import Bundle, check_name
 from ..errors import InputError
+from ..graph.fold import merged_weight
 from ..graph.form import MergedBase
 from ..graph.parts import add_slots_to_parts, fold_parts
+from ..quantize.lost import lost_by_rounding
 from ..validate.form import AdapterParity
 from ..validate.parity import check_parity
 from ..validate.rounded import check_given
@@ -178,15 +182,29 @@ def _merge(
     parity: list[AdapterParity] = []
     for adapter in read:
         merged = fold_parts(base, adapter)
+        recipe = {"checkpoints": _hashes([adapter]), "merge_error": lost_by_rounding(_merged_weights(base, adapter))}
 
         def check(bundle: Bundle, adapter: Adapter = adapter) -> None:
             checked = {adapter.name: sources[adapter.name]}
             parity.extend(check_parity(bundle, checked, base.source, module=base.reference, settle=base.forget))
 
         target = out if len(read) == 1 else out / adapter.name
-        bundles.append(write_bundle(target, base, merged, recipe={"checkpoints": _hashes([adapter])}, check=check))
+        bundles.append(write_bundle(target, base, merged, recipe=recipe, check=check))
     _announce_parity(parity, announce)
     return Exported(bundles=tuple(bundles), parity=tuple(parity), capture_parity=base.parity)
+
+
+def _merged_weights(base: Base, adapter: Adapter) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Linear weights before and after ``adapter`` is merged into them."""
+    for site, edit in adapter.sites.items():
+        weight = base.weights[f"{site}.weight"]
+        if weight.ndim == 2:
+            embedding = edit.low_rank is not None and edit.low_rank.a.shape[0] != weight.shape[1]
+            yield weight, merged_weight(weight, edit, embedding=embedding)
+    for name, override in adapter.overrides.items():
+        weight = base.weights[name]
+        if weight.ndim == 2 and weight.shape == override.tensor.shape:
+            yield weight, override.tensor
 
 
 def _bake(
