@@ -69,4 +69,3 @@ def as_held(model: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarra
                 whole[expert] = matrix.T if transposed else matrix
             found[name] = whole
     return found
-

@@ -58,8 +58,16 @@ def _edits(edit: SiteEdit) -> str:
     return " + ".join(name for name, part in parts.items() if part is not None)
 
 
+def _by_number(site: str | tuple[str, SiteEdit]) -> list[tuple[int, str]]:
+    """Sorts layer 10 behind layer 9."""
+    path = site if isinstance(site, str) else site[0]
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in path.split(".")]
+
+
 def _sites(adapter: Adapter) -> tuple[SitePlan, ...]:
-    return tuple(SitePlan(site, _edits(edit), edit.rank or None) for site, edit in adapter.sites.items())
+    return tuple(
+        SitePlan(site, _edits(edit), edit.rank or None) for site, edit in sorted(adapter.sites.items(), key=_by_number)
+    )
 
 
 def _together(adapter: Adapter) -> tuple[SitePlan, ...]:
@@ -67,7 +75,9 @@ def _together(adapter: Adapter) -> tuple[SitePlan, ...]:
     counts: Counter[SitePlan] = Counter()
     for plan in _sites(adapter):
         counts[replace(plan, site=re.sub(r"\.\d+(\.[^.]+)$", r".*\1", plan.site))] += 1
-    return tuple(replace(p, edits=f"{p.edits} for each of {n} experts" if n > 1 else p.edits) for p, n in counts.items())
+    return tuple(
+        replace(p, edits=f"{p.edits} for each of {n} experts" if n > 1 else p.edits) for p, n in counts.items()
+    )
 
 
 def _expected(checkpoint: Checkpoint, method: Method) -> AdapterPlan:
@@ -97,7 +107,10 @@ def _expected(checkpoint: Checkpoint, method: Method) -> AdapterPlan:
         mode=mode,
         exactness=exactness,
         reason="" if before else method.reason,
-        sites=tuple(SitePlan(site, method.edits) for site in named_parameters(list(sites), checkpoint.config)),
+        sites=tuple(
+            SitePlan(site, method.edits)
+            for site in sorted(named_parameters(list(sites), checkpoint.config), key=_by_number)
+        ),
         overrides=tuple(name for name in whole if not name.startswith("base_model.")),
         bytes=0 if mode != "swap" else sum(4 * tensor.size for tensor in checkpoint.tensors.values()),
         measured=False,
@@ -132,8 +145,8 @@ def describe_adapter(
     """How the PEFT checkpoint at ``source`` will ship.
 
     With ``weights`` (and ``module``) of its base it is lowered, and the plan says what came out; without, what the
-    registry expects; ``layers`` are the ranges of layers that the base was rebuilt from. A refusal is a plan too, with its reason. Raises :class:`AdapterError` for a checkpoint that cannot
-    be read and for one that does not fit the base.
+    registry expects. ``layers`` are the ranges of layers that the base was rebuilt from. A refusal is a plan too, with its
+    reason. Raises :class:`AdapterError` for a checkpoint that cannot be read and for one that does not fit the base.
     """
     checkpoint = read_checkpoint(source)
     method = method_of(checkpoint)
@@ -141,9 +154,7 @@ def describe_adapter(
     if weights is None or (method.mode in {"bake", "refuse"} and not method.before_sequence(checkpoint)):
         return expected
     try:
-        adapter = read_adapter(
-            source, name="adapter", weights=weights, module=module, max_rank=max_rank, layers=layers
-        )
+        adapter = read_adapter(source, name="adapter", weights=weights, module=module, max_rank=max_rank, layers=layers)
     except UnsupportedAdapterError as error:
         values = {
             **vars(expected),

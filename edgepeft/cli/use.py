@@ -115,7 +115,9 @@ def _short(result: dict[str, Any]) -> str:
 @click.command(cls=Command)
 @click.argument("path", type=click.Path(path_type=Path), required=False)
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of edgepeft.json; needs no PATH.")
-@click.option("--base", help="The model that a PEFT folder was trained over, or a bundle of it: lower the adapter over that.")
+@click.option(
+    "--base", help="The model that a PEFT folder was trained over, or a bundle of it: lower the adapter over that."
+)
 @json_option
 @guarded
 def inspect(path: Path | None, schema: bool, base: str | None, as_json: bool) -> None:

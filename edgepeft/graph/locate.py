@@ -162,7 +162,9 @@ def _settled(places: list[list[tuple[str, int]]]) -> list[tuple[str, int]]:
     return settled if len(set(settled)) == len(places) else []
 
 
-def _runs(settled: list[tuple[str, int]], arrays: Mapping[str, np.ndarray], *, transposed: bool) -> tuple[Location, ...]:
+def _runs(
+    settled: list[tuple[str, int]], arrays: Mapping[str, np.ndarray], *, transposed: bool
+) -> tuple[Location, ...]:
     """Rows of a parameter with their places, as runs: neighbours in an initializer whose rows are evenly spaced."""
     found: list[list[int]] = []
     names: list[str] = []

@@ -29,10 +29,9 @@ def describe(source: str | Path, base: str | Path | None = None, *, max_rank: in
             max_rank=max_rank,
             layers=bundle.manifest.base.layers,
         )
+    from ..adapters.layout import as_linear
     from ..base.load import load_model
     from ..base.marks import parameters_of
-
-    from ..adapters.layout import as_linear
 
     checkpoint = read_checkpoint(source)
     loaded = load_model(base, peft_task=checkpoint.config.get("task_type"), layers=layers_of(checkpoint))

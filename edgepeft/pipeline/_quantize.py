@@ -11,8 +11,8 @@ import onnx_ir as ir
 from .. import runtime as runtimes
 from ..bundle import Bundle, Variant, read_bundle, replacing
 from ..errors import BundleError, InputError
-from ..quantize.lost import NOTABLE
 from ..quantize import Quantized, count_quantized, recipe
+from ..quantize.lost import NOTABLE
 from ._input_style import write_input_style
 from ._write import write_manifest
 
@@ -36,8 +36,8 @@ class QuantizedBundle:
             return ""
         return (
             f"adapter {self.bundle.manifest.merged!r} is merged into these weights, and rounding to {self.variant} leaves its "
-            f"change of them with a relative error of {self.merge_error:.2f} (0 is exact; from 1 on the "
-            "noise of rounding is larger than the change). Exported with --mode swap and quantized then, the adapter stays in fp32 beside the same base"
+            f"change of them with a relative error of {self.merge_error:.2f} (0 is exact; from 1 on the noise of rounding is "
+            "larger than the change). Exported with --mode swap and quantized then, it stays in fp32 beside the same base"
         )
 
 

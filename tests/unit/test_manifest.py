@@ -196,6 +196,7 @@ def test_schema_keys_are_pinned() -> None:
                 "architecture",
                 "captured_by",
                 "fresh",
+                "layers",
                 "identity",
                 "model_type",
                 "parameters",
@@ -221,7 +222,7 @@ def test_schema_keys_are_pinned() -> None:
             ]
         ),
         "OverrideSlot": ["layout", "parameter", "per_row", "shape", "tensor"],
-        "SlotPart": ["offset", "site", "size"],
+        "SlotPart": ["of", "offset", "site", "size", "start", "step"],
         "ConvSlot": [
             "a",
             "b",
