@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -142,7 +142,8 @@ class _Index:
                 if not found:
                     break
             else:
-                return _runs(_settled(places), self.arrays, transposed=transposed)
+                lines_of = {name: array.shape[-1 if transposed else 0] for name, array in self.arrays.items()}
+                return runs(_settled(places), lines_of, transposed=transposed)
         return ()
 
 
@@ -162,10 +163,11 @@ def _settled(places: list[list[tuple[str, int]]]) -> list[tuple[str, int]]:
     return settled if len(set(settled)) == len(places) else []
 
 
-def _runs(
-    settled: list[tuple[str, int]], arrays: Mapping[str, np.ndarray], *, transposed: bool
-) -> tuple[Location, ...]:
-    """Rows of a parameter with their places, as runs: neighbours in an initializer whose rows are evenly spaced."""
+def runs(settled: Sequence[tuple[str, int]], lines: Mapping[str, int], *, transposed: bool) -> tuple[Location, ...]:
+    """Rows of a parameter with their places, as runs: neighbours in an initializer whose rows are evenly spaced.
+
+    ``settled`` is the initializer and the line in it of every row, ``lines`` how many lines each initializer has.
+    """
     found: list[list[int]] = []
     names: list[str] = []
     order = sorted(range(len(settled)), key=lambda row: settled[row])
@@ -188,7 +190,7 @@ def _runs(
             transposed=transposed,
             offset=offset,
             size=size,
-            packed=arrays[name].shape[-1 if transposed else 0] != size,
+            packed=lines[name] != size,
             start=start,
             step=step,
             of=len(settled),

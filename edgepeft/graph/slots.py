@@ -19,6 +19,7 @@ from .separate import separate
 from .singles import add_convolution, add_embedding, conv_users, gather_users
 from .surgery import (
     Chain,
+    behind_bias,
     is_flat,
     is_quantized,
     linear_features,
@@ -204,7 +205,7 @@ class _Inserter:
             node.replace_input_with(0, before.squeeze(wide, "x_scaled") if flat else wide)
         self.graph.insert_before(node, before.nodes)
         chain = Chain(self.graph, prefix)
-        y = node.outputs[0]
+        y = node.outputs[0] if out_gain is not None else behind_bias(node)
         delta = chain.add("MatMul", [chain.add("MatMul", [wide, a], "lora_A"), b], "lora_B")
         if out_gain is None:
             total = chain.add("Add", [y, chain.squeeze(delta, "delta") if flat else delta], "Add")

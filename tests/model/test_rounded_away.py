@@ -50,7 +50,8 @@ def stored(bundle: Path, variant: str) -> dict[str, np.ndarray]:
     graph = ir.load(bundle / "onnx" / f"model_{variant}.onnx")
     if variant == "q4":
         return {name.removesuffix("_q4"): blocks.read() for name, blocks in quantized_weights(graph).items()}
-    values = {name: value.const_value.numpy() for name, value in graph.graph.initializers.items() if value.const_value is not None}  # fmt: skip
+    held = {name: value.const_value for name, value in graph.graph.initializers.items()}
+    values = {name: tensor.numpy() for name, tensor in held.items() if tensor is not None}
     found = {}
     for name, array in values.items():
         fp32 = name.removesuffix("_quantized")
