@@ -80,6 +80,8 @@ class _Index:
         for name, array in arrays.items():
             self.whole[array.shape, _digest(array)].append(name)
         settle()
+        #: Initializers that hold a parameter as a whole.
+        self.taken: set[str] = set()
         self.columns: dict[bytes, list[tuple[str, int]]] | None = None
         self.rows: dict[bytes, list[tuple[str, int]]] | None = None
 
@@ -92,10 +94,10 @@ class _Index:
                 yield Location(name, transposed=True, offset=0, size=size, packed=False)
 
     def _build_blocks(self) -> None:
-        """Only matrices that are wide enough to be several linear weights are worth indexing by line."""
+        """Matrices by line, those left out that are a whole parameter: indexing all of them takes longer than the rest."""
         self.columns, self.rows = defaultdict(list), defaultdict(list)
         for name, array in self.arrays.items():
-            if array.ndim == 2:
+            if array.ndim == 2 and name not in self.taken:
                 for offset, column in enumerate(np.ascontiguousarray(array.T)):
                     self.columns[_digest(column)].append((name, offset))
                 for offset, row in enumerate(array):
@@ -229,6 +231,7 @@ def locate(
     index = _Index(float_initializers(model), settle)
     # A single number (CLIP's temperature) says nothing by its content.
     found = {name: tuple(index.exact(array)) if array.size > 1 else () for name, array in parameters.items()}
+    index.taken = {location.initializer for locations in found.values() for location in locations}
     for name, locations in found.items():
         if not locations and parameters[name].ndim <= 2 and parameters[name].size > 1:
             found[name] = tuple(index.blocks(parameters[name])) or index.scattered(parameters[name])
