@@ -232,6 +232,11 @@ class _Collector:
 
     def layer(self, site: str, module: Any, layer: Any) -> None:
         """An adapted linear layer or embedding."""
+        if getattr(module, "num_experts", 1) > 1:
+            raise self.refuse(
+                f"{site}.{module.parameter_name}",
+                "the raw parameter of several experts, together with an option that has no closed form; train them apart",
+            )
         parameter = self.canonical.get(f"{site}.weight")
         if parameter is None:
             raise self.refuse(

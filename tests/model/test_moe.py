@@ -29,7 +29,7 @@ from edgepeft.base.capture import capture
 from edgepeft.base.causal import CausalBatch, causal_batches, empty_cache, reference_causal
 from edgepeft.base.check import TOLERANCE
 from edgepeft.base.form import Base
-from edgepeft.errors import AdapterMismatchError, CaptureError, InputError, UnsupportedAdapterError
+from edgepeft.errors import AdapterMismatchError, CaptureError, InputError, SiteError, UnsupportedAdapterError
 from edgepeft.graph.fold import fold
 from edgepeft.graph.slots import add_slots
 from edgepeft.pipeline import add, describe, export, quantize, write_bundle
@@ -450,3 +450,30 @@ def test_locations_of_pieces_survive_a_copy(base_of: Callable[[str], Base]) -> N
         np.testing.assert_array_equal(array, before)
         place.write(array, np.zeros_like(base.weights[name]))
         assert not array.any()
+
+
+def test_experts_trained_whole_are_merged(
+    folder_of: Callable[[str], Path], base_of: Callable[[str], Base], plain_of: Callable[[str], Logits], tmp_path: Path
+) -> None:
+    """``modules_to_save=["experts"]``: each expert's matrix replaces the base's; gate and up stand apart, so not by slots."""
+    base, batches = base_of("mixtral"), batches_of(base_of("mixtral"))
+    checkpoint = lora_on(tmp_path / "a", folder_of("mixtral"), target_modules=["q_proj"], modules_to_save=["experts"])
+    adapter = read_adapter(checkpoint, name="a", weights=base.weight)
+    assert len(adapter.overrides) == 2 * 4 * 2
+    peft = peft_model(folder_of("mixtral"), checkpoint)
+    expected = [reference_causal(peft, batch) for batch in batches]
+    assert difference(plain_of("mixtral"), expected, batches) > CHANGES
+    assert difference(run(fold(base, adapter).graph, batches), expected, batches) <= TOLERANCE
+    with pytest.raises(SiteError, match=r"experts\.0\.gate_up_proj\.weight is spread over the graph .* --mode merge"):
+        add_slots(base, [adapter])
+
+
+def test_an_option_without_closed_form_is_refused_beside_experts(
+    folder_of: Callable[[str], Path], base_of: Callable[[str], Base], tmp_path: Path
+) -> None:
+    base = base_of("qwen3-moe")
+    checkpoint = lora_on(
+        tmp_path / "a", folder_of("qwen3-moe"), trainable_token_indices=[1, 2], **CASES["down-only-by-leaf"]
+    )
+    with pytest.raises(UnsupportedAdapterError, match=r"mlp\.experts\.down_proj, the raw parameter of several experts"):
+        read_adapter(checkpoint, name="a", weights=base.weight, module=lambda: base.reference)
