@@ -63,6 +63,7 @@ __all__ = [  # noqa: RUF022 - in the order of the pipeline
     "add_slots",
     "write_bundle",
     "validate",
+    "describe",
     "export",
     "add",
     "remove",

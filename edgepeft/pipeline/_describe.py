@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..adapters.checkpoint import read_checkpoint
+from ..adapters.layout import as_linear
 from ..adapters.plan import AdapterPlan, describe_adapter
 from ..adapters.read import layers_of
 from ..bundle import MANIFEST_NAME, read_bundle
-from ._add import BundleWeights, base_module
 
 
 def describe(source: str | Path, base: str | Path | None = None, *, max_rank: int | None = None) -> AdapterPlan:
@@ -21,6 +21,8 @@ def describe(source: str | Path, base: str | Path | None = None, *, max_rank: in
     if base is None:
         return describe_adapter(source, max_rank=max_rank)
     if (Path(base) / MANIFEST_NAME).is_file():
+        from ._add import BundleWeights, base_module
+
         bundle = read_bundle(base)
         return describe_adapter(
             source,
@@ -29,7 +31,6 @@ def describe(source: str | Path, base: str | Path | None = None, *, max_rank: in
             max_rank=max_rank,
             layers=bundle.manifest.base.layers,
         )
-    from ..adapters.layout import as_linear
     from ..base.load import load_model
     from ..base.marks import parameters_of
 
