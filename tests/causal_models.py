@@ -70,6 +70,19 @@ CAUSAL: dict[str, tuple[str, dict[str, Any]]] = {
         {"head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24},
     ),
 }
+#: A mixture of experts whose weights lie as ``[in, out]``, gate and up in turn, with biases.
+TRANSPOSED: dict[str, tuple[str, dict[str, Any]]] = {
+    "gpt-oss": (
+        "GptOss",
+        {
+            "head_dim": 16,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "sliding_window": 8,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        },
+    ),
+}
 #: Architectures that mobius does not build, which are traced.
 TRACED: dict[str, tuple[str, dict[str, Any]]] = {
     "falcon": (
@@ -85,7 +98,7 @@ def build_causal(folder: Path, name: str, *, seed: int = 0, **changes: Any) -> P
     import torch
     import transformers
 
-    kind, extra = {**CAUSAL, **TRACED}[name]
+    kind, extra = {**CAUSAL, **TRANSPOSED, **TRACED}[name]
     options = {**SIZES, **extra, **changes}
     if kind in {"OPT", "GPTNeoX", "Falcon"}:
         del options["num_key_value_heads"]

@@ -11,6 +11,7 @@ import numpy as np
 from ..errors import AdapterError, AdapterMismatchError, NeedsPeftError, UnsupportedAdapterError
 from .checkpoint import Checkpoint
 from .form import Adapter, Array, Exactness, Override, SiteEdit
+from .layout import expert_weight
 
 #: Gives the base's parameter of a name (``…query.weight``) as PyTorch holds it, or ``None`` where there is none. Linear
 #: maps are ``[out, in]`` whatever the module: GPT-2's Conv1D, which holds ``[in, out]``, is given transposed. One that
@@ -121,6 +122,16 @@ class Consumer:
             )
         return np.asarray(weight, dtype=np.float32)
 
+    def base_shape(self, site: str) -> tuple[int, ...] | None:
+        """``(out, in)`` of the base's weight at ``site``, read from a manifest where that says it; ``None`` without one."""
+        shape = getattr(self.weights, "shape", None)
+        if shape is not None:
+            known: tuple[int, ...] | None = shape(f"{site}.weight")
+            if known is not None:
+                return known
+        weight = self.weights(f"{site}.weight")
+        return None if weight is None else tuple(weight.shape)
+
     def base_bias(self, site: str) -> np.ndarray | None:
         """The base's bias at ``site``, ``None`` where it has none; an error where that cannot be known."""
         bias = self.weights(f"{site}.bias")
@@ -154,6 +165,9 @@ class Consumer:
             trained_bias = self.config.get("bias", "none") != "none" and name.endswith(".bias")
             if self.is_saved(name) or trained_bias:
                 base = self.weights(name)
+                if base is None and self.override_experts(name, self.left[key]):
+                    del self.left[key]
+                    continue
                 if base is None:
                     raise AdapterMismatchError(
                         f"{self.checkpoint.source} brings {name}, which the base does not have or has no slot for. Export the base "
@@ -163,6 +177,21 @@ class Consumer:
                 if name.split(".")[-2] in _VOCABULARIES and self.left[key].shape != base.shape:
                     raise self.resized(name, self.left[key], base)
                 self.override(name, self.left.pop(key))
+
+    def override_experts(self, name: str, tensor: Array) -> bool:
+        """Replace every expert's matrix by its own in the stack ``tensor``; false where ``name`` is no stack of experts."""
+        site = expert_weight(name, 0).removesuffix(".weight")
+        shape = self.base_shape(site) if tensor.ndim == 3 else None
+        if shape is None or sorted(tensor.shape[1:]) != sorted(shape):
+            return False
+        if shape[0] == shape[1]:
+            raise UnsupportedAdapterError(
+                f"{self.checkpoint.source} brings {name} whole: its experts are square, so nothing says whether they lie as "
+                "[out, in]. Train them with target_parameters."
+            )
+        for expert, matrix in enumerate(tensor):
+            self.override(expert_weight(name, expert), matrix if matrix.shape == shape else matrix.T)
+        return True
 
     def resized(self, name: str, tensor: np.ndarray, base: np.ndarray) -> AdapterMismatchError:
         """The error for an embedding or a language model's head of another vocabulary."""

@@ -20,6 +20,7 @@ from ..errors import AdapterError, AdapterMismatchError, MissingExtraError, Unsu
 from .checkpoint import Checkpoint
 from .consume import BaseWeights
 from .form import Adapter, Array, Exactness, LowRank, Override, SiteEdit
+from .layout import conv1d_weights
 from .svd import factor, not_worth_swapping, worst
 
 _PREFIX = "base_model.model."
@@ -236,6 +237,11 @@ class _Collector:
 
     def layer(self, site: str, module: Any, layer: Any) -> None:
         """An adapted linear layer or embedding."""
+        if getattr(module, "num_experts", 1) > 1:
+            raise self.refuse(
+                f"{site}.{module.parameter_name}",
+                "the raw parameter of several experts, together with an option that has no closed form; train them apart",
+            )
         parameter = self.canonical.get(f"{site}.weight")
         if parameter is None:
             raise self.refuse(
@@ -435,10 +441,3 @@ def lower_with_peft(
     if not result.sites and not result.overrides:
         raise AdapterMismatchError(f"{checkpoint.source} changes no parameter of this base: was it trained?")
     return result
-
-
-def conv1d_weights(base: Any) -> set[str]:
-    """Weights that a PyTorch model holds as ``[in, out]``: those of transformers' Conv1D (GPT-2)."""
-    from transformers.pytorch_utils import Conv1D
-
-    return {f"{path}.weight" for path, module in base.named_modules() if isinstance(module, Conv1D)}

@@ -26,7 +26,7 @@ class FilledSlots:
 def _check_size(adapter: Adapter, slot: LinearSlot, part: SlotPart, edit: SiteEdit) -> None:
     for found, expected, side in (
         (edit.in_features, slot.in_features, "in"),
-        (edit.out_features, part.size, "out"),
+        (edit.out_features, part.features, "out"),
     ):
         if found is not None and found != expected:
             raise AdapterMismatchError(
@@ -42,21 +42,23 @@ def _fill_linear(
     tensors: dict[str, Array] = {}
     for part, edit in edits:
         _check_size(adapter, slot, part, edit)
-    low = [(part, edit.low_rank) for part, edit in edits if edit.low_rank is not None]
-    rank = sum(edit.rank for _, edit in low)
+    low = {part.site: edit.low_rank for part, edit in edits if edit.low_rank is not None}
+    rank = sum(low_rank.rank for low_rank in low.values())
     if rank:
         b = np.zeros((rank, slot.out_features), np.float32)
         row = 0
-        for part, low_rank in low:
-            b[row : row + low_rank.rank, part.offset : part.offset + part.size] = low_rank.b
+        for site, low_rank in low.items():
+            for part in (part for part, _ in edits if part.site == site):
+                columns = slice(part.offset, part.offset + part.size)
+                b[row : row + low_rank.rank, columns] = low_rank.b[:, part.outputs]
             row += low_rank.rank
-        tensors[slot.a] = np.ascontiguousarray(np.concatenate([low_rank.a for _, low_rank in low], axis=1))[None]
+        tensors[slot.a] = np.ascontiguousarray(np.concatenate([low_rank.a for low_rank in low.values()], axis=1))[None]
         tensors[slot.b] = b[None]
     out = [(part, edit.out_gain) for part, edit in edits if edit.out_gain is not None]
     if out:
         gain = np.ones(slot.out_features, np.float32)
         for part, gained in out:
-            gain[part.offset : part.offset + part.size] = gained.gain
+            gain[part.offset : part.offset + part.size] = gained.gain[part.outputs]
         if slot.out_gain is None:
             raise AdapterMismatchError(
                 f"adapter {adapter.name!r} ({adapter.method}) scales the output at {slot.name}; this base has no gain slot "
@@ -65,7 +67,7 @@ def _fill_linear(
         tensors[slot.out_gain] = gain[None, None]
     inward = [edit.in_gain for _, edit in edits if edit.in_gain is not None]
     if inward:
-        if slot.in_gain is None or len(slot.parts) > 1:
+        if slot.in_gain is None or len(slot.sites) > 1:
             raise AdapterMismatchError(
                 f"adapter {adapter.name!r} ({adapter.method}) scales the input at {slot.name}; this base has no gain slot "
                 "there. Export the base again together with this adapter."

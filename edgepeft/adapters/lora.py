@@ -7,15 +7,15 @@ import re
 
 import numpy as np
 
-from ..errors import AdapterError, NeedsPeftError, UnsupportedAdapterError
+from ..errors import AdapterError, AdapterMismatchError, NeedsPeftError, UnsupportedAdapterError
 from .checkpoint import Checkpoint
 from .consume import BaseWeights, Consumer, pattern_value
 from .form import Adapter, LowRank, OutGain, SiteEdit
+from .methods import parameters
 
 #: Options that change what the adapter computes and that no edit expresses.
 _REFUSED = {
     "alora_invocation_tokens": "activated LoRA depends on the tokens of the request",
-    "layer_replication": "the base itself is rebuilt with repeated layers",
     "arrow_config": "Arrow routes between several adapters per token",
     "monteclora_config": "MonteCLoRA samples its factors",
     "megatron_config": "Megatron's parallel layers are stored in shards",
@@ -23,7 +23,6 @@ _REFUSED = {
 #: Options that change what the adapter computes and have no closed form here; through PEFT itself they do.
 _THROUGH_PEFT = {
     "use_qalora": "QALoRA pools the input by quantization group",
-    "target_parameters": "it edits raw parameters (MoE experts), not modules",
     "use_bdlora": "BD-LoRA's block-diagonal factors are stored in another layout",
     "kasa_config": "KaSA rewrites the base weights by SVD when it is loaded",
     "trainable_token_indices": "trained token embeddings beside LoRA",
@@ -31,10 +30,10 @@ _THROUGH_PEFT = {
 #: Options that only steer training, or name what the tensors show anyway.
 _HARMLESS = {
     "alpha_pattern", "auto_mapping", "base_model_name_or_path", "bias", "corda_config", "ensure_weight_tying",
-    "eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layers_pattern",
+    "eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layer_replication", "layers_pattern",
     "layers_to_transform", "loftq_config", "lora_alpha", "lora_bias", "lora_dropout", "lora_ga_config", "megatron_core",
     "modules_to_save", "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "revision",
-    "runtime_config", "target_modules", "task_type", "use_dora", "use_rslora", "velora_config",
+    "runtime_config", "target_modules", "target_parameters", "task_type", "use_dora", "use_rslora", "velora_config",
 }  # fmt: skip
 
 _LORA_KEY = re.compile(
@@ -67,7 +66,10 @@ class _Lowering(Consumer):
     """What LoRA adds to taking tensors: its scaling, its initialisations, DoRA's magnitude."""
 
     def scaling(self, site: str, rank: int) -> float:
-        """``alpha / r``, or ``alpha / sqrt(r)`` for rsLoRA (Kalajdzievski 2023, arXiv:2312.03732)."""
+        """``alpha / r``, or ``alpha / sqrt(r)`` for rsLoRA (Kalajdzievski 2023, arXiv:2312.03732).
+
+        ``site`` is what PEFT's patterns are matched with: a module's path, or a targeted parameter's.
+        """
         expected = pattern_value(self.config.get("rank_pattern"), site, self.config.get("r"))
         if expected != rank:
             raise self.fail(site, f"its tensors have rank {rank}, adapter_config.json says {expected}")
@@ -103,7 +105,7 @@ class _Lowering(Consumer):
             "save_pretrained(folder, path_initial_model_for_weight_conversion=INITIAL_ADAPTER), which makes it plain LoRA."
         )
 
-    def low_rank(self, site: str, parts: dict[str, np.ndarray]) -> SiteEdit:
+    def low_rank(self, site: str, parts: dict[str, np.ndarray], key: str | None = None) -> SiteEdit:
         embedding = "lora_embedding_A" in parts
         a_name, b_name = ("lora_embedding_A", "lora_embedding_B") if embedding else ("lora_A.weight", "lora_B.weight")
         a, b = parts.pop(a_name, None), parts.pop(b_name, None)
@@ -119,7 +121,7 @@ class _Lowering(Consumer):
         shape = (b.shape[0], a.shape[1])
         if embedding and self.config.get("use_dora"):
             raise self.needs_peft(f"DoRA at the embedding {site} scales its rows")
-        scaling = self.scaling(site, rank)
+        scaling = self.scaling(key or site, rank)
         low_rank = LowRank(a=a.T, b=scaling * b.T)
         initial = self.initial(site, scaling, rank, shape) if not embedding and not kernel else None
         gain = self.magnitude(site, parts, low_rank, initial, shape, kernel)
@@ -131,6 +133,55 @@ class _Lowering(Consumer):
         if bias is not None:
             self.shift_bias(site, scaling * bias)
         return SiteEdit(low_rank=low_rank, out_gain=gain)
+
+    def take_parameters(self, by_site: dict[str, dict[str, np.ndarray]]) -> None:
+        """Lower what is on raw parameters (``target_parameters``), and take it out of ``by_site``."""
+        for module, levels in parameters.by_module(by_site).items():
+            leaves = parameters.targeted(module, self.config, self.base_shape)
+            if not leaves:
+                continue
+            for site in [site for site in by_site if parameters.module_of(site) == module]:
+                del by_site[site]
+            found = list(parameters.assignments(module, levels, leaves, self.base_shape))
+            if len(found) != 1:
+                raise self.not_told(module, levels, leaves, ambiguous=bool(found))
+            for target in found[0]:
+                self.take_parameter(target)
+
+    def not_told(
+        self, module: str, levels: list[dict[str, np.ndarray]], leaves: list[str], *, ambiguous: bool
+    ) -> AdapterError:
+        """The error for tensors on parameters of ``module`` that fit none of ``leaves``, or several."""
+        sizes = ", ".join(f"{level['lora_B.weight'].shape[0]}×{level['lora_A.weight'].shape[1]}" for level in levels)
+        what = f"{self.checkpoint.source} edits parameters of {module} ({', '.join(leaves)}) with sizes out×in {sizes}"
+        if ambiguous:
+            return UnsupportedAdapterError(
+                f"{what}, which fit in several ways, and the checkpoint does not say which tensors are whose. Target one "
+                "parameter of that module in each adapter."
+            )
+        return AdapterMismatchError(
+            f"{what}; the base has no such linear maps there, or this bundle no slots for them (export the base again with "
+            "this adapter, or with --slots all-linear)"
+        )
+
+    def take_parameter(self, target: parameters.Target) -> None:
+        """Lower the tensors of one targeted parameter: a linear map's weight, or a stack of experts."""
+        extra = sorted(set(target.parts) - {"lora_A.weight", "lora_B.weight"})
+        if extra:
+            raise self.fail(target.site, f"PEFT puts no {', '.join(extra)} on a raw parameter")
+        if target.experts is None:
+            if parameters.may_be_turned(target.site, self.base_shape(target.site)):
+                raise self.needs_peft(f"LoRA on the raw parameter {target.key}, which may not be held as [out, in],")
+            self.sites[target.site] = self.low_rank(target.site, target.parts, target.key)
+            return
+        module, _, leaf = target.key.rpartition(".")
+        if isinstance(self.config.get("init_lora_weights"), str):
+            kind = self.config["init_lora_weights"].lower()
+            if kind not in {"gaussian", "eva", "orthogonal", "mica"}:
+                raise self.fail(target.site, f"PEFT has no init_lora_weights={kind!r} for experts")
+        for expert in range(target.experts):
+            site = parameters.expert_site(module, leaf, expert)
+            self.sites[site] = self.low_rank(site, parameters.of_expert(target, expert), target.key)
 
     def magnitude(
         self,
@@ -193,6 +244,8 @@ def lower_lora(name: str, checkpoint: Checkpoint, weights: BaseWeights) -> Adapt
         match = _LORA_KEY.fullmatch(key)
         if match:
             by_site.setdefault(match["site"], {})[match["part"]] = lowering.left.pop(key)
+    if checkpoint.config.get("target_parameters"):
+        lowering.take_parameters(by_site)
     for site, parts in by_site.items():
         lowering.sites[site] = lowering.low_rank(site, parts)
         if parts:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +13,7 @@ from ..errors import UnsupportedAdapterError
 from .checkpoint import Checkpoint, read_checkpoint
 from .consume import BaseWeights
 from .form import Adapter, SiteEdit
+from .methods.parameters import named_parameters
 from .read import BaseModule, method_of, read_adapter
 from .registry import Method
 
@@ -54,6 +58,28 @@ def _edits(edit: SiteEdit) -> str:
     return " + ".join(name for name, part in parts.items() if part is not None)
 
 
+def _by_number(site: str | tuple[str, SiteEdit]) -> list[tuple[int, str]]:
+    """Sorts layer 10 behind layer 9."""
+    path = site if isinstance(site, str) else site[0]
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in path.split(".")]
+
+
+def _sites(adapter: Adapter) -> tuple[SitePlan, ...]:
+    return tuple(
+        SitePlan(site, _edits(edit), edit.rank or None) for site, edit in sorted(adapter.sites.items(), key=_by_number)
+    )
+
+
+def _together(adapter: Adapter) -> tuple[SitePlan, ...]:
+    """The sites of an adapter on raw parameters, the experts of one parameter in one row (``experts.*.down_proj``)."""
+    counts: Counter[SitePlan] = Counter()
+    for plan in _sites(adapter):
+        counts[replace(plan, site=re.sub(r"\.\d+(\.[^.]+)$", r".*\1", plan.site))] += 1
+    return tuple(
+        replace(p, edits=f"{p.edits} for each of {n} experts" if n > 1 else p.edits) for p, n in counts.items()
+    )
+
+
 def _expected(checkpoint: Checkpoint, method: Method) -> AdapterPlan:
     """What the registry and the names of the tensors say, without a base."""
     sites: dict[str, None] = {}
@@ -85,7 +111,10 @@ def _expected(checkpoint: Checkpoint, method: Method) -> AdapterPlan:
         mode=mode,
         exactness=exactness,
         reason="" if before else method.reason,
-        sites=tuple(SitePlan(site, method.edits) for site in sites),
+        sites=tuple(
+            SitePlan(site, method.edits)
+            for site in sorted(named_parameters(list(sites), checkpoint.config), key=_by_number)
+        ),
         overrides=tuple(name for name in whole if not name.startswith("base_model.")),
         bytes=0 if mode != "swap" else sum(4 * tensor.size for tensor in checkpoint.tensors.values()),
         measured=False,
@@ -102,7 +131,7 @@ def _measured(checkpoint: Checkpoint, method: Method, adapter: Adapter) -> Adapt
         mode="merge" if merge else "swap",
         exactness=str(adapter.exactness),
         reason=adapter.merge_only or ("" if adapter.exactness.exact else method.reason),
-        sites=tuple(SitePlan(site, _edits(edit), edit.rank or None) for site, edit in adapter.sites.items()),
+        sites=_together(adapter) if checkpoint.config.get("target_parameters") else _sites(adapter),
         overrides=tuple(adapter.overrides),
         bytes=0 if merge else 4 * adapter.parameters,
         measured=True,
@@ -116,12 +145,13 @@ def describe_adapter(
     weights: BaseWeights | None = None,
     module: BaseModule | None = None,
     max_rank: int | None = None,
+    layers: Sequence[Sequence[int]] = (),
 ) -> AdapterPlan:
     """How the PEFT checkpoint at ``source`` will ship.
 
     With ``weights`` (and ``module``) of its base it is lowered, and the plan says what came out; without, what the
-    registry expects. A refusal is a plan too, with its reason. Raises :class:`AdapterError` for a checkpoint that cannot
-    be read and for one that does not fit the base.
+    registry expects. ``layers`` are the ranges of layers that the base was rebuilt from. A refusal is a plan too, with its
+    reason. Raises :class:`AdapterError` for a checkpoint that cannot be read and for one that does not fit the base.
     """
     checkpoint = read_checkpoint(source)
     method = method_of(checkpoint)
@@ -129,7 +159,7 @@ def describe_adapter(
     if weights is None or (method.mode in {"bake", "refuse"} and not method.before_sequence(checkpoint)):
         return expected
     try:
-        adapter = read_adapter(source, name="adapter", weights=weights, module=module, max_rank=max_rank)
+        adapter = read_adapter(source, name="adapter", weights=weights, module=module, max_rank=max_rank, layers=layers)
     except UnsupportedAdapterError as error:
         values = {
             **vars(expected),

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from ..bundle.manifest import check_name
-from ..errors import InputError, NeedsPeftError, UnsupportedAdapterError
+from ..errors import AdapterError, AdapterMismatchError, InputError, NeedsPeftError, UnsupportedAdapterError
 from .checkpoint import Checkpoint, read_checkpoint
 from .consume import BaseWeights
 from .form import Adapter
@@ -65,6 +65,33 @@ def opaque_adapter(source: str | Path, *, name: str) -> Adapter:
     )
 
 
+def layers_of(checkpoint: Checkpoint) -> tuple[tuple[int, int], ...]:
+    """The ranges of layers that the base is rebuilt from (LoRA's ``layer_replication``); empty where it stays as it is."""
+    try:
+        return tuple((int(start), int(end)) for start, end in checkpoint.config.get("layer_replication") or ())
+    except (TypeError, ValueError) as error:
+        raise AdapterError(
+            f"{checkpoint.source}: layer_replication must be a list of [start, end], found "
+            f"{checkpoint.config['layer_replication']!r}"
+        ) from error
+
+
+def _check_layers(checkpoint: Checkpoint, layers: Sequence[Sequence[int]]) -> None:
+    wanted, have = [list(pair) for pair in layers_of(checkpoint)], [list(pair) for pair in layers]
+    if wanted == have:
+        return
+    if not have:
+        raise UnsupportedAdapterError(
+            f"{checkpoint.source}: LoRA with layer_replication={wanted} belongs to a base whose layers are repeated so, and this "
+            "base has each once. Export the base together with this adapter into a bundle of its own: edgepeft export rebuilds it "
+            "(in Python, capture(…, layers=…))."
+        )
+    raise AdapterMismatchError(
+        f"{checkpoint.source}: this base was rebuilt with layer_replication={have}, the adapter has "
+        f"{wanted or 'none'}: it belongs to another base"
+    )
+
+
 def _closed_form(
     method: Method, name: str, checkpoint: Checkpoint, weights: BaseWeights, max_rank: int | None, mode: Ship
 ) -> Adapter:
@@ -86,6 +113,7 @@ def read_adapter(
     module: BaseModule | None = None,
     mode: Ship = "swap",
     max_rank: int | None = None,
+    layers: Sequence[Sequence[int]] = (),
 ) -> Adapter:
     """Read a PEFT checkpoint and lower it.
 
@@ -93,7 +121,8 @@ def read_adapter(
     ``weights`` gives the base's parameters by name, for methods whose
     lowering depends on them (DoRA, PiSSA, IA3). ``module`` gives the base as a PyTorch model; it is asked for only where
     a method or an option has no closed form. ``max_rank`` caps what an SVD may choose. With ``mode="merge"`` a method
-    without closed form brings whole weights. Afterwards every tensor of the checkpoint has been consumed. Raises
+    without closed form brings whole weights. ``layers`` are the ranges of layers that the base was rebuilt from, which must be
+    the checkpoint's ``layer_replication``. Afterwards every tensor of the checkpoint has been consumed. Raises
     :class:`AdapterError` and its subclasses; see their docstrings.
     """
     try:
@@ -105,6 +134,7 @@ def read_adapter(
     checkpoint = read_checkpoint(source)
     method = method_of(checkpoint)
     task = task_ids(checkpoint, method.tasks)
+    _check_layers(checkpoint, layers)
     if method.before_sequence(checkpoint):
         if mode == "merge":
             raise UnsupportedAdapterError(
@@ -121,6 +151,10 @@ def read_adapter(
     except NeedsPeftError as needed:
         if module is None:
             raise
+        if layers:
+            raise UnsupportedAdapterError(
+                f"{needed} Not over repeated layers (layer_replication), which PEFT would repeat once more."
+            ) from needed
         try:
             base = module()
         except InputError as error:
@@ -137,15 +171,7 @@ def read_adapter(
 
 
 def _all_weights(base: Any) -> BaseWeights:
-    from .delta import conv1d_weights
+    from .layout import as_linear
 
-    parameters, turned = dict(base.named_parameters()), conv1d_weights(base)
-
-    def get(name: str) -> np.ndarray | None:
-        found = parameters.get(name)
-        if found is None:
-            return None
-        array = np.asarray(found.detach().float().cpu().numpy())
-        return array.T if name in turned else array
-
-    return get
+    held = {name: np.asarray(p.detach().float().cpu().numpy()) for name, p in base.named_parameters()}
+    return as_linear(base, held).get

@@ -9,6 +9,7 @@ from pathlib import Path
 from ..errors import CaptureError, EdgepeftError, InputError
 from .form import Base
 from .load import Loaded, load_model
+from .replicate import LayerMap
 from .tied import output_head, tied_linears
 from .traced import Captured, trace
 
@@ -62,6 +63,7 @@ def capture(
     peft_task: str | None = None,
     onnx: str | Path | None = None,
     max_length: int | None = None,
+    layers: LayerMap = (),
     announce: Callable[[str], None] = lambda message: None,
 ) -> Base:
     """Capture a base model.
@@ -69,10 +71,11 @@ def capture(
     ``source`` is a folder or a Hugging Face id; ``onnx`` an ONNX file of the same base exported elsewhere, used instead
     of tracing. Routes are tried from the fastest graph to the plainest; one whose outputs differ from PyTorch's by more
     than ``TOLERANCE`` is dropped, which ``announce`` is told. ``max_length`` caps a language model's context in tokens (its
-    rotary tables grow with it); by default ``CONTEXT``, or the model's own where that is shorter. Raises
+    rotary tables grow with it); by default ``CONTEXT``, or the model's own where that is shorter. ``layers`` repeats
+    the base's layers, as an adapter with ``layer_replication`` asks for. Raises
     :class:`CaptureError` when no route holds and :class:`InputError` for a context the model does not have.
     """
-    loaded = capped(load_model(source, task=task, peft_task=peft_task), max_length, announce)
+    loaded = capped(load_model(source, task=task, peft_task=peft_task, layers=layers), max_length, announce)
     failures = []
     for name, attempt in _attempts(onnx, loaded.task):
         try:
@@ -109,6 +112,7 @@ def _base(loaded: Loaded, captured: Captured, route: str) -> Base:
         head=output_head(loaded.model) if loaded.task.endswith("-generation") else None,
         parity=captured.parity,
         decoder=captured.decoder,
+        layers=loaded.layers,
         spilled=captured.spilled,
         variant=captured.variant,
         matched=captured.matched,

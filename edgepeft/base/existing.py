@@ -8,12 +8,13 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
+from ..adapters.layout import as_linear
 from ..errors import CaptureError
 from ..graph.locate import float_initializers, locate
 from .check import parity
 from .load import Loaded
 from .tied import untie
-from .traced import Captured, as_linear, name_dimensions
+from .traced import Captured, name_dimensions
 
 
 def fold_transposes(graph: ir.Model) -> int:

@@ -52,6 +52,8 @@ class Base:
     matched: Mapping[str, int] = field(default_factory=dict)
     #: The second graph of an encoder-decoder, whose first is ``graph``.
     decoder: GraphPart | None = None
+    #: Ranges of the checkpoint's layers that the base was rebuilt from (LoRA's ``layer_replication``).
+    layers: tuple[tuple[int, int], ...] = ()
     #: Where the graph's weights lie in a file and not in memory.
     spilled: Spilled | None = None
 

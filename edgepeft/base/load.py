@@ -15,6 +15,7 @@ from ..errors import CaptureError, InputError, MissingExtraError
 from .identity import identity_of_model
 from .inputs import Shapes, input_shapes, random_batches, vocabulary
 from .ragged import SHAPES
+from .replicate import LayerMap, replicate_layers
 
 TASKS = (
     "text-classification",
@@ -66,6 +67,8 @@ class Loaded:
     inputs: Shapes
     max_length: int | None
     files: Mapping[str, Path]
+    #: Ranges of the checkpoint's layers that the model was rebuilt from, where they were repeated.
+    layers: tuple[tuple[int, int], ...] = ()
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -173,10 +176,30 @@ def _max_length(config: Any, files: Mapping[str, Path]) -> int | None:
     return min(limits) if limits else None
 
 
-def load_model(source: str | Path, *, task: str | None = None, peft_task: str | None = None) -> Loaded:
+def _check_float(source: str, config: Any) -> None:
+    """Refuse a checkpoint that is stored in few bits: its weights cannot be read without the tool that packed them."""
+    settings = getattr(config, "quantization_config", None)
+    if not settings:
+        return
+    said = settings if isinstance(settings, dict) else vars(settings)
+    method = str(getattr(said.get("quant_method"), "value", said.get("quant_method") or "an unknown method"))
+    bits = said.get("bits") or (4 if said.get("load_in_4bit") else 8 if said.get("load_in_8bit") else None)
+    stored = f"in {bits} bits by {method}" if bits else f"quantized by {method}"
+    raise InputError(
+        f"base model {source!r} is stored {stored}, which only {method} itself can read. An adapter trained over it is exported "
+        "over the model it was quantized from (--mode swap, then `edgepeft quantize --variant q4`: the adapter stays in fp32), "
+        "or, to have the very numbers it was trained over, over a float copy: load it where that tool is installed, "
+        "model.dequantize(), save_pretrained(FOLDER). An ONNX file of it in 4 or 8 bits is taken with --onnx."
+    )
+
+
+def load_model(
+    source: str | Path, *, task: str | None = None, peft_task: str | None = None, layers: LayerMap = ()
+) -> Loaded:
     """Load a base in fp32, eval mode, on the CPU; weights that the checkpoint lacks are set to zero.
 
-    ``source`` is a folder or a Hugging Face id. ``task`` is inferred where it is not given. Raises
+    ``source`` is a folder or a Hugging Face id. ``task`` is inferred where it is not given. ``layers`` repeats the base's
+    layers (LoRA's ``layer_replication``). Raises
     :class:`InputError` for an unknown task or a source that cannot be loaded.
     """
     try:
@@ -195,6 +218,7 @@ def load_model(source: str | Path, *, task: str | None = None, peft_task: str | 
                 f"base model {source!r} is neither a folder with config.json nor a Hugging Face id that can be fetched: "
                 f"{str(error).strip().splitlines()[0]}"
             ) from error
+        _check_float(source, config)
         task = task or infer_task(config, peft_task)
         if task not in TASKS:
             raise InputError(f"task {task!r} is not supported yet; this version exports: {', '.join(TASKS)}")
@@ -216,6 +240,8 @@ def load_model(source: str | Path, *, task: str | None = None, peft_task: str | 
         raise CaptureError(
             f"{source!r}: the checkpoint's shapes differ from its config: {sorted(info['mismatched_keys'])}"
         )
+    if layers:
+        replicate_layers(model, layers, source)
     parameters = dict(model.named_parameters())
     if fresh and len(fresh) > len(parameters) // 2:
         raise CaptureError(
@@ -238,6 +264,7 @@ def load_model(source: str | Path, *, task: str | None = None, peft_task: str | 
         inputs=inputs,
         max_length=_max_length(config, files) if "input_ids" in inputs else None,
         files=files,
+        layers=tuple((int(start), int(end)) for start, end in layers),
     )
 
 

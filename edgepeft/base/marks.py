@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from ..adapters.layout import expert_stacks, expert_weight
 from ..graph.locate import Location, float_initializers
 from ..graph.spill import Spilled
 
@@ -52,9 +53,16 @@ def mark(model: Any, fresh: tuple[str, ...], leave: Collection[str] = ()) -> dic
     return originals
 
 
-def left_marked(originals: Mapping[str, np.ndarray], located: Mapping[str, tuple[Location, ...]]) -> list[str]:
+def left_marked(
+    model: Any, originals: Mapping[str, np.ndarray], located: Mapping[str, tuple[Location, ...]]
+) -> list[str]:
     """Marked parameters that were not found in the graph again: if it uses them, the markers are still in it."""
-    return [name for name in originals if not located.get(name)]
+    stacks = expert_stacks(model)
+
+    def maps(name: str) -> list[str]:
+        return [expert_weight(name, expert) for expert in range(len(originals[name]))] if name in stacks else [name]
+
+    return [name for name in originals if not all(located.get(each) for each in maps(name))]
 
 
 def unmark(model: Any, originals: Mapping[str, np.ndarray]) -> None:

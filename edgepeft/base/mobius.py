@@ -10,7 +10,7 @@ from typing import Any
 
 import onnx_ir as ir
 
-from ..adapters.delta import conv1d_weights
+from ..adapters.layout import as_linear, conv1d_weights
 from ..errors import CaptureError, MissingExtraError
 from ..graph.locate import locate
 from ..graph.spill import spill
@@ -19,7 +19,7 @@ from .load import Loaded, quiet
 from .marks import adopt, left_marked, mark, parameters_of, unmark, unmark_graph
 from .mend import mend
 from .tied import untie
-from .traced import Captured, as_linear
+from .traced import Captured
 
 
 @contextmanager
@@ -126,7 +126,7 @@ def build(loaded: Loaded, *, leave: Collection[str] = ()) -> Captured:
         difference = graph_causal_parity(graph, loaded, spilled)
     finally:
         unmark(loaded.model, originals)
-    lost = left_marked(originals, located)
+    lost = left_marked(loaded.model, originals, located)
     if lost:  # the graph may hold their markers for good
         return build(loaded, leave={*leave, *lost})
     turned = as_linear(loaded.model, originals)

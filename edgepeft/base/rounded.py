@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from ..adapters.layout import as_held, as_linear
 from ..graph.locate import Location, locate
 from ..graph.quantized import Blocks, locate_quantized, quantized_weights
 from ..graph.surgery import is_quantized_linear
 from .marks import parameters_of
 from .tied import untie
-from .traced import as_linear
 
 
 @dataclass(frozen=True)
@@ -43,20 +43,24 @@ def find_parameters(graph: ir.Model, model: Any) -> Found:
             told[match.how[name]] += not located[name]
             located[name] += places
     locations, weights = untie(model, graph, located, weights)
-    return Found(locations, weights, as_linear(model, _rounded(quantized, locations)), dict(told))
+    return Found(locations, weights, as_held(model, _rounded(quantized, locations)), dict(told))
 
 
 def _rounded(quantized: Mapping[str, Blocks], locations: Mapping[str, tuple[Location, ...]]) -> dict[str, np.ndarray]:
     """The numbers behind every location in ``quantized``, each weight read once."""
     at: dict[str, list[tuple[str, Location]]] = {}
     for name, places in locations.items():
-        for place in places[:1]:
+        for place in places if places and places[0].of is not None else places[:1]:
             if place.initializer in quantized:
                 at.setdefault(place.initializer, []).append((name, place))
-    found = {}
+    found: dict[str, np.ndarray] = {}
     for initializer, users in at.items():
         array = quantized[initializer].read()
-        found.update({name: np.ascontiguousarray(place.read(array)) for name, place in users})
+        for name, place in users:
+            if place.of is None:
+                found[name] = np.ascontiguousarray(place.read(array))
+            else:
+                found.setdefault(name, np.empty((place.of, array.shape[1]), np.float32))[place.rows] = place.read(array)
     return found
 
 
@@ -82,9 +86,9 @@ def replace_parameters(model: Any, numbers: Mapping[str, np.ndarray]) -> dict[tu
     for name, array in numbers.items():
         path, _, leaf = name.rpartition(".")
         module = model.get_submodule(path)
-        # PEFT stands its layers in front of the module that holds the base's numbers.
-        for front in ("original_module", "base_layer"):
-            module = getattr(module, front, module)
+        # PEFT stands its layers in front of the module that holds the base's numbers, at experts one in the other.
+        while leaf not in module._parameters:
+            module = module.original_module if hasattr(module, "original_module") else module.base_layer
         kept[module, leaf] = module._parameters[leaf]
         module._parameters[leaf] = torch.nn.Parameter(torch.from_numpy(array), requires_grad=False)
     return kept

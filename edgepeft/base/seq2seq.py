@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from ..adapters.layout import as_linear
 from ..errors import CaptureError, ParityError
 from ..graph.form import GraphPart
 from ..graph.locate import Location, locate
@@ -22,7 +23,7 @@ from .forced import PAST, PRESENT, following_tokens, reference_logits, teacher_f
 from .load import Loaded, sample_batches
 from .marks import left_marked, mark, parameters_of, unmark, unmark_graph
 from .tied import untie
-from .traced import OPSET, Captured, as_linear, silenced_exporter
+from .traced import OPSET, Captured, silenced_exporter
 
 
 def _modules(model: Any) -> tuple[Any, Any]:
@@ -186,7 +187,8 @@ def build(loaded: Loaded, *, fusions: bool) -> Captured:
         unmark(loaded.model, originals)
     for graph, found in zip(graphs, located, strict=True):
         unmark_graph(graph, found, as_linear(loaded.model, originals), loaded.model)
-    if left_marked(originals, {name: located[0].get(name, ()) + located[1].get(name, ()) for name in originals}):
+    everywhere = {name: places + located[1][name] for name, places in located[0].items()}
+    if left_marked(loaded.model, originals, everywhere):
         difference = max(difference, _parity(*graphs, loaded))
     own = as_linear(loaded.model, {name: array.copy() for name, array in parameters_of(loaded.model).items()})
     parts: list[tuple[dict[str, tuple[Location, ...]], dict[str, np.ndarray]]] = [

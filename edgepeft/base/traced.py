@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ..adapters.delta import conv1d_weights
+from ..adapters.layout import as_linear
 from ..bundle.manifest import Dim
 from ..errors import CaptureError
 from ..graph.form import GraphPart
@@ -98,12 +98,6 @@ def _optimize(graph: ir.Model) -> None:
         tidy(graph)
 
 
-def as_linear(model: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """``arrays`` with the weights of transformers' Conv1D (GPT-2, ``[in, out]``) as ``[out, in]``, like any linear map."""
-    turned = conv1d_weights(model)
-    return {name: np.ascontiguousarray(array.T) if name in turned else array for name, array in arrays.items()}
-
-
 def _is_hidden(graph: ir.Model, places: tuple[Location, ...]) -> bool:
     """Whether a matrix is only used by com.microsoft.Attention, which multiplies by the packed q/k/v itself."""
     users = [node for place in places for node, _ in graph.graph.initializers[place.initializer].uses()]
@@ -182,7 +176,7 @@ def trace(loaded: Loaded, *, fusions: bool) -> Captured:
     finally:
         unmark(loaded.model, originals)
     unmark_graph(graph, located, as_linear(loaded.model, originals), loaded.model)
-    if left_marked(originals, located):
+    if left_marked(loaded.model, originals, located):
         difference = max(difference, parity(graph, loaded))
     own = {name: array.copy() for name, array in parameters_of(loaded.model).items()}
     locations, weights = untie(loaded.model, graph, located, as_linear(loaded.model, own))

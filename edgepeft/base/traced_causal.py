@@ -16,14 +16,16 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from ..adapters.layout import as_linear
 from ..errors import CaptureError
+from ..graph.experts import split_experts
 from ..graph.locate import locate
 from .check import graph_causal_parity
 from .load import Loaded
 from .marks import left_marked, mark, parameters_of, unmark, unmark_graph
 from .mend import logits_from
 from .tied import untie
-from .traced import OPSET, Captured, as_linear, cannot_be_traced, declare_shapes, silenced_exporter
+from .traced import OPSET, Captured, cannot_be_traced, declare_shapes, silenced_exporter
 
 #: The sample's batch, cached tokens and new tokens: unequal, and none is 0 or 1, which torch.export takes for constants.
 _BATCH, _PAST, _NEW = 2, 3, 4
@@ -46,7 +48,7 @@ def trace_causal(loaded: Loaded) -> Captured:
     finally:
         unmark(loaded.model, originals)
     unmark_graph(graph, located, as_linear(loaded.model, originals), loaded.model)
-    if left_marked(originals, located):
+    if left_marked(loaded.model, originals, located):
         difference = max(difference, graph_causal_parity(graph, loaded))
     own = {name: array.copy() for name, array in parameters_of(loaded.model).items()}
     locations, weights = untie(loaded.model, graph, located, as_linear(loaded.model, own))
@@ -70,6 +72,7 @@ def export_causal(loaded: Loaded, *, fusions: bool = True) -> ir.Model:
         raise cannot_be_traced(loaded.model, error) from error
     name_causal(graph)
     _plain_products(graph)
+    split_experts(graph)
     logits_from(graph)
     return graph
 

@@ -12,7 +12,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from ..errors import ManifestError
 
@@ -53,11 +62,35 @@ class FileEntry(_Model):
 
 
 class SlotPart(_Model):
-    """One site's share of a slot: columns ``offset … offset + size`` of the slot's output."""
+    """One site's share of a slot: columns ``offset … offset + size`` of the slot's output.
+
+    ``of`` is set where these are only some of the site's ``of`` outputs: those from ``start`` in steps of ``step`` (heads
+    that stand in another order, a gate and its up projection in matrices of their own). All three are left out where the
+    whole site is here.
+    """
 
     site: str
     offset: int = Field(ge=0)
     size: int = Field(gt=0)
+    start: int = Field(default=0, ge=0)
+    step: int = Field(default=1, gt=0)
+    of: int | None = Field(default=None, gt=0)
+
+    @property
+    def outputs(self) -> slice:
+        """Which of the site's outputs stand here."""
+        return slice(self.start, self.start + self.size * self.step, self.step)
+
+    @property
+    def features(self) -> int:
+        """How many outputs the site has."""
+        return self.size if self.of is None else self.of
+
+    @model_serializer(mode="wrap")
+    def _short(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        dumped: dict[str, Any] = handler(self)
+        whole = {"start": 0, "step": 1, "of": None}
+        return {key: value for key, value in dumped.items() if key not in whole or self.of is not None}
 
 
 class LinearSlot(_Model):
@@ -96,7 +129,7 @@ class LinearSlot(_Model):
     @property
     def sites(self) -> tuple[str, ...]:
         """The sites it serves."""
-        return tuple(part.site for part in self.parts)
+        return tuple(dict.fromkeys(part.site for part in self.parts))
 
     @property
     def rank_axes(self) -> tuple[int, int]:
@@ -220,13 +253,10 @@ class SlotTable(_Model):
         slots: tuple[FactoredSlot | OverrideSlot, ...] = (*self.factored, *self.overrides)
         return {name: shape for slot in slots for name, shape in slot.tensors()}
 
-    def site(self, site: str) -> tuple[LinearSlot, SlotPart] | None:
-        """The slot that serves ``site``, and the site's part of it."""
-        for slot in self.linear:
-            for part in slot.parts:
-                if part.site == site:
-                    return slot, part
-        return None
+    def site(self, site: str) -> list[tuple[LinearSlot, SlotPart]]:
+        """The slots that serve ``site`` and its part of each: one that holds it whole, or those that do so together."""
+        found = [(slot, part) for slot in self.linear for part in slot.parts if part.site == site]
+        return found if not found or found[0][1].of is not None else found[:1]
 
     def override(self, parameter: str) -> OverrideSlot | None:
         """The slot that replaces ``parameter``, if there is one."""
@@ -281,6 +311,9 @@ class BaseEntry(_Model):
     parameters: int = Field(gt=0)
     #: Parameters that the checkpoint does not hold; zero in the base, outside its identity.
     fresh: tuple[str, ...] = ()
+    #: LoRA's ``layer_replication``: ranges ``[start, end)`` of the source's layers that stand behind each other in this
+    #: base, each with weights of its own. Empty where the base is as deep as its source.
+    layers: tuple[tuple[int, int], ...] = ()
 
 
 class GraphInput(_Model):

@@ -248,6 +248,8 @@ def quantize(bundle: Path, variant: str, replace: bool, as_json: bool) -> None:
     with steps() as announce:
         result = run(bundle, variant, replace=replace, announce=announce)
     share = result.quantized
+    if result.warning:
+        warn(result.warning)
     if as_json:
         print_json(
             {
@@ -257,6 +259,7 @@ def quantize(bundle: Path, variant: str, replace: bool, as_json: bool) -> None:
                 "total": share.total,
                 "bytes_before": result.bytes_before,
                 "bytes_after": result.bytes_after,
+                "merge_error": result.merge_error,
             }
         )
         return

@@ -113,13 +113,17 @@ def _short(result: dict[str, Any]) -> str:
 @click.command(cls=Command)
 @click.argument("path", type=click.Path(path_type=Path), required=False)
 @click.option("--schema", is_flag=True, help="Print the JSON Schema of edgepeft.json; needs no PATH.")
+@click.option(
+    "--base", help="The model that a PEFT folder was trained over, or a bundle of it: lower the adapter over that."
+)
 @json_option
 @guarded
-def inspect(path: Path | None, schema: bool, as_json: bool) -> None:
+def inspect(path: Path | None, schema: bool, base: str | None, as_json: bool) -> None:
     """Show what a bundle or an adapter holds.
 
     PATH is a bundle folder (all of its files are verified), a PEFT folder (FOLDER#task=N for one of its tasks), or an
-    .onnx or .onnx_adapter file that edgepeft exported.
+    .onnx or .onnx_adapter file that edgepeft exported. Of a PEFT folder it says how it will ship and at which sites; with
+    --base that is measured.
     """
     from ..adapters.tasks import split_task
     from ..bundle import MANIFEST_NAME, json_schema
@@ -135,7 +139,7 @@ def inspect(path: Path | None, schema: bool, as_json: bool) -> None:
     elif path.suffix == ".onnx_adapter":
         _onnx_adapter(path, as_json)
     elif (folder / "adapter_config.json").is_file() and not (folder / MANIFEST_NAME).is_file():
-        _checkpoint(path, as_json)
+        _checkpoint(path, base, as_json)
     elif path.is_dir():
         _bundle(path, as_json)
     else:
@@ -248,15 +252,15 @@ def _shapes(shapes: dict[str, list[int]]) -> list[tuple[str, str]]:
 
 #: What changes how a LoRA checkpoint is read, beside rank and alpha.
 _OPTIONS = ("use_dora", "use_rslora", "lora_bias", "rank_pattern", "alpha_pattern", "bias", "modules_to_save",
-            "init_lora_weights")  # fmt: skip
+            "init_lora_weights", "target_parameters", "layer_replication")  # fmt: skip
 
 
-def _checkpoint(path: Path, as_json: bool) -> None:
+def _checkpoint(path: Path, base: str | None, as_json: bool) -> None:
     from ..adapters.checkpoint import read_checkpoint
-    from ..adapters.plan import describe_adapter
+    from ..pipeline import describe
 
     found = read_checkpoint(path)
-    plan = describe_adapter(path)
+    plan = describe(path, base)
     shapes = {name: list(array.shape) for name, array in sorted(found.tensors.items())}
     if as_json:
         print_json(
@@ -276,8 +280,14 @@ def _checkpoint(path: Path, as_json: bool) -> None:
         facts["because"] = plan.reason
     if plan.notes:
         facts["note"] = "; ".join(plan.notes)
+    if plan.measured and plan.mode == "swap":
+        facts["adds"] = megabytes(plan.bytes)
+    if plan.overrides:
+        facts["replaces"] = ", ".join(plan.overrides)
     if record:
         facts["labels"] = ", ".join(record.get("labels") or ()) or "–"
         facts["trained on"] = f"base identity {str(record.get('base_identity'))[:16]}…"
     _facts(facts)
+    if plan.sites:
+        table("Sites", ("site", "edits", "rank"), [(s.site, s.edits, s.rank) for s in plan.sites])
     table("Tensors", ("tensor", "shape"), _shapes(shapes))

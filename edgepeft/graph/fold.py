@@ -11,6 +11,7 @@ from ..adapters.form import Adapter, Array, SiteEdit
 from ..errors import AdapterMismatchError, SiteError, UnsupportedAdapterError
 from .form import EditableBase, MergedBase
 from .locate import Location, float_initializers, shared
+from .quantized import quantized_weights
 from .separate import separate
 from .surgery import is_quantized
 
@@ -75,14 +76,15 @@ def fold(base: EditableBase, adapter: Adapter) -> MergedBase:
         if any(is_quantized(model.graph.initializers[location.initializer]) for location in found):
             raise SiteError(
                 f"adapter {adapter.name!r}: {parameter} is stored in blocks of few bits in this graph, and merging would "
-                "round the adapter away; export with --mode swap, or merge into a base in fp32"
+                f"round the adapter away{_rounded_away(model, locations, adapter)}; export with --mode swap, which keeps it in "
+                "fp32 beside this base, or merge into a base in fp32"
             )
         for location in found:
             array = changed.get(location.initializer)
             if array is None:
                 array = arrays[location.initializer].copy()
             if tensor.shape != weights[parameter].shape:
-                if location.packed:
+                if location.packed or location.of is not None:
                     raise SiteError(f"adapter {adapter.name!r}: {parameter} changes size inside a packed matrix")
                 array = tensor.T.copy() if location.transposed else tensor.copy()
             else:
@@ -120,6 +122,32 @@ def fold(base: EditableBase, adapter: Adapter) -> MergedBase:
         value.shape = ir.Shape(array.shape)
     _resize_logits(model, adapter, weights)
     return MergedBase(graph=model, adapter=adapter)
+
+
+def _rounded_away(graph: ir.Model, locations: Mapping[str, tuple[Location, ...]], adapter: Adapter) -> str:
+    """How much of ``adapter`` would be left by the blocks that hold its sites' weights, in words; empty without any."""
+    weights = quantized_weights(graph)
+    wanted = lost = 0.0
+    unmoved = sites = 0
+    for site, edit in adapter.sites.items():
+        for place in locations.get(f"{site}.weight", ())[:1]:
+            blocks = weights.get(place.initializer)
+            if blocks is None or place.of is not None:
+                continue
+            held = blocks.read()
+            weight = place.read(held).copy()
+            merged = merged_weight(weight, edit)
+            place.write(held, merged)
+            kept = place.read(blocks.nearest(held)) - weight
+            change = (merged - weight).astype(np.float64)
+            wanted += float(np.square(change).sum())
+            lost += float(np.square(kept - change).sum())
+            unmoved += not np.abs(kept).max() > np.abs(weight).max() * 1e-6
+            sites += 1
+    if not wanted:
+        return ""
+    none = f", {unmoved} of its {sites} sites would not change at all" if unmoved else ""
+    return f" (its change would arrive with a relative error of {(lost / wanted) ** 0.5:.2f}{none})"
 
 
 def _resize_logits(model: ir.Model, adapter: Adapter, weights: Mapping[str, np.ndarray]) -> None:

@@ -1,14 +1,15 @@
 """Finding the base's parameters in a graph by their content.
 
-Capture may rename, transpose, share and pack weights as it likes; the numbers stay. A parameter's location is the
-initializer that holds its numbers: as they are, transposed, or as a block of a packed matrix.
+Capture may rename, transpose, share, pack and take apart weights as it likes; the numbers stay. A parameter's location is
+the initializer that holds its numbers: as they are, transposed, or as a block of a packed matrix. Where rows were put into
+another order or spread over several matrices, each run of rows has a location of its own.
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,6 +24,7 @@ class Location:
 
     ``transposed`` is true where the initializer holds ``W.T`` (``[in, out]``; the block is in the columns), false where
     it holds the parameter as PyTorch does (the block is in the rows). ``packed`` is true where it is a proper block.
+    ``of`` is set where only a run of the parameter's ``of`` rows lies there: those from ``start`` in steps of ``step``.
     """
 
     initializer: str
@@ -30,19 +32,28 @@ class Location:
     offset: int
     size: int
     packed: bool
+    start: int = 0
+    step: int = 1
+    of: int | None = None
+
+    @property
+    def rows(self) -> slice:
+        """Which rows of the parameter lie here."""
+        return slice(self.start, self.start + self.size * self.step, self.step)
 
     def read(self, array: np.ndarray) -> np.ndarray:
-        """The parameter, in PyTorch's layout, out of the initializer's ``array``."""
+        """The parameter, or its ``rows``, in PyTorch's layout, out of the initializer's ``array``."""
         end = self.offset + self.size
         return array[..., self.offset : end].T if self.transposed else array[self.offset : end]
 
     def write(self, array: np.ndarray, parameter: np.ndarray) -> None:
-        """Put ``parameter`` (PyTorch's layout) into the initializer's writable ``array``."""
+        """Put ``parameter`` (whole, in PyTorch's layout), or its ``rows``, into the initializer's writable ``array``."""
         end = self.offset + self.size
+        rows = parameter[self.rows]
         if self.transposed:
-            array[..., self.offset : end] = parameter.T
+            array[..., self.offset : end] = rows.T
         else:
-            array[self.offset : end] = parameter
+            array[self.offset : end] = rows
 
 
 def _digest(array: np.ndarray) -> bytes:
@@ -69,6 +80,8 @@ class _Index:
         for name, array in arrays.items():
             self.whole[array.shape, _digest(array)].append(name)
         settle()
+        #: Initializers that hold a parameter as a whole.
+        self.taken: set[str] = set()
         self.columns: dict[bytes, list[tuple[str, int]]] | None = None
         self.rows: dict[bytes, list[tuple[str, int]]] | None = None
 
@@ -81,10 +94,10 @@ class _Index:
                 yield Location(name, transposed=True, offset=0, size=size, packed=False)
 
     def _build_blocks(self) -> None:
-        """Only matrices that are wide enough to be several linear weights are worth indexing by line."""
+        """Matrices by line, those left out that are a whole parameter: indexing all of them takes longer than the rest."""
         self.columns, self.rows = defaultdict(list), defaultdict(list)
         for name, array in self.arrays.items():
-            if array.ndim == 2:
+            if array.ndim == 2 and name not in self.taken:
                 for offset, column in enumerate(np.ascontiguousarray(array.T)):
                     self.columns[_digest(column)].append((name, offset))
                 for offset, row in enumerate(array):
@@ -118,11 +131,98 @@ class _Index:
                 if array.shape != parameter.shape and np.array_equal(location.read(array), parameter):
                     yield location
 
+    def scattered(self, parameter: np.ndarray) -> tuple[Location, ...]:
+        """The rows of a matrix, every one of them, wherever each lies; empty where one is missing or in doubt."""
+        if parameter.ndim != 2 or len(parameter) < 2 or self.columns is None or self.rows is None:
+            return ()
+        width = parameter.shape[1]
+        for transposed, lines in ((True, self.columns), (False, self.rows)):
+            places: list[list[tuple[str, int]]] = []
+            for row in parameter:
+                found = lines.get(_digest(row), ())
+                places.append([(n, at) for n, at in found if self.arrays[n].shape[0 if transposed else 1] == width])
+                if not found:
+                    break
+            else:
+                lines_of = {name: array.shape[-1 if transposed else 0] for name, array in self.arrays.items()}
+                return runs(_settled(places), lines_of, transposed=transposed)
+        return ()
+
+
+def _settled(places: list[list[tuple[str, int]]]) -> list[tuple[str, int]]:
+    """One place for each row; rows whose numbers stand at several places go beside the row before or after them.
+
+    Empty where a row's place stays in doubt, or two rows share one.
+    """
+    known = {row: found[0] for row, found in enumerate(places) if len(found) == 1}
+    doubtful = [row for row, found in enumerate(places) if len(found) != 1]
+    for rows, side in ((doubtful, 1), (doubtful[::-1], -1)):
+        for row in rows:
+            name, offset = known.get(row - side, ("", 0))
+            if row not in known and (name, offset + side) in places[row]:
+                known[row] = (name, offset + side)
+    settled = [known[row] for row in range(len(places)) if row in known]
+    return settled if len(set(settled)) == len(places) else []
+
+
+def runs(settled: Sequence[tuple[str, int]], lines: Mapping[str, int], *, transposed: bool) -> tuple[Location, ...]:
+    """Rows of a parameter with their places, as runs: neighbours in an initializer whose rows are evenly spaced.
+
+    ``settled`` is the initializer and the line in it of every row, ``lines`` how many lines each initializer has.
+    """
+    found: list[list[int]] = []
+    names: list[str] = []
+    order = sorted(range(len(settled)), key=lambda row: settled[row])
+    for row in order:
+        name, offset = settled[row]
+        last = found[-1] if found else None
+        if last is not None and names[-1] == name and last[0] + last[1] == offset:
+            first, size, start, step = last
+            if size == 1 and row > start:
+                found[-1] = [first, 2, start, row - start]
+                continue
+            if size > 1 and row == start + size * step:
+                last[1] += 1
+                continue
+        found.append([offset, 1, row, 1])
+        names.append(name)
+    return tuple(
+        Location(
+            name,
+            transposed=transposed,
+            offset=offset,
+            size=size,
+            packed=lines[name] != size,
+            start=start,
+            step=step,
+            of=len(settled),
+        )
+        for name, (offset, size, start, step) in zip(names, found, strict=True)
+    )
+
+
+def _beside(bias: np.ndarray, weight: tuple[Location, ...], arrays: Mapping[str, np.ndarray]) -> tuple[Location, ...]:
+    """A bias in the order in which its weight's rows were found, where one vector holds it so."""
+    if not weight or weight[0].of != len(bias) or len({place.initializer for place in weight}) > 1:
+        return ()
+    found = [
+        name
+        for name, array in arrays.items()
+        if array.shape == bias.shape
+        and all(np.array_equal(array[p.offset : p.offset + p.size], bias[p.rows]) for p in weight)
+    ]
+    return tuple(
+        Location(found[0], False, p.offset, p.size, p.packed, p.start, p.step, p.of) for p in weight if len(found) == 1
+    )
+
 
 def locate(
     model: ir.Model, parameters: Mapping[str, np.ndarray], *, settle: Callable[[], None] = lambda: None
 ) -> dict[str, tuple[Location, ...]]:
     """Every location of every parameter; an empty tuple for one that the graph does not hold.
+
+    What is found nowhere as a whole is looked for row by row; its locations then hold runs of rows (``of``) that make up
+    the parameter together.
 
     ``parameters`` are float32 arrays in PyTorch's layout, by name. Equal contents give equal locations: callers that edit
     one parameter check with :func:`shared` that no other lives in the same place. ``settle`` is called when much of the
@@ -131,9 +231,13 @@ def locate(
     index = _Index(float_initializers(model), settle)
     # A single number (CLIP's temperature) says nothing by its content.
     found = {name: tuple(index.exact(array)) if array.size > 1 else () for name, array in parameters.items()}
+    index.taken = {location.initializer for locations in found.values() for location in locations}
     for name, locations in found.items():
         if not locations and parameters[name].ndim <= 2 and parameters[name].size > 1:
-            found[name] = tuple(index.blocks(parameters[name]))
+            found[name] = tuple(index.blocks(parameters[name])) or index.scattered(parameters[name])
+    for name, locations in found.items():
+        if not locations and name.endswith(".bias") and parameters[name].size > 1:
+            found[name] = _beside(parameters[name], found.get(f"{name.removesuffix('bias')}weight", ()), index.arrays)
     return found
 
 

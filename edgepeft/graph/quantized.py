@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 import onnx_ir as ir
 
-from .locate import Location
+from .locate import Location, runs
 
 #: Largest relative RMS error, ||rounded - weight|| / ||weight||, of a weight that is taken for the same one.
 SAME = 0.35
@@ -48,6 +48,23 @@ class Blocks:
         blocks = -(-self.columns // self.block)
         q = _unpacked(_array(self.packed), self.bits, self.rows)[:, : blocks * self.block]
         q = q.reshape(self.rows, blocks, self.block).astype(np.float32)
+        scales, zeros = self._grid(blocks)
+        q -= zeros
+        q *= scales
+        return q.reshape(self.rows, -1)[:, : self.columns]
+
+    def nearest(self, weight: np.ndarray) -> np.ndarray:
+        """The numbers nearest to ``weight`` ``[rows, columns]`` that the blocks can hold with their scales."""
+        blocks = -(-self.columns // self.block)
+        scales, zeros = self._grid(blocks)
+        padded = np.pad(weight, ((0, 0), (0, blocks * self.block - self.columns)))
+        steps = padded.reshape(self.rows, blocks, self.block) / np.where(scales == 0, 1, scales)
+        q = np.clip(np.rint(steps + zeros), 0, (1 << self.bits) - 1)
+        held: np.ndarray = ((q - zeros) * scales).reshape(self.rows, -1)[:, : self.columns]
+        return held
+
+    def _grid(self, blocks: int) -> tuple[np.ndarray, np.ndarray | float]:
+        """Scales and zero points, ``[rows, blocks, 1]``."""
         scales = _array(self.scales).astype(np.float32).reshape(self.rows, blocks)
         zeros: np.ndarray | float = float(1 << (self.bits - 1))
         if self.zeros is not None:
@@ -55,9 +72,7 @@ class Blocks:
             if stored.dtype == np.uint8:
                 stored = _unpacked(stored, self.bits, self.rows)[:, :blocks]
             zeros = stored.astype(np.float32).reshape(self.rows, blocks)[:, :, None]
-        q -= zeros
-        q *= scales[:, :, None]
-        return q.reshape(self.rows, -1)[:, : self.columns]
+        return scales[:, :, None], zeros
 
 
 def _array(value: ir.Value) -> np.ndarray:
@@ -166,8 +181,55 @@ def locate_quantized(graph: ir.Model, parameters: Mapping[str, np.ndarray]) -> M
         if any(best * 1.1 < error < best * MARGIN for error, _ in found):
             continue
         match.locations[name], match.how[name], match.errors[name] = tuple(same), "rounded content", best
+    _by_rows(match, weights, parameters)
     _by_name(match, weights, parameters)
     return match
+
+
+#: Rows of a parameter that are looked up first, to see which weights may hold it.
+_SAMPLED = 16
+
+
+def _by_rows(match: Match, weights: Mapping[str, Blocks], parameters: Mapping[str, np.ndarray]) -> None:
+    """Find what no weight holds as one block row by row: rows in another order, or spread over several weights.
+
+    Every row must have one nearest row among the weights that nothing claims, and no two the same.
+    """
+    claimed = {location.initializer for found in match.locations.values() for location in found}
+    free = [weight for name, weight in weights.items() if name not in claimed]
+    held: dict[str, np.ndarray] = {}
+    for name, array in parameters.items():
+        fitting = [weight for weight in free if array.ndim == 2 and weight.columns == array.shape[1]]
+        if name in match.locations or len(array) < 2 or not fitting:
+            continue
+        for weight in fitting:
+            if weight.name not in held:
+                held[weight.name] = weight.read()
+        sampled = array[np.unique(np.linspace(0, len(array) - 1, _SAMPLED).astype(int))]
+        near = _nearest_rows(sampled, {weight.name: held[weight.name] for weight in fitting})
+        among = {each[0] for each in near if each is not None}
+        found = _nearest_rows(array, {each: held[each] for each in held if each in among}) if among else []
+        settled = [each for each in found if each is not None]
+        if settled and len(set(settled)) == len(array):
+            match.locations[name] = runs(settled, {each: len(held[each]) for each in among}, transposed=False)
+            match.how[name] = "rounded content"
+
+
+def _nearest_rows(rows: np.ndarray, held: Mapping[str, np.ndarray]) -> list[tuple[str, int] | None]:
+    """For each of ``rows`` the weight and the row in it that are nearest; ``None`` where none is near, or two are."""
+    places = [(name, row) for name, array in held.items() for row in range(len(array))]
+    stacked = np.concatenate(list(held.values()))
+    square, own = np.square(stacked).sum(axis=1), np.square(rows).sum(axis=1)
+    found: list[tuple[str, int] | None] = []
+    for start in range(0, len(rows), 1 << 10):
+        part = slice(start, start + (1 << 10))
+        distance = np.maximum(square[None] - 2 * (rows[part] @ stacked.T) + own[part, None], 0)
+        best = distance.argmin(axis=1)
+        lowest = np.take_along_axis(distance, best[:, None], axis=1)[:, 0]
+        np.put_along_axis(distance, best[:, None], np.inf, axis=1)
+        certain = (lowest < SAME**2 * own[part]) & (distance.min(axis=1) > MARGIN**2 * lowest)
+        found += [places[at] if sure else None for at, sure in zip(best, certain, strict=True)]
+    return found
 
 
 def _near(

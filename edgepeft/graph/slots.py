@@ -19,6 +19,7 @@ from .separate import separate
 from .singles import add_convolution, add_embedding, conv_users, gather_users
 from .surgery import (
     Chain,
+    behind_bias,
     is_flat,
     is_quantized,
     linear_features,
@@ -40,10 +41,19 @@ def _slot_name(sites: Sequence[str]) -> str:
     return f"{parent}.{'_'.join(site.rpartition('.')[2] for site in sites)}"
 
 
-def _has_one_row(node: ir.Node) -> bool:
-    """Whether a linear node's activation is 3-D with a batch axis that is 1 in every run."""
+def _has_own_rows(node: ir.Node) -> bool:
+    """Whether a linear node's activation has an axis for the batch, so that rows of a batch may differ.
+
+    It has none where it is 1 in every run, and where a traced mixture of experts stands sequences behind each other
+    (``[batch * sequence, n]``) or takes the tokens of one expert out of them.
+    """
     shape = node.inputs[0].shape if node.inputs[0] is not None else None
-    return shape is not None and len(shape) == 3 and shape[0] == 1
+    if shape is None or len(shape) > 3:
+        return True
+    if len(shape) == 3:
+        return shape[0] != 1
+    first = "" if isinstance(shape[0], int) else str(shape[0].value)
+    return "*" not in first and not first.startswith("unk__")
 
 
 class _Inserter:
@@ -100,7 +110,14 @@ class _Inserter:
                             f"sites {other.site} and {site} hold the same numbers, so which node belongs to which cannot be "
                             "told by content; capture the base by tracing instead of from a given file"
                         )
-                    parts[location.offset] = SlotPart(site=site, offset=location.offset, size=location.size)
+                    parts[location.offset] = SlotPart(
+                        site=site,
+                        offset=location.offset,
+                        size=location.size,
+                        start=location.start,
+                        step=location.step,
+                        of=location.of,
+                    )
         return [parts[offset] for offset in sorted(parts)]
 
     def single(self, site: str, edit: SiteEdit | None) -> tuple[str, ir.Value] | None:
@@ -136,13 +153,14 @@ class _Inserter:
     def add_linear(self, location: Location, *, out_gain: bool, in_gain: bool) -> None:
         value = self.value(location)
         parts = self.parts_of(location.initializer)
-        name = _slot_name([part.site for part in parts])
+        sites = list(dict.fromkeys(part.site for part in parts))
+        name = _slot_name(sites)
         if any(slot.name == name for slot in self.linear):
             name = f"{name}.{sum(slot.name.startswith(name) for slot in self.linear)}"
         users = linear_users(value)
         transposed = weight_is_transposed(users[0])
         in_features, out_features = linear_features(users[0], value)
-        if in_gain and len(parts) > 1:
+        if in_gain and len(sites) > 1:
             raise SiteError(
                 f"{name}: an adapter scales the input of one of several sites that share a packed matrix; use --mode merge"
             )
@@ -158,7 +176,7 @@ class _Inserter:
             in_gain=f"{name}.in_gain" if in_gain else None,
             weight=location.initializer,
             transposed=transposed,
-            per_row=not any(_has_one_row(node) for node in users),
+            per_row=all(_has_own_rows(node) for node in users),
         )
         shapes = dict(slot.tensors())
         a = slot_input(self.graph, slot.a, shapes[slot.a], np.zeros((1, in_features, 0), np.float32))
@@ -187,7 +205,7 @@ class _Inserter:
             node.replace_input_with(0, before.squeeze(wide, "x_scaled") if flat else wide)
         self.graph.insert_before(node, before.nodes)
         chain = Chain(self.graph, prefix)
-        y = node.outputs[0]
+        y = node.outputs[0] if out_gain is not None else behind_bias(node)
         delta = chain.add("MatMul", [chain.add("MatMul", [wide, a], "lora_A"), b], "lora_B")
         if out_gain is None:
             total = chain.add("Add", [y, chain.squeeze(delta, "delta") if flat else delta], "Add")
@@ -209,8 +227,9 @@ class _Inserter:
             )
         self.locations = separate(self.model, self.locations, self.tied, [parameter])
         locations = self.locations.get(parameter, ())
-        if not locations or any(location.packed for location in locations):
-            where = "is packed with others in" if locations else "was not found in"
+        if not locations or any(location.packed or location.of is not None for location in locations):
+            apart = any(location.of is not None for location in locations)
+            where = "is spread over" if apart else "is packed with others in" if locations else "was not found in"
             raise SiteError(
                 f"parameter {parameter} {where} the graph and cannot be replaced at run time; use --mode merge"
             )
@@ -422,7 +441,8 @@ def add_slots(
             singles.append((site, *single))
             continue
         for location in places:
-            by_initializer.setdefault(location.initializer, []).append(site)
+            if site not in by_initializer.setdefault(location.initializer, []):
+                by_initializer[location.initializer].append(site)
             wanted_at[location.initializer] = location
     order = {name: position for position, name in enumerate(weights)}
     for initializer in sorted(by_initializer, key=lambda name: order[f"{by_initializer[name][0]}.weight"]):

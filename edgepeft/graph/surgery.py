@@ -167,3 +167,22 @@ def split_bias(graph: ir.Graph, node: ir.Node) -> None:
     node.resize_inputs(position)
     total = chain.add("Add", [node.outputs[0], bias], "Add")
     chain.replace(node.outputs[0], total)
+
+
+def behind_bias(node: ir.Node) -> ir.Value:
+    """Where a change is added to a linear node's output: behind the bias of one in blocks of few bits, else before it.
+
+    ONNX Runtime (1.32) adds the bias of a MatMulNBits inside its kernel, or in that of a Gelu that follows, which must stay
+    so for the base to keep its bits.
+    """
+    output = node.outputs[0]
+    users = output.uses()
+    if not is_quantized_linear(node) or len(users) != 1 or output.is_graph_output():
+        return output
+    user, index = next(iter(users))
+    if user.op_type != "Add" or user.domain != "":
+        return output
+    other = user.inputs[1 - index]
+    tensor = other.const_value if other is not None and other.is_initializer() else None
+    to_gelu = any("Gelu" in after.op_type for after, _ in user.outputs[0].uses())
+    return user.outputs[0] if tensor is not None and len(tensor.shape) == 1 and not to_gelu else output

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from ._add import add as add
     from ._add import remove as remove
     from ._blend import blend as blend
+    from ._describe import describe as describe
     from ._export import export as export
     from ._fit import export_for as export_for
     from ._fit import fit as fit
@@ -43,6 +44,7 @@ _HOME = {
     "add_slots": "..graph.slots",
     "write_bundle": "._write",
     "validate": "..validate.run",
+    "describe": "._describe",
     "export": "._export",
     "add": "._add",
     "remove": "._add",
@@ -61,6 +63,7 @@ __all__ = [  # noqa: RUF022 - in the order of the pipeline
     "add_slots",
     "write_bundle",
     "validate",
+    "describe",
     "export",
     "add",
     "remove",

@@ -33,6 +33,7 @@ class BundleWeights:
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
         self._graph: Any = None
+        self._sites = {part.site: (slot, part) for slot in bundle.manifest.slots.linear for part in slot.parts}
 
     def _initializer(self, name: str) -> np.ndarray:
         if self._graph is None:
@@ -70,13 +71,20 @@ class BundleWeights:
         for single in slots.singles:
             if single.name == site:
                 return self._initializer(single.weight)
-        found = slots.site(site)
-        if found is None:
+        shape = self.shape(parameter)
+        if shape is None:
             return None
-        slot, part = found
-        array = self._initializer(slot.weight)
-        oriented = array if slot.transposed else array.T
-        return np.ascontiguousarray(oriented[part.offset : part.offset + part.size])
+        weight = np.empty(shape, np.float32)
+        for slot, part in slots.site(site):
+            array = self._initializer(slot.weight)
+            oriented = array if slot.transposed else array.T
+            weight[part.outputs] = oriented[part.offset : part.offset + part.size]
+        return weight
+
+    def shape(self, parameter: str) -> tuple[int, int] | None:
+        """``(out, in)`` of a linear weight with a slot, from the manifest alone; ``None`` where there is none."""
+        served = self._sites.get(parameter.removesuffix(".weight")) if parameter.endswith(".weight") else None
+        return None if served is None else (served[1].features, served[0].in_features)
 
 
 @dataclass(frozen=True)
@@ -135,12 +143,12 @@ def _from_file(bundle: Bundle, name: str, path: Path) -> tuple[dict[str, Any], d
     return dict(found.tensors), dict(found.metadata)
 
 
-def _base_module(bundle: Bundle) -> Any:
+def base_module(bundle: Bundle) -> Any:
     """The base as a PyTorch model, from where it was captured; it must still be the bundle's base."""
     from ..base.load import load_model
 
     entry = bundle.manifest.base
-    loaded = load_model(entry.source, task=bundle.manifest.task)
+    loaded = load_model(entry.source, task=bundle.manifest.task, layers=entry.layers)
     if loaded.identity != entry.identity:
         raise AdapterMismatchError(
             f"lowering this adapter needs the base itself; {entry.source} now has identity {loaded.identity[:16]}…, the bundle was "
@@ -153,7 +161,13 @@ def _from_checkpoint(
     bundle: Bundle, name: str, source: str, force: bool, announce: Announce
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     manifest = bundle.manifest
-    adapter = read_adapter(source, name=name, weights=BundleWeights(bundle), module=lambda: _base_module(bundle))
+    adapter = read_adapter(
+        source,
+        name=name,
+        weights=BundleWeights(bundle),
+        module=lambda: base_module(bundle),
+        layers=manifest.base.layers,
+    )
     check_belongs(adapter, identity=manifest.base.identity, source=manifest.base.source, force=force, announce=announce)
     for note in adapter.notes:
         announce(f"adapter {name}: {note}")

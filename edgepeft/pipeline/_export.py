@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from ..adapters import Adapter, read_adapter
 from ..adapters.belongs import check_belongs
 from ..adapters.checkpoint import read_checkpoint
-from ..adapters.read import method_of, opaque_adapter
+from ..adapters.read import layers_of, method_of, opaque_adapter
 from ..adapters.tasks import task_ids
 from ..base.capture import capture
 from ..base.form import Base
+from ..base.replicate import LayerMap
 from ..bundle import Bundle, check_name
 from ..errors import InputError
+from ..graph.fold import merged_weight
 from ..graph.form import MergedBase
 from ..graph.parts import add_slots_to_parts, fold_parts
+from ..quantize.lost import lost_by_rounding
 from ..validate.form import AdapterParity
 from ..validate.parity import check_parity
 from ..validate.rounded import check_given
@@ -45,6 +50,17 @@ def _peft_task(adapters: Mapping[str, str | Path]) -> str | None:
     if len(found) > 1:
         raise InputError(f"adapters are for different tasks: {types}; one bundle serves one task")
     return found.pop() if found else None
+
+
+def _layers(adapters: Mapping[str, str | Path]) -> LayerMap:
+    """The one ``layer_replication`` that the checkpoints name; several are an error."""
+    found = {name: layers_of(read_checkpoint(source)) for name, source in adapters.items()}
+    if len(set(found.values())) > 1:
+        said = ", ".join(f"{name}: {[list(pair) for pair in layers] or 'none'}" for name, layers in found.items())
+        raise InputError(
+            f"adapters ask for different bases (layer_replication of {said}); one bundle has one base. Export them apart"
+        )
+    return next(iter(found.values()), ())
 
 
 def export(
@@ -84,15 +100,30 @@ def export(
         if onnx is not None:
             raise InputError("--mode bake traces PEFT's model; an ONNX file of the base (--onnx) has no place in that")
         return _bake(str(model), adapters, out, task, None if task else peft_task, max_length, force, announce)
+    layers = _layers(adapters)
     announce(f"capturing {model}")
+    if layers:
+        announce(f"with layers {[list(pair) for pair in layers]} behind each other, each with weights of its own")
     base = capture(
-        model, task=task, peft_task=None if task else peft_task, onnx=onnx, max_length=max_length, announce=announce
+        model,
+        task=task,
+        peft_task=None if task else peft_task,
+        onnx=onnx,
+        max_length=max_length,
+        layers=layers,
+        announce=announce,
     )
     announce(f"captured {base.architecture} ({base.captured_by}), {base.parity:.1e} from PyTorch{_matched(base)}")
     read: list[Adapter] = []
     for name, source in adapters.items():
         adapter = read_adapter(
-            source, name=name, weights=base.weight, module=lambda: base.reference, mode=mode, max_rank=max_rank
+            source,
+            name=name,
+            weights=base.weight,
+            module=lambda: base.reference,
+            mode=mode,
+            max_rank=max_rank,
+            layers=base.layers,
         )
         check_belongs(adapter, identity=base.identity, source=base.source, force=force, announce=announce)
         for note in adapter.notes:
@@ -155,15 +186,29 @@ def _merge(
     parity: list[AdapterParity] = []
     for adapter in read:
         merged = fold_parts(base, adapter)
+        recipe = {"checkpoints": _hashes([adapter]), "merge_error": lost_by_rounding(_merged_weights(base, adapter))}
 
         def check(bundle: Bundle, adapter: Adapter = adapter) -> None:
             checked = {adapter.name: sources[adapter.name]}
             parity.extend(check_parity(bundle, checked, base.source, module=base.reference, settle=base.forget))
 
         target = out if len(read) == 1 else out / adapter.name
-        bundles.append(write_bundle(target, base, merged, recipe={"checkpoints": _hashes([adapter])}, check=check))
+        bundles.append(write_bundle(target, base, merged, recipe=recipe, check=check))
     _announce_parity(parity, announce)
     return Exported(bundles=tuple(bundles), parity=tuple(parity), capture_parity=base.parity)
+
+
+def _merged_weights(base: Base, adapter: Adapter) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Linear weights before and after ``adapter`` is merged into them."""
+    for site, edit in adapter.sites.items():
+        weight = base.weights[f"{site}.weight"]
+        if weight.ndim == 2:
+            embedding = edit.low_rank is not None and edit.low_rank.a.shape[0] != weight.shape[1]
+            yield weight, merged_weight(weight, edit, embedding=embedding)
+    for name, override in adapter.overrides.items():
+        weight = base.weights[name]
+        if weight.ndim == 2 and weight.shape == override.tensor.shape:
+            yield weight, override.tensor
 
 
 def _bake(

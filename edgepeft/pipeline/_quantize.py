@@ -12,6 +12,7 @@ from .. import runtime as runtimes
 from ..bundle import Bundle, Variant, read_bundle, replacing
 from ..errors import BundleError, InputError
 from ..quantize import Quantized, count_quantized, recipe, total
+from ..quantize.lost import NOTABLE
 from ._input_style import write_input_style
 from ._write import write_manifest
 
@@ -25,6 +26,19 @@ class QuantizedBundle:
     quantized: Quantized
     bytes_before: int
     bytes_after: int
+    #: For a base merged with an adapter: the relative error with which the adapter's change survives this rounding.
+    merge_error: float | None = None
+
+    @property
+    def warning(self) -> str:
+        """What rounding took of a merged adapter, in words; empty where that is little or nothing was merged."""
+        if self.merge_error is None or self.merge_error < NOTABLE:
+            return ""
+        return (
+            f"adapter {self.bundle.manifest.merged!r} is merged into these weights, and rounding to {self.variant} leaves its "
+            f"change of them with a relative error of {self.merge_error:.2f} (0 is exact; from 1 on the noise of rounding is "
+            "larger than the change). Exported with --mode swap and quantized then, it stays in fp32 beside the same base"
+        )
 
 
 def quantize(
@@ -97,6 +111,7 @@ def quantize(
         quantized=counted,
         bytes_before=result.size(result.variant_files("fp32")),
         bytes_after=result.size(result.variant_files(variant)),
+        merge_error=result.manifest.provenance.get("merge_error", {}).get(variant),
     )
 
 

@@ -234,6 +234,7 @@ def write_bundle(
                 identity=base.identity,
                 parameters=base.parameters,
                 fresh=base.fresh,
+                layers=base.layers,
             ),
             inputs=inputs,
             outputs=_io(graph.graph.outputs, table),

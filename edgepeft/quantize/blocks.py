@@ -43,6 +43,13 @@ def quantize_blocks(weight: np.ndarray, block: int = BLOCK) -> tuple[np.ndarray,
     return packed, scales
 
 
+def round_to_blocks(weight: np.ndarray, block: int = BLOCK) -> np.ndarray:
+    """``weight`` ``[rows, columns]`` with the numbers that :func:`quantize_blocks` leaves, float32."""
+    packed, scales = quantize_blocks(weight, block)
+    numbers = np.stack([packed & 15, packed >> 4], axis=-1).reshape(*scales.shape, block).astype(np.float32) - 8
+    return (numbers * scales[:, :, None]).reshape(len(weight), -1)[:, : weight.shape[1]]
+
+
 class _Blocks:
     """One weight in blocks of 4 bits, made once for all nodes that use it."""
 

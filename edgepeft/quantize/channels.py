@@ -45,6 +45,12 @@ def quantize_channels(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return quantized, scales
 
 
+def round_channels(weight: np.ndarray) -> np.ndarray:
+    """``weight`` ``[out, in]`` with the numbers that :func:`quantize_channels` leaves, float32."""
+    quantized, scales = quantize_channels(weight)
+    return quantized * scales[:, None]
+
+
 class _Activations:
     """Activations in 8 bits, once for each value however many matrices multiply it."""
 

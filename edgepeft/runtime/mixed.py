@@ -23,7 +23,8 @@ def _check(bundle: Bundle, rows: Sequence[str | None]) -> dict[str, AdapterEntry
     if fixed:
         raise InputError(
             f"adapter {fixed[0]!r} ({entries[fixed[0]].method}) edits what cannot differ by row (a convolution, an "
-            "embedding, a norm or a bias inside a fused operator); run its rows by themselves with use()"
+            "embedding, a norm, a bias inside a fused operator, or experts of a traced graph, to which tokens of all rows go "
+            "together); run its rows by themselves with use()"
         )
     widths = {len(entry.labels) for entry in entries.values() if entry.labels is not None}
     if len(widths) > 1:

@@ -18,7 +18,7 @@ from edgepeft.base.capture import capture
 from edgepeft.base.causal import causal_batches, causal_difference, reference_causal, run_causal
 from edgepeft.base.check import TOLERANCE
 from edgepeft.base.form import Base
-from edgepeft.errors import AdapterMismatchError, InputError, ParityError
+from edgepeft.errors import AdapterMismatchError, InputError, ParityError, SiteError
 from edgepeft.graph.session import open_graph
 from edgepeft.graph.slots import add_slots
 from edgepeft.pipeline import export, quantize
@@ -64,8 +64,8 @@ def operators(graph: ir.Model) -> Counter[str]:
     return Counter(node.op_type for node in graph.graph)
 
 
-#: Weights that mobius lays out anew (rows dropped, rows of heads interleaved, experts apart), so that content does not find them.
-RELAID = {"opt": "embed_positions", "gpt-neox": "query_key_value", "mixtral": "experts", "qwen3-moe": "experts"}
+#: Weights that mobius lays out anew (rows dropped), so that content does not find them.
+RELAID = {"opt": "embed_positions"}
 
 
 @pytest.mark.parametrize("name", CAUSAL)
@@ -191,11 +191,12 @@ def test_merged_equals_peft(name: str, llama: dict[str, Path], tmp_path: Path) -
     assert result.parity[0].max_difference <= TOLERANCE
 
 
-@pytest.mark.parametrize("name", ["qwen2", "qwen3", "gemma3", "phi3", "gpt2", "mixtral", "starcoder2"])
+@pytest.mark.parametrize("name", ["qwen2", "qwen3", "gemma3", "phi3", "gpt2", "gpt-neox", "mixtral", "starcoder2"])
 def test_adapters_on_other_architectures(name: str, folder_of: Make, tmp_path: Path) -> None:
     targets = {
         "phi3": ["qkv_proj", "gate_up_proj", "down_proj"],
         "gpt2": ["c_attn", "c_proj", "c_fc"],
+        "gpt-neox": ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h"],
         "starcoder2": ["q_proj", "c_fc", "c_proj"],
     }.get(name, ["q_proj", "v_proj", "o_proj"])
     extra = {"fan_in_fan_out": True} if name == "gpt2" else {}
@@ -210,6 +211,32 @@ def test_adapters_on_other_architectures(name: str, folder_of: Make, tmp_path: P
     result = export(folder_of(name), {"a": lora}, tmp_path / "b", task="text-generation")
     assert result.parity[0].changes_output
     assert result.parity[0].max_difference <= TOLERANCE
+
+
+@pytest.mark.parametrize("options", [{"use_dora": True}, {"bias": "all"}], ids=["dora", "bias"])
+def test_rows_in_another_order(
+    options: dict[str, Any], folder_of: Make, base_of: Callable[[str], Base], tmp_path: Path
+) -> None:
+    """GPT-NeoX keeps q, k and v of a head together, mobius those of all heads: gains and biases follow their rows."""
+    base = base_of("gpt-neox")
+    name = "gpt_neox.layers.1.attention.query_key_value"
+    places = base.locations[f"{name}.weight"]
+    first = [(0, 64, 0), (64, 64, 192), (128, 64, 384), (192, 64, 576), (256, 64, 64)]
+    assert [(p.offset, p.size, p.start) for p in places[:5]] == first
+    assert [(p.offset, p.start) for p in base.locations[f"{name}.bias"]] == [(p.offset, p.start) for p in places]
+    lora = save_lora(
+        tmp_path / "lora", folder_of("gpt-neox"), task="text-generation", task_type="CAUSAL_LM",
+        target_modules=["query_key_value"], **options,
+    )  # fmt: skip
+    merged = export(folder_of("gpt-neox"), {"a": lora}, tmp_path / "m", mode="merge", task="text-generation")
+    assert merged.parity[0].max_difference <= TOLERANCE
+    if "bias" in options:
+        with pytest.raises(SiteError, match=r"query_key_value\.bias is spread over the graph .* --mode merge"):
+            export(folder_of("gpt-neox"), {"a": lora}, tmp_path / "b", task="text-generation")
+        return
+    swapped = export(folder_of("gpt-neox"), {"a": lora}, tmp_path / "b", task="text-generation")
+    assert swapped.parity[0].changes_output
+    assert swapped.parity[0].max_difference <= TOLERANCE
 
 
 def test_a_shorter_context_has_shorter_tables(folder_of: Make) -> None:

@@ -207,7 +207,6 @@ def edit_config(checkpoint: Path, **changes: Any) -> Path:
         ({"use_qalora": True}, "use_qalora"),
         ({"alora_invocation_tokens": [5, 6]}, "alora_invocation_tokens"),
         ({"layer_replication": [[0, 1], [0, 1]]}, "layer_replication"),
-        ({"target_parameters": ["experts.weight"]}, "target_parameters"),
         ({"trainable_token_indices": [1, 2]}, "trainable_token_indices"),
         ({"use_bdlora": {"x": 1}}, "use_bdlora"),
         ({"frobnicate": 2}, "unknown LoRA option frobnicate=2"),

@@ -196,6 +196,7 @@ def test_schema_keys_are_pinned() -> None:
                 "architecture",
                 "captured_by",
                 "fresh",
+                "layers",
                 "identity",
                 "model_type",
                 "parameters",
@@ -221,7 +222,7 @@ def test_schema_keys_are_pinned() -> None:
             ]
         ),
         "OverrideSlot": ["layout", "parameter", "per_row", "shape", "tensor"],
-        "SlotPart": ["offset", "site", "size"],
+        "SlotPart": ["of", "offset", "site", "size", "start", "step"],
         "ConvSlot": [
             "a",
             "b",
@@ -249,3 +250,20 @@ def test_schema_keys_are_pinned() -> None:
         ],
     }
     assert all(model.get("additionalProperties") is False for model in models.values())
+
+
+def test_a_part_of_a_site_says_which_outputs_it_has() -> None:
+    """Whole sites are written as they always were, so that the hashes of older bundles hold."""
+    whole = SlotPart(site="x", offset=0, size=6)
+    assert whole.model_dump() == {"site": "x", "offset": 0, "size": 6}
+    assert (whole.outputs, whole.features) == (slice(0, 6, 1), 6)
+    half = SlotPart(site="x", offset=0, size=6, start=1, step=2, of=12)
+    assert SlotPart.model_validate(half.model_dump()) == half
+    assert list(range(12))[half.outputs] == [1, 3, 5, 7, 9, 11]
+    slot = {"name": "x", "in_features": 4, "out_features": 6, "a": "A", "b": "B", "rank": "r", "weight": "w"}
+    one, other = (SlotTable(linear=(LinearSlot(**slot, parts=(part,)),)) for part in (whole, half))
+    assert one.hash != other.hash
+    assert [p for _, p in other.site("x")] == [half]
+    # What the browser's module must compute too: see "the slot signature names the outputs" in targets/web/test.
+    dumped = json.dumps([half.model_dump()], sort_keys=True)
+    assert dumped == '[{"of": 12, "offset": 0, "site": "x", "size": 6, "start": 1, "step": 2}]'

@@ -26,6 +26,7 @@ def test_pinned() -> None:
         "add_slots",
         "write_bundle",
         "validate",
+        "describe",
         "export",
         "add",
         "remove",

@@ -10,7 +10,7 @@ export const MANIFEST_NAME = "edgepeft.json";
  * @typedef {{ sha256: string, bytes: number }} FileEntry
  * @typedef {{ file: string, input_file: string | null, input_unpacked: boolean, data: string[], slots: "overridable" | "input" | "none" }} Variant
  * @typedef {{ name: string, dtype: string, shape: Dim[] }} GraphInput
- * @typedef {{ site: string, offset: number, size: number }} SlotPart
+ * @typedef {{ site: string, offset: number, size: number, start?: number, step?: number, of?: number }} SlotPart
  * @typedef {object} LinearSlot
  * @property {string} name
  * @property {number} in_features
@@ -252,12 +252,20 @@ const linearSlot = (value) => ({
   name: value.text("name"),
   in_features: value.whole("in_features", 1),
   out_features: value.whole("out_features", 1),
-  parts: value.each("parts", (part) => ({ site: part.text("site"), offset: part.whole("offset", 0), size: part.whole("size", 1) })),
+  parts: value.each("parts", slotPart),
   a: value.text("a"),
   b: value.text("b"),
   rank: value.text("rank"),
   out_gain: value.optionalText("out_gain"),
   in_gain: value.optionalText("in_gain"),
+});
+
+/** Some of a site's outputs say which (`of` is there); a whole site's say nothing. @param {Reader} value @returns {SlotPart} */
+const slotPart = (value) => ({
+  site: value.text("site"),
+  offset: value.whole("offset", 0),
+  size: value.whole("size", 1),
+  ...(value.raw("of") == null ? {} : { start: value.whole("start", 0), step: value.whole("step", 1), of: value.whole("of", 1) }),
 });
 
 /** @param {Reader} value @returns {ConvSlot} */

@@ -108,3 +108,11 @@ test("the slot signature is Python's JSON, byte for byte", () => {
       '"B": ["adapter_batch", "r", 6], "G": ["adapter_batch", 1, 6], "H": ["adapter_batch", 4, "labels"]}}',
   );
 });
+
+test("the slot signature names the outputs of a site that stand apart", () => {
+  const text = changed((m) => (m.slots.linear[0].parts = [{ site: "x", offset: 0, size: 6, start: 1, step: 2, of: 12 }]));
+  assert.match(
+    slotSignature(parseManifest(text, "here")),
+    /^\{"parts": \{"\\u00fc.query": \[\{"of": 12, "offset": 0, "site": "x", "size": 6, "start": 1, "step": 2\}\]\}, /,
+  );
+});
