@@ -11,6 +11,7 @@ import mmap
 import os
 import struct
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 
 from ..errors import MeasureError
@@ -26,14 +27,16 @@ class Counter:
     def __init__(self) -> None:
         path = os.environ.get(VARIABLE)
         if path is None:
-            raise MeasureError(f"nothing counts instructions here: {VARIABLE} is not set, only the arm64 executor sets it")
+            raise MeasureError(
+                f"nothing counts instructions here: {VARIABLE} is not set, only the arm64 executor sets it"
+            )
         with Path(path).open("rb") as file:
             self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         readings = [self.read() for _ in range(5)]
         if readings[0] == readings[-1]:
             raise MeasureError(f"the count in {path} stands still: the emulator was started without its plugin")
         #: What reading costs itself.
-        self._own = min(after - before for before, after in zip(readings, readings[1:], strict=False))
+        self._own = min(after - before for before, after in pairwise(readings))
 
     def read(self) -> int:
         """Instructions executed so far."""

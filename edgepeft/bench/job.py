@@ -71,7 +71,9 @@ Message = dict[str, str]
 
 
 class Prompts(Model):
-    """Texts, or conversations as messages, to go on with, one by one and greedily, with one adapter (``None``: the base).
+    """Texts, or conversations as messages, to go on with, one by one, with one adapter (``None``: the base).
+
+    Greedily: the likeliest token each time, whatever the model's own settings say of sampling or repetition.
 
     ``chat``: whether texts go through the chat template as a user's message; ``None``: where the bundle has one.
     """

@@ -20,7 +20,19 @@ from ..targets import Shape
 from .host import fingerprint, peak_rss_mb, rss_mb
 from .inference import Arrays, inference, make_inputs
 from .instructions import Counter
-from .job import Case, CaseCount, CaseSamples, Generated, Job, Prompts, RowLogits, Rows, Sampling, SwapSamples, WorkerResult
+from .job import (
+    Case,
+    CaseCount,
+    CaseSamples,
+    Generated,
+    Job,
+    Prompts,
+    RowLogits,
+    Rows,
+    Sampling,
+    SwapSamples,
+    WorkerResult,
+)
 
 if TYPE_CHECKING:
     from ..runtime import Runtime
@@ -170,7 +182,13 @@ def _classify(runtime: Runtime, rows: Rows) -> RowLogits:
 def _generate(runtime: Runtime, prompts: Prompts) -> Generated:
     runtime.use(prompts.adapter)
     found = [
-        runtime.generate(text, max_new_tokens=prompts.max_new_tokens, temperature=0, chat=prompts.chat)
+        runtime.generate(
+            text,
+            max_new_tokens=prompts.max_new_tokens,
+            temperature=0,
+            repetition_penalty=1.0,
+            chat=prompts.chat if isinstance(text, str) else None,
+        )
         for text in prompts.texts
     ]
     return Generated(

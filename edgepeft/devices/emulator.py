@@ -68,7 +68,16 @@ def emulator_command(folder: Path, root: Path, counter: Path | None = None) -> l
         raise DeviceError(f"{folder} holds no emulator: edgepeft targets setup linux-arm64-cpu --again")
     libraries = [str(path) for part in ("lib", "usr/lib") for path in sorted((folder / part).glob("*-linux-gnu*"))]
     # Its own loader and not LD_LIBRARY_PATH, which the emulated program would inherit.
-    command = [str(loader), "--library-path", os.pathsep.join(libraries), str(folder / _PROGRAM), "-cpu", CPU, "-L", str(root)]
+    command = [
+        str(loader),
+        "--library-path",
+        os.pathsep.join(libraries),
+        str(folder / _PROGRAM),
+        "-cpu",
+        CPU,
+        "-L",
+        str(root),
+    ]
     if counter is not None:
         command += ["-plugin", f"{build_counter()},counter={counter}"]
     return command
@@ -86,7 +95,9 @@ def build_counter() -> Path:
     if path.is_file():
         return path
     if shutil.which("gcc") is None:
-        raise DeviceError("gcc was not found, which compiles the plugin that counts instructions: sudo apt-get install gcc")
+        raise DeviceError(
+            "gcc was not found, which compiles the plugin that counts instructions: sudo apt-get install gcc"
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".count-", dir=path.parent) as scratch:
         built = Path(scratch) / path.name

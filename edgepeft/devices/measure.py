@@ -13,11 +13,11 @@ from ..bundle import Bundle, read_bundle
 from ..data import Examples
 from ..errors import InputError
 from ..targets import Report, Table, Target
+from .labels import labels_of
+from .outcome import memory_gate
 from .place import choose_variants, find_place, require_size
 from .protocol import Executor
-from .rows import memory_gate
 from .static import size_gates, static_report
-from .validate import labels_of
 
 #: Swaps under emulation: enough for the resident set to settle.
 _EMULATED_SWAPS = 200

@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from .conversation import Conversation
-from .generator import GenerateOptions, Generator, Options, Prompt, TextStream, is_batch
+from .encoder import Prompt, PromptEncoder
+from .generator import GenerateOptions, Generator, Options, TextStream, is_batch
 from .loop import Generation
 
-__all__ = ["Conversation", "GenerateOptions", "Generation", "Generator", "Options", "Prompt", "TextStream", "is_batch"]
+__all__ = [
+    "Conversation",
+    "GenerateOptions",
+    "Generation",
+    "Generator",
+    "Options",
+    "Prompt",
+    "PromptEncoder",
+    "TextStream",
+    "is_batch",
+]

@@ -10,7 +10,8 @@ from ...errors import InputError
 from ..active import ActiveAdapter
 from .chat import Message
 from .decoder import Decoder
-from .generator import GenerateOptions, Generator, Options, Prompt, TextStream
+from .encoder import Prompt
+from .generator import GenerateOptions, Generator, Options, TextStream
 from .loop import Generation, Run
 
 
