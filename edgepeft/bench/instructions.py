@@ -17,8 +17,10 @@ from pathlib import Path
 from ..errors import MeasureError
 
 VARIABLE = "EDGEPEFT_INSTRUCTIONS"
-#: Inferences of a case before the counted ones (the first ones allocate and pack weights), and the counted ones.
-_WARMUP, _COUNTED = 2, 4
+#: Inferences of a case before the counted ones: the first ones allocate and pack weights.
+_WARMUP = 2
+#: Inferences are counted until the two least agree within this share, and at most so many.
+_AGREE, _MOST = 2e-4, 5
 
 
 class Counter:
@@ -53,7 +55,13 @@ class Counter:
         collecting = gc.isenabled()
         gc.disable()
         try:
-            return tuple(self._once(call) for _ in range(_COUNTED))
+            found = [self._once(call)]
+            while len(found) < _MOST:
+                found.append(self._once(call))
+                least, next_ = sorted(found)[:2]
+                if next_ <= least * (1 + _AGREE):
+                    break
+            return tuple(found)
         finally:
             if collecting:
                 gc.enable()

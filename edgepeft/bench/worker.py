@@ -125,9 +125,8 @@ def measure(job: Job) -> WorkerResult:
     cases = tuple(map(measure_case, job.cases))
     swap = None
     if job.swaps:
-        smallest = min(
-            (case.shape for case in job.cases), key=lambda shape: shape.batch * shape.sequence, default=Shape(1, 32)
-        )
+        usual = Shape(1, 8 if runtime.manifest.task == "text-generation" else 32)
+        smallest = min((case.shape for case in job.cases), key=lambda s: s.batch * s.sequence, default=usual)
         case = Case(adapter=None, batch=smallest.batch, sequence=smallest.sequence)
         # The call is made anew each time: it belongs to the adapter in use.
         swap = _swap(runtime, lambda: inference(runtime, case, job.sampling.seed)(), job.swaps, cold)

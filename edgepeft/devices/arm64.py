@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from ..bench.host import fingerprint
 from ..bench.instructions import VARIABLE
 from ..errors import DeviceError, InputError, MeasureError
 from ..targets import Target
-from .emulator import CPU, emulator_command
+from .emulator import CPU, counter_path, emulator_command
 from .protocol import Missing
 from .sysroot import is_arm_linux, is_ready, sysroot_folder
 
@@ -28,8 +29,9 @@ class Arm64Executor:
     def __init__(self, target: Target) -> None:
         self._target = target
         self.emulated = not is_arm_linux()
-        #: Whether ``job.counted`` can be counted.
-        self.counts = self.emulated
+        #: Why ``job.counted`` cannot be counted.
+        self.uncounted = _uncounted() if self.emulated else "on an Arm host latency is measured"
+        self.counts = not self.uncounted
         self.name = f"arm64 (qemu, {CPU})" if self.emulated else "arm64 (native)"
         self.rows = 24 if self.emulated else 200
 
@@ -84,6 +86,12 @@ class Arm64Executor:
                 raise DeviceError(f"{self.name}: {error}") from error
         host = result.host.model_copy(update={"cpu": f"{CPU} emulated by qemu on {_host_cpu()}"})
         return result.model_copy(update={"host": host})
+
+
+def _uncounted() -> str:
+    if counter_path().is_file() or shutil.which("gcc") is not None:
+        return ""
+    return "gcc was not found, which compiles the counter: sudo apt-get install gcc"
 
 
 def _host_cpu() -> str:
