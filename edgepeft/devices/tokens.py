@@ -21,6 +21,7 @@ from ..data import PromptRows
 from ..errors import DeviceError
 from ..runtime import Runtime
 from ..runtime import open as open_runtime
+from ..runtime.generation import PromptEncoder
 from ..targets import Gate, Report, Table, Target, Verdict
 from .outcome import device_report, judged_coarsely
 from .protocol import Executor
@@ -89,7 +90,13 @@ def validate_tokens(
     progress: Callable[[str], None],
 ) -> Report:
     """Generate on ``executor`` with the base and every adapter; see :func:`edgepeft.devices.validate_on`."""
-    prompts = _prompts(bundle, data, rows or (_EMULATED_PROMPTS if executor.emulated else _PROMPTS), new_tokens)
+    if rows is None:
+        rows = _EMULATED_PROMPTS if executor.emulated else _PROMPTS
+    prompts = _prompts(bundle, data, rows, new_tokens)
+    encoder = PromptEncoder(bundle)
+    ids = [
+        _encode(bundle, encoder, each) for each in prompts
+    ]  # what does not fit the model is said before the device is asked
     results: dict[str, WorkerResult] = {}
     answers: dict[str, tuple[Generated, ...]] = {}
     gates: list[Gate] = []
@@ -112,7 +119,7 @@ def validate_tokens(
             same = generated[-1].tokens[0] == generated[0].tokens[0]
             verdict = Verdict.PASS if same else Verdict.FAIL
             gates.append(Gate(f"base tokens again after the adapters {variant}", verdict, None, None, ""))
-    table = _judged(bundle, prompts, answers, executor, peft, progress)
+    table = _judged(bundle, prompts, ids, answers, peft, progress)
     for each in table:
         gates += _gates(each, judged_coarsely(bundle, each.variant, executor))
     return device_report(
@@ -129,6 +136,16 @@ def _prompts(bundle: Bundle, data: Mapping[str, PromptRows], rows: int, new_toke
         each = (data.get(name or merged or "*", data.get("*")) or PromptRows(PROMPTS)).spread(rows)
         found.append(Prompts(adapter=name, texts=each.prompts, max_new_tokens=new_tokens, chat=each.chat))
     return tuple(found)
+
+
+def _encode(bundle: Bundle, encoder: PromptEncoder, prompts: Prompts) -> list[list[int]]:
+    """The tokens that every executor makes of the prompts. Raises :class:`InputError` where one leaves no room for an answer."""
+    before = bundle.manifest.adapters[prompts.adapter].prefix_length if prompts.adapter else 0
+    found = []
+    for text in prompts.texts:
+        found.append(encoder.encode(text, chat=prompts.chat if isinstance(text, str) else None, before=before))
+        encoder.new_tokens(len(found[-1]), prompts.max_new_tokens, before)
+    return found
 
 
 def _checked(result: WorkerResult, job: Job, executor: Executor) -> tuple[Generated, ...]:
@@ -160,8 +177,8 @@ def follow(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], logits: Logits)
 def _judged(
     bundle: Bundle,
     prompts: Sequence[Prompts],
+    ids: Sequence[list[list[int]]],
     answers: Mapping[str, tuple[Generated, ...]],
-    executor: Executor,
     peft: Peft | None,
     progress: Callable[[str], None],
 ) -> list[DeviceTokens]:
@@ -171,18 +188,12 @@ def _judged(
     for variant, generated in answers.items():
         progress(f"{variant}: the same tokens natively")
         runtime = open_runtime(bundle.path, variant=variant, threads=1)
-        encoder = runtime.generator.prompts
-        for asked, each in zip(prompts, generated, strict=True):
+        ends = runtime.generator.defaults.eos
+        for asked, encoded, each in zip(prompts, ids, generated, strict=True):
             key = variant, asked.adapter
-            active = runtime.use(asked.adapter).snapshot()
-            ids = [
-                encoder.encode(text, chat=asked.chat if isinstance(text, str) else None, before=active.prefix_length)
-                for text in asked.texts
-            ]
-            pairs[key] = list(zip(ids, each.tokens, strict=True))
-            complete[key] = all(
-                len(tokens) == asked.max_new_tokens or tokens[-1] in encoder.defaults.eos for tokens in each.tokens
-            )
+            runtime.use(asked.adapter)
+            pairs[key] = list(zip(encoded, each.tokens, strict=True))
+            complete[key] = all(len(tokens) == asked.max_new_tokens or tokens[-1] in ends for tokens in each.tokens)
             natives[key] = follow(pairs[key], lambda prompt, answer, runtime=runtime: _native(runtime, prompt, answer))  # type: ignore[misc] # bound now
     references = _peft_follows(bundle, pairs, peft, progress) if peft else {}
     return [

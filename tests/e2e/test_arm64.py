@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from edgepeft.bench import Job, Rows
+from edgepeft.bench import Case, Job, Rows
 from edgepeft.devices import executor_for, validate_on
+from edgepeft.devices import emulator as emulators
 from edgepeft.devices import sysroot as sysroots
 from edgepeft.devices.arm64 import Arm64Executor
 from edgepeft.errors import DeviceError
@@ -52,6 +53,50 @@ def test_swaps_parity_and_restored_base_on_aarch64(arm: Arm64Executor, bundle: P
         assert not any(gate.unit in {"ms", "ratio"} for gate in report.gates)
 
 
+def test_a_language_model_on_aarch64(arm: Arm64Executor, generating: Path) -> None:
+    """Reference: native kernels and PEFT fp32, after the same tokens; tolerance 2e-4 of the largest logit (see devices/tokens)."""
+    from edgepeft.data import PromptRows
+
+    prompts = PromptRows(("the film was not very good", "Ünïcode 👍"))
+    report = validate_on(generating, load_target(TARGET), data={"*": prompts}, new_tokens=12)
+    assert report.verdict is Verdict.PASS, [gate for gate in report.gates if not gate.ok]
+    rows = {row["adapter"]: row for row in report.data["tokens"]}
+    assert list(rows) == [None, "wide", "narrow", "prefix"]
+    assert all(row["peft"]["lead"] <= 2e-4 and row["tokens"] > 12 for row in rows.values())
+    # Logits of a random model lie far apart: not one of its tokens is a near-tie.
+    assert all(row["native"]["same"] == row["peft"]["same"] == row["tokens"] for row in rows.values())
+    assert len({row["texts"] for row in rows.values()}) == 4, "adapters change what comes"
+    assert report.data["base_restored"] == {"fp32": True}
+    assert report.data["host"]["fp32"]["machine"] == "aarch64"
+
+
+def test_instructions_are_counted_and_come_again(arm: Arm64Executor, bundle: Path, tmp_path: Path) -> None:
+    """Two processes count the same within 0.2 %: what differs is where the allocator puts things. An adapter costs more."""
+    from edgepeft.devices import bench_on, check_on
+    from edgepeft.report import write_reports
+
+    if not arm.counts:
+        pytest.skip(f"instructions are not counted: {arm.uncounted}")
+    cases = tuple(Case(adapter=name, batch=1, sequence=length) for name in (None, "reviews") for length in (8, 32))
+    job = Job(bundle=str(bundle), variant="fp32", threads=2, counted=cases)
+    first, second = (arm.run(job) for _ in range(2))
+    assert [count.case for count in first.counts] == list(cases)
+    least = {(count.case.adapter, count.case.sequence): count.least for count in first.counts}
+    for one, other in zip(first.counts, second.counts, strict=True):
+        assert abs(one.least - other.least) <= 0.002 * one.least
+    assert least["reviews", 8] > least[None, 8] * 1.005
+    assert least[None, 32] > least[None, 8] * 1.5
+    assert least[None, 8] > 100_000, "an inference of a transformer is more than a reading of the counter"
+    target = load_target(TARGET)
+    report = bench_on(bundle, target, adapters=["reviews"], shapes=["1x8"])
+    assert report.verdict is Verdict.PASS, [gate for gate in report.gates if not gate.ok]
+    saved = write_reports(tmp_path, "bench", report).json
+    checked = check_on(bundle, saved, target, adapters=["reviews"], shapes=["1x8"])
+    (gate,) = [gate for gate in checked.gates if gate.name == "instructions fp32/reviews 1x8"]
+    assert gate.verdict is Verdict.PASS
+    assert gate.value == pytest.approx(1.0, abs=0.002)
+
+
 def test_what_fails_there_is_said_here(arm: Arm64Executor, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not arm.emulated:
         pytest.skip("on Arm the worker is the local one, which has tests of its own")
@@ -82,6 +127,16 @@ def test_doctor_names_what_is_missing(cli: Any, tmp_path: Path, monkeypatch: pyt
     assert "nothing to set up for linux-x64-cpu" in cli("targets", "setup", "linux-x64-cpu").stderr
     asked = cli("validate", tmp_path, "--target", TARGET, "--on", "arm64")
     assert asked.exit_code == 2
+
+
+def test_without_a_compiler_nothing_is_counted_and_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEPEFT_CACHE", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("edgepeft.devices.arm64.is_arm_linux", lambda: False)
+    executor = Arm64Executor(load_target(TARGET))
+    assert (executor.counts, "sudo apt-get install gcc" in executor.uncounted) == (False, True)
+    with pytest.raises(DeviceError, match="gcc was not found"):
+        emulators.build_counter()
 
 
 def test_a_wheel_with_another_hash_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
