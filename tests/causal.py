@@ -155,4 +155,5 @@ def build_generating_bundle(folder: Path) -> Path:
         save_lora(folder / name, model, task="text-generation", task_type="CAUSAL_LM", scale=0.25, **options)
     save_prefix(folder / "prefix", model)
     sources = {name: folder / name for name in (*ADAPTERS, "prefix")}
-    return Path(export(model, sources, folder / "bundle", task="text-generation").bundle.path)
+    export(model, sources, folder / "bundle", task="text-generation")
+    return folder / "bundle"

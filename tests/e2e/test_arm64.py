@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from edgepeft.bench import Case, Job, Rows
-from edgepeft.devices import executor_for, validate_on
 from edgepeft.devices import emulator as emulators
+from edgepeft.devices import executor_for, validate_on
 from edgepeft.devices import sysroot as sysroots
 from edgepeft.devices.arm64 import Arm64Executor
 from edgepeft.errors import DeviceError

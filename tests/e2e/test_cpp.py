@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import save_lora
+from causal import build_causal_bundle
 
 from edgepeft import runtime
 from edgepeft.bench import Job, Prompts, Rows, run_worker
@@ -18,7 +18,7 @@ from edgepeft.data import read_examples
 from edgepeft.devices import native, validate_on
 from edgepeft.devices.native import CppExecutor
 from edgepeft.devices.runner import read_answer
-from edgepeft.errors import DeviceError, InputError
+from edgepeft.errors import CaptureError, DeviceError, InputError
 from edgepeft.targets import Target, Verdict, host_machine, load_target
 
 pytestmark = pytest.mark.e2e
@@ -75,7 +75,7 @@ def test_each_adapter_is_its_own(bundle: Path, cpp: CppExecutor) -> None:
 def test_a_language_model_generates_as_in_python(generating: Path, cpp: CppExecutor) -> None:
     """The same library and tokens, so the same greedy tokens and texts; states before the sequence among the adapters."""
     names = (None, "wide", "narrow", "prefix", None)
-    long = "a b c " * 25  # with 20 more of a context of 192
+    long = "a b c " * 18  # with 20 more of a context of 192
     asked = tuple(
         Prompts(adapter=name, texts=("good day", "Ünïcode 👍", long), max_new_tokens=20, chat=chat)
         for name in names
@@ -111,22 +111,17 @@ def test_answers_end_at_an_end_token(generating: Path, cpp: CppExecutor, tmp_pat
     assert cpp.run(job.model_copy(update={"bundle": str(own)})).generated[0].tokens[0] == whole[: place + 1]
 
 
-def test_a_graph_whose_cache_grows(cpp: CppExecutor, tmp_path: Path) -> None:
-    """GPT-2's attention gives a longer cache back instead of writing into one, and takes no positions after it."""
-    from causal import build_other
+def test_a_graph_whose_cache_grows(cpp: CppExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced attention gives a longer cache back instead of writing into one."""
 
-    from edgepeft.pipeline import export
+    def refuse(loaded: object) -> None:
+        raise CaptureError("not here")
 
-    model = build_other(tmp_path / "model", "gpt2")
-    adapter = save_lora(
-        tmp_path / "lora", model, task="text-generation", task_type="CAUSAL_LM", scale=0.25, target_modules=["c_attn"],
-        fan_in_fan_out=True,
-    )  # fmt: skip
-    folder = export(model, {"lora": adapter}, tmp_path / "bundle", task="text-generation").bundle.path
+    monkeypatch.setattr("edgepeft.base.mobius.build", refuse)
+    folder = build_causal_bundle(tmp_path)
     assert not runtime.open(folder).generator.signature.shared
-    prompts = tuple(
-        Prompts(adapter=name, texts=("the film was", "a"), max_new_tokens=16) for name in (None, "lora", None)
-    )
+    names = (None, "wide", None)
+    prompts = tuple(Prompts(adapter=name, texts=("the film was", "a"), max_new_tokens=16) for name in names)
     job = Job(bundle=str(folder), variant="fp32", threads=1, prompts=prompts, restore=True)
     result, native = cpp.run(job), run_worker(job)
     assert [each.tokens for each in result.generated] == [each.tokens for each in native.generated]
@@ -150,7 +145,7 @@ def test_what_it_cannot_do_is_said(bundle: Path, generating: Path, cpp: CppExecu
         (f"edgepeft-job 1 graph {bundle}/onnx/model.onnx batch x 1 1 1 input_ids 5", "no adapter 'x' was loaded"),
         (
             f"edgepeft-job 1 graph {bundle}/onnx/model.onnx prompt - 4 0 1 5",
-            "the graph has no key/value cache",
+            "generation does not know the graph's input token_type_ids",
         ),
         (f"edgepeft-job 1 graph {generating}/onnx/model.onnx prompt - 4 0 0", "the prompt has no tokens"),
         (f"edgepeft-job 1 graph {generating}/onnx/model.onnx prompt x 4 0 1 5", "no adapter 'x' was loaded"),
@@ -176,7 +171,7 @@ def test_what_it_cannot_do_is_said(bundle: Path, generating: Path, cpp: CppExecu
             host,
             "x",
         )
-    with pytest.raises(InputError, match="this model's context is 192 tokens"):
+    with pytest.raises(InputError, match="this model's context is 187 tokens beside the adapter's 5 states"):
         cpp.run(
             asked.model_copy(
                 update={"prompts": (Prompts(adapter="prefix", texts=("a",), max_new_tokens=187, chat=False),)}
