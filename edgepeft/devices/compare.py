@@ -56,7 +56,12 @@ def compare_targets(
             continue
         judged = [gate for gate in report.gates if run is not None or not gate.name.startswith("executed on ")]
         verdict = overall(gate.verdict for gate in judged)
-        bad = [gate.name for gate in judged if not gate.ok]
+        # A gate without a number says in its detail what to do.
+        bad = [
+            f"{gate.name}: {gate.detail}" if gate.value is None and gate.detail else gate.name
+            for gate in judged
+            if not gate.ok
+        ]
         detail = "; ".join(bad)
         how = "static only" if run is None else f"executed: {run.name}"
         table.append(

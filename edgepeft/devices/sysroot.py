@@ -67,7 +67,7 @@ def is_ready() -> bool:
 
 
 def build_sysroot(announce: Announce = lambda message: None, *, again: bool = False) -> Path:
-    """Fetch, check and unpack everything into the cache (SIZES); its folder.
+    """Fetch, check and unpack everything into the cache (80 MB of downloads, 225 MB there); its folder.
 
     A complete one is returned as it is, unless ``again``. Raises :class:`DeviceError` where there is no apt, a package or
     wheel cannot be fetched, or one does not have its pinned hash; the cache is then as it was.
