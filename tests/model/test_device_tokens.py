@@ -245,7 +245,7 @@ def test_instructions_gate_where_an_emulator_counts(
         def run(self, job: Job) -> WorkerResult:
             self.jobs.append(job)
             counts = tuple(
-                CaseCount(case=case, instructions=(int(self.factor * 2e6), int(self.factor * 1e6)))
+                CaseCount(case=case, instructions=(int(self.factor * 2e9), int(self.factor * 1e9)))
                 for case in job.counted
             )
             done = run_worker(job.model_copy(update={"counted": (), "swaps": min(job.swaps, 10)}))
@@ -256,7 +256,7 @@ def test_instructions_gate_where_an_emulator_counts(
     on(device)
     report = bench_on(causal, target, adapters=["wide"], shapes=["1x8"])
     (table,) = [t for t in report.tables if t.title == "Instructions of one inference"]
-    assert [row[1:4] for row in table.rows] == [("wide", "1x8", 1.0), ("wide", "1x8 decode", 1.0)]
+    assert [row[1:4] for row in table.rows] == [("wide", "1x8", 1000.0), ("wide", "1x8 decode", 1000.0)]
     assert not any(gate.unit in {"ms", "ratio"} for gate in report.gates)
     assert {case.adapter for case in device.jobs[0].counted} == {"wide"}
     saved = write_reports(tmp_path / "report", "bench", report).json
