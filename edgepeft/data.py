@@ -7,7 +7,7 @@ import io
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -170,3 +170,82 @@ def read_texts(path: str | Path, *, text: str = "text", pair: str | None = None)
         return [line.removesuffix("\r") for line in lines] if lines != [""] else []
     found = read_examples(path, text=text, label=None, pair=pair)
     return list(found.texts) if found.pairs is None else list(zip(found.texts, found.pairs, strict=True))
+
+
+@dataclass(frozen=True)
+class PromptRows:
+    """What a language model is to go on from: texts, or conversations as messages that end before an answer.
+
+    ``chat``: whether texts go through the chat template; ``None``: where the bundle has one.
+    """
+
+    prompts: tuple[str | tuple[dict[str, str], ...], ...]
+    chat: bool | None = None
+    source: str = ""
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def spread(self, rows: int) -> PromptRows:
+        """At most ``rows`` of them, spread evenly."""
+        step = max(1.0, len(self) / rows)
+        return replace(self, prompts=tuple(self.prompts[int(i * step)] for i in range(min(rows, len(self)))))
+
+
+#: Of a row of plain text, how many characters are gone on from.
+_TEXT_START = 200
+
+
+def read_prompts(
+    path: str | Path, *, prompt: str = "prompt", messages: str = "messages", text: str = "text"
+) -> PromptRows:
+    """Prompts from rows as language models are trained on: ``prompt``, ``messages`` up to the last answer, or plain ``text``.
+
+    A plain text's first 200 characters, to the end of a word, are gone on from as they are, without the chat template.
+    Raises :class:`DataError` that names the line.
+    """
+    path = Path(path)
+    found: list[str | tuple[dict[str, str], ...]] = []
+    kinds = set()
+    for line, row in read_rows(path):
+        where = f"{path}, line {line}"
+        column = next((name for name in (messages, prompt, text) if row.get(name) is not None), None)
+        if column is None:
+            raise DataError(
+                f"{where}: nothing to go on from; expected {prompt!r}, {messages!r} or {text!r}, this row has: "
+                f"{', '.join(map(str, row)) or '-'}"
+            )
+        kinds.add("text" if column == text else "chat")
+        value = row[column]
+        if column == messages:
+            found.append(_before_answer(value, where))
+        elif not isinstance(value, str) or not value.strip():
+            raise DataError(f"{where}: {column!r} must be a text, found {value!r}")
+        else:
+            found.append(value if column == prompt else _start(value))
+    if not found:
+        raise DataError(f"{path} has no data rows")
+    if len(kinds) > 1:
+        raise DataError(f"{path}: some rows are plain text and some are prompts; give them as two files")
+    return PromptRows(tuple(found), chat=False if kinds == {"text"} else None, source=str(path))
+
+
+def _start(text: str) -> str:
+    if len(text) <= _TEXT_START:
+        return text
+    return text[:_TEXT_START].rsplit(maxsplit=1)[0]
+
+
+def _before_answer(value: Any, where: str) -> tuple[dict[str, str], ...]:
+    fits = isinstance(value, list) and all(
+        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in value
+    )
+    turns = [{"role": m["role"], "content": m["content"]} for m in value] if fits else []
+    answers = [place for place, turn in enumerate(turns) if turn["role"] == "assistant"]
+    before = turns[: answers[-1]] if answers else turns
+    if not before:
+        raise DataError(
+            f'{where}: \'messages\' must be a list such as [{{"role": "user", "content": "…"}}] with something before the '
+            f"answer, found {value!r:.60}"
+        )
+    return tuple(before)

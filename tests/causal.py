@@ -123,3 +123,37 @@ def build_causal_bundle(folder: Path) -> Path:
     adapters = [read_adapter(folder / name, name=name, weights=base.weight) for name in ADAPTERS]
     slotted = add_slots(base, adapters, reserve="all-linear")
     return write_bundle(folder / "bundle", base, slotted, adapters).path
+
+
+def save_prefix(folder: Path, model: Path, *, length: int = 5) -> Path:
+    """A prefix-tuning checkpoint over ``model`` whose states are random."""
+    import warnings
+
+    import torch
+    from peft import PrefixTuningConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(3)
+        config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=length)
+        wrapped = get_peft_model(AutoModelForCausalLM.from_pretrained(model), config)
+        with torch.no_grad():
+            for parameter in wrapped.parameters():
+                if parameter.requires_grad:
+                    parameter.add_(torch.randn_like(parameter) * 0.5)
+        wrapped.save_pretrained(folder)
+    return folder
+
+
+def build_generating_bundle(folder: Path) -> Path:
+    """``folder/bundle`` of the random Llama with two LoRA adapters and one that puts states before the sequence; its path."""
+    from edgepeft.pipeline import export
+
+    model = build_causal(folder / "model")
+    for name, options in ADAPTERS.items():
+        save_lora(folder / name, model, task="text-generation", task_type="CAUSAL_LM", scale=0.25, **options)
+    save_prefix(folder / "prefix", model)
+    sources = {name: folder / name for name in (*ADAPTERS, "prefix")}
+    export(model, sources, folder / "bundle", task="text-generation")
+    return folder / "bundle"

@@ -6,7 +6,21 @@ from .accuracy import AccuracyCheck, Correct, predict_correct
 from .compare import CHECK_SAMPLING, CheckResult, check
 from .gates import budget_gates, floor_gate
 from .interleave import CaseCheck
-from .job import Case, CaseSamples, Generated, Host, Job, Prompts, RowLogits, Rows, Sampling, SwapSamples, WorkerResult
+from .job import (
+    Case,
+    CaseCount,
+    CaseSamples,
+    Generated,
+    Host,
+    Job,
+    Message,
+    Prompts,
+    RowLogits,
+    Rows,
+    Sampling,
+    SwapSamples,
+    WorkerResult,
+)
 from .measure import Progress, bench
 from .present import bench_report, check_report
 from .process import Runner, run_worker
@@ -19,6 +33,7 @@ __all__ = [
     "BundleFacts",
     "Case",
     "CaseCheck",
+    "CaseCount",
     "CaseResult",
     "CaseSamples",
     "CheckResult",
@@ -26,6 +41,7 @@ __all__ = [
     "Generated",
     "Host",
     "Job",
+    "Message",
     "Progress",
     "Prompts",
     "RowLogits",

@@ -66,14 +66,20 @@ class Rows(Model):
         return self
 
 
-class Prompts(Model):
-    """Texts to go on with, one by one and greedily, with one adapter (``None``: the base).
+#: ``{"role": "user", "content": "…"}``.
+Message = dict[str, str]
 
-    ``chat``: whether they go through the chat template as a user's message; ``None``: where the bundle has one.
+
+class Prompts(Model):
+    """Texts, or conversations as messages, to go on with, one by one, with one adapter (``None``: the base).
+
+    Greedily: the likeliest token each time, whatever the model's own settings say of sampling or repetition.
+
+    ``chat``: whether texts go through the chat template as a user's message; ``None``: where the bundle has one.
     """
 
     adapter: str | None
-    texts: tuple[str, ...] = Field(min_length=1)
+    texts: tuple[str | tuple[Message, ...], ...] = Field(min_length=1)
     max_new_tokens: int = Field(default=32, ge=1)
     chat: bool | None = None
 
@@ -90,10 +96,11 @@ class Generated(Model):
 
 
 class Job(Model):
-    """One fresh process: open ``variant`` of ``bundle``, run ``rows``, measure ``cases``, swap ``swaps`` times.
+    """One fresh process: open ``variant`` of ``bundle``, run ``rows`` and ``prompts``, measure ``cases``, swap ``swaps`` times.
 
     ``bundle`` is a folder on the machine that gives the job out; an executor that works elsewhere copies it. With
-    ``restore`` the base and every adapter run a probe before and after the rows, and the outputs are compared bit by bit.
+    ``restore`` the base and every adapter run a probe before and after rows and prompts, and the outputs are compared bit
+    by bit. ``counted`` are cases whose instructions are counted, where an emulator can.
     """
 
     bundle: str
@@ -101,6 +108,7 @@ class Job(Model):
     threads: int
     cases: tuple[Case, ...] = ()
     sampling: Sampling = Sampling()
+    counted: tuple[Case, ...] = ()
     swaps: int = 0
     rows: tuple[Rows, ...] = ()
     prompts: tuple[Prompts, ...] = ()
@@ -119,6 +127,18 @@ class CaseSamples(Model):
 
     case: Case
     samples_ms: tuple[float, ...]
+
+
+class CaseCount(Model):
+    """Instructions of each counted inference of one case."""
+
+    case: Case
+    instructions: tuple[int, ...] = Field(min_length=1)
+
+    @property
+    def least(self) -> int:
+        """What the inference itself needs: see :class:`edgepeft.bench.instructions.Counter`."""
+        return min(self.instructions)
 
 
 class SwapSamples(Model):
@@ -164,6 +184,7 @@ class WorkerResult(Model):
     rss_loaded_mb: float | None
     peak_rss_mb: float | None
     cases: tuple[CaseSamples, ...]
+    counts: tuple[CaseCount, ...] = ()
     swap: SwapSamples | None = None
     rows: tuple[RowLogits, ...] = ()
     generated: tuple[Generated, ...] = ()

@@ -19,7 +19,20 @@ from ..errors import EdgepeftError
 from ..targets import Shape
 from .host import fingerprint, peak_rss_mb, rss_mb
 from .inference import Arrays, inference, make_inputs
-from .job import Case, CaseSamples, Generated, Job, Prompts, RowLogits, Sampling, SwapSamples, WorkerResult
+from .instructions import Counter
+from .job import (
+    Case,
+    CaseCount,
+    CaseSamples,
+    Generated,
+    Job,
+    Prompts,
+    RowLogits,
+    Rows,
+    Sampling,
+    SwapSamples,
+    WorkerResult,
+)
 
 if TYPE_CHECKING:
     from ..runtime import Runtime
@@ -102,13 +115,18 @@ def measure(job: Job) -> WorkerResult:
         runtime.use(case.adapter)
         return CaseSamples(case=case, samples_ms=_steady(inference(runtime, case, job.sampling.seed), job.sampling))
 
-    rows, restored = _run_rows(runtime, job)
+    def count_case(counter: Counter, case: Case) -> CaseCount:
+        runtime.use(case.adapter)
+        return CaseCount(case=case, instructions=counter.count(inference(runtime, case, job.sampling.seed)))
+
+    rows, generated, restored = _answer(runtime, job)
+    counter = Counter() if job.counted else None
+    counts = tuple(count_case(counter, case) for case in job.counted) if counter is not None else ()
     cases = tuple(map(measure_case, job.cases))
     swap = None
     if job.swaps:
-        smallest = min(
-            (case.shape for case in job.cases), key=lambda shape: shape.batch * shape.sequence, default=Shape(1, 32)
-        )
+        usual = Shape(1, 8 if runtime.manifest.task == "text-generation" else 32)
+        smallest = min((case.shape for case in job.cases), key=lambda s: s.batch * s.sequence, default=usual)
         case = Case(adapter=None, batch=smallest.batch, sequence=smallest.sequence)
         # The call is made anew each time: it belongs to the adapter in use.
         swap = _swap(runtime, lambda: inference(runtime, case, job.sampling.seed)(), job.swaps, cold)
@@ -120,19 +138,20 @@ def measure(job: Job) -> WorkerResult:
         rss_loaded_mb=rss_loaded,
         peak_rss_mb=peak_rss_mb(),
         cases=cases,
+        counts=counts,
         swap=swap,
         rows=rows,
-        generated=tuple(_generate(runtime, prompts) for prompts in job.prompts),
+        generated=generated,
         base_restored=restored,
     )
 
 
-#: Run with the base and every adapter, before and after the rows: of different lengths, so that one is padded.
+#: Run with the base and every adapter, before and after rows and prompts: of different lengths, so that one is padded.
 _PROBES = ("good", "not what I had hoped for, though it arrived on time")
 
 
-def _run_rows(runtime: Runtime, job: Job) -> tuple[tuple[RowLogits, ...], bool | None]:
-    """The logits of the job's rows, and whether base and adapters came back bit for bit (``None``: not asked)."""
+def _answer(runtime: Runtime, job: Job) -> tuple[tuple[RowLogits, ...], tuple[Generated, ...], bool | None]:
+    """The job's rows and prompts, and whether base and adapters came back bit for bit (``None``: not asked)."""
 
     def probe(names: Iterable[str | None]) -> dict[str | None, Arrays]:
         found = {}
@@ -144,22 +163,31 @@ def _run_rows(runtime: Runtime, job: Job) -> tuple[tuple[RowLogits, ...], bool |
     # The adapters too: a base whose head is not trained answers zeros, whatever adapter is left in its layers.
     every: tuple[str | None, ...] = (None, *runtime.adapters)
     before = probe(every) if job.restore else {}
-    done = []
-    for rows in job.rows:
-        texts = rows.texts if rows.pairs is None else tuple(zip(rows.texts, rows.pairs, strict=True))
-        logits = runtime.use(rows.adapter).logits(texts, batch_size=rows.batch)
-        done.append(RowLogits(adapter=rows.adapter, logits=tuple(tuple(map(float, row)) for row in logits)))
+    rows = tuple(_classify(runtime, rows) for rows in job.rows)
+    generated = tuple(_generate(runtime, prompts) for prompts in job.prompts)
     if not job.restore:
-        return tuple(done), None
+        return rows, generated, None
     after = probe(reversed(every))
     same = all(np.array_equal(before[name][key], after[name][key]) for name in every for key in before[name])
-    return tuple(done), same
+    return rows, generated, same
+
+
+def _classify(runtime: Runtime, rows: Rows) -> RowLogits:
+    texts = rows.texts if rows.pairs is None else tuple(zip(rows.texts, rows.pairs, strict=True))
+    logits = runtime.use(rows.adapter).logits(texts, batch_size=rows.batch)
+    return RowLogits(adapter=rows.adapter, logits=tuple(tuple(map(float, row)) for row in logits))
 
 
 def _generate(runtime: Runtime, prompts: Prompts) -> Generated:
     runtime.use(prompts.adapter)
     found = [
-        runtime.generate(text, max_new_tokens=prompts.max_new_tokens, temperature=0, chat=prompts.chat)
+        runtime.generate(
+            text,
+            max_new_tokens=prompts.max_new_tokens,
+            temperature=0,
+            repetition_penalty=1.0,
+            chat=prompts.chat if isinstance(text, str) else None,
+        )
         for text in prompts.texts
     ]
     return Generated(

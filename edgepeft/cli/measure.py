@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from ..data import Examples
+from ..data import Examples, PromptRows
 from ..errors import InputError
 from .common import (
     Command,
@@ -43,7 +43,7 @@ data_option = option(
     section="Data",
     multiple=True,
     metavar="NAME=FILE",
-    help="Labelled rows (.csv, .tsv, .jsonl) of an adapter. May be repeated.",
+    help="Labelled rows (.csv, .tsv, .jsonl) of an adapter, or prompts of a language model's. May be repeated.",
 )
 adapter_names = option(
     "--adapter",
@@ -80,6 +80,18 @@ threads_option = option(
     show_default="the target's",
     help="ONNX Runtime's intra-op threads.",
 )
+
+
+def device_data(
+    bundle: Path, data: tuple[str, ...], text: str, label: str, pair: str | None
+) -> dict[str, Examples] | dict[str, PromptRows]:
+    """The ``--data NAME=FILE`` pairs as a bundle's task has them: labelled rows, or what to generate from."""
+    from ..bundle import read_bundle
+    from ..data import read_prompts
+
+    if read_bundle(bundle).manifest.task != "text-generation":
+        return examples(data, text, label, pair)
+    return {name: read_prompts(path, text=text) for name, path in named(data, "--data").items()}
 
 
 def examples(data: tuple[str, ...], text: str, label: str, pair: str | None) -> dict[str, Examples]:
@@ -140,8 +152,16 @@ def examples(data: tuple[str, ...], text: str, label: str, pair: str | None) -> 
     section="Device",
     type=click.IntRange(min=1),
     metavar="N",
-    show_default="200, or 24 under emulation",
+    show_default="200, or 24 under emulation; prompts 8, or 2",
     help="Rows of each adapter's --data to run there.",
+)
+@option(
+    "--max-new-tokens",
+    section="Device",
+    type=click.IntRange(min=1),
+    metavar="N",
+    show_default="32",
+    help="Greedy tokens after each prompt, of a language model.",
 )
 @report_option
 @json_option
@@ -159,6 +179,7 @@ def validate(
     target: str | None,
     on: str | None,
     rows: int | None,
+    max_new_tokens: int | None,
     max_drop: float,
     report: Path | None,
     as_json: bool,
@@ -181,19 +202,20 @@ def validate(
                 bundle,
                 load_target(target),
                 on=on,
-                data=examples(data, text, label, pair),
+                data=device_data(bundle, data, text, label, pair),
                 rows=rows,
                 adapters=named(adapters, "--adapter"),
                 base=model,
                 variants=variants or None,
                 reference=not no_reference,
                 max_drop=max_drop,
+                new_tokens=32 if max_new_tokens is None else max_new_tokens,
                 progress=announce,
             )
         finish(done, report, bundle, f"validate-{load_target(target).name}", as_json)
         return
-    if on is not None or rows is not None:
-        raise InputError("--on and --rows go with --target")
+    if on is not None or rows is not None or max_new_tokens is not None:
+        raise InputError("--on, --rows and --max-new-tokens go with --target")
     with steps() as announce:
         result = run(
             bundle,

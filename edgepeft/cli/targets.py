@@ -21,7 +21,7 @@ from .common import (
     print_json,
     text_option,
 )
-from .measure import data_option, examples, finish, on_option, report_option
+from .measure import data_option, device_data, finish, on_option, report_option
 from .show import steps, table
 
 
@@ -168,7 +168,7 @@ def compare(
     with steps() as announce:
         done = compare_targets(
             bundle,
-            data=examples(data, text, label, pair),
+            data=device_data(bundle, data, text, label, pair),
             rows=rows,
             reference=not no_reference,
             execute=not static,

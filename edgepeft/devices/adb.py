@@ -20,9 +20,9 @@ from ..bench import Host, Job, WorkerResult
 from ..bundle import hash_file, read_bundle
 from ..errors import DeviceError, InputError
 from ..targets import Target
-from .native import read_answer, write_job
 from .protocol import Missing
 from .remote import bundle_files, ship
+from .runner import read_answer, write_job
 
 _FOLDER = "/data/local/tmp/edgepeft"
 _JOB_S = 900
@@ -132,7 +132,7 @@ class AdbExecutor:
             answer = self._adb.call(script, timeout_s=_JOB_S + 30)
         finally:
             self._end(quoted)
-        return read_answer(answer[answer.index("onnxruntime") :], job, self._host(job), self.name)
+        return read_answer(answer[answer.index("onnxruntime") :], job, bundle, self._host(job), self.name)
 
     def _end(self, ticket: str) -> None:
         """End the program where it still runs, and remove what the run left."""

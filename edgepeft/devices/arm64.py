@@ -9,13 +9,14 @@ import tempfile
 from pathlib import Path
 
 from ..bench import Job, WorkerResult, run_worker
-from ..errors import DeviceError, MeasureError
+from ..bench.host import fingerprint
+from ..bench.instructions import VARIABLE
+from ..errors import DeviceError, InputError, MeasureError
 from ..targets import Target
+from .emulator import CPU, counter_path, emulator_command
 from .protocol import Missing
-from .sysroot import find_qemu, is_arm_linux, is_ready, sysroot_folder
+from .sysroot import is_arm_linux, is_ready, sysroot_folder
 
-#: The core of a Raspberry Pi 5: it has dot products and fp16, and neither i8mm nor SVE.
-CPU = "cortex-a76"
 #: MiniLM takes some 4 s for 32 tokens in fp32.
 _TIMEOUT_S = 1800
 
@@ -28,30 +29,31 @@ class Arm64Executor:
     def __init__(self, target: Target) -> None:
         self._target = target
         self.emulated = not is_arm_linux()
+        #: Why ``job.counted`` cannot be counted.
+        self.uncounted = _uncounted() if self.emulated else "on an Arm host latency is measured"
+        self.counts = not self.uncounted
         self.name = f"arm64 (qemu, {CPU})" if self.emulated else "arm64 (native)"
         self.rows = 24 if self.emulated else 200
 
     def missing(self) -> tuple[Missing, ...]:
-        """The sysroot and qemu, both of which ``targets setup`` brings."""
+        """The sysroot with its emulator, which ``targets setup`` brings."""
         if not self.emulated:
             return ()
-        setup = "edgepeft targets setup linux-arm64-cpu"
-        found = []
         if platform.system() != "Linux":
             return (Missing(f"qemu's user mode needs Linux, this is {platform.system()}", "--on ssh://user@board"),)
-        if find_qemu() is None:
-            found.append(Missing("qemu-aarch64-static", f"{setup}   (or: sudo apt-get install qemu-user-static)"))
         if not is_ready():
-            found.append(Missing("the aarch64 sysroot", setup))
-        return tuple(found)
+            return (Missing("qemu and the aarch64 sysroot", "edgepeft targets setup linux-arm64-cpu"),)
+        return ()
 
     def run(self, job: Job) -> WorkerResult:
         """In a fresh process; :class:`DeviceError` when it fails or takes more than half an hour."""
         if not self.emulated:
+            if job.counted:
+                raise InputError("instructions are counted by the emulator; on an Arm host latency is measured")
             return run_worker(job)
-        qemu, folder = find_qemu(), sysroot_folder()
-        if qemu is None or not is_ready():
+        if not is_ready():
             raise DeviceError("the aarch64 sysroot is not there: edgepeft targets setup linux-arm64-cpu")
+        folder = sysroot_folder()
         root = folder / "root"
         with tempfile.TemporaryDirectory(prefix="edgepeft-arm64-") as scratch:
             # Only this package: other packages beside it are built for this machine.
@@ -62,20 +64,36 @@ class Arm64Executor:
                 "PYTHONPATH": os.pathsep.join([str(folder / "site"), scratch]),
                 "PYTHONDONTWRITEBYTECODE": "1",
             }
-            command = [str(qemu), "-cpu", CPU, "-L", str(root), str(root / "usr" / "bin" / "python3.11"), "-P"]
             # More threads than cores only wait for each other, and time is not judged here.
             threads = min(job.threads, os.cpu_count() or 1)
+            counter = None
+            if job.counted:
+                counter = Path(scratch) / "instructions"
+                counter.write_bytes(bytes(8))
+                # The same work each time; and the counter is exact for one thread.
+                environment |= {VARIABLE: str(counter), "PYTHONHASHSEED": "0"}
+                threads = 1
             moved = job.model_copy(update={"bundle": str(Path(job.bundle).resolve()), "threads": threads})
+            python = [str(root / "usr" / "bin" / "python3.11"), "-P", "-m", "edgepeft.bench.worker"]
             try:
                 result = run_worker(
                     moved,
-                    command=[*command, "-m", "edgepeft.bench.worker"],
+                    command=[*emulator_command(folder / "qemu", root, counter), *python],
                     environment=environment,
                     timeout_s=_TIMEOUT_S,
                 )
             except MeasureError as error:
                 raise DeviceError(f"{self.name}: {error}") from error
-        host = result.host.model_copy(
-            update={"cpu": f"{CPU} emulated by {shutil.which(qemu) or qemu} on {result.host.cpu}"}
-        )
+        host = result.host.model_copy(update={"cpu": f"{CPU} emulated by qemu on {_host_cpu()}"})
         return result.model_copy(update={"host": host})
+
+
+def _uncounted() -> str:
+    if counter_path().is_file() or shutil.which("gcc") is not None:
+        return ""
+    return "gcc was not found, which compiles the counter: sudo apt-get install gcc"
+
+
+def _host_cpu() -> str:
+    """What emulates, which the guest cannot see."""
+    return fingerprint("", 1).cpu

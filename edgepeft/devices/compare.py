@@ -6,19 +6,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from ..bundle import read_bundle
-from ..data import Examples
+from ..data import Examples, PromptRows
 from ..errors import EdgepeftError
 from ..targets import Gate, Report, Table, Target, Verdict, list_targets, overall
 from .place import choose_variants, deployed_mb, find_place
 from .static import static_report
-from .validate import validate_on
+from .validate import TASKS, validate_on
 
 
 def compare_targets(
     bundle: str | Path,
     targets: Sequence[Target] | None = None,
     *,
-    data: Mapping[str, Examples] | None = None,
+    data: Mapping[str, Examples] | Mapping[str, PromptRows] | None = None,
     rows: int | None = None,
     reference: bool = True,
     execute: bool = True,
@@ -36,10 +36,12 @@ def compare_targets(
     for target in list_targets() if targets is None else targets:
         chosen = choose_variants(opened.manifest, target)
         size = deployed_mb(opened.manifest, chosen[0])
-        place = find_place(target)
-        run = place.executor if execute and opened.manifest.task == "text-classification" else None
+        place = find_place(target, task=opened.manifest.task)
+        run = place.executor if execute and opened.manifest.task in TASKS else None
         progress(f"{target.name}: {'static checks' if run is None else run.name}")
-        why = place.why_static or "not asked for"
+        why = (
+            "not asked for" if not execute else place.why_static or f"{opened.manifest.task} is not executed on devices"
+        )
         try:
             if run is None:
                 report = static_report(opened, target, chosen, why)
@@ -54,7 +56,12 @@ def compare_targets(
             continue
         judged = [gate for gate in report.gates if run is not None or not gate.name.startswith("executed on ")]
         verdict = overall(gate.verdict for gate in judged)
-        bad = [gate.name for gate in judged if not gate.ok]
+        # A gate without a number says in its detail what to do.
+        bad = [
+            f"{gate.name}: {gate.detail}" if gate.value is None and gate.detail else gate.name
+            for gate in judged
+            if not gate.ok
+        ]
         detail = "; ".join(bad)
         how = "static only" if run is None else f"executed: {run.name}"
         table.append(

@@ -50,6 +50,7 @@ def unpack(packages: Sequence[str], target: Path, *, suite: str | None = None) -
     apt checks each file against the mirror's signed lists. ``suite`` is another release than this machine's, from the
     same mirror. Raises :class:`DeviceError` where a package cannot be fetched.
     """
+    target = target.resolve()  # the commands below run elsewhere
     target.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="edgepeft-apt-") as scratch:
         work = Path(scratch)

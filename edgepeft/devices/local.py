@@ -23,9 +23,8 @@ class LocalExecutor:
         found = []
         if (why := self._target.here()) is not None:
             machine = self._target.machine
-            found.append(
-                Missing(why, f"run edgepeft on a {machine.os} {machine.arch} machine, or --on ssh://user@host")
-            )
+            there = "" if machine.os == "windows" else ", or --on ssh://user@host"  # which needs a POSIX shell
+            found.append(Missing(why, f"run edgepeft on a {machine.os} {machine.arch} machine{there}"))
         if self._target.runtime.providers != ("CPUExecutionProvider",):
             providers = ", ".join(self._target.runtime.providers)
             found.append(

@@ -8,19 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from ..bench import Correct, Job, Progress, Rows, WorkerResult, bench, bench_report, check, check_report
+from ..bench import Correct, Job, Progress, Rows, bench, bench_report, check, check_report
 from ..bundle import Bundle, read_bundle
 from ..data import Examples
 from ..errors import InputError
-from ..targets import Report, Table, Target
+from ..targets import Report, Target
+from .emulated import Counts, Emulated, compare_counts, emulated_report, measure_emulated, saved_counts
+from .labels import labels_of
 from .place import choose_variants, find_place, require_size
 from .protocol import Executor
-from .rows import memory_gate
-from .static import size_gates, static_report
-from .validate import labels_of
-
-#: Swaps under emulation: enough for the resident set to settle.
-_EMULATED_SWAPS = 200
+from .static import static_report
 
 
 def _silent(done: int, total: int, what: str) -> None:
@@ -41,7 +38,8 @@ def bench_on(
 ) -> Report:
     """Measure a bundle on ``target`` and hold it against its budgets; :func:`edgepeft.bench.bench` on an executor.
 
-    An emulated device's times are not judged: memory, its growth over swaps, and sizes are. Where nothing can execute the
+    An emulated device's times are not judged: memory, its growth over swaps, and sizes are, and the instructions of an
+    inference are counted where it can. Where nothing can execute the
     target the report says "static only". Raises as :func:`edgepeft.devices.validate_on`.
     """
     opened = read_bundle(bundle)
@@ -55,7 +53,8 @@ def bench_on(
     if executor.copies:
         require_size(opened, target, choose_variants(opened.manifest, target, chosen))
     if executor.emulated:
-        return _emulated(opened, target, executor, choose_variants(opened.manifest, target, chosen), progress)
+        names = choose_variants(opened.manifest, target, chosen)
+        return emulated_report(measure_emulated(opened, target, executor, names, adapters, shapes, progress))
     result = bench(
         opened.path,
         target,
@@ -68,45 +67,6 @@ def bench_on(
         progress=progress,
     )
     return bench_report(result, target)
-
-
-def _emulated(
-    bundle: Bundle, target: Target, executor: Executor, variants: Sequence[str], progress: Progress
-) -> Report:
-    results: dict[str, WorkerResult] = {}
-    for number, variant in enumerate(variants):
-        progress(number, len(variants), f"{variant} on {executor.name}")
-        results[variant] = executor.run(
-            Job(
-                bundle=str(bundle.path), variant=variant, threads=1,
-                rows=tuple(Rows(adapter=name, texts=("A short text.",)) for name in bundle.manifest.adapters or (None,)),
-                swaps=_EMULATED_SWAPS if bundle.manifest.adapters else 0,
-            )
-        )  # fmt: skip
-    progress(len(variants), len(variants), "done")
-    gates = [gate for variant, result in results.items() for gate in memory_gate(variant, result, target, True)]
-    drift = {v: r.swap.drift_mb if r.swap is not None else None for v, r in results.items()}
-    first = next(iter(results.values()))
-    notes = [note for result in results.values() for note in result.notes]
-    return Report(
-        kind="bench",
-        title=f"Bench of {bundle.path} for {target.name} on {executor.name}",
-        gates=(*gates, *size_gates(bundle, target, variants)),
-        tables=(
-            Table(
-                f"Memory on {executor.name}, the emulator's own included",
-                ("variant", "peak RSS MB", f"RSS drift MB over {_EMULATED_SWAPS} swaps"),
-                tuple((v, r.peak_rss_mb, drift[v]) for v, r in results.items()),
-            ),
-        ),
-        notes=(
-            *notes,
-            f"{first.host.cpu}, {first.host.os} {first.host.machine}, onnxruntime {first.host.onnxruntime}",
-            "emulated: no latency, load or swap time was judged; measure them on a device with --on ssh://user@host",
-        ),
-        data={"target": target.name, "executor": executor.name, "emulated": True,
-              "results": {v: r.model_dump(mode="json") for v, r in results.items()}},
-    )  # fmt: skip
 
 
 def correct_on(executor: Executor) -> Correct:
@@ -139,8 +99,9 @@ def check_on(
 ) -> Report:
     """Compare a bundle with a baseline on ``target``; :func:`edgepeft.bench.check` on an executor, with its ``options``.
 
-    An emulated device's latency is not compared: there, memory, sizes and (with ``data``) accuracy floors and drops are
-    judged. Raises as :func:`edgepeft.devices.validate_on`.
+    An emulated device's latency is not compared: there, instructions (``baseline`` being a bundle, or a report of ``bench`` on
+    the same executor), memory, sizes and (with ``data``) accuracy floors and drops are judged. Raises as
+    :func:`edgepeft.devices.validate_on`.
     """
     opened = read_bundle(bundle)
     place = find_place(target, on)
@@ -158,22 +119,41 @@ def check_on(
         return check_report(result)
     from ..bench.accuracy import check_accuracy
 
-    report = _emulated(opened, target, executor, chosen, progress)
+    done = measure_emulated(opened, target, executor, chosen, options.get("adapters"), options.get("shapes"), progress)
+    saved = Path(baseline).is_file()
+    reference = None if saved else read_bundle(baseline)
+    before = saved_counts(Path(baseline), done) if reference is None else _counts_of(reference, done, progress)
+    compared, tables = compare_counts(done.counts, before, target)
     names: tuple[str | None, ...] = tuple(options.get("adapters") or opened.manifest.adapters or (None,))
-    other = None if Path(baseline).is_file() else read_bundle(baseline).path
     shortened = {name: _some(examples, executor.rows) for name, examples in (data or {}).items()}
     _, gates = check_accuracy(
-        opened.path, other, [(variant, name) for variant in chosen for name in names], shortened,
+        opened.path, None if reference is None else reference.path,
+        [(variant, name) for variant in chosen for name in names], shortened,
         {name: target.floor(name) for name in names}, target.check, correct_on(executor),
     )  # fmt: skip
-    return Report(
-        kind="check",
-        title=f"Check of {opened.path} against {baseline} for {target.name} on {executor.name}",
-        gates=(*report.gates, *gates),
-        tables=report.tables,
-        notes=report.notes,
-        data=report.data,
-    )
+    title = f"Check of {opened.path} against {baseline} for {target.name} on {executor.name}"
+    return emulated_report(done, "check", title, (*compared, *gates), tables)
+
+
+def _counts_of(reference: Bundle, done: Emulated, progress: Progress) -> Counts:
+    """The baseline's instructions in the cases that both bundles have."""
+    manifest = reference.manifest
+    cases = [(variant, case) for variant, case in done.counts if variant in manifest.variants]
+    adapters = [case.adapter for _, case in cases if case.adapter in (None, *manifest.adapters)]
+    if not adapters:
+        return {}
+    shapes = dict.fromkeys(str(case.shape) for _, case in cases)
+    variants = dict.fromkeys(variant for variant, _ in cases)
+    return measure_emulated(
+        reference,
+        done.target,
+        done.executor,
+        [*variants],
+        [*dict.fromkeys(adapters)],
+        [*shapes],
+        progress,
+        counts_only=True,
+    ).counts
 
 
 def _some(examples: Examples, rows: int) -> Examples:

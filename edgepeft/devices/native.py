@@ -1,6 +1,6 @@
 """``cpp``: the C++ runner of ``targets/cpp``, compiled here, over the libonnxruntime of the installed wheel.
 
-What runs on phones and boards without Python, and the format it is spoken to with: words on standard input, lines back.
+What runs on phones and boards without Python; :mod:`edgepeft.devices.runner` is how it is spoken to.
 """
 
 from __future__ import annotations
@@ -9,20 +9,17 @@ import hashlib
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
-
-from ..bench import Host, Job, RowLogits, SwapSamples, WorkerResult
+from ..bench import Job, WorkerResult
 from ..bench.host import fingerprint
-from ..bundle import Bundle, read_bundle, replace_folder
+from ..bundle import read_bundle, replace_folder
 from ..cache import cache_dir
-from ..errors import DeviceError, InputError
-from ..runtime.text import TextEncoder
+from ..errors import DeviceError
 from ..targets import Target, shipped_folder
 from .debian import call, host_architecture, require_apt, unpack
 from .protocol import Missing
+from .runner import read_answer, write_job
 
 _TIMEOUT_S = 900
 #: Debian's release with a package of ONNX Runtime's headers; any from 1.20 on fit any newer library.
@@ -32,73 +29,6 @@ _HEADERS_SUITE, _HEADERS = "trixie", "libonnxruntime-dev"
 def source_folder() -> Path:
     """Where the C++ sources lie: in the wheel, or at the top of a source checkout."""
     return shipped_folder() / "cpp"
-
-
-def write_job(job: Job, bundle: Bundle, files: Mapping[str, str]) -> str:
-    """``job`` in the runner's words; ``files`` says where each file of the bundle lies for the runner.
-
-    Texts are tokenized here, in batches as the job says. Raises :class:`InputError` for what the runner cannot do.
-    """
-    if job.cases:
-        raise InputError("the C++ runner measures no latency: leave cases out")
-    manifest = bundle.manifest
-    encoder = TextEncoder(bundle)
-    words = [f"edgepeft-job 1 threads {job.threads} restore {int(job.restore)} swaps {job.swaps}"]
-    words.append(f"graph {files[manifest.variants[job.variant].file]}")
-    for name, entry in manifest.adapters.items():
-        words.append(f"adapter {name} {files[entry.onnx_adapter]}")
-    if spaced := [path for path in files.values() if any(c.isspace() for c in path)]:
-        raise InputError(f"the C++ runner takes paths without spaces, found {spaced[0]!r}")
-    for rows in job.rows:
-        bundle_adapters = (None, *manifest.adapters)
-        if rows.adapter not in bundle_adapters:
-            raise InputError(
-                f"no adapter {rows.adapter!r} in the bundle; it has: {', '.join(manifest.adapters) or 'none'}"
-            )
-        texts = rows.texts if rows.pairs is None else tuple(zip(rows.texts, rows.pairs, strict=True))
-        for start in range(0, len(texts), rows.batch):
-            arrays = encoder.encode(texts[start : start + rows.batch])
-            shape = next(iter(arrays.values())).shape
-            words.append(f"batch {rows.adapter or '-'} {shape[0]} {shape[1]} {len(arrays)}")
-            words += [f"{name} {' '.join(map(str, array.ravel()))}" for name, array in arrays.items()]
-    return "\n".join(words) + "\n"
-
-
-def read_answer(answer: str, job: Job, host: Host, where: str) -> WorkerResult:
-    """The runner's lines as a result; :class:`DeviceError` where they are not what was asked for."""
-    lines = [line.split() for line in answer.splitlines()]
-    if not lines or lines[-1] != ["end"]:
-        raise DeviceError(f"{where}: the runner's answer is cut off: {answer[-200:]!r}")
-    said = {line[0]: line[1:] for line in lines}
-    batches = [line for line in lines if line[0] == "logits"]
-    done = []
-    for rows in job.rows:
-        found: list[tuple[float, ...]] = []
-        while len(found) < len(rows.texts):
-            if not batches or batches[0][1] != (rows.adapter or "-"):
-                raise DeviceError(
-                    f"{where}: {len(found)} rows came for {rows.adapter}, {len(rows.texts)} were asked for"
-                )
-            _, _, count, labels, *values = batches.pop(0)
-            # The runner prints nine digits, which name a float32 exactly; it is that float32 that is meant.
-            array = np.array(values, dtype=np.float32).reshape(int(count), int(labels))
-            found += [tuple(map(float, row)) for row in array]
-        done.append(RowLogits(adapter=rows.adapter, logits=tuple(found)))
-    swaps = tuple(map(float, said.get("swap_ms", ())))
-    return WorkerResult(
-        host=host.model_copy(update={"onnxruntime": said["onnxruntime"][0]}),
-        import_ms=0.0,
-        load_ms=float(said["load_ms"][0]),
-        rss_start_mb=None,
-        rss_loaded_mb=None,
-        peak_rss_mb=float(said["peak_rss_mb"][0]) or None,
-        cases=(),
-        swap=SwapSamples(cold_ms=(), use_ms=swaps, first_inference_ms=(), rss_before_mb=None, rss_after_mb=None)
-        if swaps
-        else None,
-        rows=tuple(done),
-        base_restored=said["base_restored"] == ["1"] if "base_restored" in said else None,
-    )
 
 
 def find_library() -> Path | None:
@@ -194,4 +124,4 @@ class CppExecutor:
             raise DeviceError(f"{self.name}: no result after {_TIMEOUT_S} s") from error
         if done.returncode:
             raise DeviceError(f"{self.name}: {done.stderr.strip() or f'exit code {done.returncode}'}")
-        return read_answer(done.stdout, job, fingerprint("", job.threads), self.name)
+        return read_answer(done.stdout, job, bundle, fingerprint("", job.threads), self.name)

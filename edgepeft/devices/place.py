@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..bundle import Bundle, Manifest
@@ -22,19 +22,22 @@ class Place:
     why_static: str = ""
 
 
-def find_place(target: Target, on: str | None = None) -> Place:
-    """Where bundles for ``target`` are executed.
+def find_place(target: Target, on: str | None = None, task: str | None = None) -> Place:
+    """Where bundles for ``target``, of ``task`` where one is given, are executed.
 
-    A target whose executor is not ready is static only; an executor that was asked for by ``on`` and is not ready is a
-    :class:`TargetError`, since quietly doing less would look like success.
+    A target whose executor is not ready, or cannot run the task, is static only; an executor that was asked for by ``on``
+    and is not ready is a :class:`TargetError`, since quietly doing less would look like success.
     """
     executor = executor_for(target, on)
     if executor is None:
         return Place(target, None, f"there is no executor for {target.name}")
-    missing = executor.missing()
-    if not missing:
+    refused: Mapping[str, str] = getattr(executor, "refuses", {})
+    if task is not None and task in refused:
+        why = f"{executor.name} does not run {task}: {refused[task]}"
+    elif missing := executor.missing():
+        why = "; ".join(f"{each.what} ({each.remedy})" for each in missing)
+    else:
         return Place(target, executor)
-    why = "; ".join(f"{each.what} ({each.remedy})" for each in missing)
     if on is not None:
         raise TargetError(f"--on {on} cannot execute {target.name} here: {why}")
     return Place(target, None, why)

@@ -25,8 +25,9 @@ class Executor(Protocol):
     order, samples for ``job.cases``, swaps where ``job.swaps``, ``base_restored`` where ``job.restore``. It raises
     :class:`~edgepeft.errors.DeviceError` that says what to do, takes bounded time, and leaves nothing running.
 
-    An executor that computes in less than the variant's precision has a true attribute ``reduced_precision``: labels are then
-    compared as those of a quantized variant.
+    An executor that cannot run a task has ``refuses``, the reason by task. One that counts instructions has a true attribute
+    ``counts`` and answers ``job.counted``. One that computes in less than the variant's precision has a true attribute
+    ``reduced_precision``: its answers are then compared as those of a quantized variant.
     """
 
     @property

@@ -11,8 +11,10 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import ClassVar
 
 from ..bench import Job, WorkerResult, run_worker
 from ..errors import DeviceError, InputError, MeasureError
@@ -30,6 +32,10 @@ class QnnExecutor:
     copies = False
     rows = 8
     reduced_precision = True
+    refuses: ClassVar[Mapping[str, str]] = {
+        "text-generation": "HTP compiles one graph for each shape, and a key/value cache has another with every token; it would "
+        "take a cache of fixed length with masked places, which bundles do not have"
+    }
 
     def __init__(self, target: Target) -> None:
         self._target = target

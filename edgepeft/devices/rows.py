@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from ..bench import WorkerResult, floor_gate
 from ..bundle import Bundle
 from ..targets import Gate, Report, Table, Target, Verdict
+from .outcome import device_report, judged_coarsely
 from .protocol import Executor
-from .static import size_gates
 
 #: max |logit difference| of an fp32 variant on the device, relative where logits exceed 1: as parity with PEFT allows.
 TOLERANCE = 1e-4
@@ -73,16 +73,6 @@ def _row_gates(row: DeviceRows, quantized: bool, target: Target, max_drop: float
     return gates
 
 
-def memory_gate(name: str, result: WorkerResult, target: Target, emulated: bool) -> tuple[Gate, ...]:
-    """Peak memory; an emulator's own share counts in, so only staying within the budget is conclusive there."""
-    value, limit = result.peak_rss_mb, target.budgets.peak_rss_mb
-    if value is None or limit is None:
-        return ()
-    over = Verdict.INCONCLUSIVE if emulated else Verdict.FAIL
-    detail = "the emulator's own memory included" if emulated else ""
-    return (Gate(f"peak RSS {name}", Verdict.PASS if value <= limit else over, value, limit, "MB", detail),)
-
-
 def rows_report(
     bundle: Bundle,
     target: Target,
@@ -92,54 +82,21 @@ def rows_report(
     max_drop: float,
 ) -> Report:
     """What was run where, beside the native run and PEFT, with a gate for each claim."""
-    gates: list[Gate] = [Gate(f"executed on {executor.name}", Verdict.PASS, None, None, "", target.name)]
+    gates: list[Gate] = []
     for row in rows:
-        reduced = bool(getattr(executor, "reduced_precision", False))
-        quantized = reduced or bundle.manifest.variants[row.variant].quantized_share > 0
-        gates += _row_gates(row, quantized, target, max_drop)
-    for variant, result in results.items():
-        if result.base_restored is not None:
-            verdict = Verdict.PASS if result.base_restored else Verdict.FAIL
-            gates.append(Gate(f"base restored bit for bit {variant}", verdict, None, None, ""))
-        gates += memory_gate(variant, result, target, executor.emulated)
-    gates += size_gates(bundle, target, tuple(results))
-    notes = []
-    for variant, result in results.items():
-        host = result.host
-        notes.append(
-            f"{variant}: {executor.name}, {host.cpu}, {host.os} {host.machine}, onnxruntime {host.onnxruntime}, "
-            f"{host.threads} thread{'s' if host.threads != 1 else ''}"
-        )
-        notes += result.notes
-    if executor.emulated:
-        notes.append("emulated: what was measured of time there says nothing about the device, and was not judged")
+        gates += _row_gates(row, judged_coarsely(bundle, row.variant, executor), target, max_drop)
     columns = (
         "adapter", "variant", "rows", "same label as native", "max |difference|", "same label as PEFT", "max |difference| to PEFT",
         "accuracy", "accuracy PEFT",
     )  # fmt: skip
-    return Report(
-        kind="validate",
-        title=f"Validation of {bundle.path} on {target.name}, executed by {executor.name}",
-        gates=tuple(gates),
-        tables=(
-            Table(
-                "Rows on the device",
-                columns,
-                tuple(
-                    (r.adapter or "(base)", r.variant, r.rows, r.same_native, r.native_difference, r.same_peft, r.peft_difference,
-                     None if r.hits is None else r.hits / r.rows, None if r.peft_hits is None else r.peft_hits / r.rows)
-                    for r in rows
-                ),
-            ),
+    table = Table(
+        "Rows on the device",
+        columns,
+        tuple(
+            (r.adapter or "(base)", r.variant, r.rows, r.same_native, r.native_difference, r.same_peft, r.peft_difference,
+             None if r.hits is None else r.hits / r.rows, None if r.peft_hits is None else r.peft_hits / r.rows)
+            for r in rows
         ),
-        notes=tuple(notes),
-        data={
-            "target": target.name,
-            "executor": executor.name,
-            "emulated": executor.emulated,
-            "executed": True,
-            "rows": [asdict(row) for row in rows],
-            "base_restored": {v: r.base_restored for v, r in results.items()},
-            "host": {v: r.host.model_dump(mode="json") for v, r in results.items()},
-        },
     )  # fmt: skip
+    data = {"rows": [asdict(row) for row in rows]}
+    return device_report(bundle, target, executor, results, gates, [table], data)

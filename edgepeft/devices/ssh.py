@@ -23,7 +23,7 @@ from .remote import bundle_files, package_zip, ship
 _JOB_S = 900
 _COPY_S = 1800
 #: What the worker imports there beside the copied edgepeft.
-_NEEDS = ("numpy", "onnxruntime", "tokenizers", "pydantic")
+_NEEDS = ("numpy", "onnxruntime", "tokenizers", "pydantic", "jinja2")
 
 
 class Ssh:
@@ -138,7 +138,9 @@ class SshExecutor:
                 Missing(f"{where} is {found}, {self._target.name} is {wanted}", "choose that machine's --target")
             )
         if len(said) > 1:
-            remedy = f"ssh {where} {self.python} -m pip install 'onnxruntime>=1.20' 'numpy>=2' tokenizers pydantic"
+            remedy = (
+                f"ssh {where} {self.python} -m pip install 'onnxruntime>=1.20' 'numpy>=2' tokenizers pydantic jinja2"
+            )
             lacking.append(
                 Missing(f"{self.python} on {where}: {said[-1]}", f"{remedy}   (another Python: EDGEPEFT_SSH_PYTHON)")
             )

@@ -43,7 +43,7 @@ def graph_gates(bundle: Bundle, target: Target, variants: Sequence[str]) -> tupl
                 if target.slots == "input"
                 else f"make the bundle with: edgepeft export --target {target.name}"
             )
-            gates.append(_gate(f"slots {name} are {target.slots!r}", False, None, None, "", detail))
+            gates.append(_gate(f"slots {name} as {target.slots!r}", False, None, None, "", detail))
         if variant.file.endswith(".ort"):
             notes.append(f"{variant.file} is in ORT format: its operators were checked when it was converted")
             continue

@@ -19,17 +19,21 @@ from pathlib import Path
 from ..bundle import hash_file, replace_folder
 from ..cache import cache_dir
 from ..errors import DeviceError
-from .debian import call, host_architecture, require_apt, unpack
+from .debian import call, require_apt, unpack
+from .emulator import PACKAGES as EMULATOR
+from .emulator import SUITE, build_counter, unpack_emulator, write_cpuinfo
 
 #: Debian 12's Python 3.11 and what it links to; their versions are the mirror's newest, which old ones are removed from.
 PACKAGES = (
     "python3.11-minimal", "libpython3.11-minimal", "libpython3.11-stdlib", "libc6", "libgcc-s1", "libstdc++6", "zlib1g",
     "libexpat1", "libffi8", "libssl3", "libbz2-1.0", "liblzma5", "libuuid1", "libcrypt1",
 )  # fmt: skip
-#: 1.26.0 is the newest onnxruntime that qemu 7.2 runs: from 1.28 on its import ends in a segmentation fault there.
+#: The versions of constraints.txt: what differs from a native run is then the machine.
 WHEELS = {
-    "onnxruntime==1.26.0": "35c7c7b0ac2e02001d28fab6c9fc24e9abc5e6faa35e6e19c63cecf1406ba89f",
+    "onnxruntime==1.32.0": "2303372a85299b6757b0e11e1cbf13e410ddf7e10c37f4b37e99d1c90e7daf7c",
     "numpy==2.4.6": "0ab0a9c4ffb1a6d95ef519fe4247dba8eb6b18ad93999f76b7f657039acabd47",
+    "jinja2==3.1.6": "85ece4451f492d0c13c5dd7c13a64681a86afae63a5f347908daf103ce6d2f67",
+    "markupsafe==3.0.4": "849dd2bb0e5e4ab2b71c7191726a4a8d5aa8a610daa584728cbee0b710ddc4ef",
     "tokenizers==0.23.3": "ec82e80e65a862275b97c3d90b7a523df8d9519ee48aeb4e9625b2cc909274e0",
     "pydantic==2.14.3": "3f7b347782ab7e4cf4c798496ae3a82787d9f21ec12676a9c564355eeef8daa8",
     "pydantic_core==2.50.4": "30d4dc35bc0eea52202a90b3820445ee0072c820241bfa710a623a078c9b267b",
@@ -45,7 +49,7 @@ Announce = Callable[[str], None]
 
 
 def _recipe() -> str:
-    return hashlib.sha256(json.dumps([PACKAGES, sorted(WHEELS.items())]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([SUITE, PACKAGES, EMULATOR, sorted(WHEELS.items())]).encode()).hexdigest()
 
 
 def sysroot_folder() -> Path:
@@ -62,39 +66,27 @@ def is_ready() -> bool:
     return bool(stamp.get("recipe") == _recipe())
 
 
-def find_qemu() -> Path | None:
-    """qemu's user-mode emulator for aarch64: on the path, else the one that :func:`build_sysroot` unpacked."""
-    for name in ("qemu-aarch64-static", "qemu-aarch64"):
-        if (found := shutil.which(name)) is not None:
-            return Path(found)
-    own = sysroot_folder() / "qemu" / "usr" / "bin" / "qemu-aarch64-static"
-    return own if own.is_file() else None
-
-
 def build_sysroot(announce: Announce = lambda message: None, *, again: bool = False) -> Path:
-    """Fetch, check and unpack everything into the cache (60 MB, 120 MB more without an installed qemu); its folder.
+    """Fetch, check and unpack everything into the cache (80 MB of downloads, 225 MB there); its folder.
 
     A complete one is returned as it is, unless ``again``. Raises :class:`DeviceError` where there is no apt, a package or
     wheel cannot be fetched, or one does not have its pinned hash; the cache is then as it was.
     """
     folder = sysroot_folder()
-    if is_ready() and find_qemu() is not None and not again:
+    if is_ready() and not again:
         announce(f"sysroot: built already in {folder}")
         return folder
     require_apt(
-        "the aarch64 Python comes from Debian 12's packages. Run this on Debian 12, or use a board: --on ssh://user@host"
+        "the aarch64 Python and qemu come from Debian 12's packages. Run this on Debian, or use a board: --on ssh://user@host"
     )
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         announce(f"fetching {len(PACKAGES)} Debian packages")
-        files = unpack([f"{name}:arm64" for name in PACKAGES], staging / "root")
-        if find_qemu() is None:
-            announce("fetching qemu")
-            files |= unpack([f"qemu-user-static:{host_architecture()}"], staging / "qemu")
-            for other in (staging / "qemu" / "usr" / "bin").iterdir():
-                if other.name != "qemu-aarch64-static":
-                    other.unlink()  # emulators of other machines, 400 MB
+        files = unpack([f"{name}:arm64" for name in PACKAGES], staging / "root", suite=SUITE)
+        write_cpuinfo(staging / "root")
+        announce(f"fetching qemu, {len(EMULATOR)} Debian packages")
+        files |= unpack_emulator(staging / "qemu")
         files |= _wheels(staging, announce)
         stamp = {"recipe": _recipe(), "files": files}
         (staging / STAMP).write_text(json.dumps(stamp, indent=1) + "\n", encoding="utf-8")
@@ -102,6 +94,10 @@ def build_sysroot(announce: Announce = lambda message: None, *, again: bool = Fa
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     announce(f"sysroot: {folder}")
+    if shutil.which("gcc") is not None:
+        build_counter()
+    else:
+        announce("no gcc: instructions cannot be counted (sudo apt-get install gcc)")
     return folder
 
 

@@ -1,36 +1,22 @@
-"""``validate --target``: the same rows on the device, natively here and under PEFT."""
+"""``validate --target``: what a bundle answers on the device, natively here and under PEFT."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-
-from ..bench import Job, RowLogits, Rows, WorkerResult, run_worker
-from ..bundle import Bundle, Manifest, read_bundle
-from ..data import Examples
-from ..errors import DeviceError, InputError
+from ..bundle import Bundle, read_bundle
+from ..data import Examples, PromptRows
+from ..errors import InputError
 from ..targets import Report, Target
+from .labels import Announce, validate_labels
 from .place import choose_variants, find_place, require_size
-from .protocol import Executor
-from .rows import DeviceRows, rows_report
+from .reference import find_peft
 from .static import static_report
+from .tokens import NEW_TOKENS, validate_tokens
 
-Announce = Callable[[str], None]
-
-#: Run where no data is given: enough to see that every adapter is the adapter.
-SENTENCES = (
-    "The battery died after two days and the seller never answered.",
-    "A moving, beautifully acted film that stays with you.",
-    "omg sooo happy with my new phone :)",
-    "It is fine.",
-    "I would not recommend this to anyone, and I have tried them all over many years.",
-    "The committee will meet on Thursday to discuss the budget.",
-    "Great value",
-    "Two hours that felt like four.",
-)
+#: Tasks whose bundles are executed on devices.
+TASKS = ("text-classification", "text-generation")
 
 
 def validate_on(
@@ -38,162 +24,43 @@ def validate_on(
     target: Target,
     *,
     on: str | None = None,
-    data: Mapping[str, Examples] | None = None,
+    data: Mapping[str, Examples] | Mapping[str, PromptRows] | None = None,
     rows: int | None = None,
     adapters: Mapping[str, str | Path] | None = None,
     base: str | None = None,
     variants: Sequence[str] | None = None,
     reference: bool = True,
     max_drop: float = 0.01,
+    new_tokens: int = NEW_TOKENS,
     progress: Announce = lambda message: None,
 ) -> Report:
-    """Execute a bundle on ``target`` and compare labels and logits with a native run here and with PEFT.
+    """Execute a bundle on ``target`` and compare what it answers with a native run here and with PEFT.
 
-    ``data`` maps an adapter to labelled rows, of which ``rows`` (the executor's number by default) are run, spread evenly;
-    adapters without data run a handful of fixed sentences. The base must come back bit for bit on the device. Where
-    nothing can execute the target the report says "static only". Raises :class:`TargetError` where ``on`` names an
-    executor that is not ready or the bundle is over the size budget (nothing is copied), and :class:`DeviceError` where
-    the device fails.
+    Of a classifier, ``data`` maps an adapter to labelled rows (:class:`Examples`), and labels and logits are compared. Of a
+    causal language model it maps one to :class:`PromptRows` (``"*"``: the others and the base), and ``new_tokens`` greedy
+    tokens after each prompt are compared. ``rows`` of them (the executor's number by default) are run, spread evenly;
+    adapters without data run a handful of fixed texts. The base must come back bit for bit on the device. Where nothing can
+    execute the target the report says "static only". Raises :class:`TargetError` where ``on`` names an executor that is not
+    ready or cannot run the bundle's task, or the bundle is over the size budget (nothing is copied), :class:`InputError` for
+    a task or data that are not run on devices, and :class:`DeviceError` where the device fails.
     """
     opened = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
-    if opened.manifest.task != "text-classification":
-        raise InputError(
-            f"validate --target runs text-classification bundles; this one's task is {opened.manifest.task}"
-        )
+    task = opened.manifest.task
+    if task not in TASKS:
+        raise InputError(f"validate --target runs {' and '.join(TASKS)} bundles; this one's task is {task}")
     chosen = choose_variants(opened.manifest, target, variants)
-    place = find_place(target, on)
+    place = find_place(target, on, task)
     if place.executor is None:
         return static_report(opened, target, chosen, place.why_static, "validate")
     executor = place.executor
     if executor.copies:
         require_size(opened, target, chosen)
-    examples = _examples(opened, data or {}, executor.rows if rows is None else rows)
-    results: dict[str, WorkerResult] = {}
-    table: list[DeviceRows] = []
-    modules = _Peft(opened, adapters or {}, base) if reference else None
-    for variant in chosen:
-        job = Job(
-            bundle=str(opened.path),
-            variant=variant,
-            threads=target.runtime.threads,
-            rows=tuple(Rows(adapter=name, texts=e.texts, pairs=e.pairs, batch=4) for name, e in examples.items()),
-            restore=bool(opened.manifest.adapters),
-        )
-        progress(f"{variant}: running {sum(map(len, examples.values()))} rows on {executor.name}")
-        results[variant] = device = executor.run(job)
-        progress(f"{variant}: running the same rows natively")
-        native = run_worker(job.model_copy(update={"restore": False, "threads": 1}))
-        for (name, each), there, here in zip(
-            examples.items(), _checked(device, job, executor), native.rows, strict=True
-        ):
-            wide, narrow = np.shape(there.logits), np.shape(here.logits)
-            if wide != narrow:
-                raise DeviceError(
-                    f"{executor.name} gave logits of shape {wide} for {name or 'the base'}, a native run gives {narrow}"
-                )
-            table.append(_compare(opened, name, variant, each, there, here, modules))
-    return rows_report(opened, target, executor, results, table, max_drop)
-
-
-def _examples(bundle: Bundle, data: Mapping[str, Examples], rows: int) -> dict[str | None, Examples]:
-    names: tuple[str | None, ...] = (*bundle.manifest.adapters,) or (None,)
-    merged = bundle.manifest.merged
-    unknown = sorted(set(data) - {name or merged or "*" for name in names} - {"*"})
-    if unknown:
-        known = ", ".join(name or merged or "*" for name in names)
-        raise InputError(f"{bundle.path} has no adapter {unknown[0]!r}; it has: {known}")
-    if rows < 1:
-        raise InputError(f"rows must be at least 1, found {rows}")
-    found: dict[str | None, Examples] = {}
-    for name in names:
-        each = data.get(name or merged or "*", data.get("*")) or Examples(texts=SENTENCES, labels=None)
-        step = max(1, len(each) / rows)
-        found[name] = each.select([int(i * step) for i in range(min(rows, len(each)))])
-    return found
-
-
-def _checked(result: WorkerResult, job: Job, executor: Executor) -> tuple[RowLogits, ...]:
-    """The device's rows, if they are those that were asked for."""
-    asked = [(rows.adapter, len(rows.texts)) for rows in job.rows]
-    came = [(rows.adapter, len(rows.logits)) for rows in result.rows]
-    if asked != came:
-        raise DeviceError(f"{executor.name} answered with rows {came}, asked for {asked}")
-    return result.rows
-
-
-class _Peft:
-    """PEFT's logits for rows, where a checkpoint is at hand; made once an adapter."""
-
-    def __init__(self, bundle: Bundle, given: Mapping[str, str | Path], base: str | None) -> None:
-        from ..validate.parity import adapter_sources
-
-        self._bundle = bundle
-        self._sources = adapter_sources(bundle, given)
-        self._base = base or bundle.manifest.base.source
-        self._known: dict[str, np.ndarray | None] = {}
-
-    def logits(self, adapter: str | None, examples: Examples) -> np.ndarray | None:
-        name = adapter or self._bundle.manifest.merged
-        if name is None or name not in self._sources:
-            return None
-        if name not in self._known:
-            self._known[name] = self._run(name, examples)
-        return self._known[name]
-
-    def _run(self, name: str, examples: Examples) -> np.ndarray | None:
-        from ..base.check import reference_outputs
-        from ..runtime.text import TextEncoder
-        from ..validate.reference import head_width, peft_model
-
-        manifest = self._bundle.manifest
-        labels = manifest.labels if manifest.mode != "swap" else manifest.adapters[name].labels
-        source = self._sources[name]
-        module = peft_model(self._base, source, task=manifest.task, num_labels=head_width(source, labels))
-        encoder = TextEncoder(self._bundle)
-        texts: Any = (
-            examples.texts if examples.pairs is None else tuple(zip(examples.texts, examples.pairs, strict=True))
-        )
-        parts = [
-            reference_outputs(module, encoder.encode(texts[start : start + 16]), ["logits"])["logits"]
-            for start in range(0, len(texts), 16)
-        ]
-        return np.concatenate(parts)
-
-
-def labels_of(manifest: Manifest, adapter: str | None, width: int) -> tuple[str, ...]:
-    """The labels of an adapter's logits, or of the base's; numbered as Hugging Face does where there are no names."""
-    named = manifest.adapters[adapter].labels if adapter else manifest.labels
-    return named or tuple(f"LABEL_{i}" for i in range(width))
-
-
-def _difference(found: np.ndarray, expected: np.ndarray) -> float:
-    return float((np.abs(found - expected) / np.maximum(1.0, np.abs(expected))).max())
-
-
-def _compare(
-    bundle: Bundle,
-    adapter: str | None,
-    variant: str,
-    examples: Examples,
-    there: RowLogits,
-    here: RowLogits,
-    modules: _Peft | None,
-) -> DeviceRows:
-    device, native = np.array(there.logits), np.array(here.logits)
-    peft = modules.logits(adapter, examples) if modules else None
-    truth = None
-    if examples.labels is not None:
-        from ..validate.accuracy import label_ids
-
-        truth = label_ids(examples, labels_of(bundle.manifest, adapter, device.shape[1]))
-    return DeviceRows(
-        adapter=adapter or bundle.manifest.merged,
-        variant=variant,
-        rows=len(examples),
-        same_native=int((device.argmax(1) == native.argmax(1)).sum()),
-        native_difference=_difference(device, native),
-        same_peft=None if peft is None else int((device.argmax(1) == peft.argmax(1)).sum()),
-        peft_difference=None if peft is None else _difference(device, peft),
-        hits=None if truth is None else int((device.argmax(1) == truth).sum()),
-        peft_hits=None if truth is None or peft is None else int((peft.argmax(1) == truth).sum()),
-    )
+    generates = task == "text-generation"
+    examples = {name: each for name, each in (data or {}).items() if isinstance(each, Examples)}
+    prompts = {name: each for name, each in (data or {}).items() if isinstance(each, PromptRows)}
+    if examples if generates else prompts:
+        raise InputError(f"{opened.path} is for {task}: its data are {'prompts' if generates else 'labelled rows'}")
+    peft = find_peft(opened, adapters or {}, base) if reference else None
+    if generates:
+        return validate_tokens(opened, target, executor, chosen, prompts, rows, new_tokens, peft, progress)
+    return validate_labels(opened, target, executor, chosen, examples, rows, peft, max_drop, progress)

@@ -151,6 +151,8 @@ class CheckRules(_Model):
 
     #: Allowed slowdown of the median latency: 0.10 allows a ratio of 1.10.
     latency_tolerance: Positive = 0.10
+    #: Allowed growth of the instructions of an inference, which are compared where an emulator counts them.
+    instruction_tolerance: Positive = 0.01
     #: Allowed drop of accuracy, as a share: 0.01 is one point.
     accuracy_tolerance: Positive = 0.01
     #: Confidence of every interval.

@@ -5,7 +5,8 @@
 //   model.use("reviews");                                   // or "" for the base
 //   auto logits = model.run({{"input_ids", ids}, {"attention_mask", mask}}, rows, tokens);
 //
-// Hashes are checked by `edgepeft inspect` or the Python runtime; check them before shipping, ONNX Runtime does not.
+// Language models generate with edgepeft_generate.hpp. Hashes are checked by `edgepeft inspect` or the Python runtime; check
+// them before shipping, ONNX Runtime does not.
 #pragma once
 
 #include <onnxruntime_cxx_api.h>
@@ -22,6 +23,8 @@ struct Logits {
   int64_t rows = 0, labels = 0;
 };
 
+using Tensors = std::map<std::string, Ort::Value>;
+
 class Model {
  public:
   explicit Model(const std::string& graph, int threads = 1) : env_(ORT_LOGGING_LEVEL_ERROR, "edgepeft") {
@@ -35,19 +38,37 @@ class Model {
     adapters_.insert_or_assign(name, Ort::LoraAdapter::CreateLoraAdapter(file, nullptr));
   }
 
+  // An adapter that puts states before the sequence (prefix tuning and its kin, `prefix_length` in edgepeft.json): they fill no
+  // slots, so they are read from its other form, `adapters/<name>.onnx`, a graph without inputs.
+  void load_states(const std::string& name, const std::string& graph) {
+    Ort::Session session(env_, graph.c_str(), Ort::SessionOptions{});
+    Ort::AllocatorWithDefaultOptions allocator;
+    std::vector<std::string> names;
+    for (size_t i = 0; i < session.GetOutputCount(); ++i) names.emplace_back(session.GetOutputNameAllocated(i, allocator).get());
+    std::vector<const char*> pointers;
+    for (const auto& each : names) pointers.push_back(each.c_str());
+    auto values = session.Run(Ort::RunOptions{}, nullptr, nullptr, 0, pointers.data(), pointers.size());
+    auto& states = states_[name];
+    states.clear();
+    for (size_t i = 0; i < names.size(); ++i) states.emplace(names[i], std::move(values[i]));
+  }
+
   // Swaps to an adapter, or back to the base with "". One adapter at a time: of two that overlap the first would win silently.
   void use(const std::string& name) {
     Ort::RunOptions options;
-    if (!name.empty()) {
+    auto states = states_.find(name);
+    if (states == states_.end() && !name.empty()) {
       auto found = adapters_.find(name);
       if (found == adapters_.end()) throw std::invalid_argument("no adapter '" + name + "' was loaded");
       options.AddActiveLoraAdapter(found->second);
     }
     run_options_ = std::move(options);
+    active_states_ = states == states_.end() ? nullptr : &states->second;
   }
 
   // Each input is int64 [rows, tokens], row by row.
   Logits run(const std::map<std::string, std::vector<int64_t>>& inputs, int64_t rows, int64_t tokens) {
+    if (active_states_ != nullptr) throw std::logic_error("this adapter puts states before a sequence: use a Generator");
     auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
     const int64_t shape[] = {rows, tokens};
     std::vector<const char*> names;
@@ -65,11 +86,18 @@ class Model {
     return {{data, data + found[0] * found[1]}, found[0], found[1]};
   }
 
+  // For what runs the graph otherwise, with the adapter in use: see edgepeft_generate.hpp.
+  Ort::Session& session() { return session_; }
+  const Ort::RunOptions& run_options() const { return run_options_; }
+  const Tensors* states() const { return active_states_; }
+
  private:
   Ort::Env env_;
   Ort::Session session_{nullptr};
   Ort::RunOptions run_options_;
   std::map<std::string, Ort::LoraAdapter> adapters_;
+  std::map<std::string, Tensors> states_;
+  const Tensors* active_states_ = nullptr;
 };
 
 }  // namespace edgepeft

@@ -7,10 +7,11 @@
 #include <chrono>
 #include <cstdio>
 #include <cstring>
+#include <functional>
 #include <iostream>
 #include <optional>
 
-#include "edgepeft.hpp"
+#include "edgepeft_generate.hpp"
 
 namespace {
 
@@ -63,17 +64,44 @@ Batch read_batch() {
   return batch;
 }
 
-// One batch with each adapter and then with the base; the base's logits alone may all be zero (an untrained head).
+struct Prompt {
+  std::string adapter;
+  int64_t max_new_tokens = 0;
+  std::set<int64_t> stops;
+  std::vector<int64_t> ids;
+};
+
+Prompt read_prompt() {
+  Prompt prompt;
+  prompt.adapter = name();
+  prompt.max_new_tokens = number();
+  for (auto count = number(); count > 0; --count) prompt.stops.insert(number());
+  for (auto count = number(); count > 0; --count) prompt.ids.push_back(number());
+  return prompt;
+}
+
+// What `probe` gives with each adapter and then with the base; the base's logits alone may all be zero (an untrained head).
 std::map<std::string, std::vector<float>> every_adapter(edgepeft::Model& model, const std::vector<std::string>& adapters,
-                                                        const Batch& batch) {
+                                                        const std::function<std::vector<float>()>& probe) {
   std::map<std::string, std::vector<float>> found;
   for (const auto& adapter : adapters) {
     model.use(adapter);
-    found[adapter] = model.run(batch.inputs, batch.rows, batch.tokens).values;
+    found[adapter] = probe();
   }
   model.use("");
-  found[""] = model.run(batch.inputs, batch.rows, batch.tokens).values;
+  found[""] = probe();
   return found;
+}
+
+void answer(edgepeft::Model& model, edgepeft::Generator& generator, const Prompt& prompt) {
+  model.use(prompt.adapter);
+  std::vector<double> at = {now_ms()};
+  auto tokens = generator.generate(prompt.ids, prompt.max_new_tokens, prompt.stops, [&at](int64_t) { at.push_back(now_ms()); });
+  const double prefill_ms = at[1] - at[0], seconds = (at.back() - at[1]) / 1e3;
+  std::printf("tokens %s %.3f %.3f", prompt.adapter.empty() ? "-" : prompt.adapter.c_str(), prefill_ms,
+              tokens.size() > 1 && seconds > 0 ? (tokens.size() - 1) / seconds : 0.0);
+  for (auto token : tokens) std::printf(" %lld", static_cast<long long>(token));
+  std::printf("\n");
 }
 
 int run() {
@@ -85,7 +113,8 @@ int run() {
   bool restore = false;
   int64_t swaps = 0;
   std::map<std::string, std::vector<float>> before;
-  std::optional<Batch> first;
+  std::optional<edgepeft::Generator> generator;
+  std::function<std::vector<float>()> probe;  // the first thing asked, as logits
   std::printf("onnxruntime %s\n", OrtGetApiBase()->GetVersionString());
   for (std::string key; std::cin >> key;) {
     if (key == "threads") {
@@ -102,11 +131,22 @@ int run() {
     } else if (key == "adapter") {
       adapters.push_back(word());
       model.value().load(adapters.back(), word());
+    } else if (key == "states") {
+      adapters.push_back(word());
+      model.value().load_states(adapters.back(), word());
+    } else if (key == "prompt") {
+      auto prompt = read_prompt();
+      if (!generator) generator.emplace(model.value());
+      if (!probe) {
+        probe = [&generator, ids = prompt.ids] { return generator->begin(ids, 0); };
+        if (restore) before = every_adapter(*model, adapters, probe);
+      }
+      answer(*model, *generator, prompt);
     } else if (key == "batch") {
       auto batch = read_batch();
-      if (!first) {
-        first = batch;
-        if (restore) before = every_adapter(*model, adapters, batch);
+      if (!probe) {
+        probe = [&model, batch] { return model.value().run(batch.inputs, batch.rows, batch.tokens).values; };
+        if (restore) before = every_adapter(model.value(), adapters, probe);
       }
       model->use(batch.adapter);
       auto logits = model->run(batch.inputs, batch.rows, batch.tokens);
@@ -128,9 +168,9 @@ int run() {
     }
     std::printf("\n");
   }
-  if (restore && first) {
+  if (restore && probe) {
     std::reverse(adapters.begin(), adapters.end());
-    auto after = every_adapter(*model, adapters, *first);
+    auto after = every_adapter(*model, adapters, probe);
     bool same = after.size() == before.size();
     for (const auto& [name, values] : before)
       same = same && after[name].size() == values.size() &&

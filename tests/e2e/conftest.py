@@ -105,6 +105,14 @@ def bundle(exported: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
+def generating(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of a tiny random Llama with the adapters ``wide``, ``narrow`` and ``prefix``. Not to be changed."""
+    from causal import build_generating_bundle
+
+    return build_generating_bundle(tmp_path_factory.mktemp("generating"))
+
+
+@pytest.fixture(scope="session")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Labelled rows for ``reviews``."""
     path = tmp_path_factory.mktemp("rows") / "rows.jsonl"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from edgepeft import runtime
-from edgepeft.bench import Job, Rows
+from edgepeft.bench import Job, Prompts, Rows
 from edgepeft.devices import adb as adbs
 from edgepeft.devices import executor_for, native
 from edgepeft.devices.adb import AdbExecutor
@@ -80,6 +80,19 @@ def test_pushes_runs_and_reads(device: AdbExecutor, bundle: Path, tmp_path: Path
     pushed = (tmp_path / "there" / "edgepeft_run").stat().st_mtime_ns
     device.run(job)
     assert (tmp_path / "there" / "edgepeft_run").stat().st_mtime_ns == pushed, "what is there is not pushed again"
+
+
+def test_generates_there(device: AdbExecutor, generating: Path) -> None:
+    prompts = tuple(
+        Prompts(adapter=name, texts=("the film was",), max_new_tokens=8) for name in ("wide", "prefix", None)
+    )
+    job = Job(bundle=str(generating), variant="fp32", threads=1, restore=True, prompts=prompts)
+    result = device.run(job)
+    model = runtime.open(generating, threads=1)
+    for found, name in zip(result.generated, ("wide", "prefix", None), strict=True):
+        wanted = model.use(name).generate("the film was", max_new_tokens=8, temperature=0)
+        assert (found.tokens, found.texts) == ((wanted.tokens,), (wanted.text,))
+    assert result.base_restored is True
 
 
 def test_what_is_missing_or_breaks_is_said(

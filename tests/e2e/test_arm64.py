@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from edgepeft.bench import Job, Rows
+from edgepeft.bench import Case, Job, Rows
+from edgepeft.devices import emulator as emulators
 from edgepeft.devices import executor_for, validate_on
 from edgepeft.devices import sysroot as sysroots
 from edgepeft.devices.arm64 import Arm64Executor
@@ -25,7 +26,7 @@ TARGET = "linux-arm64-cpu"
 @pytest.fixture(scope="module")
 def arm() -> Arm64Executor:
     """The executor, its sysroot built where Debian's tools are; skipped where they are not (CI has them)."""
-    if not sysroots.is_arm_linux() and not (sysroots.is_ready() and sysroots.find_qemu()):
+    if not sysroots.is_arm_linux() and not sysroots.is_ready():
         if shutil.which("apt-get") is None:
             pytest.skip("no apt-get: the aarch64 sysroot is made of Debian packages")
         sysroots.build_sysroot()
@@ -48,8 +49,53 @@ def test_swaps_parity_and_restored_base_on_aarch64(arm: Arm64Executor, bundle: P
     if arm.emulated:
         # Other kernels than this machine's: all bits equal would mean that the emulator was not asked.
         assert max(row["native_difference"] for row in report.data["rows"]) > 0
-        assert report.data["host"]["fp32"]["onnxruntime"] == "1.26.0"
+        assert report.data["host"]["fp32"]["onnxruntime"] == "1.32.0"
         assert not any(gate.unit in {"ms", "ratio"} for gate in report.gates)
+
+
+def test_a_language_model_on_aarch64(arm: Arm64Executor, generating: Path) -> None:
+    """Reference: native kernels and PEFT fp32, after the same tokens; tolerance 2e-4 of the largest logit (see devices/tokens)."""
+    from edgepeft.data import PromptRows
+
+    prompts = PromptRows(("the film was not very good", "Ünïcode 👍"))
+    report = validate_on(generating, load_target(TARGET), data={"*": prompts}, new_tokens=12)
+    assert report.verdict is Verdict.PASS, [gate for gate in report.gates if not gate.ok]
+    rows = {row["adapter"]: row for row in report.data["tokens"]}
+    assert list(rows) == [None, "wide", "narrow", "prefix"]
+    assert all(row["peft"]["lead"] <= 2e-4 and row["tokens"] > 12 for row in rows.values())
+    # Logits of a random model lie far apart: not one of its tokens is a near-tie.
+    assert all(row["native"]["same"] == row["peft"]["same"] == row["tokens"] for row in rows.values())
+    assert len({row["texts"] for row in rows.values()}) == 4, "adapters change what comes"
+    assert report.data["base_restored"] == {"fp32": True}
+    assert report.data["host"]["fp32"]["machine"] == "aarch64"
+
+
+def test_instructions_are_counted_and_come_again(arm: Arm64Executor, bundle: Path, tmp_path: Path) -> None:
+    """Two processes count the same but for the interpreter's share, some ten thousand; adapters and longer inputs cost more."""
+    from edgepeft.devices import bench_on, check_on
+    from edgepeft.devices.emulated import NOISE
+    from edgepeft.report import write_reports
+
+    if not arm.counts:
+        pytest.skip(f"instructions are not counted: {arm.uncounted}")
+    cases = tuple(Case(adapter=name, batch=8, sequence=length) for name in (None, "reviews") for length in (1, 32))
+    job = Job(bundle=str(bundle), variant="fp32", threads=2, counted=cases)
+    first = arm.run(job)
+    assert [count.case for count in first.counts] == list(cases)
+    least = {(count.case.adapter, count.case.sequence): count.least for count in first.counts}
+    assert least["reviews", 32] > least[None, 32] + NOISE
+    assert least[None, 32] > 2 * least[None, 1]
+    assert least[None, 1] > 100_000, "an inference of a transformer is more than a reading of the counter"
+    target = load_target(TARGET)
+    report = bench_on(bundle, target, adapters=["reviews"], shapes=["1x8"])
+    assert report.verdict is Verdict.PASS, [gate for gate in report.gates if not gate.ok]
+    saved = write_reports(tmp_path, "bench", report).json
+    checked = check_on(bundle, saved, target, adapters=["reviews"], shapes=["1x8"])
+    (gate,) = [gate for gate in checked.gates if gate.name == "instructions fp32/reviews 1x8"]
+    assert gate.verdict is Verdict.PASS
+    assert gate.value is not None
+    assert gate.limit is not None
+    assert abs(gate.value - 1) <= gate.limit - 1, "neither more nor less"
 
 
 def test_what_fails_there_is_said_here(arm: Arm64Executor, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -74,7 +120,7 @@ def test_doctor_names_what_is_missing(cli: Any, tmp_path: Path, monkeypatch: pyt
     done = cli("targets", "doctor", TARGET, "--json")
     assert done.exit_code == 1
     said = json.loads(done.stdout)
-    assert [each["what"] for each in said["missing"]] == ["qemu-aarch64-static", "the aarch64 sysroot"]
+    assert [each["what"] for each in said["missing"]] == ["qemu and the aarch64 sysroot"]
     assert all("edgepeft targets setup linux-arm64-cpu" in each["remedy"] for each in said["missing"])
     setup = cli("targets", "setup", TARGET)
     assert (setup.exit_code, "apt-get was not found" in setup.stderr) == (2, True)
@@ -84,12 +130,22 @@ def test_doctor_names_what_is_missing(cli: Any, tmp_path: Path, monkeypatch: pyt
     assert asked.exit_code == 2
 
 
+def test_without_a_compiler_nothing_is_counted_and_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEPEFT_CACHE", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("edgepeft.devices.arm64.is_arm_linux", lambda: False)
+    executor = Arm64Executor(load_target(TARGET))
+    assert (executor.counts, "sudo apt-get install gcc" in executor.uncounted) == (False, True)
+    with pytest.raises(DeviceError, match="gcc was not found"):
+        emulators.build_counter()
+
+
 def test_a_wheel_with_another_hash_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """pip's hash check, and ours after it."""
     monkeypatch.setenv("EDGEPEFT_CACHE", str(tmp_path))
     monkeypatch.setattr(sysroots, "WHEELS", {"typing-inspection==0.4.5": "0" * 64})
-    monkeypatch.setattr(sysroots, "unpack", lambda packages, target: {})
-    monkeypatch.setattr(sysroots, "find_qemu", lambda: Path("/usr/bin/true"))
+    monkeypatch.setattr(sysroots, "unpack", lambda packages, target, suite: target.mkdir() or {})
+    monkeypatch.setattr(sysroots, "unpack_emulator", lambda folder: {})
     if shutil.which("apt-get") is None:
         pytest.skip("no apt-get")
     with pytest.raises(DeviceError, match="pip download of the aarch64 wheels failed"):

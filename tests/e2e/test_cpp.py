@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
+from causal import build_causal_bundle
 
 from edgepeft import runtime
-from edgepeft.bench import Job, Rows
+from edgepeft.bench import Job, Prompts, Rows, run_worker
+from edgepeft.bundle import read_bundle
 from edgepeft.data import read_examples
 from edgepeft.devices import native, validate_on
-from edgepeft.devices.native import CppExecutor, read_answer
-from edgepeft.errors import DeviceError, InputError
+from edgepeft.devices.native import CppExecutor
+from edgepeft.devices.runner import read_answer
+from edgepeft.errors import CaptureError, DeviceError, InputError
 from edgepeft.targets import Target, Verdict, host_machine, load_target
 
 pytestmark = pytest.mark.e2e
@@ -68,7 +72,64 @@ def test_each_adapter_is_its_own(bundle: Path, cpp: CppExecutor) -> None:
     assert result.peak_rss_mb
 
 
-def test_what_it_cannot_do_is_said(bundle: Path, cpp: CppExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_language_model_generates_as_in_python(generating: Path, cpp: CppExecutor) -> None:
+    """The same library and tokens, so the same greedy tokens and texts; states before the sequence among the adapters."""
+    names = (None, "wide", "narrow", "prefix", None)
+    long = "a b c " * 18  # with 20 more of a context of 192
+    asked = tuple(
+        Prompts(adapter=name, texts=("good day", "Ünïcode 👍", long), max_new_tokens=20, chat=chat)
+        for name in names
+        for chat in (None, False)
+    )
+    job = Job(bundle=str(generating), variant="fp32", threads=1, prompts=asked, restore=True, swaps=7)
+    result = cpp.run(job)
+    native = run_worker(job)
+    assert [each.tokens for each in result.generated] == [each.tokens for each in native.generated]
+    assert [each.texts for each in result.generated] == [each.texts for each in native.generated]
+    assert len({each.tokens for each in result.generated}) == 8, "base, three adapters, with the template and without"
+    assert result.base_restored is True
+    assert all(ms > 0 for each in result.generated for ms in each.prefill_ms)
+    assert result.swap is not None
+    assert len(result.swap.use_ms) == 7
+
+
+def test_answers_end_at_an_end_token(generating: Path, cpp: CppExecutor, tmp_path: Path) -> None:
+    """A token that the model is known to choose is made its end of text: there the answer ends, that token included."""
+    from edgepeft.pipeline._write import write_manifest
+
+    job = Job(
+        bundle=str(generating), variant="fp32", threads=1,
+        prompts=(Prompts(adapter="wide", texts=("good day",), max_new_tokens=12, chat=False),),
+    )  # fmt: skip
+    whole = cpp.run(job).generated[0].tokens[0]
+    place = next(i for i in range(2, 12) if whole[i] not in whole[:i])
+    own = Path(shutil.copytree(generating, tmp_path / "own"))
+    settings = json.loads((own / "generation_config.json").read_text())
+    (own / "generation_config.json").write_text(json.dumps({**settings, "eos_token_id": [299, whole[place]]}))
+    manifest = read_bundle(generating).manifest
+    write_manifest(own, manifest, {n: e for n, e in manifest.files.items() if n != "generation_config.json"})
+    assert cpp.run(job.model_copy(update={"bundle": str(own)})).generated[0].tokens[0] == whole[: place + 1]
+
+
+def test_a_graph_whose_cache_grows(cpp: CppExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Traced attention gives a longer cache back instead of writing into one."""
+
+    def refuse(loaded: object) -> None:
+        raise CaptureError("not here")
+
+    monkeypatch.setattr("edgepeft.base.mobius.build", refuse)
+    folder = build_causal_bundle(tmp_path)
+    assert not runtime.open(folder).generator.signature.shared
+    names = (None, "wide", None)
+    prompts = tuple(Prompts(adapter=name, texts=("the film was", "a"), max_new_tokens=16) for name in names)
+    job = Job(bundle=str(folder), variant="fp32", threads=1, prompts=prompts, restore=True)
+    result, native = cpp.run(job), run_worker(job)
+    assert [each.tokens for each in result.generated] == [each.tokens for each in native.generated]
+    assert result.generated[0].tokens != result.generated[1].tokens
+    assert result.base_restored is True
+
+
+def test_what_it_cannot_do_is_said(bundle: Path, generating: Path, cpp: CppExecutor) -> None:
     job = Job(bundle=str(bundle), variant="fp32", threads=1, rows=(Rows(adapter="nobody", texts=("a",)),))
     with pytest.raises(InputError, match="no adapter 'nobody' in the bundle; it has: reviews, movies"):
         cpp.run(job)
@@ -83,6 +144,12 @@ def test_what_it_cannot_do_is_said(bundle: Path, cpp: CppExecutor, monkeypatch: 
         ("edgepeft-job 1 fly", "unknown key 'fly'"),
         (f"edgepeft-job 1 graph {bundle}/onnx/model.onnx batch x 1 1 1 input_ids 5", "no adapter 'x' was loaded"),
         (
+            f"edgepeft-job 1 graph {bundle}/onnx/model.onnx prompt - 4 0 1 5",
+            "generation does not know the graph's input token_type_ids",
+        ),
+        (f"edgepeft-job 1 graph {generating}/onnx/model.onnx prompt - 4 0 0", "the prompt has no tokens"),
+        (f"edgepeft-job 1 graph {generating}/onnx/model.onnx prompt x 4 0 1 5", "no adapter 'x' was loaded"),
+        (
             f"edgepeft-job 1 graph {bundle}/onnx/model.onnx adapter a {bundle}/config.json",
             "valid lora parameter format",
         ),
@@ -90,11 +157,26 @@ def test_what_it_cannot_do_is_said(bundle: Path, cpp: CppExecutor, monkeypatch: 
         done = subprocess.run([str(program)], input=said, capture_output=True, text=True)
         assert (done.returncode, expected in done.stderr) == (2, True), (said, done.stderr)
     job = job.model_copy(update={"rows": (Rows(adapter=None, texts=("a", "b")),)})
-    host = native.fingerprint("", 1)
+    host, opened = native.fingerprint("", 1), read_bundle(bundle)
     with pytest.raises(DeviceError, match="answer is cut off"):
-        read_answer("onnxruntime 1.0\nlogits - 1 2 0 0\n", job, host, "x")
+        read_answer("onnxruntime 1.0\nlogits - 1 2 0 0\n", job, opened, host, "x")
     with pytest.raises(DeviceError, match="1 rows came for None, 2 were asked for"):
-        read_answer("onnxruntime 1.0\nload_ms 1\nlogits - 1 2 0 0\npeak_rss_mb 1\nend\n", job, host, "x")
+        read_answer("onnxruntime 1.0\nload_ms 1\nlogits - 1 2 0 0\npeak_rss_mb 1\nend\n", job, opened, host, "x")
+    asked = Job(bundle=str(generating), variant="fp32", threads=1, prompts=(Prompts(adapter="wide", texts=("a", "b")),))
+    with pytest.raises(DeviceError, match="1 texts came for wide, 2 were asked for"):
+        read_answer(
+            "onnxruntime 1.0\nload_ms 1\ntokens wide 1 1 5\npeak_rss_mb 1\nend\n",
+            asked,
+            read_bundle(generating),
+            host,
+            "x",
+        )
+    with pytest.raises(InputError, match="this model's context is 187 tokens beside the adapter's 5 states"):
+        cpp.run(
+            asked.model_copy(
+                update={"prompts": (Prompts(adapter="prefix", texts=("a",), max_new_tokens=187, chat=False),)}
+            )
+        )
 
 
 def test_doctor_without_a_compiler(cpp: CppExecutor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

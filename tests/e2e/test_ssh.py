@@ -100,6 +100,18 @@ def test_runs_there_and_brings_the_report_back(address: str, target: Target, bun
     assert not list((tmp_path / "there").glob("run-*")), "no run is left behind"
 
 
+def test_a_language_model_there(address: str, target: Target, generating: Path) -> None:
+    """The same library behind ssh: the very same bits, so each token is the native run's choice with no lead."""
+    from edgepeft.data import PromptRows
+
+    report = validate_on(
+        generating, target, on=address, data={"*": PromptRows(("the film was",))}, new_tokens=8, reference=False
+    )
+    assert report.verdict is Verdict.PASS, [gate for gate in report.gates if not gate.ok]
+    assert {(row["native"]["same"], row["native"]["lead"]) for row in report.data["tokens"]} == {(8, 0.0)}
+    assert len({row["texts"] for row in report.data["tokens"]}) == 4
+
+
 def test_a_second_run_copies_nothing_and_a_broken_copy_goes_on(address: str, bundle: Path, tmp_path: Path) -> None:
     from edgepeft.bundle import read_bundle
 

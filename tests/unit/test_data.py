@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
 
-from edgepeft.data import Examples, read_examples
+from edgepeft.data import Examples, PromptRows, read_examples, read_prompts
 from edgepeft.errors import DataError
 
 
@@ -88,3 +90,43 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
     (tmp_path / "dir.csv").mkdir()
     with pytest.raises(DataError, match="cannot read data file"):
         read_examples(tmp_path / "dir.csv")
+
+
+def test_prompts_from_rows_as_language_models_are_trained_on(tmp_path: Path) -> None:
+    user, bot = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}
+    chats = "".join(
+        f"{json.dumps(row)}\n"
+        for row in (
+            {"prompt": "why?", "completion": "because"},
+            {"messages": [user, bot, user, bot]},
+            {"messages": [user]},
+        )
+    )
+    found = read_prompts(write(tmp_path, "a.jsonl", chats))
+    assert found.prompts == ("why?", (user, bot, user), (user,))
+    assert found.chat is None
+    assert read_prompts(write(tmp_path, "a.csv", "prompt,completion\na,b\n")).prompts == ("a",)
+    words = "word " * 100
+    texts = read_prompts(write(tmp_path, "b.jsonl", f'{{"text": "{words}"}}\n{{"text": "short"}}\n'))
+    assert texts.chat is False
+    assert texts.prompts == (("word " * 40).strip()[:-5], "short"), "to the end of a whole word"
+    assert PromptRows(tuple("abcdefgh")).spread(3).prompts == ("a", "c", "f")
+    assert PromptRows(("a",)).spread(3).prompts == ("a",)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"prompt": "a"}\n{"label": "x"}\n', "line 2: nothing to go on from; expected 'prompt', 'messages' or 'text'"),
+        ('{"prompt": "  "}\n', "line 1: 'prompt' must be a text"),
+        ('{"prompt": 3}\n', "line 1: 'prompt' must be a text, found 3"),
+        ('{"messages": []}\n', "line 1: 'messages' must be a list"),
+        ('{"messages": [{"role": "assistant", "content": "x"}]}\n', "something before the answer"),
+        ('{"messages": [{"role": "user"}]}\n', "line 1: 'messages' must be a list"),
+        ('{"prompt": "a"}\n{"text": "b"}\n', "some rows are plain text and some are prompts"),
+        ("\n", "has no data rows"),
+    ],
+)
+def test_rows_without_a_prompt_name_the_line(tmp_path: Path, content: str, said: str) -> None:
+    with pytest.raises(DataError, match=re.escape(said)):
+        read_prompts(write(tmp_path, "a.jsonl", content))

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 from ...errors import InputError
 from .conversation import Conversation
-from .generator import GenerateOptions, Generator, Options, Prompt, TextStream, is_batch
+from .encoder import Prompt, PromptEncoder
+from .generator import GenerateOptions, Generator, Options, TextStream, is_batch
 from .loop import Generation
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ __all__ = [
     "Generator",
     "Options",
     "Prompt",
+    "PromptEncoder",
     "TextStream",
     "generator_for",
     "is_batch",

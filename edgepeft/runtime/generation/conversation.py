@@ -9,7 +9,8 @@ from typing import Any, Unpack
 from ...errors import InputError
 from ..active import ActiveAdapter
 from .chat import Message
-from .generator import GenerateOptions, Generator, Options, Prompt, TextStream
+from .encoder import Prompt
+from .generator import GenerateOptions, Generator, Options, TextStream
 from .loop import Generation, Run, Steps
 
 

@@ -10,7 +10,8 @@ import numpy as np
 from ...errors import InputError
 from ..seq2seq import PAST, PRESENT, is_own
 from .decoder import rows_of
-from .generator import Generator, Options, Prompt
+from .encoder import Prompt, PromptEncoder
+from .generator import Generator
 
 if TYPE_CHECKING:
     from ..active import ActiveAdapter
@@ -83,15 +84,17 @@ class CrossedDecoder:
         self._slots = {name: rows_of(value, index) for name, value in self._slots.items()}
 
 
-class Writer(Generator):
-    """Generation with an encoder-decoder: a prompt is read, and what is written does not go on from it."""
+class SourceEncoder(PromptEncoder):
+    """From a text to the tokens that the encoder reads; no chat templates."""
 
-    continues = False
+    task = "text2text-generation"
     template = None
 
-    def encode(self, prompt: Prompt, options: Options, before: int = 0) -> list[int]:
+    def encode(
+        self, prompt: Prompt, *, chat: bool | None = None, system: str | None = None, before: int = 0
+    ) -> list[int]:
         """A text's tokens; :class:`InputError` for an empty or too long one, and for messages."""
-        if not isinstance(prompt, str) or options.chat or options.system is not None:
+        if not isinstance(prompt, str) or chat or system is not None:
             raise InputError("an encoder-decoder takes plain texts: no messages, chat template or system message")
         if not prompt:
             raise InputError("the text is empty; give at least one character")
@@ -101,9 +104,19 @@ class Writer(Generator):
             raise InputError(f"the text has {len(tokens)} tokens; this model reads at most {limit}. Shorten it.")
         return tokens
 
-    def _room(self, longest: int, before: int) -> int | None:
+    def left(self, longest: int, before: int) -> int | None:
         """What may be written: the decoder has a context of its own, of which the start token takes a place."""
         return None if self.defaults.context is None else self.defaults.context - 1
+
+    def _too_many(self, longest: int, wanted: int, left: int, before: int) -> str:
+        return f"{wanted} new tokens were asked for; this model's decoder writes at most {left} new tokens"
+
+
+class Writer(Generator):
+    """Generation with an encoder-decoder: a prompt is read, and what is written does not go on from it."""
+
+    continues = False
+    encoder = SourceEncoder
 
     def decoder(self, active: ActiveAdapter, rows: int, capacity: int) -> CrossedDecoder:
         """A fresh decoder with the adapter's tensors; its cache grows as it writes."""

@@ -11,18 +11,16 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 from ...errors import InputError
 from ..active import ActiveAdapter
-from .chat import ChatTemplate, Message, check_messages, read_chat_template
+from .chat import ChatTemplate
 from .decoder import Decoder
-from .defaults import NEW_TOKENS, Defaults, read_defaults
+from .defaults import NEW_TOKENS, Defaults
+from .encoder import Prompt, PromptEncoder
 from .loop import Generation, Plan, Run, Steps
 from .signature import Signature, read_signature
 from .tokens import Tokens, check_stops
 
 if TYPE_CHECKING:
     from ..session import Runtime
-
-#: A text, or the messages of a chat.
-Prompt = str | Sequence[Message]
 
 
 @dataclass(frozen=True)
@@ -63,88 +61,38 @@ class Generator:
 
     #: Whether what is generated goes on from the prompt.
     continues = True
+    #: What turns prompts into tokens.
+    encoder: type[PromptEncoder] = PromptEncoder
 
     def __init__(self, runtime: Runtime) -> None:
+        self.prompts = self.encoder(runtime.bundle)
         self.runtime = runtime
-        self.tokens = Tokens(runtime.bundle)
-        self.defaults: Defaults = read_defaults(runtime.bundle)
+        self.tokens: Tokens = self.prompts.tokens
+        self.defaults: Defaults = self.prompts.defaults
 
     @cached_property
     def signature(self) -> Signature:
         """What the decoder graph takes and returns."""
         return read_signature(self.runtime.session)
 
-    @cached_property
+    @property
     def template(self) -> ChatTemplate | None:
         """The bundle's chat template."""
-        return read_chat_template(self.runtime.bundle)
+        return self.prompts.template
 
     def encode(self, prompt: Prompt, options: Options, before: int = 0) -> list[int]:
-        """A prompt's tokens. Raises :class:`InputError` for an empty one or one as long as the context.
-
-        ``before`` places of the context are taken by the adapter's states.
-        """
-        if isinstance(prompt, str):
-            if not prompt:
-                raise InputError("the prompt is empty; give at least one character")
-            chat = self.template is not None if options.chat is None else options.chat
-            if not chat:
-                if options.system is not None:
-                    raise InputError(
-                        "a system message needs the chat template, and this prompt is given as it is (raw)"
-                    )
-                return self._fits(self.tokens.encode(prompt, special=True), before)
-            system = [] if options.system is None else [{"role": "system", "content": options.system}]
-            prompt = [*system, {"role": "user", "content": prompt}]
-        elif options.chat is False:
-            raise InputError("messages need the chat template; give a text where chat=False")
-        check_messages(prompt)
-        if self.template is None:
-            raise InputError(
-                f"{self.runtime.bundle.path} has no chat template (chat_template.jinja, or chat_template in "
-                "tokenizer_config.json); give a plain prompt (--raw, in Python chat=False)"
-            )
-        # The template writes the special tokens itself.
-        return self._fits(self.tokens.encode(self.template.render(prompt), special=False), before)
-
-    def _fits(self, tokens: list[int], before: int) -> list[int]:
-        limit = None if self.defaults.context is None else self.defaults.context - before
-        if not tokens:
-            raise InputError("the prompt has no tokens; give at least one word")
-        if limit is not None and len(tokens) >= limit:
-            raise InputError(
-                f"the prompt has {len(tokens)} tokens; this model's context is {limit} tokens{_beside(before)}, prompt and answer "
-                "together. Shorten the prompt."
-            )
-        return tokens
-
-    def _room(self, longest: int, before: int) -> int | None:
-        """How many tokens fit the context behind the longest prompt and what stands before it."""
-        return None if self.defaults.context is None else self.defaults.context - before - longest
+        """A prompt's tokens: see :meth:`PromptEncoder.encode`."""
+        return self.prompts.encode(prompt, chat=options.chat, system=options.system, before=before)
 
     def plan(self, prompts: Sequence[Sequence[int]], options: Options, before: int = 0) -> Plan:
         """When to stop and how to choose, for these prompts."""
         longest = max(map(len, prompts))
-        room = self._room(longest, before)
-        wanted = options.max_new_tokens
-        if wanted is None:
+        if options.max_new_tokens is None:
+            left = self.prompts.left(longest, before)
             new = self.defaults.new_tokens or NEW_TOKENS
-            new = new if room is None else min(new, room)
-        elif isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 1:
-            raise InputError(f"max_new_tokens must be a whole number of at least 1, found {wanted!r}")
-        elif room is not None and wanted > room:
-            taken = (
-                f"a prompt of {longest} tokens and {wanted} new ones make {longest + wanted}; "
-                if self.continues
-                else ""
-            )
-            raise InputError(
-                f"{taken}this model's context is {room + longest if self.continues else self.defaults.context} "
-                f"tokens{_beside(before)}. {'Shorten the prompt, or ask' if self.continues else 'Ask'} for at most {room} new "
-                "tokens."
-            )
+            new = new if left is None else min(new, left)
         else:
-            new = wanted
+            new = self.prompts.new_tokens(longest, options.max_new_tokens, before)
         sampling = self.defaults.sampling(
             options.temperature, options.top_k, options.top_p, options.repetition_penalty, options.seed
         )
@@ -175,10 +123,6 @@ class Generator:
         return Run(
             decoder, encoded, plan, self.tokens, adapters, started, first_row=first_row, continues=self.continues
         )
-
-
-def _beside(before: int) -> str:
-    return f" beside the adapter's {before} states" if before else ""
 
 
 class TextStream:

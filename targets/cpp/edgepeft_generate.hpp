@@ -1,0 +1,233 @@
+// Greedy generation with a causal language model's bundle: one sequence, its key/value cache, any adapter.
+//
+//   edgepeft::Model model("bundle/onnx/model_q4.onnx");
+//   model.load("support", "bundle/adapters/support.onnx_adapter");
+//   edgepeft::Generator generator(model);
+//   model.use("support");                                                    // or "" for the base
+//   auto answer = generator.generate(prompt, /*max_new_tokens=*/64, /*stops=*/{2});
+//
+// A prompt is token ids as the bundle's chat template and tokenizer.json give them, `stops` are the ids of
+// generation_config.json's eos_token_id. A cache belongs to the adapter that filled it: begin again after a swap.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <set>
+
+#include "edgepeft.hpp"
+
+namespace edgepeft {
+
+class Generator {
+ public:
+  // Reads from the graph's own inputs how it keeps its cache. Throws where it is no decoder of the kind that bundles hold.
+  explicit Generator(Model& model) : model_(model) {
+    Ort::AllocatorWithDefaultOptions allocator;
+    auto& session = model.session();
+    for (size_t i = 0; i < session.GetInputCount(); ++i) {
+      std::string name = session.GetInputNameAllocated(i, allocator).get();
+      if (name.rfind(kPast, 0) == 0) {
+        auto type = session.GetInputTypeInfo(i);  // what follows is a view of it
+        auto info = type.GetTensorTypeAndShapeInfo();
+        auto shape = info.GetShape();  // [batch, heads, sequence, head_dim]
+        if (shape.size() != 4 || shape[1] < 1 || shape[3] < 1) throw std::runtime_error(name + " is no cache of four dimensions");
+        cache_.push_back({name, "present." + name.substr(std::strlen(kPast)), shape[1], shape[3], info.GetElementType(), {}});
+      } else {
+        fed_.insert(name);
+      }
+    }
+    for (size_t i = 0; i < session.GetOverridableInitializerCount(); ++i) {
+      std::string name = session.GetOverridableInitializerNameAllocated(i, allocator).get();
+      if (name == "logits_from") fed_.insert(name);  // a run then computes the logits of its last tokens only
+    }
+    for (const auto& name : fed_)
+      if (name != "input_ids" && name != "attention_mask" && name != "position_ids" && name != "logits_from")
+        throw std::runtime_error("generation does not know the graph's input " + name);
+    if (cache_.empty() || fed_.count("input_ids") == 0) throw std::runtime_error("the graph has no key/value cache");
+    shared_ = shares();
+  }
+
+  // The likeliest token, then the likeliest after that: at most `max_new_tokens`, ending with one of `stops` where it comes.
+  // `on_token` is called with each as it comes.
+  std::vector<int64_t> generate(const std::vector<int64_t>& prompt, int64_t max_new_tokens, const std::set<int64_t>& stops,
+                                const std::function<void(int64_t)>& on_token = [](int64_t) {}) {
+    std::vector<int64_t> answer;
+    auto logits = begin(prompt, max_new_tokens);
+    while (true) {
+      answer.push_back(best(logits));
+      on_token(answer.back());
+      if (static_cast<int64_t>(answer.size()) >= max_new_tokens || stops.count(answer.back())) return answer;
+      logits = step(answer.back());
+    }
+  }
+
+  // Reads a prompt with the adapter in use and room for `more` tokens; the logits after it, one for each token of the vocabulary.
+  std::vector<float> begin(const std::vector<int64_t>& prompt, int64_t more) {
+    if (prompt.empty()) throw std::invalid_argument("the prompt has no tokens");
+    width_ = 0;
+    const Tensors* states = model_.states();
+    if (states != nullptr) width_ = states->at(state(cache_[0])).GetTensorTypeAndShapeInfo().GetShape()[2];
+    capacity_ = shared_ ? width_ + static_cast<int64_t>(prompt.size()) + more : width_;
+    for (auto& each : cache_) {
+      allocate(each, capacity_);
+      if (states != nullptr) copy(states->at(state(each)), each);
+    }
+    std::vector<float> logits;
+    for (size_t start = 0; start < prompt.size(); start += kChunk)
+      logits = run({prompt.begin() + start, prompt.begin() + std::min(prompt.size(), start + kChunk)});
+    return logits;
+  }
+
+  // Feeds one token; the logits after it.
+  std::vector<float> step(int64_t token) { return run({token}); }
+
+  static int64_t best(const std::vector<float>& logits) {
+    auto found = std::max_element(logits.begin(), logits.end());
+    if (!std::isfinite(*found)) throw std::runtime_error("the model's logits are not finite numbers");
+    return found - logits.begin();
+  }
+
+ private:
+  struct Cache {
+    std::string past, present;
+    int64_t heads, head_dim;
+    ONNXTensorElementDataType type;
+    std::vector<uint8_t> buffer;         // [1, heads, capacity, head_dim]
+    Ort::Value value{nullptr};           // over the buffer, or what the last run returned
+    size_t element() const { return type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16 ? 2 : 4; }
+  };
+
+  static constexpr const char* kPast = "past_key_values.";
+  static constexpr size_t kChunk = 512;  // of a prompt, so that attention scores stay small
+
+  static std::string state(const Cache& cache) { return "prefix." + cache.past.substr(std::strlen(kPast)); }
+
+  Ort::Value over(Cache& cache, int64_t places) {
+    const int64_t shape[] = {1, cache.heads, places, cache.head_dim};
+    return Ort::Value::CreateTensor(memory_, cache.buffer.data(), cache.buffer.size(), shape, 4, cache.type);
+  }
+
+  void allocate(Cache& cache, int64_t places) {
+    cache.buffer.assign(cache.heads * places * cache.head_dim * cache.element(), 0);
+    cache.value = over(cache, places);
+  }
+
+  // An adapter's states, [1, heads, length, head_dim] in float32, to the front of a cache.
+  static void copy(const Ort::Value& states, Cache& cache) {
+    auto shape = states.GetTensorTypeAndShapeInfo().GetShape();
+    if (shape.size() != 4 || shape[1] != cache.heads || shape[3] != cache.head_dim)
+      throw std::runtime_error("the adapter's states do not fit " + cache.past);
+    const float* from = states.GetTensorData<float>();
+    const int64_t block = shape[2] * cache.head_dim;
+    const size_t places = cache.buffer.size() / (cache.heads * cache.head_dim * cache.element());
+    for (int64_t head = 0; head < cache.heads; ++head, from += block) {
+      uint8_t* to = cache.buffer.data() + head * places * cache.head_dim * cache.element();
+      if (cache.element() == 4) {
+        std::memcpy(to, from, block * 4);
+      } else {
+        std::transform(from, from + block, reinterpret_cast<Ort::Float16_t*>(to), [](float x) { return Ort::Float16_t(x); });
+      }
+    }
+  }
+
+  std::vector<float> run(const std::vector<int64_t>& tokens) {
+    const int64_t count = tokens.size();
+    std::map<std::string, std::vector<int64_t>> fed = {{"input_ids", tokens}, {"attention_mask", {}}};
+    fed["attention_mask"].assign(width_ + count, 1);
+    for (int64_t i = 0; i < count; ++i) fed["position_ids"].push_back(width_ + i);
+    fed["logits_from"] = {count - 1};
+    std::vector<const char*> names, wanted = {"logits"};
+    std::vector<Ort::Value> inputs, outputs;
+    outputs.emplace_back(nullptr);  // allocated by the run
+    for (auto& [name, data] : fed) {
+      if (fed_.count(name) == 0) continue;
+      const int64_t shape[] = {1, static_cast<int64_t>(data.size())};
+      const bool flat = name == "logits_from";
+      names.push_back(name.c_str());
+      inputs.push_back(Ort::Value::CreateTensor<int64_t>(memory_, data.data(), data.size(), flat ? shape + 1 : shape, flat ? 1 : 2));
+    }
+    for (auto& each : cache_) {
+      names.push_back(each.past.c_str());
+      inputs.push_back(std::move(each.value));
+      wanted.push_back(each.present.c_str());
+      // One buffer is past and present where the graph writes into it; others return a cache that is longer.
+      outputs.push_back(shared_ ? over(each, capacity_) : Ort::Value(nullptr));
+    }
+    const size_t own = inputs.size();
+    std::vector<Ort::Value> slots = other_tensors(names);
+    for (auto& value : slots) inputs.push_back(std::move(value));
+    model_.session().Run(model_.run_options(), names.data(), inputs.data(), inputs.size(), wanted.data(), outputs.data(), wanted.size());
+    for (size_t i = 0; i < cache_.size(); ++i)
+      cache_[i].value = std::move(shared_ ? inputs[own - cache_.size() + i] : outputs[i + 1]);
+    width_ += count;
+    return last_row(outputs[0]);
+  }
+
+  // What an adapter with states holds beside them fills slots: fed by value, over the adapter's own memory.
+  std::vector<Ort::Value> other_tensors(std::vector<const char*>& names) {
+    std::vector<Ort::Value> found;
+    if (model_.states() == nullptr) return found;
+    for (const auto& [name, value] : *model_.states()) {
+      if (name.rfind("prefix.", 0) == 0) continue;
+      auto info = value.GetTensorTypeAndShapeInfo();
+      auto shape = info.GetShape();
+      auto* data = const_cast<float*>(value.GetTensorData<float>());
+      names.push_back(name.c_str());
+      found.push_back(Ort::Value::CreateTensor<float>(memory_, data, info.GetElementCount(), shape.data(), shape.size()));
+    }
+    return found;
+  }
+
+  static std::vector<float> last_row(const Ort::Value& logits) {
+    auto info = logits.GetTensorTypeAndShapeInfo();
+    const size_t size = info.GetShape().back(), from = info.GetElementCount() - size;
+    if (info.GetElementType() != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16) {
+      const float* data = logits.GetTensorData<float>() + from;
+      return {data, data + size};
+    }
+    const auto* data = logits.GetTensorData<Ort::Float16_t>() + from;
+    std::vector<float> row(size);
+    std::transform(data, data + size, row.begin(), [](Ort::Float16_t x) { return x.ToFloat(); });
+    return row;
+  }
+
+  // Whether the graph takes a cache longer than what is filled and writes into it (GroupQueryAttention): one run tells.
+  bool shares() {
+    Ort::RunOptions quiet;
+    quiet.SetRunLogSeverityLevel(4);  // a failure is an answer here
+    int64_t token = 0, one = 1, position = 0, from = 0;
+    const int64_t shape[] = {1, 1};
+    std::vector<const char*> names;
+    std::vector<Ort::Value> inputs;
+    for (const auto& name : fed_) {
+      int64_t* data = name == "attention_mask" ? &one : name == "position_ids" ? &position : name == "logits_from" ? &from : &token;
+      names.push_back(name.c_str());
+      inputs.push_back(Ort::Value::CreateTensor<int64_t>(memory_, data, 1, shape, name == "logits_from" ? 1 : 2));
+    }
+    const int64_t room = 4;
+    for (auto& each : cache_) {
+      allocate(each, room);
+      names.push_back(each.past.c_str());
+      inputs.push_back(std::move(each.value));
+    }
+    const char* present = cache_[0].present.c_str();
+    try {
+      auto found = model_.session().Run(quiet, names.data(), inputs.data(), inputs.size(), &present, 1);
+      return found[0].GetTensorTypeAndShapeInfo().GetShape()[2] == room;
+    } catch (const Ort::Exception&) {  // a graph that concatenates may refuse the mask
+      return false;
+    }
+  }
+
+  Model& model_;
+  Ort::MemoryInfo memory_ = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
+  std::vector<Cache> cache_;
+  std::set<std::string> fed_;  // the graph's inputs beside the cache
+  bool shared_ = false;
+  int64_t width_ = 0;          // places of the cache that are filled
+  int64_t capacity_ = 0;       // and that there are, where one buffer is past and present
+};
+
+}  // namespace edgepeft
