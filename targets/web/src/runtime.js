@@ -4,7 +4,8 @@ import * as ort from "onnxruntime-web/wasm";
 
 import { checkAdapterFile, readAdapter } from "./adapter.js";
 import { AdapterMismatchError, BundleError, InputError, UnknownAdapterError } from "./errors.js";
-import { MANIFEST_NAME, checkAdapters, findAdapter, findVariant, parseManifest, slotSignature, slotTensors } from "./manifest.js";
+import { MANIFEST_NAME, findAdapter, findVariant, parseManifest } from "./manifest.js";
+import { checkAdapters, slotSignature, slotTensors } from "./slots.js";
 import { openSource, readChecked, sha256 } from "./source.js";
 import { TextEncoder } from "./tokenizer.js";
 

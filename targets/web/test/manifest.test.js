@@ -2,7 +2,8 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { AdapterMismatchError, BundleError, ManifestError, UnknownAdapterError } from "../src/errors.js";
-import { checkAdapters, findAdapter, findVariant, parseManifest, slotSignature, slotTensors } from "../src/manifest.js";
+import { findAdapter, findVariant, parseManifest } from "../src/manifest.js";
+import { checkAdapters, slotSignature, slotTensors } from "../src/slots.js";
 
 const HASH = "ab".repeat(32);
 
