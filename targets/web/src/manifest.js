@@ -34,9 +34,11 @@ export const MANIFEST_NAME = "edgepeft.json";
  * @property {Record<string, number[]>} tensors  Exactly the tensors the file holds, with their shapes.
  * @property {string[] | null} labels
  * @property {boolean} scalable
+ * @property {boolean} per_row  Whether rows of a batch may differ in it.
+ * @property {number} prefix_length  Places of the cache that its states take before the sequence; 0 without any.
  * @typedef {object} Manifest
  * @property {string} task
- * @property {"swap" | "merge"} mode
+ * @property {"swap" | "merge" | "bake"} mode
  * @property {{ identity: string, source: string, fresh: string[] }} base
  * @property {GraphInput[]} inputs
  * @property {GraphInput[]} outputs
@@ -79,7 +81,7 @@ export function parseManifest(text, where) {
   /** @type {Manifest} */
   const manifest = {
     task: top.text("task"),
-    mode: top.oneOf("mode", /** @type {const} */ (["swap", "merge"])),
+    mode: top.oneOf("mode", /** @type {const} */ (["swap", "merge", "bake"])),
     base: ((base) => ({ identity: base.text("identity", HASH), source: base.text("source"), fresh: base.texts("fresh") }))(top.at("base")),
     inputs: top.each("inputs", graphInput),
     outputs: top.each("outputs", graphInput),
@@ -178,6 +180,8 @@ const adapterEntry = (value) => {
     ),
     labels: value.optionalTexts("labels"),
     scalable: value.raw("scalable") === undefined ? true : value.flag("scalable"),
+    per_row: value.raw("per_row") === undefined ? true : value.flag("per_row"),
+    prefix_length: value.raw("prefix_length") === undefined ? 0 : value.whole("prefix_length", 0),
   };
 };
 

@@ -37,6 +37,40 @@ export function slotTensors(manifest) {
 }
 
 /**
+ * Every slot that takes two factors, with the axes of `a` and `b` that are the rank.
+ *
+ * @param {Manifest} manifest
+ * @returns {{ a: string, b: string, axes: [number, number] }[]}
+ */
+export function factoredSlots(manifest) {
+  const { linear, convolutions, embeddings } = manifest.slots;
+  return [
+    ...linear.map(({ a, b }) => ({ a, b, axes: /** @type {[number, number]} */ ([2, 1]) })),
+    ...convolutions.map(({ a, b }) => ({ a, b, axes: /** @type {[number, number]} */ ([0, 1]) })),
+    ...embeddings.map(({ a, b }) => ({ a, b, axes: /** @type {[number, number]} */ ([1, 0]) })),
+  ];
+}
+
+const CACHE = /^past_key_values\.(\d+\.(?:key|value))$/;
+
+/**
+ * What an adapter that stands before the sequence holds: one tensor for each cache input of the base.
+ *
+ * @param {Manifest} manifest
+ * @returns {Map<string, { input: string, shape: Dim[] }>}
+ */
+export function prefixTensors(manifest) {
+  return new Map(
+    manifest.inputs.flatMap(({ name, shape }) => {
+      const [, place] = CACHE.exec(name) ?? [];
+      const [, heads, , width] = shape;
+      if (place === undefined || heads === undefined || width === undefined) return [];
+      return [[`prefix.${place}`, { input: name, shape: [1, heads, "prefix_length", width] }]];
+    }),
+  );
+}
+
+/**
  * Refuse adapters whose contract is not with this base: identity, slot schema, tensor names and shapes.
  *
  * @param {Manifest} manifest
@@ -45,7 +79,8 @@ export function slotTensors(manifest) {
  * @throws {AdapterMismatchError}
  */
 export function checkAdapters(manifest, where, slotsHash) {
-  const shapes = slotTensors(manifest);
+  const slots = slotTensors(manifest);
+  const states = prefixTensors(manifest);
   for (const [name, entry] of Object.entries(manifest.adapters)) {
     for (const [what, found, expected] of /** @type {const} */ ([
       ["base identity", entry.base_identity, manifest.base.identity],
@@ -58,8 +93,14 @@ export function checkAdapters(manifest, where, slotsHash) {
         );
       }
     }
+    for (const tensor of entry.prefix_length ? states.keys() : []) {
+      if (!entry.tensors[tensor]) {
+        throw new AdapterMismatchError(`${where}: adapter '${name}' puts ${entry.prefix_length} states before the sequence, at ${tensor} it has none`);
+      }
+    }
     for (const [tensor, shape] of Object.entries(entry.tensors)) {
-      const expected = shapes.get(tensor);
+      const prefix = entry.prefix_length ? states.get(tensor)?.shape.with(2, entry.prefix_length) : undefined;
+      const expected = slots.get(tensor) ?? prefix;
       if (expected === undefined) {
         throw new AdapterMismatchError(`${where}: adapter '${name}' fills ${tensor}, which is not a slot of this base`);
       }

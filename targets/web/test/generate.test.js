@@ -7,7 +7,7 @@ import assert from "node:assert/strict";
 import { readFile } from "node:fs/promises";
 import { after, before, describe, test } from "node:test";
 
-import { Pieces } from "../src/generate.js";
+import { Pieces } from "../src/pieces.js";
 import { InputError, openBundle } from "../src/index.js";
 
 const bundle = process.env.EDGEPEFT_TEST_CAUSAL ?? "";
