@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -123,3 +124,35 @@ def build_causal_bundle(folder: Path) -> Path:
     adapters = [read_adapter(folder / name, name=name, weights=base.weight) for name in ADAPTERS]
     slotted = add_slots(base, adapters, reserve="all-linear")
     return write_bundle(folder / "bundle", base, slotted, adapters).path
+
+
+#: PEFT's type, its options, and how many states it puts before the sequence.
+METHODS: dict[str, tuple[str, dict[str, Any], int]] = {
+    "prefix": ("PREFIX_TUNING", {"num_virtual_tokens": 5}, 5),
+    "projected": ("PREFIX_TUNING", {"num_virtual_tokens": 4, "prefix_projection": True, "encoder_hidden_size": 24}, 4),
+    "cartridge": ("CARTRIDGE", {"num_virtual_tokens": 6, "num_frozen_tokens": 1}, 6),
+    "prompt": ("PROMPT_TUNING", {"num_virtual_tokens": 7}, 7),
+    "ptuning": ("P_TUNING", {"num_virtual_tokens": 3, "encoder_hidden_size": 24}, 3),
+    "cpt": ("CPT", {"cpt_token_ids": [4, 9, 5, 8], "cpt_mask": [1] * 4, "cpt_tokens_type_mask": [1, 2, 2, 3]}, 4),
+}
+
+
+def save_virtual(out: Path, model: Path, name: str, **more: Any) -> Path:
+    """A checkpoint as PEFT saves it, every trained number moved."""
+    import torch
+    from peft import get_peft_model
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+    from transformers import AutoModelForCausalLM
+
+    peft_type, options, _ = METHODS[name]
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.manual_seed(3)
+        config = PEFT_TYPE_TO_CONFIG_MAPPING[peft_type](task_type="CAUSAL_LM", **{**options, **more})
+        wrapped = get_peft_model(AutoModelForCausalLM.from_pretrained(model), config)
+        with torch.no_grad():
+            for _, parameter in sorted(wrapped.named_parameters()):
+                if parameter.requires_grad:
+                    parameter.add_(torch.randn_like(parameter) * 0.5)
+        wrapped.save_pretrained(out)
+    return out

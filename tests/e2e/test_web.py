@@ -41,22 +41,6 @@ ODD = ["", " ", "ÉTÉ naïve", "日本語 text", "a" * 300, "good\tbad\nfine", 
        "\u0130stanbul \u00a0 x\u200by"]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def webbed(
-    exported: Path, adapters: dict[str, Path], cli: Callable[..., Result], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """The tiny bundle with three adapters of two and three labels, fp32 and int8, with graphs for the web."""
-    folder = Path(shutil.copytree(exported, tmp_path_factory.mktemp("web") / "bundle"))
-    for arguments in (
-        ["add", folder, f"--adapter=register={adapters['register']}"],
-        ["quantize", folder, "--variant", "int8"],
-        ["web", "prepare", folder],
-    ):
-        done = cli(*arguments)
-        assert done.exit_code == 0, done.output
-    return folder
-
-
 def job(bundle: Path, **options: Any) -> Job:
     rows = tuple(Rows(adapter=name, texts=tuple(TEXTS), batch=2) for name in ("reviews", "register", "movies"))
     return Job(**{"bundle": str(bundle), "variant": "fp32", "threads": 1, "rows": rows, "restore": True, **options})
@@ -69,6 +53,29 @@ def test_prepare_says_what_it_wrote(bundle: Path, cli: Callable[..., Result]) ->
     assert "fp32 has onnx/model_web.onnx (0." in cli("web", "prepare", bundle, "--variant", "fp32").stdout
     assert cli("web", "prepare", bundle, "--variant", "q4").exit_code == 2
     assert cli("web", "prepare", bundle / "nowhere").exit_code == 2
+
+
+BLENDS: list[tuple[dict[str, float], dict[str, Any]]] = [
+    ({"reviews": 0.7, "movies": 0.3}, {"head": "reviews"}),
+    ({"reviews": 0.5, "register": -1.25, "movies": 0}, {"head": "register", "scale": 0.5}),
+    ({"movies": 2}, {}),
+]
+ROWS = ["movies", "reviews", None, "movies"]
+REFUSED: list[list[Any]] = [
+    ["use", {"reviews": 0.7, "movies": 0.3}, {}],
+    ["forwardMixed", ["register", "reviews", None, "movies"]],
+]
+
+
+def says(model: runtime.Runtime, call: list[Any]) -> str:
+    """What Python says to a call that it refuses, up to what names its own way out."""
+    method, *given = call
+    with pytest.raises(InputError) as caught:
+        if method == "use":
+            model.use(given[0], **given[1])
+        else:
+            model.forward_mixed(model.encode(TEXTS), given[0])
+    return str(caught.value).partition(". ")[0].partition(": {")[0]
 
 
 @needs_node
@@ -87,13 +94,22 @@ def test_the_module_against_python(webbed: Path, tmp_path: Path) -> None:
             for name, entry in model.manifest.adapters.items()
         },
         "scaled": {"name": "reviews", "logits": model.use("reviews", scale=0.5).logits(TEXTS).tolist()},
+        "blends": [
+            {"weights": weights, "options": options, "logits": model.use(weights, **options).logits(TEXTS).tolist(),
+             "labels": list(model.labels or ())}
+            for weights, options in BLENDS
+        ],
+        "mixed": {"adapters": ROWS, "logits": model.forward_mixed(model.encode(TEXTS), ROWS)["logits"].tolist()},
+        "refused": [{"call": call, "says": says(model, call)} for call in REFUSED],
     }
+    alone = [expected["adapters"][name]["logits"] for name in ("reviews", "movies")]
+    assert np.abs(np.array(expected["blends"][0]["logits"]) - alone).max(axis=(1, 2)).min() > 1e-3
     (tmp_path / "expected.json").write_text(json.dumps(expected))
     module = Path(
         shutil.copytree(packages.web_folder(), tmp_path / "web", ignore=shutil.ignore_patterns("node_modules"))
     )
     (module / "node_modules").symlink_to(packages.install() / "node_modules")
-    tests = sorted(str(path) for path in (module / "test").glob("*.test.js") if path.name != "generate.test.js")
+    tests = sorted(str(path) for path in (module / "test").glob("*.test.js") if path.name not in {"generate.test.js", "sampling.test.js"})
     assert len(tests) == 2
     done = subprocess.run(
         ["node", "--test", *tests],

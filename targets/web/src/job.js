@@ -3,7 +3,7 @@
  * measuring process takes and gives (`edgepeft/bench/job.py`).
  */
 
-import { InputError } from "./errors.js";
+import { BundleError, InputError } from "./errors.js";
 import { openBundle } from "./open.js";
 
 /**
@@ -64,9 +64,11 @@ export async function runJob(job, rss = () => null) {
 }
 
 /** Where WebGPU ran it, and what it left to the CPU: ONNX Runtime falls back without a word. @param {Runtime} runtime @returns {string[]} */
-function placementNotes({ adapter, placement }) {
+function placementNotes(runtime) {
+  const { adapter, placement } = runtime;
   if (adapter === null || placement === null) return [];
   const { nodes, cpu } = placement;
+  if (!nodes.WebGpu) throw new BundleError(`no node of ${runtime.name} runs on WebGPU: ONNX Runtime Web put all of them on the CPU`);
   const total = Object.values(nodes).reduce((sum, count) => sum + count, 0);
   const operators = Object.entries(cpu).sort(([, a], [, b]) => b - a).map(([operator, count]) => `${count} ${operator}`);
   const left = operators.length ? `; on the CPU, in WebAssembly: ${operators.join(", ")}` : "";
