@@ -99,9 +99,7 @@ def exported(encoder: Path, adapters: dict[str, Path], tmp_path_factory: pytest.
 
 
 @pytest.fixture(scope="session")
-def webbed(
-    exported: Path, adapters: dict[str, Path], cli: Cli, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def webbed(exported: Path, adapters: dict[str, Path], cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny bundle with three adapters of two and three labels, fp32 and int8, with graphs for the web."""
     folder = Path(shutil.copytree(exported, tmp_path_factory.mktemp("web") / "bundle"))
     for arguments in (

@@ -69,12 +69,9 @@ REFUSED: list[list[Any]] = [
 
 def says(model: runtime.Runtime, call: list[Any]) -> str:
     """What Python says to a call that it refuses, up to what names its own way out."""
-    method, *given = call
+    method, given, *_ = call
     with pytest.raises(InputError) as caught:
-        if method == "use":
-            model.use(given[0], **given[1])
-        else:
-            model.forward_mixed(model.encode(TEXTS), given[0])
+        model.use(given) if method == "use" else model.forward_mixed(model.encode(TEXTS), given)
     return str(caught.value).partition(". ")[0].partition(": {")[0]
 
 
@@ -95,8 +92,12 @@ def test_the_module_against_python(webbed: Path, tmp_path: Path) -> None:
         },
         "scaled": {"name": "reviews", "logits": model.use("reviews", scale=0.5).logits(TEXTS).tolist()},
         "blends": [
-            {"weights": weights, "options": options, "logits": model.use(weights, **options).logits(TEXTS).tolist(),
-             "labels": list(model.labels or ())}
+            {
+                "weights": weights,
+                "options": options,
+                "logits": model.use(weights, **options).logits(TEXTS).tolist(),
+                "labels": list(model.labels or ()),
+            }
             for weights, options in BLENDS
         ],
         "mixed": {"adapters": ROWS, "logits": model.forward_mixed(model.encode(TEXTS), ROWS)["logits"].tolist()},
@@ -109,7 +110,11 @@ def test_the_module_against_python(webbed: Path, tmp_path: Path) -> None:
         shutil.copytree(packages.web_folder(), tmp_path / "web", ignore=shutil.ignore_patterns("node_modules"))
     )
     (module / "node_modules").symlink_to(packages.install() / "node_modules")
-    tests = sorted(str(path) for path in (module / "test").glob("*.test.js") if path.name not in {"generate.test.js", "sampling.test.js"})
+    tests = sorted(
+        str(path)
+        for path in (module / "test").glob("*.test.js")
+        if path.name not in {"generate.test.js", "sampling.test.js"}
+    )
     assert len(tests) == 2
     done = subprocess.run(
         ["node", "--test", *tests],

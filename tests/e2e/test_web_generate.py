@@ -168,10 +168,11 @@ def picks() -> list[dict[str, Any]]:
     random = np.random.default_rng(5)
     found = []
     for options in (
-        {"temperature": 1.0, "seed": 3}, {"temperature": 0.4, "seed": 2**40 + 1}, {"temperature": 1.5, "top_k": 5, "seed": 0},
-        {"temperature": 1.0, "top_p": 0.6, "seed": 9}, {"temperature": 0.9, "top_k": 40, "top_p": 0.9, "seed": 11},
-        {"temperature": 1e-9, "seed": 1}, {"temperature": 0.0, "repetition_penalty": 1.7}, {"temperature": 1.0, "top_k": 1000, "seed": 4},
-        {"temperature": 0.8, "repetition_penalty": 1.3, "seed": 6}, {"temperature": 1.0, "top_p": 1e-6, "seed": 2},
+        {"temperature": 1.0, "seed": 3}, {"temperature": 0.4, "seed": 2**40 + 1}, {"temperature": 1e-9, "seed": 1},
+        {"temperature": 1.5, "top_k": 5, "seed": 0}, {"temperature": 1.0, "top_k": 1000, "seed": 4},
+        {"temperature": 1.0, "top_p": 0.6, "seed": 9}, {"temperature": 1.0, "top_p": 1e-6, "seed": 2},
+        {"temperature": 0.9, "top_k": 40, "top_p": 0.9, "seed": 11}, {"temperature": 0.0, "repetition_penalty": 1.7},
+        {"temperature": 0.8, "repetition_penalty": 1.3, "seed": 6},
     ):  # fmt: skip
         logits = (random.standard_normal((12, 97)) * 4).astype(np.float32)
         if "top_k" not in options:  # of equal ones at its edge, which numpy keeps is not said
@@ -212,17 +213,21 @@ def test_the_module_against_python(causal: Path, tmp_path: Path) -> None:
     whole = model.use("wide").generate("good", max_new_tokens=24, temperature=0, chat=False).text
     cases = greedy_cases(model, [None, "wide", "narrow"])
     cases.append(("wide", "good", {"chat": False, "temperature": 0, "stop": [whole[len(whole) // 2 :][:2]]}))
-    cases += [(blend, "good", {"chat": False, "temperature": 0}) for blend in ({"wide": 0.7, "narrow": 0.6}, {"narrow": -1.5})]
+    cases += [
+        (blend, "good", {"chat": False, "temperature": 0}) for blend in ({"wide": 0.7, "narrow": 0.6}, {"narrow": -1.5})
+    ]
     # A random model's logits at half its temperature: many tokens are possible, so draws decide.
     sampled: list[dict[str, Any]] = [
-        {"temperature": 2.0, "seed": 1}, {"temperature": 2.0, "seed": 2}, {"top_k": 8, "seed": 1}, {"temperature": 3.0, "top_p": 0.8, "seed": 7},
-        {"temperature": 0, "repetition_penalty": 1.5},
+        {"temperature": 2.0, "seed": 1}, {"temperature": 2.0, "seed": 2}, {"top_k": 8, "seed": 1},
+        {"temperature": 3.0, "top_p": 0.8, "seed": 7}, {"temperature": 0, "repetition_penalty": 1.5},
     ]  # fmt: skip
     cases += [("wide", "good", {"chat": False, **options}) for options in sampled]
     expected = generated(model, cases)
     assert [each["finish"] for each in expected].count("stop") == 1
     assert len({tuple(each["tokens"]) for each in expected[-len(sampled) - 2 :]}) == len(sampled) + 2
-    seen = [np.random.default_rng(seed).random(4).tolist() for seed in ([0, 0], [1, 0], [2**70 + 5, 0], [1, 2, 3, 4, 5, 6])]
+    seen = [
+        np.random.default_rng(seed).random(4).tolist() for seed in ([0, 0], [1, 0], [2**70 + 5, 0], [1, 2, 3, 4, 5, 6])
+    ]
     run_module(causal, {"generated": expected, "draws": seen, "picks": picks(), "refused": []}, tmp_path)
 
 
@@ -230,7 +235,14 @@ def test_the_module_against_python(causal: Path, tmp_path: Path) -> None:
 def test_the_models_own_settings(causal: Path, tmp_path: Path) -> None:
     """``generation_config.json`` asks for sampling, a length and a penalty: without options both halves do as it says."""
     own = Path(shutil.copytree(causal, tmp_path / "own"))
-    settings = {"do_sample": True, "temperature": 1.7, "top_k": 20, "top_p": 0.95, "repetition_penalty": 1.1, "eos_token_id": [2, 0]}
+    settings = {
+        "do_sample": True,
+        "temperature": 1.7,
+        "top_k": 20,
+        "top_p": 0.95,
+        "repetition_penalty": 1.1,
+        "eos_token_id": [2, 0],
+    }
     (own / "generation_config.json").write_text(json.dumps(settings))
     manifest = read_bundle(own).manifest
     kept = {name: entry for name, entry in manifest.files.items() if name != "generation_config.json"}
@@ -250,7 +262,9 @@ def prefixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     names = ("prefix", "prompt", "ptuning")
     for name in names:
         save_virtual(folder / name, model, name)
-    save_lora(folder / "lora", model, task="text-generation", task_type="CAUSAL_LM", scale=0.25, target_modules="all-linear")
+    save_lora(
+        folder / "lora", model, task="text-generation", task_type="CAUSAL_LM", scale=0.25, target_modules="all-linear"
+    )
     export(model, {name: folder / name for name in (*names, "lora")}, folder / "bundle")
     write_input_style(folder / "bundle")
     return folder / "bundle"
@@ -265,7 +279,10 @@ def test_states_before_the_sequence(prefixed: Path, tmp_path: Path) -> None:
     assert len({tuple(each["tokens"]) for each in expected}) == len(expected), "every adapter changes what comes"
     refused = [
         {"use": ["prefix", {"scale": 0.5}], "says": refusal(model, lambda: model.use("prefix", scale=0.5))},
-        {"use": [{"lora": 1, "prompt": 0.5}, {}], "says": refusal(model, lambda: model.use({"lora": 1, "prompt": 0.5}))},
+        {
+            "use": [{"lora": 1, "prompt": 0.5}, {}],
+            "says": refusal(model, lambda: model.use({"lora": 1, "prompt": 0.5})),
+        },
     ]
     run_module(prefixed, {"generated": expected, "draws": [], "picks": [], "refused": refused}, tmp_path)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -79,7 +79,9 @@ def test_a_language_model(device: WebGpuExecutor, tmp_path: Path) -> None:
 def test_validate_on_the_target(
     device: WebGpuExecutor, webbed: Path, cli: Callable[..., Result], tmp_path: Path
 ) -> None:
-    done = cli("validate", webbed, "--target", "web-webgpu", "--no-reference", "--report", tmp_path / "report", "--json")
+    done = cli(
+        "validate", webbed, "--target", "web-webgpu", "--no-reference", "--report", tmp_path / "report", "--json"
+    )
     assert done.exit_code == 0, done.output
     report = json.loads(done.stdout)
     assert report["data"]["executor"] == device.name
@@ -96,7 +98,7 @@ def test_doctor_names_the_gpu(device: WebGpuExecutor, cli: Callable[..., Result]
 
 
 @pytest.fixture
-def without_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+def without_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """A real browser that gives pages no adapter."""
     for module in (gpu, executor):
         monkeypatch.setattr(module, "WEBGPU_FLAGS", ("--disable-gpu",))
@@ -113,7 +115,7 @@ def test_without_an_adapter(without_gpu: None, webbed: Path, cli: Callable[..., 
     assert "gives pages no WebGPU adapter, not even SwiftShader's" in done.stdout
     done = cli("validate", webbed, "--target", "web-webgpu", "--no-reference")
     assert "static only, nothing was executed" in done.stdout
-    with pytest.raises(DeviceError, match="no WebGPU here: navigator.gpu gives no adapter"):
+    with pytest.raises(DeviceError, match=r"no WebGPU here: navigator\.gpu gives no adapter"):
         WebGpuExecutor(load_target("web-webgpu")).run(job(webbed))
 
 

@@ -22,7 +22,8 @@ let worked = BASE;
 let turn = 0;
 let speaking = /** @type {AbortController | null} */ (null);
 
-const speaks = () => model?.manifest.task === "text-generation";
+const chats = () => model?.manifest.task === "text-generation";
+const speaks = () => chats() || model?.manifest.task === "text2text-generation";
 const choice = new Choice(at("adapters"), (name) => choose(name));
 const parameters = new URLSearchParams(location.search);
 
@@ -78,8 +79,9 @@ function describe(opened, took) {
   at("blending").hidden = blendable.length < 2;
   at("scaling").hidden = !adapters.length;
   at("every").hidden = speaks() || !adapters.length;
-  at("generate").hidden = at("warmth").hidden = !speaks();
-  examples(speaks() ? PROMPTS : TEXTS);
+  at("generate").hidden = !speaks();
+  at("warmth").hidden = !chats();
+  examples(chats() ? PROMPTS : TEXTS);
   note(adapters.length || manifest.merged ? null : "This bundle holds no adapters yet: the base answers. Add one with: edgepeft add BUNDLE --adapter NAME=CHECKPOINT");
 }
 
@@ -151,8 +153,8 @@ async function generate() {
   try {
     const swapped = await swap(opened);
     answer.classList.add("coming");
-    const temperature = Number(at("temperature").value);
-    const found = await opened.generate(text, { maxNewTokens: NEW_TOKENS, temperature, signal: mine.signal, onText: (piece) => answer.append(piece) });
+    const sampling = chats() ? { temperature: Number(at("temperature").value) } : {};
+    const found = await opened.generate(text, { maxNewTokens: NEW_TOKENS, ...sampling, signal: mine.signal, onText: (piece) => answer.append(piece) });
     showTimes({
       swap: milliseconds(swapped),
       "first token": milliseconds(found.prefillMs),

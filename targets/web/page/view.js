@@ -18,7 +18,8 @@ export const megabytes = (/** @type {number} */ bytes) => `${(bytes / 1e6).toFix
 export function setState(state) {
   document.body.dataset.state = state;
   at("progress").hidden = state !== "opening";
-  at("controls").disabled = state !== "ready";
+  // Where one variant failed, another may open.
+  at("controls").disabled = state === "opening" || !at("adapters").children.length;
 }
 
 /** An error in words, or none. @param {unknown} error @param {() => void} [again]  What a button then does. */

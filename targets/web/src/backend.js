@@ -96,6 +96,13 @@ export async function gpu() {
   return { vendor, architecture, software: isFallbackAdapter || architecture === "swiftshader" };
 }
 
+/** The placement of two graphs. @param {Placement | null} one @param {Placement} other @returns {Placement} */
+export function joined(one, other) {
+  /** @param {Record<string, number>} a @param {Record<string, number>} b */
+  const sum = (a, b) => Object.fromEntries([...Object.keys(a), ...Object.keys(b)].map((name) => [name, (a[name] ?? 0) + (b[name] ?? 0)]));
+  return one === null ? other : { nodes: sum(one.nodes, other.nodes), cpu: sum(one.cpu, other.cpu) };
+}
+
 const METHODS = /** @type {const} */ (["debug", "error", "info", "log", "warn"]);
 
 /**

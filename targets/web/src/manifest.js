@@ -9,7 +9,7 @@ export const MANIFEST_NAME = "edgepeft.json";
 /**
  * @typedef {import("./reader.js").Dim} Dim
  * @typedef {{ sha256: string, bytes: number }} FileEntry
- * @typedef {{ file: string, input_file: string | null, input_unpacked: boolean, data: string[], slots: "overridable" | "input" | "none" }} Variant
+ * @typedef {{ file: string, input_file: string | null, input_unpacked: boolean, decoder_file: string | null, decoder_input_file: string | null, data: string[], slots: "overridable" | "input" | "none" }} Variant
  * @typedef {{ name: string, dtype: string, shape: Dim[] }} GraphInput
  * @typedef {{ site: string, offset: number, size: number }} SlotPart
  * @typedef {object} LinearSlot
@@ -103,7 +103,7 @@ export function parseManifest(text, where) {
     }),
   };
   const named = [
-    ...Object.values(manifest.variants).flatMap((v) => [v.file, v.input_file, ...v.data]),
+    ...Object.values(manifest.variants).flatMap((v) => [v.file, v.input_file, v.decoder_file, v.decoder_input_file, ...v.data]),
     ...Object.values(manifest.adapters).map((a) => a.onnx_adapter),
     manifest.slot_defaults,
   ];
@@ -123,6 +123,8 @@ const graphInput = (value) => ({ name: value.text("name"), dtype: value.text("dt
 const variant = (value) => ({
   file: value.file("file"),
   input_file: value.optionalFile("input_file"),
+  decoder_file: value.optionalFile("decoder_file"),
+  decoder_input_file: value.optionalFile("decoder_input_file"),
   input_unpacked: value.raw("input_unpacked") === undefined ? false : value.flag("input_unpacked"),
   data: value.list("data").map((file) => (typeof file === "string" && staysInside(file) ? file : value.fail("data", "paths inside the bundle", file))),
   slots: value.raw("slots") === undefined ? "overridable" : value.oneOf("slots", /** @type {const} */ (["overridable", "input", "none"])),

@@ -1,6 +1,6 @@
 /** Opening a bundle: its files are fetched and checked, and a session made of a variant. */
 
-import { openBackend } from "./backend.js";
+import { joined, openBackend } from "./backend.js";
 import { AdapterMismatchError, BundleError, InputError } from "./errors.js";
 import { readAdapter } from "./adapter.js";
 import { MANIFEST_NAME, findVariant, parseManifest } from "./manifest.js";
@@ -56,24 +56,42 @@ export async function openBundle(where, options = {}) {
   checkAdapters(manifest, name, await sha256(new globalThis.TextEncoder().encode(slotSignature(manifest))));
   const [variant, entry] = findVariant(manifest, name, options.variant);
   const graph = graphFile(name, variant, entry);
-  const files = [graph, ...entry.data];
+  const decoderFile = entry.slots === "overridable" ? entry.decoder_input_file : entry.decoder_file;
+  const graphs = [graph, ...(decoderFile === null ? [] : [decoderFile])];
+  const files = [...graphs, ...entry.data];
   const size = files.reduce((sum, file) => sum + fileEntry(manifest, file).bytes, 0);
   const held = entry.input_unpacked ? size * 8 : size; // 4 bits become 32
   if (held >= HEAP_BYTES) {
     throw new BundleError(`${name}: variant ${variant} takes ${held} bytes of memory; ONNX Runtime Web can address ${HEAP_BYTES}. Use a smaller one.`);
   }
   const backend = await openBackend(device);
-  const [model, ...data] = await Promise.all(files.map((file) => readChecked(source, file, fileEntry(manifest, file), onProgress)));
+  const fetched = await Promise.all(files.map((file) => readChecked(source, file, fileEntry(manifest, file), onProgress)));
+  const contents = new Map(files.map((file, i) => [file, /** @type {Uint8Array} */ (fetched[i])]));
   const encoder = await readEncoder(source, manifest, name);
   const defaults = await readDefaults(source, manifest, name, entry, backend);
-  const settings = {
+  /** @type {import("./backend.js").Placement | null} */
+  let placement = null;
+  const sessions = [];
+  for (const file of graphs) {
+    const made = /** @type {const} */ ([/** @type {Uint8Array} */ (contents.get(file)), sessionOptions(entry, file, contents), threads, `${name}/${file}`]);
+    if (options.placement) placement = joined(placement, await backend.placement(...made));
+    sessions.push(await backend.session(...made));
+  }
+  const [session, decoder = null] = sessions;
+  return new Runtime({
+    source, name, manifest, variant, backend, session: /** @type {import("./backend.js").InferenceSession} */ (session), decoder, placement, encoder, defaults,
+  });
+}
+
+/** @param {Variant} entry @param {string} graph @param {Map<string, Uint8Array>} contents @returns {import("./backend.js").SessionOptions} */
+function sessionOptions(entry, graph, contents) {
+  // Of two graphs each has a weights file of its own, named after it.
+  const own = entry.decoder_file === null ? entry.data : entry.data.filter((file) => file === graph.replace(/(_web)?\.onnx$/, ".onnx_data"));
+  return {
     // Weights that are stored in 4 bits become fp32 once, here; otherwise ONNX Runtime would unpack them in every run.
     ...(entry.input_unpacked ? { extra: { session: { disable_quant_qdq: "1" } } } : {}),
-    externalData: entry.data.map((file, i) => ({ path: file.split("/").at(-1) ?? file, data: /** @type {Uint8Array} */ (data[i]) })),
+    externalData: own.map((file) => ({ path: file.split("/").at(-1) ?? file, data: /** @type {Uint8Array} */ (contents.get(file)) })),
   };
-  const made = /** @type {const} */ ([/** @type {Uint8Array} */ (model), settings, threads, `${name}/${graph}`]);
-  const placement = options.placement ? await backend.placement(...made) : null;
-  return new Runtime({ source, name, manifest, variant, backend, session: await backend.session(...made), placement, encoder, defaults });
 }
 
 /** @param {string} name @param {string} variant @param {Variant} entry */

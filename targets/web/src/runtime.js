@@ -14,6 +14,7 @@ import { readChecked } from "./source.js";
  * @typedef {import("./backend.js").Feeds} Feeds
  * @typedef {import("./backend.js").InferenceSession} InferenceSession
  * @typedef {import("./backend.js").Placement} Placement
+ * @typedef {import("./backend.js").Tensor} Tensor
  * @typedef {import("./manifest.js").FileEntry} FileEntry
  * @typedef {import("./manifest.js").Manifest} Manifest
  * @typedef {import("./source.js").Source} Source
@@ -32,22 +33,25 @@ export class Runtime {
   /** @type {Source} */ #source;
   /** @type {Backend} */ #backend;
   /** @type {InferenceSession} */ #session;
+  /** Of an encoder-decoder, whose encoder is the session. @type {InferenceSession | null} */ #decoder;
   /** @type {Active} */ #base;
   /** @type {Active} */ #active;
   /** @type {Map<string, { tensors: Map<string, SlotTensor>, active: Active }>} */ #loaded = new Map();
   /** Runs one after the other: ONNX Runtime Web does not take two at a time. @type {Promise<unknown>} */ #last = Promise.resolve();
   /** @type {Promise<import("./generate.js").Generator> | null} */ #generator = null;
+  /** @type {Promise<import("./seq2seq.js").Seq2Seq> | null} */ #seq2seq = null;
   #asked = 0;
   #applied = 0;
 
   /**
    * @param {{ source: Source, name: string, manifest: Manifest, variant: string, backend: Backend, session: InferenceSession,
-   *   placement: Placement | null, encoder: TextEncoder | null, defaults: Feeds }} parts
+   *   decoder: InferenceSession | null, placement: Placement | null, encoder: TextEncoder | null, defaults: Feeds }} parts
    */
-  constructor({ source, name, manifest, variant, backend, session, placement, encoder, defaults }) {
+  constructor({ source, name, manifest, variant, backend, session, decoder, placement, encoder, defaults }) {
     this.#source = source;
     this.#backend = backend;
     this.#session = session;
+    this.#decoder = decoder;
     this.#base = { name: null, scale: 1, labels: manifest.labels, feeds: defaults, prefix: null, prefixLength: 0 };
     this.#active = this.#base;
     /** Where the bundle is from. */
@@ -219,9 +223,13 @@ export class Runtime {
     }
   }
 
-  /** @param {Feeds} feeds @param {Active} active @returns {Promise<Feeds>} */
-  #run(feeds, active) {
-    const run = this.#last.then(() => this.#session.run({ ...feeds, ...active.feeds }));
+  /** @param {Feeds} feeds @param {Active} active @param {InferenceSession} [session] @returns {Promise<Feeds>} */
+  #run(feeds, active, session = this.#session) {
+    const run = this.#last.then(() => {
+      const all = { ...active.feeds, ...feeds };
+      // Each of two graphs has some of the slots, and takes no others.
+      return session.run(this.#decoder === null ? all : Object.fromEntries(session.inputNames.map((name) => [name, /** @type {Tensor} */ (all[name])])));
+    });
     this.#last = run.catch(() => {}); // whoever asked for that run is told; the next one may still work
     return /** @type {Promise<Feeds>} */ (run);
   }
@@ -305,8 +313,22 @@ export class Runtime {
    */
   async generate(prompt, options = {}) {
     const active = this.#active;
+    if (this.#decoder !== null) return this.#write(prompt, options, active, this.#decoder);
     const generator = await this.#generation();
     return generator.generate(prompt, options, (feeds) => this.#run(feeds, active), active);
+  }
+
+  /** @param {string | import("./generate.js").Message[]} text @param {import("./generate.js").GenerateOptions} options @param {Active} active @param {InferenceSession} decoder */
+  async #write(text, options, active, decoder) {
+    const { Seq2Seq } = await import("./seq2seq.js");
+    this.#seq2seq ??= Seq2Seq.open(this.name, this.encoder, this.#backend, (file) => this.#text(file)).catch((error) => {
+      this.#seq2seq = null;
+      throw error;
+    });
+    const writer = await this.#seq2seq;
+    if (typeof text !== "string") throw new InputError("an encoder-decoder reads one text, not messages");
+    const inputs = this.#tensors(this.encode([text]));
+    return writer.generate(inputs, options, (feeds) => this.#run(feeds, active), (feeds) => this.#run(feeds, active, decoder), decoder.inputNames);
   }
 
   /**
@@ -323,13 +345,8 @@ export class Runtime {
 
   /** What generation needs, read when it is first asked for; read again where that failed. */
   #generation() {
-    /** @param {string} file */
-    const read = async (file) => {
-      const entry = this.manifest.files[file];
-      return entry === undefined ? null : new TextDecoder().decode(await readChecked(this.#source, file, entry));
-    };
     this.#generator ??= import("./generate.js")
-      .then(({ Generator }) => Generator.open(this.manifest, this.name, this.encoder, this.#backend, read))
+      .then(({ Generator }) => Generator.open(this.manifest, this.name, this.encoder, this.#backend, (file) => this.#text(file)))
       .catch((error) => {
         this.#generator = null;
         throw error;
@@ -337,10 +354,17 @@ export class Runtime {
     return this.#generator;
   }
 
+  /** A file of the bundle, checked; `null` where there is none. @param {string} file */
+  async #text(file) {
+    const entry = this.manifest.files[file];
+    return entry === undefined ? null : new TextDecoder().decode(await readChecked(this.#source, file, entry));
+  }
+
   /** Free the session's memory; the runtime cannot be used afterwards. */
   async close() {
     await this.#last;
     await this.#session.release();
+    await this.#decoder?.release();
   }
 }
 

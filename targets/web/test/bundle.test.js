@@ -154,8 +154,8 @@ describe("opening", () => {
     const folder = await damaged((path) => edit(path, (m) => (m.adapters.reviews.scalable = false)));
     const model = await openBundle(folder);
     try {
-      for (const call of [model.use("reviews", { scale: 0.5 }), model.use({ reviews: 0.5, movies: 0.5 }, { head: "movies" })]) {
-        await assert.rejects(call, (e) => e instanceof InputError && /adapter 'reviews' \(LORA\) cannot be (scaled|blended): it multiplies/.test(e.message));
+      for (const call of [() => model.use("reviews", { scale: 0.5 }), () => model.use({ reviews: 0.5, movies: 0.5 }, { head: "movies" })]) {
+        await assert.rejects(call, (e) => e instanceof InputError && /adapter 'reviews' \(LoRA\) cannot be (scaled|blended): it multiplies/.test(e.message));
       }
       await model.use("reviews");
     } finally {
