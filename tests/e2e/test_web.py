@@ -17,10 +17,8 @@ from click.testing import Result
 
 from edgepeft import runtime
 from edgepeft.bench import Case, Job, Rows, Sampling, run_worker
-from edgepeft.cache import cache_dir
 from edgepeft.devices import executor_for
-from edgepeft.devices.web import NodeExecutor, WebExecutor, demo_site, packages
-from edgepeft.devices.web.browser import answer_of
+from edgepeft.devices.web import NodeExecutor, WebExecutor, packages
 from edgepeft.errors import DeviceError, InputError
 from edgepeft.targets import load_target
 
@@ -130,29 +128,6 @@ def test_the_module_against_python(webbed: Path, tmp_path: Path) -> None:
     )
     failed = [part for part in done.stdout.split("# Subtest: ") if "\n    not ok" in part or "\nnot ok" in part]
     assert done.returncode == 0, "\n".join(failed)[-6000:] or done.stderr
-
-
-@needs_node
-def test_the_module_is_strictly_typed(tmp_path: Path) -> None:
-    """TypeScript, strict, over the JavaScript and its JSDoc; it also writes the .d.ts files that npm packs."""
-    lock = packages.packages_folder().name
-    tools = cache_dir() / "web" / f"{lock}-dev"
-    if not (tools / "node_modules").is_dir():
-        staging = tmp_path / "npm"
-        staging.mkdir()
-        for name in ("package.json", "package-lock.json", ".npmrc"):
-            shutil.copyfile(packages.web_folder() / name, staging / name)
-        subprocess.run(["npm", "ci", "--ignore-scripts", "--no-audit"], cwd=staging, check=True, capture_output=True)
-        tools.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(staging, tools)
-    module = Path(
-        shutil.copytree(packages.web_folder(), tmp_path / "web", ignore=shutil.ignore_patterns("node_modules", "types"))
-    )
-    (module / "node_modules").symlink_to(tools / "node_modules")
-    tsc = ["node", str(tools / "node_modules" / "typescript" / "bin" / "tsc"), "--project", str(module)]
-    done = subprocess.run(tsc, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
-    assert "use(adapter: string | Record<string, number> | null" in (module / "types" / "runtime.d.ts").read_text()
 
 
 @needs_node
@@ -299,74 +274,3 @@ def test_executors_are_found_by_name() -> None:
     target = load_target("web-wasm")
     assert isinstance(executor_for(target), WebExecutor)
     assert isinstance(executor_for(target, "node"), NodeExecutor)
-
-
-#: What a person does on the page, and what they then read.
-PERSON = """
-<script type="module">
-  const until = async (what, holds) => {
-    for (let i = 0; i < 400; i++) {
-      if (holds()) return;
-      const error = document.querySelector("#error");
-      if (!error.hidden) throw new Error(error.textContent);
-      await new Promise((done) => setTimeout(done, 50));
-    }
-    throw new Error(`waited in vain for ${what}`);
-  };
-  const labels = () => [...document.querySelectorAll("#result .row span:first-child")].map((e) => e.textContent).sort().join();
-  const cells = (row) => [...row.children].slice(0, 2).map((cell) => cell.textContent);
-  const rows = () => [...document.querySelectorAll("#all tbody tr")].map(cells);
-  let answer;
-  try {
-    await until("the first result", () => rows().length === 3);
-    const first = labels();
-    document.querySelector("#text").value = "a poor plot , an awful end . not fine";
-    document.querySelector("#text").dispatchEvent(new Event("input"));
-    document.querySelector('button[data-name="register"]').click();
-    await until("three labels", () => labels() === "book,film,plot");
-    await until("all adapters", () => rows().length === 3);
-    document.querySelector("#variant").value = "fp32";
-    document.querySelector("#variant").dispatchEvent(new Event("change"));
-    await until("the other variant", () => document.querySelector("#about").textContent.includes("(fp32)"));
-    await new Promise((done) => setTimeout(done, 500));
-    await until("its result", () => rows().length === 3 && labels() === "book,film,plot");
-    document.querySelector('button[data-name=""]').click();
-    await until("the base", () => document.querySelector("#result").textContent.includes("no trained head"));
-    answer = { first, rows: rows(), times: document.querySelector("#times").textContent, isolated: crossOriginIsolated };
-  } catch (error) {
-    answer = { error: String(error) };
-  }
-  await fetch("/answer", { method: "POST", body: JSON.stringify(answer) });
-</script>
-"""
-
-
-@needs_browser
-def test_the_demo_page(webbed: Path) -> None:
-    """Types a text, switches adapters and variants, goes back to the base; the labels read are Python's."""
-    site = demo_site(webbed, "int8")
-    site.add("/person.html", (packages.web_folder() / "page" / "index.html").read_text() + PERSON)
-    with site:
-        answer, _ = answer_of(packages.find_browser() or "", site, "person.html?variant=int8", 60)
-    found = json.loads(answer)
-    assert "error" not in found, found
-    assert found["first"] == "bad,good"
-    assert found["isolated"] is True
-    assert "swap" in found["times"]
-    model = runtime.open(webbed)
-    text = "a poor plot , an awful end . not fine"
-    assert found["rows"] == [[name, model.use(name).predict([text])[0].label] for name in model.adapters]
-
-
-def test_serve_refuses_what_it_cannot_show(webbed: Path, exported: Path, cli: Callable[..., Result]) -> None:
-    done = cli("web", "serve", exported)
-    assert done.exit_code == 2
-    assert f"Write it with: edgepeft web prepare {exported}" in done.stderr
-    assert "has no variant 'q4'" in cli("web", "serve", webbed, "--variant", "q4").stderr
-    assert cli("web", "serve", webbed / "nowhere").exit_code == 2
-
-
-@needs_node
-def test_a_port_that_is_in_use(webbed: Path) -> None:
-    with demo_site(webbed) as site, pytest.raises(InputError, match="is in use; choose another with --port"):
-        demo_site(webbed, port=int(site.url.rpartition(":")[2]))
