@@ -28,6 +28,7 @@ from edgepeft.runtime.generation.sampling import Sampler, Sampling
 from edgepeft.targets import load_target
 
 from .test_web import needs_browser, needs_node
+from .test_web_page import as_a_person
 
 pytestmark = pytest.mark.e2e
 
@@ -300,31 +301,14 @@ def test_states_before_the_sequence_in_chromium(prefixed: Path) -> None:
     assert done.base_restored is True
 
 
-PERSON = """
-<script type="module">
-  const until = async (what, holds) => {
-    for (let i = 0; i < 400; i++) {
-      if (holds()) return;
-      const error = document.querySelector("#error");
-      if (!error.hidden) throw new Error(error.textContent);
-      await new Promise((done) => setTimeout(done, 50));
-    }
-    throw new Error(`waited in vain for ${what}`);
-  };
-  let answer;
-  try {
+PERSON = as_a_person("""
     await until("the adapters", () => document.querySelector('button[data-name="wide"]'));
     document.querySelector('button[data-name="wide"]').click();
     document.querySelector("#text").value = "good";
     document.querySelector("#generate").click();
     await until("an answer", () => document.querySelector("#times").textContent.includes("tokens/s"));
     answer = { text: document.querySelector("#result").textContent, button: document.querySelector("#generate").textContent };
-  } catch (error) {
-    answer = { error: String(error) };
-  }
-  await fetch("/answer", { method: "POST", body: JSON.stringify(answer) });
-</script>
-"""
+""")
 
 
 @needs_browser

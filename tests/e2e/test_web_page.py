@@ -19,23 +19,37 @@ from .test_web import needs_browser, needs_node
 
 pytestmark = pytest.mark.e2e
 
-#: What a person does on the page, and what they then read.
-PERSON = """
+
+def as_a_person(does: str) -> str:
+    """A script for the page: what a person does there, ending with what they then read in ``answer``."""
+    return (
+        """
 <script type="module">
   const until = async (what, holds) => {
-    for (let i = 0; i < 400; i++) {
+    for (let i = 0; i < 600; i++) {
       if (holds()) return;
-      const error = document.querySelector("#error");
-      if (!error.hidden) throw new Error(error.textContent);
       await new Promise((done) => setTimeout(done, 50));
     }
-    throw new Error(`waited in vain for ${what}`);
+    throw new Error(`waited in vain for ${what}; the page says: ${document.querySelector("#error").textContent}`);
   };
+  let answer;
+  try {
+"""
+        + does
+        + """
+  } catch (failure) {
+    answer = { error: String(failure) };
+  }
+  await fetch("/answer", { method: "POST", body: JSON.stringify(answer) });
+</script>
+"""
+    )
+
+
+PERSON = as_a_person("""
   const labels = () => [...document.querySelectorAll("#result .row span:first-child")].map((e) => e.textContent).sort().join();
   const cells = (row) => [...row.children].slice(0, 2).map((cell) => cell.textContent);
   const rows = () => [...document.querySelectorAll("#all tbody tr")].map(cells);
-  let answer;
-  try {
     await until("the first result", () => rows().length === 3);
     const first = labels();
     document.querySelector("#text").value = "a poor plot , an awful end . not fine";
@@ -66,12 +80,7 @@ PERSON = """
     const shares = Object.fromEntries(bars.map((row) => [row.firstChild.textContent, row.lastChild.textContent]));
     const times = document.querySelector("#times").textContent;
     answer = { first, focused, base, shares, rows: rows(), times, isolated: crossOriginIsolated };
-  } catch (error) {
-    answer = { error: String(error) };
-  }
-  await fetch("/answer", { method: "POST", body: JSON.stringify(answer) });
-</script>
-"""
+""")
 
 
 @needs_browser
@@ -95,19 +104,9 @@ def test_the_demo_page(webbed: Path) -> None:
     assert found["shares"] == {label: f"{100 * share:.1f} %" for label, share in blended.items()}
 
 
-FAILURES = """
-<script type="module">
-  const until = async (what, holds) => {
-    for (let i = 0; i < 600; i++) {
-      if (holds()) return;
-      await new Promise((done) => setTimeout(done, 50));
-    }
-    throw new Error(`waited in vain for ${what}`);
-  };
+FAILURES = as_a_person("""
   const error = document.querySelector("#error");
   const shown = (selector) => document.querySelector(selector).getClientRects().length > 0;
-  let answer;
-  try {
     await until("an end", () => document.body.dataset.state !== "opening");
     const state = document.body.dataset.state;
     if (state === "ready") {
@@ -119,12 +118,7 @@ FAILURES = """
     const again = error.querySelector("button")?.textContent;
     const narrow = document.documentElement.scrollWidth <= innerWidth;
     answer = { state, text: error.textContent, pressed, again, form: shown("form"), result: shown("#answer"), narrow };
-  } catch (failure) {
-    answer = { error: String(failure) };
-  }
-  await fetch("/answer", { method: "POST", body: JSON.stringify(answer) });
-</script>
-"""
+""")
 
 
 @needs_browser

@@ -4,6 +4,7 @@ import { Template } from "@huggingface/jinja";
 
 import { Cache, cacheInputs } from "./cache.js";
 import { BundleError, InputError } from "./errors.js";
+import { decoder, write } from "./loop.js";
 import { Pieces } from "./pieces.js";
 import { Sampler, chooseSampling } from "./sampling.js";
 
@@ -27,13 +28,10 @@ import { Sampler, chooseSampling } from "./sampling.js";
  * @typedef {AnswerOptions & import("./sampling.js").SamplingOptions} GenerateOptions  What is not given comes from
  *   `generation_config.json`; where that is silent the answer is greedy.
  *
- * @typedef {object} Generation
- * @property {string} text
- * @property {number[]} tokens  With the one that ended it.
+ * @typedef {object} Reading
  * @property {number} promptTokens
- * @property {"eos" | "length" | "stop" | "cancelled"} finish
  * @property {number} prefillMs  Until the first token is known.
- * @property {number | null} tokensPerSecond  Of the tokens after the first.
+ * @typedef {import("./loop.js").Written & Reading} Generation
  *
  * @typedef {object} Settings
  * @property {string | null} template
@@ -148,10 +146,7 @@ export class Generator {
    */
   async generate(prompt, options, run, active) {
     const { signal, onText = () => {} } = options;
-    const stop = typeof options.stop === "string" ? [options.stop] : (options.stop ?? []);
-    if (!Array.isArray(stop) || stop.some((text) => typeof text !== "string" || !text)) {
-      throw new InputError(`a stop string must be a text of at least one character, found ${JSON.stringify(stop)}`);
-    }
+    const stop = stopTexts(options.stop);
     const wanted = options.maxNewTokens ?? this.settings.newTokens ?? NEW_TOKENS;
     if (!Number.isInteger(wanted) || wanted < 1) throw new InputError(`maxNewTokens must be a whole number from 1 on, found ${wanted}`);
     const sampling = chooseSampling(options, this.settings.sampling);
@@ -160,42 +155,30 @@ export class Generator {
     const sampler = new Sampler(sampling, ids);
     const begin = performance.now();
     const cache = this.#cache(run, active);
-    let logits = await cache.prefill(ids, () => signal?.aborted ?? false);
+    const logits = await cache.prefill(ids, () => signal?.aborted ?? false);
     const first = performance.now();
     if (logits === null) return { text: "", tokens: [], promptTokens: ids.length, finish: "cancelled", prefillMs: first - begin, tokensPerSecond: null };
-    /** @param {number[]} tokens */
-    const decode = (tokens) => (tokens.length ? this.tokenizer.decode(tokens, { skip_special_tokens: true, clean_up_tokenization_spaces: false }) : "");
-    const pieces = new Pieces(decode, ids, stop);
-    /** @type {Generation["finish"]} */
-    let finish = "length";
-    for (;;) {
-      const token = sampler.pick(logits);
-      if (this.settings.eos.includes(token)) {
-        finish = "eos";
-        pieces.tokens.push(token);
-        break;
-      }
-      const piece = pieces.push(token);
-      if (piece) onText(piece);
-      if (pieces.stopped) finish = "stop";
-      else if (signal?.aborted) finish = "cancelled";
-      if (pieces.stopped || signal?.aborted || pieces.tokens.length >= room) break;
-      logits = await cache.feed([token]);
-    }
-    const seconds = (performance.now() - first) / 1e3;
-    const rest = pieces.flush();
-    if (rest) onText(rest);
-    if (pieces.stopped) finish = "stop"; // what the last, unfinished character hid
-    const steps = pieces.tokens.length - 1;
-    return {
-      text: pieces.text,
-      tokens: pieces.tokens,
-      promptTokens: ids.length,
-      finish,
-      prefillMs: first - begin,
-      tokensPerSecond: steps > 0 ? steps / seconds : null,
-    };
+    const written = await write({
+      logits,
+      feed: (token) => cache.feed([token]),
+      sampler,
+      pieces: new Pieces(decoder(this.tokenizer), ids, stop),
+      ends: this.settings.eos,
+      room,
+      onText,
+      signal,
+    });
+    return { ...written, promptTokens: ids.length, prefillMs: first - begin };
   }
+}
+
+/** Stop texts as a list; an empty one would stop everything at once. @param {string | string[] | undefined} stop @returns {string[]} */
+export function stopTexts(stop = []) {
+  const texts = [stop].flat();
+  if (texts.some((text) => typeof text !== "string" || !text)) {
+    throw new InputError(`a stop string must be a text of at least one character, found ${JSON.stringify(stop)}`);
+  }
+  return texts;
 }
 
 /** What a model's own files say about generating with it. @param {string} name @param {(file: string) => Promise<string | null>} read @returns {Promise<Settings>} */

@@ -51,6 +51,9 @@ function checkSampling({ temperature, topK, topP, repetitionPenalty, seed }) {
   if (seed !== null && (!Number.isSafeInteger(seed) || seed < 0)) throw new InputError(`seed must be a whole number, 0 or more, found ${seed}`);
 }
 
+/** @type {Sampling} */
+export const GREEDY = { temperature: 0, topK: 0, topP: 1, repetitionPenalty: 1, seed: 0 };
+
 /** Chooses the tokens of one answer. */
 export class Sampler {
   #sampling;

@@ -1,8 +1,10 @@
 /** Writing with an encoder-decoder: one run of the encoder, then one of the decoder for each token, greedily. */
 
 import { BundleError, InputError } from "./errors.js";
+import { stopTexts } from "./generate.js";
+import { decoder, write } from "./loop.js";
 import { Pieces } from "./pieces.js";
-import { Sampler } from "./sampling.js";
+import { GREEDY, Sampler } from "./sampling.js";
 
 /**
  * @typedef {import("./backend.js").Backend} Backend
@@ -57,47 +59,27 @@ export class Seq2Seq {
    * @returns {Promise<Generation>}
    */
   async generate(inputs, options, encode, decode, names) {
-    const { signal, onText = () => {}, maxNewTokens = NEW_TOKENS, stop = [] } = options;
+    const { signal, onText = () => {}, maxNewTokens = NEW_TOKENS } = options;
     if (!Number.isInteger(maxNewTokens) || maxNewTokens < 1) throw new InputError(`maxNewTokens must be a whole number from 1 on, found ${maxNewTokens}`);
     const unknown = OTHERS.find((option) => options[option] !== undefined) ?? (options.temperature ? "temperature" : undefined);
     if (unknown !== undefined) throw new InputError(`an encoder-decoder writes greedily here: leave ${unknown} out`);
+    const pieces = new Pieces(decoder(this.tokenizer), [], stopTexts(options.stop));
     const begin = performance.now();
     const { input_ids: ids, attention_mask: mask } = /** @type {{ input_ids: Tensor, attention_mask: Tensor }} */ (/** @type {unknown} */ (inputs));
-    const sampler = new Sampler({ temperature: 0, topK: 0, topP: 1, repetitionPenalty: 1, seed: 0 }, []);
-    const pieces = new Pieces(
-      (tokens) => (tokens.length ? this.tokenizer.decode(tokens, { skip_special_tokens: true, clean_up_tokenization_spaces: false }) : ""),
-      [],
-      [stop].flat(),
-    );
     let cache = this.#begun(await encode(inputs), names);
-    let first = begin;
-    let token = this.start;
-    /** @type {Generation["finish"]} */
-    let finish = "length";
-    for (;;) {
-      const fed = this.backend.tensor("int64", BigInt64Array.of(BigInt(token)), [1, 1]);
-      const found = await decode({ input_ids: fed, encoder_attention_mask: mask, ...cache });
+    /** @param {number} token @returns {Promise<Float32Array>} */
+    const feed = async (token) => {
+      const input_ids = this.backend.tensor("int64", BigInt64Array.of(BigInt(token)), [1, 1]);
+      const found = await decode({ input_ids, encoder_attention_mask: mask, ...cache });
       cache = { ...cache, ...renamed(found) };
       const logits = /** @type {Tensor} */ (found.logits);
-      token = sampler.pick(/** @type {Float32Array} */ (logits.data).subarray(-(logits.dims.at(-1) ?? 1)));
-      if (!pieces.tokens.length) first = performance.now();
-      if (this.ends.includes(token)) {
-        finish = "eos";
-        pieces.tokens.push(token);
-        break;
-      }
-      const piece = pieces.push(token);
-      if (piece) onText(piece);
-      if (pieces.stopped) finish = "stop";
-      else if (signal?.aborted) finish = "cancelled";
-      if (pieces.stopped || signal?.aborted || pieces.tokens.length >= maxNewTokens) break;
-    }
-    const seconds = (performance.now() - first) / 1e3;
-    const rest = pieces.flush();
-    if (rest) onText(rest);
-    if (pieces.stopped) finish = "stop"; // what the last, unfinished character hid
-    const steps = pieces.tokens.length - 1;
-    return { text: pieces.text, tokens: pieces.tokens, promptTokens: ids.dims[1] ?? 0, finish, prefillMs: first - begin, tokensPerSecond: steps > 0 ? steps / seconds : null };
+      return /** @type {Float32Array} */ (logits.data).subarray(-(logits.dims.at(-1) ?? 1));
+    };
+    const logits = await feed(this.start);
+    const prefillMs = performance.now() - begin;
+    const sampler = new Sampler(GREEDY, []);
+    const written = await write({ logits, feed, sampler, pieces, ends: this.ends, room: maxNewTokens, onText, signal });
+    return { ...written, promptTokens: ids.dims[1] ?? 0, prefillMs };
   }
 
   /**
