@@ -14,7 +14,13 @@ export const PAST = /^past_key_values\.\d+\.(key|value)$/;
 /** What is fed beside the cache. */
 const FED = ["input_ids", "attention_mask", "position_ids", "logits_from"];
 /** A prompt is fed in pieces of this many tokens: attention scores take heads x 512 x length floats. */
-const CHUNK = 512;
+const PIECE = 512;
+/** And of this many where a GPU computes longer ones wrongly. */
+const SMALL_PIECE = 16;
+/** Long enough that every way to compute attention that ONNX Runtime chooses by length is taken. */
+const CHECKED_TOKENS = 100;
+/** Of the largest logit: two ways to sum differ by less, two results by far more. */
+const CHECKED_TOLERANCE = 1e-2;
 
 /**
  * The cache inputs of a causal language model's graph.
@@ -63,14 +69,14 @@ export class Cache {
   /**
    * Feed a prompt, in pieces; the logits after its last token, `null` where `ended` says so in between.
    *
-   * @param {number[]} tokens @param {() => boolean} [ended]
+   * @param {number[]} tokens @param {number} piece @param {() => boolean} [ended]
    * @returns {Promise<Float32Array | null>}
    */
-  async prefill(tokens, ended = () => false) {
+  async prefill(tokens, piece, ended = () => false) {
     let logits = null;
-    for (let at = 0; at < tokens.length; at += CHUNK) {
+    for (let at = 0; at < tokens.length; at += piece) {
       if (ended()) return null;
-      logits = await this.feed(tokens.slice(at, at + CHUNK));
+      logits = await this.feed(tokens.slice(at, at + piece));
     }
     return logits;
   }
@@ -93,4 +99,23 @@ export class Cache {
     const logits = /** @type {Tensor} */ (found.logits);
     return /** @type {Float32Array} */ (logits.data).subarray(-(logits.dims.at(-1) ?? 1));
   }
+}
+
+/**
+ * How many tokens of a prompt are fed at a time. On WebGPU a prompt is read in one piece and in small ones, and the small ones
+ * are kept to where the two differ: of 32 tokens on, ONNX Runtime Web 1.30 computes attention in another way there, which gives
+ * wrong numbers on SwiftShader.
+ *
+ * @param {Backend} backend @param {GraphInput[]} inputs @param {number | null} context @param {Run} run  With the base.
+ * @returns {Promise<number>}
+ */
+export async function pieceSize(backend, inputs, context, run) {
+  if (backend.device === "wasm") return PIECE;
+  const tokens = Array.from({ length: Math.min(CHECKED_TOKENS, (context ?? Infinity) - 1) }, (_, i) => i);
+  /** @param {number} piece */
+  const read = async (piece) => /** @type {Float32Array} */ (await new Cache(backend, inputs, run, null).prefill(tokens, piece)).slice();
+  const [whole, parts] = [await read(PIECE), await read(SMALL_PIECE)];
+  const largest = parts.reduce((most, x) => Math.max(most, Math.abs(x)), 0);
+  const same = whole.every((x, i) => Math.abs(x - (parts[i] ?? NaN)) <= CHECKED_TOLERANCE * largest);
+  return same ? PIECE : SMALL_PIECE;
 }

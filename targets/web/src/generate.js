@@ -2,7 +2,7 @@
 
 import { Template } from "@huggingface/jinja";
 
-import { Cache, cacheInputs } from "./cache.js";
+import { Cache, cacheInputs, pieceSize } from "./cache.js";
 import { BundleError, InputError } from "./errors.js";
 import { decoder, write } from "./loop.js";
 import { Pieces } from "./pieces.js";
@@ -52,23 +52,27 @@ export class Generator {
    * @param {TextEncoder | null} encoder
    * @param {Backend} backend
    * @param {(file: string) => Promise<string | null>} read  A file of the bundle, checked.
+   * @param {Run} base  One run with the base.
    */
-  static async open(manifest, name, encoder, backend, read) {
+  static async open(manifest, name, encoder, backend, read, base) {
     if (manifest.task !== "text-generation") {
       throw new InputError(`${name} is for ${manifest.task}; generating needs a text-generation bundle (a causal language model)`);
     }
     if (encoder === null) throw new BundleError(`${name} holds no tokenizer.json, which generation from text needs`);
-    return new Generator(manifest, name, encoder, backend, await readSettings(name, read));
+    cacheInputs(manifest.inputs, name);
+    const settings = await readSettings(name, read);
+    return new Generator(manifest, name, encoder, backend, settings, await pieceSize(backend, manifest.inputs, manifest.max_length, base));
   }
 
-  /** @param {Manifest} manifest @param {string} name @param {TextEncoder} encoder @param {Backend} backend @param {Settings} settings */
-  constructor(manifest, name, encoder, backend, settings) {
-    cacheInputs(manifest.inputs, name);
+  /** @param {Manifest} manifest @param {string} name @param {TextEncoder} encoder @param {Backend} backend @param {Settings} settings @param {number} piece */
+  constructor(manifest, name, encoder, backend, settings, piece) {
     this.manifest = manifest;
     this.name = name;
     this.tokenizer = encoder.tokenizer;
     this.backend = backend;
     this.settings = settings;
+    /** How many tokens of a prompt are fed at a time. */
+    this.piece = piece;
   }
 
   /** @param {string | Message[]} prompt @param {GenerateOptions} options @param {number} before @returns {number[]} */
@@ -134,7 +138,7 @@ export class Generator {
    */
   async next(text, run, active) {
     const ids = this.#encode(text, { chat: false }, active.prefixLength);
-    return /** @type {Float32Array} */ (await this.#cache(run, active).prefill(ids));
+    return /** @type {Float32Array} */ (await this.#cache(run, active).prefill(ids, this.piece));
   }
 
   /**
@@ -155,7 +159,7 @@ export class Generator {
     const sampler = new Sampler(sampling, ids);
     const begin = performance.now();
     const cache = this.#cache(run, active);
-    const logits = await cache.prefill(ids, () => signal?.aborted ?? false);
+    const logits = await cache.prefill(ids, this.piece, () => signal?.aborted ?? false);
     const first = performance.now();
     if (logits === null) return { text: "", tokens: [], promptTokens: ids.length, finish: "cancelled", prefillMs: first - begin, tokensPerSecond: null };
     const written = await write({

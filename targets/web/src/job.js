@@ -57,14 +57,14 @@ export async function runJob(job, rss = () => null) {
     if (job.cases[0]) await tierUp(runtime, job.cases[0], job.sampling);
     for (const each of job.cases) cases.push({ case: each, samples_ms: await measureCase(runtime, each, job.sampling) });
     const swap = job.swaps ? await measureSwaps(runtime, job, rss) : null;
-    return { load_ms, rss_start_mb: start, rss_loaded_mb: loaded, rows, generated, base_restored: restored, cases, swap, notes: placementNotes(runtime) };
+    return { load_ms, rss_start_mb: start, rss_loaded_mb: loaded, rows, generated, base_restored: restored, cases, swap, notes: await placementNotes(runtime) };
   } finally {
     await runtime.close();
   }
 }
 
-/** Where WebGPU ran it, and what it left to the CPU: ONNX Runtime falls back without a word. @param {Runtime} runtime @returns {string[]} */
-function placementNotes(runtime) {
+/** Where WebGPU ran it, and what it left to the CPU: ONNX Runtime falls back without a word. @param {Runtime} runtime @returns {Promise<string[]>} */
+async function placementNotes(runtime) {
   const { adapter, placement } = runtime;
   if (adapter === null || placement === null) return [];
   const { nodes, cpu } = placement;
@@ -72,7 +72,10 @@ function placementNotes(runtime) {
   const total = Object.values(nodes).reduce((sum, count) => sum + count, 0);
   const operators = Object.entries(cpu).sort(([, a], [, b]) => b - a).map(([operator, count]) => `${count} ${operator}`);
   const left = operators.length ? `; on the CPU, in WebAssembly: ${operators.join(", ")}` : "";
+  const piece = isLanguageModel(runtime) ? await runtime.tokensAtOnce() : null;
+  const small = piece !== null && piece < 32 ? [`prompts are read ${piece} tokens at a time: longer pieces gave other logits on this GPU`] : [];
   return [
+    ...small,
     `GPU: ${[adapter.vendor, adapter.architecture].filter(Boolean).join(" ") || "not named"}${adapter.software ? ", which is software on the CPU" : ""}`,
     `${nodes.WebGpu ?? 0} of ${total} nodes ran on WebGPU${left}`,
   ];

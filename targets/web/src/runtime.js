@@ -343,10 +343,15 @@ export class Runtime {
     return generator.next(text, (feeds) => this.#run(feeds, active), active);
   }
 
+  /** How many tokens of a prompt a language model reads at a time: few where a GPU computes more of them wrongly. */
+  async tokensAtOnce() {
+    return (await this.#generation()).piece;
+  }
+
   /** What generation needs, read when it is first asked for; read again where that failed. */
   #generation() {
     this.#generator ??= import("./generate.js")
-      .then(({ Generator }) => Generator.open(this.manifest, this.name, this.encoder, this.#backend, (file) => this.#text(file)))
+      .then(({ Generator }) => Generator.open(this.manifest, this.name, this.encoder, this.#backend, (file) => this.#text(file), (feeds) => this.#run(feeds, this.#base)))
       .catch((error) => {
         this.#generator = null;
         throw error;
