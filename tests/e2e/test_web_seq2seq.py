@@ -102,6 +102,7 @@ def test_in_chromium(webbed: Path) -> None:
 
 
 @needs_node
+@pytest.mark.parametrize("webbed", ["T5"], indirect=True)
 def test_a_merged_one(webbed: Path, tmp_path: Path) -> None:
     """Its graphs have no slots, and run as they are."""
     model, source = webbed.parent / "model", webbed.parent / "wide"
