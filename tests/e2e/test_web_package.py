@@ -51,9 +51,9 @@ def test_the_module_is_strictly_typed(tmp_path: Path) -> None:
 
 #: A program in TypeScript that uses the package as it is installed; what is wrong in it must be an error.
 CONSUMER = """
-import { AdapterMismatchError, openBundle, gpu, type Runtime } from "edgepeft-web";
+import { AdapterMismatchError, findGpu, openBundle, type Runtime } from "edgepeft-web";
 
-const model: Runtime = await openBundle("/bundle/", { variant: "int8", device: (await gpu()) ? "webgpu" : "wasm" });
+const model: Runtime = await openBundle("/bundle/", { variant: "int8", device: (await findGpu()) ? "webgpu" : "wasm" });
 await model.use("reviews", { scale: 0.5 });
 await model.use({ reviews: 0.7, movies: 0.3 }, { head: "reviews" });
 const labels: string[] = (await model.predict(["good", ["a", "pair"]])).map((found) => found.label);

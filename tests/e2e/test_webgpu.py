@@ -73,7 +73,7 @@ def test_a_language_model(device: WebGpuExecutor, tmp_path: Path) -> None:
     bundle = build_causal_bundle(tmp_path)
     write_input_style(bundle)
     asked = speak(bundle)
-    short: dict[str, Any] = {"max_new_tokens": 6, "texts": ("good day", "the end of the book was not very good " * 3)}
+    short: dict[str, Any] = {"max_new_tokens": 6, "texts": ("good day", "the end of the book was not very good " * 6)}
     prompts = tuple(p.model_copy(update=short) for p in asked.prompts if p.chat is False)
     asked = asked.model_copy(update={"prompts": prompts})
     assert len(runtime.open(bundle).generator.tokens.encode(short["texts"][1], special=True)) > 64

@@ -13,7 +13,7 @@ from .site import Site
 #: Without the first, Chromium on Linux offers pages no WebGPU; with it, SwiftShader where there is no GPU. No GPU is on the list
 #: of those that Chromium avoids because it draws wrongly with them: that is not what it is used for here.
 WEBGPU_FLAGS = ("--enable-unsafe-webgpu", "--ignore-gpu-blocklist")
-_TIMEOUT_S = 60.0
+_TIMEOUT_S = 30.0
 _PAGE = """<!doctype html>
 <meta charset="utf-8">
 <title>edgepeft asks for a GPU</title>

@@ -1,6 +1,6 @@
 /** The demo page: type a text, switch and blend adapters, see outputs and milliseconds. */
 
-import { gpu, openBundle } from "/web/src/index.js";
+import { findGpu, openBundle } from "/web/src/index.js";
 import { Choice, arrival, at, bars, make, megabytes, milliseconds, setState, showError, showTimes, tableOf } from "./view.js";
 
 const TEXTS = [
@@ -67,9 +67,9 @@ function describe(opened, took) {
   const { manifest, adapters } = opened;
   const files = (manifest.variants[opened.variant]?.data ?? []).map((file) => manifest.files[file]?.bytes ?? 0);
   const base = megabytes(files.reduce((a, b) => a + b, 0));
-  const count = adapters.length === 1 ? "1 adapter" : `${adapters.length} adapters`;
+  const count = adapters.length === 1 ? "1 adapter" : `${adapters.length || "No"} adapters`;
   at("about").textContent = `${count} over one ${base} base (${opened.variant}), opened and checked in ${milliseconds(took)}. Everything runs on this machine.`;
-  const where = opened.adapter === null ? "WebAssembly" : `WebGPU (${[opened.adapter.vendor, opened.adapter.architecture].filter(Boolean).join(" ")}${opened.adapter.software ? ", software: slow" : ""})`;
+  const where = opened.gpu === null ? "WebAssembly" : `WebGPU (${[opened.gpu.vendor, opened.gpu.architecture].filter(Boolean).join(" ")}${opened.gpu.software ? ", software: slow" : ""})`;
   at("facts").textContent = `base ${manifest.base.source.split("/").at(-1)}, identity ${manifest.base.identity.slice(0, 16)}…, ${manifest.task}, ONNX Runtime Web on ${where}`;
   const variants = Object.entries(manifest.variants).filter(([, v]) => v.input_file !== null || v.slots !== "overridable");
   at("variant").replaceChildren(...variants.map(([name]) => make("option", { value: name, textContent: name, selected: name === opened.variant })));
@@ -243,7 +243,7 @@ for (const id of ["variant", "device"]) at(id).onchange = () => open(at("variant
 
 at("text").value = parameters.get("text") ?? "";
 chosen = parameters.get("adapter") ?? BASE;
-const found = await gpu().catch(() => null);
+const found = await findGpu().catch(() => null);
 at("devices").hidden = found === null;
 at("device").value = found !== null && parameters.get("device") === "webgpu" ? "webgpu" : "wasm";
 await open(parameters.get("variant") ?? undefined, at("device").value);

@@ -9,7 +9,7 @@ import { BundleError, InputError } from "./errors.js";
  * @typedef {import("onnxruntime-web/wasm").InferenceSession.SessionOptions} SessionOptions
  * @typedef {Record<string, Tensor>} Feeds
  *
- * @typedef {object} Adapter  A GPU as WebGPU describes it.
+ * @typedef {object} Gpu  A GPU as WebGPU describes it.
  * @property {string} vendor
  * @property {string} architecture
  * @property {boolean} software  Whether a program on the CPU stands in for one: its speed says nothing.
@@ -23,11 +23,11 @@ import { BundleError, InputError } from "./errors.js";
 export class Backend {
   #ort;
 
-  /** @param {typeof import("onnxruntime-web/wasm")} ort @param {Device} device @param {Adapter | null} adapter */
-  constructor(ort, device, adapter) {
+  /** @param {typeof import("onnxruntime-web/wasm")} ort @param {Device} device @param {Gpu | null} gpu */
+  constructor(ort, device, gpu) {
     this.#ort = ort;
     this.device = device;
-    this.adapter = adapter;
+    this.gpu = gpu;
   }
 
   /**
@@ -83,13 +83,13 @@ export class Backend {
 export async function openBackend(device) {
   if (device === "wasm") return new Backend(await import("onnxruntime-web/wasm"), device, null);
   if (device !== "webgpu") throw new InputError(`device must be "wasm" or "webgpu", found ${JSON.stringify(device)}`);
-  const adapter = await gpu();
-  if (adapter === null) throw new BundleError('no WebGPU here: navigator.gpu gives no adapter. Open the bundle with { device: "wasm" }.');
-  return new Backend(await import("onnxruntime-web/webgpu"), device, adapter);
+  const gpu = await findGpu();
+  if (gpu === null) throw new BundleError('no WebGPU here: navigator.gpu gives no adapter. Open the bundle with { device: "wasm" }.');
+  return new Backend(await import("onnxruntime-web/webgpu"), device, gpu);
 }
 
-/** The GPU that WebGPU offers, if any. @returns {Promise<Adapter | null>} */
-export async function gpu() {
+/** The GPU that WebGPU offers, if any. @returns {Promise<Gpu | null>} */
+export async function findGpu() {
   const found = await /** @type {any} */ (globalThis.navigator)?.gpu?.requestAdapter();
   if (!found) return null;
   const { vendor = "", architecture = "", isFallbackAdapter = false } = found.info ?? {};

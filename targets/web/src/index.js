@@ -16,5 +16,5 @@
 
 export { openBundle } from "./open.js";
 export { Runtime } from "./runtime.js";
-export { gpu } from "./backend.js";
+export { findGpu } from "./backend.js";
 export * from "./errors.js";

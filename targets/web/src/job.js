@@ -65,8 +65,8 @@ export async function runJob(job, rss = () => null) {
 
 /** Where WebGPU ran it, and what it left to the CPU: ONNX Runtime falls back without a word. @param {Runtime} runtime @returns {Promise<string[]>} */
 async function placementNotes(runtime) {
-  const { adapter, placement } = runtime;
-  if (adapter === null || placement === null) return [];
+  const { gpu, placement } = runtime;
+  if (gpu === null || placement === null) return [];
   const { nodes, cpu } = placement;
   if (!nodes.WebGpu) throw new BundleError(`no node of ${runtime.name} runs on WebGPU: ONNX Runtime Web put all of them on the CPU`);
   const total = Object.values(nodes).reduce((sum, count) => sum + count, 0);
@@ -76,7 +76,7 @@ async function placementNotes(runtime) {
   const small = piece !== null && piece < 32 ? [`prompts are read ${piece} tokens at a time: longer pieces gave other logits on this GPU`] : [];
   return [
     ...small,
-    `GPU: ${[adapter.vendor, adapter.architecture].filter(Boolean).join(" ") || "not named"}${adapter.software ? ", which is software on the CPU" : ""}`,
+    `GPU: ${[gpu.vendor, gpu.architecture].filter(Boolean).join(" ") || "not named"}${gpu.software ? ", which is software on the CPU" : ""}`,
     `${nodes.WebGpu ?? 0} of ${total} nodes ran on WebGPU${left}`,
   ];
 }

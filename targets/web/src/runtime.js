@@ -62,7 +62,7 @@ export class Runtime {
     /** `"wasm"` or `"webgpu"`. */
     this.device = backend.device;
     /** The GPU that runs it; `null` for wasm. */
-    this.adapter = backend.adapter;
+    this.gpu = backend.gpu;
     /** Which nodes run where; `null` unless `openBundle` was asked to find out. */
     this.placement = placement;
     this.encoder = encoder;
