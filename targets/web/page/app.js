@@ -228,7 +228,7 @@ function examples(texts) {
 }
 
 const answer = () => (speaks() ? generate() : run());
-let waiting = 0;
+let waiting = /** @type {ReturnType<typeof setTimeout> | undefined} */ (undefined);
 const soon = () => {
   settings();
   clearTimeout(waiting);

@@ -86,7 +86,7 @@ describe("a bundle", () => {
     test(`${JSON.stringify(call)} is refused as in Python`, async () => {
       const [method, ...given] = call;
       await model.use(null);
-      const made = method === "use" ? model.use(...given) : model.forwardMixed(expected.encoded, ...given);
+      const made = method === "use" ? model.use(given[0], given[1]) : model.forwardMixed(expected.encoded, given[0]);
       await assert.rejects(made, (e) => e instanceof InputError && e.message.startsWith(says));
       assert.equal(model.active, null);
     });
@@ -208,7 +208,7 @@ describe("opening", () => {
     test(`${what} are refused`, async () => {
       const folder = await damaged(damage);
       try {
-        await assert.rejects(openBundle(folder), (e) => e instanceof kind && words.test(e.message));
+        await assert.rejects(openBundle(folder), (e) => e instanceof kind && words.test(/** @type {Error} */ (e).message));
       } finally {
         await rm(folder, { recursive: true });
       }

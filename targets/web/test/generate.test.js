@@ -24,6 +24,7 @@ describe("generation", () => {
 
   for (const { adapter, prompt, options, tokens, text, finish } of expected.generated) {
     test(`${JSON.stringify(adapter)}: ${JSON.stringify(prompt).slice(0, 60)} ${JSON.stringify(options)}`, async () => {
+      /** @type {string[]} */
       const pieces = [];
       await model.use(adapter);
       const found = await model.generate(prompt, { ...options, onText: (piece) => pieces.push(piece) });
@@ -38,7 +39,7 @@ describe("generation", () => {
   for (const { use, says } of expected.refused) {
     test(`${JSON.stringify(use)} is refused as in Python`, async () => {
       await model.use(null);
-      await assert.rejects(model.use(...use), (e) => e instanceof InputError && e.message.startsWith(says));
+      await assert.rejects(model.use(use[0], use[1]), (e) => e instanceof InputError && e.message.startsWith(says));
       assert.equal(model.active, null);
     });
   }

@@ -31,7 +31,10 @@ test("tokens come as often as they are probable", () => {
   const logits = Float32Array.from([Math.log(0.5), Math.log(0.3), Math.log(0.2)]);
   const sampler = new Sampler({ temperature: 1, topK: 0, topP: 1, repetitionPenalty: 1, seed: 1 }, []);
   const counts = [0, 0, 0];
-  for (let i = 0; i < 5000; i++) counts[sampler.pick(logits)]++;
+  for (let i = 0; i < 5000; i++) {
+    const token = sampler.pick(logits);
+    counts[token] = (counts[token] ?? 0) + 1;
+  }
   // Four standard errors of a share of 5000 draws are 0.03.
   [0.5, 0.3, 0.2].forEach((share, token) => assert.ok(Math.abs(/** @type {number} */ (counts[token]) / 5000 - share) < 0.03, `${counts}`));
 });
