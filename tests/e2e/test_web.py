@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,29 @@ def test_a_page_that_takes_too_long_is_stopped(webbed: Path, own_tmp: Path) -> N
         WebExecutor(load_target("web-wasm"), timeout_s=1).run(job(webbed, swaps=10**7))
     assert processes_with(str(own_tmp)) == []
     assert not list(own_tmp.glob("edgepeft-web-*"))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_job_that_is_terminated_takes_its_browser_along(tmp_path: Path) -> None:
+    """``timeout 60 edgepeft validate …`` sends SIGTERM; the browser is a session of its own and would run on."""
+    browser = tmp_path / "browser"
+    browser.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\nsleep 600 & wait\n")
+    browser.chmod(0o755)
+    program = (
+        "import sys; from edgepeft.devices.web.browser import answer_of; from edgepeft.devices.web import Site\n"
+        "with Site({}) as site: answer_of(sys.argv[1], site, 'x.html', 300)"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    process = subprocess.Popen([sys.executable, "-c", program, str(browser)], env=environment)
+    for _ in range(600):
+        if (tmp_path / "started").exists():
+            break
+        time.sleep(0.05)
+    assert len(processes_with(str(browser))) >= 2
+    process.terminate()
+    assert process.wait(timeout=30) == 128 + 15
+    assert processes_with(str(tmp_path)) == []
+    assert not list(tmp_path.glob("edgepeft-web-*"))
 
 
 @needs_node
