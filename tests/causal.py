@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -125,25 +126,45 @@ def build_causal_bundle(folder: Path) -> Path:
     return write_bundle(folder / "bundle", base, slotted, adapters).path
 
 
-def save_prefix(folder: Path, model: Path, *, length: int = 5) -> Path:
-    """A prefix-tuning checkpoint over ``model`` whose states are random."""
-    import warnings
+#: PEFT's type, its options, and how many states it puts before the sequence.
+METHODS: dict[str, tuple[str, dict[str, Any], int]] = {
+    "prefix": ("PREFIX_TUNING", {"num_virtual_tokens": 5}, 5),
+    "projected": ("PREFIX_TUNING", {"num_virtual_tokens": 4, "prefix_projection": True, "encoder_hidden_size": 24}, 4),
+    "cartridge": ("CARTRIDGE", {"num_virtual_tokens": 6, "num_frozen_tokens": 1}, 6),
+    "prompt": ("PROMPT_TUNING", {"num_virtual_tokens": 7}, 7),
+    "ptuning": ("P_TUNING", {"num_virtual_tokens": 3, "encoder_hidden_size": 24}, 3),
+    "cpt": ("CPT", {"cpt_token_ids": [4, 9, 5, 8], "cpt_mask": [1] * 4, "cpt_tokens_type_mask": [1, 2, 2, 3]}, 4),
+    "multitask": ("MULTITASK_PROMPT_TUNING", {"num_virtual_tokens": 5, "num_tasks": 3, "num_ranks": 2}, 5),
+}
+#: Of those that hold several tasks, the one that is meant.
+TASKS = {"multitask": 2}
 
+
+def save_virtual(out: Path, model: Path, name: str, **more: Any) -> Path:
+    """A checkpoint as PEFT saves it, every trained number moved."""
     import torch
-    from peft import PrefixTuningConfig, get_peft_model
+    from peft import get_peft_model
+    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
     from transformers import AutoModelForCausalLM
 
+    peft_type, options, _ = METHODS[name]
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(3)
-        config = PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=length)
+        config = PEFT_TYPE_TO_CONFIG_MAPPING[peft_type](task_type="CAUSAL_LM", **{**options, **more})
         wrapped = get_peft_model(AutoModelForCausalLM.from_pretrained(model), config)
         with torch.no_grad():
-            for parameter in wrapped.parameters():
+            for _, parameter in sorted(wrapped.named_parameters()):
                 if parameter.requires_grad:
                     parameter.add_(torch.randn_like(parameter) * 0.5)
-        wrapped.save_pretrained(folder)
-    return folder
+        wrapped.save_pretrained(out)
+    return of_task(out)
+
+
+def of_task(checkpoint: Path) -> Path:
+    """A checkpoint below a folder of its name, with the task behind it that is meant."""
+    task = TASKS.get(checkpoint.name)
+    return checkpoint if task is None else checkpoint.with_name(f"{checkpoint.name}#task={task}")
 
 
 def build_generating_bundle(folder: Path) -> Path:
@@ -153,7 +174,7 @@ def build_generating_bundle(folder: Path) -> Path:
     model = build_causal(folder / "model")
     for name, options in ADAPTERS.items():
         save_lora(folder / name, model, task="text-generation", task_type="CAUSAL_LM", scale=0.25, **options)
-    save_prefix(folder / "prefix", model)
+    save_virtual(folder / "prefix", model, "prefix")
     sources = {name: folder / name for name in (*ADAPTERS, "prefix")}
     export(model, sources, folder / "bundle", task="text-generation")
     return folder / "bundle"

@@ -284,19 +284,22 @@ class Variant(_Model):
     input_unpacked: bool = False
     #: An encoder-decoder's second graph; ``file`` is its encoder.
     decoder_file: str | None = None
+    #: The decoder's graph with its slots as plain inputs, beside ``input_file``.
+    decoder_input_file: str | None = None
     slots: Literal["overridable", "input", "none"] = "overridable"
     recipe: str
     #: Share of the base's weight numbers that are stored in fewer bits than fp32, 0 … 1.
     quantized_share: float = Field(ge=0, le=1)
 
-    @field_validator("file", "input_file", "decoder_file")
+    @field_validator("file", "input_file", "decoder_file", "decoder_input_file")
     @classmethod
     def _relative(cls, path: str | None) -> str | None:
         return None if path is None else _check_relative(path)
 
     def files(self) -> tuple[str, ...]:
         """Every file of the variant: graphs and weights."""
-        return (self.file, *(f for f in (self.input_file, self.decoder_file) if f), *self.data)
+        more = (self.input_file, self.decoder_file, self.decoder_input_file)
+        return (self.file, *(file for file in more if file), *self.data)
 
 
 class BaseEntry(_Model):

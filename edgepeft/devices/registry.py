@@ -20,6 +20,7 @@ _HOME = {
     "cpp": ".native:CppExecutor",
     "qnn": ".qnn:QnnExecutor",
     "web": ".web:WebExecutor",
+    "webgpu": ".web:WebGpuExecutor",
     "node": ".web:NodeExecutor",
 }
 

@@ -16,8 +16,8 @@ from ..graph.inputs import plain_inputs
 from ..graph.unpack import set_accuracy_level, unpack_weights
 from ..runtime import Runtime
 from ..runtime import open as open_bundle
-from ..runtime.active import read_tensors
 from ..validate.probe import bundle_probe, same_outputs
+from ._fed import Fed
 from ._write import write_manifest
 
 Announce = Callable[[str], None]
@@ -29,9 +29,9 @@ DEFAULTS = "onnx/defaults.onnx_adapter"
 _TOLERANCE = 1e-3
 
 
-def input_style_file(variant: Variant) -> str:
-    """The name of a variant's graph with plain inputs: ``onnx/model_int8.onnx`` → ``onnx/model_int8_web.onnx``."""
-    return f"{variant.file.removesuffix('.onnx')}_web.onnx"
+def input_style_file(file: str) -> str:
+    """The name of a graph with plain inputs: ``onnx/model_int8.onnx`` → ``onnx/model_int8_web.onnx``."""
+    return f"{file.removesuffix('.onnx')}_web.onnx"
 
 
 def write_input_style(
@@ -59,18 +59,10 @@ def write_input_style(
         opened.verify(opened.variant_files(name))
     with replacing(opened.path, keep=True) as folder:
         variants = dict(manifest.variants)
-        if any(variants[name].decoder_file is not None for name in names):
-            raise InputError(
-                f"{opened.path} is an encoder-decoder of two graphs, which the web runtime does not run yet"
-            )
         for name in names:
             announce(f"writing {name} with slots as plain inputs")
             variants[name] = _write(folder, variants[name], manifest)
-        rewritten = {
-            file
-            for name in names
-            for file in (variants[name].file, variants[name].input_file, *variants[name].data, DEFAULTS)
-        }
+        rewritten = {file for name in names for file in (*variants[name].files(), DEFAULTS)}
         known = {file: entry for file, entry in manifest.files.items() if file not in rewritten}
         defaults = DEFAULTS if (folder / DEFAULTS).is_file() else None
         updated = manifest.model_copy(update={"variants": variants, "slot_defaults": defaults})
@@ -107,7 +99,7 @@ def _unpack(bundle: Bundle, variant: str, announce: Announce) -> bool:
         path.unlink()
         ir.save(graph, path)
         probe = bundle_probe(bundle)
-        before, after = _Fed(bundle, variant, reference), _Fed(bundle, variant, path, unpack=True)
+        before, after = Fed(bundle, variant, reference), Fed(bundle, variant, path, unpack=True)
         for adapter in (None, *bundle.manifest.slot_adapters):
             expected = probe.run(cast(Runtime, before.use(adapter)))
             difference = probe.difference(probe.run(cast(Runtime, after.use(adapter))), expected)
@@ -122,25 +114,40 @@ def _unpack(bundle: Bundle, variant: str, announce: Announce) -> bool:
 
 
 def _write(folder: Path, variant: Variant, manifest: Manifest) -> Variant:
-    file = folder / variant.file
-    data = variant.data
-    if not data:
-        weights = f"{file.name}_data"
-        whole = ir.load(file)
-        file.unlink()
-        (file.parent / weights).unlink(missing_ok=True)
-        ir.save(whole, file, external_data=weights)
-        data = (f"onnx/{weights}",) if (file.parent / weights).is_file() else ()
-    # Tensors stay references into the weights file: saving them writes where they are, not what they hold.
-    graph = ir.load(file)
-    slots = list(manifest.slots.tensors())
-    defaults = plain_inputs(graph, [*slots, *(value.name for value in manifest.inputs if value.optional)])
-    _write_defaults(folder, {name: defaults[name] for name in slots}, manifest)
-    target = folder / input_style_file(variant)
-    target.unlink(missing_ok=True)
-    ir.save(graph, target)
-    update = {"data": data, "input_file": input_style_file(variant), "input_unpacked": False}
+    """Write the second graph of a variant, of both halves of an encoder-decoder; each has the slots that it had."""
+    graphs = [file for file in (variant.file, variant.decoder_file) if file is not None]
+    data = list(variant.data) or [name for file in graphs for name in _outside(folder / file)]
+    defaults: dict[str, np.ndarray] = {}
+    written = []
+    for file in graphs:
+        # Tensors stay references into the weights file: saving them writes where they are, not what they hold.
+        graph = ir.load(folder / file)
+        there = {value.name for value in graph.graph.inputs} | set(graph.graph.initializers)
+        slots = [name for name in manifest.slots.tensors() if len(graphs) == 1 or name in there]
+        found = plain_inputs(graph, [*slots, *(value.name for value in manifest.inputs if value.optional)])
+        defaults |= {name: found[name] for name in slots}
+        target = folder / input_style_file(file)
+        target.unlink(missing_ok=True)
+        ir.save(graph, target)
+        written.append(input_style_file(file))
+    _write_defaults(folder, defaults, manifest)
+    update = {
+        "data": tuple(data),
+        "input_file": written[0],
+        "decoder_input_file": (*written, None)[1],
+        "input_unpacked": False,
+    }
     return variant.model_copy(update=update)
+
+
+def _outside(file: Path) -> tuple[str, ...]:
+    """Put the weights of a graph into a file beside it; that file's name, where there are any."""
+    weights = f"{file.name}_data"
+    whole = ir.load(file)
+    file.unlink()
+    (file.parent / weights).unlink(missing_ok=True)
+    ir.save(whole, file, external_data=weights)
+    return (f"onnx/{weights}",) if (file.parent / weights).is_file() else ()
 
 
 def _write_defaults(folder: Path, defaults: Mapping[str, np.ndarray], manifest: Manifest) -> None:
@@ -157,62 +164,9 @@ def _write_defaults(folder: Path, defaults: Mapping[str, np.ndarray], manifest: 
     write_onnx_adapter(path, held, base_identity=manifest.base.identity, slots_hash=manifest.slots.hash)
 
 
-def empty_slots(manifest: Manifest, defaults: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A feed for every slot tensor that gives the base: rank 0, or the default where there is one."""
-    sizes = {"adapter_batch": 1}
-    return {
-        name: defaults[name] if name in defaults else np.zeros([_size(d, sizes) for d in shape], np.float32)
-        for name, shape in manifest.slots.tensors().items()
-    }
-
-
-def _size(dim: int | str, sizes: Mapping[str, int]) -> int:
-    return dim if isinstance(dim, int) else sizes.get(dim, 0)
-
-
-class _Fed:
-    """The second graph, with every slot fed on every run: what a probe needs of a runtime."""
-
-    def __init__(self, bundle: Bundle, variant: str, path: Path | None = None, *, unpack: bool = False) -> None:
-        import onnxruntime as ort
-
-        self.bundle, self.manifest = bundle, bundle.manifest
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        if unpack:  # fold DequantizeLinear of constants instead of fusing it
-            options.add_session_config_entry("session.disable_quant_qdq", "1")
-        path = path or bundle.file(self.manifest.variants[variant].input_file or "")
-        self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        self._outputs = [output.name for output in self._session.get_outputs()]
-        held = self.manifest.slot_defaults
-        defaults = read_onnx_adapter(bundle.file(held))[0] if held else {}
-        first = ir.load(bundle.file(self.manifest.variants[variant].file)).graph.initializers
-        optional = {value.name: first[value.name].const_value for value in self.manifest.inputs if value.optional}
-        self._empty: dict[str, np.ndarray] = {
-            **empty_slots(self.manifest, defaults),
-            **{name: tensor.numpy() for name, tensor in optional.items() if tensor is not None},
-        }
-        self._tensors: dict[str, np.ndarray] = {}
-
-    def use(self, adapter: str | None) -> _Fed:
-        """Swap as a runtime does."""
-        entries = self.manifest.adapters
-        self._tensors = {} if adapter is None else read_tensors(self.bundle, adapter, entries[adapter])
-        return self
-
-    def forward(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Raw outputs by name."""
-        import onnxruntime as ort
-
-        feeds = {**self._empty, **inputs, **self._tensors}
-        values = {name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(a)) for name, a in feeds.items()}
-        found = self._session.run_with_ort_values(self._outputs, values)
-        return {name: value.numpy() for name, value in zip(self._outputs, found, strict=True)}
-
-
 def _compare(bundle: Bundle, variant: str) -> None:
     manifest, probe = bundle.manifest, bundle_probe(bundle)
-    runtime, fed = open_bundle(bundle.path, variant=variant), _Fed(bundle, variant)
+    runtime, fed = open_bundle(bundle.path, variant=variant), Fed(bundle, variant)
     for adapter in (None, *manifest.slot_adapters):
         mine = probe.run(cast(Runtime, fed.use(adapter)))
         if not same_outputs(mine, probe.run(runtime.use(adapter))):

@@ -44,7 +44,7 @@ def _shape_key(text: str) -> str:
 
 
 #: Executors by name; ``ssh://…`` and ``adb://SERIAL`` carry an address.
-EXECUTORS = ("local", "cpp", "arm64", "web", "node", "qnn", "adb", "static")
+EXECUTORS = ("local", "cpp", "arm64", "web", "webgpu", "node", "qnn", "adb", "static")
 _ADDRESS = re.compile(
     r"ssh://([A-Za-z0-9_][A-Za-z0-9._-]*@)?[A-Za-z0-9][A-Za-z0-9.-]*(:\d{1,5})?(/.*)?|adb://[A-Za-z0-9][A-Za-z0-9.:_-]*"
 )

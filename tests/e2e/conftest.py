@@ -98,6 +98,20 @@ def exported(encoder: Path, adapters: dict[str, Path], tmp_path_factory: pytest.
     return out
 
 
+@pytest.fixture(scope="session")
+def webbed(exported: Path, adapters: dict[str, Path], cli: Cli, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny bundle with three adapters of two and three labels, fp32 and int8, with graphs for the web."""
+    folder = Path(shutil.copytree(exported, tmp_path_factory.mktemp("web") / "bundle"))
+    for arguments in (
+        ["add", folder, f"--adapter=register={adapters['register']}"],
+        ["quantize", folder, "--variant", "int8"],
+        ["web", "prepare", folder],
+    ):
+        done = cli(*arguments)
+        assert done.exit_code == 0, done.output
+    return folder
+
+
 @pytest.fixture
 def bundle(exported: Path, tmp_path: Path) -> Path:
     """A copy of the bundle that the test may change."""

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,8 @@ from click.testing import Result
 
 from edgepeft import runtime
 from edgepeft.bench import Case, Job, Rows, Sampling, run_worker
-from edgepeft.cache import cache_dir
 from edgepeft.devices import executor_for
-from edgepeft.devices.web import NodeExecutor, WebExecutor, demo_site, packages
-from edgepeft.devices.web.browser import answer_of
+from edgepeft.devices.web import NodeExecutor, WebExecutor, packages
 from edgepeft.errors import DeviceError, InputError
 from edgepeft.targets import load_target
 
@@ -41,22 +40,6 @@ ODD = ["", " ", "ÉTÉ naïve", "日本語 text", "a" * 300, "good\tbad\nfine", 
        "\u0130stanbul \u00a0 x\u200by"]  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def webbed(
-    exported: Path, adapters: dict[str, Path], cli: Callable[..., Result], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    """The tiny bundle with three adapters of two and three labels, fp32 and int8, with graphs for the web."""
-    folder = Path(shutil.copytree(exported, tmp_path_factory.mktemp("web") / "bundle"))
-    for arguments in (
-        ["add", folder, f"--adapter=register={adapters['register']}"],
-        ["quantize", folder, "--variant", "int8"],
-        ["web", "prepare", folder],
-    ):
-        done = cli(*arguments)
-        assert done.exit_code == 0, done.output
-    return folder
-
-
 def job(bundle: Path, **options: Any) -> Job:
     rows = tuple(Rows(adapter=name, texts=tuple(TEXTS), batch=2) for name in ("reviews", "register", "movies"))
     return Job(**{"bundle": str(bundle), "variant": "fp32", "threads": 1, "rows": rows, "restore": True, **options})
@@ -69,6 +52,26 @@ def test_prepare_says_what_it_wrote(bundle: Path, cli: Callable[..., Result]) ->
     assert "fp32 has onnx/model_web.onnx (0." in cli("web", "prepare", bundle, "--variant", "fp32").stdout
     assert cli("web", "prepare", bundle, "--variant", "q4").exit_code == 2
     assert cli("web", "prepare", bundle / "nowhere").exit_code == 2
+
+
+BLENDS: list[tuple[dict[str, float], dict[str, Any]]] = [
+    ({"reviews": 0.7, "movies": 0.3}, {"head": "reviews"}),
+    ({"reviews": 0.5, "register": -1.25, "movies": 0}, {"head": "register", "scale": 0.5}),
+    ({"movies": 2}, {}),
+]
+ROWS = ["movies", "reviews", None, "movies"]
+REFUSED: list[list[Any]] = [
+    ["use", {"reviews": 0.7, "movies": 0.3}, {}],
+    ["forwardMixed", ["register", "reviews", None, "movies"]],
+]
+
+
+def says(model: runtime.Runtime, call: list[Any]) -> str:
+    """What Python says to a call that it refuses, up to what names its own way out."""
+    method, given, *_ = call
+    with pytest.raises(InputError) as caught:
+        model.use(given) if method == "use" else model.forward_mixed(model.encode(TEXTS), given)
+    return str(caught.value).partition(". ")[0].partition(": {")[0]
 
 
 @needs_node
@@ -87,14 +90,26 @@ def test_the_module_against_python(webbed: Path, tmp_path: Path) -> None:
             for name, entry in model.manifest.adapters.items()
         },
         "scaled": {"name": "reviews", "logits": model.use("reviews", scale=0.5).logits(TEXTS).tolist()},
+        "blends": [
+            {
+                "weights": weights,
+                "options": options,
+                "logits": model.use(weights, **options).logits(TEXTS).tolist(),
+                "labels": list(model.labels or ()),
+            }
+            for weights, options in BLENDS
+        ],
+        "mixed": {"adapters": ROWS, "logits": model.forward_mixed(model.encode(TEXTS), ROWS)["logits"].tolist()},
+        "refused": [{"call": call, "says": says(model, call)} for call in REFUSED],
     }
+    alone = [expected["adapters"][name]["logits"] for name in ("reviews", "movies")]
+    assert np.abs(np.array(expected["blends"][0]["logits"]) - alone).max(axis=(1, 2)).min() > 1e-3
     (tmp_path / "expected.json").write_text(json.dumps(expected))
     module = Path(
         shutil.copytree(packages.web_folder(), tmp_path / "web", ignore=shutil.ignore_patterns("node_modules"))
     )
     (module / "node_modules").symlink_to(packages.install() / "node_modules")
-    tests = sorted(str(path) for path in (module / "test").glob("*.test.js") if path.name != "generate.test.js")
-    assert len(tests) == 2
+    tests = [str(module / "test" / f"{name}.test.js") for name in ("bundle", "manifest", "backend")]
     done = subprocess.run(
         ["node", "--test", *tests],
         env={
@@ -109,29 +124,6 @@ def test_the_module_against_python(webbed: Path, tmp_path: Path) -> None:
     )
     failed = [part for part in done.stdout.split("# Subtest: ") if "\n    not ok" in part or "\nnot ok" in part]
     assert done.returncode == 0, "\n".join(failed)[-6000:] or done.stderr
-
-
-@needs_node
-def test_the_module_is_strictly_typed(tmp_path: Path) -> None:
-    """TypeScript, strict, over the JavaScript and its JSDoc; it also writes the .d.ts files that npm packs."""
-    lock = packages.packages_folder().name
-    tools = cache_dir() / "web" / f"{lock}-dev"
-    if not (tools / "node_modules").is_dir():
-        staging = tmp_path / "npm"
-        staging.mkdir()
-        for name in ("package.json", "package-lock.json", ".npmrc"):
-            shutil.copyfile(packages.web_folder() / name, staging / name)
-        subprocess.run(["npm", "ci", "--ignore-scripts", "--no-audit"], cwd=staging, check=True, capture_output=True)
-        tools.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(staging, tools)
-    module = Path(
-        shutil.copytree(packages.web_folder(), tmp_path / "web", ignore=shutil.ignore_patterns("node_modules", "types"))
-    )
-    (module / "node_modules").symlink_to(tools / "node_modules")
-    tsc = ["node", str(tools / "node_modules" / "typescript" / "bin" / "tsc"), "--project", str(module)]
-    done = subprocess.run(tsc, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout
-    assert "use(adapter: string | null" in (module / "types" / "runtime.d.ts").read_text()
 
 
 @needs_node
@@ -206,6 +198,29 @@ def test_a_page_that_takes_too_long_is_stopped(webbed: Path, own_tmp: Path) -> N
     assert not list(own_tmp.glob("edgepeft-web-*"))
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_job_that_is_terminated_takes_its_browser_along(tmp_path: Path) -> None:
+    """``timeout 60 edgepeft validate …`` sends SIGTERM; the browser is a session of its own and would run on."""
+    browser = tmp_path / "browser"
+    browser.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\nsleep 600 & wait\n")
+    browser.chmod(0o755)
+    program = (
+        "import sys; from edgepeft.devices.web.browser import answer_of; from edgepeft.devices.web import Site\n"
+        "with Site({}) as site: answer_of(sys.argv[1], site, 'x.html', 300)"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    process = subprocess.Popen([sys.executable, "-c", program, str(browser)], env=environment)
+    for _ in range(600):
+        if (tmp_path / "started").exists():
+            break
+        time.sleep(0.05)
+    assert len(processes_with(str(browser))) >= 2
+    process.terminate()
+    assert process.wait(timeout=30) == 128 + 15
+    assert processes_with(str(tmp_path)) == []
+    assert not list(tmp_path.glob("edgepeft-web-*"))
+
+
 @needs_node
 def test_node_that_takes_too_long_is_stopped(webbed: Path, own_tmp: Path) -> None:
     with pytest.raises(DeviceError, match="gave no answer in 1 s and was stopped"):
@@ -278,74 +293,3 @@ def test_executors_are_found_by_name() -> None:
     target = load_target("web-wasm")
     assert isinstance(executor_for(target), WebExecutor)
     assert isinstance(executor_for(target, "node"), NodeExecutor)
-
-
-#: What a person does on the page, and what they then read.
-PERSON = """
-<script type="module">
-  const until = async (what, holds) => {
-    for (let i = 0; i < 400; i++) {
-      if (holds()) return;
-      const error = document.querySelector("#error");
-      if (!error.hidden) throw new Error(error.textContent);
-      await new Promise((done) => setTimeout(done, 50));
-    }
-    throw new Error(`waited in vain for ${what}`);
-  };
-  const labels = () => [...document.querySelectorAll("#result .row span:first-child")].map((e) => e.textContent).sort().join();
-  const cells = (row) => [...row.children].slice(0, 2).map((cell) => cell.textContent);
-  const rows = () => [...document.querySelectorAll("#all tbody tr")].map(cells);
-  let answer;
-  try {
-    await until("the first result", () => rows().length === 3);
-    const first = labels();
-    document.querySelector("#text").value = "a poor plot , an awful end . not fine";
-    document.querySelector("#text").dispatchEvent(new Event("input"));
-    document.querySelector('button[data-name="register"]').click();
-    await until("three labels", () => labels() === "book,film,plot");
-    await until("all adapters", () => rows().length === 3);
-    document.querySelector("#variant").value = "fp32";
-    document.querySelector("#variant").dispatchEvent(new Event("change"));
-    await until("the other variant", () => document.querySelector("#about").textContent.includes("(fp32)"));
-    await new Promise((done) => setTimeout(done, 500));
-    await until("its result", () => rows().length === 3 && labels() === "book,film,plot");
-    document.querySelector('button[data-name=""]').click();
-    await until("the base", () => document.querySelector("#result").textContent.includes("no trained head"));
-    answer = { first, rows: rows(), times: document.querySelector("#times").textContent, isolated: crossOriginIsolated };
-  } catch (error) {
-    answer = { error: String(error) };
-  }
-  await fetch("/answer", { method: "POST", body: JSON.stringify(answer) });
-</script>
-"""
-
-
-@needs_browser
-def test_the_demo_page(webbed: Path) -> None:
-    """Types a text, switches adapters and variants, goes back to the base; the labels read are Python's."""
-    site = demo_site(webbed, "int8")
-    site.add("/person.html", (packages.web_folder() / "page" / "index.html").read_text() + PERSON)
-    with site:
-        answer, _ = answer_of(packages.find_browser() or "", site, "person.html?variant=int8", 60)
-    found = json.loads(answer)
-    assert "error" not in found, found
-    assert found["first"] == "bad,good"
-    assert found["isolated"] is True
-    assert "swap" in found["times"]
-    model = runtime.open(webbed)
-    text = "a poor plot , an awful end . not fine"
-    assert found["rows"] == [[name, model.use(name).predict([text])[0].label] for name in model.adapters]
-
-
-def test_serve_refuses_what_it_cannot_show(webbed: Path, exported: Path, cli: Callable[..., Result]) -> None:
-    done = cli("web", "serve", exported)
-    assert done.exit_code == 2
-    assert f"Write it with: edgepeft web prepare {exported}" in done.stderr
-    assert "has no variant 'q4'" in cli("web", "serve", webbed, "--variant", "q4").stderr
-    assert cli("web", "serve", webbed / "nowhere").exit_code == 2
-
-
-@needs_node
-def test_a_port_that_is_in_use(webbed: Path) -> None:
-    with demo_site(webbed) as site, pytest.raises(InputError, match="is in use; choose another with --port"):
-        demo_site(webbed, port=int(site.url.rpartition(":")[2]))

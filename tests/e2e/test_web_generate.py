@@ -6,25 +6,29 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 import pytest
-from causal import build_causal_bundle
+from causal import build_causal, build_causal_bundle, save_lora, save_virtual
 
 from edgepeft import runtime
 from edgepeft.bench import Case, Job, Prompts, run_worker
 from edgepeft.bundle import read_bundle
 from edgepeft.devices.web import NodeExecutor, WebExecutor, demo_site, packages
 from edgepeft.devices.web.browser import answer_of
-from edgepeft.errors import DeviceError, ParityError
+from edgepeft.errors import DeviceError, InputError, ParityError
 from edgepeft.graph.unpack import set_accuracy_level
-from edgepeft.pipeline import quantize, write_input_style
+from edgepeft.pipeline import export, quantize, write_input_style
 from edgepeft.pipeline._write import write_manifest
+from edgepeft.runtime.generation.sampling import Sampler, Sampling
 from edgepeft.targets import load_target
 
 from .test_web import needs_browser, needs_node
+from .test_web_page import as_a_person
 
 pytestmark = pytest.mark.e2e
 
@@ -139,72 +143,172 @@ def test_shapes_are_not_measured(causal: Path) -> None:
         NodeExecutor(load_target("web-wasm")).run(job(causal, cases=(Case(adapter=None, batch=1, sequence=8),)))
 
 
-@needs_node
-def test_the_module_against_python(causal: Path, tmp_path: Path) -> None:
-    """Every case of targets/web/test/generate.test.js: templates, stop texts, end tokens, lengths."""
-    model = runtime.open(causal)
-    whole = model.use("wide").generate("good", max_new_tokens=24, temperature=0, chat=False).text
-    cut = whole[len(whole) // 2 :][:2]
+def greedy_cases(model: runtime.Runtime, names: list[str | None]) -> list[tuple[Any, Any, dict[str, Any]]]:
+    """Every kind of prompt with every adapter."""
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "good?"}]
-    asked: list[tuple[str | None, Any, dict[str, Any]]] = [
-        (name, prompt, options)
-        for name in (None, "wide", "narrow")
-        for prompt, options in (
-            ("good", {"chat": False}),
-            ("good", {}),
-            (messages, {}),
-            ("good", {"system": "Be brief."}),
-            ("a b " * 40, {"chat": False}),
-        )
-    ]
-    asked.append(("wide", "good", {"chat": False, "stop": [cut]}))
-    expected = []
-    for name, prompt, options in asked:
-        found = model.use(name).generate(prompt, max_new_tokens=24, temperature=0, **options)
-        expected.append(
-            {"adapter": name, "prompt": prompt, "options": {**options, "maxNewTokens": 24}, "tokens": list(found.tokens),
-             "text": found.text, "finish": found.finish_reason}
-        )  # fmt: skip
-    assert expected[-1]["finish"] == "stop"
+    prompts: list[tuple[Any, dict[str, Any]]] = [
+        ("good", {"chat": False}), ("good", {}), (messages, {}), ("good", {"system": "Be brief."}), ("a b " * 30, {"chat": False}),
+    ]  # fmt: skip
+    return [(name, prompt, {**options, "temperature": 0}) for name in names for prompt, options in prompts]
+
+
+def generated(model: runtime.Runtime, cases: list[tuple[Any, Any, dict[str, Any]]]) -> list[dict[str, Any]]:
+    """What Python gives for each case, with the options as JavaScript names them."""
+    names = {"top_k": "topK", "top_p": "topP", "repetition_penalty": "repetitionPenalty"}
+    found = []
+    for adapter, prompt, options in cases:
+        done = model.use(adapter).generate(prompt, max_new_tokens=24, **options)
+        asked = {names.get(name, name): value for name, value in options.items()} | {"maxNewTokens": 24}
+        found.append({"adapter": adapter, "prompt": prompt, "options": asked, "tokens": list(done.tokens), "text": done.text,
+                      "finish": done.finish_reason})  # fmt: skip
+    return found
+
+
+def picks() -> list[dict[str, Any]]:
+    """Tokens that Python's sampler picks from random logits, several from each."""
+    random = np.random.default_rng(5)
+    found = []
+    for options in (
+        {"temperature": 1.0, "seed": 3}, {"temperature": 0.4, "seed": 2**40 + 1}, {"temperature": 1e-9, "seed": 1},
+        {"temperature": 1.5, "top_k": 5, "seed": 0}, {"temperature": 1.0, "top_k": 1000, "seed": 4},
+        {"temperature": 1.0, "top_p": 0.6, "seed": 9}, {"temperature": 1.0, "top_p": 1e-6, "seed": 2},
+        {"temperature": 0.9, "top_k": 40, "top_p": 0.9, "seed": 11}, {"temperature": 0.0, "repetition_penalty": 1.7},
+        {"temperature": 0.8, "repetition_penalty": 1.3, "seed": 6},
+    ):  # fmt: skip
+        logits = (random.standard_normal((12, 97)) * 4).astype(np.float32)
+        if "top_k" not in options:  # of equal ones at its edge, which numpy keeps is not said
+            logits[0, 10:20] = logits[0].max()  # the first of them is first
+        sampler = Sampler(Sampling(**options), 0, [1, 5, 7])
+        tokens = [sampler.pick(row) for row in logits]
+        found.append({"options": options, "prompt": [1, 5, 7], "logits": logits.tolist(), "tokens": tokens})
+    return found
+
+
+def run_module(bundle: Path, expected: dict[str, Any], tmp_path: Path) -> None:
+    """Every case of targets/web/test/generate.test.js and sampling.test.js."""
     (tmp_path / "generated.json").write_text(json.dumps(expected))
     module = Path(
         shutil.copytree(packages.web_folder(), tmp_path / "web", ignore=shutil.ignore_patterns("node_modules"))
     )
     (module / "node_modules").symlink_to(packages.install() / "node_modules")
     done = subprocess.run(
-        ["node", "--test", str(module / "test" / "generate.test.js")],
-        env={**os.environ, "EDGEPEFT_TEST_CAUSAL": str(causal), "EDGEPEFT_TEST_GENERATED": str(tmp_path / "generated.json")},
+        ["node", "--test", *(str(module / "test" / f"{name}.test.js") for name in ("generate", "sampling"))],
+        env={**os.environ, "EDGEPEFT_TEST_CAUSAL": str(bundle), "EDGEPEFT_TEST_GENERATED": str(tmp_path / "generated.json")},
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     failed = [part for part in done.stdout.split("# Subtest: ") if "\n    not ok" in part or "\nnot ok" in part]
     assert done.returncode == 0, "\n".join(failed)[-6000:] or done.stderr
 
 
-PERSON = """
-<script type="module">
-  const until = async (what, holds) => {
-    for (let i = 0; i < 400; i++) {
-      if (holds()) return;
-      const error = document.querySelector("#error");
-      if (!error.hidden) throw new Error(error.textContent);
-      await new Promise((done) => setTimeout(done, 50));
+def refusal(model: runtime.Runtime, use: Callable[[], Any]) -> str:
+    """What Python says; JavaScript says it in the same words."""
+    with pytest.raises(InputError) as caught:
+        use()
+    return str(caught.value).partition(". ")[0]
+
+
+@needs_node
+def test_the_module_against_python(causal: Path, tmp_path: Path) -> None:
+    """Templates, stop texts, end tokens, lengths, blends and sampling: the tokens are Python's."""
+    model = runtime.open(causal)
+    whole = model.use("wide").generate("good", max_new_tokens=24, temperature=0, chat=False).text
+    cases = greedy_cases(model, [None, "wide", "narrow"])
+    cases.append(("wide", "good", {"chat": False, "temperature": 0, "stop": [whole[len(whole) // 2 :][:2]]}))
+    cases += [
+        (blend, "good", {"chat": False, "temperature": 0}) for blend in ({"wide": 0.7, "narrow": 0.6}, {"narrow": -1.5})
+    ]
+    # A random model's logits at half its temperature: many tokens are possible, so draws decide.
+    sampled: list[dict[str, Any]] = [
+        {"temperature": 2.0, "seed": 1}, {"temperature": 2.0, "seed": 2}, {"top_k": 8, "seed": 1},
+        {"temperature": 3.0, "top_p": 0.8, "seed": 7}, {"temperature": 0, "repetition_penalty": 1.5},
+    ]  # fmt: skip
+    cases += [("wide", "good", {"chat": False, **options}) for options in sampled]
+    expected = generated(model, cases)
+    assert [each["finish"] for each in expected].count("stop") == 1
+    assert len({tuple(each["tokens"]) for each in expected[-len(sampled) - 2 :]}) == len(sampled) + 2
+    seen = [
+        np.random.default_rng(seed).random(4).tolist() for seed in ([0, 0], [1, 0], [2**70 + 5, 0], [1, 2, 3, 4, 5, 6])
+    ]
+    run_module(causal, {"generated": expected, "draws": seen, "picks": picks(), "refused": []}, tmp_path)
+
+
+@needs_node
+def test_the_models_own_settings(causal: Path, tmp_path: Path) -> None:
+    """``generation_config.json`` asks for sampling, a length and a penalty: without options both halves do as it says."""
+    own = Path(shutil.copytree(causal, tmp_path / "own"))
+    settings = {
+        "do_sample": True,
+        "temperature": 1.7,
+        "top_k": 20,
+        "top_p": 0.95,
+        "repetition_penalty": 1.1,
+        "eos_token_id": [2, 0],
     }
-    throw new Error(`waited in vain for ${what}`);
-  };
-  let answer;
-  try {
+    (own / "generation_config.json").write_text(json.dumps(settings))
+    manifest = read_bundle(own).manifest
+    kept = {name: entry for name, entry in manifest.files.items() if name != "generation_config.json"}
+    write_manifest(own, manifest, kept)
+    model = runtime.open(own)
+    cases = [("wide", "good", {"seed": seed, "chat": False}) for seed in (1, 2, 3)]
+    expected = generated(model, [*cases, ("wide", "good", {"temperature": 0, "chat": False})])
+    assert len({tuple(each["tokens"]) for each in expected}) == 4
+    run_module(own, {"generated": expected, "draws": [], "picks": [], "refused": []}, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def prefixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same Llama with prefix tuning, prompt tuning, p-tuning and a LoRA."""
+    folder = tmp_path_factory.mktemp("prefixed")
+    model = build_causal(folder / "model")
+    names = ("prefix", "prompt", "ptuning")
+    for name in names:
+        save_virtual(folder / name, model, name)
+    save_lora(
+        folder / "lora", model, task="text-generation", task_type="CAUSAL_LM", scale=0.25, target_modules="all-linear"
+    )
+    export(model, {name: folder / name for name in (*names, "lora")}, folder / "bundle")
+    write_input_style(folder / "bundle")
+    return folder / "bundle"
+
+
+@needs_node
+def test_states_before_the_sequence(prefixed: Path, tmp_path: Path) -> None:
+    """Reference: Python, whose greedy tokens are PEFT's (tests/model/test_prefix.py). A long prompt goes in pieces."""
+    model = runtime.open(prefixed)
+    names: list[str | None] = ["prefix", "prompt", "ptuning", "lora", None]
+    expected = generated(model, greedy_cases(model, names))
+    assert len({tuple(each["tokens"]) for each in expected}) == len(expected), "every adapter changes what comes"
+    refused = [
+        {"use": ["prefix", {"scale": 0.5}], "says": refusal(model, lambda: model.use("prefix", scale=0.5))},
+        {
+            "use": [{"lora": 1, "prompt": 0.5}, {}],
+            "says": refusal(model, lambda: model.use({"lora": 1, "prompt": 0.5})),
+        },
+    ]
+    run_module(prefixed, {"generated": expected, "draws": [], "picks": [], "refused": refused}, tmp_path)
+
+
+@needs_browser
+def test_states_before_the_sequence_in_chromium(prefixed: Path) -> None:
+    """Reference: the same job natively; the base and every adapter come back bit for bit."""
+    prompts = tuple(
+        Prompts(adapter=name, texts=("good day",), max_new_tokens=12) for name in (None, "prefix", "prompt", "lora")
+    )
+    asked = Job(bundle=str(prefixed), variant="fp32", threads=1, prompts=prompts, restore=True, swaps=8)
+    done, native = WebExecutor(load_target("web-wasm")).run(asked), run_worker(asked)
+    assert [g.tokens for g in done.generated] == [g.tokens for g in native.generated]
+    assert len({g.tokens for g in done.generated}) == 4
+    assert done.base_restored is True
+
+
+PERSON = as_a_person("""
     await until("the adapters", () => document.querySelector('button[data-name="wide"]'));
     document.querySelector('button[data-name="wide"]').click();
     document.querySelector("#text").value = "good";
     document.querySelector("#generate").click();
     await until("an answer", () => document.querySelector("#times").textContent.includes("tokens/s"));
     answer = { text: document.querySelector("#result").textContent, button: document.querySelector("#generate").textContent };
-  } catch (error) {
-    answer = { error: String(error) };
-  }
-  await fetch("/answer", { method: "POST", body: JSON.stringify(answer) });
-</script>
-"""
+""")
 
 
 @needs_browser

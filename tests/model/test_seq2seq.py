@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from conftest import _vocabulary, save_lora, save_tokenizer
+from conftest import save_lora
+from encoder_decoder import MODELS, SEQ2SEQ, build_encoder_decoder
 
 from edgepeft import runtime
 from edgepeft.base.ragged import bundle_batches
@@ -25,16 +26,6 @@ from edgepeft.runtime import Runtime
 from edgepeft.runtime.generation.crossed import CrossedDecoder
 
 TOLERANCE = 1e-4
-SEQ2SEQ = "text2text-generation"
-#: Model → (class, config class, config, sites of attention, sites of all kinds).
-MODELS: dict[str, tuple[str, dict[str, Any], list[str], list[str]]] = {
-    "T5": ({"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "eos_token_id": 1,
-            "decoder_start_token_id": 0}, ["q", "v"], ["q", "k", "v", "o", "wi", "wo"]),
-    "Bart": ({"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
-              "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_position_embeddings": 40,
-              "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2, "forced_eos_token_id": None},
-             ["q_proj", "v_proj"], ["q_proj", "k_proj", "fc1", "fc2", "out_proj"]),
-}  # type: ignore[dict-item]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -42,23 +33,8 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     made: dict[str, Path] = {}
 
     def get(kind: str) -> Path:
-        import torch
-        import transformers
-
         if kind not in made:
-            made[kind] = tmp_path_factory.mktemp(kind)
-            vocabulary = _vocabulary("bert")
-            settings = {"vocab_size": len(vocabulary), "pad_token_id": 0, **MODELS[kind][0]}
-            with torch.random.fork_rng():
-                torch.manual_seed(0)
-                config = getattr(transformers, f"{kind}Config")(**settings)
-                model = getattr(transformers, f"{kind}ForConditionalGeneration")(config)
-                with torch.no_grad():
-                    for parameter in model.parameters():
-                        noise = torch.randn_like(parameter) * 0.3
-                        parameter.copy_(noise if parameter.ndim > 1 else parameter + noise)
-            model.save_pretrained(made[kind])
-            save_tokenizer(made[kind], vocabulary)
+            made[kind] = build_encoder_decoder(tmp_path_factory.mktemp(kind), kind)
         return made[kind]
 
     return get

@@ -241,6 +241,7 @@ def test_schema_keys_are_pinned() -> None:
         "Variant": [
             "data",
             "decoder_file",
+            "decoder_input_file",
             "file",
             "input_file",
             "input_unpacked",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .executor import NodeExecutor, WebExecutor
+from .executor import NodeExecutor, WebExecutor, WebGpuExecutor
 from .pages import demo_site
 from .site import Site
 
-__all__ = ["NodeExecutor", "Site", "WebExecutor", "demo_site"]
+__all__ = ["NodeExecutor", "Site", "WebExecutor", "WebGpuExecutor", "demo_site"]

@@ -8,8 +8,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -21,15 +22,19 @@ _POLL_S = 0.2
 _TAIL = 800
 
 
-def answer_of(browser: str, site: Site, page: str, timeout_s: float) -> tuple[str, float | None]:
+def answer_of(
+    browser: str, site: Site, page: str, timeout_s: float, flags: Sequence[str] = ("--disable-gpu",)
+) -> tuple[str, float | None]:
     """Open ``page`` of ``site`` in a fresh profile; what it posts, and its renderer's peak resident set in MB.
+
+    ``flags`` are further ones for Chromium.
 
     Raises :class:`DeviceError` where the browser ends by itself or does not answer in ``timeout_s`` seconds. Nothing is
     left running or on the disk in either case.
     """
     with tempfile.TemporaryDirectory(prefix="edgepeft-web-", ignore_cleanup_errors=True) as folder:
         profile = Path(folder)
-        with _running(browser, f"{site.url}/{page}", profile) as process:
+        with _running(browser, f"{site.url}/{page}", profile, flags) as process:
             end = time.monotonic() + timeout_s
             while True:
                 with suppress(queue.Empty):
@@ -44,14 +49,14 @@ def answer_of(browser: str, site: Site, page: str, timeout_s: float) -> tuple[st
 
 
 @contextmanager
-def _running(browser: str, url: str, profile: Path) -> Iterator[subprocess.Popen[bytes]]:
+def _running(browser: str, url: str, profile: Path, flags: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
     command = [
         browser, "--headless=new", f"--user-data-dir={profile / 'profile'}", "--no-first-run", "--no-default-browser-check",
         "--disable-extensions", "--disable-background-networking", "--disable-component-update", "--disable-sync",
-        "--disable-breakpad", "--disable-crash-reporter", "--disable-dev-shm-usage", "--disable-gpu", "--mute-audio",
+        "--disable-breakpad", "--disable-crash-reporter", "--disable-dev-shm-usage", "--mute-audio",
         # A page that nobody looks at is slowed down otherwise.
         "--disable-background-timer-throttling", "--disable-renderer-backgrounding", "--disable-backgrounding-occluded-windows",
-        url,
+        *flags, url,
     ]  # fmt: skip
     if sys.platform != "win32" and os.geteuid() == 0:
         command.insert(1, "--no-sandbox")  # Chromium has no sandbox for root, and does not start without this
@@ -63,9 +68,27 @@ def _running(browser: str, url: str, profile: Path) -> Iterator[subprocess.Popen
         except OSError as error:
             raise DeviceError(f"cannot start {browser}: {error.strerror or error}") from error
         try:
-            yield process
+            with _ended_by_sigterm():
+                yield process
         finally:
             _stop(process)
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """Have SIGTERM raise :class:`SystemExit`: as it is, it ends Python at once, and the browser runs on by itself."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may set handlers
+        return
+
+    def leave(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:

@@ -1,4 +1,4 @@
-"""``web`` and ``node``: a job in ONNX Runtime Web, in a headless browser or in Node."""
+"""``web``, ``webgpu`` and ``node``: a job in ONNX Runtime Web, in a headless browser or in Node."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ...errors import DeviceError
 from ...targets import Target
 from ..protocol import Missing
 from .browser import answer_of
+from .gpu import WEBGPU_FLAGS, Gpu, find_gpu
 from .packages import (
     find_browser,
     find_node,
@@ -38,6 +39,8 @@ class WebExecutor:
     emulated = False
     copies = False
     rows = 200
+    _device = "wasm"
+    _flags: tuple[str, ...] = ("--disable-gpu",)
 
     def __init__(self, target: Target, timeout_s: float = _TIMEOUT_S) -> None:
         self._target = target
@@ -57,10 +60,55 @@ class WebExecutor:
             "/node_modules/": install() / "node_modules",
             "/web/": web_folder(),
         }
-        asked = {**job.model_dump(mode="json"), "bundle": "/bundle/"}
+        asked = {**job.model_dump(mode="json"), "bundle": "/bundle/", "device": self._device}
         with Site(folders, {"/job.json": as_json(asked)}) as site:
-            text, peak_mb = answer_of(browser, site, "web/page/job.html", self._timeout_s)
+            text, peak_mb = answer_of(browser, site, "web/page/job.html", self._timeout_s, self._flags)
         return _result(job, {**_object(text, self.name), "peak_rss_mb": peak_mb}, self.name)
+
+
+class WebGpuExecutor(WebExecutor):
+    """The same page on WebGPU.
+
+    Where the machine has no GPU that Chromium can use, Chromium computes WebGPU on the CPU (SwiftShader): the same shaders, so
+    labels, parity and the restored base are judged, and its time never is.
+    """
+
+    _device = "webgpu"
+    _flags = WEBGPU_FLAGS
+
+    @property
+    def _gpu(self) -> Gpu | None:
+        browser = find_browser()
+        return None if browser is None else find_gpu(browser)
+
+    @property
+    def name(self) -> str:  # type: ignore[override] # it depends on the machine
+        """Which GPU it is, if any: ``webgpu (Chromium, google swiftshader)``."""
+        gpu = self._gpu
+        return "webgpu (Chromium)" if gpu is None else f"webgpu (Chromium, {gpu.name})"
+
+    @property
+    def emulated(self) -> bool:  # type: ignore[override] # it depends on the machine
+        """Whether the GPU is a program on the CPU."""
+        gpu = self._gpu
+        return gpu is not None and gpu.software
+
+    @property
+    def rows(self) -> int:  # type: ignore[override] # it depends on the machine
+        """Few where the GPU is a program on the CPU: a row of MiniLM takes it a second or more."""
+        return 8 if self.emulated else 200
+
+    def missing(self) -> tuple[Missing, ...]:
+        """A browser, npm where the packages are not fetched yet, or a GPU that the browser gives to pages."""
+        missing = super().missing()
+        if missing or self._gpu is not None:
+            return missing
+        return (
+            Missing(
+                f"{find_browser()} gives pages no WebGPU adapter, not even SwiftShader's",
+                "install a Chromium with libvk_swiftshader.so (Debian's has it), or a driver for Vulkan; web-wasm runs without",
+            ),
+        )
 
 
 class NodeExecutor:

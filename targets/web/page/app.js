@@ -1,6 +1,7 @@
-/** The demo page: type a text, switch adapters, see outputs and milliseconds. */
+/** The demo page: type a text, switch and blend adapters, see outputs and milliseconds. */
 
-import { openBundle } from "/web/src/index.js";
+import { findGpu, openBundle } from "/web/src/index.js";
+import { Choice, arrival, at, bars, make, megabytes, milliseconds, setState, showError, showTimes, tableOf } from "./view.js";
 
 const TEXTS = [
   "The battery died after two days and the seller never answered.",
@@ -9,90 +10,131 @@ const TEXTS = [
 ];
 const PROMPTS = ["What is the capital of France?", "My laptop does not start. What should I do?", "Tell me about a walk in the country."];
 const NEW_TOKENS = 48;
+/** An adapter is named by its name, the base by none. */
+const BASE = "";
 
-/** @param {string} id */
-const at = (id) => /** @type {any} */ (document.getElementById(id));
-/** @param {string} tag @param {object} [properties] @param {(Node | string)[]} children */
-const make = (tag, properties = {}, ...children) => {
-  const element = Object.assign(document.createElement(tag), properties);
-  element.append(...children);
-  return element;
-};
-const milliseconds = (/** @type {number} */ ms) => `${ms < 0.1 ? "<0.1" : ms < 10 ? ms.toFixed(1) : ms.toFixed(0)} ms`;
-const megabytes = (/** @type {number} */ bytes) => `${(bytes / 1e6).toFixed(bytes < 1e7 ? 1 : 0)} MB`;
-
-/** @type {import("../src/index.js").Runtime | null} */
+/** @typedef {import("../src/index.js").Runtime} Runtime */
+/** @type {Runtime | null} */
 let model = null;
-let chosen = /** @type {string | null} */ (null);
+/** What is asked for, and the last of it that worked. */
+let chosen = BASE;
+let worked = BASE;
 let turn = 0;
 let speaking = /** @type {AbortController | null} */ (null);
-const speaks = () => model?.manifest.task === "text-generation";
 
-/** @param {unknown} error */
-function show(error) {
-  const failure = /** @type {Error | null} */ (error);
-  at("error").hidden = failure === null;
-  at("error").textContent = failure === null ? "" : `${failure.name}: ${failure.message}`;
-}
+const chats = () => model?.manifest.task === "text-generation";
+const speaks = () => chats() || model?.manifest.task === "text2text-generation";
+const choice = new Choice(at("adapters"), (name) => choose(name));
+const parameters = new URLSearchParams(location.search);
 
-/** @param {string | undefined} variant */
-async function open(variant) {
-  show(null);
-  at("progress").hidden = false;
-  const parts = new Map();
-  const start = performance.now();
+/** @param {string | undefined} variant @param {"wasm" | "webgpu"} device */
+async function open(variant, device) {
+  showError(null);
+  setState("opening");
+  at("progress").removeAttribute("value");
+  const say = (/** @type {string} */ line) => (at("about").textContent = line);
+  say("Opening the bundle…");
+  turn++;
+  speaking?.abort();
   const before = model;
   model = null;
-  speaking?.abort();
-  await before?.close();
-  const opened = await openBundle("/bundle/", {
-    ...(variant === undefined ? {} : { variant }),
-    threads: globalThis.crossOriginIsolated ? Math.min(4, Math.ceil(navigator.hardwareConcurrency / 2)) : 1,
-    onProgress: (file, bytes, total) => {
-      parts.set(file, [bytes, total]);
-      const [done, whole] = [...parts.values()].reduce(([a, b], [c, d]) => [a + c, b + d], [0, 0]);
-      at("progress").value = done / whole;
-      at("about").textContent = `Fetching the base: ${megabytes(done)} of ${megabytes(whole)}`;
-    },
-  });
-  const took = performance.now() - start;
-  at("progress").hidden = true;
-  model = opened;
-  describe(opened, took);
-  examples(speaks() ? PROMPTS : TEXTS);
-  at("generate").hidden = !speaks();
-  at("all").parentElement.hidden = speaks();
-  await choose(chosen !== null && opened.adapters.includes(chosen) ? chosen : (opened.adapters[0] ?? null));
+  try {
+    await before?.close();
+    const start = performance.now();
+    const opened = await openBundle("/bundle/", {
+      ...(variant === undefined ? {} : { variant }),
+      device,
+      threads: globalThis.crossOriginIsolated ? Math.min(4, Math.ceil(navigator.hardwareConcurrency / 2)) : 1,
+      onProgress: arrival(say),
+    });
+    model = opened;
+    describe(opened, performance.now() - start);
+  } catch (error) {
+    setState("failed");
+    say("The bundle could not be opened.");
+    showError(error, () => open(variant, device));
+    return;
+  }
+  // So that a swap is a swap, and not a download. What fails here is told when it is chosen.
+  const ahead = Promise.allSettled(model.adapters.map((name) => model?.load(name)));
+  if (!speaks()) await ahead; // a language model's adapters are large, and asked for later
+  setState("ready");
+  await choose(model.adapters.includes(chosen) ? chosen : (model.adapters[0] ?? BASE));
 }
 
-/** @param {import("../src/index.js").Runtime} opened @param {number} took */
+/** @param {Runtime} opened @param {number} took */
 function describe(opened, took) {
-  const { manifest } = opened;
-  const files = Object.values(manifest.variants[opened.variant]?.data ?? []).map((file) => manifest.files[file]?.bytes ?? 0);
+  const { manifest, adapters } = opened;
+  const files = (manifest.variants[opened.variant]?.data ?? []).map((file) => manifest.files[file]?.bytes ?? 0);
   const base = megabytes(files.reduce((a, b) => a + b, 0));
-  at("about").textContent = `${opened.adapters.length} adapters over one ${base} base (${opened.variant}), opened and checked in ${milliseconds(took)}. Everything runs on this machine.`;
-  at("facts").textContent = `base ${manifest.base.source.split("/").at(-1)}, identity ${manifest.base.identity.slice(0, 16)}…, ${manifest.task}, ONNX Runtime Web on WebAssembly`;
+  const count = adapters.length === 1 ? "1 adapter" : `${adapters.length || "No"} adapters`;
+  at("about").textContent = `${count} over one ${base} base (${opened.variant}), opened and checked in ${milliseconds(took)}. Everything runs on this machine.`;
+  const where = opened.gpu === null ? "WebAssembly" : `WebGPU (${[opened.gpu.vendor, opened.gpu.architecture].filter(Boolean).join(" ")}${opened.gpu.software ? ", software: slow" : ""})`;
+  at("facts").textContent = `base ${manifest.base.source.split("/").at(-1)}, identity ${manifest.base.identity.slice(0, 16)}…, ${manifest.task}, ONNX Runtime Web on ${where}`;
   const variants = Object.entries(manifest.variants).filter(([, v]) => v.input_file !== null || v.slots !== "overridable");
   at("variant").replaceChildren(...variants.map(([name]) => make("option", { value: name, textContent: name, selected: name === opened.variant })));
-  const names = [...opened.adapters, null];
-  at("adapters").replaceChildren(
-    ...names.map((name) => {
-      const button = make("button", { type: "button", textContent: name ?? "base", onclick: () => choose(name).catch(show) });
-      button.setAttribute("role", "radio");
-      button.dataset.name = name ?? "";
-      return button;
-    }),
-  );
+  choice.offer([...adapters.map((name) => /** @type {[string, string]} */ ([name, name])), [BASE, manifest.merged ?? "base"]]);
+  const blendable = adapters.filter((name) => linear(name));
+  at("other").replaceChildren(make("option", { value: BASE, textContent: "none" }), ...blendable.map((name) => make("option", { value: name, textContent: name })));
+  at("blending").hidden = blendable.length < 2;
+  at("scaling").hidden = !adapters.length;
+  at("every").hidden = speaks() || !adapters.length;
+  at("generate").hidden = !speaks();
+  at("warmth").hidden = !chats();
+  examples(chats() ? PROMPTS : TEXTS);
+  note(adapters.length || manifest.merged ? null : "This bundle holds no adapters yet: the base answers. Add one with: edgepeft add BUNDLE --adapter NAME=CHECKPOINT");
 }
 
-/** @param {string | null} name */
+/** Whether an adapter can be scaled and blended. @param {string} name */
+const linear = (name) => Boolean(model?.manifest.adapters[name]?.scalable) && !model?.manifest.adapters[name]?.prefix_length;
+
+/** @param {string | null} text */
+function note(text) {
+  at("note").hidden = text === null;
+  at("note").textContent = text ?? "";
+}
+
+/** @param {string} name */
 async function choose(name) {
   chosen = name;
-  for (const button of at("adapters").children) button.setAttribute("aria-checked", String(button.dataset.name === (name ?? "")));
-  const scalable = name !== null && Boolean(model?.manifest.adapters[name]?.scalable);
-  at("scale").disabled = !scalable;
+  choice.show(name);
+  settings();
   // A language model answers when it is asked to: it takes seconds.
-  if (!speaks()) await run();
+  if (speaks()) return;
+  await run().catch(failed);
+}
+
+/** Controls as they fit the adapter that is chosen. */
+function settings() {
+  at("scale").disabled = at("other").disabled = !linear(chosen);
+  if (!linear(chosen)) at("scale").value = 1;
+  for (const option of at("other").options) option.disabled = option.value === chosen && chosen !== BASE;
+  if (!linear(chosen) || at("other").value === chosen) at("other").value = BASE;
+  at("share").hidden = at("share-value").hidden = at("other").value === BASE;
+  at("scale-value").textContent = Number(at("scale").value).toFixed(2);
+  at("share-value").textContent = Number(at("share").value).toFixed(2);
+  at("temperature-value").textContent = Number(at("temperature").value) === 0 ? "greedy" : Number(at("temperature").value).toFixed(1);
+}
+
+/** Put what the controls say to use; milliseconds. @param {Runtime} opened */
+async function swap(opened) {
+  const scale = Number(at("scale").value);
+  const other = at("other").value;
+  const share = Number(at("share").value);
+  const start = performance.now();
+  if (chosen === BASE) await opened.use(null);
+  else if (other === BASE) await opened.use(chosen, { scale });
+  else await opened.use({ [chosen]: 1 - share, [other]: share }, { scale, ...(speaks() ? {} : { head: chosen }) });
+  worked = chosen;
+  return performance.now() - start;
+}
+
+/** Tell what failed and go back to the adapter that is still in use. @param {unknown} error */
+function failed(error) {
+  showError(error);
+  chosen = worked;
+  choice.show(chosen);
+  settings();
 }
 
 /** Swap and answer, token by token; a second call ends the first. */
@@ -104,23 +146,24 @@ async function generate() {
   const mine = (speaking = new AbortController());
   const answer = make("p", { className: "answer" });
   at("result").replaceChildren(answer);
+  at("result").setAttribute("aria-busy", "true"); // read out when it is complete
   at("times").replaceChildren();
   at("generate").textContent = "Stop";
-  show(null);
+  showError(null);
   try {
-    const scale = at("scale").disabled ? 1 : Number(at("scale").value);
-    at("scale-value").textContent = scale.toFixed(2);
-    const start = performance.now();
-    await opened.use(chosen, { scale });
-    const swapped = performance.now();
-    const found = await opened.generate(text, { maxNewTokens: NEW_TOKENS, signal: mine.signal, onText: (piece) => answer.append(piece) });
-    times({
-      swap: milliseconds(swapped - start),
+    const swapped = await swap(opened);
+    answer.classList.add("coming");
+    const sampling = chats() ? { temperature: Number(at("temperature").value) } : {};
+    const found = await opened.generate(text, { maxNewTokens: NEW_TOKENS, ...sampling, signal: mine.signal, onText: (piece) => answer.append(piece) });
+    showTimes({
+      swap: milliseconds(swapped),
       "first token": milliseconds(found.prefillMs),
       "tokens/s": found.tokensPerSecond?.toFixed(1) ?? "–",
       tokens: `${found.promptTokens} + ${found.tokens.length} (${found.finish})`,
     });
   } finally {
+    answer.classList.remove("coming");
+    at("result").removeAttribute("aria-busy");
     speaking = null;
     at("generate").textContent = "Generate";
   }
@@ -131,57 +174,39 @@ async function run() {
   const mine = ++turn;
   const opened = model;
   const text = at("text").value;
-  if (opened === null || !text.trim()) return;
-  const scale = at("scale").disabled ? 1 : Number(at("scale").value);
-  at("scale-value").textContent = scale.toFixed(2);
+  if (opened === null) return;
+  if (!text.trim()) {
+    for (const id of ["result", "times", "all"]) at(id).replaceChildren();
+    return;
+  }
+  const swapped = await swap(opened);
   const start = performance.now();
-  await opened.use(chosen, { scale });
-  const swapped = performance.now();
   const [found] = await opened.predict([text]);
-  const done = performance.now();
   if (mine !== turn || !found) return;
-  show(null);
-  const ranked = Object.entries(found.probabilities).sort(([, a], [, b]) => b - a);
-  at("result").replaceChildren(
-    ...(opened.labelsAreUntrained ? [make("p", { textContent: "The base has no trained head: choose an adapter, which brings its own." })] : ranked.map(bar)),
-  );
-  times({ swap: milliseconds(swapped - start), "text to label": milliseconds(done - swapped), tokens: opened.encoder?.encode(text).ids.length ?? 0 });
+  showError(null);
+  const untrained = make("p", { className: "note", textContent: "The base has no trained head: choose an adapter, which brings its own." });
+  at("result").replaceChildren(...(opened.labelsAreUntrained ? [untrained] : bars(found.probabilities)));
+  showTimes({ swap: milliseconds(swapped), "text to label": milliseconds(performance.now() - start), tokens: opened.encoder?.encode(text).ids.length ?? 0 });
   await compare(opened, text, mine);
-  if (mine === turn) await opened.use(chosen, { scale });
+  if (mine === turn) await swap(opened);
 }
 
-/** @param {[string, number]} entry @param {number} position */
-function bar([label, probability], position) {
-  const value = make("div", { className: "value" });
-  value.style.width = `${probability * 100}%`;
-  return make(
-    "div",
-    { className: position === 0 ? "row best" : "row" },
-    make("span", { textContent: label }),
-    make("div", { className: "track" }, value),
-    make("span", { className: "number", textContent: `${(probability * 100).toFixed(1)} %` }),
-  );
-}
-
-/** @param {Record<string, string | number>} values */
-function times(values) {
-  at("times").replaceChildren(...Object.entries(values).map(([name, value]) => make("div", {}, make("dt", { textContent: name }), make("dd", { textContent: String(value) }))));
-}
-
-/** @param {import("../src/index.js").Runtime} opened @param {string} text @param {number} mine */
+/** @param {Runtime} opened @param {string} text @param {number} mine */
 async function compare(opened, text, mine) {
   const rows = [];
   for (const name of opened.adapters) {
-    const start = performance.now();
-    await opened.use(name);
-    const swapped = performance.now();
-    const [found] = await opened.predict([text]);
-    if (mine !== turn || !found) return;
-    const cells = [name, found.label, `${(found.score * 100).toFixed(1)} %`, milliseconds(swapped - start), milliseconds(performance.now() - swapped)];
-    rows.push(make("tr", {}, ...cells.map((cell) => make("td", { textContent: cell }))));
+    try {
+      const start = performance.now();
+      await opened.use(name);
+      const swapped = performance.now();
+      const [found] = await opened.predict([text]);
+      if (mine !== turn || !found) return;
+      rows.push([name, found.label, `${(found.score * 100).toFixed(1)} %`, milliseconds(swapped - start), milliseconds(performance.now() - swapped)]);
+    } catch (error) {
+      rows.push([name, /** @type {Error} */ (error).name, "–", "–", "–"]);
+    }
   }
-  const head = make("tr", {}, ...["adapter", "label", "probability", "swap", "run"].map((cell) => make("th", { textContent: cell })));
-  at("all").replaceChildren(make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows)));
+  at("all").replaceChildren(tableOf(["adapter", "label", "probability", "swap", "run"], rows));
 }
 
 /** @param {string[]} texts */
@@ -195,7 +220,7 @@ function examples(texts) {
         textContent: text,
         onclick: () => {
           at("text").value = text;
-          answer().catch(show);
+          answer().catch(failed);
         },
       }),
     ),
@@ -203,18 +228,22 @@ function examples(texts) {
 }
 
 const answer = () => (speaks() ? generate() : run());
-let waiting = 0;
+let waiting = /** @type {ReturnType<typeof setTimeout> | undefined} */ (undefined);
 const soon = () => {
+  settings();
   clearTimeout(waiting);
-  if (!speaks()) waiting = setTimeout(() => run().catch(show), 150);
-  at("scale-value").textContent = Number(at("scale").value).toFixed(2);
+  if (!speaks()) waiting = setTimeout(() => run().catch(failed), 150);
 };
-at("text").oninput = soon;
-at("scale").oninput = soon;
-at("generate").onclick = () => generate().catch(show);
-at("variant").onchange = () => open(at("variant").value).catch(show);
+for (const id of ["text", "scale", "share", "other", "temperature"]) at(id).oninput = soon;
+at("text").onkeydown = (/** @type {KeyboardEvent} */ event) => {
+  if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) answer().catch(failed);
+};
+at("generate").onclick = () => generate().catch(failed);
+for (const id of ["variant", "device"]) at(id).onchange = () => open(at("variant").value, at("device").value);
 
-const parameters = new URLSearchParams(location.search);
 at("text").value = parameters.get("text") ?? "";
-chosen = parameters.get("adapter");
-open(parameters.get("variant") ?? undefined).catch(show);
+chosen = parameters.get("adapter") ?? BASE;
+const found = await findGpu().catch(() => null);
+at("devices").hidden = found === null;
+at("device").value = found !== null && parameters.get("device") === "webgpu" ? "webgpu" : "wasm";
+await open(parameters.get("variant") ?? undefined, at("device").value);

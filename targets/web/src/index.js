@@ -14,5 +14,7 @@
  * @module
  */
 
-export { openBundle, Runtime } from "./runtime.js";
+export { openBundle } from "./open.js";
+export { Runtime } from "./runtime.js";
+export { findGpu } from "./backend.js";
 export * from "./errors.js";

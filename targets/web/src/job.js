@@ -3,8 +3,8 @@
  * measuring process takes and gives (`edgepeft/bench/job.py`).
  */
 
-import { InputError } from "./errors.js";
-import { openBundle } from "./runtime.js";
+import { BundleError, InputError } from "./errors.js";
+import { openBundle } from "./open.js";
 
 /**
  * @typedef {import("./runtime.js").Runtime} Runtime
@@ -22,6 +22,7 @@ import { openBundle } from "./runtime.js";
  * @property {Rows[]} rows
  * @property {Prompts[]} prompts
  * @property {boolean} restore
+ * @property {"wasm" | "webgpu"} [device]
  */
 
 /** Texts that the base runs before and after the adapters: of different lengths, so that one is padded. */
@@ -41,7 +42,8 @@ const SWAPS_WITH_PROMPT = 3;
 export async function runJob(job, rss = () => null) {
   const start = rss();
   const opening = performance.now();
-  const runtime = await openBundle(job.bundle, { variant: job.variant, threads: job.threads });
+  const { device = "wasm" } = job;
+  const runtime = await openBundle(job.bundle, { variant: job.variant, threads: job.threads, device, placement: device === "webgpu" });
   const load_ms = performance.now() - opening;
   const loaded = rss();
   try {
@@ -55,10 +57,28 @@ export async function runJob(job, rss = () => null) {
     if (job.cases[0]) await tierUp(runtime, job.cases[0], job.sampling);
     for (const each of job.cases) cases.push({ case: each, samples_ms: await measureCase(runtime, each, job.sampling) });
     const swap = job.swaps ? await measureSwaps(runtime, job, rss) : null;
-    return { load_ms, rss_start_mb: start, rss_loaded_mb: loaded, rows, generated, base_restored: restored, cases, swap };
+    return { load_ms, rss_start_mb: start, rss_loaded_mb: loaded, rows, generated, base_restored: restored, cases, swap, notes: await placementNotes(runtime) };
   } finally {
     await runtime.close();
   }
+}
+
+/** Where WebGPU ran it, and what it left to the CPU: ONNX Runtime falls back without a word. @param {Runtime} runtime @returns {Promise<string[]>} */
+async function placementNotes(runtime) {
+  const { gpu, placement } = runtime;
+  if (gpu === null || placement === null) return [];
+  const { nodes, cpu } = placement;
+  if (!nodes.WebGpu) throw new BundleError(`no node of ${runtime.name} runs on WebGPU: ONNX Runtime Web put all of them on the CPU`);
+  const total = Object.values(nodes).reduce((sum, count) => sum + count, 0);
+  const operators = Object.entries(cpu).sort(([, a], [, b]) => b - a).map(([operator, count]) => `${count} ${operator}`);
+  const left = operators.length ? `; on the CPU, in WebAssembly: ${operators.join(", ")}` : "";
+  const piece = isLanguageModel(runtime) ? await runtime.tokensAtOnce() : null;
+  const small = piece !== null && piece < 32 ? [`prompts are read ${piece} tokens at a time: longer pieces gave other logits on this GPU`] : [];
+  return [
+    ...small,
+    `GPU: ${[gpu.vendor, gpu.architecture].filter(Boolean).join(" ") || "not named"}${gpu.software ? ", which is software on the CPU" : ""}`,
+    `${nodes.WebGpu ?? 0} of ${total} nodes ran on WebGPU${left}`,
+  ];
 }
 
 /** @param {Runtime} runtime */
@@ -68,7 +88,7 @@ const isLanguageModel = (runtime) => runtime.manifest.task === "text-generation"
 async function generate(runtime, { adapter, texts, max_new_tokens, chat }) {
   await runtime.use(adapter);
   const found = [];
-  for (const text of texts) found.push(await runtime.generate(text, { maxNewTokens: max_new_tokens, ...(chat === null ? {} : { chat }) }));
+  for (const text of texts) found.push(await runtime.generate(text, { maxNewTokens: max_new_tokens, temperature: 0, ...(chat === null ? {} : { chat }) }));
   return {
     adapter,
     tokens: found.map((each) => each.tokens),

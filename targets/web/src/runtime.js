@@ -1,162 +1,70 @@
-/** A bundle in ONNX Runtime Web: adapters to swap, texts to classify. */
+/** A bundle in ONNX Runtime Web: adapters to swap, texts to classify and to go on with. */
 
-import * as ort from "onnxruntime-web/wasm";
-
-import { checkAdapterFile, readAdapter } from "./adapter.js";
-import { AdapterMismatchError, BundleError, InputError, UnknownAdapterError } from "./errors.js";
-import { MANIFEST_NAME, checkAdapters, findAdapter, findVariant, parseManifest, slotSignature, slotTensors } from "./manifest.js";
-import { openSource, readChecked, sha256 } from "./source.js";
-import { TextEncoder } from "./tokenizer.js";
+import { adapterTensors, checkLinear, makeActive, scaled } from "./active.js";
+import { blendLabels, blendTensors, checkBlend, describeBlend } from "./blend.js";
+import { BundleError, InputError, UnknownAdapterError } from "./errors.js";
+import { findAdapter } from "./manifest.js";
+import { checkMixed, mixedTensors } from "./mixed.js";
+import { readChecked } from "./source.js";
 
 /**
+ * @typedef {import("./active.js").Active} Active
+ * @typedef {import("./adapter.js").SlotTensor} SlotTensor
+ * @typedef {import("./backend.js").Backend} Backend
+ * @typedef {import("./backend.js").Feeds} Feeds
+ * @typedef {import("./backend.js").InferenceSession} InferenceSession
+ * @typedef {import("./backend.js").Placement} Placement
+ * @typedef {import("./backend.js").Tensor} Tensor
+ * @typedef {import("./manifest.js").FileEntry} FileEntry
  * @typedef {import("./manifest.js").Manifest} Manifest
- * @typedef {import("./manifest.js").Variant} Variant
  * @typedef {import("./source.js").Source} Source
  * @typedef {import("./tokenizer.js").Text} Text
+ * @typedef {import("./tokenizer.js").TextEncoder} TextEncoder
  * @typedef {{ label: string, score: number, probabilities: Record<string, number> }} Prediction
- * @typedef {Record<string, ort.Tensor>} Feeds
- * @typedef {{ name: string | null, scale: number, labels: string[] | null, feeds: Feeds }} Active
  * @typedef {{ data: Float32Array, dims: readonly number[] }} Output
  *
- * @typedef {object} OpenOptions
- * @property {string} [variant]  `fp32` by default, else the first there is.
- * @property {number} [threads]  Threads of the wasm backend; more than one needs a cross-origin isolated page. Default 1.
- *   ONNX Runtime Web reads it once: the first bundle opened on a page decides.
- * @property {(file: string, bytes: number, total: number) => void} [onProgress]  Told while files arrive, in bytes.
+ * @typedef {object} UseOptions
+ * @property {number} [scale]  Multiplies the low-rank part.
+ * @property {string} [head]  Of a blend: the adapter whose head is taken, where they differ.
  */
 
-/** ONNX Runtime Web's heap ends here, whatever the machine has. */
-const HEAP_BYTES = 2 ** 32;
-const MANIFEST_LIMIT = 64 << 20;
-
-/**
- * Open a bundle for inference: by URL, or in Node by path.
- *
- * The manifest, the variant's files and every adapter's contract are checked first; adapters are fetched, and checked, when
- * they are first used.
- *
- * @param {string | URL} where
- * @param {OpenOptions} [options]
- * @returns {Promise<Runtime>}
- * @throws {BundleError} Where there is no bundle, its manifest is not valid, or a file was changed.
- * @throws {AdapterMismatchError} Where an adapter was made for another base.
- */
-export async function openBundle(where, options = {}) {
-  const source = openSource(where);
-  const name = source.name.replace(/\/$/, "");
-  const bytes = await source.read(MANIFEST_NAME, MANIFEST_LIMIT, () => {});
-  if (bytes === null) throw new BundleError(`${name} is not a bundle: it holds no ${MANIFEST_NAME}. Make one with \`edgepeft export\`.`);
-  const manifest = parseManifest(new TextDecoder().decode(bytes), `${name}/${MANIFEST_NAME}`);
-  checkAdapters(manifest, name, await sha256(new globalThis.TextEncoder().encode(slotSignature(manifest))));
-  const [variant, entry] = findVariant(manifest, name, options.variant);
-  const graph = graphFile(name, variant, entry);
-  const files = [graph, ...entry.data];
-  const size = files.reduce((sum, file) => sum + fileEntry(manifest, file).bytes, 0);
-  const held = entry.input_unpacked ? size * 8 : size; // 4 bits become 32
-  if (held >= HEAP_BYTES) {
-    throw new BundleError(`${name}: variant ${variant} takes ${held} bytes of memory; ONNX Runtime Web can address ${HEAP_BYTES}. Use a smaller one.`);
-  }
-  const { threads = 1, onProgress = () => {} } = options;
-  if (threads > 1 && typeof process !== "undefined" && process.versions?.node) {
-    throw new InputError(`ONNX Runtime Web runs with one thread in Node, found threads ${threads}; native onnxruntime runs with more`);
-  }
-  if (!Number.isInteger(threads) || threads < 1) throw new InputError(`threads must be a whole number from 1 on, found ${threads}`);
-  const [model, ...data] = await Promise.all(files.map((file) => readChecked(source, file, fileEntry(manifest, file), onProgress)));
-  const encoder = await readEncoder(source, manifest, name);
-  const defaults = await readDefaults(source, manifest, name, entry);
-  const session = await createSession(/** @type {Uint8Array} */ (model), entry, data, threads, `${name}/${graph}`);
-  return new Runtime({ source, name, manifest, variant, session, encoder, defaults });
-}
-
-/** @param {string} name @param {string} variant @param {Variant} entry */
-function graphFile(name, variant, entry) {
-  if (entry.slots !== "overridable") return entry.file;
-  if (entry.input_file !== null) return entry.input_file;
-  throw new BundleError(
-    `${name}: variant ${variant} has no graph whose slots are plain inputs, which ONNX Runtime Web needs. ` +
-      "Write one with `edgepeft web prepare BUNDLE`.",
-  );
-}
-
-/** @param {Manifest} manifest @param {string} file */
-function fileEntry(manifest, file) {
-  return /** @type {import("./manifest.js").FileEntry} */ (manifest.files[file]);
-}
-
-/** @param {Source} source @param {Manifest} manifest @param {string} name */
-async function readEncoder(source, manifest, name) {
-  const entry = manifest.files["tokenizer.json"];
-  if (entry === undefined) return null;
-  const config = manifest.files["tokenizer_config.json"];
-  return new TextEncoder(
-    await readChecked(source, "tokenizer.json", entry),
-    config === undefined ? null : await readChecked(source, "tokenizer_config.json", config),
-    manifest.max_length,
-    name,
-  );
-}
-
-/**
- * A feed for every slot that gives the base: rank 0, or the base's own numbers where the slot has some.
- *
- * @param {Source} source @param {Manifest} manifest @param {string} name @param {Variant} entry
- * @returns {Promise<Feeds>}
- */
-async function readDefaults(source, manifest, name, entry) {
-  /** @type {Feeds} */
-  const feeds = Object.create(null);
-  if (entry.slots === "none") return feeds;
-  const file = manifest.slot_defaults;
-  const held = file === null ? null : readAdapter(await readChecked(source, file, fileEntry(manifest, file)), `${name}/${file}`);
-  for (const [tensor, shape] of slotTensors(manifest)) {
-    const found = held?.tensors.get(tensor);
-    const dims = found?.dims ?? shape.map((dim) => (typeof dim === "number" ? dim : dim === "adapter_batch" ? 1 : 0));
-    if (!found && !dims.includes(0)) {
-      throw new AdapterMismatchError(`${name}: slot ${tensor} has no default of rank 0, and ${file ?? "slot_defaults"} does not hold it`);
-    }
-    feeds[tensor] = new ort.Tensor("float32", found?.data ?? new Float32Array(0), dims);
-  }
-  return feeds;
-}
-
-/** @param {Uint8Array} model @param {Variant} entry @param {Uint8Array[]} data @param {number} threads @param {string} where */
-async function createSession(model, entry, data, threads, where) {
-  ort.env.wasm.numThreads = threads;
-  try {
-    return await ort.InferenceSession.create(model, {
-      executionProviders: ["wasm"],
-      // Weights that are stored in 4 bits become fp32 once, here; otherwise ONNX Runtime would unpack them in every run.
-      ...(entry.input_unpacked ? { extra: { session: { disable_quant_qdq: "1" } } } : {}),
-      externalData: entry.data.map((file, i) => ({ path: file.split("/").at(-1) ?? file, data: /** @type {Uint8Array} */ (data[i]) })),
-    });
-  } catch (error) {
-    throw new BundleError(`ONNX Runtime Web cannot open ${where}: ${/** @type {Error} */ (error).message}`, { cause: error });
-  }
-}
-
-/** One variant of a bundle in a session, and the adapter in use. Made by {@link openBundle}. */
+/** One variant of a bundle in a session, and the adapter in use. Made by `openBundle`. */
 export class Runtime {
   /** @type {Source} */ #source;
-  /** @type {ort.InferenceSession} */ #session;
+  /** @type {Backend} */ #backend;
+  /** @type {InferenceSession} */ #session;
+  /** Of an encoder-decoder, whose encoder is the session. @type {InferenceSession | null} */ #decoder;
   /** @type {Active} */ #base;
   /** @type {Active} */ #active;
-  /** @type {Map<string, Active>} */ #loaded = new Map();
+  /** @type {Map<string, { tensors: Map<string, SlotTensor>, active: Active }>} */ #loaded = new Map();
   /** Runs one after the other: ONNX Runtime Web does not take two at a time. @type {Promise<unknown>} */ #last = Promise.resolve();
   /** @type {Promise<import("./generate.js").Generator> | null} */ #generator = null;
+  /** @type {Promise<import("./seq2seq.js").Seq2Seq> | null} */ #seq2seq = null;
   #asked = 0;
   #applied = 0;
 
-  /** @param {{ source: Source, name: string, manifest: Manifest, variant: string, session: ort.InferenceSession, encoder: TextEncoder | null, defaults: Feeds }} parts */
-  constructor({ source, name, manifest, variant, session, encoder, defaults }) {
+  /**
+   * @param {{ source: Source, name: string, manifest: Manifest, variant: string, backend: Backend, session: InferenceSession,
+   *   decoder: InferenceSession | null, placement: Placement | null, encoder: TextEncoder | null, defaults: Feeds }} parts
+   */
+  constructor({ source, name, manifest, variant, backend, session, decoder, placement, encoder, defaults }) {
     this.#source = source;
+    this.#backend = backend;
     this.#session = session;
-    this.#base = { name: null, scale: 1, labels: manifest.labels, feeds: defaults };
+    this.#decoder = decoder;
+    this.#base = { name: null, scale: 1, labels: manifest.labels, feeds: defaults, prefix: null, prefixLength: 0 };
     this.#active = this.#base;
     /** Where the bundle is from. */
     this.name = name;
     this.manifest = manifest;
     /** The variant in the session. */
     this.variant = variant;
+    /** `"wasm"` or `"webgpu"`. */
+    this.device = backend.device;
+    /** The GPU that runs it; `null` for wasm. */
+    this.gpu = backend.gpu;
+    /** Which nodes run where; `null` unless `openBundle` was asked to find out. */
+    this.placement = placement;
     this.encoder = encoder;
   }
 
@@ -200,29 +108,29 @@ export class Runtime {
   }
 
   /**
-   * Swap to an adapter, or back to the base with `null`. A run that has begun ends with the adapter it began with; where a
-   * call fails, the adapter in use stays.
+   * Swap to an adapter, to a blend `{ a: 0.7, b: 0.3 }`, or back to the base with `null`. A run that has begun ends with the
+   * adapter it began with; where a call fails, the adapter in use stays.
    *
-   * @param {string | null} adapter
-   * @param {{ scale?: number }} [options]  `scale` multiplies the adapter's low-rank part.
+   * A blend is the exact weighted sum of its adapters' changes.
+   *
+   * @param {string | Record<string, number> | null} adapter
+   * @param {UseOptions} [options]
    * @returns {Promise<this>}
    * @throws {UnknownAdapterError} Naming the adapters there are.
-   * @throws {InputError} For a scale on an adapter that is not linear in one (DoRA, IA3).
+   * @throws {InputError} For a scale or a weight on an adapter that is not linear in one (DoRA, IA3, prefixes), and for adapters
+   *   of a blend that replace a parameter differently.
    */
-  async use(adapter, { scale = 1 } = {}) {
+  async use(adapter, { scale = 1, head } = {}) {
     const asked = ++this.#asked;
     const { merged } = this.manifest;
+    if (typeof scale !== "number" || !Number.isFinite(scale)) throw new InputError(`scale must be a finite number, found ${scale}`);
     if (merged !== null) {
+      if (typeof adapter === "object" && adapter !== null) throw new InputError(`${this.name} is merged with '${merged}'; it has no adapters to blend`);
       if (adapter !== null && adapter !== merged) throw new UnknownAdapterError(`${this.name} is merged with '${merged}'; it has no adapter '${adapter}'`);
       if (scale !== 1) throw new InputError(`${this.name} is merged with '${merged}', whose scale is fixed`);
       return this;
     }
-    if (typeof scale !== "number" || !Number.isFinite(scale)) throw new InputError(`scale must be a finite number, found ${scale}`);
-    let active = this.#base;
-    if (adapter !== null) {
-      active = this.#loaded.get(adapter) ?? (await this.#load(adapter));
-      if (scale !== 1) active = this.#scaled(active, scale);
-    }
+    const active = await this.#choose(adapter, scale, head);
     // Where two calls overlap, the later one wins, however long either took to fetch.
     if (asked > this.#applied) {
       this.#applied = asked;
@@ -231,33 +139,43 @@ export class Runtime {
     return this;
   }
 
-  /** @param {string} adapter @returns {Promise<Active>} */
-  async #load(adapter) {
+  /** @param {string | Record<string, number> | null} adapter @param {number} scale @param {string | undefined} head @returns {Promise<Active>} */
+  async #choose(adapter, scale, head) {
+    if (typeof adapter === "object" && adapter !== null) return this.#blend(adapter, scale, head);
+    if (head !== undefined) throw new InputError(`head '${head}' is for blends; ${adapter === null ? "the base" : `'${adapter}'`} has its own`);
+    if (adapter === null) return this.#base;
     const entry = findAdapter(this.manifest, this.name, adapter);
-    const where = `${this.name}/${entry.onnx_adapter}`;
-    const file = readAdapter(await readChecked(this.#source, entry.onnx_adapter, fileEntry(this.manifest, entry.onnx_adapter)), where);
-    checkAdapterFile(file, adapter, entry, where);
-    /** @type {Feeds} */
-    const feeds = Object.assign(Object.create(null), this.#base.feeds);
-    for (const [name, { dims, data }] of file.tensors) feeds[name] = new ort.Tensor("float32", data, dims);
-    const active = { name: adapter, scale: 1, labels: entry.labels, feeds };
-    this.#loaded.set(adapter, active);
-    return active;
+    if (scale !== 1) checkLinear(adapter, entry, "scaled");
+    const { active } = await this.#loadOnce(adapter);
+    return scale === 1 ? active : scaled(this.#backend, this.manifest, active, scale);
   }
 
-  /** @param {Active} active @param {number} scale @returns {Active} */
-  #scaled(active, scale) {
-    const entry = findAdapter(this.manifest, this.name, active.name ?? "");
-    if (!entry.scalable) {
-      throw new InputError(`adapter '${active.name}' (${entry.method}) cannot be scaled: its gains are not linear in a scale. Use scale 1.`);
-    }
-    const feeds = Object.assign(Object.create(null), active.feeds);
-    const { linear, convolutions, embeddings } = this.manifest.slots;
-    for (const { b } of [...linear, ...convolutions, ...embeddings]) {
-      const tensor = feeds[b];
-      feeds[b] = new ort.Tensor("float32", Float32Array.from(tensor.data, (x) => x * Math.fround(scale)), tensor.dims);
-    }
-    return { ...active, scale, feeds };
+  /** @param {Record<string, number>} weights @param {number} scale @param {string | undefined} head @returns {Promise<Active>} */
+  async #blend(weights, scale, head) {
+    checkBlend(this.manifest, this.name, weights, head);
+    const tensors = blendTensors(this.manifest, weights, scale, head, await this.#tensorsOf(Object.keys(weights)));
+    const labels = blendLabels(this.manifest, weights, head);
+    return { ...makeActive(this.#backend, this.#base, describeBlend(weights), labels, tensors, this.manifest), scale };
+  }
+
+  /** @param {string[]} names @returns {Promise<Map<string, Map<string, SlotTensor>>>} */
+  async #tensorsOf(names) {
+    return new Map(await Promise.all(names.map(async (name) => /** @type {const} */ ([name, (await this.#loadOnce(name)).tensors]))));
+  }
+
+  /** @param {string} adapter */
+  async #loadOnce(adapter) {
+    return this.#loaded.get(adapter) ?? (await this.#load(adapter));
+  }
+
+  /** @param {string} adapter */
+  async #load(adapter) {
+    const entry = findAdapter(this.manifest, this.name, adapter);
+    const bytes = await readChecked(this.#source, entry.onnx_adapter, /** @type {FileEntry} */ (this.manifest.files[entry.onnx_adapter]));
+    const tensors = adapterTensors(bytes, adapter, entry, `${this.name}/${entry.onnx_adapter}`);
+    const found = { tensors, active: makeActive(this.#backend, this.#base, adapter, entry.labels, tensors, this.manifest) };
+    this.#loaded.set(adapter, found);
+    return found;
   }
 
   /**
@@ -268,8 +186,28 @@ export class Runtime {
    * @throws {InputError} Where names or shapes are wrong, or ONNX Runtime cannot run them.
    */
   async forward(inputs) {
-    const active = this.#active;
+    return this.#forward(this.#tensors(inputs), this.#active);
+  }
+
+  /**
+   * Run token ids with an adapter of its own for each row (`null`: the base). The adapter in use is not changed.
+   *
+   * @param {Record<string, number[][]>} inputs  As {@link forward} takes them.
+   * @param {(string | null)[]} adapters  One for each row.
+   * @returns {Promise<Record<string, Output>>} Raw outputs by name.
+   * @throws {InputError} For adapters that cannot share a batch: of different label counts, or with edits that cannot differ by row.
+   */
+  async forwardMixed(inputs, adapters) {
     const tokens = this.#tensors(inputs);
+    const rows = Object.values(tokens)[0]?.dims[0];
+    if (rows !== adapters.length) throw new InputError(`${adapters.length} adapters for inputs with ${rows} rows; give one for each row`);
+    const names = checkMixed(this.manifest, this.name, adapters);
+    const tensors = mixedTensors(this.manifest, adapters, await this.#tensorsOf(names));
+    return this.#forward(tokens, makeActive(this.#backend, this.#base, "", null, tensors, this.manifest));
+  }
+
+  /** @param {Feeds} tokens @param {Active} active @returns {Promise<Record<string, Output>>} */
+  async #forward(tokens, active) {
     try {
       const found = await this.#run(tokens, active);
       return Object.fromEntries(
@@ -285,9 +223,13 @@ export class Runtime {
     }
   }
 
-  /** @param {Feeds} feeds @param {Active} active @returns {Promise<Feeds>} */
-  #run(feeds, active) {
-    const run = this.#last.then(() => this.#session.run({ ...feeds, ...active.feeds }));
+  /** @param {Feeds} feeds @param {Active} active @param {InferenceSession} [session] @returns {Promise<Feeds>} */
+  #run(feeds, active, session = this.#session) {
+    const run = this.#last.then(() => {
+      const all = { ...active.feeds, ...feeds };
+      // Each of two graphs has some of the slots, and takes no others.
+      return session.run(this.#decoder === null ? all : Object.fromEntries(session.inputNames.map((name) => [name, /** @type {Tensor} */ (all[name])])));
+    });
     this.#last = run.catch(() => {}); // whoever asked for that run is told; the next one may still work
     return /** @type {Promise<Feeds>} */ (run);
   }
@@ -308,7 +250,7 @@ export class Runtime {
         throw new InputError(`input ${name} must be rows of equal length of whole numbers (the base takes ${dtype}), with at least one row and one token`);
       }
       shapes.add(`[${rows.length},${width}]`);
-      tensors[name] = new ort.Tensor("int64", BigInt64Array.from(rows.flat(), BigInt), [rows.length, width]);
+      tensors[name] = this.#backend.tensor("int64", BigInt64Array.from(rows.flat(), BigInt), [rows.length, width]);
     }
     if (shapes.size > 1) throw new InputError(`inputs differ in shape: ${[...shapes].join(", ")}`);
     return tensors;
@@ -361,8 +303,8 @@ export class Runtime {
   }
 
   /**
-   * Go on with a text, or answer the messages of a chat, greedily: the most probable token each time. The adapter in use
-   * when the call is made is used to the end.
+   * Go on with a text, or answer the messages of a chat: with the most probable token each time, or drawn from the probable
+   * ones. The adapter in use when the call is made is used to the end.
    *
    * @param {string | import("./generate.js").Message[]} prompt
    * @param {import("./generate.js").GenerateOptions} [options]
@@ -371,8 +313,22 @@ export class Runtime {
    */
   async generate(prompt, options = {}) {
     const active = this.#active;
+    if (this.#decoder !== null) return this.#write(prompt, options, active, this.#decoder);
     const generator = await this.#generation();
-    return generator.generate(prompt, options, (feeds) => this.#run(feeds, active));
+    return generator.generate(prompt, options, (feeds) => this.#run(feeds, active), active);
+  }
+
+  /** @param {string | import("./generate.js").Message[]} text @param {import("./generate.js").GenerateOptions} options @param {Active} active @param {InferenceSession} decoder */
+  async #write(text, options, active, decoder) {
+    const { Seq2Seq } = await import("./seq2seq.js");
+    this.#seq2seq ??= Seq2Seq.open(this.name, this.encoder, this.#backend, (file) => this.#text(file)).catch((error) => {
+      this.#seq2seq = null;
+      throw error;
+    });
+    const writer = await this.#seq2seq;
+    if (typeof text !== "string") throw new InputError("an encoder-decoder reads one text, not messages");
+    const inputs = this.#tensors(this.encode([text]));
+    return writer.generate(inputs, options, (feeds) => this.#run(feeds, active), (feeds) => this.#run(feeds, active, decoder), decoder.inputNames);
   }
 
   /**
@@ -384,18 +340,18 @@ export class Runtime {
   async nextLogits(text) {
     const active = this.#active;
     const generator = await this.#generation();
-    return generator.next(text, (feeds) => this.#run(feeds, active));
+    return generator.next(text, (feeds) => this.#run(feeds, active), active);
+  }
+
+  /** How many tokens of a prompt a language model reads at a time: few where a GPU computes more of them wrongly. */
+  async tokensAtOnce() {
+    return (await this.#generation()).piece;
   }
 
   /** What generation needs, read when it is first asked for; read again where that failed. */
   #generation() {
-    /** @param {string} file */
-    const read = async (file) => {
-      const entry = this.manifest.files[file];
-      return entry === undefined ? null : new TextDecoder().decode(await readChecked(this.#source, file, entry));
-    };
     this.#generator ??= import("./generate.js")
-      .then(({ Generator }) => Generator.open(this.manifest, this.name, this.encoder, read))
+      .then(({ Generator }) => Generator.open(this.manifest, this.name, this.encoder, this.#backend, (file) => this.#text(file), (feeds) => this.#run(feeds, this.#base)))
       .catch((error) => {
         this.#generator = null;
         throw error;
@@ -403,10 +359,17 @@ export class Runtime {
     return this.#generator;
   }
 
+  /** A file of the bundle, checked; `null` where there is none. @param {string} file */
+  async #text(file) {
+    const entry = this.manifest.files[file];
+    return entry === undefined ? null : new TextDecoder().decode(await readChecked(this.#source, file, entry));
+  }
+
   /** Free the session's memory; the runtime cannot be used afterwards. */
   async close() {
     await this.#last;
     await this.#session.release();
+    await this.#decoder?.release();
   }
 }
 

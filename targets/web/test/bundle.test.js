@@ -1,6 +1,6 @@
 /**
  * A real bundle: EDGEPEFT_TEST_BUNDLE is a folder that `edgepeft web prepare` wrote, EDGEPEFT_TEST_EXPECTED a JSON file
- * with what Python gives for it: `{texts, ids, adapters: {name: {labels, logits}}, base}`.
+ * with what Python gives for it: `{texts, ids, encoded, adapters: {name: {labels, logits}}, base, scaled, blends, mixed, refused}`.
  */
 
 import assert from "node:assert/strict";
@@ -60,6 +60,38 @@ describe("a bundle", () => {
     assert.ok(difference(await model.logits(texts), expected.scaled.logits) > 1e-4);
   });
 
+  for (const { weights, options, labels, logits } of expected.blends) {
+    test(`the blend ${JSON.stringify(weights)} ${JSON.stringify(options)} is Python's`, async () => {
+      await model.use(weights, options);
+      assert.ok(difference(await model.logits(texts), logits) < 1e-5);
+      assert.deepEqual(model.labels, labels);
+      assert.equal(model.active, Object.entries(weights).map(([name, weight]) => `${name}=${weight}`).join(", "));
+      await model.use(null);
+      assert.ok(difference(await model.logits(texts), expected.base) < 1e-5);
+    });
+  }
+
+  test("each row of a batch has its own adapter", async () => {
+    const { adapters, logits } = expected.mixed;
+    await model.use("register");
+    const found = await model.forwardMixed(expected.encoded, adapters);
+    const width = logits[0].length;
+    const rows = logits.map((/** @type {number[]} */ _, /** @type {number} */ i) => Array.from(found.logits?.data.subarray(i * width, (i + 1) * width) ?? []));
+    assert.deepEqual(found.logits?.dims, [logits.length, width]);
+    assert.ok(difference(rows, logits) < 1e-5);
+    assert.equal(model.active, "register");
+  });
+
+  for (const { call, says } of expected.refused) {
+    test(`${JSON.stringify(call)} is refused as in Python`, async () => {
+      const [method, ...given] = call;
+      await model.use(null);
+      const made = method === "use" ? model.use(given[0], given[1]) : model.forwardMixed(expected.encoded, given[0]);
+      await assert.rejects(made, (e) => e instanceof InputError && e.message.startsWith(says));
+      assert.equal(model.active, null);
+    });
+  }
+
   test("an unknown adapter lists those there are, and the one in use stays", async () => {
     const [name] = model.adapters;
     await model.use(name ?? "");
@@ -91,6 +123,11 @@ describe("a bundle", () => {
     ["three texts in a pair", (m) => m.predict([["a", "b", "c"]]), /nor a pair of two texts/],
     ["a batch of none", (m) => m.predict(["a"], { batchSize: 0 }), /batchSize/],
     ["a scale that is no number", (m) => m.use(m.adapters[0], { scale: NaN }), /scale must be a finite number/],
+    ["a blend of nothing", (m) => m.use({}), /a blend needs at least one adapter/],
+    ["a weight that is no number", (m) => m.use({ [m.adapters[0]]: NaN }), /the weight of adapter '.*' must be a finite number/],
+    ["a head beside the blend", (m) => m.use({ reviews: 1 }, { head: "movies" }), /head 'movies' is not among the adapters/],
+    ["a head without a blend", (m) => m.use("reviews", { head: "movies" }), /head 'movies' is for blends; 'reviews' has its own/],
+    ["fewer adapters than rows", (m) => m.forwardMixed(m.encode(["a", "b"]), ["reviews"]), /1 adapters for inputs with 2 rows/],
     ["a missing input", (m) => m.forward({ input_ids: [[1]] }), /the base takes exactly/],
     ["ragged rows", (m) => m.forward(Object.fromEntries(m.manifest.inputs.map((/** @type {any} */ i) => [i.name, [[1, 2], [1]]]))), /rows of equal length/],
     ["an id beyond the vocabulary", (m) => m.forward({ ...m.encode(["a"]), input_ids: [[2 ** 40, 1, 1]] }), /cannot run inputs of shape|differ in shape/],
@@ -111,6 +148,25 @@ describe("opening", () => {
     for (const path of [tmpdir(), "/no/such/folder"]) {
       await assert.rejects(openBundle(path), (e) => e instanceof BundleError && /is not a bundle: it holds no edgepeft\.json/.test(e.message));
     }
+  });
+
+  test("gains are neither scaled nor blended", async () => {
+    const folder = await damaged((path) => edit(path, (m) => (m.adapters.reviews.scalable = false)));
+    const model = await openBundle(folder);
+    try {
+      for (const call of [() => model.use("reviews", { scale: 0.5 }), () => model.use({ reviews: 0.5, movies: 0.5 }, { head: "movies" })]) {
+        await assert.rejects(call, (e) => e instanceof InputError && /adapter 'reviews' \(LoRA\) cannot be (scaled|blended): it multiplies/.test(e.message));
+      }
+      await model.use("reviews");
+    } finally {
+      await model.close();
+      await rm(folder, { recursive: true });
+    }
+  });
+
+  test("a device that is not there", async () => {
+    await assert.rejects(openBundle(bundle, { device: "webgpu" }), (e) => e instanceof BundleError && /no WebGPU here/.test(e.message));
+    await assert.rejects(openBundle(bundle, /** @type {any} */ ({ device: "tpu" })), (e) => e instanceof InputError && /found "tpu"/.test(e.message));
   });
 
   test("threads that are no count", async () => {
@@ -145,13 +201,14 @@ describe("opening", () => {
     ["a manifest that is cut", rewrite("edgepeft.json", (b) => b.subarray(0, 50)), ManifestError, /is not JSON/],
     ["no graph for the web", (folder) => edit(folder, (m) => (m.variants.fp32.input_file = null)), BundleError, /has no graph whose slots are plain inputs.*edgepeft web prepare/],
     ["an adapter of another base", (folder) => edit(folder, (m) => (Object.values(m.adapters)[0].base_identity = "00".repeat(32))), AdapterMismatchError, /was made for base identity 0000/],
+    ["states with a layer missing", (folder) => edit(folder, (m) => ((m.adapters.reviews.prefix_length = 3), m.inputs.push({ name: "past_key_values.0.key", dtype: "float", shape: ["batch", 2, "past", 4] }))), AdapterMismatchError, /puts 3 states before the sequence, at prefix\.0\.key it has none/],
     ["slots that the adapters were not made for", (folder) => edit(folder, (m) => (m.slots.linear[0].rank = "other")), AdapterMismatchError, /was made for slot schema/],
     ["variants beyond the heap", (folder) => edit(folder, (m) => (m.files["onnx/model.onnx_data"].bytes = 2 ** 33)), BundleError, /takes \d+ bytes of memory; ONNX Runtime Web can address 4294967296/],
   ])) {
     test(`${what} are refused`, async () => {
       const folder = await damaged(damage);
       try {
-        await assert.rejects(openBundle(folder), (e) => e instanceof kind && words.test(e.message));
+        await assert.rejects(openBundle(folder), (e) => e instanceof kind && words.test(/** @type {Error} */ (e).message));
       } finally {
         await rm(folder, { recursive: true });
       }

@@ -1,13 +1,14 @@
 /**
  * Generation, against Python: EDGEPEFT_TEST_CAUSAL is a text-generation bundle that `edgepeft web prepare` wrote,
- * EDGEPEFT_TEST_GENERATED a JSON file `[{adapter, prompt, options, tokens, text, finish}]` of what Python gives.
+ * EDGEPEFT_TEST_GENERATED a JSON file of what Python gives: `{generated: [{adapter, prompt, options, tokens, text, finish}],
+ * refused: [{use, says}]}`.
  */
 
 import assert from "node:assert/strict";
 import { readFile } from "node:fs/promises";
 import { after, before, describe, test } from "node:test";
 
-import { Pieces } from "../src/generate.js";
+import { Pieces } from "../src/pieces.js";
 import { InputError, openBundle } from "../src/index.js";
 
 const bundle = process.env.EDGEPEFT_TEST_CAUSAL ?? "";
@@ -21,8 +22,9 @@ describe("generation", () => {
   });
   after(() => model.close());
 
-  for (const { adapter, prompt, options, tokens, text, finish } of expected) {
-    test(`${adapter}: ${JSON.stringify(prompt).slice(0, 60)} ${JSON.stringify(options)}`, async () => {
+  for (const { adapter, prompt, options, tokens, text, finish } of expected.generated) {
+    test(`${JSON.stringify(adapter)}: ${JSON.stringify(prompt).slice(0, 60)} ${JSON.stringify(options)}`, async () => {
+      /** @type {string[]} */
       const pieces = [];
       await model.use(adapter);
       const found = await model.generate(prompt, { ...options, onText: (piece) => pieces.push(piece) });
@@ -34,11 +36,27 @@ describe("generation", () => {
     });
   }
 
+  for (const { use, says } of expected.refused) {
+    test(`${JSON.stringify(use)} is refused as in Python`, async () => {
+      await model.use(null);
+      await assert.rejects(model.use(use[0], use[1]), (e) => e instanceof InputError && e.message.startsWith(says));
+      assert.equal(model.active, null);
+    });
+  }
+
+  test("without a seed one is drawn, with one the answer repeats", async () => {
+    await model.use(model.adapters[0] ?? null);
+    /** @param {number} [seed] */
+    const tokens = async (seed) => (await model.generate("good", { chat: false, maxNewTokens: 16, temperature: 4, ...(seed === undefined ? {} : { seed }) })).tokens.join();
+    assert.equal(await tokens(7), await tokens(7));
+    assert.ok(new Set([await tokens(), await tokens(), await tokens()]).size > 1);
+  });
+
   test("a swap during a generation waits for the next one", async () => {
     const [a = "", b = ""] = model.adapters;
     await model.use(a);
-    const alone = await model.generate("good", { maxNewTokens: 6, chat: false });
-    const running = model.generate("good", { maxNewTokens: 6, chat: false });
+    const alone = await model.generate("good", { maxNewTokens: 6, chat: false, temperature: 0 });
+    const running = model.generate("good", { maxNewTokens: 6, chat: false, temperature: 0 });
     await model.use(b);
     assert.deepEqual((await running).tokens, alone.tokens);
     assert.equal(model.active, b);
@@ -60,6 +78,12 @@ describe("generation", () => {
     ["a message without content", [{ role: "user" }], {}, /role .* and content/],
     ["a lone surrogate", "\ud800", { chat: false }, /valid Unicode/],
     ["no new tokens", "good", { maxNewTokens: 0 }, /maxNewTokens must be a whole number/],
+    ["a temperature below zero", "good", { temperature: -1 }, /temperature must be a finite number/],
+    ["a temperature that is no number", "good", { temperature: NaN }, /temperature must be a finite number/],
+    ["a top-k that is no count", "good", { topK: 1.5 }, /topK must be a whole number/],
+    ["a top-p beyond one", "good", { topP: 1.1 }, /topP must be above 0/],
+    ["no penalty", "good", { repetitionPenalty: 0 }, /repetitionPenalty must be/],
+    ["a seed below zero", "good", { seed: -1 }, /seed must be a whole number/],
     ["an empty stop text", "good", { stop: [""] }, /a stop string must be a text/],
     ["a system message without the template", "good", { chat: false, system: "x" }, /needs the chat template/],
     ["a prompt beyond the context", "good ".repeat(2000), { chat: false }, /the prompt has \d+ tokens; .* takes at most \d+/],

@@ -2,7 +2,8 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { AdapterMismatchError, BundleError, ManifestError, UnknownAdapterError } from "../src/errors.js";
-import { checkAdapters, findAdapter, findVariant, parseManifest, slotSignature, slotTensors } from "../src/manifest.js";
+import { findAdapter, findVariant, parseManifest } from "../src/manifest.js";
+import { checkAdapters, slotSignature, slotTensors } from "../src/slots.js";
 
 const HASH = "ab".repeat(32);
 
@@ -50,7 +51,7 @@ test("a good manifest is read", () => {
 for (const [what, change, words] of /** @type {[string, (m: any) => void, RegExp][]} */ ([
   ["another schema version", (m) => (m.schema_version = 2), /schema_version 2; this edgepeft-web reads version 1/],
   ["no task", (m) => delete m.task, /task: expected a text, found nothing/],
-  ["a wrong mode", (m) => (m.mode = "bake"), /mode: expected swap or merge, found "bake"/],
+  ["a wrong mode", (m) => (m.mode = "other"), /mode: expected swap or merge or bake, found "other"/],
   ["an identity that is no hash", (m) => (m.base.identity = "xyz"), /base\.identity/],
   ["no variants", (m) => (m.variants = {}), /at least one variant/],
   ["a variant name that is no name", (m) => (m.variants["../x"] = m.variants.fp32), /variant and adapter names/],

@@ -1,0 +1,150 @@
+/** ONNX Runtime Web on WebAssembly or WebGPU: tensors, sessions, and which nodes of a graph run where. */
+
+import { BundleError, InputError } from "./errors.js";
+
+/**
+ * @typedef {"wasm" | "webgpu"} Device
+ * @typedef {import("onnxruntime-web/wasm").Tensor} Tensor
+ * @typedef {import("onnxruntime-web/wasm").InferenceSession} InferenceSession
+ * @typedef {import("onnxruntime-web/wasm").InferenceSession.SessionOptions} SessionOptions
+ * @typedef {Record<string, Tensor>} Feeds
+ *
+ * @typedef {object} Gpu  A GPU as WebGPU describes it.
+ * @property {string} vendor
+ * @property {string} architecture
+ * @property {boolean} software  Whether a program on the CPU stands in for one: its speed says nothing.
+ *
+ * @typedef {object} Placement  Where ONNX Runtime put the nodes of a graph.
+ * @property {Record<string, number>} nodes  How many, by execution provider.
+ * @property {Record<string, number>} cpu  Those on the CPU, by operator.
+ */
+
+/** One build of ONNX Runtime Web. A page may hold both; tensors of one are not those of the other. */
+export class Backend {
+  #ort;
+
+  /** @param {typeof import("onnxruntime-web/wasm")} ort @param {Device} device @param {Gpu | null} gpu */
+  constructor(ort, device, gpu) {
+    this.#ort = ort;
+    this.device = device;
+    this.gpu = gpu;
+  }
+
+  /**
+   * WebGPU's MatMul never returns for matrices of no columns: there a slot that nothing fills gets zeros of rank 1 instead,
+   * which add nothing.
+   */
+  get emptyRank() {
+    return this.device === "webgpu" ? 1 : 0;
+  }
+
+  /** @param {"float32" | "int64"} type @param {Float32Array | BigInt64Array} data @param {readonly number[]} dims @returns {Tensor} */
+  tensor(type, data, dims) {
+    return new this.#ort.Tensor(type, /** @type {any} */ (data), dims);
+  }
+
+  /**
+   * @param {Uint8Array} model
+   * @param {SessionOptions} options
+   * @param {number} threads
+   * @param {string} where  For messages.
+   * @returns {Promise<InferenceSession>}
+   */
+  async session(model, options, threads, where) {
+    this.#ort.env.wasm.numThreads = threads;
+    try {
+      return await this.#ort.InferenceSession.create(model, { executionProviders: [this.device], ...options });
+    } catch (error) {
+      throw new BundleError(`ONNX Runtime Web cannot open ${where}: ${/** @type {Error} */ (error).message}`, { cause: error });
+    }
+  }
+
+  /**
+   * Where ONNX Runtime puts the nodes of a graph. It says so in its log only: a session of its own is opened for that, since
+   * one that logs this much does so in every run.
+   *
+   * @param {Uint8Array} model @param {SessionOptions} options @param {number} threads @param {string} where
+   * @returns {Promise<Placement>}
+   */
+  async placement(model, options, threads, where) {
+    const { lines, result } = await overheard(() => this.session(model, { ...options, logSeverityLevel: 0, logVerbosityLevel: 0 }, threads, where));
+    await result.release();
+    return parsePlacement(lines);
+  }
+}
+
+/**
+ * The build for a device, loaded when it is first asked for.
+ *
+ * @param {Device} device
+ * @returns {Promise<Backend>}
+ * @throws {BundleError} Where this browser has no WebGPU.
+ */
+export async function openBackend(device) {
+  if (device === "wasm") return new Backend(await import("onnxruntime-web/wasm"), device, null);
+  if (device !== "webgpu") throw new InputError(`device must be "wasm" or "webgpu", found ${JSON.stringify(device)}`);
+  const gpu = await findGpu();
+  if (gpu === null) throw new BundleError('no WebGPU here: navigator.gpu gives no adapter. Open the bundle with { device: "wasm" }.');
+  return new Backend(await import("onnxruntime-web/webgpu"), device, gpu);
+}
+
+/** The GPU that WebGPU offers, if any. @returns {Promise<Gpu | null>} */
+export async function findGpu() {
+  const found = await /** @type {any} */ (globalThis.navigator)?.gpu?.requestAdapter();
+  if (!found) return null;
+  const { vendor = "", architecture = "", isFallbackAdapter = false } = found.info ?? {};
+  return { vendor, architecture, software: isFallbackAdapter || architecture === "swiftshader" };
+}
+
+/** The placement of two graphs. @param {Placement | null} one @param {Placement} other @returns {Placement} */
+export function joined(one, other) {
+  /** @param {Record<string, number>} a @param {Record<string, number>} b */
+  const sum = (a, b) => Object.fromEntries([...Object.keys(a), ...Object.keys(b)].map((name) => [name, (a[name] ?? 0) + (b[name] ?? 0)]));
+  return one === null ? other : { nodes: sum(one.nodes, other.nodes), cpu: sum(one.cpu, other.cpu) };
+}
+
+const METHODS = /** @type {const} */ (["debug", "error", "info", "log", "warn"]);
+
+/**
+ * What ONNX Runtime writes to the console while `work` is done; what others write goes on to it.
+ *
+ * @template T @param {() => Promise<T>} work
+ * @returns {Promise<{ lines: string[], result: T }>}
+ */
+async function overheard(work) {
+  /** @type {string[]} */
+  const lines = [];
+  const before = METHODS.map((method) => /** @type {const} */ ([method, console[method]]));
+  for (const [method, write] of before) {
+    console[method] = (/** @type {unknown[]} */ ...values) => {
+      if (typeof values[0] === "string" && values[0].includes("onnxruntime:")) lines.push(values[0]);
+      else write.apply(console, values);
+    };
+  }
+  try {
+    return { lines, result: await work() };
+  } finally {
+    for (const [method, write] of before) console[method] = write;
+  }
+}
+
+const PLACED = /VerifyEachNodeIsAssignedToAnEp\]\s+(?:All nodes|Node\(s\)) placed on \[(\w+?)(?:ExecutionProvider)?\]\. Number of nodes: (\d+)/;
+const NODE = /VerifyEachNodeIsAssignedToAnEp\]\s+(\S+) \(/;
+
+/** @param {string[]} lines @returns {Placement} */
+export function parsePlacement(lines) {
+  /** @type {Placement} */
+  const placement = { nodes: {}, cpu: {} };
+  let provider = "";
+  for (const line of lines) {
+    const placed = PLACED.exec(line);
+    if (placed) {
+      provider = placed[1] ?? "";
+      placement.nodes[provider] = Number(placed[2]);
+      continue;
+    }
+    const operator = NODE.exec(line)?.[1];
+    if (operator !== undefined && provider === "CPU") placement.cpu[operator] = (placement.cpu[operator] ?? 0) + 1;
+  }
+  return placement;
+}

@@ -1,0 +1,39 @@
+"""Tiny random encoder-decoders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from conftest import _vocabulary, save_tokenizer
+
+SEQ2SEQ = "text2text-generation"
+#: Model → (class, config class, config, sites of attention, sites of all kinds).
+MODELS: dict[str, tuple[str, dict[str, Any], list[str], list[str]]] = {
+    "T5": ({"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "eos_token_id": 1,
+            "decoder_start_token_id": 0}, ["q", "v"], ["q", "k", "v", "o", "wi", "wo"]),
+    "Bart": ({"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+              "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_position_embeddings": 40,
+              "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2, "forced_eos_token_id": None},
+             ["q_proj", "v_proj"], ["q_proj", "k_proj", "fc1", "fc2", "out_proj"]),
+}  # type: ignore[dict-item]  # fmt: skip
+
+
+def build_encoder_decoder(folder: Path, kind: str) -> Path:
+    """Write a random model of ``kind`` (a key of ``MODELS``) and its tokenizer to ``folder``."""
+    import torch
+    import transformers
+
+    vocabulary = _vocabulary("bert")
+    settings = {"vocab_size": len(vocabulary), "pad_token_id": 0, **MODELS[kind][0]}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = getattr(transformers, f"{kind}Config")(**settings)
+        model = getattr(transformers, f"{kind}ForConditionalGeneration")(config)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                noise = torch.randn_like(parameter) * 0.3
+                parameter.copy_(noise if parameter.ndim > 1 else parameter + noise)
+    model.save_pretrained(folder)
+    save_tokenizer(folder, vocabulary)
+    return folder
