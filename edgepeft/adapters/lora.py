@@ -15,7 +15,7 @@ from .form import Adapter, LowRank, OutGain, SiteEdit
 #: Options that change what the adapter computes and that no edit expresses.
 _REFUSED = {
     "alora_invocation_tokens": "activated LoRA depends on the tokens of the request",
-    "layer_replication": "the base itself is rebuilt with repeated layers",
+    "layer_replication": "the base itself is rebuilt with repeated layers. Export it with --mode bake, one graph for it alone",
     "arrow_config": "Arrow routes between several adapters per token",
     "monteclora_config": "MonteCLoRA samples its factors",
     "megatron_config": "Megatron's parallel layers are stored in shards",
