@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from causal import CONTEXT, build_causal
+from causal import CONTEXT, build_causal, build_other
 from click.testing import CliRunner
 from test_prefix import PROMPTS, RAW, greedy, peft_model, save_virtual, tokens
 
 from edgepeft import runtime
 from edgepeft.cli import main
-from edgepeft.errors import InputError
+from edgepeft.errors import InputError, UnsupportedAdapterError
 from edgepeft.pipeline import add, export, quantize
 
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -27,7 +27,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def save(out: Path, model: Path, peft_type: str) -> Path:
+def save(out: Path, model: Path, peft_type: str, **more: Any) -> Path:
     """A checkpoint as PEFT saves it, every trained number moved."""
     import torch
     from peft import get_peft_model
@@ -37,7 +37,7 @@ def save(out: Path, model: Path, peft_type: str) -> Path:
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.manual_seed(3)
-        config = PEFT_TYPE_TO_CONFIG_MAPPING[peft_type](task_type="CAUSAL_LM", **OPTIONS[peft_type])
+        config = PEFT_TYPE_TO_CONFIG_MAPPING[peft_type](task_type="CAUSAL_LM", **{**OPTIONS.get(peft_type, {}), **more})
         wrapped = get_peft_model(AutoModelForCausalLM.from_pretrained(model), config)
         with torch.no_grad():
             for _, parameter in sorted(wrapped.named_parameters()):
@@ -52,12 +52,17 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build_causal(tmp_path_factory.mktemp("causal") / "model")
 
 
-@pytest.fixture(scope="module")
-def prompts(model: Path) -> list[list[int]]:
+def encoded(model: Path) -> list[list[int]]:
+    """``PROMPTS`` as tokens."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
     return [list(tokenizer(prompt).input_ids) for prompt in PROMPTS]
+
+
+@pytest.fixture(scope="module")
+def prompts(model: Path) -> list[list[int]]:
+    return encoded(model)
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +79,38 @@ def adapted(model: Path) -> Path:
     done = export(model, {"a": source}, source.parent / "bundle", mode="bake")
     assert done.parity[0].max_difference <= 1e-4
     return source.parent
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("architecture", ["gpt2", "mistral"])
+def test_llama_adapter_over_the_other_models_that_peft_offers_it_for(architecture: str, tmp_path: Path) -> None:
+    import torch
+
+    source = build_other(tmp_path / "model", architecture)
+    checkpoint = save(tmp_path / "a", source, "ADAPTION_PROMPT")
+    done = export(source, {"a": checkpoint}, tmp_path / "b", mode="bake")
+    assert done.parity[0].max_difference <= 1e-4
+    module, plain = peft_model(source, checkpoint), peft_model(source, None)
+    expected = [greedy(module, prompt, 20) for prompt in encoded(source)]
+    with torch.no_grad():
+        ids = torch.tensor(encoded(source)[:1])
+        changed = float((module(input_ids=ids).logits - plain(input_ids=ids).logits).abs().max())
+    assert changed > 0.01, "the adapter must change the output, if not the likeliest tokens"
+    assert tokens(runtime.open(tmp_path / "b", threads=1).generate(PROMPTS, **RAW)) == expected
+
+
+@pytest.mark.slow
+def test_a_lora_that_repeats_layers_can_only_be_baked(model: Path, plain: list[list[int]], tmp_path: Path) -> None:
+    """PEFT's own merge of it is wrong (by half of the largest logit); unmerged it runs, with a cache for each repeat."""
+    checkpoint = save(tmp_path / "a", model, "LORA", r=2, target_modules=["q_proj"], layer_replication=[[0, 2], [1, 2]])
+    with pytest.raises(UnsupportedAdapterError, match=r"rebuilt with repeated layers\. Export it with --mode bake"):
+        export(model, {"a": checkpoint}, tmp_path / "b")
+    export(model, {"a": checkpoint}, tmp_path / "b", mode="bake")
+    expected = [greedy(peft_model(model, checkpoint), prompt, 20) for prompt in encoded(model)]
+    assert expected != plain
+    own = runtime.open(tmp_path / "b", threads=1)
+    assert "past_key_values.2.key" in {value.name for value in own.manifest.inputs}
+    assert tokens(own.generate(PROMPTS, **RAW)) == expected
 
 
 def test_llama_adapter_generates_as_in_peft(

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from causal import CONTEXT, METHODS, build_causal, build_other, of_task, save_lora, save_virtual
+from causal import CONTEXT, METHODS, TASKS, build_causal, build_other, of_task, save_lora, save_virtual
 from click.testing import CliRunner
 
 from edgepeft import runtime
