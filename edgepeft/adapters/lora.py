@@ -170,8 +170,10 @@ class _Lowering(Consumer):
         if extra:
             raise self.fail(target.site, f"PEFT puts no {', '.join(extra)} on a raw parameter")
         if target.experts is None:
-            if parameters.may_be_turned(target.site, self.base_shape(target.site)):
+            if parameters.may_be_turned(target.site):
                 raise self.needs_peft(f"LoRA on the raw parameter {target.key}, which may not be held as [out, in],")
+            if self.base_shape(target.site) is None:
+                raise self.not_told(target.site, [target.parts], ["weight"], ambiguous=False)
             self.sites[target.site] = self.low_rank(target.site, target.parts, target.key)
             return
         module, _, leaf = target.key.rpartition(".")

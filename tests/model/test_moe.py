@@ -322,8 +322,13 @@ def test_experts_without_a_slot_are_refused(
 def test_another_models_experts_are_refused(
     bundle: dict[str, Path], base_of: Callable[[str], Base], tmp_path: Path
 ) -> None:
+    weights = base_of("qwen3-moe").weight
     with pytest.raises(AdapterMismatchError, match=r"sizes out×in 96×64, 64×48; the base has no such"):
-        read_adapter(bundle["one"], name="a", weights=base_of("qwen3-moe").weight)
+        read_adapter(bundle["one"], name="a", weights=weights)
+    deeper = save_lora(tmp_path / "a", build_causal(tmp_path / "m", "qwen3-moe", num_hidden_layers=3), task="text-generation",
+                       task_type="CAUSAL_LM", target_modules=[], target_parameters=["mlp.gate.weight"])  # fmt: skip
+    with pytest.raises(AdapterMismatchError, match=r"parameters of model\.layers\.2\.mlp\.gate \(weight\)"):
+        read_adapter(deeper, name="a", weights=weights)
 
 
 def test_tokens_of_a_traced_expert_cannot_differ_by_row(

@@ -61,13 +61,13 @@ def module_of(site: str) -> str:
     return site
 
 
-def may_be_turned(site: str, shape: tuple[int, ...] | None) -> bool:
+def may_be_turned(site: str) -> bool:
     """Whether a targeted 2-D weight may lie otherwise than a linear layer's ``[out, in]``, which PEFT takes it for.
 
     transformers' Conv1D (modules of GPT-2's names) holds ``[in, out]``, an embedding is looked up by rows.
     """
     name = site.rpartition(".")[2]
-    return shape is None or name in {"c_attn", "c_proj", "c_fc", "q_attn", "wte", "wpe"} or "embed" in name
+    return name in {"c_attn", "c_proj", "c_fc", "q_attn", "wte", "wpe"} or "embed" in name
 
 
 def by_module(sites: dict[str, Parts]) -> dict[str, list[Parts]]:
