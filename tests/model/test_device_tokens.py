@@ -16,32 +16,17 @@ from typing import Any
 import numpy as np
 import pytest
 from causal import build_causal_bundle
+from stand_in import Device, host_target
 
 from edgepeft.bench import Job, Prompts, WorkerResult, run_worker
 from edgepeft.data import Examples, PromptRows
-from edgepeft.devices import Missing, bench_on, check_on, compare_targets, find_place, validate_on
+from edgepeft.devices import bench_on, check_on, compare_targets, find_place, validate_on
 from edgepeft.devices.qnn import QnnExecutor
 from edgepeft.devices.tokens import LEAD, follow
 from edgepeft.errors import DeviceError, InputError, TargetError
-from edgepeft.targets import Report, Target, Verdict, host_machine, load_target
+from edgepeft.targets import Report, Target, Verdict, load_target
 
 PROMPTS = PromptRows(("the film was", "naïve café", "a"), chat=False)
-
-
-class Device:
-    """Runs jobs here, as ``change`` makes them come back."""
-
-    name, emulated, copies, rows = "test device", False, True, 8
-
-    def __init__(self, change: Callable[[WorkerResult], WorkerResult] = lambda r: r, *, emulated: bool = False) -> None:
-        self.change, self.jobs, self.emulated = change, list[Job](), emulated
-
-    def missing(self) -> tuple[Missing, ...]:
-        return ()
-
-    def run(self, job: Job) -> WorkerResult:
-        self.jobs.append(job)
-        return self.change(run_worker(job))
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +36,7 @@ def causal(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def target(tmp_path: Path) -> Target:
-    os, arch = host_machine().split()
-    file = tmp_path / "mine.toml"
-    file.write_text(
-        f'extends = "linux-x64-cpu"\nname = "mine"\nsummary = "s"\n[machine]\nos = "{os}"\narch = "{arch}"\n'
-    )
-    return load_target(file)
+    return host_target(tmp_path)
 
 
 @pytest.fixture

@@ -10,14 +10,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from test_generate_real import LORA, export_smollm2
 
 from edgepeft.data import PromptRows
-from edgepeft.demo import assets
 from edgepeft.devices import find_place, validate_on
 from edgepeft.errors import TargetError
 from edgepeft.targets import load_target
-
-from .test_generate_real import LORA
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 
@@ -28,17 +26,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import shutil
 
     import onnx_ir as ir
-    from conftest import save_lora
 
     from edgepeft.bundle import read_bundle
     from edgepeft.graph.unpack import set_accuracy_level
-    from edgepeft.pipeline import export, quantize
+    from edgepeft.pipeline import quantize
     from edgepeft.pipeline._write import write_manifest
 
-    folder, model = tmp_path_factory.mktemp("smollm2"), assets.smollm2()
-    for name, options in LORA.items():
-        save_lora(folder / name, model, task="text-generation", task_type="CAUSAL_LM", **options)
-    export(model, adapters={name: folder / name for name in LORA}, out=folder / "bundle", task="text-generation")
+    folder = export_smollm2(tmp_path_factory.mktemp("smollm2"))
     quantize(folder / "bundle", "q4")
     exact = Path(shutil.copytree(folder / "bundle", folder / "exact"))
     manifest = read_bundle(exact).manifest
