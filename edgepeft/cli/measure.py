@@ -94,8 +94,20 @@ def device_data(
     return {name: read_prompts(path, text=text) for name, path in named(data, "--data").items()}
 
 
+def labelled(bundle: Path, data: tuple[str, ...], text: str, label: str, pair: str | None) -> dict[str, Examples]:
+    """The ``--data NAME=FILE`` pairs as labelled rows; :class:`InputError` for a language model, whose data have no labels."""
+    from ..bundle import read_bundle
+
+    if data and read_bundle(bundle).manifest.task == "text-generation":
+        raise InputError(
+            f"{bundle} is a language model's: --data with labels are for classifiers. Its prompts are compared by: edgepeft "
+            "validate BUNDLE --target TARGET --data NAME=FILE"
+        )
+    return examples(data, text, label, pair)
+
+
 def examples(data: tuple[str, ...], text: str, label: str, pair: str | None) -> dict[str, Examples]:
-    """The ``--data NAME=FILE`` pairs, read."""
+    """The ``--data NAME=FILE`` pairs, read as labelled rows."""
     from ..data import read_examples
 
     files = named(data, "--data")
@@ -219,7 +231,7 @@ def validate(
     with steps() as announce:
         result = run(
             bundle,
-            data=examples(data, text, label, pair),
+            data=labelled(bundle, data, text, label, pair),
             adapters=named(adapters, "--adapter"),
             base=model,
             variants=variants or None,
@@ -341,7 +353,7 @@ def check(
             variants=list(variants) or None,
             shapes=list(shapes) or None,
             threads=threads,
-            data=examples(data, text, label, pair) or None,
+            data=labelled(bundle, data, text, label, pair) or None,
             progress=announce,
         )
     finish(result, report, bundle, "check", as_json)

@@ -39,9 +39,8 @@ def compare_targets(
         place = find_place(target, task=opened.manifest.task)
         run = place.executor if execute and opened.manifest.task in TASKS else None
         progress(f"{target.name}: {'static checks' if run is None else run.name}")
-        why = (
-            "not asked for" if not execute else place.why_static or f"{opened.manifest.task} is not executed on devices"
-        )
+        unable = f"{opened.manifest.task} is not executed on devices" if execute else "not asked for"
+        why = place.why_static or unable
         try:
             if run is None:
                 report = static_report(opened, target, chosen, why)

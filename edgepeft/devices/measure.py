@@ -43,7 +43,7 @@ def bench_on(
     target the report says "static only". Raises as :func:`edgepeft.devices.validate_on`.
     """
     opened = read_bundle(bundle)
-    place = find_place(target, on)
+    place = find_place(target, on, opened.manifest.task)
     chosen = variants or [name for name in target.variants if name in opened.manifest.variants]
     if place.executor is None:
         return static_report(
@@ -104,7 +104,7 @@ def check_on(
     :func:`edgepeft.devices.validate_on`.
     """
     opened = read_bundle(bundle)
-    place = find_place(target, on)
+    place = find_place(target, on, opened.manifest.task)
     chosen = choose_variants(opened.manifest, target, options.get("variants"))
     if place.executor is None:
         return static_report(opened, target, chosen, place.why_static, "check")

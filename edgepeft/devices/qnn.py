@@ -55,6 +55,8 @@ class QnnExecutor:
         """In a fresh process; :class:`DeviceError` when it fails or takes half an hour, which ends it."""
         if job.cases:
             raise InputError("the HTP backend on a host measures no latency: leave cases out")
+        if job.prompts:
+            raise InputError(f"{self.name} does not generate: {self.refuses['text-generation']}")
         buckets = ",".join(self._target.graph.buckets) or "1x32,1x128"
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(_path())}
         command = [sys.executable, "-P", "-m", "edgepeft.devices.qnn_worker", buckets]

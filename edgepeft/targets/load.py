@@ -63,7 +63,7 @@ def load_target(name_or_path: str | Path) -> Target:
 
     Raises :class:`TargetError` that names the file, the line, the key and what was expected.
     """
-    chain = _read_chain(_resolve(name_or_path, Path.cwd(), "asked for"))
+    chain = _read_chain(_resolve(name_or_path, Path.cwd(), ""))
     merged: dict[str, Any] = {}
     for file in reversed(chain):
         inherited = {key: value for key, value in merged.items() if key not in _OWN}
@@ -81,12 +81,12 @@ def _resolve(name_or_path: str | Path, folder: Path, why: str) -> Path:
     if isinstance(name_or_path, Path) or text.endswith(".toml") or "/" in text or "\\" in text:
         path = folder / text
         if not path.is_file():
-            raise TargetError(f"target file {path} ({why}) does not exist")
+            raise TargetError(f"target file {path}{why} does not exist")
         return path
     shipped = _shipped()
     if text not in shipped:
         raise TargetError(
-            f"unknown target {text!r} ({why}){_suggest(text, shipped)} (shipped: {', '.join(shipped) or 'none'}; "
+            f"unknown target {text!r}{why}{_suggest(text, shipped)} (shipped: {', '.join(shipped) or 'none'}; "
             "or give the path of a .toml file)"
         )
     return shipped[text]
@@ -106,7 +106,7 @@ def _read_chain(path: Path) -> list[_File]:
         where = chain[-1].where(("extends",))
         if not isinstance(extends, str):
             raise TargetError(f"{where}: extends must be the name or path of one target, found {extends!r}")
-        path = _resolve(extends, path.parent, f"extended by {where}")
+        path = _resolve(extends, path.parent, f" (extended by {where})")
 
 
 def _read(path: Path) -> _File:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from causal import build_causal_bundle
+from stand_in import host_target
 
 from edgepeft import runtime
 from edgepeft.bench import Job, Prompts, Rows, run_worker
@@ -19,19 +20,14 @@ from edgepeft.devices import native, validate_on
 from edgepeft.devices.native import CppExecutor
 from edgepeft.devices.runner import read_answer
 from edgepeft.errors import CaptureError, DeviceError, InputError
-from edgepeft.targets import Target, Verdict, host_machine, load_target
+from edgepeft.targets import Target, Verdict
 
 pytestmark = pytest.mark.e2e
 
 
 @pytest.fixture(scope="module")
 def cpp(tmp_path_factory: pytest.TempPathFactory) -> CppExecutor:
-    system, arch = host_machine().split()
-    file = tmp_path_factory.mktemp("target") / "mine.toml"
-    file.write_text(
-        f'extends = "linux-x64-cpu"\nname = "mine"\nsummary = "s"\n[machine]\nos = "{system}"\narch = "{arch}"\n'
-    )
-    executor = CppExecutor(load_target(file))
+    executor = CppExecutor(host_target(tmp_path_factory.mktemp("target")))
     if missing := executor.missing():
         pytest.skip(f"no C++ here: {missing[0].what} ({missing[0].remedy})")
     native.build_runner()

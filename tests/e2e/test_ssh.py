@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from stand_in import host_target
 
 from edgepeft.bench import Job, Rows
 from edgepeft.bundle import hash_file
@@ -21,7 +22,7 @@ from edgepeft.devices import ssh as sshs
 from edgepeft.devices import validate_on
 from edgepeft.devices.ssh import Ssh, SshExecutor
 from edgepeft.errors import DeviceError
-from edgepeft.targets import Target, Verdict, host_machine, load_target
+from edgepeft.targets import Target, Verdict, load_target
 
 pytestmark = pytest.mark.e2e
 
@@ -82,12 +83,7 @@ def address(daemon: tuple[Path, int], tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.fixture
 def target(tmp_path: Path) -> Target:
-    system, arch = host_machine().split()
-    file = tmp_path / "mine.toml"
-    file.write_text(
-        f'extends = "linux-x64-cpu"\nname = "mine"\nsummary = "s"\n[machine]\nos = "{system}"\narch = "{arch}"\n'
-    )
-    return load_target(file)
+    return host_target(tmp_path)
 
 
 def test_runs_there_and_brings_the_report_back(address: str, target: Target, bundle: Path, tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ twice the parity tolerance, since each of two logits may be off by it.
 from __future__ import annotations
 
 import dataclasses
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,31 +16,17 @@ from typing import Any
 import numpy as np
 import pytest
 from causal import build_causal_bundle
+from stand_in import Device, host_target
 
-from edgepeft.bench import Job, WorkerResult, run_worker
+from edgepeft.bench import Job, Prompts, WorkerResult, run_worker
 from edgepeft.data import Examples, PromptRows
-from edgepeft.devices import Missing, bench_on, check_on, compare_targets, find_place, validate_on
+from edgepeft.devices import bench_on, check_on, compare_targets, find_place, validate_on
+from edgepeft.devices.qnn import QnnExecutor
 from edgepeft.devices.tokens import LEAD, follow
 from edgepeft.errors import DeviceError, InputError, TargetError
-from edgepeft.targets import Report, Target, Verdict, host_machine, load_target
+from edgepeft.targets import Report, Target, Verdict, load_target
 
 PROMPTS = PromptRows(("the film was", "naïve café", "a"), chat=False)
-
-
-class Device:
-    """Runs jobs here, as ``change`` makes them come back."""
-
-    name, emulated, copies, rows = "test device", False, True, 8
-
-    def __init__(self, change: Callable[[WorkerResult], WorkerResult] = lambda r: r, *, emulated: bool = False) -> None:
-        self.change, self.jobs, self.emulated = change, list[Job](), emulated
-
-    def missing(self) -> tuple[Missing, ...]:
-        return ()
-
-    def run(self, job: Job) -> WorkerResult:
-        self.jobs.append(job)
-        return self.change(run_worker(job))
 
 
 @pytest.fixture(scope="module")
@@ -49,12 +36,7 @@ def causal(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def target(tmp_path: Path) -> Target:
-    os, arch = host_machine().split()
-    file = tmp_path / "mine.toml"
-    file.write_text(
-        f'extends = "linux-x64-cpu"\nname = "mine"\nsummary = "s"\n[machine]\nos = "{os}"\narch = "{arch}"\n'
-    )
-    return load_target(file)
+    return host_target(tmp_path)
 
 
 @pytest.fixture
@@ -222,6 +204,46 @@ def test_qnn_refuses_generation_by_name(causal: Path) -> None:
         TargetError, match=r"--on qnn cannot execute android-qnn here: qnn .* does not run text-generation"
     ):
         validate(causal, target, on="qnn")
+
+
+def test_no_measuring_command_sends_a_language_model_to_qnn(causal: Path) -> None:
+    target = load_target("android-qnn")
+    for report in (bench_on(causal, target), check_on(causal, causal, target)):
+        assert (report.data["executed"], report.verdict) == (False, Verdict.INCONCLUSIVE)
+        assert "does not run text-generation" in report.data["why"]
+    job = Job(bundle=str(causal), variant="fp32", threads=1, prompts=(Prompts(adapter=None, texts=("a",)),))
+    with pytest.raises(InputError, match="does not generate: HTP compiles one graph for each shape"):
+        QnnExecutor(target).run(job)
+
+
+def test_the_command_line_reads_prompts_and_refuses_labels(causal: Path, target: Target, tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from edgepeft.cli import main
+
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(
+        '{"prompt": "the film was", "completion": "good"}\n{"messages": [{"role": "user", "content": "hi"}]}\n'
+    )
+    file = tmp_path / "mine.toml"
+    arguments = [
+        "validate",
+        str(causal),
+        "--target",
+        str(file),
+        "--data",
+        f"*={rows}",
+        "--report",
+        str(tmp_path / "out"),
+    ]
+    done = CliRunner().invoke(main, [*arguments, "--max-new-tokens", "4", "--no-reference", "--json"])
+    assert done.exit_code == 0, done.output
+    assert [(row["prompts"], row["tokens"]) for row in json.loads(done.stdout)["data"]["tokens"]] == [(2, 8)] * 3
+    for command in (["validate", str(causal)], ["check", str(causal), "--baseline", str(causal)]):
+        done = CliRunner().invoke(main, [*command, "--data", f"wide={rows}"])
+        assert (done.exit_code, "--data with labels are for classifiers" in done.stderr) == (2, True)
+    done = CliRunner().invoke(main, ["validate", str(causal), "--max-new-tokens", "4"])
+    assert (done.exit_code, "--max-new-tokens go with --target" in done.stderr) == (2, True)
 
 
 def test_compare_executes_language_models_too(causal: Path, target: Target) -> None:

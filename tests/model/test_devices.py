@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from stand_in import Device, host_target
 
 from edgepeft.bench import Job, WorkerResult, run_worker
 from edgepeft.bundle import read_bundle
 from edgepeft.data import Examples
 from edgepeft.devices import (
-    Missing,
     bench_on,
     check_on,
     choose_variants,
@@ -33,30 +32,9 @@ WEB_SLOTS = (
 TEXTS = ("a good film", "the plot was not very good", "awful", "fine , a great end .") * 3
 
 
-class Device:
-    """Runs jobs here, as ``change`` makes them come back."""
-
-    name, emulated, copies, rows = "test device", False, True, 8
-
-    def __init__(self, change: Callable[[WorkerResult], WorkerResult] = lambda r: r, *, emulated: bool = False) -> None:
-        self.change, self.jobs, self.emulated = change, list[Job](), emulated
-
-    def missing(self) -> tuple[Missing, ...]:
-        return ()
-
-    def run(self, job: Job) -> WorkerResult:
-        self.jobs.append(job)
-        return self.change(run_worker(job))
-
-
 @pytest.fixture
 def target(tmp_path: Path) -> Target:
-    os, arch = host_machine().split()
-    file = tmp_path / "mine.toml"
-    file.write_text(
-        f'extends = "linux-x64-cpu"\nname = "mine"\nsummary = "s"\n[machine]\nos = "{os}"\narch = "{arch}"\n'
-    )
-    return load_target(file)
+    return host_target(tmp_path)
 
 
 def on(device: Device, monkeypatch: pytest.MonkeyPatch) -> Device:

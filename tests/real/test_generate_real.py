@@ -21,15 +21,20 @@ LORA: dict[str, dict[str, Any]] = {
 PROMPTS = ["What is the capital of France?", "Write a short poem about the sea.", "How do I reset my router?"]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def export_smollm2(folder: Path) -> Path:
+    """``folder/<adapter>`` of random weights and ``folder/bundle`` of them; ``folder``."""
     from edgepeft.pipeline import export
 
-    folder, model = tmp_path_factory.mktemp("smollm2"), assets.smollm2()
+    model = assets.smollm2()
     for name, options in LORA.items():
         save_lora(folder / name, model, task="text-generation", task_type="CAUSAL_LM", **options)
     export(model, adapters={name: folder / name for name in LORA}, out=folder / "bundle", task="text-generation")
     return folder
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_smollm2(tmp_path_factory.mktemp("smollm2"))
 
 
 @pytest.fixture(scope="module")

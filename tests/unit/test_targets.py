@@ -66,7 +66,7 @@ def test_the_shipped_linux_target_budgets_what_the_issue_names() -> None:
         "p50_ms", "swap_ms", "load_ms", "peak_rss_mb", "rss_drift_mb", "bundle_mb", "adapter_mb",
     }  # fmt: skip
     assert target.shapes() == (Shape(1, 32), Shape(1, 128))
-    assert target.variants == ("int8", "fp32")
+    assert target.variants == ("int8", "q4", "fp32")
 
 
 def test_extends_merges_tables_key_by_key(tmp_path: Path) -> None:
