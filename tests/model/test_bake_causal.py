@@ -17,7 +17,7 @@ from test_prefix import PROMPTS, RAW, greedy, peft_model, save_virtual, tokens
 
 from edgepeft import runtime
 from edgepeft.cli import main
-from edgepeft.errors import InputError, UnsupportedAdapterError
+from edgepeft.errors import InputError
 from edgepeft.pipeline import add, export, quantize
 
 OPTIONS: dict[str, dict[str, Any]] = {
