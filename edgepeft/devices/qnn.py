@@ -22,6 +22,8 @@ from ..targets import Target
 from .protocol import Missing
 
 _TIMEOUT_S = 1800
+#: Beyond it for each row: one of MiniLM takes 1.4 s on an idle machine.
+_ROW_S = 6
 
 
 class QnnExecutor:
@@ -52,7 +54,7 @@ class QnnExecutor:
         return tuple(found)
 
     def run(self, job: Job) -> WorkerResult:
-        """In a fresh process; :class:`DeviceError` when it fails or takes half an hour, which ends it."""
+        """In a fresh process; :class:`DeviceError` when it fails, or takes half an hour and six seconds a row, which ends it."""
         if job.cases:
             raise InputError("the HTP backend on a host measures no latency: leave cases out")
         if job.prompts:
@@ -60,8 +62,9 @@ class QnnExecutor:
         buckets = ",".join(self._target.graph.buckets) or "1x32,1x128"
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(_path())}
         command = [sys.executable, "-P", "-m", "edgepeft.devices.qnn_worker", buckets]
+        timeout_s = _TIMEOUT_S + _ROW_S * sum(len(rows.texts) for rows in job.rows)
         try:
-            return run_worker(job, command=command, environment=environment, timeout_s=_TIMEOUT_S)
+            return run_worker(job, command=command, environment=environment, timeout_s=timeout_s)
         except MeasureError as error:
             raise DeviceError(f"{self.name}: {error}") from error
 
