@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 export TQDM_DISABLE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-real test-all test-methods test-methods-bert test-methods-llama lint bench clean
+.PHONY: demo test test-real test-all test-methods lint bench clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -17,9 +17,12 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)
 	$(BIN)/edgepeft demo
 
+# Two processes, each with files of its own, and one thread in each: threads of two would wait for each other by spinning.
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+
 # The default suite: offline once the pinned model and data were fetched.
 test: $(STAMP)
-	$(BIN)/python -m pytest -m 'not slow'
+	$(TEST) -m 'not slow'
 
 # The slow rest: training on real weights, many processes.
 test-real: $(STAMP)
@@ -28,16 +31,10 @@ test-real: $(STAMP)
 test-all: $(STAMP)
 	$(BIN)/python -m pytest
 
-# Every PEFT method over BERT and Llama, swapped, merged and baked (docs/methods.md): two processes, for two cores.
+# Every PEFT method over BERT and Llama, swapped, merged and baked (docs/methods.md).
 test-methods: $(STAMP)
-	$(MAKE) --jobs 2 test-methods-bert test-methods-llama
-
-test-methods-bert:
-	$(BIN)/python -m pytest -m '' tests/model/test_methods.py tests/model/test_methods_bake.py -k 'not over_llama'
-
-test-methods-llama:
-	$(BIN)/python -m pytest -m '' tests/model/test_methods_llama.py tests/model/test_methods_bake.py \
-		tests/model/test_prefix.py -k 'test_methods_llama or over_llama or parity'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m '' tests/model/test_methods.py \
+		tests/model/test_methods_llama.py tests/model/test_methods_bake.py tests/model/test_prefix.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -85,7 +85,11 @@ def test_what_does_not_suit_is_passed_over_or_refused(own_bundle: Path, tmp_path
     quantize(own_bundle, "int8")
     target = load_target("linux-x64-cpu")
     graph = target.graph.model_dump()
-    webgpu = fit(own_bundle, changed(target, graph={**graph, "forbidden_ops": ("MatMulInteger",)}), tmp_path / "a")
+    webgpu = fit(
+        own_bundle,
+        changed(target, variants=("int8", "fp32"), graph={**graph, "forbidden_ops": ("MatMulInteger",)}),
+        tmp_path / "a",
+    )
     assert webgpu.variant == "fp32"
     assert webgpu.notes == ("int8: linux-x64-cpu does not run MatMulInteger",)
     with pytest.raises(

@@ -562,7 +562,7 @@ def test_a_generation_config_that_is_wrong(folder: Path, tmp_path: Path, content
 
 
 def test_a_bundle_for_another_task(bundle: Path) -> None:
-    with pytest.raises(InputError, match="is for text-classification; generating needs a text-generation bundle"):
+    with pytest.raises(InputError, match="is for text-classification; generating needs a causal language model"):
         runtime.open(bundle).generate("a")
 
 
