@@ -80,6 +80,14 @@ def _together(adapter: Adapter) -> tuple[SitePlan, ...]:
     )
 
 
+def _unlowered(checkpoint: Checkpoint, method: Method, site: str) -> SitePlan:
+    """A site by the names of its tensors: exactly for LoRA, and for other methods in the registry's words."""
+    factor = checkpoint.tensors.get(f"{site}.lora_A.weight")
+    if method.peft_type != "LORA" or factor is None:
+        return SitePlan(site, method.edits)
+    return SitePlan(site, "LowRank + OutGain" if checkpoint.config.get("use_dora") else "LowRank", factor.shape[0])
+
+
 def _expected(checkpoint: Checkpoint, method: Method) -> AdapterPlan:
     """What the registry and the names of the tensors say, without a base."""
     sites: dict[str, None] = {}
@@ -112,7 +120,7 @@ def _expected(checkpoint: Checkpoint, method: Method) -> AdapterPlan:
         exactness=exactness,
         reason="" if before else method.reason,
         sites=tuple(
-            SitePlan(site, method.edits)
+            _unlowered(checkpoint, method, site)
             for site in sorted(named_parameters(list(sites), checkpoint.config), key=_by_number)
         ),
         overrides=tuple(name for name in whole if not name.startswith("base_model.")),

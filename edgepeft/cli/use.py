@@ -290,4 +290,7 @@ def _checkpoint(path: Path, base: str | None, as_json: bool) -> None:
     _facts(facts)
     if plan.sites:
         table("Sites", ("site", "edits", "rank"), [(s.site, s.edits, s.rank) for s in plan.sites])
-    table("Tensors", ("tensor", "shape"), _shapes(shapes))
+    else:  # what there is to go by; with sites they are many and say nothing more (--json has them)
+        table("Tensors", ("tensor", "shape"), _shapes(shapes))
+    if not plan.measured and plan.mode != "refuse":
+        click.echo("\nLower it over its base for sizes and residuals: --base MODEL, or --base BUNDLE")
