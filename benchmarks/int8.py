@@ -1,9 +1,9 @@
-"""int8 recipes side by side: whose labels are PEFT's, and at which latency relative to fp32.
+"""8-bit recipes side by side: whose labels are PEFT's, and at which latency relative to fp32.
 
     python benchmarks/int8.py demo-out            # after `edgepeft demo`
     qemu-x86_64-static -cpu Haswell $(which python) benchmarks/int8.py --exact    # integer sums without VNNI
 
-fp32 stands for PEFT: `edgepeft validate` shows that they agree on every row.
+fp32 stands for PEFT: `edgepeft validate` shows that they agree on every row. w8a16 is calibrated on training rows.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ from edgepeft import runtime
 from edgepeft.bundle import SlotTable, read_bundle
 from edgepeft.data import read_examples
 from edgepeft.graph.surgery import is_linear
+from edgepeft.pipeline._calibrate import measure_ranges
 from edgepeft.quantize.channels import int8, quantize_channels
+from edgepeft.quantize.static import w8a16
 
 SHAPES = ((1, 32), (1, 128))
 ROUNDS = 24
@@ -108,7 +111,14 @@ def compare(demo: Path) -> None:
             found[name] = np.concatenate([opened.run(["logits"], part, options)[0] for part in parts])
         return found
 
-    recipes = {"reduce_range": dynamic(True), "all 8 bits": dynamic(False), "edgepeft's int8": int8}
+    training = {name: read_examples(demo / "data" / f"{name}.train.jsonl") for name in bundle.manifest.adapters}
+    ranges, _ = measure_ranges(bundle, training, announce=print)
+    recipes: dict[str, Callable[[Path, Path, SlotTable], None]] = {
+        "reduce_range": dynamic(True),
+        "all 8 bits": dynamic(False),
+        "edgepeft's int8": int8,
+        "edgepeft's w8a16": partial(w8a16, ranges=ranges),
+    }
     with tempfile.TemporaryDirectory() as scratch:
         sessions = {"fp32": session(source)}
         for number, (name, recipe) in enumerate(recipes.items()):

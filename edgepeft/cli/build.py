@@ -7,17 +7,22 @@ from typing import Literal
 
 import click
 
+from ..errors import InputError
 from .common import (
     Command,
     bundle_argument,
+    calibration_option,
+    calibration_texts,
     force_option,
     guarded,
     json_option,
     named,
     option,
+    pair_option,
     parse_weights,
     path_option,
     print_json,
+    text_option,
 )
 from .show import megabytes, steps, table, warn
 
@@ -85,6 +90,9 @@ _UNTRAINED = "changes nothing (its B matrices are zero: was it trained?)"
     show_default="a language model's own, up to 8192",
     help="Context of a language model; its rotary tables grow with it.",
 )
+@calibration_option
+@text_option
+@pair_option
 @force_option
 @json_option
 @guarded
@@ -99,6 +107,9 @@ def export(
     onnx: Path | None,
     max_rank: int | None,
     max_length: int | None,
+    data: tuple[str, ...],
+    text: str,
+    pair: str | None,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -115,7 +126,9 @@ def export(
     if target is not None:
         from ..pipeline import export_for
 
-        run = partial(export_for, load_target(target))
+        run = partial(export_for, load_target(target), data=calibration_texts(data, text, pair))
+    elif data:
+        raise InputError("--data is for variants that a --target asks for; quantize the bundle with it afterwards")
     with steps() as announce:
         result = run(
             model,
@@ -234,19 +247,47 @@ def blend(bundle: Path, weights: tuple[str, ...], out: str, head: str | None, re
 
 @click.command(cls=Command)
 @bundle_argument
-@option("--variant", section="What", required=True, metavar="NAME", help="The variant to make: int8.")
+@option(
+    "--variant",
+    section="What",
+    required=True,
+    metavar="NAME",
+    help="int8: 8 bits, for encoders. q4: 4 bits, for language models. w8a16: weights in 8 bits and activations in 16, for "
+    "NPUs; wants --data.",
+)
+@calibration_option
+@text_option
+@pair_option
+@option(
+    "--rows",
+    section="Data",
+    type=click.IntRange(min=1),
+    default=64,
+    metavar="N",
+    help="Texts of each adapter to run, spread evenly.",
+)
 @click.option("--replace", is_flag=True, help="Make it again where it exists.")
 @json_option
 @guarded
-def quantize(bundle: Path, variant: str, replace: bool, as_json: bool) -> None:
+def quantize(
+    bundle: Path,
+    variant: str,
+    data: tuple[str, ...],
+    text: str,
+    pair: str | None,
+    rows: int,
+    replace: bool,
+    as_json: bool,
+) -> None:
     """Add a quantized variant of the base to a bundle.
 
     The adapters are unchanged and serve every variant.
     """
     from ..pipeline import quantize as run
 
+    texts = calibration_texts(data, text, pair)
     with steps() as announce:
-        result = run(bundle, variant, replace=replace, announce=announce)
+        result = run(bundle, variant, data=texts, rows=rows, replace=replace, announce=announce)
     share = result.quantized
     if result.warning:
         warn(result.warning)

@@ -9,11 +9,14 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from ..errors import EdgepeftError, InputError, MissingExtraError
+
+if TYPE_CHECKING:
+    from ..data import Examples
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -78,6 +81,22 @@ threads_option = option("--threads", type=click.IntRange(min=1), metavar="N", he
 text_option = option("--text", section="Data", default="text", metavar="COLUMN", help="Column of the text.")
 label_option = option("--label", section="Data", default="label", metavar="COLUMN", help="Column of the label.")
 pair_option = option("--pair", section="Data", metavar="COLUMN", help="Column of a second text, for pairs.")
+
+
+calibration_option = option(
+    "--data",
+    section="Data",
+    multiple=True,
+    metavar="NAME=FILE",
+    help="Texts (.csv, .tsv, .jsonl) of an adapter, '*=FILE' for all: what w8a16 measures activations with. May be repeated.",
+)
+
+
+def calibration_texts(data: tuple[str, ...], text: str, pair: str | None) -> dict[str, Examples]:
+    """The ``--data NAME=FILE`` pairs as texts without labels."""
+    from ..data import read_examples
+
+    return {name: read_examples(path, text=text, label=None, pair=pair) for name, path in named(data, "--data").items()}
 
 
 def guarded(command: F) -> F:

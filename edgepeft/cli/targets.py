@@ -12,6 +12,8 @@ from .common import (
     Command,
     Group,
     bundle_argument,
+    calibration_option,
+    calibration_texts,
     guarded,
     json_option,
     label_option,
@@ -113,9 +115,14 @@ def doctor(target: str, on: str | None, as_json: bool) -> None:
 @path_option(
     "--out", section="What", required=True, help="The bundle folder to write; an old bundle there is replaced."
 )
+@calibration_option
+@text_option
+@pair_option
 @json_option
 @guarded
-def pack(bundle: Path, target: str, out: Path, as_json: bool) -> None:
+def pack(
+    bundle: Path, target: str, out: Path, data: tuple[str, ...], text: str, pair: str | None, as_json: bool
+) -> None:
     """Write what a target gets of a bundle.
 
     Its preferred variant (made where a recipe can), its slot style, threads and file format, and nothing else; refused over
@@ -125,7 +132,8 @@ def pack(bundle: Path, target: str, out: Path, as_json: bool) -> None:
     from ..targets import load_target
 
     with steps() as announce:
-        done = fit(bundle, load_target(target), out, announce=announce)
+        texts = calibration_texts(data, text, pair)
+        done = fit(bundle, load_target(target), out, data=texts, announce=announce)
     if as_json:
         print_json({"bundle": str(done.bundle.path), "variant": done.variant, "mb": done.size_mb, "notes": done.notes})
         return
@@ -206,10 +214,17 @@ def coverage(
 @option(
     "--adapter", section="What", metavar="NAME", show_default="slots stay inputs", help="Make this adapter constant."
 )
+@option(
+    "--variant",
+    section="What",
+    metavar="NAME",
+    show_default="the target's first that there is",
+    help="Of this variant.",
+)
 @path_option("--out", section="What", required=True, help="The folder for the graphs.")
 @json_option
 @guarded
-def freeze(bundle: Path, target: str, adapter: str | None, out: Path, as_json: bool) -> None:
+def freeze(bundle: Path, target: str, adapter: str | None, variant: str | None, out: Path, as_json: bool) -> None:
     """Write graphs with fixed shapes.
 
     One for each bucket of the target. With --adapter its slots are constants, for providers that want constant weights; without
@@ -218,7 +233,7 @@ def freeze(bundle: Path, target: str, adapter: str | None, out: Path, as_json: b
     from ..pipeline import write_static
     from ..targets import load_target
 
-    files = write_static(bundle, load_target(target), out, adapter=adapter)
+    files = write_static(bundle, load_target(target), out, adapter=adapter, variant=variant)
     if as_json:
         print_json({"files": [str(file) for file in files]})
         return

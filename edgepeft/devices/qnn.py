@@ -1,7 +1,7 @@
 """``qnn``: Qualcomm's HTP backend, executed on an x86-64 Linux host by the onnxruntime-qnn plugin.
 
-It computes what the NPU computes, in fp16, at a speed that says nothing of the NPU's. The graph gets fixed shapes (the
-target's buckets) and slots as inputs of a fixed rank, so one compiled graph serves every adapter.
+It computes what the NPU computes, floats in fp16 and QDQ graphs in integers, at a speed that says nothing of the NPU's. The
+graph gets fixed shapes (the target's buckets) and slots as inputs of a fixed rank, so one compiled graph serves every adapter.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ _PROBE = "not what I had hoped for"
 
 
 class HtpModel:
-    """A bundle's fp32 graph with fixed shapes, its slots as inputs, compiled by the HTP backend for each bucket."""
+    """A variant's graph with fixed shapes, its slots as inputs, compiled by the HTP backend for each bucket."""
 
     def __init__(self, bundle: Bundle, variant: str, buckets: Sequence[Shape], folder: Path) -> None:
         import onnx_ir as ir
@@ -139,7 +139,7 @@ def measure(job: Job, buckets: Sequence[Shape]) -> WorkerResult:
     taken = sum(count for (provider, _), count in model.nodes.items() if provider == "QNN")
     left = {op: count for (provider, op), count in model.nodes.items() if provider != "QNN"}
     notes = [
-        f"QNN took {taken} of {sum(model.nodes.values())} nodes, in fp16; on the CPU: "
+        f"QNN took {taken} of {sum(model.nodes.values())} nodes, floats in fp16; on the CPU: "
         + (", ".join(f"{count} {op}" for op, count in left.items()) or "none")
     ]
     if model.cut:

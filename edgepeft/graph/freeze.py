@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from ..bundle.manifest import SlotTable
 from .compose import compose
-from .plain import write_out_fused
+from .plain import reshape_whole_gathers, write_out_fused
 
 
 def freeze(
@@ -103,6 +103,7 @@ def _fix(model: ir.Model, batch: int, sequence: int) -> ir.Model:
         for output in node.outputs:
             output.shape = None
     fold_constants(model, onnx_shape_inference=True)
+    reshape_whole_gathers(model)
     RemoveUnusedNodesPass()(model)
     return model
 

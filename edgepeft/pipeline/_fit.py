@@ -15,6 +15,7 @@ from .. import runtime as runtimes
 from ..base.check import output_difference
 from ..base.ragged import bundle_batches
 from ..bundle import Bundle, Manifest, Variant, read_bundle, replacing
+from ..data import Examples
 from ..devices.place import deployed_mb
 from ..devices.static import graph_facts
 from ..errors import BundleError, InputError, ParityError, TargetError
@@ -46,6 +47,7 @@ def export_for(
     adapters: Mapping[str, str | Path],
     out: str | Path,
     *,
+    data: Mapping[str, Examples] | None = None,
     announce: Announce = lambda message: None,
     **options: Any,
 ) -> Exported:
@@ -60,7 +62,10 @@ def export_for(
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
         whole = Path(scratch) / "bundle"
         exported = export(model, adapters, whole, announce=announce, **options)
-        fitted = [fit(b.path, target, out / b.path.relative_to(whole), announce=announce) for b in exported.bundles]
+        fitted = [
+            fit(b.path, target, out / b.path.relative_to(whole), data=_of(b, data), announce=announce)
+            for b in exported.bundles
+        ]
     for each in fitted:
         for note in each.notes:
             announce(f"passed over {note}")
@@ -68,13 +73,27 @@ def export_for(
     return replace(exported, bundles=tuple(each.bundle for each in fitted))
 
 
-def fit(bundle: str | Path, target: Target, out: str | Path, *, announce: Announce = lambda message: None) -> Fitted:
+def _of(bundle: Bundle, data: Mapping[str, Examples] | None) -> Mapping[str, Examples] | None:
+    """The texts of a merged bundle's one adapter; all of them for a bundle with several."""
+    merged = bundle.manifest.merged
+    return data if merged is None or data is None else {n: e for n, e in data.items() if n in (merged, "*")}
+
+
+def fit(
+    bundle: str | Path,
+    target: Target,
+    out: str | Path,
+    *,
+    data: Mapping[str, Examples] | None = None,
+    announce: Announce = lambda message: None,
+) -> Fitted:
     """Write to ``out`` what ``target`` gets of ``bundle``: its preferred variant, slot style and file format.
 
-    The first of the target's variants that the bundle has, or that a recipe makes of fp32, and whose operators the target
-    has. Opened as the target's threads say by default. The result must give what the variant gave before, adapter by
-    adapter. Raises :class:`TargetError` where no variant suits, the opset is too high, or the result is over the size
-    budget: ``out`` is then as it was. Needs no torch.
+    The first of the target's variants that the bundle has, or that a recipe makes of fp32 (with texts in ``data``, as
+    :func:`~edgepeft.pipeline.quantize` takes them, where it measures activations), and whose operators the target has.
+    Opened as the target's threads say by default. The result must give what the variant gave before, adapter by adapter.
+    Raises :class:`TargetError` where no variant suits, the opset is too high, or the result is over the size budget: ``out``
+    is then as it was. Needs no torch.
     """
     opened, out = read_bundle(bundle), Path(out)
     check_target_folder(out)
@@ -85,7 +104,7 @@ def fit(bundle: str | Path, target: Target, out: str | Path, *, announce: Announ
             copyfile(opened.file(name), folder / name)
         staged = read_bundle(folder)
         staged.verify()
-        variant = _choose(staged, target, notes, announce)
+        variant = _choose(staged, target, data, notes, announce)
         if target.slots == "input" and staged.manifest.mode == "swap":
             write_input_style(folder, variant, announce=announce)
         staged = _prune(read_bundle(folder), variant, target)
@@ -102,7 +121,9 @@ def fit(bundle: str | Path, target: Target, out: str | Path, *, announce: Announ
     return Fitted(bundle=read_bundle(out), variant=variant, size_mb=size, notes=tuple(notes))
 
 
-def _choose(staged: Bundle, target: Target, notes: list[str], announce: Announce) -> str:
+def _choose(
+    staged: Bundle, target: Target, data: Mapping[str, Examples] | None, notes: list[str], announce: Announce
+) -> str:
     """The first variant that suits, made where it must be; what was passed over goes into ``notes``."""
     for name in target.variants:
         manifest = read_bundle(staged.path).manifest
@@ -111,7 +132,7 @@ def _choose(staged: Bundle, target: Target, notes: list[str], announce: Announce
                 notes.append(f"{name}: the bundle has none, and no recipe makes it")
                 continue
             try:
-                quantize(staged.path, name, announce=announce)
+                quantize(staged.path, name, data=data if RECIPES[name].calibrated else None, announce=announce)
             except (InputError, BundleError) as error:
                 notes.append(f"{name}: {error}")
                 continue

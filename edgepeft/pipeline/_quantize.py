@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
 from .. import runtime as runtimes
 from ..bundle import Bundle, Variant, read_bundle, replacing
+from ..data import Examples
 from ..errors import BundleError, InputError
 from ..quantize import Quantized, count_quantized, recipe, total
 from ..quantize.lost import NOTABLE
+from ._calibrate import ROWS, measure_ranges
 from ._input_style import write_input_style
 from ._write import write_manifest
 
@@ -45,13 +49,17 @@ def quantize(
     bundle: str | Path,
     variant: str,
     *,
+    data: Mapping[str, Examples] | None = None,
+    rows: int = ROWS,
     replace: bool = False,
     announce: Callable[[str], None] = lambda message: None,
 ) -> QuantizedBundle:
     """Add a variant to a bundle, made from its fp32 one; adapters and slots are unchanged and serve both.
 
-    Raises :class:`InputError` for an unknown variant or one that exists (without ``replace``), and :class:`BundleError`
-    where the recipe quantized nothing or ONNX Runtime cannot open the result; the bundle then stays as it was.
+    ``data`` are texts by adapter (``"*"``: for all), of which ``rows`` an adapter are run to measure activations, for
+    recipes that want their ranges as constants (``w8a16``). Raises :class:`InputError` for an unknown variant, one that
+    exists (without ``replace``) or one that wants texts and has none, and :class:`BundleError` where the recipe quantized
+    nothing or ONNX Runtime cannot open the result; the bundle then stays as it was.
     """
     rule = recipe(variant)
     opened = read_bundle(bundle)
@@ -63,19 +71,24 @@ def quantize(
             f"{opened.path} has no fp32 variant to quantize, only {', '.join(manifest.variants)}: it was made from a file that is "
             "quantized already. Export the model itself, without --onnx, to choose a precision."
         )
+    if data and not rule.calibrated:
+        raise InputError(f"{variant} measures nothing beforehand: leave the data out")
     opened.verify(opened.variant_files("fp32"))
+    apply, calibration = rule.apply, {}
+    if rule.calibrated:
+        ranges, counts = measure_ranges(opened, data or {}, rows=rows, announce=announce)
+        apply, calibration = partial(rule.apply, ranges=ranges), {variant: {"texts": counts}}
     announce(f"quantizing to {variant}: {rule.summary}")
     with replacing(opened.path, keep=True) as folder:
         whole = manifest.variants["fp32"]
         old = manifest.variants.get(variant)
         for stale in old.files() if old is not None else ():
             (folder / stale).unlink(missing_ok=True)
-        made = [_graph_file(file, variant) for file in (whole.file, whole.decoder_file) if file is not None]
-        for file, target in zip((whole.file, whole.decoder_file), made, strict=False):
-            assert file is not None
+        made = {file: _graph_file(file, variant) for file in (whole.file, whole.decoder_file) if file is not None}
+        for file, target in made.items():
             (folder / target).unlink(missing_ok=True)
-            rule.apply(folder / file, folder / target, manifest.slots)
-        graphs = [ir.load(folder / target) for target in made]
+            apply(folder / file, folder / target, manifest.slots)
+        graphs = [ir.load(folder / target) for target in made.values()]
         counted = total(count_quantized(graph, manifest.slots) for graph in graphs)
         if counted.quantized == 0:
             raise BundleError(
@@ -86,11 +99,11 @@ def quantize(
         if lost:
             raise BundleError(f"recipe {variant} dropped slot {lost[0]}; the bundle was left as it was")
         entry = Variant(
-            file=made[0],
-            decoder_file=made[1] if whole.decoder_file is not None else None,
+            file=made[whole.file],
+            decoder_file=made[whole.decoder_file] if whole.decoder_file is not None else None,
             data=tuple(
                 f"onnx/{path.name}"
-                for target in made
+                for target in made.values()
                 for path in sorted((folder / "onnx").glob(f"{Path(target).name}_data*"))
             ),
             slots=whole.slots,
@@ -99,8 +112,11 @@ def quantize(
         )
         remade = {*entry.files(), *(old.files() if old is not None else ())}
         known = {name: e for name, e in manifest.files.items() if name not in remade}
-        updated = manifest.model_copy(update={"variants": {**manifest.variants, variant: entry}})
-        staged = Bundle(path=folder, manifest=write_manifest(folder, updated, known))
+        changes: dict[str, Any] = {"variants": {**manifest.variants, variant: entry}}
+        if calibration:
+            before = manifest.provenance.get("calibration", {})
+            changes["provenance"] = {**manifest.provenance, "calibration": {**before, **calibration}}
+        staged = Bundle(path=folder, manifest=write_manifest(folder, manifest.model_copy(update=changes), known))
         runtimes.open(staged.path, variant=variant)
     if old is not None and old.input_file is not None:
         write_input_style(opened.path, variant, announce=announce)

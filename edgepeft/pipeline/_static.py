@@ -1,4 +1,4 @@
-"""``write_static``: a bundle's fp32 graph with the fixed shapes of a target."""
+"""``write_static``: a bundle's graph with the fixed shapes of a target."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from ..bundle import read_bundle
+from ..devices.place import choose_variants
 from ..errors import InputError
 from ..graph.freeze import freeze, freeze_inputs, slot_shapes
 from ..runtime.active import read_tensors
@@ -15,21 +16,23 @@ from ..targets import Target, parse_shape
 
 
 def write_static(
-    bundle: str | Path, target: Target, out: str | Path, *, adapter: str | None = None
+    bundle: str | Path, target: Target, out: str | Path, *, adapter: str | None = None, variant: str | None = None
 ) -> tuple[Path, ...]:
     """Write ``<adapter>_<bucket>.onnx`` for each bucket of ``target``, with the adapter's tensors as constants.
 
     Without an adapter, ``model_<bucket>.onnx`` has slots as inputs whose fixed shapes ``slots.json`` lists: an adapter is padded
-    with zeros to them. Fused operators are written out. Raises :class:`InputError` for a target without buckets, a bundle
-    without slots or fp32, and a folder that is not empty, and :class:`UnknownAdapterError`.
+    with zeros to them. Fused operators are written out. ``variant`` is the first of the target's that the bundle has where
+    it is not given. Raises :class:`InputError` for a target without buckets, a bundle without slots or the variant, and a
+    folder that is not empty, and :class:`UnknownAdapterError`.
     """
     opened, out = read_bundle(bundle), Path(out)
     if not target.graph.buckets:
         raise InputError(
             f"{target.name} has no graph.buckets: its shapes are dynamic, and the bundle is deployed as it is"
         )
-    if opened.manifest.mode != "swap" or "fp32" not in opened.manifest.variants:
-        raise InputError(f"{opened.path}: static graphs are made of a bundle with slots and an fp32 variant")
+    if opened.manifest.mode != "swap":
+        raise InputError(f"{opened.path}: static graphs are made of a bundle with slots")
+    (variant,) = choose_variants(opened.manifest, target, [variant] if variant else None)
     limit = opened.manifest.max_length
     for bucket in target.graph.buckets:
         if limit is not None and parse_shape(bucket).sequence > limit:
@@ -38,9 +41,9 @@ def write_static(
         opened.slot_adapter(adapter)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists and is not empty; choose another --out")
-    files = (*opened.variant_files("fp32"), *(a.onnx_adapter for a in opened.manifest.adapters.values()))
+    files = (*opened.variant_files(variant), *(a.onnx_adapter for a in opened.manifest.adapters.values()))
     opened.verify(files)
-    graph = ir.load(opened.file(opened.manifest.variants["fp32"].file))
+    graph = ir.load(opened.file(opened.manifest.variants[variant].file))
     table = opened.manifest.slots
     tensors = {name: read_tensors(opened, name, entry) for name, entry in opened.manifest.slot_adapters.items()}
     shapes = slot_shapes(tensors.values())

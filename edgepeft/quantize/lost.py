@@ -12,6 +12,7 @@ import numpy as np
 
 from .blocks import round_to_blocks
 from .channels import round_channels
+from .static import round_symmetric
 
 #: Rows of a site that are looked at: each is rounded by itself, and some hundred tell the same as all.
 ROWS = 256
@@ -20,7 +21,11 @@ NOTABLE = 0.1
 
 
 #: What each recipe makes of a linear weight ``[out, in]``.
-ROUNDED: dict[str, Callable[[np.ndarray], np.ndarray]] = {"int8": round_channels, "q4": round_to_blocks}
+ROUNDED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "int8": round_channels,
+    "q4": round_to_blocks,
+    "w8a16": round_symmetric,
+}
 
 
 def lost_by_rounding(weights: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:

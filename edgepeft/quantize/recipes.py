@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import onnx_ir as ir
 
@@ -12,15 +11,21 @@ from ..bundle import SlotTable
 from ..errors import InputError
 from .blocks import q4
 from .channels import int8
+from .static import w8a16
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A named way to quantize: ``apply(source file, target file, slots)`` writes the new graph and its weights."""
+    """A named way to quantize: ``apply(source file, target file, slots)`` writes the new graph and its weights.
+
+    One that is ``calibrated`` also takes ``ranges=``, measured on texts
+    (:func:`~edgepeft.quantize.static.with_extremes`).
+    """
 
     variant: str
     summary: str
-    apply: Callable[[Path, Path, SlotTable], None]
+    apply: Callable[..., None]
+    calibrated: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,12 @@ RECIPES = {
     for recipe in (
         Recipe("int8", "8 bits: weights per output channel, activations per token at run time", int8),
         Recipe("q4", "4 bits in blocks of 32, round to nearest: linear layers and embeddings", q4),
+        Recipe(
+            "w8a16",
+            "8 bits: weights per output channel; activations in 16 bits, ranges measured",
+            w8a16,
+            calibrated=True,
+        ),
     )
 }
 

@@ -120,10 +120,15 @@ def test_train_export_add_quantize_validate_run_inspect(
     done = good(cli("quantize", out, "--variant", "int8", "--json"))
     assert 0 < json.loads(done.stdout)["share"] <= 1
 
+    done = good(cli("quantize", out, "--variant", "w8a16", "--data", f"*={rows}", "--rows", 6))
+    assert "measuring activations of mine on 6 texts" in done.stderr
+    assert "w8a16 holds" in done.stdout
+    assert (out / "onnx" / "model_w8a16.onnx").is_file()
+
     done = cli("validate", out, "--data", f"mine={rows}", "--max-drop", 1, "--json")
     report = json.loads(good(done).stdout)
     assert report == reports(out / "report", "validate")
-    assert {row["variant"] for row in report["data"]["accuracy"]} == {"fp32", "int8"}
+    assert {row["variant"] for row in report["data"]["accuracy"]} == {"fp32", "int8", "w8a16"}
     assert [p["adapter"] for p in report["data"]["parity"]] == ["mine", "register", "again"]
 
     found = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from edgepeft.data import read_examples
 from edgepeft.devices import executor_for, validate_on
 from edgepeft.devices.qnn import QnnExecutor
 from edgepeft.errors import DeviceError, InputError
+from edgepeft.pipeline import quantize
 from edgepeft.targets import Target, Verdict, load_target
 
 pytestmark = pytest.mark.e2e
@@ -35,16 +37,22 @@ def qnn(target: Target) -> QnnExecutor:
     return executor
 
 
+@pytest.mark.parametrize("variant", ["fp32", "w8a16"])
 def test_one_compiled_graph_swaps_through_all_adapters(
-    qnn: QnnExecutor, target: Target, bundle: Path, rows: Path
+    variant: str, qnn: QnnExecutor, target: Target, bundle: Path, rows: Path
 ) -> None:
-    report = validate_on(bundle, target, data={"reviews": read_examples(rows)}, rows=3)
+    examples = read_examples(rows)
+    if variant == "w8a16":
+        quantize(bundle, variant, data={"*": examples})
+    report = validate_on(bundle, target, data={"reviews": examples}, rows=3)
     assert report.verdict is Verdict.PASS, [gate for gate in report.gates if not gate.ok]
     found = {row["adapter"]: row for row in report.data["rows"]}
     # fp16 has 11 bits: about 5e-4 a product, a few layers deep. The base's logits or another adapter's are 0.1 and more away.
     assert all(0 < row["native_difference"] < 0.05 for row in found.values()), found
-    assert report.data["base_restored"] == {"fp32": True}
-    assert any("QNN took" in note and "nodes, in fp16" in note for note in report.notes)
+    assert report.data["base_restored"] == {variant: True}, "the target prefers w8a16 where a bundle has it"
+    (taken,) = (note for note in report.notes if "QNN took" in note)
+    count, nodes = map(int, re.findall(r"QNN took (\d+) of (\d+) nodes", taken)[0])
+    assert count == nodes, taken
     assert not any(gate.unit == "ms" for gate in report.gates)
 
 

@@ -1,0 +1,102 @@
+"""Ranges of a base's activations, measured on texts with each of its adapters."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..bundle import Bundle
+from ..data import Examples
+from ..errors import BundleError, InputError, UnknownAdapterError
+from ..quantize.static import Ranges, with_extremes
+from ..runtime.active import load_adapter
+from ..runtime.text import TextEncoder
+
+#: Texts run for each adapter, spread evenly over those given.
+ROWS = 64
+_BATCH = 8
+_TEXT_INPUTS = {"input_ids", "attention_mask", "token_type_ids"}
+
+
+def measure_ranges(
+    bundle: Bundle, data: Mapping[str, Examples], *, rows: int = ROWS, announce: Callable[[str], None]
+) -> tuple[Ranges, dict[str, int]]:
+    """The smallest and largest number of every activation of the fp32 variant, and how many texts each adapter ran.
+
+    Each adapter runs the texts under its name in ``data``, or those of ``"*"``, or all there are; so does the base (``"*"``
+    in the counts). Raises :class:`InputError` without texts or for a base that does not take texts alone, and
+    :class:`UnknownAdapterError` for a name that is no adapter.
+    """
+    manifest = bundle.manifest
+    takes_texts = {value.name for value in manifest.inputs if not value.optional} <= _TEXT_INPUTS
+    if manifest.writes or not takes_texts or "tokenizer.json" not in manifest.files:
+        raise InputError(
+            f"{bundle.path} is for {manifest.task}: activations are measured for bases that take a text and give numbers "
+            "(classification, features). int8 and q4 need no texts"
+        )
+    merged = manifest.merged
+    if unknown := sorted(set(data) - {*manifest.adapters, "*", *([merged] if merged else [])}):
+        raise UnknownAdapterError(
+            f"{bundle.path} has no adapter {unknown[0]!r}; it has: {', '.join(manifest.adapters) or merged or 'none'} "
+            '("*" is for all)'
+        )
+    if not data:
+        raise InputError(
+            "activations are measured on texts, and none are given: --data NAME=FILE, with texts as the adapter will see "
+            "them (not those that it is judged by), or '*=FILE' for all"
+        )
+    with tempfile.TemporaryDirectory(prefix="edgepeft-calibrate-") as scratch:
+        file = Path(scratch) / "extremes.onnx"
+        names = with_extremes(bundle.file(manifest.variants["fp32"].file), file, manifest.slots)
+        return _run(bundle, file, names, _texts(bundle, data, rows), announce)
+
+
+def _texts(bundle: Bundle, data: Mapping[str, Examples], rows: int) -> dict[str | None, list[Any]]:
+    everything = [text for examples in data.values() for text in _inputs(examples)]
+    found: dict[str | None, list[Any]] = {None: everything}
+    for name in bundle.manifest.adapters:
+        given = data.get(name, data.get("*"))
+        found[name] = _inputs(given) if given is not None else everything
+    return {name: _spread(texts, rows) for name, texts in found.items()}
+
+
+def _inputs(examples: Examples) -> list[Any]:
+    return list(examples.texts if examples.pairs is None else zip(examples.texts, examples.pairs, strict=True))
+
+
+def _spread(texts: list[Any], rows: int) -> list[Any]:
+    step = max(1.0, len(texts) / rows)
+    return [texts[int(i * step)] for i in range(min(rows, len(texts)))]
+
+
+def _run(
+    bundle: Bundle,
+    file: Path,
+    names: tuple[str, ...],
+    texts: Mapping[str | None, list[Any]],
+    announce: Callable[[str], None],
+) -> tuple[Ranges, dict[str, int]]:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3  # it warns once a slot, see runtime.session
+    session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    encoder = TextEncoder(bundle)
+    low, high = (np.zeros(len(names)) for _ in range(2))  # zero is always in a range: it must be exact
+    outputs = [f"{name}/{part}" for part in ("min", "max") for name in names]
+    for adapter, each in texts.items():
+        announce(f"measuring activations of {adapter or 'the base'} on {len(each)} texts")
+        active = load_adapter(bundle, adapter) if adapter else None
+        for start in range(0, len(each), _BATCH):
+            feeds: dict[str, Any] = {**encoder.encode(each[start : start + _BATCH]), **(active.feeds if active else {})}
+            found = np.array(session.run(outputs, feeds, active.options if active else None), np.float64)
+            low, high = np.minimum(low, found[: len(names)]), np.maximum(high, found[len(names) :])
+    wrong = ~(np.isfinite(low) & np.isfinite(high))
+    if wrong.any():
+        raise BundleError(f"{bundle.path}: {names[int(wrong.argmax())]} is not finite on the given texts")
+    ranges = {name: (float(a), float(b)) for name, a, b in zip(names, low, high, strict=True)}
+    return ranges, {adapter or "*": len(each) for adapter, each in texts.items()}
