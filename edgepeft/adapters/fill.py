@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..bundle.manifest import ConvSlot, Dim, EmbeddingSlot, LinearSlot, OverrideSlot, SlotPart, SlotTable, shape_fits
+from ..bundle.slots import ConvSlot, Dim, EmbeddingSlot, LinearSlot, OverrideSlot, SlotPart, SlotTable, shape_fits
 from ..errors import AdapterMismatchError, UnsupportedAdapterError
 from .form import Adapter, Array, SiteEdit
 

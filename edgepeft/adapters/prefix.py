@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle.manifest import Dim
+from ..bundle.slots import Dim
 from ..errors import AdapterMismatchError, UnsupportedAdapterError
 from .form import Adapter, Array
 

@@ -15,7 +15,7 @@ from typing import Any
 import onnx_ir as ir
 
 from ..adapters.checkpoint import Checkpoint, read_checkpoint
-from ..adapters.delta import check_arrived, fit_heads
+from ..adapters.in_peft import check_arrived, fit_heads
 from ..adapters.read import method_of
 from ..adapters.tasks import ask_for_task
 from ..errors import AdapterError, CaptureError, EdgepeftError, InputError

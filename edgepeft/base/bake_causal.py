@@ -9,7 +9,7 @@ from typing import Any
 from ..adapters.checkpoint import Checkpoint
 from ..adapters.prefix import fill_prefix
 from ..adapters.read import read_adapter
-from ..bundle.manifest import Dim
+from ..bundle.slots import Dim
 from ..errors import CaptureError
 from .load import Loaded, quiet
 from .traced_causal import cache_of

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle.manifest import Dim
+from ..bundle.slots import Dim
 from .ragged import SHAPES, ragged_batches
 
 Shapes = dict[str, tuple[Dim, ...]]

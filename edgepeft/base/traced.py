@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..adapters.layout import as_linear
-from ..bundle.manifest import Dim
+from ..bundle.slots import Dim
 from ..errors import CaptureError
 from ..graph.form import GraphPart
 from ..graph.locate import Location, locate

@@ -4,16 +4,9 @@ from .manifest import (
     MANIFEST_NAME,
     AdapterEntry,
     BaseEntry,
-    ConvSlot,
-    EmbeddingSlot,
-    FactoredSlot,
     FileEntry,
     GraphInput,
-    LinearSlot,
     Manifest,
-    OverrideSlot,
-    SlotPart,
-    SlotTable,
     Variant,
     check_name,
     dump_manifest,
@@ -21,6 +14,7 @@ from .manifest import (
     parse_manifest,
 )
 from .read import Bundle, hash_file, read_bundle
+from .slots import ConvSlot, EmbeddingSlot, FactoredSlot, LinearSlot, OverrideSlot, SlotPart, SlotTable
 from .transaction import replace_folder, replacing
 
 __all__ = [

@@ -15,7 +15,8 @@ from ..errors import (
     ManifestError,
     UnknownAdapterError,
 )
-from .manifest import MANIFEST_NAME, AdapterEntry, FileEntry, Manifest, Variant, parse_manifest, shape_fits
+from .manifest import MANIFEST_NAME, AdapterEntry, FileEntry, Manifest, Variant, parse_manifest
+from .slots import shape_fits
 from .transaction import recover
 
 _CHUNK = 1 << 20

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..adapters.fill import check_shape
-from ..bundle.manifest import SlotTable
+from ..bundle.slots import SlotTable
 from ..errors import AdapterMismatchError
 
 

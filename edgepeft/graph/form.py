@@ -10,7 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..adapters.form import Adapter
-from ..bundle.manifest import SlotTable
+from ..bundle.slots import SlotTable
 from .locate import Location
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import onnx_ir as ir
 
-from ..bundle.manifest import SlotTable
+from ..bundle.slots import SlotTable
 from .compose import compose
 from .plain import reshape_whole_gathers, write_out_fused
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
 from ..adapters.form import Adapter
-from ..bundle.manifest import SlotTable
+from ..bundle.slots import SlotTable
 from .fold import fold
 from .form import EditableBase, MergedBase, SlottedBase
 from .locate import Location

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from ..bundle.manifest import ConvSlot, EmbeddingSlot
+from ..bundle.slots import ConvSlot, EmbeddingSlot
 from ..errors import SiteError
 from .surgery import Chain, constant, slot_input
 

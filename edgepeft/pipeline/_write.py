@@ -32,7 +32,8 @@ from ..bundle import (
     read_bundle,
     replacing,
 )
-from ..bundle.manifest import Dim, prefix_tensors
+from ..bundle.manifest import prefix_tensors
+from ..bundle.slots import Dim
 from ..errors import InputError
 from ..graph.form import MergedBase, SlottedBase
 from ..quantize import count_quantized
