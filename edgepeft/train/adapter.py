@@ -99,7 +99,8 @@ def train_adapter(
     from peft import LoraConfig, TaskType, get_peft_model
 
     from .base import load_base, resolve_targets, token_limit
-    from .loop import fit, seeded
+    from .loop import fit
+    from .trainer import seeded
 
     with seeded(seed, threads):  # the fresh head and lora_A are drawn here
         base = load_base(model, split.labels)

@@ -132,8 +132,8 @@ def train_language_adapter(
     from .base import load_language_base, token_limit
     from .encode import encode, limit, split
     from .lm_loop import LanguageSchedule, fit_language
-    from .loop import seeded
     from .perplexity import change, summarize
+    from .trainer import seeded
 
     base = load_language_base(model, template)
     longest = token_limit(base.tokenizer, base.model.config)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InputError
 from .encode import Tokens, collate, pack
-from .loop import finite_trainer, seeded, shown
 from .perplexity import Losses, measure, summarize
+from .trainer import COMMON, finite_trainer, seeded, train_shown
 
 #: Largest difference in summed log-likelihood between a packed sequence and the same alone, relative to its tokens.
 _ISOLATION = 1e-3
@@ -66,7 +65,7 @@ def fit_language(
     Steps weigh every learnt token alike, over all batches they accumulate. Raises :class:`InputError` at the first step
     whose loss is not finite, or where the architecture does not keep packed sequences apart.
     """
-    from transformers import EarlyStoppingCallback, PrinterCallback, TrainingArguments
+    from transformers import TrainingArguments
 
     blocks = [[sequence] for sequence in train] if packed_length is None else pack(train, packed_length)
     # Trainer groups by the length of "input_ids"; the collator needs the block alone.
@@ -102,44 +101,24 @@ def fit_language(
                 learning_rate=schedule.learning_rate,
                 lr_scheduler_type={"constant": "constant_with_warmup"}.get(schedule.schedule, schedule.schedule),
                 warmup_steps=schedule.warmup,
-                weight_decay=0.0,
                 per_device_train_batch_size=schedule.batch_size,
                 gradient_accumulation_steps=schedule.accumulation,
                 activation_checkpointing=schedule.checkpointing,
                 activation_checkpointing_kwargs={"use_reentrant": False} if schedule.checkpointing else None,
                 train_sampling_strategy="group_by_length" if packed_length is None else "random",
-                eval_strategy="epoch",
-                save_strategy="epoch",
-                save_only_model=True,
-                load_best_model_at_end=True,
                 metric_for_best_model="nll",
                 greater_is_better=False,
-                logging_strategy="epoch",
-                logging_nan_inf_filter=False,
-                report_to="none",
-                disable_tqdm=True,
-                remove_unused_columns=False,
-                dataloader_pin_memory=False,
                 seed=schedule.seed,
-                label_names=["labels"],
+                **COMMON,
             ),
             train_dataset=rows,
             eval_dataset=list(held),  # Trainer insists on one; `evaluate` measures it
             data_collator=lambda batch: collate([row["block"] for row in batch], pad_id),
         )
-        trainer.remove_callback(PrinterCallback)
         trainer.evaluate()
-        if schedule.patience is not None:
-            trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=schedule.patience))
-        with ExitStack() as stack:
-            if shown(progress):
-                from .progress import progress_callback
-
-                callback = progress_callback(schedule.epochs, _describe)
-                stack.callback(callback.bar.stop)
-                trainer.add_callback(callback)
-            trainer.train()
-        losses = tuple(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
+        losses = train_shown(
+            trainer, epochs=schedule.epochs, patience=schedule.patience, progress=progress, describe=_describe
+        )
         steps_per_epoch = -(-len(blocks) // (schedule.batch_size * schedule.accumulation))
         best = trainer.state.best_global_step
     return LanguageCourse(

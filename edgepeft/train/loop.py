@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import random
-import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import InputError
+from .trainer import COMMON, finite_trainer, seeded, train_shown
 
 
 @dataclass(frozen=True)
@@ -75,7 +71,7 @@ def fit(
     Rows are ``{"input_ids": [...], …, "labels": int}``. Batches are made of rows of similar length and padded to the
     longest. Raises :class:`InputError` at the first step whose loss is not finite.
     """
-    from transformers import DataCollatorWithPadding, EarlyStoppingCallback, PrinterCallback, TrainingArguments
+    from transformers import DataCollatorWithPadding, TrainingArguments
 
     # Sorted, so that evaluation pads as little as training does; the metrics do not depend on the order.
     validation = sorted(validation, key=lambda row: len(row["input_ids"]))
@@ -88,64 +84,27 @@ def fit(
                 learning_rate=schedule.learning_rate,
                 lr_scheduler_type="linear",
                 warmup_steps=0.06,
-                weight_decay=0.0,
                 per_device_train_batch_size=schedule.batch_size,
                 per_device_eval_batch_size=max(32, schedule.batch_size),
                 train_sampling_strategy="group_by_length",
-                eval_strategy="epoch",
-                save_strategy="epoch",
-                save_only_model=True,
-                load_best_model_at_end=True,
                 metric_for_best_model="macro_f1",
                 greater_is_better=True,
-                logging_strategy="epoch",
-                logging_nan_inf_filter=False,
-                report_to="none",
-                disable_tqdm=True,
-                remove_unused_columns=False,
-                dataloader_pin_memory=False,
                 seed=schedule.seed,
-                label_names=["labels"],
+                **COMMON,
             ),
             train_dataset=train,
             eval_dataset=validation,
             data_collator=DataCollatorWithPadding(tokenizer),
             compute_metrics=lambda output: score(output.predictions, output.label_ids),
         )
-        trainer.remove_callback(PrinterCallback)
         before = _evaluate(trainer)
-        if schedule.patience is not None:
-            trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=schedule.patience))
-        with ExitStack() as stack:
-            if shown(progress):
-                from .progress import progress_callback
-
-                callback = progress_callback(schedule.epochs, _describe)
-                stack.callback(callback.bar.stop)
-                trainer.add_callback(callback)
-            trainer.train()
+        losses = train_shown(
+            trainer, epochs=schedule.epochs, patience=schedule.patience, progress=progress, describe=_describe
+        )
         after = _evaluate(trainer)
-        losses = tuple(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
         steps_per_epoch = -(-len(train) // schedule.batch_size)
         best_epoch = round(trainer.state.best_global_step / steps_per_epoch)
     return Course(before=before, after=after, train_loss=losses, best_epoch=best_epoch)
-
-
-def finite_trainer() -> Any:
-    """A ``Trainer`` class that raises :class:`InputError` at the first step whose loss is not finite."""
-    from transformers import Trainer
-
-    class FiniteTrainer(Trainer):
-        def training_step(self, *arguments: Any, **options: Any) -> Any:
-            loss = super().training_step(*arguments, **options)
-            if not bool(loss.isfinite()):
-                raise InputError(
-                    f"the training loss became {float(loss)} at step {self.state.global_step + 1} with learning rate "
-                    f"{self.args.learning_rate:g}; lower the learning rate, or check the texts and the base's weights"
-                )
-            return loss
-
-    return FiniteTrainer
 
 
 def _describe(metrics: Mapping[str, float]) -> str:
@@ -155,30 +114,3 @@ def _describe(metrics: Mapping[str, float]) -> str:
 def _evaluate(trainer: Any) -> Scores:
     found = trainer.evaluate()
     return Scores(accuracy=found["eval_accuracy"], macro_f1=found["eval_macro_f1"], loss=found["eval_loss"])
-
-
-def shown(progress: bool | None) -> bool:
-    """Whether to draw a progress bar: as asked, else on a terminal."""
-    if progress is not None:
-        return progress
-    return sys.stderr.isatty() and os.environ.get("TQDM_DISABLE", "") in {"", "0"}
-
-
-@contextmanager
-def seeded(seed: int, threads: int | None) -> Iterator[None]:
-    """Within: Python's, numpy's and torch's generators start from ``seed``, on ``threads`` threads; restored after."""
-    import torch
-
-    python, numpy_state, threads_before = random.getstate(), np.random.get_state(), torch.get_num_threads()
-    with torch.random.fork_rng():
-        random.seed(seed)
-        np.random.seed(seed)
-        torch.manual_seed(seed)
-        if threads is not None:
-            torch.set_num_threads(threads)
-        try:
-            yield
-        finally:
-            torch.set_num_threads(threads_before)
-            random.setstate(python)
-            np.random.set_state(numpy_state)

@@ -210,17 +210,16 @@ def plain(base: Base, batches: list[dict[str, np.ndarray]]) -> list[np.ndarray]:
     return [result["logits"] for result in run_graph(base.graph, batches)]
 
 
-def write_checkpoint(folder: Path, out: Path, case: Case) -> Path:
+def save_moved(auto: Any, folder: Path, out: Path, case: Case, task_type: str) -> Path:
     """A checkpoint as PEFT saves it, whose trained numbers were all moved away from their initial values."""
     import torch
     from peft import get_peft_model
     from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-    from transformers import AutoModelForSequenceClassification
 
     with torch.random.fork_rng():
         torch.manual_seed(1)
-        model = AutoModelForSequenceClassification.from_pretrained(folder)
-        config = PEFT_TYPE_TO_CONFIG_MAPPING[case.peft_type](task_type="SEQ_CLS", **case.options)
+        model = auto.from_pretrained(folder)
+        config = PEFT_TYPE_TO_CONFIG_MAPPING[case.peft_type](task_type=task_type, **case.options)
         wrapped = get_peft_model(model, config)
         if str(case) == "ADALORA-pruned":
             wrapped.peft_config["default"].rank_pattern = {
@@ -234,6 +233,13 @@ def write_checkpoint(folder: Path, out: Path, case: Case) -> Path:
                     parameter.add_(case.noise(name, parameter))
     wrapped.save_pretrained(out)
     return case.named(out)
+
+
+def write_checkpoint(folder: Path, out: Path, case: Case) -> Path:
+    """:func:`save_moved` of a classifier."""
+    from transformers import AutoModelForSequenceClassification
+
+    return save_moved(AutoModelForSequenceClassification, folder, out, case, "SEQ_CLS")
 
 
 def peft_logits(folder: Path, checkpoint: Path, batches: list[dict[str, np.ndarray]]) -> list[np.ndarray]:

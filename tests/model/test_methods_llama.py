@@ -19,6 +19,7 @@ from test_methods import (  # noqa: F401 - the mark is applied to this module to
     Case,
     Note,
     pytestmark,
+    save_moved,
     within,
 )
 
@@ -104,30 +105,12 @@ def plain(base: Base, batches: list[CausalBatch]) -> Logits:
 
 
 def write_checkpoint(folder: Path, out: Path, case: Case) -> Path:
-    """A checkpoint as PEFT saves it, whose trained numbers were all moved away from their initial values."""
-    import torch
-    from peft import get_peft_model
-    from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+    """:func:`save_moved` of a causal language model."""
     from transformers import AutoModelForCausalLM
 
-    with torch.random.fork_rng(), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.manual_seed(1)
-        model = AutoModelForCausalLM.from_pretrained(folder)
-        config = PEFT_TYPE_TO_CONFIG_MAPPING[case.peft_type](task_type="CAUSAL_LM", **case.options)
-        wrapped = get_peft_model(model, config)
-        if str(case) == "ADALORA-pruned":
-            wrapped.peft_config["default"].rank_pattern = {
-                f"{name}.lora_E.default": [True, False, True, True]
-                for name, module in wrapped.base_model.model.named_modules()
-                if hasattr(module, "lora_E")
-            }
-        with torch.no_grad():
-            for name, parameter in sorted(wrapped.named_parameters()):
-                if parameter.requires_grad:
-                    parameter.add_(case.noise(name, parameter))
-        wrapped.save_pretrained(out)
-    return case.named(out)
+        return save_moved(AutoModelForCausalLM, folder, out, case, "CAUSAL_LM")
 
 
 def peft_model(folder: Path, checkpoint: Path) -> Any:

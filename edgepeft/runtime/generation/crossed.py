@@ -9,7 +9,7 @@ import numpy as np
 
 from ...errors import InputError
 from ..seq2seq import PAST, PRESENT, is_own
-from .decoder import rows_of
+from .decoder import padded, rows_of
 from .encoder import Prompt, PromptEncoder
 from .generator import Generator
 
@@ -41,10 +41,7 @@ class CrossedDecoder:
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
         """Read each row's tokens with the encoder; logits of the first token to write, ``[rows, vocabulary]``."""
-        mask = np.zeros((len(prompts), max(map(len, prompts))), np.int64)
-        ids = np.zeros_like(mask)
-        for row, prompt in enumerate(prompts):
-            ids[row, : len(prompt)], mask[row, : len(prompt)] = prompt, 1
+        ids, mask = padded(prompts)
         return self.read({"input_ids": ids, "attention_mask": mask})
 
     def read(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:

@@ -17,6 +17,15 @@ CHUNK = 512
 LOGITS = 64
 
 
+def padded(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of tokens, padded on the right, and their mask: int64, ``[rows, longest]``."""
+    mask = np.zeros((len(prompts), max(map(len, prompts))), np.int64)
+    ids = np.zeros_like(mask)
+    for row, prompt in enumerate(prompts):
+        ids[row, : len(prompt)], mask[row, : len(prompt)] = prompt, 1
+    return ids, mask
+
+
 class Decoder:
     """A batch of sequences under way: its cache, its mask and the adapter's tensors.
 
@@ -83,12 +92,9 @@ class Decoder:
         if self._signature.shared and (self._before or self.rows * longest > CHUNK or self.rows * spread > LOGITS):
             # GroupQueryAttention also takes several tokens after a past, a prefix, for one row only.
             return self._prefill_each(prompts, lengths)
-        mask = (np.arange(longest) < lengths[:, None]).astype(np.int64)
-        padded = np.zeros((self.rows, longest), np.int64)
-        for row, prompt in enumerate(prompts):
-            padded[row, : len(prompt)] = prompt
+        ids, mask = padded(prompts)
         first = int(lengths.min()) - 1
-        logits = self._run(padded, mask, first)
+        logits = self._run(ids, mask, first)
         return logits[np.arange(self.rows), lengths - 1 - first]
 
     def _prefill_each(self, prompts: Sequence[Sequence[int]], lengths: np.ndarray) -> np.ndarray:

@@ -1,0 +1,104 @@
+"""What every training run wants of Hugging Face's ``Trainer``."""
+
+from __future__ import annotations
+
+import os
+import random
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+from .progress import progress_callback
+
+#: ``TrainingArguments``: measured and kept once an epoch, the best epoch's weights left at the end, nothing printed or reported.
+COMMON: Mapping[str, Any] = {
+    "weight_decay": 0.0,
+    "eval_strategy": "epoch",
+    "save_strategy": "epoch",
+    "save_only_model": True,
+    "load_best_model_at_end": True,
+    "logging_strategy": "epoch",
+    "logging_nan_inf_filter": False,
+    "report_to": "none",
+    "disable_tqdm": True,
+    "remove_unused_columns": False,
+    "dataloader_pin_memory": False,
+    "label_names": ["labels"],
+}
+
+
+def finite_trainer() -> Any:
+    """A ``Trainer`` class that prints nothing and raises :class:`InputError` at the first step whose loss is not finite."""
+    from transformers import PrinterCallback, Trainer
+
+    class FiniteTrainer(Trainer):
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            super().__init__(*arguments, **options)
+            self.remove_callback(PrinterCallback)
+
+        def training_step(self, *arguments: Any, **options: Any) -> Any:
+            loss = super().training_step(*arguments, **options)
+            if not bool(loss.isfinite()):
+                raise InputError(
+                    f"the training loss became {float(loss)} at step {self.state.global_step + 1} with learning rate "
+                    f"{self.args.learning_rate:g}; lower the learning rate, or check the texts and the base's weights"
+                )
+            return loss
+
+    return FiniteTrainer
+
+
+def train_shown(
+    trainer: Any,
+    *,
+    epochs: int,
+    patience: int | None,
+    progress: bool | None,
+    describe: Callable[[Mapping[str, float]], str],
+) -> tuple[float, ...]:
+    """Train, with a progress bar where that is wanted; the mean loss of each epoch.
+
+    Stops after ``patience`` epochs without a better score; ``describe`` puts the scores of an evaluation into words.
+    """
+    from transformers import EarlyStoppingCallback
+
+    if patience is not None:
+        trainer.add_callback(EarlyStoppingCallback(early_stopping_patience=patience))
+    with ExitStack() as stack:
+        if shown(progress):
+            callback = progress_callback(epochs, describe)
+            stack.callback(callback.bar.stop)
+            trainer.add_callback(callback)
+        trainer.train()
+    return tuple(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
+
+
+def shown(progress: bool | None) -> bool:
+    """Whether to draw a progress bar: as asked, else on a terminal."""
+    if progress is not None:
+        return progress
+    return sys.stderr.isatty() and os.environ.get("TQDM_DISABLE", "") in {"", "0"}
+
+
+@contextmanager
+def seeded(seed: int, threads: int | None) -> Iterator[None]:
+    """Within: Python's, numpy's and torch's generators start from ``seed``, on ``threads`` threads; restored after."""
+    import torch
+
+    python, numpy_state, threads_before = random.getstate(), np.random.get_state(), torch.get_num_threads()
+    with torch.random.fork_rng():
+        random.seed(seed)
+        np.random.seed(seed)
+        torch.manual_seed(seed)
+        if threads is not None:
+            torch.set_num_threads(threads)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads_before)
+            random.setstate(python)
+            np.random.set_state(numpy_state)
