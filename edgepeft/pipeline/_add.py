@@ -217,7 +217,13 @@ def add(
         tensors, metadata = _from_file(opened, name, path)
     else:
         tensors, metadata = _from_checkpoint(opened, name, str(source), force, announce)
-    return put_adapter(opened, name, tensors, metadata, replace=replace)
+    added = put_adapter(opened, name, tensors, metadata, replace=replace)
+    for variant in manifest.provenance.get("calibration", {}):
+        announce(
+            f"{variant} was measured without {name}: look at its accuracy (validate --variant {variant} --data {name}=FILE), or "
+            f"make it again (quantize --variant {variant} --replace --data …)"
+        )
+    return added
 
 
 def _check_free(manifest: Manifest, path: Path, name: str, replace: bool) -> None:

@@ -9,14 +9,14 @@ import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 import pytest
-from conftest import WORDS, Bases, Models, all_equal, ragged
+from conftest import WORDS, Bases, Models, all_equal, ragged, save_lora
 
 from edgepeft import runtime
 from edgepeft.base.ragged import bundle_batches
 from edgepeft.bundle import Bundle, SlotTable, read_bundle
 from edgepeft.data import Examples
 from edgepeft.errors import BundleError, InputError, UnknownAdapterError
-from edgepeft.pipeline import export, export_for, fit, quantize, write_static
+from edgepeft.pipeline import add, export, export_for, fit, quantize, write_static
 from edgepeft.pipeline._calibrate import measure_ranges
 from edgepeft.quantize.static import w8a16, with_extremes
 from edgepeft.quantize.weights import matrices
@@ -238,3 +238,17 @@ def test_merged_bundles_are_measured_with_their_own_texts(
         whole = export(model, {name: two[name]}, tmp_path / "whole" / name, mode="merge").bundles[0]
         expected = runtime.open(whole.path).forward(batch)["logits"]
         assert 0 < np.sqrt(np.mean((found - expected) ** 2)) < 0.05
+
+
+def test_an_adapter_added_later_runs_on_it_and_the_user_is_told(
+    quantized: Path, models: Models, bases: Bases, tmp_path: Path
+) -> None:
+    own = Path(shutil.copytree(quantized, tmp_path / "own"))
+    later = save_lora(tmp_path / "later", models("bert"), seed=9, r=8, target_modules=["query", "dense"])
+    said: list[str] = []
+    add(own, "later", later, announce=said.append)
+    assert any("w8a16 was measured without later" in line for line in said)
+    batch = ragged(bases("bert"))[1]
+    full, small = (runtime.open(own, variant=name).use("later") for name in ("fp32", "w8a16"))
+    expected, found = (model.forward(batch)["logits"] for model in (full, small))
+    assert 0 < np.sqrt(np.mean((found - expected) ** 2)) < 0.05
