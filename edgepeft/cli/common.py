@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ..errors import EdgepeftError, InputError, MissingExtraError
+from ..terminate import ended_by_sigterm
 
 if TYPE_CHECKING:
     from ..data import Examples
@@ -103,13 +104,14 @@ def guarded(command: F) -> F:
     """Turn what a command raises into a message on standard error and an exit code.
 
     2 for :class:`EdgepeftError` and what the system refuses (with ``--json`` also ``{"error": …}`` on standard output),
-    130 for Ctrl-C, 141 where the reader of our output went away, 70 with a traceback for a bug.
+    130 for Ctrl-C, 143 for SIGTERM, 141 where the reader of our output went away, 70 with a traceback for a bug.
     """
 
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         try:
-            result = command(*args, **kwargs)
+            with ended_by_sigterm():
+                result = command(*args, **kwargs)
             sys.stdout.flush()
             return result
         except (click.ClickException, click.exceptions.Exit):

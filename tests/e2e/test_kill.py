@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -118,3 +120,55 @@ def test_an_error_inside_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError):
         fail()
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_terminated_command_takes_its_worker_along(bundle: Path) -> None:
+    """``timeout 60 edgepeft bench …`` sends SIGTERM to the command alone."""
+    process = spawn("bench", bundle, "--shape", "1x8", "--processes", 9)
+    try:
+        children = wait_for(lambda: children_of(process.pid))
+        process.terminate()
+        _, said = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 128 + 15
+    assert "Traceback" not in said
+    assert not [child for child in children if Path(f"/proc/{child}").exists()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+def test_a_terminated_command_removes_what_it_had_begun(bundle: Path) -> None:
+    before = snapshot(bundle)
+    process = spawn("quantize", bundle, "--variant", "int8")
+    try:
+        wait_for(lambda: staged(bundle) > 2 or process.poll() is not None)
+        ended = process.poll() is not None
+        process.terminate()
+        process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert not ended, "it must be in the middle of it"
+    assert leftovers(bundle) == []
+    check_whole(bundle, before)
+
+
+def wait_for(ready: Callable[[], Any]) -> Any:
+    for _ in range(3000):
+        if found := ready():
+            return found
+        time.sleep(0.01)
+    raise AssertionError("nothing after 30 s")
+
+
+def children_of(parent: int) -> list[int]:
+    """Python processes that ``parent`` has started."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            name, rest = stat.read_text().split(" (", 1)[1].rsplit(") ", 1)
+        except (FileNotFoundError, ProcessLookupError):  # it ended meanwhile
+            continue
+        if int(rest.split()[1]) == parent and "python" in name:
+            found.append(int(stat.parent.name))
+    return found

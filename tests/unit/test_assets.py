@@ -166,6 +166,8 @@ def test_python_without_pip(use: Callable[..., FakePip]) -> None:
         (b"not an archive", {}, "not a readable archive"),
         (b"not an archive", {"kind": "sdist"}, "not a readable archive"),
     ],
+    # Archives hold the second they were made in: as names of tests they would differ between processes.
+    ids=["up", "absolute", "lacking", "outside", "folder", "unnested", "no-wheel", "no-sdist"],
 )
 def test_bad_archives_leave_nothing(
     use: Callable[..., FakePip], tmp_path: Path, content: bytes, fields: dict[str, object], message: str

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from ...errors import DeviceError
 from ...targets import MB
+from ...terminate import ended_by_sigterm
 from .site import Site
 
 _POLL_S = 0.2
@@ -68,27 +68,10 @@ def _running(browser: str, url: str, profile: Path, flags: Sequence[str]) -> Ite
         except OSError as error:
             raise DeviceError(f"cannot start {browser}: {error.strerror or error}") from error
         try:
-            with _ended_by_sigterm():
+            with ended_by_sigterm():
                 yield process
         finally:
             _stop(process)
-
-
-@contextmanager
-def _ended_by_sigterm() -> Iterator[None]:
-    """Have SIGTERM raise :class:`SystemExit`: as it is, it ends Python at once, and the browser runs on by itself."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may set handlers
-        return
-
-    def leave(number: int, frame: object) -> None:
-        raise SystemExit(128 + number)
-
-    before = signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
