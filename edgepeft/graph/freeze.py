@@ -49,7 +49,7 @@ def freeze_inputs(
     Every adapter that fits into the shapes can be fed, padded with zeros, which changes nothing (see :func:`pad_to`). Slots
     that are not named are removed, or keep the base's numbers.
     """
-    model = compose(slotted, table, slot_defaults(slotted, table))
+    model = compose(slotted, table, {})
     kept = {slot.b for slot in table.linear if slot.b in shapes}
     _drop_empty(model, SlotTable(linear=tuple(slot for slot in table.linear if slot.b not in kept)))
     for name, shape in shapes.items():

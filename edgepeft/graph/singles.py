@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from ..bundle.slots import ConvSlot, EmbeddingSlot
 from ..errors import SiteError
-from .surgery import Chain, constant, slot_input
+from .surgery import Chain, constant, factor_input, slot_input
 
 
 def conv_users(value: ir.Value) -> list[ir.Node]:
@@ -74,7 +74,7 @@ def add_convolution(graph: ir.Graph, site: str, value: ir.Value, *, out_gain: bo
     points = [1] * len(kernel)
     geometry = _own_geometry(node, site, slot.kernel)
     a = slot_input(graph, slot.a, shapes[slot.a], np.zeros((0, slot.in_channels, *kernel), np.float32))
-    b = slot_input(graph, slot.b, shapes[slot.b], np.zeros((out_channels, 0, *points), np.float32))
+    b = factor_input(graph, slot.b, shapes[slot.b], out_axis=0)
     x = node.inputs[0]
     assert x is not None
     if slot.out_gain is not None:
@@ -116,7 +116,7 @@ def add_embedding(graph: ir.Graph, site: str, value: ir.Value) -> EmbeddingSlot:
     )
     shapes = dict(slot.tensors())
     a = slot_input(graph, slot.a, shapes[slot.a], np.zeros((rows, 0), np.float32))
-    b = slot_input(graph, slot.b, shapes[slot.b], np.zeros((0, width), np.float32))
+    b = factor_input(graph, slot.b, shapes[slot.b], out_axis=1)
     ids = node.inputs[1]
     assert ids is not None
     chain = Chain(graph, site)

@@ -21,6 +21,7 @@ from .sites import Sites, linear_sites, not_found
 from .surgery import (
     Chain,
     behind_bias,
+    factor_input,
     is_flat,
     linear_features,
     linear_users,
@@ -108,7 +109,7 @@ class _Inserter:
         )
         shapes = dict(slot.tensors())
         a = slot_input(self.graph, slot.a, shapes[slot.a], np.zeros((1, in_features, 0), np.float32))
-        b = slot_input(self.graph, slot.b, shapes[slot.b], np.zeros((1, 0, out_features), np.float32))
+        b = factor_input(self.graph, slot.b, shapes[slot.b], out_axis=2)
         gains = {}
         for gain, width in ((slot.out_gain, out_features), (slot.in_gain, in_features)):
             if gain is not None:

@@ -100,6 +100,18 @@ def slot_input(graph: ir.Graph, name: str, shape: Sequence[Dim], default: np.nda
     return value
 
 
+def factor_input(graph: ir.Graph, name: str, shape: Sequence[Dim], out_axis: int) -> ir.Value:
+    """The second factor of a low-rank change as a graph input: a rank of zero (the strings in ``shape``) by default.
+
+    Without an adapter the change is then zeros, and the default is one output wide instead of ``shape``'s ``out_axis``:
+    zeros are broadcast to the base's output, which halves what an empty slot costs. An adapter's is as wide as the output.
+    """
+    default = [0 if isinstance(dim, str) and dim != "adapter_batch" else 1 for dim in shape]
+    declared = list(shape)
+    declared[out_axis] = f"{name}.width"
+    return slot_input(graph, name, declared, np.zeros(default, np.float32))
+
+
 def constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     """The constant of that name, registered once."""
     existing = graph.initializers.get(name)

@@ -336,3 +336,22 @@ def test_rows_may_bring_their_own_adapters(
     found = run_graph(slotted.graph, [inputs], mixed)[0]["logits"]
     for row, which in enumerate(order):
         np.testing.assert_allclose(found[row], alone[which][row], atol=1e-5)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "distilbert", "deberta-v2"])
+def test_an_empty_slot_adds_one_column_of_zeros(architecture: str, bases: Bases) -> None:
+    """The second factor is one output wide by default, and the sum is broadcast: the base's own bits, half the work."""
+    from conftest import ragged
+
+    from edgepeft.graph.slots import add_slots
+
+    base = bases(architecture, "feature-extraction")  # a head is replaced as a whole, and sums in another order
+    slotted = add_slots(base, reserve="all-linear")
+    assert slotted.table.linear
+    for slot in slotted.table.linear:
+        default = slotted.graph.graph.initializers[slot.b].const_value
+        assert default is not None
+        assert default.shape == (1, 0, 1)
+        assert dict(slot.tensors())[slot.b] == ("adapter_batch", slot.rank, slot.out_features)
+    for batch in ragged(base):
+        assert all_equal(run_graph(slotted.graph, [batch])[0], run_graph(base.graph, [batch])[0])
