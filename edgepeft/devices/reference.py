@@ -20,10 +20,14 @@ class Peft:
 
 def find_peft(bundle: Bundle, given: Mapping[str, str | Path], base: str | None) -> Peft:
     """The checkpoints that are at hand: as given, else where the manifest says. Raises :class:`InputError` as
-    :func:`edgepeft.validate.parity.adapter_sources`."""
+    :func:`edgepeft.validate.parity.adapter_sources`, and for a base that is not to be had."""
     from ..validate.parity import adapter_sources
+    from ..validate.reference import check_base
 
-    return Peft(adapter_sources(bundle, given), base or bundle.manifest.base.source)
+    found = Peft(adapter_sources(bundle, given), base or bundle.manifest.base.source)
+    if found.sources:
+        check_base(found.base)  # now, and not after minutes on a device
+    return found
 
 
 def check_data(bundle: Bundle, names: Sequence[str | None], data: Mapping[str, object], rows: int) -> None:

@@ -117,7 +117,11 @@ def _drop_empty(model: ir.Model, table: SlotTable) -> None:
         if b is None or b.const_value is None or b.const_value.size:
             continue
         for second, _ in list(b.uses()):
-            for add, position in list(second.outputs[0].uses()):
+            delta = second.outputs[0]
+            for user, _ in list(delta.uses()):
+                if user.op_type == "Squeeze":  # where the base's activation has no axis for the sequence
+                    delta = user.outputs[0]
+            for add, position in list(delta.uses()):
                 kept = add.inputs[1 - position]
                 if add.op_type == "Add" and kept is not None and not add.outputs[0].is_graph_output():
                     ir.convenience.replace_all_uses_with(add.outputs[0], kept)

@@ -12,11 +12,24 @@ import numpy as np
 
 from ..adapters.checkpoint import read_checkpoint
 from ..adapters.tasks import ask_for_task, split_task
-from ..base.load import quiet
-from ..errors import AdapterError, MissingExtraError
+from ..base.load import check_source, quiet
+from ..errors import AdapterError, InputError, MissingExtraError
 
 #: Which numbers a base's PyTorch model is to compute with, by parameter name; the others stay its own.
 Rounded = Callable[[Any], Mapping[str, np.ndarray]]
+
+
+def check_base(base: str) -> None:
+    """:class:`InputError` where the base to compare with is not to be had, with the way out."""
+    try:
+        check_source(base)
+    except ImportError as error:
+        raise MissingExtraError(f"comparing with PEFT needs: pip install 'edgepeft[export]' ({error})") from error
+    except InputError as error:
+        raise InputError(
+            f"cannot compare with PEFT: {str(error).rstrip('.')}. Say where the base is with --model, or leave the comparison "
+            "out with --no-reference"
+        ) from error
 
 
 def peft_model(
@@ -40,6 +53,7 @@ def peft_model(
     except ImportError as error:
         raise MissingExtraError(f"comparing with PEFT needs: pip install 'edgepeft[export]' ({error})") from error
     checkpoint = read_checkpoint(adapter)
+    check_base(base)
     auto = TasksManager.get_model_class_for_task(task)
     # A base with a head of its own may have another width than the adapter's, which takes its place.
     options = {} if num_labels is None else {"num_labels": num_labels, "ignore_mismatched_sizes": True}

@@ -79,6 +79,21 @@ def test_slots_as_inputs_of_a_fixed_rank_serve_every_adapter(bundle: Path, tmp_p
         np.testing.assert_allclose(found[:, : expected.shape[1]], expected, atol=TOLERANCE)
 
 
+def test_slots_that_no_adapter_fills_are_gone(bundle: Path) -> None:
+    """Tensors of no numbers are what providers refuse; the pooler's slot has its sequence axis squeezed off again."""
+    opened = read_bundle(bundle)
+    table = opened.manifest.slots
+    assert any("pooler" in slot.name for slot in table.linear)
+    graph = ir.load(opened.file("onnx/model.onnx"))
+    for model in (
+        freeze(graph, table, {}, batch=1, sequence=9),
+        freeze_inputs(graph, table, {}, batch=1, sequence=9),
+    ):
+        assert not [node.name for node in model.graph if "lora_" in (node.name or "")]
+        held = [value for value in model.graph.initializers.values() if value.uses() and value.const_value is not None]
+        assert not [value.name for value in held if value.const_value is not None and value.const_value.size == 0]
+
+
 @pytest.mark.parametrize("architecture", ["bert", "distilbert", "roberta"])
 def test_fused_operators_written_out_compute_the_same(architecture: str, bases: Bases, tmp_path: Path) -> None:
     base = bases(architecture)

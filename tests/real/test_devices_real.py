@@ -43,6 +43,7 @@ def real_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     export(model, adapters, folder / "bundle")
     quantize(folder / "bundle", "int8")
+    quantize(folder / "bundle", "w8a16", data={"*": Examples(texts=TEXTS, labels=None)})
     return folder / "bundle"
 
 
@@ -54,6 +55,7 @@ def real_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("linux-arm64-cpu", None, "fp32"),
         ("linux-arm64-cpu", None, "int8"),
         ("android-qnn", None, "fp32"),
+        ("android-qnn", None, "w8a16"),
         ("web-wasm", "node", "int8"),
     ],
 )
