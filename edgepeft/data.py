@@ -14,6 +14,14 @@ from typing import Any
 from .errors import DataError, InputError
 
 
+def evenly(count: int, rows: int) -> list[int]:
+    """At most ``rows`` places of ``count``, spread evenly."""
+    if rows < 1:
+        raise InputError(f"rows must be at least 1, found {rows}")
+    step = max(1.0, count / rows)
+    return [int(i * step) for i in range(min(rows, count))]
+
+
 @dataclass(frozen=True)
 class Examples:
     """Rows of a data file.
@@ -188,8 +196,7 @@ class PromptRows:
 
     def spread(self, rows: int) -> PromptRows:
         """At most ``rows`` of them, spread evenly."""
-        step = max(1.0, len(self) / rows)
-        return replace(self, prompts=tuple(self.prompts[int(i * step)] for i in range(min(rows, len(self)))))
+        return replace(self, prompts=tuple(self.prompts[i] for i in evenly(len(self), rows)))
 
 
 #: Of a row of plain text, how many characters are gone on from.

@@ -42,6 +42,7 @@ def load_in_peft(base: Any, checkpoint: Checkpoint) -> Any:
             check_arrived(checkpoint, model)
         except ImportError as error:
             raise MissingExtraError(f"PEFT needs another package for {checkpoint.peft_type}: {error}") from error
+        # PEFT has no exceptions of its own: these are what its tuners raise over a base or config that does not suit them.
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError) as error:
             first = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise AdapterError(f"PEFT cannot load {checkpoint.source} over this base: {first}") from error

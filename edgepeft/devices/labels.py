@@ -9,7 +9,7 @@ import numpy as np
 
 from ..bench import Job, RowLogits, Rows, WorkerResult, run_worker
 from ..bundle import Bundle, Manifest
-from ..data import Examples
+from ..data import Examples, evenly
 from ..errors import DeviceError
 from ..targets import Report, Target
 from .protocol import Executor
@@ -78,8 +78,7 @@ def _examples(bundle: Bundle, data: Mapping[str, Examples], rows: int) -> dict[s
     found: dict[str | None, Examples] = {}
     for name in names:
         each = data.get(name or merged or "*", data.get("*")) or Examples(texts=SENTENCES, labels=None)
-        step = max(1, len(each) / rows)
-        found[name] = each.select([int(i * step) for i in range(min(rows, len(each)))])
+        found[name] = each.select(evenly(len(each), rows))
     return found
 
 

@@ -116,13 +116,9 @@ class Overrides:
         """Drop ``node``; its consumers, graph outputs included, take ``value``."""
         old = node.outputs[0]
         if old.is_graph_output():
-            name = old.name
-            for position, output in enumerate(self.graph.outputs):
-                if output is old:
-                    self.graph.outputs[position] = value
-            old.name, value.name = f"{name}/base_output", name
+            old.name, value.name = f"{old.name}/base_output", old.name
             value.shape, value.type = old.shape, old.type
-        old.replace_all_uses_with(value)
+        old.replace_all_uses_with(value, replace_graph_outputs=True)
         self.graph.remove(node, safe=True)
 
     def _add_matmul(self, parameter: str, location: Location, out: str | None = None) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..bundle import Bundle
-from ..data import Examples
+from ..data import Examples, evenly
 from ..errors import BundleError, InputError, UnknownAdapterError
 from ..quantize.static import Ranges, with_extremes
 from ..runtime.active import load_adapter
@@ -28,7 +28,7 @@ def measure_ranges(
     """The smallest and largest number of every activation of the fp32 variant, and how many texts each adapter ran.
 
     Each adapter runs the texts under its name in ``data``, or those of ``"*"``, or all there are; so does the base (``"*"``
-    in the counts). Raises :class:`InputError` without texts or for a base that does not take texts alone, and
+    in the counts). Raises :class:`InputError` without texts or rows, or for a base that does not take texts alone, and
     :class:`UnknownAdapterError` for a name that is no adapter.
     """
     manifest = bundle.manifest
@@ -61,16 +61,11 @@ def _texts(bundle: Bundle, data: Mapping[str, Examples], rows: int) -> dict[str 
     for name in bundle.manifest.adapters:
         given = data.get(name, data.get("*"))
         found[name] = _inputs(given) if given is not None else everything
-    return {name: _spread(texts, rows) for name, texts in found.items()}
+    return {name: [texts[i] for i in evenly(len(texts), rows)] for name, texts in found.items()}
 
 
 def _inputs(examples: Examples) -> list[Any]:
     return list(examples.texts if examples.pairs is None else zip(examples.texts, examples.pairs, strict=True))
-
-
-def _spread(texts: list[Any], rows: int) -> list[Any]:
-    step = max(1.0, len(texts) / rows)
-    return [texts[int(i * step)] for i in range(min(rows, len(texts)))]
 
 
 def _run(

@@ -7,7 +7,6 @@ Only operators of the ONNX standard are used, so that every CPU, browsers includ
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -126,17 +125,19 @@ def _multiply(graph: ir.Graph, node: ir.Node, weight: ir.Value, scales: ir.Value
     replace_node(graph, node, nodes)
 
 
-def look_up(graph: ir.Graph, nodes: Sequence[ir.Node], table: ir.Value, scales: ir.Value) -> None:
-    """Replace lookups of float rows by those of int8 rows ``[rows, width]`` and of their scales ``[rows, 1]``."""
-    for node in nodes:
-        ids = node.inputs[1]
-        rows = ir.node("Gather", [table, ids], name=f"{node.name}/rows")
-        cast = ir.node("Cast", [rows.outputs[0]], {"to": int(ir.DataType.FLOAT)}, name=f"{node.name}/float")
-        scale = ir.node("Gather", [scales, ids], name=f"{node.name}/scale")
-        product = ir.node("Mul", [cast.outputs[0], scale.outputs[0]], name=node.name)
-        for each, dtype in ((rows, ir.DataType.INT8), (cast, ir.DataType.FLOAT), (scale, ir.DataType.FLOAT)):
-            each.outputs[0].name, each.outputs[0].type = f"{each.name}_output", ir.TensorType(dtype)
-        replace_node(graph, node, [rows, cast, scale, product])
+def _look_up(graph: ir.Graph, node: ir.Node, table: ir.Value, scales: ir.Value) -> None:
+    """Replace a lookup of float rows by one of int8 rows and their scales."""
+    ids = node.inputs[1]
+    assert scales.const_value is not None
+    numbers = scales.const_value.numpy()
+    rows = ir.node("Gather", [table, ids], name=f"{node.name}/rows")
+    cast = ir.node("Cast", [rows.outputs[0]], {"to": int(ir.DataType.FLOAT)}, name=f"{node.name}/float")
+    column = constant(graph, f"{scales.name}_column", numbers.reshape(-1, 1))
+    scale = ir.node("Gather", [column, ids], name=f"{node.name}/scale")
+    product = ir.node("Mul", [cast.outputs[0], scale.outputs[0]], name=node.name)
+    for each, dtype in ((rows, ir.DataType.INT8), (cast, ir.DataType.FLOAT), (scale, ir.DataType.FLOAT)):
+        each.outputs[0].name, each.outputs[0].type = f"{each.name}_output", ir.TensorType(dtype)
+    replace_node(graph, node, [rows, cast, scale, product])
 
 
 def _quantize(graph: ir.Graph, matrix: Matrix, activations: _Activations) -> None:
@@ -144,7 +145,8 @@ def _quantize(graph: ir.Graph, matrix: Matrix, activations: _Activations) -> Non
     scales = constant(graph, f"{matrix.name}_scales", scale)
     if matrix.tables:
         stored = constant(graph, f"{matrix.name}_int8", weight)
-        look_up(graph, matrix.tables, stored, constant(graph, f"{scales.name}_column", scale[:, None]))
+        for node in matrix.tables:
+            _look_up(graph, node, stored, scales)
         if matrix.linear:  # a tied head: stored once, turned when the graph is opened
             turned = ir.node("Transpose", [stored], {"perm": [1, 0]}, name=f"{matrix.name}_int8/head")
             turned.outputs[0].name, turned.outputs[0].type = f"{matrix.name}_int8/head_output", stored.type

@@ -14,7 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..bundle import SlotTable
-from ..graph.surgery import constant
+from ..graph.surgery import FLOAT, constant
 from .weights import Matrix, drop_unused, matrices, replace_node
 
 #: Smallest and largest number of a value, by its name in the fp32 graph.
@@ -27,8 +27,6 @@ TABLE_ZERO = 128
 #: Ranges are taken this much wider than measured: other texts and adapters added later go beyond, and what it costs (0.6 of
 #: 16 bits) is far below what 8 bits leave of the weights.
 MARGIN = 1.5
-
-_UINT8, _UINT16, _FLOAT = (ir.TensorType(dtype) for dtype in (ir.DataType.UINT8, ir.DataType.UINT16, ir.DataType.FLOAT))
 
 
 def with_extremes(source: Path, target: Path, slots: SlotTable) -> tuple[str, ...]:
@@ -48,7 +46,7 @@ def with_extremes(source: Path, target: Path, slots: SlotTable) -> tuple[str, ..
         for op, part in (("ReduceMin", "min"), ("ReduceMax", "max")):
             node = ir.node(op, [value], {"keepdims": 0}, name=f"{name}/{part}")
             output = node.outputs[0]
-            output.name, output.type, output.shape = f"{name}/{part}", _FLOAT, ir.Shape([])
+            output.name, output.type, output.shape = f"{name}/{part}", FLOAT, ir.Shape([])
             graph.append(node)
             graph.outputs.append(output)
     ir.save(model, target, external_data=f"{target.name}_data")
@@ -84,14 +82,14 @@ class _Static:
 
     def quantize(self, matrix: Matrix) -> None:
         """Linear nodes between QDQ pairs over an int8 weight; lookups of int8 rows. A tied head's weight is stored twice."""
+        weight, scale = quantize_symmetric(matrix.numbers)
         if matrix.linear:
-            self._linears(matrix)
+            self._linears(matrix, weight, scale)
         if matrix.tables:
-            self._lookups(matrix)
+            self._lookups(matrix, weight, scale)
         drop_unused(self.graph, matrix)
 
-    def _linears(self, matrix: Matrix) -> None:
-        weight, scale = quantize_symmetric(matrix.numbers)
+    def _linears(self, matrix: Matrix, weight: np.ndarray, scale: np.ndarray) -> None:
         name = matrix.name
         stored = constant(self.graph, f"{name}_int8", np.ascontiguousarray(weight.T))
         scales = constant(self.graph, f"{name}_scales", scale)
@@ -99,9 +97,8 @@ class _Static:
         for node in matrix.linear:
             self._linear(node, stored, scales, zeros)
 
-    def _lookups(self, matrix: Matrix) -> None:
+    def _lookups(self, matrix: Matrix, rows: np.ndarray, scale: np.ndarray) -> None:
         """Rows as uint8 between QDQ pairs of scale 1, which providers look up as they are, times each row's own scale."""
-        rows, scale = quantize_symmetric(matrix.numbers)
         name = matrix.name
         stored = constant(self.graph, f"{name}_uint8", (rows.astype(np.int16) + TABLE_ZERO).astype(np.uint8))
         scales = constant(self.graph, f"{name}_row_scales", scale[:, None])
@@ -110,32 +107,30 @@ class _Static:
         for node in matrix.tables:
             ids = node.inputs[1]
             assert ids is not None
-            table = _node("DequantizeLinear", [stored, one, zero], f"{node.name}/table", _FLOAT)
-            found = _node("Gather", [table.outputs[0], ids], f"{node.name}/rows", _FLOAT)
-            first = _node("QuantizeLinear", [found.outputs[0], one, zero], f"{node.name}/quantized", _UINT8)
-            second = _node("DequantizeLinear", [first.outputs[0], one, zero], f"{node.name}/rounded", _FLOAT)
-            scaled = _node("Gather", [scales, ids], f"{node.name}/scale", _FLOAT)
-            product = _node("Mul", [second.outputs[0], scaled.outputs[0]], f"{node.name}/scaled", _FLOAT)
-            for each in (found, first, second):
-                each.outputs[0].shape = node.outputs[0].shape
-            replace_node(self.graph, node, [table, found, first, second, scaled, product])
+            table = _node("DequantizeLinear", [stored, one, zero], f"{node.name}/table", FLOAT)
+            found = _node("Gather", [table.outputs[0], ids], f"{node.name}/rows", FLOAT)
+            found.outputs[0].shape = node.outputs[0].shape
+            pair = _pair(found.outputs[0], one, zero, node.name or "")
+            scaled = _node("Gather", [scales, ids], f"{node.name}/scale", FLOAT)
+            product = _node("Mul", [pair[-1].outputs[0], scaled.outputs[0]], f"{node.name}/scaled", FLOAT)
+            replace_node(self.graph, node, [table, found, *pair, scaled, product])
 
     def _linear(self, node: ir.Node, stored: ir.Value, scales: ir.Value, zeros: ir.Value) -> None:
         x, y = node.inputs[0], node.outputs[0]
         assert x is not None
-        weight = _node("DequantizeLinear", [stored, scales, zeros], f"{node.name}/weight", _FLOAT, axis=1)
+        weight = _node("DequantizeLinear", [stored, scales, zeros], f"{node.name}/weight", FLOAT, axis=1)
         inputs = [self._rounded(x), weight.outputs[0], *node.inputs[2:]]
         # The weight is stored as [in, out] now; alpha and beta are 1 in what counts as linear.
         product = ir.node(node.op_type, inputs, name=f"{node.name}/int8")
         product.outputs[0].name = f"{node.name}/int8_output"
         product.outputs[0].type, product.outputs[0].shape = y.type, y.shape
-        pair = self._pair(product.outputs[0], y.name or "", f"{node.name}/out")
+        pair = self._measured_pair(product.outputs[0], y.name or "", f"{node.name}/out")
         replace_node(self.graph, node, [weight, product, *pair])
 
     def _rounded(self, x: ir.Value) -> ir.Value:
         """``x`` through a QDQ pair, made once however many matrices multiply it."""
         if x not in self._inputs:
-            pair = self._pair(x, x.name or "", f"{x.name}/in")
+            pair = self._measured_pair(x, x.name or "", f"{x.name}/in")
             producer = x.producer()
             if producer is None:
                 self.graph.insert_before(self.graph[0], pair)
@@ -144,15 +139,11 @@ class _Static:
             self._inputs[x] = pair[-1].outputs[0]
         return self._inputs[x]
 
-    def _pair(self, value: ir.Value, measured: str, prefix: str) -> list[ir.Node]:
-        low, high = self._ranges[measured]
-        scale, zero = scale_of(low, high)
-        numbers = [constant(self.graph, f"{prefix}_scale", scale), constant(self.graph, f"{prefix}_zero", zero)]
-        first = _node("QuantizeLinear", [value, *numbers], f"{prefix}/quantized", _UINT16, self._domain)
-        second = _node("DequantizeLinear", [first.outputs[0], *numbers], f"{prefix}/rounded", _FLOAT, self._domain)
-        for node in (first, second):
-            node.outputs[0].shape = value.shape
-        return [first, second]
+    def _measured_pair(self, value: ir.Value, measured: str, prefix: str) -> list[ir.Node]:
+        """The pair for a value of the range that was measured under a name."""
+        scale, zero = scale_of(*self._ranges[measured])
+        numbers = (constant(self.graph, f"{prefix}_scale", scale), constant(self.graph, f"{prefix}_zero", zero))
+        return _pair(value, *numbers, prefix, self._domain)
 
 
 def scale_of(low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
@@ -162,8 +153,18 @@ def scale_of(low: float, high: float) -> tuple[np.ndarray, np.ndarray]:
     return np.array(scale, np.float32), np.array(round(-low / scale), np.uint16)
 
 
+def _pair(value: ir.Value, scale: ir.Value, zero: ir.Value, prefix: str, domain: str = "") -> list[ir.Node]:
+    """``value`` rounded to the zero point's type, and as a float again."""
+    assert zero.type is not None
+    first = _node("QuantizeLinear", [value, scale, zero], f"{prefix}/quantized", zero.type, domain)
+    second = _node("DequantizeLinear", [first.outputs[0], scale, zero], f"{prefix}/rounded", FLOAT, domain)
+    for node in (first, second):
+        node.outputs[0].shape = value.shape
+    return [first, second]
+
+
 def _node(
-    op: str, inputs: list[ir.Value], name: str, dtype: ir.TensorType, domain: str = "", **attributes: int
+    op: str, inputs: list[ir.Value], name: str, dtype: ir.TypeProtocol, domain: str = "", **attributes: int
 ) -> ir.Node:
     node = ir.node(op, inputs, attributes, domain=domain, name=name)
     node.outputs[0].name, node.outputs[0].type = f"{name}_output", dtype

@@ -53,7 +53,6 @@ def peft_model(
     except ImportError as error:
         raise MissingExtraError(f"comparing with PEFT needs: pip install 'edgepeft[export]' ({error})") from error
     checkpoint = read_checkpoint(adapter)
-    check_base(base)
     auto = TasksManager.get_model_class_for_task(task)
     # A base with a head of its own may have another width than the adapter's, which takes its place.
     options = {} if num_labels is None else {"num_labels": num_labels, "ignore_mismatched_sizes": True}

@@ -14,7 +14,7 @@ from .accuracy import accuracy
 from .form import PARITY_TOLERANCE, AdapterAccuracy, AdapterParity, Validation
 from .parity import adapter_parity, adapter_sources, base_restored, peft_outputs
 from .probe import bundle_probe
-from .reference import head_width, peft_model
+from .reference import check_base, head_width, peft_model
 from .rounded import comparable
 
 
@@ -72,6 +72,8 @@ def validate(
             )
     sources = adapter_sources(opened, adapters or {}) if reference else {}
     base = base or manifest.base.source
+    if sources:
+        check_base(base)
     runtime = runtimes.open(opened.path, variant="fp32" if "fp32" in manifest.variants else None)
     probe = bundle_probe(opened)
     parity = []

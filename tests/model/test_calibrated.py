@@ -214,7 +214,8 @@ def test_bad_input(own_bundle: Path, tmp_path: Path) -> None:
     manifest = read_bundle(own_bundle).manifest
     slot = manifest.slots.linear[0]
     value = graph.graph.initializers[slot.weight]
-    broken = np.full(value.shape.numpy(), np.inf, np.float32)  # type: ignore[union-attr]
+    assert value.shape is not None
+    broken = np.full(value.shape.numpy(), np.inf, np.float32)
     value.const_value = ir.tensor(broken, name=slot.weight)
     ir.save(graph, own_bundle / "onnx" / "model.onnx", external_data="model.onnx_data")
     opened = Bundle(path=own_bundle, manifest=manifest)
