@@ -20,7 +20,7 @@ import onnx_ir as ir
 
 from edgepeft import runtime
 from edgepeft.bench import CheckResult, check
-from edgepeft.bench.worker import make_inputs
+from edgepeft.bench.inference import make_inputs
 from edgepeft.bundle import MANIFEST_NAME, dump_manifest, hash_file, read_bundle
 from edgepeft.targets import Shape, Target, Verdict, load_target
 
@@ -76,7 +76,7 @@ def same_outputs(one: Path, other: Path, variant: str, adapter: str | None) -> b
     outputs = []
     for path in (one, other):
         model = runtime.open(path, variant=variant, threads=1).use(adapter)
-        outputs.append(model.forward(make_inputs(model, 1000, Shape(2, 16), seed=0)))
+        outputs.append(model.forward(make_inputs(model, Shape(2, 16), seed=0, vocabulary=1000)))
     return all(np.array_equal(outputs[0][name], outputs[1][name]) for name in outputs[0])
 
 
