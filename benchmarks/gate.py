@@ -20,9 +20,10 @@ import onnx_ir as ir
 
 from edgepeft import runtime
 from edgepeft.bench import CheckResult, check
-from edgepeft.bench.inference import make_inputs
 from edgepeft.bundle import MANIFEST_NAME, dump_manifest, hash_file, read_bundle
-from edgepeft.targets import Shape, Target, Verdict, load_target
+from edgepeft.report.gate import Verdict
+from edgepeft.targets import Shape, Target, load_target
+from edgepeft.worker.inference import make_inputs
 
 #: The layers' work. Each of these takes an activation first and gives one first.
 HEAVY = {"MatMul", "Gemm", "FusedMatMul", "Attention", "MultiHeadAttention", "DynamicQuantizeMatMul", "MatMulNBits"}

@@ -26,10 +26,10 @@ import onnxruntime as ort
 from edgepeft import runtime
 from edgepeft.bundle import SlotTable, read_bundle
 from edgepeft.data import read_examples
-from edgepeft.graph.surgery import is_linear
+from edgepeft.graph.nodes import is_linear
 from edgepeft.pipeline._calibrate import measure_ranges
-from edgepeft.quantize.channels import int8, quantize_channels
-from edgepeft.quantize.static import w8a16
+from edgepeft.quantize.int8 import int8, quantize_channels
+from edgepeft.quantize.w8a16 import w8a16
 
 SHAPES = ((1, 32), (1, 128))
 ROUNDS = 24

@@ -22,7 +22,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 if TYPE_CHECKING:
-    from edgepeft.base.form import Base
+    from edgepeft.base.base import Base
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..bundle.read import hash_file
-from ..errors import AdapterError, MissingExtraError
-from .tasks import split_task
+from ..errors import AdapterError, InputError, MissingExtraError
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
@@ -125,3 +125,22 @@ def read_checkpoint(source: str | Path) -> Checkpoint:
         record=_read_json(record) if record.is_file() else {},
         task=task,
     )
+
+
+_TASK = re.compile(r"(?P<path>.+)#task=(?P<task>.*)", re.DOTALL)
+
+
+def split_task(source: str | Path) -> tuple[str, int | None]:
+    """``PATH#task=2`` as ``("PATH", 2)``, anything else as it is; a folder of that very name is a folder.
+
+    Raises :class:`InputError` where no number follows.
+    """
+    text = str(source)
+    match = _TASK.fullmatch(text)
+    if match is None or Path(text).exists():
+        return text, None
+    if not re.fullmatch(r"[0-9]+", match["task"]):
+        raise InputError(
+            f"{text}: after #task= stands the number of one task of the checkpoint, for example {match['path']}#task=0"
+        )
+    return match["path"], int(match["task"])

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import AdapterError, MissingExtraError
-from .form import Array
+from .edits import Array
 
 #: Key under which the subgraph's metadata holds the adapter's contract, as JSON.
 METADATA_KEY = "edgepeft.adapter"

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..bundle.slots import ConvSlot, Dim, EmbeddingSlot, LinearSlot, OverrideSlot, SlotPart, SlotTable, shape_fits
 from ..errors import AdapterMismatchError, UnsupportedAdapterError
-from .form import Adapter, Array, SiteEdit
+from .edits import Adapter, Array, SiteEdit
 
 
 @dataclass(frozen=True)

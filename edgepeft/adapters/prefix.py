@@ -9,7 +9,7 @@ import numpy as np
 
 from ..bundle.slots import Dim
 from ..errors import AdapterMismatchError, UnsupportedAdapterError
-from .form import Adapter, Array
+from .edits import Adapter, Array
 
 #: Models whose caches PEFT lays out in ways of their own.
 _OTHER_LAYOUTS = frozenset({"bloom", "gpt_bigcode"})

@@ -11,11 +11,10 @@ import numpy as np
 from ..bundle.manifest import check_name
 from ..errors import AdapterError, AdapterMismatchError, InputError, NeedsPeftError, UnsupportedAdapterError
 from .checkpoint import Checkpoint, read_checkpoint
-from .consume import BaseWeights
-from .form import Adapter
+from .edits import Adapter
+from .methods.lowering import BaseWeights
+from .methods.registry import METHODS, Method
 from .methods.virtual import lower_states, lower_tokens
-from .registry import METHODS, Method
-from .tasks import task_ids
 
 Ship = Literal["swap", "merge"]
 #: Gives the base as a PyTorch model; called only where a method has no closed form.
@@ -165,7 +164,7 @@ def read_adapter(
             return _closed_form(method, name, checkpoint, weights, max_rank, mode)
         except NeedsPeftError:
             pass  # it is not for want of weights
-    from .delta import lower_with_peft
+    from .through_peft.lower import lower_with_peft
 
     return lower_with_peft(name, checkpoint, base, method=method.title, weights=weights, mode=mode, max_rank=max_rank)
 
@@ -175,3 +174,29 @@ def _all_weights(base: Any) -> BaseWeights:
 
     held = {name: np.asarray(p.detach().float().cpu().numpy()) for name, p in base.named_parameters()}
     return as_linear(base, held).get
+
+
+def task_ids(checkpoint: Checkpoint, count_option: str) -> int | None:
+    """The task that ``checkpoint`` was asked for, among the number in its config's ``count_option`` (empty: no tasks).
+
+    Raises :class:`InputError` where none was named, one that it lacks, or one of a method without tasks.
+    """
+    task = checkpoint.task
+    if not count_option:
+        if task is not None:
+            raise InputError(
+                f"{checkpoint.source}: {checkpoint.peft_type} holds one adapter and no tasks; leave out #task={task}"
+            )
+        return None
+    count = checkpoint.config.get(count_option)
+    if not isinstance(count, int) or count < 1:
+        raise InputError(
+            f"{checkpoint.source}: the config of {checkpoint.peft_type} must give {count_option}, found {count!r}"
+        )
+    if task is None or task >= count:
+        said = "" if task is None else f"; it has no task {task}"
+        raise InputError(
+            f"{checkpoint.source}: {checkpoint.peft_type} holds {count} tasks, and each is an adapter of its own{said}. Name one: "
+            f"{checkpoint.path}#task=N, N from 0 to {count - 1}; for several give an adapter name to each"
+        )
+    return task

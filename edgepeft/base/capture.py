@@ -7,29 +7,30 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..errors import CaptureError, EdgepeftError, InputError
-from .form import Base
+from .base import Base
+from .captured import Captured
 from .load import Loaded, load_model
 from .replicate import LayerMap
+from .routes.traced import trace
 from .tied import output_head, tied_linears
-from .traced import Captured, trace
 
 
 def _attempts(onnx: str | Path | None, task: str) -> list[tuple[str, Callable[[Loaded], Captured]]]:
     if onnx is not None:
         if task == "text-generation":
-            from .existing_causal import open_existing_causal
+            from .routes.given_causal import open_existing_causal
 
             return [("existing", lambda loaded: open_existing_causal(Path(onnx), loaded))]
-        from .existing import open_existing
+        from .routes.given import open_existing
 
         return [("existing", lambda loaded: open_existing(Path(onnx), loaded))]
     if task == "text-generation":
-        from .mobius import build
-        from .traced_causal import trace_causal
+        from .routes.mobius import build
+        from .routes.traced_causal import trace_causal
 
         return [("mobius", build), ("traced", trace_causal)]
     if task == "text2text-generation":
-        from . import seq2seq
+        from .routes import traced_seq2seq as seq2seq
 
         return [
             ("traced+fused", lambda loaded: seq2seq.build(loaded, fusions=True)),

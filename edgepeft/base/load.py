@@ -13,9 +13,9 @@ import numpy as np
 
 from ..errors import CaptureError, InputError, MissingExtraError
 from .identity import identity_of_model
-from .inputs import Shapes, input_shapes, random_batches, vocabulary
 from .ragged import SHAPES
 from .replicate import LayerMap, replicate_layers
+from .samples import Shapes, input_shapes, random_batches, vocabulary
 
 TASKS = (
     "text-classification",
@@ -269,6 +269,6 @@ def load_model(
 
 
 def sample_batches(loaded: Loaded, *, shapes: tuple[tuple[int, int], ...] = SHAPES) -> list[dict[str, np.ndarray]]:
-    """Random batches that fit ``loaded``; see :func:`edgepeft.base.inputs.random_batches`."""
+    """Random batches that fit ``loaded``; see :func:`edgepeft.base.samples.random_batches`."""
     vocab, pad_id = vocabulary(loaded.model.config.to_dict())
     return random_batches(loaded.inputs, vocab=vocab, pad_id=pad_id, max_length=loaded.max_length, shapes=shapes)

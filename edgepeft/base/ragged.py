@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 
 import numpy as np
-
-from ..bundle import Bundle
 
 SHAPES = ((2, 9), (3, 17), (1, 5))
 
@@ -43,17 +40,3 @@ def ragged_batches(
         }
         batches.append({name: array for name, array in inputs.items() if name in input_names})
     return batches
-
-
-def bundle_batches(bundle: Bundle, shapes: tuple[tuple[int, int], ...] = SHAPES) -> list[dict[str, np.ndarray]]:
-    """Batches of random inputs that fit a bundle's base, tokens ragged and padded."""
-    from .inputs import random_batches, vocabulary
-
-    vocab, pad_id = vocabulary(json.loads(bundle.file("config.json").read_text(encoding="utf-8")))
-    return random_batches(
-        {value.name: value.shape for value in bundle.manifest.inputs},
-        vocab=vocab,
-        pad_id=pad_id,
-        max_length=bundle.manifest.max_length,
-        shapes=shapes,
-    )

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ..graph.locate import Location
-from ..graph.surgery import linear_users
+from ..graph.locate.by_content import Location
+from ..graph.nodes import linear_users
 
 
 def tied_linears(model: Any) -> dict[str, str]:

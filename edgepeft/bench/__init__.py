@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from .accuracy import AccuracyCheck, Correct, predict_correct
-from .compare import CHECK_SAMPLING, CheckResult, check
-from .gates import budget_gates, floor_gate
-from .interleave import CaseCheck
-from .job import (
+from ..worker.job import (
     Case,
     CaseCount,
     CaseSamples,
@@ -21,9 +17,13 @@ from .job import (
     SwapSamples,
     WorkerResult,
 )
+from ..worker.process import Runner, run_worker
+from .accuracy import AccuracyCheck, Correct, predict_correct
+from .compare import CHECK_SAMPLING, CheckResult, check
+from .gates import budget_gates, floor_gate
+from .interleave import CaseCheck
 from .measure import Progress, bench
 from .present import bench_report, check_report
-from .process import Runner, run_worker
 from .result import BenchResult, BundleFacts, CaseResult, VariantResult, load_bench
 
 __all__ = [

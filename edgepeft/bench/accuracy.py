@@ -7,9 +7,10 @@ from pathlib import Path
 
 from ..data import Examples
 from ..errors import InputError, MeasureError
-from ..targets import CheckRules, Gate, Verdict
+from ..report.gate import Gate, Verdict
+from ..targets import CheckRules
+from ..worker.job import Model
 from .gates import floor_gate
-from .job import Model
 from .stats import Interval, judge, mcnemar, paired_drop, wilson
 
 #: Whether each row is answered right: of a bundle folder, variant, adapter (``None``: the base) and examples.

@@ -12,13 +12,14 @@ from typing import Literal
 from ..bundle import read_bundle
 from ..data import Examples
 from ..errors import InputError
-from ..targets import CheckRules, Gate, Shape, Target, Verdict, load_target, overall
+from ..report.gate import Gate, Verdict, overall
+from ..targets import CheckRules, Shape, Target, load_target
+from ..worker.job import Case, Host, Job, Model, Sampling, WorkerResult
+from ..worker.process import Runner, run_worker
 from .accuracy import AccuracyCheck, Correct, check_accuracy, predict_correct
 from .gates import budget_gates
 from .interleave import CaseCheck, case_check, interleave
-from .job import Case, Host, Job, Model, Sampling, WorkerResult
 from .measure import Plan, Progress, make_plan, require_host, require_runtime, silent
-from .process import Runner, run_worker
 from .result import BenchResult, BundleFacts, CaseResult, load_bench, process_median, summarise
 from .stats import judge, welch_bounds
 

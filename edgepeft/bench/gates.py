@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
-from ..targets import Gate, Target, Verdict
+from ..report.gate import Gate, Verdict
+from ..targets import Target
 from .result import BenchResult, CaseResult
 from .stats import wilson
 

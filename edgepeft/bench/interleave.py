@@ -8,10 +8,11 @@ from pathlib import Path
 from statistics import fmean, median
 from time import monotonic
 
-from ..targets import CheckRules, Gate, Verdict
-from .job import Case, Job, Model, Sampling, WorkerResult
+from ..report.gate import Gate, Verdict
+from ..targets import CheckRules
+from ..worker.job import Case, Job, Model, Sampling, WorkerResult
+from ..worker.process import Runner
 from .measure import Plan, Progress
-from .process import Runner
 from .result import case_key, process_median
 from .stats import Interval, judge, looks, ratio_bounds
 

@@ -11,8 +11,8 @@ from ..bundle import read_bundle
 from ..bundle.manifest import Manifest
 from ..errors import InputError, TargetError, UnknownAdapterError
 from ..targets import Shape, Target, load_target, parse_shape
-from .job import Case, Job, Sampling, WorkerResult
-from .process import Runner, run_worker
+from ..worker.job import Case, Job, Sampling, WorkerResult
+from ..worker.process import Runner, run_worker
 from .result import BenchResult, BundleFacts, summarise
 
 #: Called with steps done, steps expected and what comes next.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from statistics import median
 
-from ..targets import Report, Table, Target
+from ..report.gate import Report, Table
+from ..targets import Target
 from .compare import CheckResult
 from .gates import budget_gates
 from .result import BenchResult, BundleFacts

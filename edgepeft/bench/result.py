@@ -12,8 +12,8 @@ from pydantic import Field, ValidationError
 
 from ..bundle.manifest import Manifest
 from ..errors import InputError
-from ..targets import MB
-from .job import Case, CaseSamples, Host, Model, Sampling, WorkerResult
+from ..units import MB
+from ..worker.job import Case, CaseSamples, Host, Model, Sampling, WorkerResult
 from .stats import percentile
 
 

@@ -14,7 +14,7 @@ from statistics import NormalDist, fmean, variance
 
 import numpy as np
 
-from ..targets import Verdict
+from ..report.gate import Verdict
 
 #: Samples below which a percentile is not stated. The median from 6: only then does the range of the sample cover the
 #: true median with 95 % (1 - 2 * 0.5**n). The tails: about five, and one, samples beyond the value.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from ..targets import Report
+    from ..report.gate import Report
 
 _COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
 

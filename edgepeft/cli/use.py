@@ -125,7 +125,7 @@ def inspect(path: Path | None, schema: bool, base: str | None, as_json: bool) ->
     .onnx or .onnx_adapter file that edgepeft exported. Of a PEFT folder it says how it will ship and at which sites; with
     --base that is measured.
     """
-    from ..adapters.tasks import split_task
+    from ..adapters.checkpoint import split_task
     from ..bundle import MANIFEST_NAME, json_schema
 
     if schema:

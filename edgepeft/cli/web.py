@@ -54,7 +54,7 @@ def serve(bundle: Path, variant: str | None, port: int) -> None:
     Type a text, switch adapters, see outputs and milliseconds. Everything runs in the browser. Ctrl-C stops it. ONNX
     Runtime Web is fetched once with npm, at the versions that are pinned.
     """
-    from ..devices.web import demo_site
+    from ..devices.executors.web import demo_site
 
     with steps() as announce:
         site = demo_site(bundle, variant, port, announce)

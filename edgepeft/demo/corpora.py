@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ..errors import AssetError, MissingExtraError
-from .assets import derive
+from .fetch import derive
 
 #: Topics of ChatterBot's English corpus that are questions with answers, and what ``support.jsonl`` is made of.
 _TOPICS = ("tech_support", "computers", "coding", "trivia")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import AssetError, MissingExtraError
-from .assets import derive
+from .fetch import derive
 
 _FILES = ("config.json", "generation_config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json")
 _GEMMA_SHA256 = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"

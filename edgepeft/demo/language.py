@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError
 from . import assets
 from .corpora import NOVELS
+from .fetch import derive
 
 if TYPE_CHECKING:
     from ..train import TrainedLanguageAdapter
@@ -54,4 +55,4 @@ def _novels() -> Path:
         for file in files:
             (folder / file).write_bytes((assets.austen() / file).read_bytes())
 
-    return assets.derive(f"austen-without-{HELD_OUT}", ("janeaustenr",), "1", files, make)
+    return derive(f"austen-without-{HELD_OUT}", ("janeaustenr",), "1", files, make)

@@ -14,8 +14,9 @@ from ..data import read_examples
 from ..errors import BundleError
 from ..pipeline import export, quantize, train_adapter
 from ..report import write_reports
+from ..report.gate import Gate, Table, Verdict, overall
 from ..runtime import open as open_bundle
-from ..targets import Gate, Table, Target, Verdict, load_target, overall
+from ..targets import Target, load_target
 from ..validate import Validation, validate, validation_report
 from .assets import minilm
 from .vader import DatasetFiles, write_datasets

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from .checks.coverage import coverage_report
+from .checks.static import static_report
 from .compare import compare_targets
-from .coverage import coverage_report
+from .executors.protocol import Executor, Missing
+from .executors.registry import executor_for, setup_target
 from .measure import bench_on, check_on
 from .place import Place, choose_variants, deployed_mb, find_place, preferred_variant, require_size
-from .protocol import Executor, Missing
-from .registry import executor_for, setup_target
-from .static import static_report
 from .validate import validate_on
 
 __all__ = [

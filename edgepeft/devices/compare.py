@@ -8,9 +8,10 @@ from pathlib import Path
 from ..bundle import read_bundle
 from ..data import Examples, PromptRows
 from ..errors import EdgepeftError
-from ..targets import Gate, Report, Table, Target, Verdict, list_targets, overall
+from ..report.gate import Gate, Report, Table, Verdict, overall
+from ..targets import Target, list_targets
+from .checks.static import static_report
 from .place import choose_variants, deployed_mb, find_place
-from .static import static_report
 from .validate import TASKS, validate_on
 
 

@@ -12,12 +12,13 @@ from ..bench import Correct, Job, Progress, Rows, bench, bench_report, check, ch
 from ..bundle import Bundle, read_bundle
 from ..data import Examples
 from ..errors import InputError
-from ..targets import Report, Target
-from .emulated import Counts, Emulated, compare_counts, emulated_report, measure_emulated, saved_counts
-from .labels import labels_of
+from ..report.gate import Report
+from ..targets import Target
+from .checks.classification import labels_of
+from .checks.emulated import Counts, Emulated, compare_counts, emulated_report, measure_emulated, saved_counts
+from .checks.static import static_report
+from .executors.protocol import Executor
 from .place import choose_variants, find_place, require_size
-from .protocol import Executor
-from .static import static_report
 
 
 def _silent(done: int, total: int, what: str) -> None:

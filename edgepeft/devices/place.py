@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from ..bundle import Bundle, Manifest
 from ..errors import InputError, TargetError
-from ..targets import MB, Target
-from .protocol import Executor
-from .registry import executor_for
+from ..targets import Target
+from ..units import MB
+from .executors.protocol import Executor
+from .executors.registry import executor_for
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,13 @@ from pathlib import Path
 from ..bundle import Bundle, read_bundle
 from ..data import Examples, PromptRows
 from ..errors import InputError
-from ..targets import Report, Target
-from .labels import Announce, validate_labels
+from ..report.gate import Report
+from ..targets import Target
+from .checks.classification import Announce, validate_labels
+from .checks.generation import NEW_TOKENS, validate_tokens
+from .checks.reference import find_peft
+from .checks.static import static_report
 from .place import choose_variants, find_place, require_size
-from .reference import find_peft
-from .static import static_report
-from .tokens import NEW_TOKENS, validate_tokens
 
 #: Tasks whose bundles are executed on devices.
 TASKS = ("text-classification", "text-generation")

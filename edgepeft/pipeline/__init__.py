@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ..adapters.read import read_adapter as read_adapter
     from ..base.capture import capture as capture
-    from ..graph.slots import add_slots as add_slots
+    from ..graph.slots.add import add_slots as add_slots
     from ..train.adapter import train_adapter as train_adapter
     from ..validate.run import validate as validate
     from ._add import add as add
@@ -30,18 +30,18 @@ if TYPE_CHECKING:
     from ._blend import blend as blend
     from ._describe import describe as describe
     from ._export import export as export
-    from ._fit import export_for as export_for
-    from ._fit import fit as fit
-    from ._input_style import write_input_style as write_input_style
+    from ._for_target import export_for as export_for
+    from ._for_target import fit as fit
     from ._quantize import quantize as quantize
     from ._static import write_static as write_static
+    from ._web_graph import write_input_style as write_input_style
     from ._write import write_bundle as write_bundle
 
 _HOME = {
     "train_adapter": "..train.adapter",
     "capture": "..base.capture",
     "read_adapter": "..adapters.read",
-    "add_slots": "..graph.slots",
+    "add_slots": "..graph.slots.add",
     "write_bundle": "._write",
     "validate": "..validate.run",
     "describe": "._describe",
@@ -50,9 +50,9 @@ _HOME = {
     "remove": "._add",
     "blend": "._blend",
     "quantize": "._quantize",
-    "write_input_style": "._input_style",
-    "fit": "._fit",
-    "export_for": "._fit",
+    "write_input_style": "._web_graph",
+    "fit": "._for_target",
+    "export_for": "._for_target",
     "write_static": "._static",
 }
 

@@ -11,80 +11,19 @@ from typing import Any
 import numpy as np
 
 from .. import runtime as runtimes
-from ..adapters.belongs import check_belongs
+from ..adapters.bundle_weights import BundleWeights
+from ..adapters.contract import check_belongs
 from ..adapters.files import AdapterFile, read_adapter_onnx, read_onnx_adapter, version_number
 from ..adapters.fill import check_shape
 from ..adapters.read import read_adapter
 from ..bundle import AdapterEntry, Bundle, Manifest, check_name, read_bundle, replacing
 from ..bundle.read import check_prefix_tensors
-from ..errors import AdapterError, AdapterMismatchError, InputError, MissingExtraError, NeedsPeftError
+from ..errors import AdapterError, AdapterMismatchError, InputError
 from ..validate.probe import bundle_probe, same_outputs
-from ._write import adapter_metadata, fill, write_adapter, write_manifest
+from ._adapter_files import adapter_metadata, fill, write_adapter
+from ._manifest import write_manifest
 
 Announce = Callable[[str], None]
-
-
-class BundleWeights:
-    """The base's parameters as a bundle holds them: sites with a slot, and parameters that can be replaced."""
-
-    #: A parameter that is not here may still be in the base.
-    complete = False
-
-    def __init__(self, bundle: Bundle) -> None:
-        self._bundle = bundle
-        self._graph: Any = None
-        self._sites = {part.site: (slot, part) for slot in bundle.manifest.slots.linear for part in slot.parts}
-
-    def _initializer(self, name: str) -> np.ndarray:
-        if self._graph is None:
-            try:
-                import onnx_ir as ir
-            except ImportError as error:
-                raise MissingExtraError(
-                    f"reading the base's weights needs: pip install 'edgepeft[export]' ({error})"
-                ) from error
-            if "fp32" not in self._bundle.manifest.variants:
-                raise NeedsPeftError(
-                    f"{self._bundle.path} has no fp32 variant, from which this adapter's lowering needs weights."
-                )
-            self._bundle.verify(self._bundle.variant_files("fp32"))
-            variant = self._bundle.manifest.variants["fp32"]
-            self._graph = {
-                name: value
-                for file in (variant.file, variant.decoder_file)
-                if file is not None
-                for name, value in ir.load(self._bundle.file(file)).graph.initializers.items()
-            }
-        array: np.ndarray = self._graph[name].const_value.numpy()
-        return array
-
-    def __call__(self, parameter: str) -> np.ndarray | None:
-        """The parameter in PyTorch's layout, or ``None`` where the bundle has no slot for it."""
-        slots = self._bundle.manifest.slots
-        override = slots.override(parameter)
-        if override is not None:
-            array = self._initializer(override.tensor)
-            return {"as_is": lambda: array, "matmul": lambda: array[0].T, "row": lambda: array.reshape(-1)}[
-                override.layout
-            ]()
-        site = parameter.removesuffix(".weight") if parameter.endswith(".weight") else ""
-        for single in slots.singles:
-            if single.name == site:
-                return self._initializer(single.weight)
-        shape = self.shape(parameter)
-        if shape is None:
-            return None
-        weight = np.empty(shape, np.float32)
-        for slot, part in slots.site(site):
-            array = self._initializer(slot.weight)
-            oriented = array if slot.transposed else array.T
-            weight[part.outputs] = oriented[part.offset : part.offset + part.size]
-        return weight
-
-    def shape(self, parameter: str) -> tuple[int, int] | None:
-        """``(out, in)`` of a linear weight with a slot, from the manifest alone; ``None`` where there is none."""
-        served = self._sites.get(parameter.removesuffix(".weight")) if parameter.endswith(".weight") else None
-        return None if served is None else (served[1].features, served[0].in_features)
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ import numpy as np
 from ..bundle import Bundle
 from ..data import Examples, evenly
 from ..errors import BundleError, InputError, UnknownAdapterError
-from ..quantize.static import Ranges, with_extremes
+from ..quantize.w8a16 import Ranges, with_extremes
 from ..runtime.active import load_adapter
 from ..runtime.text import TextEncoder
 

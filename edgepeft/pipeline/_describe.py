@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..adapters.checkpoint import read_checkpoint
+from ..adapters.describe import AdapterPlan, describe_adapter
 from ..adapters.layout import as_linear
-from ..adapters.plan import AdapterPlan, describe_adapter
 from ..adapters.read import layers_of
 from ..bundle import MANIFEST_NAME, read_bundle
 
@@ -21,7 +21,8 @@ def describe(source: str | Path, base: str | Path | None = None, *, max_rank: in
     if base is None:
         return describe_adapter(source, max_rank=max_rank)
     if (Path(base) / MANIFEST_NAME).is_file():
-        from ._add import BundleWeights, base_module
+        from ..adapters.bundle_weights import BundleWeights
+        from ._add import base_module
 
         bundle = read_bundle(base)
         return describe_adapter(
@@ -32,7 +33,7 @@ def describe(source: str | Path, base: str | Path | None = None, *, max_rank: in
             layers=bundle.manifest.base.layers,
         )
     from ..base.load import load_model
-    from ..base.marks import parameters_of
+    from ..base.markers import parameters_of
 
     checkpoint = read_checkpoint(source)
     loaded = load_model(base, peft_task=checkpoint.config.get("task_type"), layers=layers_of(checkpoint))

@@ -10,23 +10,23 @@ from typing import Literal
 import numpy as np
 
 from ..adapters import Adapter, read_adapter
-from ..adapters.belongs import check_belongs
 from ..adapters.checkpoint import read_checkpoint
-from ..adapters.read import layers_of, method_of, opaque_adapter
-from ..adapters.tasks import task_ids
+from ..adapters.contract import check_belongs
+from ..adapters.read import layers_of, method_of, opaque_adapter, task_ids
+from ..base.base import Base
 from ..base.capture import capture
-from ..base.form import Base
 from ..base.replicate import LayerMap
 from ..bundle import Bundle, check_name
 from ..errors import InputError
-from ..graph.fold import merged_weight
-from ..graph.form import MergedBase
-from ..graph.parts import add_slots_to_parts, fold_parts
-from ..quantize.lost import lost_by_rounding
-from ..validate.form import AdapterParity
+from ..graph.editable import MergedBase
+from ..graph.merge import merged_weight
+from ..graph.slots.encoder_decoder import add_slots_to_parts, fold_parts
+from ..quantize.merge_error import lost_by_rounding
 from ..validate.parity import check_parity
-from ..validate.rounded import check_given
-from ._write import check_target_folder, write_bundle
+from ..validate.quantized_base import check_given
+from ..validate.result import AdapterParity
+from ._manifest import check_target_folder
+from ._write import write_bundle
 
 Announce = Callable[[str], None]
 
@@ -221,7 +221,7 @@ def _bake(
     force: bool,
     announce: Announce,
 ) -> Exported:
-    from ..base.bake import bake
+    from ..base.bake.bake import bake
 
     bundles: list[Bundle] = []
     parity: list[AdapterParity] = []

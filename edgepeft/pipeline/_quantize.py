@@ -15,10 +15,10 @@ from ..bundle import Bundle, Variant, read_bundle, replacing
 from ..data import Examples
 from ..errors import BundleError, InputError
 from ..quantize import Quantized, count_quantized, recipe, total
-from ..quantize.lost import NOTABLE
+from ..quantize.merge_error import NOTABLE
 from ._calibrate import ROWS, measure_ranges
-from ._input_style import write_input_style
-from ._write import write_manifest
+from ._manifest import write_manifest
+from ._web_graph import write_input_style
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import onnx_ir as ir
 from ..bundle import read_bundle
 from ..devices.place import choose_variants
 from ..errors import InputError
-from ..graph.freeze import freeze, freeze_inputs, slot_shapes
+from ..graph.passes.freeze import freeze, freeze_inputs, slot_shapes
 from ..runtime.active import read_tensors
 from ..targets import Target, parse_shape
 

@@ -9,9 +9,9 @@ import onnx_ir as ir
 
 from ..bundle import SlotTable
 from ..errors import InputError
-from .blocks import q4
-from .channels import int8
-from .static import w8a16
+from .int8 import int8
+from .q4 import q4
+from .w8a16 import w8a16
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Recipe:
     """A named way to quantize: ``apply(source file, target file, slots)`` writes the new graph and its weights.
 
     One that is ``calibrated`` also takes ``ranges=``, measured on texts
-    (:func:`~edgepeft.quantize.static.with_extremes`).
+    (:func:`~edgepeft.quantize.w8a16.with_extremes`).
     """
 
     variant: str

@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..bundle import SlotTable
-from ..graph.surgery import is_quantized_linear, linear_users, weight_is_transposed
+from ..graph.nodes import is_quantized_linear, linear_users, weight_is_transposed
 
 #: Smaller tables than this stay as they are: they are positions and types, and save nothing.
 SMALL = 4096

@@ -7,7 +7,7 @@ import re
 import xml.etree.ElementTree as ET
 from dataclasses import asdict
 
-from ..targets import Cell, Gate, Report, Table, Verdict
+from .gate import Cell, Gate, Report, Table, Verdict
 
 _MARKS = {Verdict.PASS: "✅ pass", Verdict.FAIL: "❌ fail", Verdict.INCONCLUSIVE: "❔ inconclusive"}
 

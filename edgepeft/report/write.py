@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import InputError
-from ..targets import Report
+from .gate import Report
 from .render import to_json, to_junit, to_markdown
 
 

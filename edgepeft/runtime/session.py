@@ -13,13 +13,13 @@ import numpy as np
 from ..bundle import Bundle, Manifest, read_bundle
 from ..errors import BundleError, InputError, UnknownAdapterError
 from .active import ActiveAdapter, check_tensors, load_adapter, read_tensors, scaled_adapter
-from .packed import as_values, packed
+from .buffers import as_values, packed
 from .text import Prediction, TextEncoder, prediction
 
 if TYPE_CHECKING:
     from .generation import Conversation, GenerateOptions, Generation, Generator, Prompt, TextStream
     from .generation.chat import Message
-    from .seq2seq import Seq2Seq
+    from .generation.encoder_decoder import Seq2Seq
 
 Inputs = Mapping[str, np.ndarray]
 
@@ -220,7 +220,7 @@ class Runtime:
     @cached_property
     def seq2seq(self) -> Seq2Seq:
         """The decoder of an encoder-decoder; :class:`InputError` for a bundle without one."""
-        from .seq2seq import Seq2Seq
+        from .generation.encoder_decoder import Seq2Seq
 
         return Seq2Seq(self)
 
@@ -325,7 +325,7 @@ class Runtime:
         Classification gives ``label``, ``score`` and ``probabilities``; token classification ``tokens`` with a label
         each; fill-mask the five best ``fills``; feature extraction the mean-pooled ``embedding``.
         """
-        from .results import results
+        from .tasks import results
 
         return results(self, texts)
 

@@ -1,7 +1,7 @@
 """Parity with PEFT and accuracy on labelled data."""
 
-from .form import PARITY_TOLERANCE, AdapterAccuracy, AdapterParity, Validation
 from .present import validation_report
+from .result import PARITY_TOLERANCE, AdapterAccuracy, AdapterParity, Validation
 from .run import validate
 
 __all__ = [

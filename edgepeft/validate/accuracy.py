@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from ..base.check import reference_outputs
+from ..base.parity import reference_outputs
 from ..data import Examples
 from ..errors import DataError
 from ..runtime import Runtime
-from .form import AdapterAccuracy
+from .result import AdapterAccuracy
 
 #: Rows are run sorted by length in batches of this size, so that padding costs little and is still exercised.
 BATCH = 32

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from .. import runtime as runtimes
-from ..adapters.tasks import split_task
+from ..adapters.checkpoint import split_task
 from ..bundle import Bundle
 from ..errors import InputError, ParityError
 from ..runtime import Runtime
-from .form import PARITY_TOLERANCE, AdapterParity
 from .probe import Found, Probe, bundle_probe, same_outputs
+from .quantized_base import comparable
 from .reference import Rounded, head_width, peft_reference
-from .rounded import comparable
+from .result import PARITY_TOLERANCE, AdapterParity
 
 
 def peft_outputs(
@@ -29,7 +29,7 @@ def peft_outputs(
 ) -> Found:
     """What PEFT computes for an adapter's checkpoint at ``source`` over the model ``base``.
 
-    ``module`` is that model where it is loaded; ``rounded`` is what :func:`edgepeft.validate.rounded.comparable` gives.
+    ``module`` is that model where it is loaded; ``rounded`` is what :func:`edgepeft.validate.quantized_base.comparable` gives.
     """
     manifest = bundle.manifest
     labels = manifest.labels if manifest.mode != "swap" else manifest.adapters[name].labels

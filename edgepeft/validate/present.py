@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ..targets import Gate, Report, Table, Verdict
-from .form import PARITY_TOLERANCE, Validation
+from ..report.gate import Gate, Report, Table, Verdict
+from .result import PARITY_TOLERANCE, Validation
 
 
 def _verdict(holds: bool) -> Verdict:

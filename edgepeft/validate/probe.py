@@ -9,10 +9,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ..base.causal import CausalBatch, causal_batches, causal_difference, reference_causal, run_causal
-from ..base.check import output_difference, reference_outputs
-from ..base.forced import following_tokens, reference_logits, teacher_forced
-from ..base.ragged import bundle_batches
+from ..base.parity import output_difference, reference_outputs
+from ..base.parity_causal import CausalBatch, causal_batches, causal_difference, reference_causal, run_causal
+from ..base.parity_seq2seq import following_tokens, reference_logits, teacher_forced
+from ..base.samples import bundle_batches
 from ..bundle import Bundle
 from ..runtime import Runtime
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from ..adapters.checkpoint import read_checkpoint
-from ..adapters.tasks import ask_for_task, split_task
+from ..adapters.checkpoint import read_checkpoint, split_task
+from ..adapters.through_peft.load import ask_for_task
 from ..base.load import check_source, quiet
 from ..errors import AdapterError, InputError, MissingExtraError
 
@@ -49,7 +49,7 @@ def peft_model(
         from optimum.exporters.tasks import TasksManager
         from peft import PeftModel
 
-        from ..base.rounded import replace_parameters
+        from ..base.quantized_reference import replace_parameters
     except ImportError as error:
         raise MissingExtraError(f"comparing with PEFT needs: pip install 'edgepeft[export]' ({error})") from error
     checkpoint = read_checkpoint(adapter)

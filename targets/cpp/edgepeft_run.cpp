@@ -1,4 +1,4 @@
-// Runs a job from standard input: the base, swaps through adapters, and the base again. See edgepeft/devices/native.py for the
+// Runs a job from standard input: the base, swaps through adapters, and the base again. See edgepeft/devices/executors/cpp.py for the
 // format; the same program serves a PC, a board and, built with the NDK, an Android phone.
 //
 //   g++ -std=c++17 -O2 edgepeft_run.cpp -I<onnxruntime>/include -L<onnxruntime>/lib -lonnxruntime -o edgepeft_run

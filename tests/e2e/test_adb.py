@@ -12,9 +12,10 @@ import pytest
 
 from edgepeft import runtime
 from edgepeft.bench import Job, Prompts, Rows
-from edgepeft.devices import adb as adbs
-from edgepeft.devices import executor_for, native
-from edgepeft.devices.adb import AdbExecutor
+from edgepeft.devices import executor_for
+from edgepeft.devices.executors import adb as adbs
+from edgepeft.devices.executors import cpp as native
+from edgepeft.devices.executors.adb import AdbExecutor
 from edgepeft.errors import DeviceError, InputError
 from edgepeft.targets import load_target
 

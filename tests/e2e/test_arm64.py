@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from edgepeft.bench import Case, Job, Rows
-from edgepeft.devices import emulator as emulators
 from edgepeft.devices import executor_for, validate_on
-from edgepeft.devices import sysroot as sysroots
-from edgepeft.devices.arm64 import Arm64Executor
+from edgepeft.devices.executors import qemu as emulators
+from edgepeft.devices.executors import sysroot as sysroots
+from edgepeft.devices.executors.arm64 import Arm64Executor
 from edgepeft.errors import DeviceError
-from edgepeft.targets import Verdict, load_target
+from edgepeft.report.gate import Verdict
+from edgepeft.targets import load_target
 
 pytestmark = pytest.mark.e2e
 TARGET = "linux-arm64-cpu"
@@ -73,7 +74,7 @@ def test_a_language_model_on_aarch64(arm: Arm64Executor, generating: Path) -> No
 def test_instructions_are_counted_and_come_again(arm: Arm64Executor, bundle: Path, tmp_path: Path) -> None:
     """Two processes count the same but for the interpreter's share, some ten thousand; adapters and longer inputs cost more."""
     from edgepeft.devices import bench_on, check_on
-    from edgepeft.devices.emulated import NOISE
+    from edgepeft.devices.checks.emulated import NOISE
     from edgepeft.report import write_reports
 
     if not arm.counts:
@@ -104,7 +105,7 @@ def test_what_fails_there_is_said_here(arm: Arm64Executor, bundle: Path, monkeyp
     job = Job(bundle=str(bundle), variant="fp32", threads=1, rows=(Rows(adapter="nobody", texts=("a",)),))
     with pytest.raises(DeviceError, match=r"(?s)arm64 \(qemu, cortex-a76\): .*no adapter 'nobody'"):
         arm.run(job)
-    monkeypatch.setattr("edgepeft.devices.arm64._TIMEOUT_S", 0.5)
+    monkeypatch.setattr("edgepeft.devices.executors.arm64._TIMEOUT_S", 0.5)
     with pytest.raises(DeviceError, match=r"no result after 0\.5 s"):
         arm.run(job)
     listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
@@ -133,7 +134,7 @@ def test_doctor_names_what_is_missing(cli: Any, tmp_path: Path, monkeypatch: pyt
 def test_without_a_compiler_nothing_is_counted_and_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EDGEPEFT_CACHE", str(tmp_path))
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr("edgepeft.devices.arm64.is_arm_linux", lambda: False)
+    monkeypatch.setattr("edgepeft.devices.executors.arm64.is_arm_linux", lambda: False)
     executor = Arm64Executor(load_target(TARGET))
     assert (executor.counts, "sudo apt-get install gcc" in executor.uncounted) == (False, True)
     with pytest.raises(DeviceError, match="gcc was not found"):

@@ -16,11 +16,13 @@ from edgepeft import runtime
 from edgepeft.bench import Job, Prompts, Rows, run_worker
 from edgepeft.bundle import read_bundle
 from edgepeft.data import read_examples
-from edgepeft.devices import native, validate_on
-from edgepeft.devices.native import CppExecutor
-from edgepeft.devices.runner import read_answer
+from edgepeft.devices import validate_on
+from edgepeft.devices.executors import cpp as native
+from edgepeft.devices.executors.cpp import CppExecutor
+from edgepeft.devices.executors.cpp_protocol import read_answer
 from edgepeft.errors import CaptureError, DeviceError, InputError
-from edgepeft.targets import Target, Verdict
+from edgepeft.report.gate import Verdict
+from edgepeft.targets import Target
 
 pytestmark = pytest.mark.e2e
 
@@ -91,7 +93,7 @@ def test_a_language_model_generates_as_in_python(generating: Path, cpp: CppExecu
 
 def test_answers_end_at_an_end_token(generating: Path, cpp: CppExecutor, tmp_path: Path) -> None:
     """A token that the model is known to choose is made its end of text: there the answer ends, that token included."""
-    from edgepeft.pipeline._write import write_manifest
+    from edgepeft.pipeline._manifest import write_manifest
 
     job = Job(
         bundle=str(generating), variant="fp32", threads=1,
@@ -113,7 +115,7 @@ def test_a_graph_whose_cache_grows(cpp: CppExecutor, tmp_path: Path, monkeypatch
     def refuse(loaded: object) -> None:
         raise CaptureError("not here")
 
-    monkeypatch.setattr("edgepeft.base.mobius.build", refuse)
+    monkeypatch.setattr("edgepeft.base.routes.mobius.build", refuse)
     folder = build_causal_bundle(tmp_path)
     assert not runtime.open(folder).generator.signature.shared
     names = (None, "wide", None)

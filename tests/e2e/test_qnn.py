@@ -11,10 +11,11 @@ import pytest
 from edgepeft.bench import Job, Rows
 from edgepeft.data import read_examples
 from edgepeft.devices import executor_for, validate_on
-from edgepeft.devices.qnn import QnnExecutor
+from edgepeft.devices.executors.qnn import QnnExecutor
 from edgepeft.errors import DeviceError, InputError
 from edgepeft.pipeline import quantize
-from edgepeft.targets import Target, Verdict, load_target
+from edgepeft.report.gate import Verdict
+from edgepeft.targets import Target, load_target
 
 pytestmark = pytest.mark.e2e
 

@@ -17,12 +17,13 @@ from stand_in import host_target
 
 from edgepeft.bench import Job, Rows
 from edgepeft.bundle import hash_file
-from edgepeft.devices import remote as remotes
-from edgepeft.devices import ssh as sshs
 from edgepeft.devices import validate_on
-from edgepeft.devices.ssh import Ssh, SshExecutor
+from edgepeft.devices.executors import copying as remotes
+from edgepeft.devices.executors import ssh as sshs
+from edgepeft.devices.executors.ssh import Ssh, SshExecutor
 from edgepeft.errors import DeviceError
-from edgepeft.targets import Target, Verdict, load_target
+from edgepeft.report.gate import Verdict
+from edgepeft.targets import Target, load_target
 
 pytestmark = pytest.mark.e2e
 
@@ -202,7 +203,7 @@ def test_who_is_not_let_in_and_what_is_not_there(
 
 def workers(needle: str) -> list[str]:
     listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-    return [line for line in listed.splitlines() if "edgepeft.bench.worker" in line and needle in line]
+    return [line for line in listed.splitlines() if "edgepeft.worker" in line and needle in line]
 
 
 def test_a_slow_device_is_given_up_and_nothing_runs_on(

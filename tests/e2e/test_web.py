@@ -19,7 +19,7 @@ from click.testing import Result
 from edgepeft import runtime
 from edgepeft.bench import Case, Job, Rows, Sampling, run_worker
 from edgepeft.devices import executor_for
-from edgepeft.devices.web import NodeExecutor, WebExecutor, packages
+from edgepeft.devices.executors.web import NodeExecutor, WebExecutor, packages
 from edgepeft.errors import DeviceError, InputError
 from edgepeft.targets import load_target
 
@@ -205,7 +205,8 @@ def test_a_job_that_is_terminated_takes_its_browser_along(tmp_path: Path) -> Non
     browser.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\nsleep 600 & wait\n")
     browser.chmod(0o755)
     program = (
-        "import sys; from edgepeft.devices.web.browser import answer_of; from edgepeft.devices.web import Site\n"
+        "import sys\nfrom edgepeft.devices.executors.web.browser import answer_of\n"
+        "from edgepeft.devices.executors.web import Site\n"
         "with Site({}) as site: answer_of(sys.argv[1], site, 'x.html', 300)"
     )
     environment = {**os.environ, "TMPDIR": str(tmp_path)}

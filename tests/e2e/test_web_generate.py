@@ -18,12 +18,12 @@ from causal import build_causal, build_causal_bundle, save_lora, save_virtual
 from edgepeft import runtime
 from edgepeft.bench import Case, Job, Prompts, run_worker
 from edgepeft.bundle import read_bundle
-from edgepeft.devices.web import NodeExecutor, WebExecutor, demo_site, packages
-from edgepeft.devices.web.browser import answer_of
+from edgepeft.devices.executors.web import NodeExecutor, WebExecutor, demo_site, packages
+from edgepeft.devices.executors.web.browser import answer_of
 from edgepeft.errors import DeviceError, InputError, ParityError
-from edgepeft.graph.unpack import set_accuracy_level
+from edgepeft.graph.passes.unpack_int4 import set_accuracy_level
 from edgepeft.pipeline import export, quantize, write_input_style
-from edgepeft.pipeline._write import write_manifest
+from edgepeft.pipeline._manifest import write_manifest
 from edgepeft.runtime.generation.sampling import Sampler, Sampling
 from edgepeft.targets import load_target
 
@@ -114,7 +114,7 @@ def test_a_wrong_zero_point_is_caught_and_nothing_is_written(
 ) -> None:
     own = Path(shutil.copytree(packed, tmp_path / "own"))
     before = {p: p.read_bytes() for p in own.rglob("*") if p.is_file()}
-    monkeypatch.setattr("edgepeft.graph.unpack._MIDDLE", 0x77)
+    monkeypatch.setattr("edgepeft.graph.passes.unpack_int4._MIDDLE", 0x77)
     with pytest.raises(ParityError, match="with unpacked weights the outputs differ by"):
         write_input_style(own, "q4")
     assert {p: p.read_bytes() for p in own.rglob("*") if p.is_file()} == before

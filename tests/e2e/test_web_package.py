@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from edgepeft.cache import cache_dir
-from edgepeft.devices.web import packages
+from edgepeft.devices.executors.web import packages
 
 from .test_web import needs_node
 

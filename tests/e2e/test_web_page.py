@@ -11,8 +11,8 @@ import pytest
 from click.testing import Result
 
 from edgepeft import runtime
-from edgepeft.devices.web import demo_site, packages
-from edgepeft.devices.web.browser import answer_of
+from edgepeft.devices.executors.web import demo_site, packages
+from edgepeft.devices.executors.web.browser import answer_of
 from edgepeft.errors import InputError
 
 from .test_web import needs_browser, needs_node

@@ -14,7 +14,7 @@ from encoder_decoder import MODELS, SEQ2SEQ, build_encoder_decoder
 from edgepeft import runtime
 from edgepeft.bench import Job, Prompts
 from edgepeft.bundle import read_bundle
-from edgepeft.devices.web import NodeExecutor, WebExecutor
+from edgepeft.devices.executors.web import NodeExecutor, WebExecutor
 from edgepeft.errors import DeviceError, ParityError
 from edgepeft.pipeline import export, write_input_style
 from edgepeft.targets import load_target
@@ -85,7 +85,7 @@ def test_a_graph_that_differs_is_caught(webbed: Path, tmp_path: Path, monkeypatc
             slots[name] = np.full(sizes, 0.1 if "decoder" in name else 0.0, np.float32)
         return slots
 
-    monkeypatch.setattr("edgepeft.pipeline._fed.empty_slots", wrong)
+    monkeypatch.setattr("edgepeft.pipeline._web_session.empty_slots", wrong)
     with pytest.raises(ParityError, match=r"outputs of .* differ"):
         write_input_style(own)
     assert {p: p.read_bytes() for p in own.rglob("*") if p.is_file()} == before

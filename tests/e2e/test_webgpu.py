@@ -15,7 +15,7 @@ from click.testing import Result
 from edgepeft import runtime
 from edgepeft.bench import run_worker
 from edgepeft.devices import executor_for
-from edgepeft.devices.web import WebGpuExecutor, executor, gpu, packages
+from edgepeft.devices.executors.web import WebGpuExecutor, executor, gpu, packages
 from edgepeft.errors import DeviceError
 from edgepeft.pipeline import write_input_style
 from edgepeft.targets import load_target

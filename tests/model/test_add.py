@@ -199,7 +199,7 @@ def test_reserved_slots_take_an_adapter_to_come(
     bases: Bases, models: Models, checkpoints: dict[str, Path], tmp_path: Path
 ) -> None:
     """Slots at every linear site, no adapter at export. Reference: PEFT; 1e-4 as everywhere."""
-    from edgepeft.base.check import reference_outputs
+    from edgepeft.base.parity import reference_outputs
     from edgepeft.validate.reference import peft_model
 
     base = bases("bert")

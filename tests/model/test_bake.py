@@ -22,8 +22,8 @@ from test_methods import (  # noqa: F401 - fixtures and the mark are this module
 from test_methods_bake import BAKED, CAUSAL
 
 from edgepeft import runtime
-from edgepeft.adapters.registry import METHODS
-from edgepeft.base.ragged import bundle_batches
+from edgepeft.adapters.methods.registry import METHODS
+from edgepeft.base.samples import bundle_batches
 from edgepeft.cli import main
 from edgepeft.errors import AdapterError, EdgepeftError, InputError, UnsupportedAdapterError
 from edgepeft.pipeline import add, export

@@ -13,10 +13,11 @@ from causal import CONTEXT, build_causal_bundle
 
 from edgepeft import runtime
 from edgepeft.bench import Case, Job, Sampling, bench, bench_report, budget_gates, load_bench
-from edgepeft.bench import inference as inferences
-from edgepeft.bench.worker import measure
 from edgepeft.errors import InputError
-from edgepeft.targets import Target, Verdict, load_target
+from edgepeft.report.gate import Verdict
+from edgepeft.targets import Target, load_target
+from edgepeft.worker import inference as inferences
+from edgepeft.worker.__main__ import measure
 
 FAST = Sampling(warmup_s=0, measure_s=0.01, min_iterations=6, max_iterations=8)
 

@@ -12,13 +12,13 @@ import pytest
 from conftest import WORDS, Bases, Models, all_equal, ragged, save_lora
 
 from edgepeft import runtime
-from edgepeft.base.ragged import bundle_batches
+from edgepeft.base.samples import bundle_batches
 from edgepeft.bundle import Bundle, SlotTable, read_bundle
 from edgepeft.data import Examples
 from edgepeft.errors import BundleError, InputError, UnknownAdapterError
 from edgepeft.pipeline import add, export, export_for, fit, quantize, write_static
 from edgepeft.pipeline._calibrate import measure_ranges
-from edgepeft.quantize.static import w8a16, with_extremes
+from edgepeft.quantize.w8a16 import w8a16, with_extremes
 from edgepeft.quantize.weights import matrices
 from edgepeft.targets import load_target
 

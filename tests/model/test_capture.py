@@ -17,7 +17,7 @@ from conftest import ARCHITECTURES, Bases, Models, build_model, ragged, save_lor
 
 import edgepeft.base.capture as capture_module
 from edgepeft.errors import CaptureError, InputError, ParityError
-from edgepeft.graph.session import run_graph
+from edgepeft.graph.run import run_graph
 from edgepeft.pipeline import add_slots, capture, read_adapter
 
 TOLERANCE = 1e-4
@@ -103,7 +103,7 @@ def test_bert_is_fused_and_packed(bases: Bases) -> None:
 def plain(models: Models) -> Any:
     """BERT by the route without fusions."""
     from edgepeft.base.load import load_model
-    from edgepeft.base.traced import trace
+    from edgepeft.base.routes.traced import trace
 
     return trace(load_model(models("bert")), fusions=False)
 
@@ -132,8 +132,8 @@ def test_a_failing_fused_route_falls_back_and_says_so(
 
 def test_a_graph_that_computes_something_else_fails_parity(bases: Bases, models: Models) -> None:
     """One bias off by 0.01 is a hundred times the tolerance."""
-    from edgepeft.base.check import parity
     from edgepeft.base.load import load_model
+    from edgepeft.base.parity import parity
 
     base, loaded = bases("bert"), load_model(models("bert"))
     assert parity(base.graph, loaded) <= TOLERANCE

@@ -14,15 +14,15 @@ from causal_models import CAUSAL, build_causal
 from conftest import save_lora
 
 from edgepeft import runtime as runtimes
+from edgepeft.base.base import Base
 from edgepeft.base.capture import capture
-from edgepeft.base.causal import causal_batches, causal_difference, reference_causal, run_causal
-from edgepeft.base.check import TOLERANCE
-from edgepeft.base.form import Base
+from edgepeft.base.parity import TOLERANCE
+from edgepeft.base.parity_causal import causal_batches, causal_difference, reference_causal, run_causal
 from edgepeft.errors import AdapterMismatchError, InputError, ParityError, SiteError
-from edgepeft.graph.session import open_graph
-from edgepeft.graph.slots import add_slots
+from edgepeft.graph.run import open_graph
+from edgepeft.graph.slots.add import add_slots
 from edgepeft.pipeline import export, quantize
-from edgepeft.quantize.blocks import quantize_blocks
+from edgepeft.quantize.q4 import quantize_blocks
 from edgepeft.validate.probe import bundle_probe
 
 Make = Callable[..., Path]
@@ -117,10 +117,10 @@ def test_markers_do_not_stay(name: str, tmp_path: Path) -> None:
 )
 def test_each_mend_is_needed(name: str, mend: str, folder_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without it parity fails: a mend that mobius no longer needs shows here, and so does a check that sees nothing."""
-    from edgepeft.base import mobius
     from edgepeft.base.load import load_model
+    from edgepeft.base.routes import mobius
 
-    monkeypatch.setattr(f"edgepeft.base.mend.{mend}", lambda *args: None)
+    monkeypatch.setattr(f"edgepeft.base.routes.mobius_fixes.{mend}", lambda *args: None)
     with pytest.raises(ParityError, match="differ from PyTorch"):
         mobius.build(load_model(folder_of(name)))
 

@@ -12,7 +12,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from edgepeft import runtime
-from edgepeft.devices.coverage import _listed, _xnnpack, cover, coverage_report
+from edgepeft.devices.checks.coverage import _listed, _xnnpack, cover, coverage_report
 from edgepeft.errors import InputError, UnknownAdapterError
 from edgepeft.pipeline import write_static
 from edgepeft.targets import load_target

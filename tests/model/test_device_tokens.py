@@ -21,10 +21,11 @@ from stand_in import Device, host_target
 from edgepeft.bench import Job, Prompts, WorkerResult, run_worker
 from edgepeft.data import Examples, PromptRows
 from edgepeft.devices import bench_on, check_on, compare_targets, find_place, validate_on
-from edgepeft.devices.qnn import QnnExecutor
-from edgepeft.devices.tokens import LEAD, follow
+from edgepeft.devices.checks.generation import LEAD, follow
+from edgepeft.devices.executors.qnn import QnnExecutor
 from edgepeft.errors import DeviceError, InputError, TargetError
-from edgepeft.targets import Report, Target, Verdict, load_target
+from edgepeft.report.gate import Report, Verdict
+from edgepeft.targets import Target, load_target
 
 PROMPTS = PromptRows(("the film was", "naïve café", "a"), chat=False)
 

@@ -23,7 +23,8 @@ from edgepeft.devices import (
     validate_on,
 )
 from edgepeft.errors import DeviceError, InputError, TargetError
-from edgepeft.targets import Report, Target, Verdict, host_machine, list_targets, load_target
+from edgepeft.report.gate import Report, Verdict
+from edgepeft.targets import Target, host_machine, list_targets, load_target
 
 #: Why a bundle that was not prepared for browsers fails there, and what to do.
 WEB_SLOTS = (

@@ -17,14 +17,14 @@ from conftest import save_lora
 
 from edgepeft import runtime as runtimes
 from edgepeft.base.capture import capture
-from edgepeft.base.check import TOLERANCE
-from edgepeft.base.existing import read_graph
 from edgepeft.base.load import load_model
+from edgepeft.base.parity import TOLERANCE
+from edgepeft.base.routes.given import read_graph
 from edgepeft.bundle import SlotTable
 from edgepeft.errors import BundleError, CaptureError, ParityError, SiteError
-from edgepeft.graph.quantized import locate_quantized, quantized_weights
+from edgepeft.graph.locate.by_rounded_content import locate_quantized, quantized_weights
 from edgepeft.pipeline import add, export, quantize
-from edgepeft.quantize.blocks import q4
+from edgepeft.quantize.q4 import q4
 from edgepeft.validate import validate
 
 Make = Callable[[str], Path]
@@ -81,7 +81,7 @@ def files(model: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> M
         elif name == "fused":
             made[name] = _save(capture(model["model"], task="text-generation").graph, path)
         elif name == "positions":
-            from edgepeft.base.traced_causal import trace_causal
+            from edgepeft.base.routes.traced_causal import trace_causal
 
             made[name] = _save(trace_causal(load_model(model["model"], task="text-generation")).graph, path)
         elif name == "q4":
@@ -391,7 +391,7 @@ class TestMatching:
 
 def test_the_bundle_must_give_the_files_bits(model: dict[str, Path], files: Make, tmp_path: Path) -> None:
     from edgepeft.bundle import read_bundle
-    from edgepeft.validate.rounded import check_given
+    from edgepeft.validate.quantized_base import check_given
 
     export(model["model"], {"wide": model["wide"]}, tmp_path / "b", onnx=files("q4"))
     check_given(read_bundle(tmp_path / "b"), files("q4"))

@@ -10,7 +10,7 @@ import pytest
 from conftest import all_equal
 
 from edgepeft import runtime
-from edgepeft.base.ragged import bundle_batches
+from edgepeft.base.samples import bundle_batches
 from edgepeft.bundle import read_bundle
 from edgepeft.errors import InputError, TargetError
 from edgepeft.pipeline import export_for, fit, quantize

@@ -13,8 +13,8 @@ from conftest import Bases
 
 from edgepeft import runtime
 from edgepeft.bundle import read_bundle
-from edgepeft.graph.freeze import freeze, freeze_inputs, pad_to, slot_defaults, slot_shapes
-from edgepeft.graph.plain import write_out_fused
+from edgepeft.graph.passes.decompose_fused import write_out_fused
+from edgepeft.graph.passes.freeze import freeze, freeze_inputs, pad_to, slot_defaults, slot_shapes
 from edgepeft.runtime.active import read_tensors
 
 #: Float32 sums in another order: fused operators written out, and ORT's own choice of kernels.

@@ -16,7 +16,7 @@ import pytest
 
 from edgepeft import runtime
 from edgepeft.adapters.files import read_onnx_adapter
-from edgepeft.base.ragged import bundle_batches
+from edgepeft.base.samples import bundle_batches
 from edgepeft.bundle import dump_manifest, read_bundle
 from edgepeft.errors import BundleError, CorruptBundleError, InputError
 from edgepeft.pipeline import quantize, write_input_style

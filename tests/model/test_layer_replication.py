@@ -18,12 +18,12 @@ from edgepeft import runtime as runtimes
 from edgepeft.adapters.fill import fill_slots
 from edgepeft.adapters.read import read_adapter
 from edgepeft.base.capture import capture
-from edgepeft.base.check import TOLERANCE, output_difference, reference_outputs
 from edgepeft.base.load import load_model
+from edgepeft.base.parity import TOLERANCE, output_difference, reference_outputs
 from edgepeft.errors import AdapterMismatchError, InputError, UnsupportedAdapterError
-from edgepeft.graph.fold import fold
-from edgepeft.graph.session import run_graph
-from edgepeft.graph.slots import add_slots
+from edgepeft.graph.merge import fold
+from edgepeft.graph.run import run_graph
+from edgepeft.graph.slots.add import add_slots
 from edgepeft.pipeline import add, describe, export
 from edgepeft.validate import validate
 from edgepeft.validate.reference import peft_model

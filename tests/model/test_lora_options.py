@@ -18,11 +18,11 @@ from conftest import Bases, Models, all_equal, ragged, save_lora
 
 from edgepeft.adapters import read_adapter
 from edgepeft.adapters.fill import fill_slots
-from edgepeft.base.check import output_difference, reference_outputs
+from edgepeft.base.parity import output_difference, reference_outputs
 from edgepeft.errors import AdapterError, AdapterMismatchError, SiteError, UnsupportedAdapterError
-from edgepeft.graph.fold import fold
-from edgepeft.graph.session import run_graph
-from edgepeft.graph.slots import add_slots
+from edgepeft.graph.merge import fold
+from edgepeft.graph.run import run_graph
+from edgepeft.graph.slots.add import add_slots
 from edgepeft.validate.reference import peft_model
 
 TOLERANCE = 1e-4

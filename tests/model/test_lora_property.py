@@ -20,9 +20,9 @@ from edgepeft.adapters.fill import fill_slots  # noqa: E402
 from edgepeft.adapters.read import read_adapter  # noqa: E402
 from edgepeft.base.capture import capture  # noqa: E402
 from edgepeft.base.ragged import ragged_batches  # noqa: E402
-from edgepeft.graph.fold import fold  # noqa: E402
-from edgepeft.graph.session import run_graph  # noqa: E402
-from edgepeft.graph.slots import add_slots  # noqa: E402
+from edgepeft.graph.merge import fold  # noqa: E402
+from edgepeft.graph.run import run_graph  # noqa: E402
+from edgepeft.graph.slots.add import add_slots  # noqa: E402
 
 #: max |logit difference| relative to the largest logit: float32 rounding in another order of adding, two layers deep.
 TOLERANCE = 2e-5

@@ -21,19 +21,20 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 
+from methods_page import methods_page
+
+from edgepeft.adapters.describe import describe_adapter
+from edgepeft.adapters.edits import Adapter
 from edgepeft.adapters.fill import fill_slots
-from edgepeft.adapters.form import Adapter
-from edgepeft.adapters.page import methods_page
-from edgepeft.adapters.plan import describe_adapter
+from edgepeft.adapters.methods.registry import METHODS
 from edgepeft.adapters.read import read_adapter
-from edgepeft.adapters.registry import METHODS
+from edgepeft.base.base import Base
 from edgepeft.base.capture import capture
-from edgepeft.base.form import Base
 from edgepeft.base.ragged import ragged_batches
 from edgepeft.errors import AdapterError, AdapterMismatchError, NeedsPeftError, SiteError, UnsupportedAdapterError
-from edgepeft.graph.fold import fold
-from edgepeft.graph.session import run_graph
-from edgepeft.graph.slots import add_slots
+from edgepeft.graph.merge import fold
+from edgepeft.graph.run import run_graph
+from edgepeft.graph.slots.add import add_slots
 
 # Upstream, seen November 2026: what peft 0.21.2 says when these adapters are made and loaded.
 pytestmark = [
@@ -358,7 +359,7 @@ def test_the_registry_names_every_method_of_peft_and_the_cases_every_method() ->
 def test_the_page_is_current() -> None:
     page = Path(__file__).parents[2] / "docs" / "methods.md"
     figures = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
-    command = "python -m edgepeft.adapters.page docs/methods.json > docs/methods.md"
+    command = "python docs/methods_page.py docs/methods.json > docs/methods.md"
     assert page.read_text(encoding="utf-8") == methods_page(figures), f"run: {command}"
 
 
@@ -406,7 +407,7 @@ def test_max_rank_caps_the_rank_and_reports_the_residual(folder: Path, base: Bas
 
 
 def test_the_smallest_rank_that_keeps_the_residual() -> None:
-    from edgepeft.adapters.svd import factor
+    from edgepeft.adapters.methods.svd import factor
 
     rng = np.random.default_rng(0)
     left, _ = np.linalg.qr(rng.standard_normal((20, 6)))
@@ -421,7 +422,7 @@ def test_the_smallest_rank_that_keeps_the_residual() -> None:
 
 def test_what_is_no_linear_map_is_refused_whatever_its_name(folder: Path, base: Base, tmp_path: Path) -> None:
     from edgepeft.adapters.checkpoint import read_checkpoint
-    from edgepeft.adapters.delta import lower_with_peft
+    from edgepeft.adapters.through_peft.lower import lower_with_peft
 
     source = _made(folder, tmp_path / "a", "LILY")
     with pytest.raises(UnsupportedAdapterError, match=r"LILY at bert\S+query is not a linear map of its input"):
@@ -498,7 +499,7 @@ def test_tokens_of_a_tied_head_change_at_both_ends(tmp_path: Path) -> None:
     with torch.no_grad():
         expected = model(**{k: torch.from_numpy(v) for k, v in batch.items()}).logits.numpy()
     from edgepeft.adapters.checkpoint import read_checkpoint
-    from edgepeft.adapters.delta import lower_with_peft
+    from edgepeft.adapters.through_peft.lower import lower_with_peft
 
     closed = read_adapter(tmp_path / "a", name="a", weights=base.weight)
     through = lower_with_peft(

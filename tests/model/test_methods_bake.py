@@ -19,12 +19,12 @@ import test_methods_llama as decoder
 from figures import STEPS, Key, recorded
 from test_methods import CASES, TOLERANCE, Case, Note, _case, pytestmark, within  # noqa: F401 - the mark is this module's
 
-from edgepeft.adapters.registry import METHODS
-from edgepeft.base.bake import bake
-from edgepeft.base.causal import causal_batches, reference_causal
+from edgepeft.adapters.methods.registry import METHODS
+from edgepeft.base.bake.bake import bake
+from edgepeft.base.parity_causal import causal_batches, reference_causal
 from edgepeft.base.ragged import ragged_batches
 from edgepeft.errors import AdapterError, UnsupportedAdapterError
-from edgepeft.graph.session import run_graph
+from edgepeft.graph.run import run_graph
 from edgepeft.pipeline import export
 
 VIRTUAL = {name for name, method in METHODS.items() if method.virtual}

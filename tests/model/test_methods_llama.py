@@ -25,13 +25,13 @@ from test_methods import (  # noqa: F401 - the mark is applied to this module to
 
 from edgepeft.adapters.fill import fill_slots
 from edgepeft.adapters.read import read_adapter
+from edgepeft.base.base import Base
 from edgepeft.base.capture import capture
-from edgepeft.base.causal import CausalBatch, causal_batches, causal_difference, reference_causal, run_causal
-from edgepeft.base.form import Base
+from edgepeft.base.parity_causal import CausalBatch, causal_batches, causal_difference, reference_causal, run_causal
 from edgepeft.errors import UnsupportedAdapterError
-from edgepeft.graph.fold import fold
-from edgepeft.graph.session import open_graph
-from edgepeft.graph.slots import add_slots
+from edgepeft.graph.merge import fold
+from edgepeft.graph.run import open_graph
+from edgepeft.graph.slots.add import add_slots
 
 Logits = list[tuple[np.ndarray, np.ndarray]]
 

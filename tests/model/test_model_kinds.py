@@ -18,14 +18,14 @@ import pytest
 from edgepeft import runtime
 from edgepeft.adapters.fill import fill_slots
 from edgepeft.adapters.read import read_adapter
+from edgepeft.base.base import Base
 from edgepeft.base.capture import capture
-from edgepeft.base.check import output_difference, reference_outputs
-from edgepeft.base.form import Base
-from edgepeft.base.inputs import input_shapes, random_batches, vocabulary
+from edgepeft.base.parity import output_difference, reference_outputs
+from edgepeft.base.samples import input_shapes, random_batches, vocabulary
 from edgepeft.errors import InputError, SiteError
-from edgepeft.graph.fold import fold
-from edgepeft.graph.session import run_graph
-from edgepeft.graph.slots import add_slots
+from edgepeft.graph.merge import fold
+from edgepeft.graph.run import run_graph
+from edgepeft.graph.slots.add import add_slots
 from edgepeft.pipeline import export
 
 TOLERANCE = 1e-4

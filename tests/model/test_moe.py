@@ -22,16 +22,16 @@ from conftest import save_lora
 from test_methods_llama import Logits, difference, peft_model, run
 
 from edgepeft import runtime as runtimes
+from edgepeft.adapters.edits import Adapter, LowRank, SiteEdit
 from edgepeft.adapters.fill import fill_slots
-from edgepeft.adapters.form import Adapter, LowRank, SiteEdit
 from edgepeft.adapters.read import read_adapter
+from edgepeft.base.base import Base
 from edgepeft.base.capture import capture
-from edgepeft.base.causal import CausalBatch, causal_batches, empty_cache, reference_causal
-from edgepeft.base.check import TOLERANCE
-from edgepeft.base.form import Base
+from edgepeft.base.parity import TOLERANCE
+from edgepeft.base.parity_causal import CausalBatch, causal_batches, empty_cache, reference_causal
 from edgepeft.errors import AdapterMismatchError, CaptureError, InputError, SiteError, UnsupportedAdapterError
-from edgepeft.graph.fold import fold
-from edgepeft.graph.slots import add_slots
+from edgepeft.graph.merge import fold
+from edgepeft.graph.slots.add import add_slots
 from edgepeft.pipeline import add, describe, export, quantize, write_bundle
 from edgepeft.validate.probe import bundle_probe
 
@@ -95,7 +95,7 @@ def base_of(folder_of: Callable[[str], Path]) -> Callable[[str], Base]:
         if name not in made:
             with pytest.MonkeyPatch.context() as patch:
                 if MODELS[name][1] == "traced":
-                    patch.setattr("edgepeft.base.mobius.build", _refuse)
+                    patch.setattr("edgepeft.base.routes.mobius.build", _refuse)
                 made[name] = capture(folder_of(name), task="text-generation")
         return made[name]
 

@@ -20,7 +20,7 @@ from causal import CONTEXT, METHODS, TASKS, build_causal, build_other, of_task, 
 from click.testing import CliRunner
 
 from edgepeft import runtime
-from edgepeft.adapters.plan import describe_adapter
+from edgepeft.adapters.describe import describe_adapter
 from edgepeft.adapters.read import read_adapter
 from edgepeft.bundle import read_bundle
 from edgepeft.cli import main

@@ -138,7 +138,7 @@ def test_a_row_does_not_depend_on_its_batch(quantized: Path, bases: Bases) -> No
 
 def test_a_tied_head_is_stored_once_in_int8(tmp_path: Path) -> None:
     """One table of int8 rows for lookups, turned for the head; the product is that of the rounded numbers."""
-    from edgepeft.quantize.channels import int8, quantize_channels
+    from edgepeft.quantize.int8 import int8, quantize_channels
     from edgepeft.quantize.weights import SMALL
 
     rng = np.random.default_rng(0)

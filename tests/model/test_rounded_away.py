@@ -16,9 +16,9 @@ from conftest import save_lora
 from edgepeft.base.load import load_model
 from edgepeft.cli import main
 from edgepeft.errors import InputError, SiteError
-from edgepeft.graph.quantized import quantized_weights
+from edgepeft.graph.locate.by_rounded_content import quantized_weights
 from edgepeft.pipeline import export, quantize
-from edgepeft.quantize.blocks import q4, quantize_blocks, round_to_blocks
+from edgepeft.quantize.q4 import q4, quantize_blocks, round_to_blocks
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning"),

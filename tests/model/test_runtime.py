@@ -26,7 +26,7 @@ from edgepeft.errors import (
     ManifestError,
     UnknownAdapterError,
 )
-from edgepeft.graph.session import run_graph
+from edgepeft.graph.run import run_graph
 
 TEXTS = ["the film was very good .", "bad plot", "a great book , and a fine end"]
 
@@ -66,8 +66,8 @@ def test_scale_is_the_low_rank_part(
     """Reference: the base's weights plus ``scale`` times the delta, merged in float64. fp32 tolerance of one layer: 1e-4."""
     import dataclasses
 
-    from edgepeft.adapters.form import LowRank, SiteEdit
-    from edgepeft.graph.fold import fold
+    from edgepeft.adapters.edits import LowRank, SiteEdit
+    from edgepeft.graph.merge import fold
 
     base = bases("bert")
     adapter = read_adapter(checkpoints["plain"], name="plain", weights=base.weight)
@@ -302,7 +302,7 @@ def test_composed_equals_swapped(
 
     from edgepeft.adapters.files import read_adapter_onnx
     from edgepeft.bundle import read_bundle
-    from edgepeft.graph.compose import compose
+    from edgepeft.graph.passes.compose import compose
 
     opened = runtime.open(bundle)
     table = read_bundle(bundle).manifest.slots
@@ -324,7 +324,7 @@ def test_rows_may_bring_their_own_adapters(
     bases: Bases, checkpoints: dict[str, Path], inputs: dict[str, np.ndarray]
 ) -> None:
     """A and B with a batch axis, heads included: each row equals its adapter alone. Other sums: 1e-5."""
-    from edgepeft.graph.slots import add_slots
+    from edgepeft.graph.slots.add import add_slots
 
     base = bases("bert")
     read = {n: read_adapter(checkpoints[n], name=n, weights=base.weight) for n in ("plain", "untrained")}
@@ -343,7 +343,7 @@ def test_an_empty_slot_adds_one_column_of_zeros(architecture: str, bases: Bases)
     """The second factor is one output wide by default, and the sum is broadcast: the base's own bits, half the work."""
     from conftest import ragged
 
-    from edgepeft.graph.slots import add_slots
+    from edgepeft.graph.slots.add import add_slots
 
     base = bases(architecture, "feature-extraction")  # a head is replaced as a whole, and sums in another order
     slotted = add_slots(base, reserve="all-linear")

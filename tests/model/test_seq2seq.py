@@ -18,7 +18,7 @@ from conftest import save_lora
 from encoder_decoder import MODELS, SEQ2SEQ, build_encoder_decoder
 
 from edgepeft import runtime
-from edgepeft.base.ragged import bundle_batches
+from edgepeft.base.samples import bundle_batches
 from edgepeft.cli import main
 from edgepeft.errors import InputError
 from edgepeft.pipeline import add, export, quantize, validate

@@ -24,11 +24,10 @@ from test_methods import (  # noqa: F401 - so is its mark
 )
 
 from edgepeft import runtime
-from edgepeft.adapters.checkpoint import read_checkpoint
-from edgepeft.adapters.plan import describe_adapter
+from edgepeft.adapters.checkpoint import read_checkpoint, split_task
+from edgepeft.adapters.describe import describe_adapter
 from edgepeft.adapters.read import read_adapter
-from edgepeft.adapters.tasks import split_task
-from edgepeft.base.form import Base
+from edgepeft.base.base import Base
 from edgepeft.cli import main
 from edgepeft.errors import InputError
 from edgepeft.pipeline import add_slots, write_bundle

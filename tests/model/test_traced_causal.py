@@ -12,7 +12,7 @@ from conftest import save_lora
 
 from edgepeft import runtime as runtimes
 from edgepeft.base.capture import capture
-from edgepeft.base.check import TOLERANCE
+from edgepeft.base.parity import TOLERANCE
 from edgepeft.errors import CaptureError
 from edgepeft.pipeline import export
 
@@ -56,7 +56,7 @@ def test_what_mobius_cannot_build_is_traced(name: str, tmp_path: Path) -> None:
 def test_a_wrong_mobius_graph_is_traced_instead(
     name: str, mend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(f"edgepeft.base.mend.{mend}", lambda *args: None)
+    monkeypatch.setattr(f"edgepeft.base.routes.mobius_fixes.{mend}", lambda *args: None)
     told: list[str] = []
     base = capture(build_causal(tmp_path / name, name), task="text-generation", announce=told.append)
     assert base.captured_by == "traced"
@@ -70,8 +70,10 @@ def test_an_architecture_that_neither_route_gets_right(tmp_path: Path, monkeypat
 
     mobius' graph loses Gemma 3's windows where it is not mended, and a traced one counts padding in the window.
     """
-    monkeypatch.setattr("edgepeft.base.mend._layers", lambda *args: None)
-    monkeypatch.setattr("edgepeft.base.traced_causal._windows_by_position", lambda model: contextlib.nullcontext())
+    monkeypatch.setattr("edgepeft.base.routes.mobius_fixes._layers", lambda *args: None)
+    monkeypatch.setattr(
+        "edgepeft.base.routes.traced_causal._windows_by_position", lambda model: contextlib.nullcontext()
+    )
     with pytest.raises(CaptureError, match="Gemma3ForCausalLM") as caught:
         capture(build_causal(tmp_path / "gemma3", "gemma3"), task="text-generation")
     assert "mobius: logits differ from PyTorch by " in str(caught.value)
@@ -98,7 +100,7 @@ def test_generation_from_a_traced_base(tmp_path: Path, monkeypatch: pytest.Monke
     def refuse(loaded: object) -> None:
         raise CaptureError("not here")
 
-    monkeypatch.setattr("edgepeft.base.mobius.build", refuse)
+    monkeypatch.setattr("edgepeft.base.routes.mobius.build", refuse)
     folder = build_causal_bundle(tmp_path).parent
     runtime = runtimes.open(folder / "bundle", threads=1)
     assert runtime.manifest.base.captured_by == "traced"

@@ -11,7 +11,8 @@ from edgepeft.data import Examples
 from edgepeft.demo.assets import minilm
 from edgepeft.devices import find_place, validate_on
 from edgepeft.pipeline import export, quantize
-from edgepeft.targets import Verdict, load_target
+from edgepeft.report.gate import Verdict
+from edgepeft.targets import load_target
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]
 

@@ -10,7 +10,7 @@ import pytest
 from conftest import save_lora
 
 from edgepeft import runtime
-from edgepeft.base.check import TOLERANCE
+from edgepeft.base.parity import TOLERANCE
 from edgepeft.demo import assets
 
 pytestmark = [pytest.mark.real, pytest.mark.slow]

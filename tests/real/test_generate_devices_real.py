@@ -28,9 +28,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import onnx_ir as ir
 
     from edgepeft.bundle import read_bundle
-    from edgepeft.graph.unpack import set_accuracy_level
+    from edgepeft.graph.passes.unpack_int4 import set_accuracy_level
     from edgepeft.pipeline import quantize
-    from edgepeft.pipeline._write import write_manifest
+    from edgepeft.pipeline._manifest import write_manifest
 
     folder = export_smollm2(tmp_path_factory.mktemp("smollm2"))
     quantize(folder / "bundle", "q4")

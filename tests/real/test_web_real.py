@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from edgepeft.devices.web import packages
+from edgepeft.devices.executors.web import packages
 
 pytestmark = [
     pytest.mark.real,

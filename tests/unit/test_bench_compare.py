@@ -23,7 +23,6 @@ from edgepeft.bench import (
     check,
     check_report,
     load_bench,
-    process,
     run_worker,
 )
 from edgepeft.bundle import (
@@ -40,7 +39,9 @@ from edgepeft.bundle import (
 from edgepeft.data import Examples
 from edgepeft.errors import InputError, MeasureError, TargetError, UnknownAdapterError
 from edgepeft.report import write_reports
-from edgepeft.targets import CheckRules, Target, Verdict, load_target
+from edgepeft.report.gate import Verdict
+from edgepeft.targets import CheckRules, Target, load_target
+from edgepeft.worker import process
 
 TARGET = load_target("linux-x64-cpu")
 

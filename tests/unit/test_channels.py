@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgepeft.quantize.channels import PAIR, TOP, quantize_channels
+from edgepeft.quantize.int8 import PAIR, TOP, quantize_channels
 
 
 @given(

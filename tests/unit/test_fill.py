@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgepeft.adapters.edits import Adapter, InGain, LowRank, OutGain, Override, Prefix, SiteEdit
 from edgepeft.adapters.fill import fill_slots
-from edgepeft.adapters.form import Adapter, InGain, LowRank, OutGain, Override, Prefix, SiteEdit
 from edgepeft.adapters.prefix import fill_prefix
 from edgepeft.bundle import LinearSlot, OverrideSlot, SlotPart, SlotTable
 from edgepeft.errors import AdapterMismatchError, UnsupportedAdapterError

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgepeft.adapters.form import Adapter, InGain, LowRank, OutGain, Override, Prefix, SiteEdit
+from edgepeft.adapters.edits import Adapter, InGain, LowRank, OutGain, Override, Prefix, SiteEdit
 from edgepeft.errors import AdapterError
-from edgepeft.graph.fold import merged_weight
+from edgepeft.graph.merge import merged_weight
 
 
 def low(ins: int = 4, outs: int = 6, rank: int = 2) -> LowRank:

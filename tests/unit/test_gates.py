@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from edgepeft.bench import BenchResult, BundleFacts, CaseResult, Host, Sampling, VariantResult, budget_gates, floor_gate
-from edgepeft.targets import Budgets, Gate, Target, Verdict, load_target
+from edgepeft.report.gate import Gate, Verdict
+from edgepeft.targets import Budgets, Target, load_target
 
 HOST = Host(cpu="c", cores=2, os="Linux", machine="x86_64", python="3", onnxruntime="1.32.0", threads=1)
 

@@ -6,7 +6,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from edgepeft.graph.locate import Location, float_initializers, locate, shared
+from edgepeft.graph.locate.by_content import Location, float_initializers, locate, shared
 
 RNG = np.random.default_rng(0)
 Q, K, V = (RNG.standard_normal((size, 4)).astype(np.float32) for size in (3, 2, 5))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgepeft.runtime.packed import as_values, packed
+from edgepeft.runtime.buffers import as_values, packed
 
 
 def test_packed_in_order_at_cache_lines() -> None:

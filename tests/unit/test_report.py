@@ -12,7 +12,7 @@ import pytest
 
 from edgepeft.errors import InputError
 from edgepeft.report import format_cell, table_to_markdown, to_json, to_junit, to_markdown, write_reports
-from edgepeft.targets import Gate, Report, Table, Verdict
+from edgepeft.report.gate import Gate, Report, Table, Verdict
 
 REPORT = Report(
     kind="check",

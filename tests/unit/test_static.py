@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgepeft.graph.plain import reshape_whole_gathers
-from edgepeft.quantize.static import MARGIN, TOP, WEIGHT_TOP, quantize_symmetric, scale_of
+from edgepeft.graph.passes.decompose_fused import reshape_whole_gathers
+from edgepeft.quantize.w8a16 import MARGIN, TOP, WEIGHT_TOP, quantize_symmetric, scale_of
 
 
 @given(st.integers(1, 6), st.integers(1, 33), st.integers(0, 2**32 - 1))

@@ -22,7 +22,7 @@ from edgepeft.bench.stats import (
     welch_bounds,
     wilson,
 )
-from edgepeft.targets import Verdict
+from edgepeft.report.gate import Verdict
 
 # Two-sided 95 %, 99 % and 99.9 % critical values as every printed t table has them, to three decimals.
 TABLE = {

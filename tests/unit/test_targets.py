@@ -8,17 +8,8 @@ from pathlib import Path
 import pytest
 
 from edgepeft.errors import InputError, TargetError
-from edgepeft.targets import (
-    Gate,
-    Shape,
-    Table,
-    Verdict,
-    list_targets,
-    load_target,
-    overall,
-    parse_shape,
-    shipped_folder,
-)
+from edgepeft.report.gate import Gate, Table, Verdict, overall
+from edgepeft.targets import Shape, list_targets, load_target, parse_shape, shipped_folder
 from edgepeft.targets.load import line_of
 
 MINE = 'extends = "linux-x64-cpu"\nname = "mine"\nsummary = "my box"\n'

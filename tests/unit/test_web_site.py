@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from edgepeft.devices.web import Site
+from edgepeft.devices.executors.web import Site
 
 
 @pytest.fixture

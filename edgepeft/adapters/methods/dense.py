@@ -8,9 +8,9 @@ from typing import Literal
 import numpy as np
 
 from ..checkpoint import Checkpoint
-from ..consume import BaseWeights, Consumer
-from ..form import Adapter, Array, LowRank, SiteEdit
-from ..svd import factor, not_worth_swapping, worst
+from ..edits import Adapter, Array, LowRank, SiteEdit
+from .lowering import BaseWeights, Consumer
+from .svd import factor, not_worth_swapping, worst
 
 
 def finish_dense(

@@ -6,8 +6,8 @@ import numpy as np
 
 from ...errors import AdapterMismatchError, UnsupportedAdapterError
 from ..checkpoint import Checkpoint
-from ..consume import BaseWeights, Consumer
-from ..form import Adapter, InGain, OutGain, Override, SiteEdit
+from ..edits import Adapter, InGain, OutGain, Override, SiteEdit
+from .lowering import BaseWeights, Consumer
 
 
 def lower_ia3(name: str, checkpoint: Checkpoint, weights: BaseWeights) -> Adapter:

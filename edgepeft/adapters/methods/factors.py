@@ -8,9 +8,9 @@ import numpy as np
 
 from ...errors import UnsupportedAdapterError
 from ..checkpoint import Checkpoint
-from ..consume import BaseWeights, Consumer, pattern_value
-from ..form import Adapter, Array, LowRank, SiteEdit
-from ..svd import not_worth_swapping
+from ..edits import Adapter, Array, LowRank, SiteEdit
+from .lowering import BaseWeights, Consumer, pattern_value
+from .svd import not_worth_swapping
 
 #: Options that only matter in training, or at the first initialisation.
 _DROPOUTS = {

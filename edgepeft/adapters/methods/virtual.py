@@ -10,7 +10,7 @@ import numpy as np
 
 from ...errors import AdapterError, NeedsPeftError, UnsupportedAdapterError
 from ..checkpoint import Checkpoint
-from ..form import Adapter, Array, Prefix
+from ..edits import Adapter, Array, Prefix
 from ..prefix import check_layers
 
 _KEY = "prompt_embeddings"

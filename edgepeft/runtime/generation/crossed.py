@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...errors import InputError
-from ..seq2seq import PAST, PRESENT, is_own
 from .decoder import padded, rows_of
 from .encoder import Prompt, PromptEncoder
+from .encoder_decoder import PAST, PRESENT, is_own
 from .generator import Generator
 
 if TYPE_CHECKING:

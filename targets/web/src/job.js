@@ -1,6 +1,6 @@
 /**
  * Runs what `edgepeft validate|bench|check --target web-wasm` asks: the same job and answer, as JSON, that a native
- * measuring process takes and gives (`edgepeft/bench/job.py`).
+ * measuring process takes and gives (`edgepeft/worker/job.py`).
  */
 
 import { BundleError, InputError } from "./errors.js";

@@ -1,0 +1,73 @@
+"""The base's parameters, read from a bundle: what an adapter is lowered against where no checkpoint of the base is at hand."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..bundle import Bundle
+from ..errors import MissingExtraError, NeedsPeftError
+
+
+class BundleWeights:
+    """The base's parameters as a bundle holds them: sites with a slot, and parameters that can be replaced."""
+
+    #: A parameter that is not here may still be in the base.
+    complete = False
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._bundle = bundle
+        self._graph: Any = None
+        self._sites = {part.site: (slot, part) for slot in bundle.manifest.slots.linear for part in slot.parts}
+
+    def _initializer(self, name: str) -> np.ndarray:
+        if self._graph is None:
+            try:
+                import onnx_ir as ir
+            except ImportError as error:
+                raise MissingExtraError(
+                    f"reading the base's weights needs: pip install 'edgepeft[export]' ({error})"
+                ) from error
+            if "fp32" not in self._bundle.manifest.variants:
+                raise NeedsPeftError(
+                    f"{self._bundle.path} has no fp32 variant, from which this adapter's lowering needs weights."
+                )
+            self._bundle.verify(self._bundle.variant_files("fp32"))
+            variant = self._bundle.manifest.variants["fp32"]
+            self._graph = {
+                name: value
+                for file in (variant.file, variant.decoder_file)
+                if file is not None
+                for name, value in ir.load(self._bundle.file(file)).graph.initializers.items()
+            }
+        array: np.ndarray = self._graph[name].const_value.numpy()
+        return array
+
+    def __call__(self, parameter: str) -> np.ndarray | None:
+        """The parameter in PyTorch's layout, or ``None`` where the bundle has no slot for it."""
+        slots = self._bundle.manifest.slots
+        override = slots.override(parameter)
+        if override is not None:
+            array = self._initializer(override.tensor)
+            return {"as_is": lambda: array, "matmul": lambda: array[0].T, "row": lambda: array.reshape(-1)}[
+                override.layout
+            ]()
+        site = parameter.removesuffix(".weight") if parameter.endswith(".weight") else ""
+        for single in slots.singles:
+            if single.name == site:
+                return self._initializer(single.weight)
+        shape = self.shape(parameter)
+        if shape is None:
+            return None
+        weight = np.empty(shape, np.float32)
+        for slot, part in slots.site(site):
+            array = self._initializer(slot.weight)
+            oriented = array if slot.transposed else array.T
+            weight[part.outputs] = oriented[part.offset : part.offset + part.size]
+        return weight
+
+    def shape(self, parameter: str) -> tuple[int, int] | None:
+        """``(out, in)`` of a linear weight with a slot, from the manifest alone; ``None`` where there is none."""
+        served = self._sites.get(parameter.removesuffix(".weight")) if parameter.endswith(".weight") else None
+        return None if served is None else (served[1].features, served[0].in_features)

@@ -1,0 +1,48 @@
+"""Whether an adapter was made for a base."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ..errors import AdapterMismatchError
+from .edits import Adapter
+
+
+def check_belongs(
+    adapter: Adapter,
+    *,
+    identity: str,
+    source: str,
+    force: bool = False,
+    announce: Callable[[str], None] = lambda message: None,
+) -> None:
+    """Raise :class:`AdapterMismatchError` where ``adapter`` was made for another base than ``identity`` / ``source``.
+
+    Adapters that edgepeft trained or exported carry a base identity, which must match whatever ``force`` says: the
+    numbers would be wrong. A foreign checkpoint only names its base; where that name differs, ``force`` accepts it.
+    """
+    if adapter.base_identity is not None:
+        if adapter.base_identity != identity:
+            raise AdapterMismatchError(
+                f"adapter {adapter.name!r} ({adapter.source}) was trained on a base with identity "
+                f"{adapter.base_identity[:16]}…, this base ({source}) has {identity[:16]}…. The weights differ even where the "
+                "sizes agree; export it over the base it was trained on."
+            )
+        return
+    name = adapter.base_name
+    if not name or _same(name, source):
+        return
+    if not force:
+        raise AdapterMismatchError(
+            f"adapter {adapter.name!r} ({adapter.source}) says that its base is {name!r}, this base is {source!r}. If they are "
+            "the same weights, repeat the command with --force."
+        )
+    announce(f"adapter {adapter.name!r} names base {name!r}; accepted for {source!r} because of --force")
+
+
+def _same(first: str, second: str) -> bool:
+    if first == second:
+        return True
+    paths = Path(first), Path(second)
+    return all(path.exists() for path in paths) and paths[0].resolve() == paths[1].resolve()

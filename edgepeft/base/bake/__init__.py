@@ -1,0 +1,1 @@
+"""Baking: tracing a model with its adapter unmerged."""

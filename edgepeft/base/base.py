@@ -1,0 +1,72 @@
+"""What a capture returns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from ..graph.editable import GraphPart
+from ..graph.locate.by_content import Location
+from ..graph.mapped_weights import Spilled
+
+
+@dataclass(frozen=True)
+class Base:
+    """A base model and its ONNX graph.
+
+    ``graph`` computes the base without slots, in the precision that ``variant`` names: fp32, unless a quantized file was
+    given. ``weights`` are the parameters by Hugging Face name (float32,
+    PyTorch's layout; fresh ones are zero) and ``locations`` says where in the graph their numbers lie. ``reference`` is
+    the PyTorch model in eval mode, for parity.
+    """
+
+    graph: ir.Model
+    source: str
+    task: str
+    config: Mapping[str, Any]
+    architecture: str
+    labels: tuple[str, ...] | None
+    identity: str
+    fresh: tuple[str, ...]
+    weights: Mapping[str, np.ndarray]
+    locations: Mapping[str, tuple[Location, ...]]
+    captured_by: str
+    max_length: int | None
+    #: Hugging Face files that travel with the bundle (tokenizer, config), by file name.
+    files: Mapping[str, Path]
+    reference: Any
+    #: Linear weights that are an embedding's too: the head's parameter → the embedding's.
+    tied: Mapping[str, str]
+    #: The site that gives a language model's logits.
+    head: str | None
+    #: max |difference| of the outputs against PyTorch on ragged padded batches; a quantized graph's against PyTorch
+    #: computing with the numbers that the graph holds.
+    parity: float
+    variant: str = "fp32"
+    #: How many parameters of a given file were told by "content", by "rounded content" and by "name"; else empty.
+    matched: Mapping[str, int] = field(default_factory=dict)
+    #: The second graph of an encoder-decoder, whose first is ``graph``.
+    decoder: GraphPart | None = None
+    #: Ranges of the checkpoint's layers that the base was rebuilt from (LoRA's ``layer_replication``).
+    layers: tuple[tuple[int, int], ...] = ()
+    #: Where the graph's weights lie in a file and not in memory.
+    spilled: Spilled | None = None
+
+    def forget(self) -> None:
+        """Give back the memory of weights that can be read from their file again; ``reference`` must be as captured."""
+        if self.spilled is not None:
+            self.spilled.forget(copies=True)
+
+    def weight(self, name: str) -> np.ndarray | None:
+        """The parameter of that name, or ``None``; fits ``read_adapter(weights=…)``."""
+        return self.weights.get(name)
+
+    @property
+    def parameters(self) -> int:
+        """Numbers in the base; tied parameters are one array under two names and count once."""
+        return sum({id(array): int(array.size) for array in self.weights.values()}.values())

@@ -1,0 +1,120 @@
+"""Markers: numbers that make every parameter of a model tell-apart by content while it is captured.
+
+Content tells parameters apart only where contents differ. Zero biases, unit norms and fresh heads do not; while the
+model is captured they hold markers, and graph and model get their real numbers back afterwards.
+"""
+
+from __future__ import annotations
+
+import bisect
+import warnings
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from ..adapters.layout import expert_stacks, expert_weight
+from ..graph.locate.by_content import Location, float_initializers
+from ..graph.mapped_weights import Spilled
+
+#: Larger parameters are compared by their first rows: two that agree there and differ later are not worth a hash.
+_SMALL = 1 << 16
+
+
+def parameters_of(model: Any) -> dict[str, np.ndarray]:
+    """The parameters by name as float32 arrays; views of the module's memory where it holds float32."""
+    return {name: p.detach().float().numpy() for name, p in model.named_parameters()}
+
+
+def mark(model: Any, fresh: tuple[str, ...], leave: Collection[str] = ()) -> dict[str, np.ndarray]:
+    """Give every parameter whose numbers another one shares numbers of its own; return the originals of those.
+
+    Those in ``leave`` keep theirs.
+    """
+    import torch
+
+    arrays = parameters_of(model)
+    seen: dict[tuple[tuple[int, ...], bytes], list[str]] = {}
+    for name, array in arrays.items():
+        head = array if array.size < _SMALL else array[:2]
+        seen.setdefault((array.shape, head.tobytes()), []).append(name)
+    marked = {name for names in seen.values() if len(names) > 1 for name in names} | (set(fresh) & set(arrays))
+    # A bias of zeros or a norm of ones may be optimized away, and then nothing could replace it.
+    marked |= {name for name, array in arrays.items() if array.size < _SMALL and array.min() == array.max()}
+    # A single number (CLIP's temperature) is never found again by its content.
+    originals = {name: arrays[name].copy() for name in sorted(marked - set(leave)) if arrays[name].size > 1}
+    rng = np.random.default_rng(20_26)
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, array in originals.items():
+            noise = rng.standard_normal(array.shape).astype(np.float32) * 0.05
+            parameters[name].copy_(torch.from_numpy(array + noise))
+    return originals
+
+
+def left_marked(
+    model: Any, originals: Mapping[str, np.ndarray], located: Mapping[str, tuple[Location, ...]]
+) -> list[str]:
+    """Marked parameters that were not found in the graph again: if it uses them, the markers are still in it."""
+    stacks = expert_stacks(model)
+
+    def maps(name: str) -> list[str]:
+        return [expert_weight(name, expert) for expert in range(len(originals[name]))] if name in stacks else [name]
+
+    return [name for name in originals if not all(located.get(each) for each in maps(name))]
+
+
+def unmark(model: Any, originals: Mapping[str, np.ndarray]) -> None:
+    """Write the original numbers back into the module."""
+    import torch
+
+    parameters = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, array in originals.items():
+            parameters[name].copy_(torch.from_numpy(array))
+
+
+def unmark_graph(
+    graph: ir.Model, located: Mapping[str, tuple[Location, ...]], originals: Mapping[str, np.ndarray], model: Any
+) -> None:
+    """Write the original numbers over the markers, wherever each parameter was found.
+
+    Initializers may share memory with the PyTorch module; the graph gets memory of its own, since PEFT may change the
+    module's weights when it loads an adapter (PiSSA does).
+    """
+    theirs = sorted(np.lib.array_utils.byte_bounds(array) for array in parameters_of(model).values())
+    starts = [start for start, _ in theirs]
+    touched = {place.initializer for name in originals for place in located.get(name, ())}
+    arrays = {}
+    for name, array in float_initializers(graph).items():
+        start = np.lib.array_utils.byte_bounds(array)[0]
+        before = bisect.bisect_right(starts, start) - 1
+        if name in touched or (before >= 0 and start < theirs[before][1]):
+            arrays[name] = array.copy()
+    for name, original in originals.items():
+        for location in located.get(name, ()):
+            location.write(arrays[location.initializer], original)
+    for name, array in arrays.items():
+        graph.graph.initializers[name].const_value = ir.tensor(array, name=name)
+
+
+def adopt(model: Any, spilled: Spilled, located: Mapping[str, tuple[Location, ...]], kept: Collection[str]) -> None:
+    """Let the module use the graph's spilled weights as its own, so that a language model is held once.
+
+    Parameters in ``kept`` stay as they are, and so do those without a place in the graph or of another layout.
+    """
+    import torch
+
+    arrays = spilled.writable()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        for name, parameter in model.named_parameters():
+            place = next(iter(located.get(name, ())), None)
+            view = None
+            if name not in kept and place is not None and place.initializer in arrays and parameter.ndim == 2:
+                view = place.read(arrays[place.initializer])
+            if view is not None and view.shape == tuple(parameter.shape) and parameter.dtype == torch.float32:
+                parameter.data = torch.from_numpy(view)
+            else:
+                parameter.data = parameter.data.clone()  # the last one left would keep the whole checkpoint mapped

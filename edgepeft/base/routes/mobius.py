@@ -1,0 +1,136 @@
+"""Capture of decoder-only language models with mobius: graphs from definitions, in seconds, with GroupQueryAttention."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import onnx_ir as ir
+
+from ...adapters.layout import as_linear, conv1d_weights
+from ...errors import CaptureError, MissingExtraError
+from ...graph.locate.by_content import locate
+from ...graph.mapped_weights import spill
+from ..captured import Captured
+from ..load import Loaded, quiet
+from ..markers import adopt, left_marked, mark, parameters_of, unmark, unmark_graph
+from ..parity import graph_causal_parity
+from ..tied import untie
+from .mobius_fixes import mend
+
+
+@contextmanager
+def _quiet_mobius() -> Iterator[None]:
+    logger = logging.getLogger("mobius")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with quiet():
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _normalised(config: Any) -> Any:
+    """A copy of a transformers 5 config in which rotary settings also stand where mobius 0.1 looks for them.
+
+    transformers 5 nests them by layer type in ``rope_parameters``; mobius reads ``rope_theta`` and
+    ``rope_local_base_freq`` from the top, and falls back to 10,000 without a word.
+    """
+    config = copy.deepcopy(config)
+    rope = getattr(config, "rope_parameters", None)
+    if not isinstance(rope, dict):
+        return config
+    if "full_attention" in rope:
+        whole, local = rope["full_attention"], rope.get("sliding_attention")
+        config.rope_parameters = dict(whole)
+        config.rope_theta = whole.get("rope_theta")
+        if local is not None:
+            config.rope_local_base_freq = local.get("rope_theta")
+    elif "rope_theta" in rope:
+        config.rope_theta = rope["rope_theta"]
+    return config
+
+
+def _graph(loaded: Loaded) -> ir.Model:
+    """The model's graph, with its weights."""
+    import dataclasses
+
+    from mobius import apply_weights, build_from_module, registry
+
+    config = _normalised(loaded.model.config)
+    kind = config.model_type
+    if kind not in registry:
+        raise CaptureError(f"mobius has no definition of {kind!r}")
+    if (registry.get_task(kind) or "text-generation") != "text-generation":
+        raise CaptureError(f"mobius builds {kind!r} for {registry.get_task(kind)}, not for text generation")
+    module_class = registry.get(kind)
+    config_class = registry.get_config_class(kind) or module_class.config_class
+    settings = config_class.from_transformers(config)
+    settings = dataclasses.replace(
+        settings,
+        dtype=ir.DataType.FLOAT,
+        max_position_embeddings=loaded.max_length or settings.max_position_embeddings,
+    )
+    module = module_class(settings)
+    package = build_from_module(module, settings, "text-generation", execution_provider="cpu")
+    graph = package["model"]
+    state = dict(loaded.model.state_dict())
+    if hasattr(module, "preprocess_weights"):
+        state = module.preprocess_weights(state)
+    apply_weights(graph, state)
+    missing = [n for n, v in graph.graph.initializers.items() if v.const_value is None]
+    if missing:
+        raise CaptureError(
+            f"mobius' graph of {kind!r} has {len(missing)} weights that the model lacks, such as {missing[0]}"
+        )
+    for name, value in graph.graph.initializers.items():
+        value.const_value = ir.tensor(value.const_value.numpy(), name=name)
+    return graph
+
+
+def build(loaded: Loaded, *, leave: Collection[str] = ()) -> Captured:
+    """Build ``loaded``'s graph with mobius; raises :class:`CaptureError` where mobius cannot.
+
+    Parameters in ``leave`` are not marked: mobius lays some out so anew that they are not found again.
+    """
+    try:
+        import mobius  # noqa: F401 - asked for here, so that the message names the extra
+    except ImportError as error:
+        raise MissingExtraError(f"capturing with mobius needs: pip install 'edgepeft[export]' ({error})") from error
+    originals = mark(loaded.model, loaded.fresh, leave)
+    try:
+        try:
+            with _quiet_mobius():
+                graph = _graph(loaded)
+        except CaptureError:
+            raise
+        except Exception as error:  # mobius raises whatever its builders and onnxscript raise
+            first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+            raise CaptureError(
+                f"mobius cannot build {type(loaded.model).__name__}: {type(error).__name__}: {first}"
+            ) from error
+        mend(graph, loaded)
+        spilled = spill(graph)
+        for value in graph.graph.initializers.values():
+            value.const_value = None  # something in mobius keeps its graph alive, and with it PyTorch's memory
+        graph = spilled.graph
+        held = as_linear(loaded.model, parameters_of(loaded.model))
+        located = locate(graph, held, settle=spilled.forget)
+        del held
+        adopt(loaded.model, spilled, located, {*originals, *conv1d_weights(loaded.model)})
+        spilled.forget()
+        difference = graph_causal_parity(graph, loaded, spilled)
+    finally:
+        unmark(loaded.model, originals)
+    lost = left_marked(loaded.model, originals, located)
+    if lost:  # the graph may hold their markers for good
+        return build(loaded, leave={*leave, *lost})
+    turned = as_linear(loaded.model, originals)
+    unmark_graph(graph, located, turned, loaded.model)
+    spilled.forget()
+    locations, weights = untie(loaded.model, graph, located, as_linear(loaded.model, parameters_of(loaded.model)))
+    return Captured(graph=graph, locations=locations, weights=weights, parity=difference, spilled=spilled)

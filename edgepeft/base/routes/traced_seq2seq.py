@@ -1,0 +1,204 @@
+"""Encoder-decoder models as two graphs: what reads the input once, and what writes one token after another.
+
+``encoder_model.onnx`` gives the encoder's states and, since they depend on nothing else, the keys and values that every
+decoder layer reads them through. ``decoder_with_past_model.onnx`` takes those and its own cache, which begins empty, so
+that one graph serves the first token and the others; inputs and outputs are named as Optimum names them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from ...adapters.layout import as_linear
+from ...errors import CaptureError, ParityError
+from ...graph.editable import GraphPart
+from ...graph.locate.by_content import Location, locate
+from ...graph.run import open_graph
+from ..captured import Captured
+from ..load import Loaded, sample_batches
+from ..markers import left_marked, mark, parameters_of, unmark, unmark_graph
+from ..parity import TOLERANCE
+from ..parity_seq2seq import PAST, PRESENT, following_tokens, reference_logits, teacher_forced
+from ..tied import untie
+from .traced import OPSET, silenced_exporter
+
+
+def _modules(model: Any) -> tuple[Any, Any]:
+    """The two parts of ``model`` as PyTorch modules whose inputs and outputs are plain tensors."""
+    import torch
+    from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+    from transformers.modeling_outputs import BaseModelOutput
+
+    class Encoder(torch.nn.Module):
+        """``last_hidden_state``, and ``present.<layer>.encoder.key`` / ``value``."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids: Any, attention_mask: Any) -> dict[str, Any]:
+            states = self.model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+            # One step of the decoder fills the cache that is wanted; the rest of the step falls away when it is traced.
+            result = self.model(
+                decoder_input_ids=torch.zeros_like(input_ids[:, :1]),
+                encoder_outputs=BaseModelOutput(last_hidden_state=states),
+                attention_mask=attention_mask,
+                past_key_values=EncoderDecoderCache(DynamicCache(), DynamicCache()),
+                use_cache=True,
+            )
+            outputs = {"last_hidden_state": states}
+            for index, layer in enumerate(result.past_key_values.cross_attention_cache.layers):
+                outputs[f"{PRESENT}{index}.encoder.key"] = layer.keys
+                outputs[f"{PRESENT}{index}.encoder.value"] = layer.values
+            return outputs
+
+    class Decoder(torch.nn.Module):
+        """``logits``, and ``present.<layer>.decoder.key`` / ``value``; ``past`` holds four tensors a layer."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = model
+
+        def forward(self, input_ids: Any, encoder_attention_mask: Any, past: list[Any]) -> dict[str, Any]:
+            own, cross = DynamicCache(), DynamicCache()
+            for index in range(len(past) // 4):
+                own.update(past[4 * index], past[4 * index + 1], index)
+                cross.update(past[4 * index + 2], past[4 * index + 3], index)
+            cache = EncoderDecoderCache(own, cross)
+            for index in range(len(past) // 4):
+                cache.is_updated[index] = True
+            keys = past[2]  # of the encoder's states only the shape is read any more
+            states = torch.zeros(keys.shape[0], keys.shape[2], self.model.config.d_model)
+            result = self.model(
+                decoder_input_ids=input_ids,
+                encoder_outputs=BaseModelOutput(last_hidden_state=states),
+                attention_mask=encoder_attention_mask,
+                past_key_values=cache,
+                use_cache=True,
+            )
+            outputs = {"logits": result.logits}
+            for index, layer in enumerate(result.past_key_values.self_attention_cache.layers):
+                outputs[f"{PRESENT}{index}.decoder.key"] = layer.keys
+                outputs[f"{PRESENT}{index}.decoder.value"] = layer.values
+            return outputs
+
+    return Encoder().eval(), Decoder().eval()
+
+
+def _trace(module: Any, inputs: Mapping[str, Any], dynamic: Mapping[str, Any], *, fusions: bool) -> ir.Model:
+    import torch
+    from transformers.exporters import OnnxConfig
+    from transformers.exporters.exporter_onnx import OnnxExporter
+
+    config = OnnxConfig(opset_version=OPSET, dynamic_shapes=dict(dynamic), ort_fusions="cpu" if fusions else None)
+    try:
+        with silenced_exporter(), torch.no_grad():
+            program: ir.Model = OnnxExporter().export(module, dict(inputs), config=config).program
+    except Exception as error:  # the exporter raises whatever torch, onnxscript or a model's own code raises
+        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise CaptureError(
+            f"{type(module.model).__name__} cannot be traced: {type(error).__name__}: {first}"
+        ) from error
+    return program
+
+
+def _name(graph: ir.Model, rename: Mapping[str, str]) -> None:
+    """Names of inputs and of dimensions as Optimum gives them."""
+    batch, tokens = "batch_size", {"input_ids": "sequence_length", "attention_mask": "sequence_length",
+                                   "encoder_attention_mask": "encoder_sequence_length"}  # fmt: skip
+    known: dict[str, str] = {}
+    for value in graph.graph.inputs:
+        value.name = rename.get(value.name or "", value.name)
+        name = value.name or ""
+        second = tokens.get(name) or ("encoder_sequence_length" if ".encoder." in name else "past_sequence_length")
+        axis = 1 if name in tokens else 2
+        for place, label in ((0, batch), (axis, second)):
+            dim = value.shape[place] if value.shape is not None else None
+            if isinstance(dim, ir.SymbolicDim) and dim.value is not None:
+                known.setdefault(dim.value, label)
+    for value in (*graph.graph.inputs, *graph.graph.outputs):
+        grown = "past_sequence_length + sequence_length"
+        dims = [dim if isinstance(dim, int) else known.get(str(dim.value), grown) for dim in value.shape or ()]
+        value.shape = ir.Shape(dims)
+    for value in graph.graph.initializers.values():
+        if value.const_value is not None:
+            value.shape = ir.Shape(list(value.const_value.numpy().shape))
+
+
+def _trace_both(loaded: Loaded, *, fusions: bool) -> tuple[ir.Model, ir.Model]:
+    import torch
+
+    encoder, decoder = _modules(loaded.model)
+    free = torch.export.Dim.DYNAMIC
+    sample = sample_batches(loaded, shapes=((2, 8),))[0]
+    ids, mask = (torch.from_numpy(sample[name]) for name in ("input_ids", "attention_mask"))
+    tokens = {0: free, 1: free}
+    first = _trace(
+        encoder, {"input_ids": ids, "attention_mask": mask}, {"input_ids": tokens, "attention_mask": tokens},
+        fusions=fusions,
+    )  # fmt: skip
+    with torch.no_grad():
+        cross = [array for name, array in encoder(ids, mask).items() if name.startswith(PRESENT)]
+    layers = len(cross) // 2
+    heads, size = cross[0].shape[1], cross[0].shape[3]
+    past, names = [], []
+    for layer in range(layers):
+        past += [torch.randn(2, heads, 4, size), torch.randn(2, heads, 4, size), cross[2 * layer], cross[2 * layer + 1]]
+        names += [f"{PAST}{layer}.{side}.{kind}" for side in ("decoder", "encoder") for kind in ("key", "value")]
+    second = _trace(
+        decoder,
+        {"input_ids": ids[:, :3], "encoder_attention_mask": mask, "past": past},
+        {"input_ids": tokens, "encoder_attention_mask": tokens, "past": [{0: free, 2: free} for _ in past]},
+        fusions=fusions,
+    )
+    _name(first, {})
+    _name(second, {f"past.{index}": name for index, name in enumerate(names)})
+    return first, second
+
+
+def _parity(encoder: ir.Model, decoder: ir.Model, loaded: Loaded) -> float:
+    config = loaded.model.config
+    shapes = {v.name or "": [d if isinstance(d, int) else str(d) for d in v.shape or ()] for v in decoder.graph.inputs}
+    worst = 0.0
+    with open_graph(encoder) as encode, open_graph(decoder) as decode:
+        for inputs in sample_batches(loaded):
+            following = following_tokens(inputs, int(config.vocab_size), int(config.decoder_start_token_id))
+            found = teacher_forced(encode, decode, inputs, following, shapes)
+            expected = reference_logits(loaded.model, inputs, following)
+            scale = max(1.0, float(np.abs(expected).max()))
+            worst = max(worst, float(np.abs(found - expected).max()) / scale)
+    if not worst <= TOLERANCE:
+        raise ParityError(f"logits differ from PyTorch by {worst:.2g}, allowed is {TOLERANCE:.0e}")
+    return worst
+
+
+def build(loaded: Loaded, *, fusions: bool) -> Captured:
+    """Both graphs of ``loaded``; raises :class:`CaptureError` where it cannot be traced."""
+    originals = mark(loaded.model, loaded.fresh)
+    try:
+        graphs = _trace_both(loaded, fusions=fusions)
+        difference = _parity(*graphs, loaded)
+        marked = as_linear(loaded.model, parameters_of(loaded.model))
+        located = [locate(graph, marked) for graph in graphs]
+    finally:
+        unmark(loaded.model, originals)
+    for graph, found in zip(graphs, located, strict=True):
+        unmark_graph(graph, found, as_linear(loaded.model, originals), loaded.model)
+    everywhere = {name: places + located[1][name] for name, places in located[0].items()}
+    if left_marked(loaded.model, originals, everywhere):
+        difference = max(difference, _parity(*graphs, loaded))
+    own = as_linear(loaded.model, {name: array.copy() for name, array in parameters_of(loaded.model).items()})
+    parts: list[tuple[dict[str, tuple[Location, ...]], dict[str, np.ndarray]]] = [
+        untie(loaded.model, graph, found, own) for graph, found in zip(graphs, located, strict=True)
+    ]
+    return Captured(
+        graph=graphs[0],
+        locations=parts[0][0],
+        weights=parts[0][1],
+        parity=difference,
+        decoder=GraphPart(graph=graphs[1], locations=parts[1][0]),
+    )

@@ -1,0 +1,99 @@
+"""What a base takes as input, by kind: tokens, images, audio features; and random samples of each."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..bundle import Bundle
+from ..bundle.slots import Dim
+from .ragged import SHAPES, ragged_batches
+
+Shapes = dict[str, tuple[Dim, ...]]
+
+#: Tensors of tokens, ``[batch, sequence]``.
+TOKENS = ("input_ids", "attention_mask", "token_type_ids")
+_TEXT: tuple[Dim, ...] = ("batch_size", "sequence_length")
+
+
+def _pair(value: Any) -> tuple[int, int]:
+    return (int(value[0]), int(value[1])) if isinstance(value, (list, tuple)) else (int(value), int(value))
+
+
+def _image(config: Any, batch: str) -> tuple[Dim, ...]:
+    vision = getattr(config, "vision_config", config)
+    # Networks of convolutions take any size; the config of some (ResNet) then names none.
+    return (batch, int(getattr(vision, "num_channels", 3)), *_pair(getattr(vision, "image_size", None) or 224))
+
+
+def input_shapes(model: Any) -> Shapes:
+    """Inputs of a PyTorch model by name; strings are dimensions that may differ between calls.
+
+    Tokens come first, then images and audio features. A model of both texts and images (CLIP) takes as many of either as
+    it likes, so their batches have names of their own, as Optimum and transformers.js name them.
+    """
+    accepted = inspect.signature(model.forward).parameters
+    config = model.config
+    both = "input_ids" in accepted and "pixel_values" in accepted
+    shapes: Shapes = {}
+    if "input_ids" in accepted:
+        text: tuple[Dim, ...] = ("text_batch_size", "sequence_length") if both else _TEXT
+        shapes |= {"input_ids": text, "attention_mask": text}
+        if "token_type_ids" in accepted and (getattr(config, "type_vocab_size", 0) or 0) > 1:
+            shapes["token_type_ids"] = text
+    if "pixel_values" in accepted:
+        shapes["pixel_values"] = _image(config, "image_batch_size" if both else "batch_size")
+    if "input_features" in accepted:  # Whisper: log-mel frames, two for each position of its encoder
+        shapes["input_features"] = ("batch_size", int(config.num_mel_bins), 2 * int(config.max_source_positions))
+    return shapes
+
+
+def vocabulary(config: Mapping[str, Any]) -> tuple[int, int]:
+    """Vocabulary size and pad token id in a ``config.json``; ``(1, 0)`` for a model without tokens."""
+    text = config.get("text_config") or {}
+    size = config.get("vocab_size") or text.get("vocab_size") or 1
+    pad = config.get("pad_token_id")
+    return int(size), int(pad if pad is not None else text.get("pad_token_id") or 0)
+
+
+def random_batches(
+    inputs: Mapping[str, tuple[Dim, ...]],
+    *,
+    vocab: int,
+    pad_id: int,
+    max_length: int | None = None,
+    shapes: tuple[tuple[int, int], ...] = SHAPES,
+    seed: int = 0,
+) -> list[dict[str, np.ndarray]]:
+    """One batch for each ``(rows, tokens)`` of ``shapes``: ragged padded tokens, standard normal images and features.
+
+    Where texts and images have batches of their own, there is one image more than there are texts.
+    """
+    batches = ragged_batches(
+        vocab=vocab, pad_id=pad_id, input_names=list(inputs), max_length=max_length, shapes=shapes, seed=seed
+    )
+    rng = np.random.default_rng(seed + 1)
+    for batch, (rows, length) in zip(batches, shapes, strict=True):
+        sizes = {"batch_size": rows, "image_batch_size": rows + 1, "sequence_length": length}
+        for name, dims in inputs.items():
+            if name not in batch:
+                shape = tuple(sizes.get(dim, rows) if isinstance(dim, str) else dim for dim in dims)
+                batch[name] = rng.standard_normal(shape).astype(np.float32)
+    return [{name: batch[name] for name in inputs} for batch in batches]
+
+
+def bundle_batches(bundle: Bundle, shapes: tuple[tuple[int, int], ...] = SHAPES) -> list[dict[str, np.ndarray]]:
+    """Batches of random inputs that fit a bundle's base, tokens ragged and padded."""
+
+    vocab, pad_id = vocabulary(json.loads(bundle.file("config.json").read_text(encoding="utf-8")))
+    return random_batches(
+        {value.name: value.shape for value in bundle.manifest.inputs},
+        vocab=vocab,
+        pad_id=pad_id,
+        max_length=bundle.manifest.max_length,
+        shapes=shapes,
+    )

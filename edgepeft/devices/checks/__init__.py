@@ -1,0 +1,1 @@
+"""What is checked of a bundle on a target: labels, generated tokens, static fitness."""

@@ -1,0 +1,306 @@
+"""Text generation on a device: greedy tokens there, held against what a native run and PEFT would choose after the same tokens.
+
+Near-ties may fall either way where kernels round differently, and after one two texts have nothing in common. So a reference
+is given the device's own tokens, one after the other, and each is judged: it must be the reference's choice, or one whose
+logit is as large within a tolerance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+
+from ...bench import Generated, Job, Prompts, WorkerResult
+from ...bundle import Bundle
+from ...data import PromptRows
+from ...errors import DeviceError
+from ...report.gate import Gate, Report, Table, Verdict
+from ...runtime import Runtime
+from ...runtime import open as open_runtime
+from ...runtime.generation import PromptEncoder
+from ...targets import Target
+from ..executors.protocol import Executor
+from .device_report import device_report, judged_coarsely
+from .reference import Peft, check_data
+
+#: How far another token's logit may be ahead of the one the device took, relative to the largest logit there. Each of the two
+#: may be off by the parity tolerance of 1e-4.
+LEAD = 2e-4
+#: The same for a quantized variant against a native run of it: kernels of another machine quantize activations otherwise.
+QUANTIZED_LEAD = 0.05
+#: Greedy tokens after each prompt.
+NEW_TOKENS = 32
+#: Prompts an adapter, natively and under emulation, where a token takes a second.
+_PROMPTS, _EMULATED_PROMPTS = 8, 2
+
+#: Gone on from where no data is given.
+PROMPTS = (
+    "What is the capital of France?",
+    "My laptop does not start. What should I do?",
+    "Write a short poem about the sea.",
+    "Explain in one sentence why the sky is blue.",
+)
+
+#: Logits ``[tokens, vocabulary]`` from which each of ``tokens`` would be chosen, after a prompt's tokens.
+Logits = Callable[[Sequence[int], Sequence[int]], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Followed:
+    """The device's tokens beside a reference's choices after the same tokens."""
+
+    #: Tokens that are the reference's own choice.
+    same: int
+    #: By how much the reference's choice is ahead of the device's, at most, relative to the largest logit there.
+    lead: float
+    #: Prompt and token (from 1) where the device first took another; ``None`` where it never did.
+    first: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class DeviceTokens:
+    """One adapter and variant on the device, and each reference on its tokens."""
+
+    adapter: str | None
+    variant: str
+    prompts: int
+    tokens: int
+    #: Whether every answer is as long as was asked for, or ends with a token that ends a text.
+    complete: bool
+    native: Followed
+    #: PEFT fp32, where a checkpoint is at hand.
+    peft: Followed | None
+    tokens_per_s: float | None
+    texts: tuple[str, ...]
+
+
+def validate_tokens(
+    bundle: Bundle,
+    target: Target,
+    executor: Executor,
+    variants: Sequence[str],
+    data: Mapping[str, PromptRows],
+    rows: int | None,
+    new_tokens: int,
+    peft: Peft | None,
+    progress: Callable[[str], None],
+) -> Report:
+    """Generate on ``executor`` with the base and every adapter; see :func:`edgepeft.devices.validate_on`."""
+    if rows is None:
+        rows = _EMULATED_PROMPTS if executor.emulated else _PROMPTS
+    prompts = _prompts(bundle, data, rows, new_tokens)
+    encoder = PromptEncoder(bundle)
+    ids = [
+        _encode(bundle, encoder, each) for each in prompts
+    ]  # what does not fit the model is said before the device is asked
+    results: dict[str, WorkerResult] = {}
+    answers: dict[str, tuple[Generated, ...]] = {}
+    gates: list[Gate] = []
+    for variant in variants:
+        # The base once more at the end: its tokens come through the cache, which the probes of `restore` do not.
+        again = prompts[0].model_copy(update={"texts": prompts[0].texts[:1]})
+        job = Job(
+            bundle=str(bundle.path),
+            variant=variant,
+            threads=target.runtime.threads,
+            prompts=(*prompts, again) if bundle.manifest.adapters else prompts,
+            restore=bool(bundle.manifest.adapters),
+        )
+        count = sum(len(each.texts) for each in prompts)
+        progress(f"{variant}: generating {new_tokens} tokens after each of {count} prompts on {executor.name}")
+        results[variant] = executor.run(job)
+        generated = _checked(results[variant], job, executor)
+        answers[variant] = generated[: len(prompts)]
+        if bundle.manifest.adapters:
+            same = generated[-1].tokens[0] == generated[0].tokens[0]
+            verdict = Verdict.PASS if same else Verdict.FAIL
+            gates.append(Gate(f"base tokens again after the adapters {variant}", verdict, None, None, ""))
+    table = _judged(bundle, prompts, ids, answers, peft, progress)
+    for each in table:
+        gates += _gates(each, judged_coarsely(bundle, each.variant, executor))
+    return device_report(
+        bundle, target, executor, results, gates, [_table(table, executor)], {"tokens": [*map(asdict, table)]}
+    )
+
+
+def _prompts(bundle: Bundle, data: Mapping[str, PromptRows], rows: int, new_tokens: int) -> tuple[Prompts, ...]:
+    merged = bundle.manifest.merged
+    names: tuple[str | None, ...] = (None, *bundle.manifest.adapters)
+    check_data(bundle, names, data, rows)
+    found = []
+    for name in names:
+        each = (data.get(name or merged or "*", data.get("*")) or PromptRows(PROMPTS)).spread(rows)
+        found.append(Prompts(adapter=name, texts=each.prompts, max_new_tokens=new_tokens, chat=each.chat))
+    return tuple(found)
+
+
+def _encode(bundle: Bundle, encoder: PromptEncoder, prompts: Prompts) -> list[list[int]]:
+    """The tokens that every executor makes of the prompts. Raises :class:`InputError` where one leaves no room for an answer."""
+    before = bundle.manifest.adapters[prompts.adapter].prefix_length if prompts.adapter else 0
+    found = []
+    for text in prompts.texts:
+        found.append(encoder.encode(text, chat=prompts.chat if isinstance(text, str) else None, before=before))
+        encoder.new_tokens(len(found[-1]), prompts.max_new_tokens, before)
+    return found
+
+
+def _checked(result: WorkerResult, job: Job, executor: Executor) -> tuple[Generated, ...]:
+    """The device's answers, if they are to what was asked."""
+    asked = [(prompts.adapter, len(prompts.texts)) for prompts in job.prompts]
+    came = [(each.adapter, len(each.tokens)) for each in result.generated]
+    if asked != came or any(not tokens for each in result.generated for tokens in each.tokens):
+        raise DeviceError(f"{executor.name} answered with {came} texts of at least a token each, asked for {asked}")
+    return result.generated
+
+
+def follow(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], logits: Logits) -> Followed:
+    """How a reference would choose at each token of ``(prompt, answer)`` pairs of token ids."""
+    same, lead, first = 0, 0.0, None
+    for number, (prompt, answer) in enumerate(pairs, 1):
+        scores = logits(prompt, answer).astype(np.float64)
+        taken = scores[np.arange(len(answer)), list(answer)]
+        best = scores.max(axis=1)
+        leads = (best - taken) / np.maximum(1.0, np.abs(scores).max(axis=1))
+        # A token that is NaN, or outside the vocabulary, is no choice of anybody.
+        lead = max(lead, float(np.nan_to_num(leads, nan=np.inf).max()))
+        other = np.flatnonzero(~(taken == best))
+        same += len(answer) - len(other)
+        if len(other) and first is None:
+            first = (number, int(other[0]) + 1)
+    return Followed(same, lead, first)
+
+
+def _judged(
+    bundle: Bundle,
+    prompts: Sequence[Prompts],
+    ids: Sequence[list[list[int]]],
+    answers: Mapping[str, tuple[Generated, ...]],
+    peft: Peft | None,
+    progress: Callable[[str], None],
+) -> list[DeviceTokens]:
+    natives: dict[tuple[str, str | None], Followed] = {}
+    pairs: dict[tuple[str, str | None], list[tuple[list[int], tuple[int, ...]]]] = {}
+    complete: dict[tuple[str, str | None], bool] = {}
+    for variant, generated in answers.items():
+        progress(f"{variant}: the same tokens natively")
+        runtime = open_runtime(bundle.path, variant=variant, threads=1)
+        ends = runtime.generator.defaults.eos
+        for asked, encoded, each in zip(prompts, ids, generated, strict=True):
+            key = variant, asked.adapter
+            runtime.use(asked.adapter)
+            pairs[key] = list(zip(encoded, each.tokens, strict=True))
+            complete[key] = all(len(tokens) == asked.max_new_tokens or tokens[-1] in ends for tokens in each.tokens)
+            natives[key] = follow(pairs[key], lambda prompt, answer, runtime=runtime: _native(runtime, prompt, answer))  # type: ignore[misc] # bound now
+    references = _peft_follows(bundle, pairs, peft, progress) if peft else {}
+    return [
+        DeviceTokens(
+            adapter=each.adapter or bundle.manifest.merged,
+            variant=variant,
+            prompts=len(each.tokens),
+            tokens=sum(map(len, each.tokens)),
+            complete=complete[variant, each.adapter],
+            native=natives[variant, each.adapter],
+            peft=references.get((variant, each.adapter)),
+            tokens_per_s=median(speeds) if (speeds := [s for s in each.tokens_per_s if s is not None]) else None,
+            texts=each.texts,
+        )
+        for variant, generated in answers.items()
+        for each in generated
+    ]
+
+
+def _native(runtime: Runtime, prompt: Sequence[int], answer: Sequence[int]) -> np.ndarray:
+    """What the runtime here computes with the adapter in use, token by token through the cache, as the device did."""
+    decoder = runtime.generator.decoder(runtime.snapshot(), 1, len(prompt) + len(answer))
+    found = [decoder.prefill([prompt])[0].copy()]
+    found += [decoder.step([token])[0].copy() for token in answer[:-1]]
+    return np.stack(found)
+
+
+def _peft_follows(
+    bundle: Bundle,
+    pairs: Mapping[tuple[str, str | None], Sequence[tuple[Sequence[int], Sequence[int]]]],
+    peft: Peft,
+    progress: Callable[[str], None],
+) -> dict[tuple[str, str | None], Followed]:
+    """PEFT in fp32 on the device's tokens, the base's model among them; none where no checkpoint is at hand."""
+    if not peft.sources and not Path(peft.base).is_dir():
+        return {}
+    from ...base.load import load_model
+
+    task, merged = bundle.manifest.task, bundle.manifest.merged
+    module = load_model(peft.base, task=task).model
+    found = {}
+    for adapter in dict.fromkeys(adapter for _, adapter in pairs):
+        name = adapter or merged
+        if name is not None and name not in peft.sources:
+            continue
+        progress(f"the same tokens under {'PyTorch' if name is None else f'PEFT with {name}'}")
+        with _reference(peft, name, task, module) as reference:
+            for key, each in pairs.items():
+                if key[1] == adapter:
+                    found[key] = follow(each, lambda prompt, answer, m=reference: _torch(m, prompt, answer))  # type: ignore[misc] # bound now
+    return found
+
+
+@contextmanager
+def _reference(peft: Peft, name: str | None, task: str, module: object) -> Iterator[object]:
+    if name is None:
+        yield module
+        return
+    from ...validate.reference import peft_reference
+
+    with peft_reference(peft.base, peft.sources[name], task=task, num_labels=None, module=module) as reference:
+        yield reference
+
+
+def _torch(module: object, prompt: Sequence[int], answer: Sequence[int]) -> np.ndarray:
+    """All at once, without a cache."""
+    from ...base.parity import reference_outputs
+
+    ids = np.array([[*prompt, *answer[:-1]]], np.int64)
+    inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+    logits: np.ndarray = reference_outputs(module, inputs, ["logits"])["logits"][0]
+    return logits[-len(answer) :]
+
+
+def _gates(each: DeviceTokens, coarse: bool) -> list[Gate]:
+    key = f"{each.adapter or '(base)'} {each.variant}"
+    gates = [_gate(f"tokens as native {key}", each, each.native, QUANTIZED_LEAD if coarse else LEAD)]
+    if each.peft is not None and not coarse:
+        gates.append(_gate(f"tokens as PEFT {key}", each, each.peft, LEAD))
+    verdict = Verdict.PASS if each.complete else Verdict.FAIL
+    detail = (
+        "" if each.complete else "an answer is shorter than was asked for and does not end with a token that ends texts"
+    )
+    return [*gates, Gate(f"answers complete {key}", verdict, None, None, "", detail)]
+
+
+def _gate(name: str, each: DeviceTokens, found: Followed, limit: float) -> Gate:
+    detail = f"{found.same} of {each.tokens} tokens are its own choice"
+    if found.first is not None:
+        detail += f"; the first other one is token {found.first[1]} of prompt {found.first[0]}"
+    verdict = Verdict.PASS if found.lead <= limit else Verdict.FAIL
+    return Gate(name, verdict, found.lead, limit, "of the largest logit", detail)
+
+
+def _table(rows: Sequence[DeviceTokens], executor: Executor) -> Table:
+    speed = () if executor.emulated else ("tokens/s",)
+    return Table(
+        "Greedy tokens on the device",
+        ("adapter", "variant", "prompts", "tokens", "chosen natively", "largest lead", "chosen by PEFT",
+         "largest lead of PEFT's", *speed),
+        tuple(
+            (
+                r.adapter or "(base)", r.variant, r.prompts, r.tokens, r.native.same, r.native.lead,
+                None if r.peft is None else r.peft.same, None if r.peft is None else r.peft.lead,
+                *((r.tokens_per_s,) if speed else ()),
+            )
+            for r in rows
+        ),
+    )  # fmt: skip

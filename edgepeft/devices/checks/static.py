@@ -1,0 +1,99 @@
+"""What can be said of a bundle for a target without running it: sizes, opset, operators, slot style."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+
+from ...bundle import Bundle
+from ...report.gate import Gate, Report, Table, Verdict
+from ...targets import Target
+from ...units import MB
+from ..place import deployed_mb
+
+
+def _gate(name: str, holds: bool, value: float | None, limit: float | None, unit: str, detail: str = "") -> Gate:
+    return Gate(name, Verdict.PASS if holds else Verdict.FAIL, value, limit, unit, detail)
+
+
+def size_gates(bundle: Bundle, target: Target, variants: Sequence[str]) -> tuple[Gate, ...]:
+    """What one device gets for each variant, and each adapter's file, against the target's budgets."""
+    gates = []
+    budgets = target.budgets
+    if (limit := budgets.bundle_mb) is not None:
+        for variant in variants:
+            size = deployed_mb(bundle.manifest, variant)
+            gates.append(_gate(f"bundle size {variant}", size <= limit, size, limit, "MB"))
+    if (limit := budgets.adapter_mb) is not None:
+        for name, entry in bundle.manifest.adapters.items():
+            size = bundle.manifest.files[entry.onnx_adapter].bytes / MB
+            gates.append(_gate(f"adapter size {name}", size <= limit, size, limit, "MB"))
+    return tuple(gates)
+
+
+def graph_gates(bundle: Bundle, target: Target, variants: Sequence[str]) -> tuple[tuple[Gate, ...], tuple[str, ...]]:
+    """Opset, operators and slot style of each variant's graph against ``[graph]``; and notes on what could not be seen."""
+    gates: list[Gate] = []
+    notes: list[str] = []
+    for name in variants:
+        variant = bundle.manifest.variants[name]
+        fits = variant.slots in (target.slots, "none") or (target.slots == "input" and variant.input_file is not None)
+        if not fits and bundle.manifest.adapters:
+            detail = f"the variant's slots are {variant.slots!r}; "
+            detail += (
+                f"write them as inputs with: edgepeft web prepare {bundle.path}"
+                if target.slots == "input"
+                else f"make the bundle with: edgepeft export --target {target.name}"
+            )
+            gates.append(_gate(f"slots {name} as {target.slots!r}", False, None, None, "", detail))
+        if variant.file.endswith(".ort"):
+            notes.append(f"{variant.file} is in ORT format: its operators were checked when it was converted")
+            continue
+        if find_spec("onnx") is None:
+            notes.append("the graph was not looked at: pip install 'edgepeft[export]'")
+            continue
+        opset, ops = graph_facts(bundle, variant.file)
+        gates.append(_gate(f"opset {name}", opset <= target.graph.opset, opset, target.graph.opset, "opset"))
+        if target.graph.forbidden_ops:
+            bad = {op: ops[op] for op in target.graph.forbidden_ops if op in ops}
+            detail = ", ".join(f"{count} {op}" for op, count in bad.items())
+            gates.append(_gate(f"operators {name}", not bad, float(sum(bad.values())), 0.0, "nodes", detail))
+    return tuple(gates), tuple(dict.fromkeys(notes))
+
+
+def graph_facts(bundle: Bundle, file: str) -> tuple[int, dict[str, int]]:
+    """Opset of the default domain, and how often each operator occurs (``Op`` or ``domain.Op``), weights left unread."""
+    import onnx
+
+    bundle.verify([file])
+    model = onnx.load(bundle.file(file), load_external_data=False)
+    opset = max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+    ops: dict[str, int] = {}
+    for node in model.graph.node:
+        name = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
+        ops[name] = ops.get(name, 0) + 1
+    return opset, ops
+
+
+def static_report(bundle: Bundle, target: Target, variants: Sequence[str], why: str, kind: str = "static") -> Report:
+    """The static checks as a report that says, as an inconclusive gate, that nothing was executed."""
+    gates, notes = graph_gates(bundle, target, variants)
+    executed = Gate(
+        f"executed on {target.name}", Verdict.INCONCLUSIVE, None, None, "", f"static only, nothing was executed: {why}"
+    )
+    if target.note:
+        notes = (*notes, f"{target.name}: {target.note}")
+    return Report(
+        kind=kind,
+        title=f"Static checks of {bundle.path} for {target.name}",
+        gates=(*size_gates(bundle, target, variants), *gates, executed),
+        tables=(
+            Table(
+                "What a device gets",
+                ("variant", "MB"),
+                tuple((name, deployed_mb(bundle.manifest, name)) for name in variants),
+            ),
+        ),
+        notes=notes,
+        data={"target": target.name, "executed": False, "why": why, "variants": list(variants)},
+    )

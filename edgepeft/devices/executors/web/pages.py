@@ -1,0 +1,50 @@
+"""The demo page over a bundle."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlencode
+
+from ....bundle import read_bundle
+from ....errors import BundleError, InputError
+from .packages import install, web_folder
+from .site import Site
+
+#: Small first: the page fetches the base before it shows anything.
+_PREFERRED = ("int8", "q4", "fp32")
+
+
+def demo_site(
+    bundle: str | Path,
+    variant: str | None = None,
+    port: int = 0,
+    announce: Callable[[str], None] = lambda message: None,
+) -> Site:
+    """A site, not yet started, whose first page runs ``bundle`` in the browser.
+
+    Raises :class:`BundleError` where a bundle has no graph for the web, :class:`InputError` where ``port`` is in use, and
+    :class:`DeviceError` where the pinned packages cannot be fetched.
+    """
+    opened = read_bundle(bundle)
+    variants = opened.manifest.variants
+    ready = [name for name, entry in variants.items() if entry.input_file or entry.slots != "overridable"]
+    if variant is not None:
+        opened.variant(variant)
+    if not ready or (variant is not None and variant not in ready):
+        raise BundleError(
+            f"{opened.path}: {f'variant {variant}' if variant else 'no variant'} has {'no' if variant else 'a'} graph whose slots "
+            f"are plain inputs, which ONNX Runtime Web needs. Write it with: edgepeft web prepare {opened.path}"
+        )
+    first = variant or next((name for name in _PREFERRED if name in ready), ready[0])
+    announce("fetching ONNX Runtime Web with npm (once)")
+    packages = install()
+    folders = {"/bundle/": opened.path, "/node_modules/": packages / "node_modules", "/web/": web_folder()}
+    page = (web_folder() / "page" / "index.html").read_text(encoding="utf-8")
+    try:
+        return Site(folders, {"/": page}, port=port, start=f"/?{urlencode({'variant': first})}")
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise InputError(f"port {port} is in use; choose another with --port, or 0 for any free one") from error
+        raise

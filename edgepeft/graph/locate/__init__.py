@@ -1,0 +1,1 @@
+"""Finding the initializer that holds a parameter, by its content."""

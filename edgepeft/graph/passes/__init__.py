@@ -1,0 +1,1 @@
+"""Graph passes: each changes one thing in an ONNX graph."""

@@ -1,0 +1,1 @@
+"""Adding slots to a base graph."""

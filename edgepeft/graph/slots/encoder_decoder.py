@@ -1,0 +1,86 @@
+"""Slots and merging over a base of one graph or of two: an encoder-decoder's edits go to the graph that holds the site."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, TypeVar
+
+from ...adapters.edits import Adapter
+from ...bundle.slots import SlotTable
+from ..editable import EditableBase, MergedBase, SlottedBase
+from ..locate.by_content import Location
+from ..merge import fold
+from .add import add_slots
+
+Slot = TypeVar("Slot", bound=Any)
+
+
+class _DecoderOf:
+    """The decoder's graph of a base, as a base of its own."""
+
+    def __init__(self, base: EditableBase) -> None:
+        assert base.decoder is not None
+        self.graph = base.decoder.graph
+        self.locations = base.decoder.locations
+        self.weights = base.weights
+        self.fresh = base.fresh
+        self.labels = base.labels
+        self.tied = base.tied
+        self.head = base.head
+        self.decoder = None
+
+
+def _share(adapter: Adapter, here: Mapping[str, tuple[Location, ...]], *, rest: bool, there: Any) -> Adapter:
+    """The edits whose parameter lies ``here``; ``rest`` takes those too that lie nowhere, so that they are refused."""
+
+    def mine(parameter: str) -> bool:
+        return bool(here.get(parameter)) or (rest and not there.get(parameter))
+
+    return replace(
+        adapter,
+        sites={site: edit for site, edit in adapter.sites.items() if mine(f"{site}.weight")},
+        overrides={name: override for name, override in adapter.overrides.items() if mine(name)},
+    )
+
+
+def _shares(base: EditableBase, adapter: Adapter) -> tuple[Adapter, Adapter]:
+    assert base.decoder is not None
+    first, second = base.locations, base.decoder.locations
+    return _share(adapter, first, rest=True, there=second), _share(adapter, second, rest=False, there=first)
+
+
+def _union(one: tuple[Slot, ...], other: tuple[Slot, ...]) -> tuple[Slot, ...]:
+    """Slots of both graphs; one that both have (a shared embedding) is one slot under one name."""
+    return (*one, *(slot for slot in other if slot not in one))
+
+
+def add_slots_to_parts(
+    base: EditableBase, adapters: Sequence[Adapter] = (), *, reserve: Literal["adapters", "all-linear"] = "adapters"
+) -> SlottedBase:
+    """:func:`add_slots` for a base of one graph or two; the table of two holds the slots of both."""
+    if base.decoder is None:
+        return add_slots(base, adapters, reserve=reserve)
+    shares = [_shares(base, adapter) for adapter in adapters]
+    first = add_slots(base, [share for share, _ in shares], reserve=reserve)
+    second = add_slots(_DecoderOf(base), [share for _, share in shares], reserve=reserve)
+    table = SlotTable(
+        linear=_union(first.table.linear, second.table.linear),
+        overrides=_union(first.table.overrides, second.table.overrides),
+        convolutions=_union(first.table.convolutions, second.table.convolutions),
+        embeddings=_union(first.table.embeddings, second.table.embeddings),
+    )
+    return SlottedBase(
+        graph=first.graph,
+        table=table,
+        added_nodes=first.added_nodes + second.added_nodes,
+        decoder=second.graph,
+    )
+
+
+def fold_parts(base: EditableBase, adapter: Adapter) -> MergedBase:
+    """:func:`fold` for a base of one graph or two."""
+    if base.decoder is None:
+        return fold(base, adapter)
+    first, second = _shares(base, adapter)
+    return MergedBase(graph=fold(base, first).graph, adapter=adapter, decoder=fold(_DecoderOf(base), second).graph)

@@ -1,0 +1,83 @@
+"""An adapter's files in a bundle, and its entry in the manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..adapters.edits import Adapter, Array
+from ..adapters.files import write_adapter_onnx, write_onnx_adapter
+from ..adapters.fill import FilledSlots, fill_slots
+from ..adapters.prefix import fill_prefix
+from ..bundle import (
+    AdapterEntry,
+    SlotTable,
+)
+from ..bundle.slots import Dim
+
+
+@dataclass(frozen=True)
+class Filled:
+    """An adapter with the tensors it fills the slots with."""
+
+    adapter: Adapter
+    slots: FilledSlots
+    #: Its states before the sequence, by tensor name.
+    prefix: Mapping[str, Array] = field(default_factory=dict)
+
+    @property
+    def tensors(self) -> dict[str, Array]:
+        """What the adapter's files hold."""
+        return {**self.slots.tensors, **self.prefix}
+
+
+def fill(
+    adapter: Adapter, table: SlotTable, fresh: Sequence[str], prefix: Mapping[str, tuple[Dim, ...]],
+    config: Mapping[str, Any], max_length: int | None,
+) -> Filled:  # fmt: skip
+    """``adapter`` over a base: its slots, and its states before the sequence where ``prefix`` says what the base takes."""
+    slots = fill_slots(adapter, table, fresh=fresh)
+    return Filled(adapter, slots, fill_prefix(adapter, prefix, config, max_length))
+
+
+def adapter_metadata(filled: Filled, *, base_identity: str, slots_hash: str) -> dict[str, Any]:
+    """The adapter's contract, as its ``.onnx`` file carries it; enough to add that file to another copy of the base."""
+    adapter = filled.adapter
+    labels = adapter.labels
+    if labels is None and filled.slots.labels is not None:
+        labels = tuple(f"LABEL_{i}" for i in range(filled.slots.labels))
+    return {
+        "method": adapter.method,
+        "source": adapter.source,
+        "base_identity": base_identity,
+        "slots_hash": slots_hash,
+        "ranks": filled.slots.ranks,
+        "labels": labels,
+        "scalable": adapter.scalable,
+        "per_row": filled.slots.per_row and not filled.prefix,
+        "prefix_length": adapter.prefix.states.shape[3] if adapter.prefix is not None else 0,
+        "residual": None if adapter.exactness.exact else adapter.exactness.residual,
+    }
+
+
+def write_adapter(folder: Path, name: str, tensors: Mapping[str, Any], metadata: Mapping[str, Any]) -> AdapterEntry:
+    """Write both files of an adapter below ``folder`` (replacing old ones, never writing into them); its entry."""
+    (folder / "adapters").mkdir(exist_ok=True)
+    files = {"onnx_adapter": f"adapters/{name}.onnx_adapter", "onnx": f"adapters/{name}.onnx"}
+    for file in files.values():
+        (folder / file).unlink(missing_ok=True)
+    write_onnx_adapter(
+        folder / files["onnx_adapter"],
+        tensors,
+        base_identity=metadata["base_identity"],
+        slots_hash=metadata["slots_hash"],
+    )
+    write_adapter_onnx(folder / files["onnx"], tensors, metadata)
+    return AdapterEntry(
+        **files,
+        **metadata,
+        tensors={tensor: tuple(array.shape) for tensor, array in tensors.items()},
+        bytes=(folder / files["onnx_adapter"]).stat().st_size,
+    )

@@ -1,0 +1,74 @@
+"""Writing ``edgepeft.json``, and what other libraries read of it in their own files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..bundle import (
+    MANIFEST_NAME,
+    FileEntry,
+    Manifest,
+    Variant,
+    dump_manifest,
+    hash_file,
+)
+from ..errors import InputError
+from ._genai import NAME as GENAI_CONFIG
+from ._genai import note_genai
+
+
+def write_manifest(folder: Path, manifest: Manifest, unchanged: Mapping[str, FileEntry] | None = None) -> Manifest:
+    """Hash the files of ``folder`` into ``manifest`` and write it; ``unchanged`` are hashes that still hold."""
+    known = dict(unchanged or {})
+    if _note_variants(folder, manifest.variants):
+        known.pop("config.json", None)
+    if note_genai(folder, manifest):
+        known.pop(GENAI_CONFIG, None)
+    manifest = manifest.model_copy(update={"files": _listed(folder, known)})
+    manifest = Manifest.model_validate(manifest.model_dump())
+    target = folder / MANIFEST_NAME
+    target.unlink(missing_ok=True)
+    target.write_text(dump_manifest(manifest), encoding="utf-8")
+    return manifest
+
+
+def _note_variants(folder: Path, variants: Mapping[str, Variant]) -> bool:
+    """Say in ``config.json`` what transformers.js needs to open the base; whether the file was changed.
+
+    It fetches ``<graph>_data`` for exactly the graphs named here, and opens ``dtype`` where its caller asks for none.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        return False
+    text = path.read_text(encoding="utf-8")
+    config = json.loads(text)
+    dtype = next((name for name in ("int8", "q4", "fp32") if name in variants), next(iter(variants)))
+    weights = {Path(variant.file).name: len(variant.data) for variant in variants.values()}
+    config["transformers.js_config"] = {"dtype": dtype, "use_external_data_format": weights}
+    written = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    if written == text:
+        return False
+    path.unlink()
+    path.write_text(written, encoding="utf-8")
+    return True
+
+
+def check_target_folder(target: Path) -> None:
+    """Refuse to replace a folder that is not a bundle."""
+    if target.exists() and not (target / MANIFEST_NAME).is_file() and (not target.is_dir() or any(target.iterdir())):
+        raise InputError(f"{target} exists and is not a bundle; choose another --out or remove it")
+
+
+def _listed(folder: Path, known: Mapping[str, FileEntry]) -> dict[str, FileEntry]:
+    """The deployed files below ``folder``, hashed where ``known`` has no entry.
+
+    Reports say what was measured of a bundle; they are not part of what is deployed and may be written any time.
+    """
+    files = {
+        path.relative_to(folder).as_posix(): path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST_NAME and path.relative_to(folder).parts[0] != "report"
+    }
+    return {name: known.get(name) or hash_file(path) for name, path in files.items()}

@@ -1,0 +1,177 @@
+"""``write_input_style``: a second graph of a variant whose slots are plain inputs, over the same weights file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import onnx_ir as ir
+
+from ..adapters.files import read_onnx_adapter, write_onnx_adapter
+from ..bundle import Bundle, Manifest, Variant, read_bundle, replacing
+from ..errors import InputError, ParityError
+from ..graph.passes.plain_inputs import plain_inputs
+from ..graph.passes.unpack_int4 import set_accuracy_level, unpack_weights
+from ..runtime import Runtime
+from ..runtime import open as open_bundle
+from ..validate.probe import bundle_probe, same_outputs
+from ._manifest import write_manifest
+from ._web_session import Fed
+
+Announce = Callable[[str], None]
+
+#: The base's own numbers for the slots that have some (heads, gains, norms), for runs without an adapter.
+DEFAULTS = "onnx/defaults.onnx_adapter"
+
+#: max |difference|, relative beyond 1, of unpacked weights: the same numbers, summed in another order.
+_TOLERANCE = 1e-3
+
+
+def input_style_file(file: str) -> str:
+    """The name of a graph with plain inputs: ``onnx/model_int8.onnx`` → ``onnx/model_int8_web.onnx``."""
+    return f"{file.removesuffix('.onnx')}_web.onnx"
+
+
+def write_input_style(
+    bundle: str | Path, variant: str | None = None, *, announce: Announce = lambda message: None
+) -> Bundle:
+    """Give a variant of a bundle (all by default) a second graph file whose slots are plain inputs.
+
+    ONNX Runtime Web cannot override initializers, so there every slot is fed on every run. The new graph shares the
+    variant's weights file; a variant that keeps its weights inside the graph is written with them beside it first. The
+    result is run against the first graph, base and every adapter, and must give the same bits. 4-bit weights, for which
+    ONNX Runtime Web has no kernels, are then unpacked when a session is made (:mod:`edgepeft.graph.passes.unpack_int4`),
+    checked against the same graph with fp32 activations. Needs no torch.
+
+    Raises :class:`InputError` for a merged bundle (it has no slots: deploy it as it is) and :class:`ParityError` where the
+    two graphs differ; the bundle then stays as it was.
+    """
+    opened = read_bundle(bundle)
+    manifest = opened.manifest
+    if manifest.mode != "swap":
+        raise InputError(
+            f"{opened.path} is merged with {manifest.merged!r}: it has no slots, any runtime opens it as it is"
+        )
+    names = [opened.variant(variant)[0]] if variant is not None else list(manifest.variants)
+    for name in names:
+        opened.verify(opened.variant_files(name))
+    with replacing(opened.path, keep=True) as folder:
+        variants = dict(manifest.variants)
+        for name in names:
+            announce(f"writing {name} with slots as plain inputs")
+            variants[name] = _write(folder, variants[name], manifest)
+        rewritten = {file for name in names for file in (*variants[name].files(), DEFAULTS)}
+        known = {file: entry for file, entry in manifest.files.items() if file not in rewritten}
+        defaults = DEFAULTS if (folder / DEFAULTS).is_file() else None
+        updated = manifest.model_copy(update={"variants": variants, "slot_defaults": defaults})
+        staged = Bundle(path=folder, manifest=write_manifest(folder, updated, known))
+        for name in names:
+            announce(f"comparing both graphs of {name}")
+            _compare(staged, name)
+        unpacked = {name for name in names if _unpack(staged, name, announce)}
+        if unpacked:
+            graphs = {updated.variants[name].input_file for name in unpacked}
+            known = {file: entry for file, entry in staged.manifest.files.items() if file not in graphs}
+            flagged = {
+                name: entry.model_copy(update={"input_unpacked": name in unpacked}) if name in names else entry
+                for name, entry in variants.items()
+            }
+            write_manifest(folder, updated.model_copy(update={"variants": flagged}), known)
+    return read_bundle(opened.path)
+
+
+def _unpack(bundle: Bundle, variant: str, announce: Announce) -> bool:
+    """Have a second graph with 4-bit weights unpack them when a session is made; whether it has any.
+
+    The reference is the graph as it was, with fp32 activations. Raises :class:`ParityError` beyond ``_TOLERANCE``.
+    """
+    path = bundle.file(bundle.manifest.variants[variant].input_file or "")
+    graph = ir.load(path)
+    set_accuracy_level(graph, 0)
+    reference = path.with_name("reference.onnx")
+    ir.save(graph, reference)
+    try:
+        if not unpack_weights(graph):
+            return False
+        announce(f"unpacking the 4-bit weights of {variant} when a session is made")
+        path.unlink()
+        ir.save(graph, path)
+        probe = bundle_probe(bundle)
+        before, after = Fed(bundle, variant, reference), Fed(bundle, variant, path, unpack=True)
+        for adapter in (None, *bundle.manifest.slot_adapters):
+            expected = probe.run(cast(Runtime, before.use(adapter)))
+            difference = probe.difference(probe.run(cast(Runtime, after.use(adapter))), expected)
+            if not difference <= _TOLERANCE:
+                raise ParityError(
+                    f"variant {variant}, {adapter or 'the base'}: with unpacked weights the outputs differ by {difference:.1e}, "
+                    f"allowed are {_TOLERANCE:g}; the bundle was left as it was"
+                )
+    finally:
+        reference.unlink()
+    return True
+
+
+def _write(folder: Path, variant: Variant, manifest: Manifest) -> Variant:
+    """Write the second graph of a variant, of both halves of an encoder-decoder; each has the slots that it had."""
+    graphs = [file for file in (variant.file, variant.decoder_file) if file is not None]
+    data = list(variant.data) or [name for file in graphs for name in _outside(folder / file)]
+    defaults: dict[str, np.ndarray] = {}
+    written = []
+    for file in graphs:
+        # Tensors stay references into the weights file: saving them writes where they are, not what they hold.
+        graph = ir.load(folder / file)
+        there = {value.name for value in graph.graph.inputs} | set(graph.graph.initializers)
+        slots = [name for name in manifest.slots.tensors() if len(graphs) == 1 or name in there]
+        found = plain_inputs(graph, [*slots, *(value.name for value in manifest.inputs if value.optional)])
+        defaults |= {name: found[name] for name in slots}
+        target = folder / input_style_file(file)
+        target.unlink(missing_ok=True)
+        ir.save(graph, target)
+        written.append(input_style_file(file))
+    _write_defaults(folder, defaults, manifest)
+    update = {
+        "data": tuple(data),
+        "input_file": written[0],
+        "decoder_input_file": (*written, None)[1],
+        "input_unpacked": False,
+    }
+    return variant.model_copy(update=update)
+
+
+def _outside(file: Path) -> tuple[str, ...]:
+    """Put the weights of a graph into a file beside it; that file's name, where there are any."""
+    weights = f"{file.name}_data"
+    whole = ir.load(file)
+    file.unlink()
+    (file.parent / weights).unlink(missing_ok=True)
+    ir.save(whole, file, external_data=weights)
+    return (f"onnx/{weights}",) if (file.parent / weights).is_file() else ()
+
+
+def _write_defaults(folder: Path, defaults: Mapping[str, np.ndarray], manifest: Manifest) -> None:
+    """The defaults that hold numbers; one file serves all variants, since slots are never quantized."""
+    held = {name: array for name, array in defaults.items() if array.size}
+    path = folder / DEFAULTS
+    if not held:
+        return
+    if path.is_file():
+        tensors, _, _ = read_onnx_adapter(path)
+        if tensors.keys() == held.keys() and all(np.array_equal(tensors[name], held[name]) for name in held):
+            return
+        path.unlink()
+    write_onnx_adapter(path, held, base_identity=manifest.base.identity, slots_hash=manifest.slots.hash)
+
+
+def _compare(bundle: Bundle, variant: str) -> None:
+    manifest, probe = bundle.manifest, bundle_probe(bundle)
+    runtime, fed = open_bundle(bundle.path, variant=variant), Fed(bundle, variant)
+    for adapter in (None, *manifest.slot_adapters):
+        mine = probe.run(cast(Runtime, fed.use(adapter)))
+        if not same_outputs(mine, probe.run(runtime.use(adapter))):
+            entry = manifest.variants[variant]
+            raise ParityError(
+                f"variant {variant}, {adapter or 'the base'}: outputs of {entry.file} and {entry.input_file} differ; "
+                "the bundle was left as it was"
+            )

@@ -1,0 +1,1 @@
+"""The worker process that runs a model on a device and reports what it measured."""
