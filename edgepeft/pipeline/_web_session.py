@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,9 @@ import onnx_ir as ir
 
 from ..adapters.files import read_onnx_adapter
 from ..bundle import Bundle, Manifest
+from ..errors import InputError
 from ..runtime.active import read_tensors
+from ..runtime.sessions import open_session, run_values
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -32,27 +34,14 @@ class _Graph:
     """One graph; it takes what it knows of what is fed."""
 
     def __init__(self, path: Path, unpack: bool) -> None:
-        import onnxruntime as ort
-
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        if unpack:  # fold DequantizeLinear of constants instead of fusing it
-            options.add_session_config_entry("session.disable_quant_qdq", "1")
-        self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        # Unpacked: fold DequantizeLinear of constants instead of fusing it.
+        self._session = open_session(path, settings={"session.disable_quant_qdq": "1"} if unpack else None)
         self._outputs = [output.name for output in self._session.get_outputs()]
         self.shapes = {value.name: value.shape for value in self._session.get_inputs()}
 
     def run(self, feeds: Arrays) -> dict[str, np.ndarray]:
         """Raw outputs by name."""
-        import onnxruntime as ort
-
-        values = {
-            name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
-            for name, array in feeds.items()
-            if name in self.shapes
-        }
-        found = self._session.run_with_ort_values(self._outputs, values)
-        return {name: value.numpy() for name, value in zip(self._outputs, found, strict=True)}
+        return run_values(self._session, self._outputs, {n: a for n, a in feeds.items() if n in self.shapes}, {})
 
 
 class Fed:
@@ -63,7 +52,7 @@ class Fed:
         entry = self.manifest.variants[variant]
         self._graph = _Graph(path or bundle.file(entry.input_file or ""), unpack)
         decoder = entry.decoder_input_file
-        self.seq2seq = None if decoder is None else _Decoder(_Graph(bundle.file(decoder), unpack))
+        self._decoder = None if decoder is None else _Graph(bundle.file(decoder), unpack)
         held = self.manifest.slot_defaults
         defaults = read_onnx_adapter(bundle.file(held))[0] if held else {}
         first = ir.load(bundle.file(entry.file)).graph.initializers
@@ -80,30 +69,21 @@ class Fed:
         self._tensors = {} if adapter is None else read_tensors(self.bundle, adapter, entries[adapter])
         return self
 
-    def snapshot(self) -> Arrays:
-        """What the adapter in use feeds."""
-        return {**self._empty, **self._tensors}
-
     def forward(self, inputs: Arrays) -> dict[str, np.ndarray]:
         """Raw outputs by name."""
-        return self.run_arrays(inputs, self.snapshot())
+        return self._graph.run({**self._empty, **self._tensors, **inputs})
 
-    def run_arrays(self, inputs: Arrays, active: Arrays) -> dict[str, np.ndarray]:
-        """:meth:`forward` with what :meth:`snapshot` gave."""
-        return self._graph.run({**active, **inputs})
+    @property
+    def decoder_shapes(self) -> Mapping[str, Sequence[int | str]]:
+        """The inputs of an encoder-decoder's decoder, with their shapes."""
+        return self._second.shapes
 
+    def decode(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        """One run of an encoder-decoder's decoder."""
+        return self._second.run({**self._empty, **self._tensors, **inputs})
 
-class _Decoder:
-    """The decoder of an encoder-decoder, as :class:`edgepeft.runtime.generation.encoder_decoder.Seq2Seq` runs it."""
-
-    def __init__(self, graph: _Graph) -> None:
-        self._graph = graph
-        self.shapes = graph.shapes
-
-    def slots(self, active: Arrays) -> Arrays:
-        """What is fed beside the tokens and caches."""
-        return active
-
-    def step(self, feeds: Arrays, active: Arrays) -> dict[str, np.ndarray]:
-        """One run of the decoder."""
-        return self._graph.run({**active, **feeds})
+    @property
+    def _second(self) -> _Graph:
+        if self._decoder is None:
+            raise InputError(f"{self.bundle.path} is for {self.manifest.task}; it has no decoder that writes texts")
+        return self._decoder

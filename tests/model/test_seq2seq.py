@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from conftest import save_lora
+from edgepeft.runtime.generation.crossed import CrossedDecoder
 from encoder_decoder import MODELS, SEQ2SEQ, build_encoder_decoder
 
 from edgepeft import runtime
@@ -23,7 +24,6 @@ from edgepeft.cli import main
 from edgepeft.errors import InputError
 from edgepeft.pipeline import add, export, quantize, validate
 from edgepeft.runtime import Runtime
-from edgepeft.runtime.generation.crossed import CrossedDecoder
 
 TOLERANCE = 1e-4
 
