@@ -323,7 +323,7 @@ def test_bundles_of_other_inputs(
         model.forward(wrong)
     if kind in {"vit", "convnet"}:
         with pytest.raises(InputError, match="cannot differ by row"):
-            model.forward_mixed(batch, ["first"] * len(batch["pixel_values"]))
+            model.forward(batch, adapters=["first"] * len(batch["pixel_values"]))
 
 
 def test_a_convolution_is_added_to_a_bundle_without_its_base(folders: Callable[[str], Path], tmp_path: Path) -> None:
