@@ -71,7 +71,9 @@ async function placementNotes(runtime) {
   const { nodes, cpu } = placement;
   if (!nodes.WebGpu) throw new BundleError(`no node of ${runtime.name} runs on WebGPU: ONNX Runtime Web put all of them on the CPU`);
   const total = Object.values(nodes).reduce((sum, count) => sum + count, 0);
-  const operators = Object.entries(cpu).sort(([, a], [, b]) => b - a).map(([operator, count]) => `${count} ${operator}`);
+  const operators = Object.entries(cpu)
+    .sort(([, a], [, b]) => b - a)
+    .map(([operator, count]) => `${count} ${operator}`);
   const left = operators.length ? `; on the CPU, in WebAssembly: ${operators.join(", ")}` : "";
   const piece = isLanguageModel(runtime) ? await runtime.tokensAtOnce() : null;
   const small = piece !== null && piece < 32 ? [`prompts are read ${piece} tokens at a time: longer pieces gave other logits on this GPU`] : [];
