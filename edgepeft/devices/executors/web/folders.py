@@ -56,6 +56,7 @@ def all_files(root: Path, patterns: Iterable[str] = ("**/*",)) -> Folder:
 _PACKAGED = (
     "onnxruntime-web/dist/*.mjs",
     "onnxruntime-web/dist/*.wasm",
+    "@cfworker/json-schema/dist/esm/*.js",
     "@huggingface/jinja/dist/*.js",
     "@huggingface/tokenizers/dist/*.mjs",
     "flatbuffers/mjs/**/*.js",

@@ -7,14 +7,14 @@
 import assert from "node:assert/strict";
 import { readFile } from "node:fs/promises";
 import { after, before, describe, test } from "node:test";
-import { InputError, openBundle } from "../src/index.js";
-import { Pieces } from "../src/pieces.js";
+import { InputError, openBundle } from "../../src/index.js";
+import { Pieces } from "../../src/pieces.js";
 
 const bundle = process.env.EDGEPEFT_TEST_CAUSAL ?? "";
 const expected = JSON.parse(await readFile(process.env.EDGEPEFT_TEST_GENERATED ?? "", "utf8"));
 
 describe("generation", () => {
-  /** @type {import("../src/index.js").Runtime} */
+  /** @type {import("../../src/index.js").Runtime} */
   let model;
   before(async () => {
     model = await openBundle(bundle);

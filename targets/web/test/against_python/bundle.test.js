@@ -10,7 +10,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
 
-import { readAdapter } from "../src/adapter.js";
+import { readAdapter } from "../../src/adapter.js";
 import {
   AdapterError,
   AdapterMismatchError,
@@ -20,8 +20,8 @@ import {
   ManifestError,
   openBundle,
   UnknownAdapterError,
-} from "../src/index.js";
-import { longestFirst } from "../src/tokenizer.js";
+} from "../../src/index.js";
+import { longestFirst } from "../../src/tokenizer.js";
 
 const bundle = process.env.EDGEPEFT_TEST_BUNDLE ?? "";
 const expected = JSON.parse(await readFile(process.env.EDGEPEFT_TEST_EXPECTED ?? "", "utf8"));
@@ -31,7 +31,7 @@ const { texts } = expected;
 const difference = (a, b) => Math.max(...a.flatMap((row, i) => row.map((x, j) => Math.abs(x - (b[i]?.[j] ?? NaN)))));
 
 describe("a bundle", () => {
-  /** @type {import("../src/index.js").Runtime} */
+  /** @type {import("../../src/index.js").Runtime} */
   let model;
   before(async () => {
     model = await openBundle(bundle);

@@ -4,9 +4,9 @@ import assert from "node:assert/strict";
 import { readFile } from "node:fs/promises";
 import { test } from "node:test";
 
-import { BundleError } from "../src/index.js";
-import { Random } from "../src/random.js";
-import { chooseSampling, Sampler } from "../src/sampling.js";
+import { BundleError } from "../../src/index.js";
+import { Random } from "../../src/random.js";
+import { chooseSampling, Sampler } from "../../src/sampling.js";
 
 const { draws, picks } = JSON.parse(await readFile(process.env.EDGEPEFT_TEST_GENERATED ?? "", "utf8"));
 const GREEDY = { sample: false, temperature: 1, topK: 0, topP: 1, repetitionPenalty: 1 };
