@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 export TQDM_DISABLE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-real test-all test-methods lint bench clean
+.PHONY: demo test test-real test-all test-methods lint lint-js bench clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -41,6 +41,16 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# The JavaScript module: formatted, linted, strictly typed, and its tests that need no bundle. CI must have npm.
+WEB := targets/web
+$(WEB)/node_modules/.package-lock.json: $(WEB)/package.json $(WEB)/package-lock.json
+	npm --prefix $(WEB) ci --ignore-scripts --no-audit --no-fund --loglevel=error
+
+lint-js:
+	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory $(WEB)/node_modules/.package-lock.json && \
+		for script in lint check test; do npm --prefix $(WEB) run --silent $$script || exit 1; done; \
+	else echo "no npm: the JavaScript in $(WEB) was not checked" >&2; test -z "$$CI"; fi
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/encoder.py

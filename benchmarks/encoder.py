@@ -8,6 +8,10 @@ which the variants take turns; each line says what it must reach.
 
 from __future__ import annotations
 
+import edgepeft  # noqa: F401  # before ONNX Runtime: switches its telemetry off
+
+# isort: split
+
 import argparse
 import json
 import shutil

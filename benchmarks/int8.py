@@ -8,6 +8,10 @@ fp32 stands for PEFT: `edgepeft validate` shows that they agree on every row. w8
 
 from __future__ import annotations
 
+import edgepeft  # noqa: F401  # before ONNX Runtime: switches its telemetry off
+
+# isort: split
+
 import argparse
 import contextlib
 import io

@@ -10,6 +10,10 @@ only.
 
 from __future__ import annotations
 
+import edgepeft  # noqa: F401  # before ONNX Runtime: switches its telemetry off
+
+# isort: split
+
 import json
 import shutil
 import subprocess

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from figures import Figures
 
-# Before any Hugging Face library is imported: tests never look for a network.
+# Before any Hugging Face library or ONNX Runtime is imported: tests never look for a network.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -185,14 +185,15 @@ def picks() -> list[dict[str, Any]]:
 
 
 def run_module(bundle: Path, expected: dict[str, Any], tmp_path: Path) -> None:
-    """Every case of targets/web/test/generate.test.js and sampling.test.js."""
+    """Every case of targets/web/test/against_python/generate.test.js and sampling.test.js."""
     (tmp_path / "generated.json").write_text(json.dumps(expected))
     module = Path(
         shutil.copytree(packages.web_folder(), tmp_path / "web", ignore=shutil.ignore_patterns("node_modules"))
     )
     (module / "node_modules").symlink_to(packages.install() / "node_modules")
+    tests = module / "test" / "against_python"
     done = subprocess.run(
-        ["node", "--test", *(str(module / "test" / f"{name}.test.js") for name in ("generate", "sampling"))],
+        ["node", "--test", *(str(tests / f"{name}.test.js") for name in ("generate", "sampling"))],
         env={**os.environ, "EDGEPEFT_TEST_CAUSAL": str(bundle), "EDGEPEFT_TEST_GENERATED": str(tmp_path / "generated.json")},
         capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import shutil
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import pytest
 from click.testing import Result
 
 from edgepeft import runtime
-from edgepeft.devices.executors.web import demo_site, packages
+from edgepeft.devices.executors.web import Site, demo_site, packages
 from edgepeft.devices.executors.web.browser import answer_of
 from edgepeft.errors import InputError
 
@@ -158,3 +159,47 @@ def test_serve_refuses_what_it_cannot_show(webbed: Path, exported: Path, cli: Ca
 def test_a_port_that_is_in_use(webbed: Path) -> None:
     with demo_site(webbed) as site, pytest.raises(InputError, match="is in use; choose another with --port"):
         demo_site(webbed, port=int(site.url.rpartition(":")[2]))
+
+
+def status_of(site: Site, path: str) -> int:
+    connection = http.client.HTTPConnection("127.0.0.1", int(site.url.rpartition(":")[2]), timeout=10)
+    connection.request("GET", path)
+    status = connection.getresponse().status
+    connection.close()
+    return status
+
+
+@needs_node
+def test_only_what_the_page_needs_is_served(webbed: Path, tmp_path: Path) -> None:
+    """Of the bundle what its manifest lists now, of the packages what the page imports, of the module no tests or harness."""
+    own = Path(shutil.copytree(webbed, tmp_path / "own"))
+    (own / "notes.txt").write_text("mine")
+    (own / ".env").write_text("KEY=secret")
+    with demo_site(own, "fp32") as site:
+        for name in ("edgepeft.json", *runtime.open(own).manifest.files):
+            assert status_of(site, f"/bundle/{name}") == 200, name
+        assert [status_of(site, f"/bundle/{name}") for name in ("notes.txt", ".env", "report/", "")] == [404] * 4
+        ort = "/node_modules/onnxruntime-web/"
+        assert status_of(site, f"{ort}dist/ort.wasm.bundle.min.mjs") == 200
+        for path in (f"{ort}package.json", "/node_modules/.package-lock.json"):
+            assert status_of(site, path) == 404, path
+        for name in ("src/index.js", "page/app.js", "page/style.css"):
+            assert status_of(site, f"/web/{name}") == 200, name
+        for name in ("package.json", "test/bundle.test.js", "harness/job.js", "page/../package.json", "README.md"):
+            assert status_of(site, f"/web/{name}") == 404, name
+        less = json.loads((own / "edgepeft.json").read_text())
+        del (
+            less["adapters"]["movies"],
+            less["files"]["adapters/movies.onnx_adapter"],
+            less["files"]["adapters/movies.onnx"],
+        )
+        (own / "edgepeft.json").write_text(json.dumps(less))
+        assert status_of(site, "/bundle/adapters/movies.onnx_adapter") == 404
+        assert status_of(site, "/bundle/adapters/movies.onnx_adapter") == 404
+        assert status_of(site, "/bundle/adapters/reviews.onnx_adapter") == 200
+        shutil.copytree(webbed, own, dirs_exist_ok=True)
+        assert status_of(site, "/bundle/adapters/movies.onnx_adapter") == 200, "what is added later is served"
+        (own / "edgepeft.json").write_text("{")
+        assert status_of(site, "/bundle/adapters/movies.onnx_adapter") == 200, (
+            "the page itself says what is wrong with it"
+        )

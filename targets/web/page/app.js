@@ -1,7 +1,7 @@
 /** The demo page: type a text, switch and blend adapters, see outputs and milliseconds. */
 
 import { findGpu, openBundle } from "/web/src/index.js";
-import { Choice, arrival, at, bars, make, megabytes, milliseconds, setState, showError, showTimes, tableOf } from "./view.js";
+import { arrival, at, bars, Choice, make, megabytes, milliseconds, setState, showError, showTimes, tableOf } from "./view.js";
 
 const TEXTS = [
   "The battery died after two days and the seller never answered.",
@@ -69,20 +69,31 @@ function describe(opened, took) {
   const base = megabytes(files.reduce((a, b) => a + b, 0));
   const count = adapters.length === 1 ? "1 adapter" : `${adapters.length || "No"} adapters`;
   at("about").textContent = `${count} over one ${base} base (${opened.variant}), opened and checked in ${milliseconds(took)}. Everything runs on this machine.`;
-  const where = opened.gpu === null ? "WebAssembly" : `WebGPU (${[opened.gpu.vendor, opened.gpu.architecture].filter(Boolean).join(" ")}${opened.gpu.software ? ", software: slow" : ""})`;
-  at("facts").textContent = `base ${manifest.base.source.split("/").at(-1)}, identity ${manifest.base.identity.slice(0, 16)}…, ${manifest.task}, ONNX Runtime Web on ${where}`;
+  const where =
+    opened.gpu === null
+      ? "WebAssembly"
+      : `WebGPU (${[opened.gpu.vendor, opened.gpu.architecture].filter(Boolean).join(" ")}${opened.gpu.software ? ", software: slow" : ""})`;
+  at("facts").textContent =
+    `base ${manifest.base.source.split("/").at(-1)}, identity ${manifest.base.identity.slice(0, 16)}…, ${manifest.task}, ONNX Runtime Web on ${where}`;
   const variants = Object.entries(manifest.variants).filter(([, v]) => v.input_file !== null || v.slots !== "overridable");
   at("variant").replaceChildren(...variants.map(([name]) => make("option", { value: name, textContent: name, selected: name === opened.variant })));
   choice.offer([...adapters.map((name) => /** @type {[string, string]} */ ([name, name])), [BASE, manifest.merged ?? "base"]]);
   const blendable = adapters.filter((name) => linear(name));
-  at("other").replaceChildren(make("option", { value: BASE, textContent: "none" }), ...blendable.map((name) => make("option", { value: name, textContent: name })));
+  at("other").replaceChildren(
+    make("option", { value: BASE, textContent: "none" }),
+    ...blendable.map((name) => make("option", { value: name, textContent: name })),
+  );
   at("blending").hidden = blendable.length < 2;
   at("scaling").hidden = !adapters.length;
   at("every").hidden = speaks() || !adapters.length;
   at("generate").hidden = !speaks();
   at("warmth").hidden = !chats();
   examples(chats() ? PROMPTS : TEXTS);
-  note(adapters.length || manifest.merged ? null : "This bundle holds no adapters yet: the base answers. Add one with: edgepeft add BUNDLE --adapter NAME=CHECKPOINT");
+  note(
+    adapters.length || manifest.merged
+      ? null
+      : "This bundle holds no adapters yet: the base answers. Add one with: edgepeft add BUNDLE --adapter NAME=CHECKPOINT",
+  );
 }
 
 /** Whether an adapter can be scaled and blended. @param {string} name */
@@ -143,7 +154,8 @@ async function generate() {
   const text = at("text").value;
   if (speaking !== null) return speaking.abort();
   if (opened === null || !text.trim()) return;
-  const mine = (speaking = new AbortController());
+  const mine = new AbortController();
+  speaking = mine;
   const answer = make("p", { className: "answer" });
   at("result").replaceChildren(answer);
   at("result").setAttribute("aria-busy", "true"); // read out when it is complete

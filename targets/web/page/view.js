@@ -56,7 +56,7 @@ export class Choice {
       const buttons = /** @type {HTMLButtonElement[]} */ ([...group.children]);
       if (step === undefined || !buttons.length) return;
       event.preventDefault();
-      const now = buttons.findIndex((button) => button === document.activeElement);
+      const now = buttons.indexOf(/** @type {HTMLButtonElement} */ (document.activeElement));
       const next = buttons[(now + step + buttons.length) % buttons.length];
       next?.focus();
       next?.click();
@@ -104,7 +104,9 @@ export function bars(probabilities) {
 
 /** @param {Record<string, string | number>} values */
 export function showTimes(values) {
-  at("times").replaceChildren(...Object.entries(values).map(([name, value]) => make("div", {}, make("dt", { textContent: name }), make("dd", { textContent: String(value) }))));
+  at("times").replaceChildren(
+    ...Object.entries(values).map(([name, value]) => make("div", {}, make("dt", { textContent: name }), make("dd", { textContent: String(value) }))),
+  );
 }
 
 /** @param {string[]} head @param {string[][]} rows */

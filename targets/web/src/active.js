@@ -1,6 +1,6 @@
 /** What one run needs of an adapter: tensors for its slots, and states that stand before the sequence. */
 
-import { readAdapter, checkAdapterFile } from "./adapter.js";
+import { checkAdapterFile, readAdapter } from "./adapter.js";
 import { InputError } from "./errors.js";
 import { factoredSlots, prefixTensors } from "./slots.js";
 

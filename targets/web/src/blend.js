@@ -13,7 +13,10 @@ import { factoredSlots } from "./slots.js";
  */
 
 /** A blend as its call says it: `a=0.7, b=0.3`. @param {Weights} weights */
-export const describeBlend = (weights) => Object.entries(weights).map(([name, weight]) => `${name}=${weight}`).join(", ");
+export const describeBlend = (weights) =>
+  Object.entries(weights)
+    .map(([name, weight]) => `${name}=${weight}`)
+    .join(", ");
 
 /**
  * Refuse weights that are not finite, adapters that have no weighted sum, and a head that is not among them.
@@ -27,7 +30,8 @@ export function checkBlend(manifest, where, weights, head) {
   for (const name of names) {
     const entry = findAdapter(manifest, where, name);
     const weight = weights[name];
-    if (typeof weight !== "number" || !Number.isFinite(weight)) throw new InputError(`the weight of adapter '${name}' must be a finite number, found ${weight}`);
+    if (typeof weight !== "number" || !Number.isFinite(weight))
+      throw new InputError(`the weight of adapter '${name}' must be a finite number, found ${weight}`);
     checkLinear(name, entry, "blended");
   }
   if (head !== undefined && !names.includes(head)) throw new InputError(`head '${head}' is not among the adapters of the blend: ${names.join(", ")}`);
@@ -50,8 +54,20 @@ export function blendTensors(manifest, weights, scale, head, loaded) {
     if (!inside.length) continue;
     /** @param {string} name @param {string} tensor */
     const of = (name, tensor) => /** @type {SlotTensor} */ (loaded.get(name)?.get(tensor));
-    tensors.set(slot.a, concatenate(inside.map((name) => of(name, slot.a)), slot.axes[0]));
-    tensors.set(slot.b, concatenate(inside.map((name) => times(of(name, slot.b), scale * (weights[name] ?? 0))), slot.axes[1]));
+    tensors.set(
+      slot.a,
+      concatenate(
+        inside.map((name) => of(name, slot.a)),
+        slot.axes[0],
+      ),
+    );
+    tensors.set(
+      slot.b,
+      concatenate(
+        inside.map((name) => times(of(name, slot.b), scale * (weights[name] ?? 0))),
+        slot.axes[1],
+      ),
+    );
   }
   for (const { tensor, parameter } of manifest.slots.overrides) {
     const taken = replacement(parameter, tensor, loaded, head);

@@ -85,16 +85,19 @@ export class Cache {
   async feed(tokens) {
     const count = tokens.length;
     /** @param {number} length @param {(i: number) => number} value */
-    const row = (length, value) => this.#backend.tensor("int64", BigInt64Array.from({ length }, (_, i) => BigInt(value(i))), [1, length]);
+    const row = (length, value) =>
+      this.#backend.tensor(
+        "int64",
+        BigInt64Array.from({ length }, (_, i) => BigInt(value(i))),
+        [1, length],
+      );
     /** @type {Feeds} */
     const feeds = { input_ids: row(count, (i) => tokens[i] ?? 0), attention_mask: row(this.#length + count, () => 1), ...this.#past };
     if (this.#inputs.has("position_ids")) feeds.position_ids = row(count, (i) => this.#length + i);
     // Only the last token's logits are wanted: a vocabulary's width for each token of a prompt is most of its cost.
     if (this.#inputs.has("logits_from")) feeds.logits_from = this.#backend.tensor("int64", BigInt64Array.of(BigInt(count - 1)), [1]);
     const found = await this.#run(feeds);
-    this.#past = Object.fromEntries(
-      Object.keys(this.#past).map((name) => [name, /** @type {Tensor} */ (found[name.replace("past_key_values.", "present.")])]),
-    );
+    this.#past = Object.fromEntries(Object.keys(this.#past).map((name) => [name, /** @type {Tensor} */ (found[name.replace("past_key_values.", "present.")])]));
     this.#length += count;
     const logits = /** @type {Tensor} */ (found.logits);
     return /** @type {Float32Array} */ (logits.data).subarray(-(logits.dims.at(-1) ?? 1));

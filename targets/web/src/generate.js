@@ -6,7 +6,7 @@ import { Cache, cacheInputs, pieceSize } from "./cache.js";
 import { BundleError, InputError } from "./errors.js";
 import { decoder, write } from "./loop.js";
 import { Pieces } from "./pieces.js";
-import { Sampler, chooseSampling } from "./sampling.js";
+import { chooseSampling, Sampler } from "./sampling.js";
 
 /**
  * @typedef {import("./active.js").Active} Active
@@ -89,13 +89,24 @@ export class Generator {
       throw new InputError("a prompt is a text, or a list of messages with a role (system, user, assistant) and content");
     }
     if (this.settings.template === null) {
-      throw new InputError(`${this.name} has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json); give a plain prompt with chat: false`);
+      throw new InputError(
+        `${this.name} has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json); give a plain prompt with chat: false`,
+      );
     }
     let text;
     try {
-      text = new Template(this.settings.template).render({ messages: prompt, tools: null, documents: null, add_generation_prompt: true, ...this.settings.special });
+      text = new Template(this.settings.template).render({
+        messages: prompt,
+        tools: null,
+        documents: null,
+        add_generation_prompt: true,
+        ...this.settings.special,
+      });
     } catch (error) {
-      throw new InputError(`the chat template of ${this.name} cannot render these messages: ${/** @type {Error} */ (error).message}. Change them, or give a plain prompt with chat: false.`, { cause: error });
+      throw new InputError(
+        `the chat template of ${this.name} cannot render these messages: ${/** @type {Error} */ (error).message}. Change them, or give a plain prompt with chat: false.`,
+        { cause: error },
+      );
     }
     // The template writes the special tokens itself.
     return this.#fits(this.#ids(text, false), before);

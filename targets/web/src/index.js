@@ -14,7 +14,7 @@
  * @module
  */
 
-export { openBundle } from "./open.js";
-export { Runtime } from "./runtime.js";
 export { findGpu } from "./backend.js";
 export * from "./errors.js";
+export { openBundle } from "./open.js";
+export { Runtime } from "./runtime.js";

@@ -21,7 +21,9 @@ export function checkMixed(manifest, where, rows) {
   const entries = names.map((name) => /** @type {const} */ ([name, findAdapter(manifest, where, name)]));
   for (const [name, { method, prefix_length, per_row }] of entries) {
     if (prefix_length) {
-      throw new InputError(`adapter '${name}' (${method}) puts states before the sequence, so its rows are longer than those of others; run them by themselves with use()`);
+      throw new InputError(
+        `adapter '${name}' (${method}) puts states before the sequence, so its rows are longer than those of others; run them by themselves with use()`,
+      );
     }
     if (!per_row) {
       throw new InputError(

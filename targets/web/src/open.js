@@ -1,9 +1,9 @@
 /** Opening a bundle: its files are fetched and checked, and a session made of a variant. */
 
+import { readAdapter } from "./adapter.js";
 import { joined, openBackend } from "./backend.js";
 import { AdapterMismatchError, BundleError, InputError } from "./errors.js";
-import { readAdapter } from "./adapter.js";
-import { MANIFEST_NAME, findVariant, parseManifest } from "./manifest.js";
+import { findVariant, MANIFEST_NAME, parseManifest } from "./manifest.js";
 import { Runtime } from "./runtime.js";
 import { checkAdapters, slotSignature, slotTensors } from "./slots.js";
 import { openSource, readChecked, sha256 } from "./source.js";
@@ -79,7 +79,16 @@ export async function openBundle(where, options = {}) {
   }
   const [session, decoder = null] = sessions;
   return new Runtime({
-    source, name, manifest, variant, backend, session: /** @type {import("./backend.js").InferenceSession} */ (session), decoder, placement, encoder, defaults,
+    source,
+    name,
+    manifest,
+    variant,
+    backend,
+    session: /** @type {import("./backend.js").InferenceSession} */ (session),
+    decoder,
+    placement,
+    encoder,
+    defaults,
   });
 }
 
@@ -99,8 +108,7 @@ function graphFile(name, variant, entry) {
   if (entry.slots !== "overridable") return entry.file;
   if (entry.input_file !== null) return entry.input_file;
   throw new BundleError(
-    `${name}: variant ${variant} has no graph whose slots are plain inputs, which ONNX Runtime Web needs. ` +
-      "Write one with `edgepeft web prepare BUNDLE`.",
+    `${name}: variant ${variant} has no graph whose slots are plain inputs, which ONNX Runtime Web needs. Write one with \`edgepeft web prepare BUNDLE\`.`,
   );
 }
 

@@ -210,9 +210,7 @@ export class Runtime {
   async #forward(tokens, active) {
     try {
       const found = await this.#run(tokens, active);
-      return Object.fromEntries(
-        Object.entries(found).map(([name, tensor]) => [name, { data: /** @type {Float32Array} */ (tensor.data), dims: tensor.dims }]),
-      );
+      return Object.fromEntries(Object.entries(found).map(([name, tensor]) => [name, { data: /** @type {Float32Array} */ (tensor.data), dims: tensor.dims }]));
     } catch (error) {
       const shapes = Object.entries(tokens).map(([name, tensor]) => `${name} [${tensor.dims}]`);
       throw new InputError(
@@ -328,7 +326,13 @@ export class Runtime {
     const writer = await this.#seq2seq;
     if (typeof text !== "string") throw new InputError("an encoder-decoder reads one text, not messages");
     const inputs = this.#tensors(this.encode([text]));
-    return writer.generate(inputs, options, (feeds) => this.#run(feeds, active), (feeds) => this.#run(feeds, active, decoder), decoder.inputNames);
+    return writer.generate(
+      inputs,
+      options,
+      (feeds) => this.#run(feeds, active),
+      (feeds) => this.#run(feeds, active, decoder),
+      decoder.inputNames,
+    );
   }
 
   /**
@@ -351,7 +355,16 @@ export class Runtime {
   /** What generation needs, read when it is first asked for; read again where that failed. */
   #generation() {
     this.#generator ??= import("./generate.js")
-      .then(({ Generator }) => Generator.open(this.manifest, this.name, this.encoder, this.#backend, (file) => this.#text(file), (feeds) => this.#run(feeds, this.#base)))
+      .then(({ Generator }) =>
+        Generator.open(
+          this.manifest,
+          this.name,
+          this.encoder,
+          this.#backend,
+          (file) => this.#text(file),
+          (feeds) => this.#run(feeds, this.#base),
+        ),
+      )
       .catch((error) => {
         this.#generator = null;
         throw error;

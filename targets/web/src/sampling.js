@@ -1,7 +1,7 @@
 /** Choosing the next token from logits: the rules, and the draws, of edgepeft's Python runtime. */
 
 import { BundleError, InputError } from "./errors.js";
-import { Random, anySeed } from "./random.js";
+import { anySeed, Random } from "./random.js";
 
 /**
  * How tokens are chosen. A `temperature` of 0 is greedy; `topK` 0 and `topP` 1 keep every token. `repetitionPenalty` divides
@@ -47,7 +47,8 @@ function checkSampling({ temperature, topK, topP, repetitionPenalty, seed }) {
   if (!Number.isFinite(temperature) || temperature < 0) throw new InputError(`temperature must be a finite number of at least 0, found ${temperature}`);
   if (!Number.isFinite(topP) || topP <= 0 || topP > 1) throw new InputError(`topP must be above 0 and at most 1, found ${topP}`);
   if (!Number.isSafeInteger(topK) || topK < 0) throw new InputError(`topK must be a whole number, 0 (off) or more, found ${topK}`);
-  if (!Number.isFinite(repetitionPenalty) || repetitionPenalty <= 0) throw new InputError(`repetitionPenalty must be a number above 0, found ${repetitionPenalty}`);
+  if (!Number.isFinite(repetitionPenalty) || repetitionPenalty <= 0)
+    throw new InputError(`repetitionPenalty must be a number above 0, found ${repetitionPenalty}`);
   if (seed !== null && (!Number.isSafeInteger(seed) || seed < 0)) throw new InputError(`seed must be a whole number, 0 or more, found ${seed}`);
 }
 

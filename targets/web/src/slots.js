@@ -4,7 +4,8 @@ import { AdapterMismatchError } from "./errors.js";
 
 /**
  * @typedef {import("./manifest.js").Manifest} Manifest
- * @typedef {import("./reader.js").Dim} Dim
+ * @typedef {import("./manifest.js").SlotPart} SlotPart
+ * @typedef {import("./manifest.js").Dim} Dim
  */
 
 /**
@@ -118,9 +119,12 @@ export function checkAdapters(manifest, where, slotsHash) {
  */
 export function slotSignature(manifest) {
   const tensors = Object.fromEntries(slotTensors(manifest));
-  const parts = Object.fromEntries(manifest.slots.linear.map((slot) => [slot.name, slot.parts]));
+  const parts = Object.fromEntries(manifest.slots.linear.map((slot) => [slot.name, slot.parts.map(signed)]));
   return pythonJson({ parts, tensors });
 }
+
+/** Which outputs of its site a part has is left out where it has all. @param {SlotPart} part */
+const signed = ({ site, offset, size, start, step, of }) => (of === null ? { site, offset, size } : { site, offset, size, start, step, of });
 
 /** @param {unknown} value @returns {string} */
 function pythonJson(value) {

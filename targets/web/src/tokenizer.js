@@ -94,7 +94,12 @@ export class TextEncoder {
     const padded = (row, fill) => [...row, ...Array(length - row.length).fill(fill)];
     return {
       ids: rows.map((row) => padded(row.ids, this.padId)),
-      mask: rows.map((row) => padded(row.ids.map(() => 1), 0)),
+      mask: rows.map((row) =>
+        padded(
+          row.ids.map(() => 1),
+          0,
+        ),
+      ),
       types: rows.map((row) => padded(row.types, 0)),
       truncated: rows.flatMap((row, position) => (row.truncated ? [position] : [])),
     };

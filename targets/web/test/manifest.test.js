@@ -12,23 +12,45 @@ const good = () => ({
   schema_version: 1,
   task: "text-classification",
   mode: "swap",
-  base: { source: "x", identity: HASH, fresh: [] },
+  base: { source: "x", architecture: "X", model_type: "x", captured_by: "traced", identity: HASH, parameters: 9 },
   inputs: [{ name: "input_ids", dtype: "int64", shape: ["batch", "sequence"] }],
   outputs: [{ name: "logits", dtype: "float", shape: ["batch", "labels"] }],
   labels: ["a", "b"],
   max_length: 8,
   slots: {
     linear: [
-      { name: "ü.query", in_features: 4, out_features: 6, parts: [{ site: "ü.query", offset: 0, size: 6 }], a: "A", b: "B", rank: "r",
-        out_gain: "G", in_gain: null, weight: "w", transposed: false, per_row: true },
+      {
+        name: "ü.query",
+        in_features: 4,
+        out_features: 6,
+        parts: [{ site: "ü.query", offset: 0, size: 6 }],
+        a: "A",
+        b: "B",
+        rank: "r",
+        out_gain: "G",
+        in_gain: null,
+        weight: "w",
+        transposed: false,
+        per_row: true,
+      },
     ],
     overrides: [{ parameter: "head.weight", tensor: "H", shape: ["adapter_batch", 4, "labels"], layout: "matmul", per_row: true }],
   },
   slot_defaults: null,
   variants: { fp32: { file: "onnx/model.onnx", input_file: null, data: [], slots: "overridable", recipe: "fp32", quantized_share: 0 } },
   adapters: {
-    one: { onnx_adapter: "adapters/one.onnx_adapter", onnx: "adapters/one.onnx", method: "LORA", source: "y", base_identity: HASH, slots_hash: HASH,
-      tensors: { A: [1, 4, 2], B: [1, 2, 6] }, ranks: {}, labels: null, bytes: 3 },
+    one: {
+      onnx_adapter: "adapters/one.onnx_adapter",
+      onnx: "adapters/one.onnx",
+      method: "LORA",
+      source: "y",
+      base_identity: HASH,
+      slots_hash: HASH,
+      tensors: { A: [1, 4, 2], B: [1, 2, 6] },
+      ranks: {},
+      labels: null,
+      bytes: 3,
+    },
   },
   merged: null,
   files: { "onnx/model.onnx": { sha256: HASH, bytes: 1 }, "adapters/one.onnx_adapter": { sha256: HASH, bytes: 1 } },
@@ -63,24 +85,73 @@ for (const [what, change, words] of /** @type {[string, (m: any) => void, RegExp
   ["an adapter file that is not listed", (m) => delete m.files["adapters/one.onnx_adapter"], /an entry for adapters\/one/],
   ["a size below zero", (m) => (m.files["onnx/model.onnx"].bytes = -1), /bytes: expected a whole number/],
   ["a symbolic adapter shape", (m) => (m.adapters.one.tensors.A = [1, "r"]), /adapters\.one\.tensors\.A/],
-  ["labels that are no texts", (m) => (m.labels = [1]), /labels: expected a list of texts/],
+  ["labels that are no texts", (m) => (m.labels = [1]), /labels\.0: expected a text, found 1/],
+  ["no schema version", (m) => delete m.schema_version, /schema_version undefined/],
+  ["a key that nobody knows", (m) => (m.variants.fp32.extra = 1), /variants\.fp32\.extra: expected no such key, found 1/],
+  ["a base that is a list", (m) => (m.base = []), /base: expected an object, found \[\]/],
+  ["an adapter without its hash", (m) => delete m.adapters.one.slots_hash, /adapters\.one\.slots_hash: expected a text like .*, found nothing/],
+  ["half a token", (m) => (m.max_length = 1.5), /max_length: expected a whole number, found 1\.5/],
+  ["no token", (m) => (m.max_length = 0), /max_length: expected a whole number from 1 on, found 0/],
+  ["a size that no double counts", (m) => (m.files["onnx/model.onnx"].bytes = 2 ** 60), /bytes: expected a whole number from 0 on/],
+  ["a dimension below zero", (m) => (m.slots.overrides[0].shape = [-1]), /slots\.overrides\.0\.shape\.0: expected a whole number from 0 on, found -1/],
+  ["a slot of no width", (m) => (m.slots.linear[0].in_features = 0), /in_features: expected a whole number above 0, found 0/],
+  ["more than all weights quantized", (m) => (m.variants.fp32.quantized_share = 2), /quantized_share: expected a number up to 1, found 2/],
+  ["a slot without parts", (m) => (m.slots.linear[0].parts = []), /slots\.linear\.0\.parts: expected another value/],
+  ["half a character as a name", (m) => (m.files["\ud800"] = { sha256: HASH, bytes: 1.5 }), /does not fit the schema/],
+  ["a name that is a path", (m) => (m.files["a/~b%"] = { sha256: HASH, bytes: "3" }), /files\.a\/~b%\.bytes: expected a whole number, found "3"/],
+  ["a prototype", (m) => Object.defineProperty(m.adapters, "__proto__", { value: 3, enumerable: true }), /adapters\.__proto__: expected an object, found 3/],
   ["a slot that is no object", (m) => (m.slots.linear = [3]), /slots\.linear\.0: expected an object, found 3/],
 ])) {
   test(`${what} is refused`, () => {
-    assert.throws(() => parseManifest(changed(change), "here"), (error) => error instanceof ManifestError && words.test(error.message) && error.message.startsWith("here"));
+    assert.throws(
+      () => parseManifest(changed(change), "here"),
+      (error) => error instanceof ManifestError && words.test(error.message) && error.message.startsWith("here"),
+    );
   });
 }
 
-for (const text of ["", "{", "[]", "3", "null", '"x"']) {
-  test(`${JSON.stringify(text)} is not a manifest`, () => {
+test("what is left out has its default", () => {
+  const manifest = parseManifest(
+    changed((m) => {
+      for (const key of ["labels", "max_length", "slot_defaults", "merged", "adapters"]) delete m[key];
+    }),
+    "here",
+  );
+  const { labels, max_length, slot_defaults, merged, adapters, slots, base } = manifest;
+  assert.deepEqual([labels, max_length, slot_defaults, merged, Object.keys(adapters)], [null, null, null, null, []]);
+  assert.deepEqual([slots.convolutions, slots.embeddings, base.fresh], [[], [], []]);
+  assert.deepEqual(slots.linear[0]?.parts, [{ site: "ü.query", offset: 0, size: 6, start: 0, step: 1, of: null }]);
+  const { scalable, per_row, prefix_length } = parseManifest(JSON.stringify(good()), "here").adapters.one ?? {};
+  assert.deepEqual([scalable, per_row, prefix_length], [true, true, 0]);
+});
+
+test("a name of Object's own is only a name", () => {
+  const tensors = '{"__proto__": [1], "constructor": [2, 3]}';
+  const text = JSON.stringify(good()).replace('"tensors":{"A":[1,4,2],"B":[1,2,6]}', `"tensors":${tensors}`);
+  const found = parseManifest(text, "here").adapters.one?.tensors ?? {};
+  assert.deepEqual(Object.entries(found), [
+    ["__proto__", [1]],
+    ["constructor", [2, 3]],
+  ]);
+  assert.equal(Object.getPrototypeOf(found), null);
+});
+
+for (const text of ["", "{", "[]", "3", "null", '"x"', "[".repeat(200_000)]) {
+  test(`${JSON.stringify(text).slice(0, 20)} is not a manifest`, () => {
     assert.throws(() => parseManifest(text, "here"), ManifestError);
   });
 }
 
 test("unknown names list those there are", () => {
   const manifest = parseManifest(JSON.stringify(good()), "here");
-  assert.throws(() => findVariant(manifest, "here", "q4"), (e) => e instanceof BundleError && e.message === "here has no variant 'q4'; it has: fp32");
-  assert.throws(() => findAdapter(manifest, "here", "two"), (e) => e instanceof UnknownAdapterError && e.message === "here has no adapter 'two'; it has: one");
+  assert.throws(
+    () => findVariant(manifest, "here", "q4"),
+    (e) => e instanceof BundleError && e.message === "here has no variant 'q4'; it has: fp32",
+  );
+  assert.throws(
+    () => findAdapter(manifest, "here", "two"),
+    (e) => e instanceof UnknownAdapterError && e.message === "here has no adapter 'two'; it has: one",
+  );
 });
 
 for (const name of ["constructor", "__proto__", "toString"]) {
@@ -97,7 +168,10 @@ for (const [what, change, words] of /** @type {[string, (m: any) => void, RegExp
 ])) {
   test(`an adapter of ${what} is refused`, () => {
     const manifest = parseManifest(changed(change), "here");
-    assert.throws(() => checkAdapters(manifest, "here", HASH), (error) => error instanceof AdapterMismatchError && words.test(error.message));
+    assert.throws(
+      () => checkAdapters(manifest, "here", HASH),
+      (error) => error instanceof AdapterMismatchError && words.test(error.message),
+    );
   });
 }
 

@@ -32,6 +32,7 @@ def answer_of(
     Raises :class:`DeviceError` where the browser ends by itself or does not answer in ``timeout_s`` seconds. Nothing is
     left running or on the disk in either case.
     """
+    site.expect_answer()
     with tempfile.TemporaryDirectory(prefix="edgepeft-web-", ignore_cleanup_errors=True) as folder:
         profile = Path(folder)
         with _running(browser, f"{site.url}/{page}", profile, flags) as process:

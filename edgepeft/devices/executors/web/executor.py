@@ -18,6 +18,7 @@ from ....terminate import run_child
 from ....worker.host import fingerprint
 from ..protocol import Missing
 from .browser import answer_of
+from .folders import bundle_folder, module_folders
 from .gpu import WEBGPU_FLAGS, Gpu, find_gpu
 from .packages import (
     find_browser,
@@ -56,14 +57,10 @@ class WebExecutor:
         browser = find_browser()
         if browser is None:
             raise DeviceError(f"{missing_browser().what}: {missing_browser().remedy}")
-        folders = {
-            "/bundle/": Path(job.bundle),
-            "/node_modules/": install() / "node_modules",
-            "/web/": web_folder(),
-        }
+        folders = {"/bundle/": bundle_folder(Path(job.bundle)), **module_folders(install(), "harness")}
         asked = {**job.model_dump(mode="json"), "bundle": "/bundle/", "device": self._device}
         with Site(folders, {"/job.json": as_json(asked)}) as site:
-            text, peak_mb = answer_of(browser, site, "web/page/job.html", self._timeout_s, self._flags)
+            text, peak_mb = answer_of(browser, site, "web/harness/page.html", self._timeout_s, self._flags)
         return _result(job, {**_object(text, self.name), "peak_rss_mb": peak_mb}, self.name)
 
 
@@ -137,10 +134,11 @@ class NodeExecutor:
         asked = {**job.model_dump(mode="json"), "bundle": str(Path(job.bundle).resolve())}
         # Node finds packages from where a module lies, so the sources are put beside them.
         with tempfile.TemporaryDirectory(prefix="edgepeft-node-") as folder:
-            shutil.copytree(web_folder() / "src", Path(folder) / "src")
+            for name in ("src", "harness"):
+                shutil.copytree(web_folder() / name, Path(folder) / name)
             shutil.copyfile(web_folder() / "package.json", Path(folder) / "package.json")
             (Path(folder) / "node_modules").symlink_to(packages / "node_modules", target_is_directory=True)
-            text = self._node([node, str(Path(folder) / "src" / "node.js")], json.dumps(asked))
+            text = self._node([node, str(Path(folder) / "harness" / "node.js")], json.dumps(asked))
         return _result(job, _object(text, self.name), self.name)
 
     def _node(self, command: list[str], asked: str) -> str:

@@ -9,6 +9,7 @@ from urllib.parse import urlencode
 
 from ....bundle import read_bundle
 from ....errors import BundleError, InputError
+from .folders import bundle_folder, module_folders
 from .packages import install, web_folder
 from .site import Site
 
@@ -40,7 +41,7 @@ def demo_site(
     first = variant or next((name for name in _PREFERRED if name in ready), ready[0])
     announce("fetching ONNX Runtime Web with npm (once)")
     packages = install()
-    folders = {"/bundle/": opened.path, "/node_modules/": packages / "node_modules", "/web/": web_folder()}
+    folders = {"/bundle/": bundle_folder(opened.path), **module_folders(packages, "page")}
     page = (web_folder() / "page" / "index.html").read_text(encoding="utf-8")
     try:
         return Site(folders, {"/": page}, port=port, start=f"/?{urlencode({'variant': first})}")

@@ -1,4 +1,4 @@
-/** `node src/node.js < job.json > answer.json`: a job in Node. The last line of standard error says what failed. */
+/** `node harness/node.js < job.json > answer.json`: a job in Node. The last line of standard error says what failed. */
 
 import { text } from "node:stream/consumers";
 

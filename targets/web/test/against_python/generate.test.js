@@ -7,15 +7,14 @@
 import assert from "node:assert/strict";
 import { readFile } from "node:fs/promises";
 import { after, before, describe, test } from "node:test";
-
-import { Pieces } from "../src/pieces.js";
-import { InputError, openBundle } from "../src/index.js";
+import { InputError, openBundle } from "../../src/index.js";
+import { Pieces } from "../../src/pieces.js";
 
 const bundle = process.env.EDGEPEFT_TEST_CAUSAL ?? "";
 const expected = JSON.parse(await readFile(process.env.EDGEPEFT_TEST_GENERATED ?? "", "utf8"));
 
 describe("generation", () => {
-  /** @type {import("../src/index.js").Runtime} */
+  /** @type {import("../../src/index.js").Runtime} */
   let model;
   before(async () => {
     model = await openBundle(bundle);
@@ -32,7 +31,7 @@ describe("generation", () => {
       assert.equal(found.text, text);
       assert.equal(found.finish, finish);
       assert.equal(pieces.join(""), text);
-      assert.ok(pieces.every((piece) => piece && piece.isWellFormed()));
+      assert.ok(pieces.every((piece) => piece?.isWellFormed()));
     });
   }
 
@@ -47,7 +46,8 @@ describe("generation", () => {
   test("without a seed one is drawn, with one the answer repeats", async () => {
     await model.use(model.adapters[0] ?? null);
     /** @param {number} [seed] */
-    const tokens = async (seed) => (await model.generate("good", { chat: false, maxNewTokens: 16, temperature: 4, ...(seed === undefined ? {} : { seed }) })).tokens.join();
+    const tokens = async (seed) =>
+      (await model.generate("good", { chat: false, maxNewTokens: 16, temperature: 4, ...(seed === undefined ? {} : { seed }) })).tokens.join();
     assert.equal(await tokens(7), await tokens(7));
     assert.ok(new Set([await tokens(), await tokens(), await tokens()]).size > 1);
   });

@@ -3,11 +3,12 @@
  * measuring process takes and gives (`edgepeft/worker/job.py`).
  */
 
-import { BundleError, InputError } from "./errors.js";
-import { openBundle } from "./open.js";
+import { BundleError, InputError } from "../src/errors.js";
+import { openBundle } from "../src/open.js";
+import { Random } from "../src/random.js";
 
 /**
- * @typedef {import("./runtime.js").Runtime} Runtime
+ * @typedef {import("../src/runtime.js").Runtime} Runtime
  * @typedef {{ adapter: string | null, batch: number, sequence: number, phase: "run" | "decode" }} Case
  * @typedef {{ adapter: string | null, texts: string[], pairs: string[] | null, batch: number }} Rows
  * @typedef {{ adapter: string | null, texts: string[], max_new_tokens: number, chat: boolean | null }} Prompts
@@ -70,7 +71,9 @@ async function placementNotes(runtime) {
   const { nodes, cpu } = placement;
   if (!nodes.WebGpu) throw new BundleError(`no node of ${runtime.name} runs on WebGPU: ONNX Runtime Web put all of them on the CPU`);
   const total = Object.values(nodes).reduce((sum, count) => sum + count, 0);
-  const operators = Object.entries(cpu).sort(([, a], [, b]) => b - a).map(([operator, count]) => `${count} ${operator}`);
+  const operators = Object.entries(cpu)
+    .sort(([, a], [, b]) => b - a)
+    .map(([operator, count]) => `${count} ${operator}`);
   const left = operators.length ? `; on the CPU, in WebAssembly: ${operators.join(", ")}` : "";
   const piece = isLanguageModel(runtime) ? await runtime.tokensAtOnce() : null;
   const small = piece !== null && piece < 32 ? [`prompts are read ${piece} tokens at a time: longer pieces gave other logits on this GPU`] : [];
@@ -148,19 +151,12 @@ function probeInputs(runtime, texts, seed) {
 function randomInputs(runtime, vocabulary, batch, sequence, seed) {
   const { max_length: limit, inputs } = runtime.manifest;
   if (limit !== null && sequence > limit) throw new InputError(`shape ${batch}x${sequence}: the bundle takes at most ${limit} tokens`);
-  let state = seed;
-  const random = () => {
-    // mulberry32: small, seeded, and good enough for token ids.
-    state = (state + 0x6d2b79f5) | 0;
-    let t = Math.imul(state ^ (state >>> 15), 1 | state);
-    t = (t + Math.imul(t ^ (t >>> 7), 61 | t)) ^ t;
-    return ((t ^ (t >>> 14)) >>> 0) / 2 ** 32;
-  };
+  const random = new Random([seed]);
   /** @param {(column: number) => number} cell */
   const rows = (cell) => Array.from({ length: batch }, () => Array.from({ length: sequence }, (_, i) => cell(i)));
   /** @type {Record<string, () => number[][]>} */
   const fill = {
-    input_ids: () => rows(() => Math.floor(random() * vocabulary)),
+    input_ids: () => rows(() => Math.floor(random.random() * vocabulary)),
     attention_mask: () => rows(() => 1),
     token_type_ids: () => rows(() => 0),
     position_ids: () => rows((column) => column),

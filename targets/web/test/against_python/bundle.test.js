@@ -10,9 +10,18 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
 
-import { readAdapter } from "../src/adapter.js";
-import { AdapterError, AdapterMismatchError, BundleError, CorruptBundleError, InputError, ManifestError, UnknownAdapterError, openBundle } from "../src/index.js";
-import { longestFirst } from "../src/tokenizer.js";
+import { readAdapter } from "../../src/adapter.js";
+import {
+  AdapterError,
+  AdapterMismatchError,
+  BundleError,
+  CorruptBundleError,
+  InputError,
+  ManifestError,
+  openBundle,
+  UnknownAdapterError,
+} from "../../src/index.js";
+import { longestFirst } from "../../src/tokenizer.js";
 
 const bundle = process.env.EDGEPEFT_TEST_BUNDLE ?? "";
 const expected = JSON.parse(await readFile(process.env.EDGEPEFT_TEST_EXPECTED ?? "", "utf8"));
@@ -22,7 +31,7 @@ const { texts } = expected;
 const difference = (a, b) => Math.max(...a.flatMap((row, i) => row.map((x, j) => Math.abs(x - (b[i]?.[j] ?? NaN)))));
 
 describe("a bundle", () => {
-  /** @type {import("../src/index.js").Runtime} */
+  /** @type {import("../../src/index.js").Runtime} */
   let model;
   before(async () => {
     model = await openBundle(bundle);
@@ -46,7 +55,10 @@ describe("a bundle", () => {
       // Two builds of ONNX Runtime sum in different orders: 1e-5 on logits around 1.
       assert.ok(difference(await model.logits(texts), logits) < 1e-5, name);
       const found = await model.predict(texts);
-      assert.deepEqual(found.map((p) => p.label), logits.map((/** @type {number[]} */ row) => labels[row.indexOf(Math.max(...row))]));
+      assert.deepEqual(
+        found.map((p) => p.label),
+        logits.map((/** @type {number[]} */ row) => labels[row.indexOf(Math.max(...row))]),
+      );
       assert.ok(Math.abs(Object.values(found[0]?.probabilities ?? {}).reduce((a, b) => a + b) - 1) < 1e-12);
     }
     await model.use(null);
@@ -65,7 +77,12 @@ describe("a bundle", () => {
       await model.use(weights, options);
       assert.ok(difference(await model.logits(texts), logits) < 1e-5);
       assert.deepEqual(model.labels, labels);
-      assert.equal(model.active, Object.entries(weights).map(([name, weight]) => `${name}=${weight}`).join(", "));
+      assert.equal(
+        model.active,
+        Object.entries(weights)
+          .map(([name, weight]) => `${name}=${weight}`)
+          .join(", "),
+      );
       await model.use(null);
       assert.ok(difference(await model.logits(texts), expected.base) < 1e-5);
     });
@@ -95,7 +112,10 @@ describe("a bundle", () => {
   test("an unknown adapter lists those there are, and the one in use stays", async () => {
     const [name] = model.adapters;
     await model.use(name ?? "");
-    await assert.rejects(model.use("nope"), (e) => e instanceof UnknownAdapterError && e.message.includes(`has no adapter 'nope'; it has: ${model.adapters.join(", ")}`));
+    await assert.rejects(
+      model.use("nope"),
+      (e) => e instanceof UnknownAdapterError && e.message.includes(`has no adapter 'nope'; it has: ${model.adapters.join(", ")}`),
+    );
     assert.equal(model.active, name);
   });
 
@@ -194,16 +214,50 @@ describe("opening", () => {
   };
 
   for (const [what, damage, kind, words] of /** @type {[string, (folder: string) => Promise<void>, any, RegExp][]} */ ([
-    ["edited weights", rewrite("onnx/model.onnx_data", (b) => (b.writeUInt8(b.readUInt8(40) ^ 1, 40), b)), CorruptBundleError, /model\.onnx_data was changed after the bundle was written/],
+    [
+      "edited weights",
+      rewrite("onnx/model.onnx_data", (b) => Buffer.from(b.map((byte, i) => (i === 40 ? byte ^ 1 : byte)))),
+      CorruptBundleError,
+      /model\.onnx_data was changed after the bundle was written/,
+    ],
     ["a cut graph", rewrite("onnx/model_web.onnx", (b) => b.subarray(0, 100)), CorruptBundleError, /model_web\.onnx has 100 bytes, the manifest says/],
     ["a grown tokenizer", rewrite("tokenizer.json", (b) => Buffer.concat([b, b])), CorruptBundleError, /tokenizer\.json has more bytes/],
     ["missing weights", (folder) => rm(join(folder, "onnx/model.onnx_data")), CorruptBundleError, /model\.onnx_data is missing/],
     ["a manifest that is cut", rewrite("edgepeft.json", (b) => b.subarray(0, 50)), ManifestError, /is not JSON/],
-    ["no graph for the web", (folder) => edit(folder, (m) => (m.variants.fp32.input_file = null)), BundleError, /has no graph whose slots are plain inputs.*edgepeft web prepare/],
-    ["an adapter of another base", (folder) => edit(folder, (m) => (Object.values(m.adapters)[0].base_identity = "00".repeat(32))), AdapterMismatchError, /was made for base identity 0000/],
-    ["states with a layer missing", (folder) => edit(folder, (m) => ((m.adapters.reviews.prefix_length = 3), m.inputs.push({ name: "past_key_values.0.key", dtype: "float", shape: ["batch", 2, "past", 4] }))), AdapterMismatchError, /puts 3 states before the sequence, at prefix\.0\.key it has none/],
-    ["slots that the adapters were not made for", (folder) => edit(folder, (m) => (m.slots.linear[0].rank = "other")), AdapterMismatchError, /was made for slot schema/],
-    ["variants beyond the heap", (folder) => edit(folder, (m) => (m.files["onnx/model.onnx_data"].bytes = 2 ** 33)), BundleError, /takes \d+ bytes of memory; ONNX Runtime Web can address 4294967296/],
+    [
+      "no graph for the web",
+      (folder) => edit(folder, (m) => (m.variants.fp32.input_file = null)),
+      BundleError,
+      /has no graph whose slots are plain inputs.*edgepeft web prepare/,
+    ],
+    [
+      "an adapter of another base",
+      (folder) => edit(folder, (m) => (Object.values(m.adapters)[0].base_identity = "00".repeat(32))),
+      AdapterMismatchError,
+      /was made for base identity 0000/,
+    ],
+    [
+      "states with a layer missing",
+      (folder) =>
+        edit(folder, (m) => {
+          m.adapters.reviews.prefix_length = 3;
+          m.inputs.push({ name: "past_key_values.0.key", dtype: "float", shape: ["batch", 2, "past", 4] });
+        }),
+      AdapterMismatchError,
+      /puts 3 states before the sequence, at prefix\.0\.key it has none/,
+    ],
+    [
+      "slots that the adapters were not made for",
+      (folder) => edit(folder, (m) => (m.slots.linear[0].rank = "other")),
+      AdapterMismatchError,
+      /was made for slot schema/,
+    ],
+    [
+      "variants beyond the heap",
+      (folder) => edit(folder, (m) => (m.files["onnx/model.onnx_data"].bytes = 2 ** 33)),
+      BundleError,
+      /takes \d+ bytes of memory; ONNX Runtime Web can address 4294967296/,
+    ],
   ])) {
     test(`${what} are refused`, async () => {
       const folder = await damaged(damage);

@@ -4,18 +4,26 @@ import assert from "node:assert/strict";
 import { readFile } from "node:fs/promises";
 import { test } from "node:test";
 
-import { BundleError } from "../src/index.js";
-import { Random } from "../src/random.js";
-import { Sampler, chooseSampling } from "../src/sampling.js";
+import { BundleError } from "../../src/index.js";
+import { Random } from "../../src/random.js";
+import { chooseSampling, Sampler } from "../../src/sampling.js";
 
 const { draws, picks } = JSON.parse(await readFile(process.env.EDGEPEFT_TEST_GENERATED ?? "", "utf8"));
 const GREEDY = { sample: false, temperature: 1, topK: 0, topP: 1, repetitionPenalty: 1 };
 
 test("draws are numpy's, bit for bit", () => {
-  const seeds = [[0, 0], [1, 0], [2n ** 70n + 5n, 0], [1, 2, 3, 4, 5, 6]];
+  const seeds = [
+    [0, 0],
+    [1, 0],
+    [2n ** 70n + 5n, 0],
+    [1, 2, 3, 4, 5, 6],
+  ];
   draws.forEach((/** @type {number[]} */ expected, /** @type {number} */ i) => {
     const random = new Random(seeds[i] ?? []);
-    assert.deepEqual(expected.map(() => random.random()), expected);
+    assert.deepEqual(
+      expected.map(() => random.random()),
+      expected,
+    );
   });
 });
 
@@ -23,7 +31,10 @@ for (const { options, prompt, logits, tokens } of picks) {
   test(`tokens are Python's for ${JSON.stringify(options)}`, () => {
     const { top_k: topK = 0, top_p: topP = 1, repetition_penalty: repetitionPenalty = 1, temperature, seed = null } = options;
     const sampler = new Sampler({ temperature, topK, topP, repetitionPenalty, seed }, prompt);
-    assert.deepEqual(logits.map((/** @type {number[]} */ row) => sampler.pick(Float32Array.from(row))), tokens);
+    assert.deepEqual(
+      logits.map((/** @type {number[]} */ row) => sampler.pick(Float32Array.from(row))),
+      tokens,
+    );
   });
 }
 
@@ -36,7 +47,9 @@ test("tokens come as often as they are probable", () => {
     counts[token] = (counts[token] ?? 0) + 1;
   }
   // Four standard errors of a share of 5000 draws are 0.03.
-  [0.5, 0.3, 0.2].forEach((share, token) => assert.ok(Math.abs(/** @type {number} */ (counts[token]) / 5000 - share) < 0.03, `${counts}`));
+  for (const [token, share] of [0.5, 0.3, 0.2].entries()) {
+    assert.ok(Math.abs(/** @type {number} */ (counts[token]) / 5000 - share) < 0.03, `${counts}`);
+  }
 });
 
 test("what is not given decides as in Python", () => {
