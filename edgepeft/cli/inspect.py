@@ -5,19 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+import cloup
+from cloup import option
 
 from ..errors import InputError
 from .guarded import guarded
-from .options import Command, json_option
+from .options import json_option
 from .show import megabytes, print_json, table
 
 
-@click.command(cls=Command)
+@cloup.command()
 @click.argument("path", type=click.Path(path_type=Path), required=False)
-@click.option("--schema", is_flag=True, help="Print the JSON Schema of edgepeft.json; needs no PATH.")
-@click.option(
-    "--base", help="The model that a PEFT folder was trained over, or a bundle of it: lower the adapter over that."
-)
+@option("--schema", is_flag=True, help="Print the JSON Schema of edgepeft.json; needs no PATH.")
+@option("--base", help="The model that a PEFT folder was trained over, or a bundle of it: lower the adapter over that.")
 @json_option
 @guarded
 def inspect(path: Path | None, schema: bool, base: str | None, as_json: bool) -> None:

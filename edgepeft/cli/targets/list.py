@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import click
+import cloup
 
 from ..guarded import guarded
-from ..options import Command, json_option
+from ..options import json_option
 from ..show import print_json, table
 
 
-@click.command("list", cls=Command)
+@cloup.command("list")
 @json_option
 @guarded
 def list_(as_json: bool) -> None:

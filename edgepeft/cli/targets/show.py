@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import click
+import cloup
 
 from ..guarded import guarded
-from ..options import Command, json_option
+from ..options import json_option
 from ..show import print_json, table
 
 
-@click.command(cls=Command)
+@cloup.command()
 @click.argument("target")
 @json_option
 @guarded
