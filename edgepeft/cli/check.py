@@ -32,7 +32,7 @@ from .values import labelled
 @bundle_argument
 @option_group(
     "What",
-    option("--baseline", required=True, help="A bundle, or the JSON report that bench saved on this host.", type=PATH),
+    option("--baseline", type=PATH, required=True, help="A bundle, or the JSON report that bench saved on this host."),
     target_option,
     adapter_names,
     variant_names,

@@ -15,7 +15,7 @@ from .show import print_json, steps, table
 
 
 @cloup.command()
-@option("--out", default="demo-out", help="The folder for what the demo makes.", type=PATH)
+@option("--out", type=PATH, default="demo-out", help="The folder for what the demo makes.")
 @option("--fresh", is_flag=True, help="Train and export again, even where --out has the results.")
 @json_option
 @guarded

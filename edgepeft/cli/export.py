@@ -28,7 +28,7 @@ from .values import calibration_texts, named
         help="An adapter: a PEFT folder or a Hugging Face id, PATH#task=N for one task of a checkpoint with several. May be "
         "repeated.",
     ),
-    option("--out", required=True, help="The bundle folder to write; an old bundle there is replaced.", type=PATH),
+    option("--out", type=PATH, required=True, help="The bundle folder to write; an old bundle there is replaced."),
 )
 @option_group(
     "How",
@@ -58,8 +58,8 @@ from .values import calibration_texts, named
     ),
     option(
         "--onnx",
-        help="An ONNX file of the same base, used as it is: fp32, or a language model in 4 or 8 bits.",
         type=PATH,
+        help="An ONNX file of the same base, used as it is: fp32, or a language model in 4 or 8 bits.",
     ),
     option(
         "--max-rank",

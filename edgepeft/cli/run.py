@@ -22,7 +22,7 @@ from .values import parse_weights
 @click.argument("text", nargs=-1)
 @option_group(
     "Texts",
-    option("--file", help="Texts: .csv, .tsv or .jsonl, or one text a line (.txt; - for standard input).", type=PATH),
+    option("--file", type=PATH, help="Texts: .csv, .tsv or .jsonl, or one text a line (.txt; - for standard input)."),
     option("--column", default="text", metavar="COLUMN", help="Column of --file that holds the text."),
     option("--pair", metavar="COLUMN", help="Column of --file that holds a second text, for pairs."),
 )

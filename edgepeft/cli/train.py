@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @option_group(
     "What",
     option("--model", required=True, metavar="MODEL", help="The base: a folder or a Hugging Face id."),
-    option("--out", required=True, help="The adapter folder to write; an old adapter there is replaced.", type=PATH),
+    option("--out", type=PATH, required=True, help="The adapter folder to write; an old adapter there is replaced."),
     option(
         "--task",
         type=click.Choice(["text-classification", "text-generation"]),
@@ -57,7 +57,7 @@ if TYPE_CHECKING:
         show_default="chat where the tokenizer has a template",
         help="Lay prompt and completion out with the chat template, or as they stand.",
     ),
-    option("--chat-template", metavar="FILE", help="A Jinja file instead of the tokenizer's template.", type=PATH),
+    option("--chat-template", type=PATH, metavar="FILE", help="A Jinja file instead of the tokenizer's template."),
 )
 @option_group(
     "Adapter",

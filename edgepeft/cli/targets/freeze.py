@@ -25,7 +25,7 @@ from ..show import print_json
         show_default="the target's first that there is",
         help="Of this variant.",
     ),
-    option("--out", required=True, help="The folder for the graphs.", type=PATH),
+    option("--out", type=PATH, required=True, help="The folder for the graphs."),
 )
 @json_option
 @guarded

@@ -19,7 +19,7 @@ from ..values import calibration_texts
 @option_group(
     "What",
     option("--target", required=True, metavar="TARGET", help="A shipped target, or a target file."),
-    option("--out", required=True, help="The bundle folder to write; an old bundle there is replaced.", type=PATH),
+    option("--out", type=PATH, required=True, help="The bundle folder to write; an old bundle there is replaced."),
 )
 @option_group("Data", calibration_option, text_option, pair_option)
 @json_option

@@ -17,7 +17,7 @@ from ..show import megabytes, print_json, steps
 @bundle_argument
 @option_group(
     "What",
-    option("--variant", metavar="NAME", help="The variant to prepare.  [default: every variant]"),
+    option("--variant", metavar="NAME", show_default="every variant", help="The variant to prepare."),
 )
 @json_option
 @guarded

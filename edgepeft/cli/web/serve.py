@@ -17,7 +17,7 @@ from ..show import steps
 @bundle_argument
 @option_group(
     "What",
-    option("--variant", metavar="NAME", help="The variant the page opens first.  [default: int8, else fp32]"),
+    option("--variant", metavar="NAME", show_default="int8, else fp32", help="The variant the page opens first."),
 )
 @option_group(
     "Where",
