@@ -64,8 +64,8 @@ def run(
     from .. import runtime
     from ..data import read_texts
 
-    found = read_texts(file, text=column, pair=pair) if file is not None else []
-    texts: list[Any] = [*text, *generation["prompt"], *found]
+    from_file = read_texts(file, text=column, pair=pair) if file is not None else []
+    texts: list[Any] = [*text, *generation["prompt"], *from_file]
     if not texts:
         raise InputError("no text: give one as an argument, or a file with --file")
     chosen = parse_weights(adapter.split(",")) if adapter is not None and "=" in adapter else adapter

@@ -50,8 +50,8 @@ def run_prompts(opened: Runtime, prompts: Sequence[str], given: Mapping[str, Any
     if given["raw"]:
         options["chat"] = False
     if as_json:
-        found = opened.generate(list(prompts), **options)
-        print_json([{"prompt": prompt, **result.as_dict()} for prompt, result in zip(prompts, found, strict=True)])
+        results = opened.generate(list(prompts), **options)
+        print_json([{"prompt": prompt, **result.as_dict()} for prompt, result in zip(prompts, results, strict=True)])
         return
     if len(prompts) == 1:
         stream = opened.stream(prompts[0], **options)

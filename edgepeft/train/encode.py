@@ -57,21 +57,21 @@ def encode(corpus: Corpus, tokenizer: Any, *, max_length: int, chat: bool) -> En
     if corpus.kind == "text":
         return _pieces(corpus, tokenizer, max_length)
     cut = skipped = 0
-    found: list[Tokens] = []
+    sequences: list[Tokens] = []
     for row in corpus.rows:
         ids, learnt = _chat(row, tokenizer) if chat else _plain(row, tokenizer)
         cut += len(ids) > max_length
         sequence = _tokens(ids[:max_length], learnt[:max_length], row.key)
         if sequence.targets:
-            found.append(sequence)
+            sequences.append(sequence)
         else:
             skipped += 1
-    if not found:
+    if not sequences:
         raise DataError(
             f"{corpus.source}: in all {len(corpus.rows)} rows the prompt alone fills the limit of {max_length} tokens; "
             "give a higher --max-length, or shorter prompts"
         )
-    return Encoded(tuple(found), cut - skipped, skipped)
+    return Encoded(tuple(sequences), cut - skipped, skipped)
 
 
 def _tokens(ids: Sequence[int], learnt: Sequence[bool], group: str) -> Tokens:
@@ -83,16 +83,16 @@ def _tokens(ids: Sequence[int], learnt: Sequence[bool], group: str) -> Tokens:
 def _pieces(corpus: Corpus, tokenizer: Any, max_length: int) -> Encoded:
     """Pieces of each text; a text is a group of its own where there are enough of them to hold some out."""
     whole = len({row.key for row in corpus.rows}) >= 20
-    found = []
+    pieces = []
     for number, row in enumerate(corpus.rows):
         ids = _closed(tokenizer(row.turns[0][1], verbose=False)["input_ids"], tokenizer)
         for start in range(0, max(len(ids) - 1, 0), max_length - 1):
             piece = ids[start : start + max_length]
             group = row.key if whole else f"{number}:{start}"
-            found.append(_tokens(piece, [True] * len(piece), group))
-    if not found:
+            pieces.append(_tokens(piece, [True] * len(piece), group))
+    if not pieces:
         raise DataError(f"{corpus.source}: no text has two tokens, so there is nothing to predict")
-    return Encoded(tuple(found), 0, 0)
+    return Encoded(tuple(pieces), 0, 0)
 
 
 def _closed(ids: list[int], tokenizer: Any) -> list[int]:

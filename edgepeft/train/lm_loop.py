@@ -83,8 +83,8 @@ def fit_language(
             step = self.state.global_step
             if step not in measured:
                 measured[step] = measure(self.model, held, pad_id=pad_id)
-            found = summarize(measured[step])
-            metrics = {"eval_nll": found.nll, "eval_perplexity": found.perplexity}
+            score = summarize(measured[step])
+            metrics = {"eval_nll": score.nll, "eval_perplexity": score.perplexity}
             self.log(metrics)
             self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
             return metrics

@@ -112,5 +112,5 @@ def _describe(metrics: Mapping[str, float]) -> str:
 
 
 def _evaluate(trainer: Any) -> Scores:
-    found = trainer.evaluate()
-    return Scores(accuracy=found["eval_accuracy"], macro_f1=found["eval_macro_f1"], loss=found["eval_loss"])
+    metrics = trainer.evaluate()
+    return Scores(accuracy=metrics["eval_accuracy"], macro_f1=metrics["eval_macro_f1"], loss=metrics["eval_loss"])

@@ -49,7 +49,7 @@ def measure(model: Any, sequences: Sequence[Tokens], *, pad_id: int) -> Losses:
     import torch
 
     vocabulary = int(model.get_input_embeddings().num_embeddings)
-    found: dict[str, tuple[float, int]] = {}
+    sums: dict[str, tuple[float, int]] = {}
     training = model.training
     model.eval()
     try:
@@ -66,11 +66,11 @@ def measure(model: Any, sequences: Sequence[Tokens], *, pad_id: int) -> Losses:
                     logits[learnt].float(), labels[learnt], reduction="none"
                 )
                 for sequence, total in zip(batch, losses.double().sum(dim=1).tolist(), strict=True):
-                    loss, tokens = found.get(sequence.group, (0.0, 0))
-                    found[sequence.group] = (loss + total, tokens + sequence.targets)
+                    loss, tokens = sums.get(sequence.group, (0.0, 0))
+                    sums[sequence.group] = (loss + total, tokens + sequence.targets)
     finally:
         model.train(training)
-    return found
+    return sums
 
 
 def _batches(sequences: Sequence[Tokens], vocabulary: int) -> list[list[Tokens]]:

@@ -18,12 +18,12 @@ def list_(as_json: bool) -> None:
     from ...devices import find_place
     from ...targets import list_targets
 
-    found = list_targets()
+    shipped = list_targets()
     if as_json:
-        print_json([{**t.model_dump(mode="json"), "executes": find_place(t).executor is not None} for t in found])
+        print_json([{**t.model_dump(mode="json"), "executes": find_place(t).executor is not None} for t in shipped])
         return
     rows = []
-    for target in found:
+    for target in shipped:
         place = find_place(target)
         how = place.executor.name if place.executor is not None else "static only"
         summary = target.summary if target.status == "supported" else f"{target.summary} [{target.status}]"
