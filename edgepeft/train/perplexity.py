@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .encode import Tokens, collate
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 #: Logits of one batch: larger ones are split. 64 Mi float32 values are 256 MB.
 _MAX_LOGITS = 1 << 26
@@ -44,7 +47,7 @@ class Change:
 Losses = Mapping[str, tuple[float, int]]
 
 
-def measure(model: Any, sequences: Sequence[Tokens], *, pad_id: int) -> Losses:
+def measure(model: PeftModel, sequences: Sequence[Tokens], *, pad_id: int) -> Losses:
     """The losses of ``model`` on ``sequences``, summed by group; the model's mode is restored afterwards."""
     import torch
 
