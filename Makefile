@@ -56,4 +56,4 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/encoder.py
 
 clean:
-	rm -rf demo-out build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf demo-out build dist .hypothesis .import_linter_cache .pytest_cache .mypy_cache .ruff_cache

@@ -50,9 +50,13 @@ class BundleWeights:
         override = slots.override(parameter)
         if override is not None:
             array = self._initializer(override.tensor)
-            return {"as_is": lambda: array, "matmul": lambda: array[0].T, "row": lambda: array.reshape(-1)}[
-                override.layout
-            ]()
+            match override.layout:
+                case "as_is":
+                    return array
+                case "matmul":
+                    return array[0].T
+                case "row":
+                    return array.reshape(-1)
         site = parameter.removesuffix(".weight") if parameter.endswith(".weight") else ""
         for single in slots.singles:
             if single.name == site:

@@ -109,11 +109,13 @@ def _fill_single(adapter: Adapter, slot: ConvSlot | EmbeddingSlot, edit: SiteEdi
 
 
 def _fill_override(adapter: Adapter, slot: OverrideSlot, tensor: Array) -> Array:
-    array = {
-        "as_is": lambda: tensor,
-        "matmul": lambda: np.ascontiguousarray(tensor.T)[None],
-        "row": lambda: tensor.reshape(1, 1, -1),
-    }[slot.layout]()
+    match slot.layout:
+        case "as_is":
+            array = tensor
+        case "matmul":
+            array = np.ascontiguousarray(tensor.T)[None]
+        case "row":
+            array = tensor.reshape(1, 1, -1)
     check_shape(array.shape, slot.shape, f"adapter {adapter.name!r}, parameter {slot.parameter}")
     return array
 

@@ -184,8 +184,8 @@ def _run_alone(
     return runs
 
 
-def _same_host(saved: Host, found: Host) -> None:
-    before, now = saved.model_dump(), found.model_dump()
+def _same_host(saved: Host, current: Host) -> None:
+    before, now = saved.model_dump(), current.model_dump()
     differing = [f"{name} was {before[name]!r}, is {now[name]!r}" for name in before if before[name] != now[name]]
     if differing:
         raise InputError(

@@ -144,10 +144,10 @@ def require_host(target: Target, runner: Runner) -> None:
 
 def require_runtime(target: Target, result: WorkerResult) -> None:
     """:class:`TargetError` where the worker ran an ONNX Runtime older than the target's minimum."""
-    wanted, found = target.runtime.onnxruntime, result.host.onnxruntime
-    if _release(found) < _release(wanted):
+    wanted, installed = target.runtime.onnxruntime, result.host.onnxruntime
+    if _release(installed) < _release(wanted):
         raise TargetError(
-            f"{target.name} needs onnxruntime {wanted} or newer, found {found}: pip install -U onnxruntime"
+            f"{target.name} needs onnxruntime {wanted} or newer, found {installed}: pip install -U onnxruntime"
         )
 
 

@@ -184,8 +184,8 @@ def load_bench(path: str | Path) -> BenchResult:
     except (OSError, ValueError) as error:
         raise InputError(f"cannot read bench report {path}: {error}") from error
     if not isinstance(raw, dict) or raw.get("kind") != "bench":
-        found = raw.get("kind") if isinstance(raw, dict) else type(raw).__name__
-        raise InputError(f"{path} is not a bench report (kind {found!r}); write one with: edgepeft bench")
+        kind = raw.get("kind") if isinstance(raw, dict) else type(raw).__name__
+        raise InputError(f"{path} is not a bench report (kind {kind!r}); write one with: edgepeft bench")
     try:
         return BenchResult.model_validate_json(json.dumps(raw.get("data", raw)))
     except ValidationError as error:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 
-import click
+from click import version_option
+from cloup import Context, Section, group
 
 from .. import __version__
 from .add import add
@@ -14,7 +15,6 @@ from .check import check
 from .demo import demo
 from .export import export
 from .inspect import inspect
-from .options import Group
 from .quantize import quantize
 from .run import run
 from .targets import targets
@@ -23,8 +23,18 @@ from .validate import validate
 from .web import web
 
 
-@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(__version__, prog_name="edgepeft")
+@group(
+    sections=[
+        Section("Start here", [demo]),
+        Section("Make and change", [train, export, add, blend, quantize]),
+        Section("Use", [run, inspect, web]),
+        Section("Measure and judge", [validate, bench, check, targets]),
+    ],
+    context_settings=Context.settings(
+        help_option_names=["-h", "--help"], max_content_width=110, show_default=True, align_option_groups=False
+    ),
+)
+@version_option(__version__, prog_name="edgepeft")
 def main() -> None:
     """Deploy PEFT-adapted transformer models on edge devices through ONNX Runtime.
 
@@ -36,7 +46,3 @@ def main() -> None:
         # A terminal or pipe that cannot show "≤" gets "?" and not a traceback.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
-
-
-for _command in (train, export, add, blend, quantize, run, inspect, validate, bench, check, targets, web, demo):
-    main.add_command(_command)

@@ -5,26 +5,30 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+import cloup
+from cloup import option, option_group
 
 from .guarded import guarded
-from .options import Command, bundle_argument, force_option, json_option, option
+from .options import bundle_argument, force_option, json_option
 from .show import megabytes, print_json, steps, warn
 from .values import named
 
 _UNTRAINED = "changes nothing (its B matrices are zero: was it trained?)"
 
 
-@click.command(cls=Command)
+@cloup.command()
 @bundle_argument
-@option(
-    "--adapter",
-    section="What",
-    required=True,
-    metavar="NAME=PATH",
-    help="A PEFT checkpoint (folder or Hugging Face id, PATH#task=N for one of its tasks), or an .onnx / .onnx_adapter "
-    "file that edgepeft exported.",
+@option_group(
+    "What",
+    option(
+        "--adapter",
+        required=True,
+        metavar="NAME=PATH",
+        help="A PEFT checkpoint (folder or Hugging Face id, PATH#task=N for one of its tasks), or an .onnx / .onnx_adapter "
+        "file that edgepeft exported.",
+    ),
 )
-@click.option("--replace", is_flag=True, help="Replace an adapter of the same name.")
+@option("--replace", is_flag=True, help="Replace an adapter of the same name.")
 @force_option
 @json_option
 @guarded

@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+import cloup
+from cloup import option, option_group
 
 from .guarded import guarded
 from .options import (
-    Command,
     adapter_names,
     bench_threads_option,
     bundle_argument,
     json_option,
     on_option,
-    option,
     report_option,
     shape_option,
     target_option,
@@ -23,22 +23,24 @@ from .options import (
 from .show import bar, finish
 
 
-@click.command(cls=Command)
+@cloup.command()
 @bundle_argument
-@target_option
-@adapter_names
-@variant_names
-@shape_option
-@bench_threads_option
-@option(
-    "--processes",
-    section="What",
-    default=3,
-    type=click.IntRange(min=2),
-    metavar="N",
-    help="Fresh processes for each variant.",
+@option_group(
+    "What",
+    target_option,
+    adapter_names,
+    variant_names,
+    shape_option,
+    bench_threads_option,
+    option(
+        "--processes",
+        default=3,
+        type=click.IntRange(min=2),
+        metavar="N",
+        help="Fresh processes for each variant.",
+    ),
+    on_option,
 )
-@on_option
 @report_option
 @json_option
 @guarded

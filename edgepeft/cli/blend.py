@@ -5,30 +5,33 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+import cloup
+from cloup import option, option_group
 
 from .guarded import guarded
-from .options import Command, bundle_argument, json_option, option
+from .options import bundle_argument, json_option
 from .show import megabytes, print_json, warn
 from .values import parse_weights
 
 
-@click.command(cls=Command)
+@cloup.command()
 @bundle_argument
 @click.argument("weights", nargs=-1, required=True, metavar="NAME=WEIGHT...")
-@option(
-    "--out",
-    section="What",
-    required=True,
-    metavar="NAME|FILE",
-    help="The adapter to write into the bundle, or an .onnx_adapter file.",
+@option_group(
+    "What",
+    option(
+        "--out",
+        required=True,
+        metavar="NAME|FILE",
+        help="The adapter to write into the bundle, or an .onnx_adapter file.",
+    ),
+    option(
+        "--head",
+        metavar="NAME",
+        help="The adapter whose head (and biases and norms) the blend takes where they differ.",
+    ),
 )
-@option(
-    "--head",
-    section="What",
-    metavar="NAME",
-    help="The adapter whose head (and biases and norms) the blend takes where they differ.",
-)
-@click.option("--replace", is_flag=True, help="Replace an adapter or file of the same name.")
+@option("--replace", is_flag=True, help="Replace an adapter or file of the same name.")
 @json_option
 @guarded
 def blend(bundle: Path, weights: tuple[str, ...], out: str, head: str | None, replace: bool, as_json: bool) -> None:

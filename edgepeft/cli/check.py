@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import click
+import cloup
+from cloup import option, option_group
 
 from .guarded import guarded
 from .options import (
-    Command,
+    PATH,
     adapter_names,
     bench_threads_option,
     bundle_argument,
@@ -17,7 +18,6 @@ from .options import (
     label_option,
     on_option,
     pair_option,
-    path_option,
     report_option,
     shape_option,
     target_option,
@@ -28,24 +28,19 @@ from .show import bar, finish
 from .values import labelled
 
 
-@click.command(cls=Command)
+@cloup.command()
 @bundle_argument
-@path_option(
-    "--baseline",
-    section="What",
-    required=True,
-    help="A bundle, or the JSON report that bench saved on this host.",
+@option_group(
+    "What",
+    option("--baseline", type=PATH, required=True, help="A bundle, or the JSON report that bench saved on this host."),
+    target_option,
+    adapter_names,
+    variant_names,
+    shape_option,
+    bench_threads_option,
+    on_option,
 )
-@target_option
-@data_option
-@text_option
-@label_option
-@pair_option
-@adapter_names
-@variant_names
-@shape_option
-@bench_threads_option
-@on_option
+@option_group("Data", data_option, text_option, label_option, pair_option)
 @report_option
 @json_option
 @guarded

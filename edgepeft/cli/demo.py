@@ -6,15 +6,17 @@ import sys
 from pathlib import Path
 
 import click
+import cloup
+from cloup import option
 
 from .guarded import guarded
-from .options import Command, json_option, path_option
+from .options import PATH, json_option
 from .show import print_json, steps, table
 
 
-@click.command(cls=Command)
-@path_option("--out", default="demo-out", help="The folder for what the demo makes.")
-@click.option("--fresh", is_flag=True, help="Train and export again, even where --out has the results.")
+@cloup.command()
+@option("--out", type=PATH, default="demo-out", help="The folder for what the demo makes.")
+@option("--fresh", is_flag=True, help="Train and export again, even where --out has the results.")
 @json_option
 @guarded
 def demo(out: Path, fresh: bool, as_json: bool) -> None:

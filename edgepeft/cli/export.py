@@ -6,87 +6,76 @@ from pathlib import Path
 from typing import Literal
 
 import click
+import cloup
+from cloup import option, option_group
 
 from ..errors import InputError
 from .guarded import guarded
-from .options import (
-    Command,
-    calibration_option,
-    force_option,
-    json_option,
-    option,
-    pair_option,
-    path_option,
-    text_option,
-)
+from .options import PATH, calibration_option, force_option, json_option, pair_option, text_option
 from .show import megabytes, print_json, steps, table
 from .values import calibration_texts, named
 
 
-@click.command(cls=Command)
-@option("--model", section="What", required=True, metavar="MODEL", help="The base: a folder or a Hugging Face id.")
-@option(
-    "--adapter",
-    "adapters",
-    section="What",
-    multiple=True,
-    metavar="NAME=PATH",
-    help="An adapter: a PEFT folder or a Hugging Face id, PATH#task=N for one task of a checkpoint with several. May be "
-    "repeated.",
+@cloup.command()
+@option_group(
+    "What",
+    option("--model", required=True, metavar="MODEL", help="The base: a folder or a Hugging Face id."),
+    option(
+        "--adapter",
+        "adapters",
+        multiple=True,
+        metavar="NAME=PATH",
+        help="An adapter: a PEFT folder or a Hugging Face id, PATH#task=N for one task of a checkpoint with several. May be "
+        "repeated.",
+    ),
+    option("--out", type=PATH, required=True, help="The bundle folder to write; an old bundle there is replaced."),
 )
-@path_option(
-    "--out", section="What", required=True, help="The bundle folder to write; an old bundle there is replaced."
+@option_group(
+    "How",
+    option(
+        "--mode",
+        type=click.Choice(["swap", "merge", "bake"]),
+        default="swap",
+        help="swap: adapters are files beside one base. merge: folded into its weights, OUT/NAME each where there are several. "
+        "bake: traced as PEFT runs it, one model an adapter, for methods that change no weights; language models too.",
+    ),
+    option(
+        "--slots",
+        type=click.Choice(["adapters", "all-linear"]),
+        default="adapters",
+        help="Where adapters can be attached: where these need it, or at every linear layer, for adapters to come.",
+    ),
+    option(
+        "--task",
+        metavar="TASK",
+        show_default="from the adapters, else from the model",
+        help="text-generation, text-classification, token-classification, feature-extraction, fill-mask …",
+    ),
+    option(
+        "--target",
+        metavar="TARGET",
+        help="Write only what this target gets: its variant, slot style, threads and file format, within its size budget.",
+    ),
+    option(
+        "--onnx",
+        type=PATH,
+        help="An ONNX file of the same base, used as it is: fp32, or a language model in 4 or 8 bits.",
+    ),
+    option(
+        "--max-rank",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Cap the rank of methods that are factored by SVD; what is left out is reported.",
+    ),
+    option(
+        "--max-length",
+        type=click.IntRange(min=2),
+        metavar="TOKENS",
+        show_default="a language model's own, up to 8192",
+        help="Context of a language model; its rotary tables grow with it.",
+    ),
 )
-@option(
-    "--mode",
-    section="How",
-    type=click.Choice(["swap", "merge", "bake"]),
-    default="swap",
-    help="swap: adapters are files beside one base. merge: folded into its weights, OUT/NAME each where there are several. "
-    "bake: traced as PEFT runs it, one model an adapter, for methods that change no weights; language models too.",
-)
-@option(
-    "--slots",
-    section="How",
-    type=click.Choice(["adapters", "all-linear"]),
-    default="adapters",
-    help="Where adapters can be attached: where these need it, or at every linear layer, for adapters to come.",
-)
-@option(
-    "--task",
-    section="How",
-    metavar="TASK",
-    show_default="from the adapters, else from the model",
-    help="text-generation, text-classification, token-classification, feature-extraction, fill-mask …",
-)
-@option(
-    "--target",
-    section="How",
-    metavar="TARGET",
-    help="Write only what this target gets: its variant, slot style, threads and file format, within its size budget.",
-)
-@path_option(
-    "--onnx",
-    section="How",
-    help="An ONNX file of the same base, used as it is: fp32, or a language model in 4 or 8 bits.",
-)
-@option(
-    "--max-rank",
-    section="How",
-    type=click.IntRange(min=1),
-    help="Cap the rank of methods that are factored by SVD; what is left out is reported.",
-)
-@option(
-    "--max-length",
-    section="How",
-    type=click.IntRange(min=2),
-    metavar="TOKENS",
-    show_default="a language model's own, up to 8192",
-    help="Context of a language model; its rotary tables grow with it.",
-)
-@calibration_option
-@text_option
-@pair_option
+@option_group("Data", calibration_option, text_option, pair_option)
 @force_option
 @json_option
 @guarded

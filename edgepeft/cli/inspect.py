@@ -5,19 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+import cloup
+from cloup import option
 
 from ..errors import InputError
 from .guarded import guarded
-from .options import Command, json_option
+from .options import json_option
 from .show import megabytes, print_json, table
 
 
-@click.command(cls=Command)
+@cloup.command()
 @click.argument("path", type=click.Path(path_type=Path), required=False)
-@click.option("--schema", is_flag=True, help="Print the JSON Schema of edgepeft.json; needs no PATH.")
-@click.option(
-    "--base", help="The model that a PEFT folder was trained over, or a bundle of it: lower the adapter over that."
-)
+@option("--schema", is_flag=True, help="Print the JSON Schema of edgepeft.json; needs no PATH.")
+@option("--base", help="The model that a PEFT folder was trained over, or a bundle of it: lower the adapter over that.")
 @json_option
 @guarded
 def inspect(path: Path | None, schema: bool, base: str | None, as_json: bool) -> None:
@@ -116,16 +116,16 @@ def _facts(facts: dict[str, str]) -> None:
 def _adapter_file(path: Path, as_json: bool) -> None:
     from ..adapters.files import read_adapter_onnx
 
-    found = read_adapter_onnx(path)
-    shapes = {name: list(array.shape) for name, array in sorted(found.tensors.items())}
+    adapter = read_adapter_onnx(path)
+    shapes = {name: list(array.shape) for name, array in sorted(adapter.tensors.items())}
     if as_json:
-        print_json({**found.metadata, "tensors": shapes})
+        print_json({**adapter.metadata, "tensors": shapes})
         return
     _facts(
         {
-            "adapter": f"{path}, {found.metadata['method']}, {megabytes(path.stat().st_size)}",
-            "labels": ", ".join(found.metadata.get("labels") or ()) or "–",
-            "base": f"identity {found.metadata['base_identity'][:16]}…, slots {found.metadata['slots_hash'][:16]}…",
+            "adapter": f"{path}, {adapter.metadata['method']}, {megabytes(path.stat().st_size)}",
+            "labels": ", ".join(adapter.metadata.get("labels") or ()) or "–",
+            "base": f"identity {adapter.metadata['base_identity'][:16]}…, slots {adapter.metadata['slots_hash'][:16]}…",
         }
     )
     table("Slot tensors", ("tensor", "shape"), list(_shapes(shapes)))
@@ -161,18 +161,23 @@ def _checkpoint(path: Path, base: str | None, as_json: bool) -> None:
     from ..adapters.checkpoint import read_checkpoint
     from ..pipeline import describe
 
-    found = read_checkpoint(path)
+    checkpoint = read_checkpoint(path)
     plan = describe(path, base)
-    shapes = {name: list(array.shape) for name, array in sorted(found.tensors.items())}
+    shapes = {name: list(array.shape) for name, array in sorted(checkpoint.tensors.items())}
     if as_json:
         print_json(
-            {"plan": plan.as_dict(), "config": dict(found.config), "record": dict(found.record), "tensors": shapes}
+            {
+                "plan": plan.as_dict(),
+                "config": dict(checkpoint.config),
+                "record": dict(checkpoint.record),
+                "tensors": shapes,
+            }
         )
         return
-    config, record = found.config, found.record
-    numbers = sum(array.size for array in found.tensors.values())
+    config, record = checkpoint.config, checkpoint.record
+    numbers = sum(array.size for array in checkpoint.tensors.values())
     facts = {
-        "checkpoint": f"{path}, {found.peft_type} for {config.get('task_type')}",
+        "checkpoint": f"{path}, {checkpoint.peft_type} for {config.get('task_type')}",
         "base": str(config.get("base_model_name_or_path")),
         "size": f"rank {config.get('r')}, alpha {config.get('lora_alpha')}, {len(shapes)} tensors, {numbers:,} numbers",
         "options": ", ".join(f"{key}={config[key]}" for key in _OPTIONS if config.get(key)) or "–",

@@ -5,35 +5,41 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+import cloup
+from cloup import option, option_group
 
 from .guarded import guarded
-from .options import Command, bundle_argument, calibration_option, json_option, option, pair_option, text_option
+from .options import bundle_argument, calibration_option, json_option, pair_option, text_option
 from .show import megabytes, print_json, steps, warn
 from .values import calibration_texts
 
 
-@click.command(cls=Command)
+@cloup.command()
 @bundle_argument
-@option(
-    "--variant",
-    section="What",
-    required=True,
-    metavar="NAME",
-    help="int8: 8 bits, for encoders. q4: 4 bits, for language models. w8a16: weights in 8 bits and activations in 16, for "
-    "NPUs; wants --data.",
+@option_group(
+    "What",
+    option(
+        "--variant",
+        required=True,
+        metavar="NAME",
+        help="int8: 8 bits, for encoders. q4: 4 bits, for language models. w8a16: weights in 8 bits and activations in 16, for "
+        "NPUs; wants --data.",
+    ),
 )
-@calibration_option
-@text_option
-@pair_option
-@option(
-    "--rows",
-    section="Data",
-    type=click.IntRange(min=1),
-    default=64,
-    metavar="N",
-    help="Texts of each adapter to run, spread evenly.",
+@option_group(
+    "Data",
+    calibration_option,
+    text_option,
+    pair_option,
+    option(
+        "--rows",
+        type=click.IntRange(min=1),
+        default=64,
+        metavar="N",
+        help="Texts of each adapter to run, spread evenly.",
+    ),
 )
-@click.option("--replace", is_flag=True, help="Make it again where it exists.")
+@option("--replace", is_flag=True, help="Make it again where it exists.")
 @json_option
 @guarded
 def quantize(

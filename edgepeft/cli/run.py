@@ -6,35 +6,40 @@ from pathlib import Path
 from typing import Any
 
 import click
+import cloup
+from cloup import option, option_group
 
 from ..errors import InputError
 from .guarded import guarded
-from .options import Command, bundle_argument, json_option, option, path_option, threads_option
+from .options import PATH, bundle_argument, json_option, threads_option
 from .show import print_json, warn
 from .text_generation import generation_options, refuse_generation, run_prompts
 from .values import parse_weights
 
 
-@click.command(cls=Command)
+@cloup.command()
 @bundle_argument
 @click.argument("text", nargs=-1)
-@path_option(
-    "--file", section="Texts", help="Texts: .csv, .tsv or .jsonl, or one text a line (.txt; - for standard input)."
+@option_group(
+    "Texts",
+    option("--file", type=PATH, help="Texts: .csv, .tsv or .jsonl, or one text a line (.txt; - for standard input)."),
+    option("--column", default="text", metavar="COLUMN", help="Column of --file that holds the text."),
+    option("--pair", metavar="COLUMN", help="Column of --file that holds a second text, for pairs."),
 )
-@option("--column", section="Texts", default="text", metavar="COLUMN", help="Column of --file that holds the text.")
-@option("--pair", section="Texts", metavar="COLUMN", help="Column of --file that holds a second text, for pairs.")
-@option(
-    "--adapter",
-    section="Model",
-    metavar="NAME",
-    show_default="none, the base",
-    help="The adapter to use, or a blend: a=0.7,b=0.3.",
+@option_group(
+    "Model",
+    option(
+        "--adapter",
+        metavar="NAME",
+        show_default="none, the base",
+        help="The adapter to use, or a blend: a=0.7,b=0.3.",
+    ),
+    option("--head", metavar="NAME", help="For a blend: the adapter whose head it takes."),
+    option("--scale", default=1.0, metavar="X", help="Multiply the adapter's low-rank part."),
+    option("--variant", metavar="NAME", show_default="fp32", help="The variant of the base to run."),
 )
-@option("--head", section="Model", metavar="NAME", help="For a blend: the adapter whose head it takes.")
-@option("--scale", section="Model", default=1.0, metavar="X", help="Multiply the adapter's low-rank part.")
-@option("--variant", section="Model", metavar="NAME", show_default="fp32", help="The variant of the base to run.")
-@threads_option
 @generation_options
+@threads_option
 @json_option
 @guarded
 def run(
@@ -59,8 +64,8 @@ def run(
     from .. import runtime
     from ..data import read_texts
 
-    found = read_texts(file, text=column, pair=pair) if file is not None else []
-    texts: list[Any] = [*text, *generation["prompt"], *found]
+    from_file = read_texts(file, text=column, pair=pair) if file is not None else []
+    texts: list[Any] = [*text, *generation["prompt"], *from_file]
     if not texts:
         raise InputError("no text: give one as an argument, or a file with --file")
     chosen = parse_weights(adapter.split(",")) if adapter is not None and "=" in adapter else adapter

@@ -2,45 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import click
+from cloup import option, option_group
 
 from ..errors import InputError
-from .options import option
 from .show import print_json
 
 if TYPE_CHECKING:
     from ..runtime import Generation, Runtime
 
-F = TypeVar("F", bound=Callable[..., Any])
-
-_SECTION = "Text generation"
-_OPTIONS = (
-    option("--prompt", section=_SECTION, multiple=True, metavar="TEXT",
+#: The options of text generation, given to the command as further keyword arguments.
+generation_options = option_group(
+    "Text generation",
+    option("--prompt", multiple=True, metavar="TEXT",
            help="What to answer; repeat for several (the same as a TEXT argument)."),
-    option("--raw", section=_SECTION, is_flag=True, help="Go on from the text as it is, without the chat template."),
-    option("--system", section=_SECTION, metavar="TEXT", help="System message before the prompt."),
-    option("--max-new-tokens", section=_SECTION, type=int, metavar="N", show_default="256, or what the context leaves",
+    option("--raw", is_flag=True, help="Go on from the text as it is, without the chat template."),
+    option("--system", metavar="TEXT", help="System message before the prompt."),
+    option("--max-new-tokens", type=int, metavar="N", show_default="256, or what the context leaves",
            help="Stop after so many tokens."),
-    option("--stop", section=_SECTION, multiple=True, metavar="TEXT", help="Stop before this text; repeat for several."),
-    option("--temperature", section=_SECTION, type=float, metavar="X", show_default="the model's, else greedy",
+    option("--stop", multiple=True, metavar="TEXT", help="Stop before this text; repeat for several."),
+    option("--temperature", type=float, metavar="X", show_default="the model's, else greedy",
            help="Sample at this temperature; 0 is greedy."),
-    option("--top-k", section=_SECTION, type=int, metavar="N", help="Sample among the N likeliest tokens."),
-    option("--top-p", section=_SECTION, type=float, metavar="X",
+    option("--top-k", type=int, metavar="N", help="Sample among the N likeliest tokens."),
+    option("--top-p", type=float, metavar="X",
            help="Sample among the likeliest tokens that make up this probability."),
-    option("--repetition-penalty", section=_SECTION, type=float, metavar="X",
+    option("--repetition-penalty", type=float, metavar="X",
            help="Above 1, tokens that were there before become less likely."),
-    option("--seed", section=_SECTION, type=int, metavar="N", help="Sample the same text every time."),
+    option("--seed", type=int, metavar="N", help="Sample the same text every time."),
 )  # fmt: skip
-
-
-def generation_options(command: F) -> F:
-    """The options of text generation, given to ``command`` as further keyword arguments."""
-    for add in reversed(_OPTIONS):
-        command = add(command)
-    return command
 
 
 def refuse_generation(given: Mapping[str, Any], where: str) -> None:
@@ -58,8 +50,8 @@ def run_prompts(opened: Runtime, prompts: Sequence[str], given: Mapping[str, Any
     if given["raw"]:
         options["chat"] = False
     if as_json:
-        found = opened.generate(list(prompts), **options)
-        print_json([{"prompt": prompt, **result.as_dict()} for prompt, result in zip(prompts, found, strict=True)])
+        results = opened.generate(list(prompts), **options)
+        print_json([{"prompt": prompt, **result.as_dict()} for prompt, result in zip(prompts, results, strict=True)])
         return
     if len(prompts) == 1:
         stream = opened.stream(prompts[0], **options)

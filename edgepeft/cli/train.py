@@ -7,120 +7,114 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+import cloup
+from cloup import option, option_group
 
 from ..errors import InputError
 from .guarded import guarded
-from .options import Command, json_option, label_option, option, pair_option, path_option, text_option
+from .options import PATH, json_option, label_option, pair_option, text_option
 from .show import print_json, warn
 
 if TYPE_CHECKING:
     from ..train import TrainedAdapter, TrainedLanguageAdapter
 
 
-@click.command(cls=Command)
-@option("--model", section="What", required=True, metavar="MODEL", help="The base: a folder or a Hugging Face id.")
-@path_option(
-    "--out", section="What", required=True, help="The adapter folder to write; an old adapter there is replaced."
+@cloup.command()
+@option_group(
+    "What",
+    option("--model", required=True, metavar="MODEL", help="The base: a folder or a Hugging Face id."),
+    option("--out", type=PATH, required=True, help="The adapter folder to write; an old adapter there is replaced."),
+    option(
+        "--task",
+        type=click.Choice(["text-classification", "text-generation"]),
+        show_default="told by the columns of --data, else by the model",
+        help="What to train for.",
+    ),
 )
-@option(
-    "--task",
-    section="What",
-    type=click.Choice(["text-classification", "text-generation"]),
-    show_default="told by the columns of --data, else by the model",
-    help="What to train for.",
+@option_group(
+    "Data",
+    option(
+        "--data",
+        required=True,
+        metavar="FILE",
+        help="Training rows: a .csv, .tsv or .jsonl file, or a datasets id; for generation also a .txt file or a folder of them.",
+    ),
+    option("--validation", metavar="FILE", show_default="split off --data", help="Validation rows, likewise."),
+    text_option,
+    label_option,
+    pair_option,
+    option("--prompt", default="prompt", metavar="COLUMN", help="Column of the prompt (generation)."),
+    option(
+        "--completion",
+        default="completion",
+        metavar="COLUMN",
+        help="Column of what to answer (generation).",
+    ),
+    option("--messages", default="messages", metavar="COLUMN", help="Column of conversations (generation)."),
+    option(
+        "--chat/--plain",
+        default=None,
+        show_default="chat where the tokenizer has a template",
+        help="Lay prompt and completion out with the chat template, or as they stand.",
+    ),
+    option("--chat-template", type=PATH, metavar="FILE", help="A Jinja file instead of the tokenizer's template."),
 )
-@option(
-    "--data",
-    section="Data",
-    required=True,
-    metavar="FILE",
-    help="Training rows: a .csv, .tsv or .jsonl file, or a datasets id; for generation also a .txt file or a folder of them.",
+@option_group(
+    "Adapter",
+    option("--rank", default=8, metavar="N", help="LoRA rank."),
+    option("--alpha", default=16.0, metavar="X", help="LoRA alpha; the scaling is alpha / rank."),
+    option("--dropout", default=0.0, metavar="P", help="LoRA dropout."),
+    option(
+        "--target-modules",
+        metavar="NAMES",
+        show_default="attention projections; all-linear for generation",
+        help="Comma-separated module names, or all-linear.",
+    ),
+    option("--dora", is_flag=True, help="DoRA: train the magnitude too."),
+    option("--rslora", is_flag=True, help="Scale by alpha / sqrt(rank)."),
 )
-@option(
-    "--validation", section="Data", metavar="FILE", show_default="split off --data", help="Validation rows, likewise."
+@option_group(
+    "Training",
+    option("--epochs", default=3, metavar="N", help="Epochs at most."),
+    option("--max-steps", type=int, metavar="N", help="Steps at most (generation)."),
+    option("--patience", default=2, metavar="N", help="Epochs without a better score before it stops."),
+    option(
+        "--learning-rate",
+        type=float,
+        metavar="X",
+        show_default="1e-3; 5e-4 for generation",
+        help="Peak learning rate.",
+    ),
+    option(
+        "--schedule",
+        type=click.Choice(["linear", "cosine", "constant"]),
+        default="linear",
+        help="How the learning rate goes on after its peak (generation).",
+    ),
+    option(
+        "--batch-size",
+        type=int,
+        metavar="N",
+        show_default="16; 8 for generation",
+        help="Rows computed at once.",
+    ),
+    option("--gradient-accumulation", default=1, metavar="N", help="Batches that make a step (generation)."),
+    option("--gradient-checkpointing", is_flag=True, help="Less memory for more time (generation)."),
+    option(
+        "--packing/--no-packing",
+        default=None,
+        show_default="for text",
+        help="Join short sequences to blocks of --max-length instead of padding them (generation).",
+    ),
+    option(
+        "--max-length",
+        type=int,
+        metavar="N",
+        show_default="128, 512 for generation, or the model's limit",
+        help="Tokens a row is cut to.",
+    ),
+    option("--seed", default=0, metavar="N", help="Seed of everything that is drawn."),
 )
-@text_option
-@label_option
-@pair_option
-@option("--prompt", section="Data", default="prompt", metavar="COLUMN", help="Column of the prompt (generation).")
-@option(
-    "--completion",
-    section="Data",
-    default="completion",
-    metavar="COLUMN",
-    help="Column of what to answer (generation).",
-)
-@option(
-    "--messages", section="Data", default="messages", metavar="COLUMN", help="Column of conversations (generation)."
-)
-@option(
-    "--chat/--plain",
-    section="Data",
-    default=None,
-    show_default="chat where the tokenizer has a template",
-    help="Lay prompt and completion out with the chat template, or as they stand.",
-)
-@path_option(
-    "--chat-template", section="Data", metavar="FILE", help="A Jinja file instead of the tokenizer's template."
-)
-@option("--rank", section="Adapter", default=8, metavar="N", help="LoRA rank.")
-@option("--alpha", section="Adapter", default=16.0, metavar="X", help="LoRA alpha; the scaling is alpha / rank.")
-@option("--dropout", section="Adapter", default=0.0, metavar="P", help="LoRA dropout.")
-@option(
-    "--target-modules",
-    section="Adapter",
-    metavar="NAMES",
-    show_default="attention projections; all-linear for generation",
-    help="Comma-separated module names, or all-linear.",
-)
-@option("--dora", section="Adapter", is_flag=True, help="DoRA: train the magnitude too.")
-@option("--rslora", section="Adapter", is_flag=True, help="Scale by alpha / sqrt(rank).")
-@option("--epochs", section="Training", default=3, metavar="N", help="Epochs at most.")
-@option("--max-steps", section="Training", type=int, metavar="N", help="Steps at most (generation).")
-@option("--patience", section="Training", default=2, metavar="N", help="Epochs without a better score before it stops.")
-@option(
-    "--learning-rate",
-    section="Training",
-    type=float,
-    metavar="X",
-    show_default="1e-3; 5e-4 for generation",
-    help="Peak learning rate.",
-)
-@option(
-    "--schedule",
-    section="Training",
-    type=click.Choice(["linear", "cosine", "constant"]),
-    default="linear",
-    help="How the learning rate goes on after its peak (generation).",
-)
-@option(
-    "--batch-size",
-    section="Training",
-    type=int,
-    metavar="N",
-    show_default="16; 8 for generation",
-    help="Rows computed at once.",
-)
-@option(
-    "--gradient-accumulation", section="Training", default=1, metavar="N", help="Batches that make a step (generation)."
-)
-@option("--gradient-checkpointing", section="Training", is_flag=True, help="Less memory for more time (generation).")
-@option(
-    "--packing/--no-packing",
-    section="Training",
-    default=None,
-    show_default="for text",
-    help="Join short sequences to blocks of --max-length instead of padding them (generation).",
-)
-@option(
-    "--max-length",
-    section="Training",
-    type=int,
-    metavar="N",
-    show_default="128, 512 for generation, or the model's limit",
-    help="Tokens a row is cut to.",
-)
-@option("--seed", section="Training", default=0, metavar="N", help="Seed of everything that is drawn.")
 @json_option
 @guarded
 def train(

@@ -5,16 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+import cloup
+from cloup import option, option_group
 
 from ..errors import InputError
 from .guarded import guarded
 from .options import (
-    Command,
     bundle_argument,
     data_option,
     json_option,
     label_option,
-    option,
     pair_option,
     report_option,
     text_option,
@@ -24,66 +24,62 @@ from .show import finish, steps
 from .values import device_data, labelled, named
 
 
-@click.command(cls=Command)
+@cloup.command()
 @bundle_argument
-@data_option
-@text_option
-@label_option
-@pair_option
-@variant_names
-@click.option(
+@option_group("What", variant_names)
+@option_group("Data", data_option, text_option, label_option, pair_option)
+@option_group(
+    "Reference",
+    option(
+        "--adapter",
+        "adapters",
+        multiple=True,
+        metavar="NAME=PATH",
+        show_default="where the manifest says",
+        help="The PEFT checkpoint of an adapter. May be repeated.",
+    ),
+    option(
+        "--model",
+        metavar="MODEL",
+        show_default="as the manifest says",
+        help="The base model: a folder or a Hugging Face id.",
+    ),
+    option("--no-reference", is_flag=True, help="Do not compare with PEFT (needs no torch)."),
+)
+@option_group(
+    "Device",
+    option(
+        "--target",
+        metavar="TARGET",
+        help="Execute there, and compare with a native run here too: a shipped target, or a target file.",
+    ),
+    option(
+        "--on",
+        metavar="EXECUTOR",
+        show_default="the target's",
+        help="Execute there instead: local, arm64, web, qnn, adb or ssh://user@host.",
+    ),
+    option(
+        "--rows",
+        type=click.IntRange(min=1),
+        metavar="N",
+        show_default="200, or 24 under emulation; prompts 8, or 2",
+        help="Rows of each adapter's --data to run there.",
+    ),
+    option(
+        "--max-new-tokens",
+        type=click.IntRange(min=1),
+        metavar="N",
+        show_default="32",
+        help="Greedy tokens after each prompt, of a language model.",
+    ),
+)
+@option(
     "--max-drop",
     default=0.01,
-    show_default=True,
     type=click.FloatRange(0, 1),
     metavar="SHARE",
     help="Accuracy a variant may lose against PEFT.",
-)
-@option(
-    "--adapter",
-    "adapters",
-    section="Reference",
-    multiple=True,
-    metavar="NAME=PATH",
-    show_default="where the manifest says",
-    help="The PEFT checkpoint of an adapter. May be repeated.",
-)
-@option(
-    "--model",
-    section="Reference",
-    metavar="MODEL",
-    show_default="as the manifest says",
-    help="The base model: a folder or a Hugging Face id.",
-)
-@option("--no-reference", section="Reference", is_flag=True, help="Do not compare with PEFT (needs no torch).")
-@option(
-    "--target",
-    section="Device",
-    metavar="TARGET",
-    help="Execute there, and compare with a native run here too: a shipped target, or a target file.",
-)
-@option(
-    "--on",
-    section="Device",
-    metavar="EXECUTOR",
-    show_default="the target's",
-    help="Execute there instead: local, arm64, web, qnn, adb or ssh://user@host.",
-)
-@option(
-    "--rows",
-    section="Device",
-    type=click.IntRange(min=1),
-    metavar="N",
-    show_default="200, or 24 under emulation; prompts 8, or 2",
-    help="Rows of each adapter's --data to run there.",
-)
-@option(
-    "--max-new-tokens",
-    section="Device",
-    type=click.IntRange(min=1),
-    metavar="N",
-    show_default="32",
-    help="Greedy tokens after each prompt, of a language model.",
 )
 @report_option
 @json_option

@@ -53,28 +53,28 @@ def examples(data: tuple[str, ...], text: str, label: str, pair: str | None) -> 
 
 def named(values: Sequence[str], option: str) -> dict[str, str]:
     """``NAME=VALUE`` pairs of a repeated option; a name given twice or a missing ``=`` is an error."""
-    found: dict[str, str] = {}
+    pairs: dict[str, str] = {}
     for value in values:
         name, separator, rest = value.partition("=")
         if not separator or not name or not rest:
             raise InputError(f"{option} {value!r}: expected NAME=PATH, for example {option} reviews=./reviews-lora")
-        if name in found:
+        if name in pairs:
             raise InputError(f"{option}: the name {name!r} is given twice")
-        found[name] = rest
-    return found
+        pairs[name] = rest
+    return pairs
 
 
 def parse_weights(values: Sequence[str]) -> dict[str, float]:
     """``NAME=WEIGHT`` pairs of a blend; a name given twice or a weight that is no number is an error."""
-    found: dict[str, float] = {}
+    weights: dict[str, float] = {}
     for value in values:
         name, separator, weight = value.partition("=")
         if not separator or not name or not weight:
             raise InputError(f"{value!r}: expected NAME=WEIGHT, for example reviews=0.7")
-        if name in found:
+        if name in weights:
             raise InputError(f"adapter {name!r} is given twice")
         try:
-            found[name] = float(weight)
+            weights[name] = float(weight)
         except ValueError as error:
             raise InputError(f"{value!r}: {weight!r} is not a number") from error
-    return found
+    return weights

@@ -51,13 +51,13 @@ def exchanges(text: str) -> list[tuple[str, str]]:
         import yaml
     except ImportError as error:
         raise MissingExtraError("reading this corpus needs PyYAML: pip install 'edgepeft[demo]'") from error
-    found: dict[tuple[str, str], tuple[str, str]] = {}
+    pairs: dict[tuple[str, str], tuple[str, str]] = {}
     for turns in yaml.safe_load(text)["conversations"]:
         if isinstance(turns, list) and len(turns) >= 2:
             question, answer = (str(turn).strip() for turn in turns[:2])
             if question and answer:
-                found.setdefault((_normalized(question), _normalized(answer)), (question, answer))
-    return list(found.values())
+                pairs.setdefault((_normalized(question), _normalized(answer)), (question, answer))
+    return list(pairs.values())
 
 
 def austen() -> Path:
@@ -81,7 +81,7 @@ def read_r_strings(index: Path, database: Path) -> dict[str, list[str]]:
     except ImportError as error:
         raise MissingExtraError("reading R data needs rdata: pip install 'edgepeft[demo]'") from error
     raw = database.read_bytes()
-    found: dict[str, list[str]] = {}
+    columns: dict[str, list[str]] = {}
     with warnings.catch_warnings():
         # rdata 1.1 says that a stream in memory has no file type (November 2026).
         warnings.filterwarnings("ignore", "Unknown file type", UserWarning)
@@ -94,8 +94,8 @@ def read_r_strings(index: Path, database: Path) -> dict[str, list[str]]:
                 raise AssetError(f"{database.name}: object {name!r} is not a zlib stream: {error}") from error
             if len(content) != int.from_bytes(block[:4], "big"):
                 raise AssetError(f"{database.name}: object {name!r} has {len(content)} bytes, not what its head says")
-            found[name] = [str(line) for line in rdata.conversion.convert(rdata.parser.parse_data(content))]
-    return found
+            columns[name] = [str(line) for line in rdata.conversion.convert(rdata.parser.parse_data(content))]
+    return columns
 
 
 def paragraphs(lines: Iterable[str]) -> str:

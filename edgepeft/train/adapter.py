@@ -14,6 +14,7 @@ from ..errors import DataError, InputError
 from .loop import Schedule, Scores
 from .record import FORMAT, arguments_of, check_arguments, check_extra, versions, write_checkpoint
 from .source import load_split
+from .tokenizer import HubTokenizer
 
 TASK = "text-classification"
 _DEFAULT_MAX_LENGTH = 128
@@ -151,7 +152,9 @@ def train_adapter(
     return result
 
 
-def _encode(tokenizer: Any, rows: Examples, labels: Sequence[str], max_length: int) -> tuple[list[dict[str, Any]], int]:
+def _encode(
+    tokenizer: HubTokenizer, rows: Examples, labels: Sequence[str], max_length: int
+) -> tuple[list[dict[str, Any]], int]:
     """One unpadded feature dict a row, and how many rows were cut to ``max_length`` tokens."""
     ids = {label: i for i, label in enumerate(labels)}
     inputs = (list(rows.texts),) if rows.pairs is None else (list(rows.texts), list(rows.pairs))

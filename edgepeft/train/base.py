@@ -6,9 +6,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ..errors import InputError
+from .tokenizer import HubTokenizer
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -19,8 +24,8 @@ class BaseModel:
     """
 
     source: str
-    model: Any
-    tokenizer: Any
+    model: PreTrainedModel
+    tokenizer: HubTokenizer
     missing: tuple[str, ...]
     fresh: tuple[str, ...]
     identity: str
@@ -152,19 +157,19 @@ def is_causal(architecture: str) -> bool:
     return architecture.endswith(("ForCausalLM", "LMHeadModel"))
 
 
-def _without_dropout(config: Any) -> None:
+def _without_dropout(config: PreTrainedConfig) -> None:
     for key, value in config.to_dict().items():
         if ("dropout" in key or "pdrop" in key) and isinstance(value, float):
             setattr(config, key, 0.0)
 
 
-def token_limit(tokenizer: Any, config: Any) -> int:
+def token_limit(tokenizer: HubTokenizer, config: PreTrainedConfig) -> int:
     """The longest input in tokens; tokenizers without a limit of their own state a huge number."""
     positions = getattr(config, "max_position_embeddings", None) or 1 << 30
     return min(int(tokenizer.model_max_length), int(positions))
 
 
-def _fresh_modules(model: Any, missing: Sequence[str]) -> tuple[str, ...]:
+def _fresh_modules(model: PreTrainedModel, missing: Sequence[str]) -> tuple[str, ...]:
     """The modules that must be saved with the adapter: whole heads, encoder modules (a fresh pooler) one by one."""
     prefix = model.base_model_prefix
     modules = set()
@@ -202,7 +207,7 @@ def resolve_targets(base: BaseModel, targets: str | Sequence[str] | None) -> str
     return wanted
 
 
-def _adaptable(base: BaseModel, name: str, module: Any) -> bool:
+def _adaptable(base: BaseModel, name: str, module: nn.Module) -> bool:
     from torch import nn
     from transformers.pytorch_utils import Conv1D
 

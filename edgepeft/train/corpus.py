@@ -101,7 +101,7 @@ def _texts(files: Iterable[Path], source: str) -> Corpus:
 
 def _corpus(rows: Iterable[tuple[str, Mapping[str, Any]]], columns: Columns, source: str) -> Corpus:
     kind: Kind | None = None
-    found = []
+    parsed = []
     for where, row in rows:
         if kind is None:
             kind = kind_of(row, columns)
@@ -111,10 +111,10 @@ def _corpus(rows: Iterable[tuple[str, Mapping[str, Any]]], columns: Columns, sou
                     f"{', '.join(map(str, row)) or '(none)'}. Expected {columns.prompt!r} and {columns.completion!r}, or "
                     f"{columns.messages!r}, or {columns.text!r}; --prompt, --completion, --messages and --text name others"
                 )
-        found.append(Row(_turns(kind, row, columns, where), where))
+        parsed.append(Row(_turns(kind, row, columns, where), where))
     if kind is None:
         raise DataError(f"{source} has no data rows")
-    return Corpus(kind, tuple(found), source)
+    return Corpus(kind, tuple(parsed), source)
 
 
 def kind_of(row: Mapping[str, Any], columns: Columns) -> Kind | None:

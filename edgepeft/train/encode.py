@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from ..errors import DataError, InputError
 from .corpus import Corpus, Row
+from .tokenizer import HubTokenizer
 
 _IGNORED = -100  # the label that PyTorch's cross-entropy leaves out
 
@@ -45,7 +46,7 @@ class Encoded:
     skipped: int
 
 
-def encode(corpus: Corpus, tokenizer: Any, *, max_length: int, chat: bool) -> Encoded:
+def encode(corpus: Corpus, tokenizer: HubTokenizer, *, max_length: int, chat: bool) -> Encoded:
     """Token ids of ``corpus``, none longer than ``max_length``.
 
     Text is cut into pieces that overlap by one token, so that every token but the first of a text is learnt once.
@@ -57,21 +58,21 @@ def encode(corpus: Corpus, tokenizer: Any, *, max_length: int, chat: bool) -> En
     if corpus.kind == "text":
         return _pieces(corpus, tokenizer, max_length)
     cut = skipped = 0
-    found: list[Tokens] = []
+    sequences: list[Tokens] = []
     for row in corpus.rows:
         ids, learnt = _chat(row, tokenizer) if chat else _plain(row, tokenizer)
         cut += len(ids) > max_length
         sequence = _tokens(ids[:max_length], learnt[:max_length], row.key)
         if sequence.targets:
-            found.append(sequence)
+            sequences.append(sequence)
         else:
             skipped += 1
-    if not found:
+    if not sequences:
         raise DataError(
             f"{corpus.source}: in all {len(corpus.rows)} rows the prompt alone fills the limit of {max_length} tokens; "
             "give a higher --max-length, or shorter prompts"
         )
-    return Encoded(tuple(found), cut - skipped, skipped)
+    return Encoded(tuple(sequences), cut - skipped, skipped)
 
 
 def _tokens(ids: Sequence[int], learnt: Sequence[bool], group: str) -> Tokens:
@@ -80,27 +81,27 @@ def _tokens(ids: Sequence[int], learnt: Sequence[bool], group: str) -> Tokens:
     return Tokens(np.array(ids, dtype=np.int32), mask, group)
 
 
-def _pieces(corpus: Corpus, tokenizer: Any, max_length: int) -> Encoded:
+def _pieces(corpus: Corpus, tokenizer: HubTokenizer, max_length: int) -> Encoded:
     """Pieces of each text; a text is a group of its own where there are enough of them to hold some out."""
     whole = len({row.key for row in corpus.rows}) >= 20
-    found = []
+    pieces = []
     for number, row in enumerate(corpus.rows):
         ids = _closed(tokenizer(row.turns[0][1], verbose=False)["input_ids"], tokenizer)
         for start in range(0, max(len(ids) - 1, 0), max_length - 1):
             piece = ids[start : start + max_length]
             group = row.key if whole else f"{number}:{start}"
-            found.append(_tokens(piece, [True] * len(piece), group))
-    if not found:
+            pieces.append(_tokens(piece, [True] * len(piece), group))
+    if not pieces:
         raise DataError(f"{corpus.source}: no text has two tokens, so there is nothing to predict")
-    return Encoded(tuple(found), 0, 0)
+    return Encoded(tuple(pieces), 0, 0)
 
 
-def _closed(ids: list[int], tokenizer: Any) -> list[int]:
+def _closed(ids: list[int], tokenizer: HubTokenizer) -> list[int]:
     end = tokenizer.eos_token_id
     return ids if end is None or ids[-1:] == [end] else [*ids, end]
 
 
-def _plain(row: Row, tokenizer: Any) -> tuple[list[int], list[bool]]:
+def _plain(row: Row, tokenizer: HubTokenizer) -> tuple[list[int], list[bool]]:
     """Prompt and completion as they stand, one after the other."""
     (_, prompt), (_, completion) = row.turns
     encoded = tokenizer(prompt + completion, return_offsets_mapping=True, verbose=False)
@@ -109,10 +110,11 @@ def _plain(row: Row, tokenizer: Any) -> tuple[list[int], list[bool]]:
     return ids, [*learnt[: len(ids) - 1], True]  # the end of the sequence is learnt, whoever put it there
 
 
-def _chat(row: Row, tokenizer: Any) -> tuple[list[int], list[bool]]:
+def _chat(row: Row, tokenizer: HubTokenizer) -> tuple[list[int], list[bool]]:
     """A conversation in the chat template's layout; the assistant's turns are learnt up to their closing token."""
     messages = [{"role": role, "content": content} for role, content in row.turns]
-    if "generation %}" in tokenizer.chat_template:  # the template itself marks what the assistant says
+    template = tokenizer.chat_template
+    if isinstance(template, str) and "generation %}" in template:  # the template itself marks what the assistant says
         encoded = render(tokenizer, messages, row.where, tokenize=True)
         return list(encoded["input_ids"]), [bool(mark) for mark in encoded["assistant_masks"]]
     text = render(tokenizer, messages, row.where)
@@ -128,7 +130,7 @@ def _chat(row: Row, tokenizer: Any) -> tuple[list[int], list[bool]]:
     return list(encoded["input_ids"]), learnt
 
 
-def _span(text: str, messages: list[dict[str, str]], number: int, tokenizer: Any, row: Row) -> tuple[int, int]:
+def _span(text: str, messages: list[dict[str, str]], number: int, tokenizer: HubTokenizer, row: Row) -> tuple[int, int]:
     """Where in ``text`` the turn ``number`` is said: after the generation prompt, up to and with its closing token."""
     before = render(tokenizer, messages[:number], row.where, generation=True) if number else ""
     after = render(tokenizer, messages[: number + 1], row.where)
@@ -155,7 +157,12 @@ def _common(first: str, second: str) -> str:
 
 
 def render(
-    tokenizer: Any, messages: list[dict[str, str]], where: str, *, generation: bool = False, tokenize: bool = False
+    tokenizer: HubTokenizer,
+    messages: list[dict[str, str]],
+    where: str,
+    *,
+    generation: bool = False,
+    tokenize: bool = False,
 ) -> Any:
     """``messages`` in the chat template's layout, as text or (``tokenize``) as ids with the assistant's marks.
 

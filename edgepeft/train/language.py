@@ -7,13 +7,17 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..data import read_text
 from ..errors import InputError
 from .corpus import Columns, Corpus, read_corpus
 from .perplexity import Change, Perplexity
 from .record import FORMAT, arguments_of, check_arguments, check_extra, versions, write_checkpoint
+from .tokenizer import HubTokenizer
+
+if TYPE_CHECKING:
+    from .base import BaseModel
 
 TASK = "text-generation"
 SCHEDULES = ("linear", "cosine", "constant")
@@ -224,7 +228,9 @@ def train_language_adapter(
     return result
 
 
-def _layout(corpus: Corpus, tokenizer: Any, chat: bool | None, source: str) -> Literal["chat", "plain", "text"]:
+def _layout(
+    corpus: Corpus, tokenizer: HubTokenizer, chat: bool | None, source: str
+) -> Literal["chat", "plain", "text"]:
     """How rows become text; :class:`InputError` where that needs a chat template or an end token that is not there."""
     if corpus.kind == "text":
         return "text"
@@ -245,7 +251,7 @@ def _layout(corpus: Corpus, tokenizer: Any, chat: bool | None, source: str) -> L
     return "plain"
 
 
-def _targets(base: Any, targets: str | Sequence[str] | None) -> str | list[str]:
+def _targets(base: BaseModel, targets: str | Sequence[str] | None) -> str | list[str]:
     from .base import resolve_targets
 
     wanted = resolve_targets(base, "all-linear" if targets is None else targets)
@@ -261,7 +267,7 @@ def _targets(base: Any, targets: str | Sequence[str] | None) -> str | list[str]:
     return wanted
 
 
-def _pad_id(tokenizer: Any) -> int:
+def _pad_id(tokenizer: HubTokenizer) -> int:
     """A token to fill rows with; it is masked, so any will do."""
     return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
 

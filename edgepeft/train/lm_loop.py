@@ -5,12 +5,15 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from .encode import Tokens, collate, pack
 from .perplexity import Losses, measure, summarize
 from .trainer import COMMON, finite_trainer, seeded, train_shown
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 #: Largest difference in summed log-likelihood between a packed sequence and the same alone, relative to its tokens.
 _ISOLATION = 1e-3
@@ -50,7 +53,7 @@ class LanguageCourse:
 
 
 def fit_language(
-    model: Any,
+    model: PeftModel,
     train: Sequence[Tokens],
     held: Sequence[Tokens],
     schedule: LanguageSchedule,
@@ -83,8 +86,8 @@ def fit_language(
             step = self.state.global_step
             if step not in measured:
                 measured[step] = measure(self.model, held, pad_id=pad_id)
-            found = summarize(measured[step])
-            metrics = {"eval_nll": found.nll, "eval_perplexity": found.perplexity}
+            score = summarize(measured[step])
+            metrics = {"eval_nll": score.nll, "eval_perplexity": score.perplexity}
             self.log(metrics)
             self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
             return metrics
@@ -136,7 +139,7 @@ def _describe(metrics: Mapping[str, float]) -> str:
     return f"perplexity {metrics['eval_perplexity']:.2f}"
 
 
-def _check_isolation(model: Any, blocks: Sequence[Sequence[Tokens]], pad_id: int) -> None:
+def _check_isolation(model: PeftModel, blocks: Sequence[Sequence[Tokens]], pad_id: int) -> None:
     """Compare two sequences packed with the same two alone: an architecture that mixes them would learn nonsense."""
     import torch
 

@@ -5,12 +5,17 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from .tokenizer import HubTokenizer
 from .trainer import COMMON, finite_trainer, seeded, train_shown
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import Trainer
 
 
 @dataclass(frozen=True)
@@ -58,8 +63,8 @@ def score(logits: npt.NDArray[Any], labels: npt.NDArray[Any]) -> dict[str, float
 
 
 def fit(
-    model: Any,
-    tokenizer: Any,
+    model: PeftModel,
+    tokenizer: HubTokenizer,
     train: Sequence[Mapping[str, Any]],
     validation: Sequence[Mapping[str, Any]],
     schedule: Schedule,
@@ -111,6 +116,6 @@ def _describe(metrics: Mapping[str, float]) -> str:
     return f"accuracy {metrics['eval_accuracy']:.3f}, macro F1 {metrics['eval_macro_f1']:.3f}"
 
 
-def _evaluate(trainer: Any) -> Scores:
-    found = trainer.evaluate()
-    return Scores(accuracy=found["eval_accuracy"], macro_f1=found["eval_macro_f1"], loss=found["eval_loss"])
+def _evaluate(trainer: Trainer) -> Scores:
+    metrics = trainer.evaluate()
+    return Scores(accuracy=metrics["eval_accuracy"], macro_f1=metrics["eval_macro_f1"], loss=metrics["eval_loss"])

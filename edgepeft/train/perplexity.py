@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .encode import Tokens, collate
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 #: Logits of one batch: larger ones are split. 64 Mi float32 values are 256 MB.
 _MAX_LOGITS = 1 << 26
@@ -44,12 +47,12 @@ class Change:
 Losses = Mapping[str, tuple[float, int]]
 
 
-def measure(model: Any, sequences: Sequence[Tokens], *, pad_id: int) -> Losses:
+def measure(model: PeftModel, sequences: Sequence[Tokens], *, pad_id: int) -> Losses:
     """The losses of ``model`` on ``sequences``, summed by group; the model's mode is restored afterwards."""
     import torch
 
     vocabulary = int(model.get_input_embeddings().num_embeddings)
-    found: dict[str, tuple[float, int]] = {}
+    sums: dict[str, tuple[float, int]] = {}
     training = model.training
     model.eval()
     try:
@@ -66,11 +69,11 @@ def measure(model: Any, sequences: Sequence[Tokens], *, pad_id: int) -> Losses:
                     logits[learnt].float(), labels[learnt], reduction="none"
                 )
                 for sequence, total in zip(batch, losses.double().sum(dim=1).tolist(), strict=True):
-                    loss, tokens = found.get(sequence.group, (0.0, 0))
-                    found[sequence.group] = (loss + total, tokens + sequence.targets)
+                    loss, tokens = sums.get(sequence.group, (0.0, 0))
+                    sums[sequence.group] = (loss + total, tokens + sequence.targets)
     finally:
         model.train(training)
-    return found
+    return sums
 
 
 def _batches(sequences: Sequence[Tokens], vocabulary: int) -> list[list[Tokens]]:

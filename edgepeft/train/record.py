@@ -7,11 +7,14 @@ import platform
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..bundle import replace_folder
 from ..data import Examples
 from ..errors import InputError, MissingExtraError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
 
 #: Written beside PEFT's two files: the contract (labels, base identity) and how the adapter came to be.
 ADAPTER_FILE = "edgepeft_adapter.json"
@@ -64,7 +67,7 @@ def versions() -> dict[str, str]:
 
 
 def write_checkpoint(
-    adapted: Any, target: Path, record: Mapping[str, Any], files: Mapping[str, str] | None = None
+    adapted: PeftModel, target: Path, record: Mapping[str, Any], files: Mapping[str, str] | None = None
 ) -> None:
     """Write PEFT's two files, the record and ``files`` (text by name) to a hidden sibling of ``target``, then rename."""
     parent = target.absolute().parent

@@ -46,8 +46,8 @@ def load_split(
     if isinstance(data, Examples):
         rows = data
     else:
-        rows, found, names = _read(data, text=text, label=label, pair=pair)
-        validation = found if validation is None else validation
+        rows, validation_rows, names = _read(data, text=text, label=label, pair=pair)
+        validation = validation_rows if validation is None else validation
     if validation is not None and not isinstance(validation, Examples):
         validation = _read(validation, text=text, label=label, pair=pair, split="validation")[0]
     for examples in (rows, validation):

@@ -7,12 +7,15 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ..errors import InputError
 from .progress import progress_callback
+
+if TYPE_CHECKING:
+    from transformers import Trainer
 
 #: ``TrainingArguments``: measured and kept once an epoch, the best epoch's weights left at the end, nothing printed or reported.
 COMMON: Mapping[str, Any] = {
@@ -53,7 +56,7 @@ def finite_trainer() -> Any:
 
 
 def train_shown(
-    trainer: Any,
+    trainer: Trainer,
     *,
     epochs: int,
     patience: int | None,

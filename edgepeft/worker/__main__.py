@@ -154,11 +154,11 @@ def _answer(runtime: Runtime, job: Job) -> tuple[tuple[RowLogits, ...], tuple[Ge
     """The job's rows and prompts, and whether base and adapters came back bit for bit (``None``: not asked)."""
 
     def probe(names: Iterable[str | None]) -> dict[str | None, Arrays]:
-        found = {}
+        outputs = {}
         for name in names:
             runtime.use(name)
-            found[name] = _outputs(runtime, _PROBES, job.sampling.seed)
-        return found
+            outputs[name] = _outputs(runtime, _PROBES, job.sampling.seed)
+        return outputs
 
     # The adapters too: a base whose head is not trained answers zeros, whatever adapter is left in its layers.
     every: tuple[str | None, ...] = (None, *runtime.adapters)
@@ -180,7 +180,7 @@ def _classify(runtime: Runtime, rows: Rows) -> RowLogits:
 
 def _generate(runtime: Runtime, prompts: Prompts) -> Generated:
     runtime.use(prompts.adapter)
-    found = [
+    generations = [
         runtime.generate(
             text,
             max_new_tokens=prompts.max_new_tokens,
@@ -192,10 +192,10 @@ def _generate(runtime: Runtime, prompts: Prompts) -> Generated:
     ]
     return Generated(
         adapter=prompts.adapter,
-        tokens=tuple(tuple(each.tokens) for each in found),
-        texts=tuple(each.text for each in found),
-        prefill_ms=tuple(each.prefill_ms for each in found),
-        tokens_per_s=tuple(each.tokens_per_second for each in found),
+        tokens=tuple(tuple(each.tokens) for each in generations),
+        texts=tuple(each.text for each in generations),
+        prefill_ms=tuple(each.prefill_ms for each in generations),
+        tokens_per_s=tuple(each.tokens_per_second for each in generations),
     )
 
 

@@ -55,13 +55,13 @@ class Counter:
         collecting = gc.isenabled()
         gc.disable()
         try:
-            found = [self._once(call)]
-            while len(found) < _MOST:
-                found.append(self._once(call))
-                least, next_ = sorted(found)[:2]
+            counts = [self._once(call)]
+            while len(counts) < _MOST:
+                counts.append(self._once(call))
+                least, next_ = sorted(counts)[:2]
                 if next_ <= least * (1 + _AGREE):
                     break
-            return tuple(found)
+            return tuple(counts)
         finally:
             if collecting:
                 gc.enable()

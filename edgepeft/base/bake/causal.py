@@ -25,15 +25,18 @@ def with_layers(wrapped: Any, task: int | None) -> Any:
     from peft.tuners.shadow.model import ShadowModel
     from peft.tuners.tuners_utils import BaseTuner
 
-    def hook(module: Any, args: Any, options: dict[str, Any]) -> Any:
-        return args, {**options, "task_ids": torch.full((args[0].shape[0],), task, dtype=torch.int64)}
-
     model = wrapped.get_base_model()
     if isinstance(model, BaseTuner):  # so PEFT answers for Poly
         model = model.model
     if isinstance(wrapped.base_model, ShadowModel):
         return with_shadow(wrapped)
-    for module in model.modules() if task is not None else ():
+    if task is None:
+        return model
+
+    def hook(module: Any, args: Any, options: dict[str, Any]) -> Any:
+        return args, {**options, "task_ids": torch.full((args[0].shape[0],), task, dtype=torch.int64)}
+
+    for module in model.modules():
         if isinstance(module, PolyLayer):
             module.register_forward_pre_hook(hook, with_kwargs=True)
     return model

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import click
+from cloup import Section, group
 
-from ..options import Group
 from .compare import compare
 from .coverage import coverage
 from .doctor import doctor
@@ -15,10 +14,6 @@ from .setup import setup
 from .show import show
 
 
-@click.group(cls=Group)
+@group(sections=[Section("Commands", [list_, show, doctor, pack, compare, coverage, freeze, setup])])
 def targets() -> None:
     """List kinds of device, their budgets, what runs them."""
-
-
-for _command in (list_, show, doctor, pack, compare, coverage, freeze, setup):
-    targets.add_command(_command)

@@ -5,32 +5,30 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+import cloup
+from cloup import option, option_group
 
 from ..guarded import guarded
-from ..options import (
-    Command,
-    bundle_argument,
-    data_option,
-    json_option,
-    label_option,
-    option,
-    pair_option,
-    report_option,
-    text_option,
-)
+from ..options import bundle_argument, data_option, json_option, label_option, pair_option, report_option, text_option
 from ..show import finish, steps
 from ..values import device_data
 
 
-@click.command(cls=Command)
+@cloup.command()
 @bundle_argument
-@data_option
-@text_option
-@label_option
-@pair_option
-@option("--rows", section="Data", type=click.IntRange(min=1), metavar="N", help="Rows of each adapter to run.")
-@option("--static", section="What", is_flag=True, help="Execute nothing.")
-@option("--no-reference", section="What", is_flag=True, help="Do not compare with PEFT (needs no torch).")
+@option_group(
+    "Data",
+    data_option,
+    text_option,
+    label_option,
+    pair_option,
+    option("--rows", type=click.IntRange(min=1), metavar="N", help="Rows of each adapter to run."),
+)
+@option_group(
+    "What",
+    option("--static", is_flag=True, help="Execute nothing."),
+    option("--no-reference", is_flag=True, help="Do not compare with PEFT (needs no torch)."),
+)
 @report_option
 @json_option
 @guarded

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import click
+import cloup
+from cloup import option, option_group
 
 from ..guarded import guarded
-from ..options import Command, bundle_argument, json_option, option, report_option
+from ..options import bundle_argument, json_option, report_option
 from ..show import finish
 
 
-@click.command(cls=Command)
+@cloup.command()
 @bundle_argument
-@option("--variant", section="What", metavar="NAME", show_default="fp32", help="The variant whose graph is looked at.")
-@option(
-    "--adapter", section="What", metavar="NAME", show_default="the first", help="The adapter of the constant slots."
+@option_group(
+    "What",
+    option("--variant", metavar="NAME", show_default="fp32", help="The variant whose graph is looked at."),
+    option("--adapter", metavar="NAME", show_default="the first", help="The adapter of the constant slots."),
+    option("--shape", default="1x32", metavar="BATCHxTOKENS", help="The fixed shape."),
 )
-@option("--shape", section="What", default="1x32", metavar="BATCHxTOKENS", help="The fixed shape.")
 @report_option
 @json_option
 @guarded

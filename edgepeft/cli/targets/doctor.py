@@ -5,15 +5,17 @@ from __future__ import annotations
 import sys
 
 import click
+import cloup
+from cloup import option_group
 
 from ..guarded import guarded
-from ..options import Command, json_option, on_option
+from ..options import json_option, on_option
 from ..show import print_json
 
 
-@click.command(cls=Command)
+@cloup.command()
 @click.argument("target")
-@on_option
+@option_group("What", on_option)
 @json_option
 @guarded
 def doctor(target: str, on: str | None, as_json: bool) -> None:

@@ -5,26 +5,28 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+import cloup
+from cloup import option, option_group
 
 from ..guarded import guarded
-from ..options import Command, bundle_argument, json_option, option, path_option
+from ..options import PATH, bundle_argument, json_option
 from ..show import print_json
 
 
-@click.command(cls=Command)
+@cloup.command()
 @bundle_argument
-@option("--target", section="What", required=True, metavar="TARGET", help="A target with buckets, shipped or a file.")
-@option(
-    "--adapter", section="What", metavar="NAME", show_default="slots stay inputs", help="Make this adapter constant."
+@option_group(
+    "What",
+    option("--target", required=True, metavar="TARGET", help="A target with buckets, shipped or a file."),
+    option("--adapter", metavar="NAME", show_default="slots stay inputs", help="Make this adapter constant."),
+    option(
+        "--variant",
+        metavar="NAME",
+        show_default="the target's first that there is",
+        help="Of this variant.",
+    ),
+    option("--out", type=PATH, required=True, help="The folder for the graphs."),
 )
-@option(
-    "--variant",
-    section="What",
-    metavar="NAME",
-    show_default="the target's first that there is",
-    help="Of this variant.",
-)
-@path_option("--out", section="What", required=True, help="The folder for the graphs.")
 @json_option
 @guarded
 def freeze(bundle: Path, target: str, adapter: str | None, variant: str | None, out: Path, as_json: bool) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import click
+import cloup
 
 from ..guarded import guarded
-from ..options import Command, json_option
+from ..options import json_option
 from ..show import print_json, table
 
 
-@click.command("list", cls=Command)
+@cloup.command("list")
 @json_option
 @guarded
 def list_(as_json: bool) -> None:
@@ -17,12 +18,12 @@ def list_(as_json: bool) -> None:
     from ...devices import find_place
     from ...targets import list_targets
 
-    found = list_targets()
+    shipped = list_targets()
     if as_json:
-        print_json([{**t.model_dump(mode="json"), "executes": find_place(t).executor is not None} for t in found])
+        print_json([{**t.model_dump(mode="json"), "executes": find_place(t).executor is not None} for t in shipped])
         return
     rows = []
-    for target in found:
+    for target in shipped:
         place = find_place(target)
         how = place.executor.name if place.executor is not None else "static only"
         summary = target.summary if target.status == "supported" else f"{target.summary} [{target.status}]"

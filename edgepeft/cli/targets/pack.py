@@ -5,31 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+import cloup
+from cloup import option, option_group
 
 from ..guarded import guarded
-from ..options import (
-    Command,
-    bundle_argument,
-    calibration_option,
-    json_option,
-    option,
-    pair_option,
-    path_option,
-    text_option,
-)
+from ..options import PATH, bundle_argument, calibration_option, json_option, pair_option, text_option
 from ..show import print_json, steps
 from ..values import calibration_texts
 
 
-@click.command(cls=Command)
+@cloup.command()
 @bundle_argument
-@option("--target", section="What", required=True, metavar="TARGET", help="A shipped target, or a target file.")
-@path_option(
-    "--out", section="What", required=True, help="The bundle folder to write; an old bundle there is replaced."
+@option_group(
+    "What",
+    option("--target", required=True, metavar="TARGET", help="A shipped target, or a target file."),
+    option("--out", type=PATH, required=True, help="The bundle folder to write; an old bundle there is replaced."),
 )
-@calibration_option
-@text_option
-@pair_option
+@option_group("Data", calibration_option, text_option, pair_option)
 @json_option
 @guarded
 def pack(

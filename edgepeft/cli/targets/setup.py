@@ -5,15 +5,16 @@ from __future__ import annotations
 import sys
 
 import click
+import cloup
+from cloup import option
 
 from ..guarded import guarded
-from ..options import Command
 from ..show import steps
 
 
-@click.command(cls=Command)
+@cloup.command()
 @click.argument("target")
-@click.option("--again", is_flag=True, help="Fetch and build it again where it is complete.")
+@option("--again", is_flag=True, help="Fetch and build it again where it is complete.")
 @guarded
 def setup(target: str, again: bool) -> None:
     """Fetch what this machine needs to execute a target.

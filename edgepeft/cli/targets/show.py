@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import click
+import cloup
 
 from ..guarded import guarded
-from ..options import Command, json_option
+from ..options import json_option
 from ..show import print_json, table
 
 
-@click.command(cls=Command)
+@cloup.command()
 @click.argument("target")
 @json_option
 @guarded
@@ -19,12 +20,12 @@ def show(target: str, as_json: bool) -> None:
     """Show a target's rules and budgets."""
     from ...targets import load_target
 
-    found = load_target(target).model_dump(mode="json")
+    fields = load_target(target).model_dump(mode="json")
     if as_json:
-        print_json(found)
+        print_json(fields)
         return
-    click.echo(f"{found['name']}: {found['summary']}")
-    table("", ("key", "value"), [row for row in _flat(found) if row[0] not in {"name", "summary"}])
+    click.echo(f"{fields['name']}: {fields['summary']}")
+    table("", ("key", "value"), [row for row in _flat(fields) if row[0] not in {"name", "summary"}])
 
 
 def _flat(value: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:

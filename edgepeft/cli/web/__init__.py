@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import click
+from cloup import Section, group
 
-from ..options import Group
 from .prepare import prepare
 from .serve import serve
 
 
-@click.group(cls=Group)
+@group(sections=[Section("Commands", [prepare, serve])])
 def web() -> None:
     """Run a bundle in a browser, with ONNX Runtime Web."""
-
-
-for _command in (prepare, serve):
-    web.add_command(_command)

@@ -5,15 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+import cloup
+from cloup import option, option_group
 
 from ..guarded import guarded
-from ..options import Command, bundle_argument, json_option, option
+from ..options import bundle_argument, json_option
 from ..show import megabytes, print_json, steps
 
 
-@click.command(cls=Command)
+@cloup.command()
 @bundle_argument
-@option("--variant", section="What", metavar="NAME", help="The variant to prepare.  [default: every variant]")
+@option_group(
+    "What",
+    option("--variant", metavar="NAME", show_default="every variant", help="The variant to prepare."),
+)
 @json_option
 @guarded
 def prepare(bundle: Path, variant: str | None, as_json: bool) -> None:

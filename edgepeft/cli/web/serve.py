@@ -5,19 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+import cloup
+from cloup import option, option_group
 
 from ..guarded import guarded
-from ..options import Command, bundle_argument, option
+from ..options import bundle_argument
 from ..show import steps
 
 
-@click.command(cls=Command)
+@cloup.command()
 @bundle_argument
-@option(
-    "--variant", section="What", metavar="NAME", help="The variant the page opens first.  [default: int8, else fp32]"
+@option_group(
+    "What",
+    option("--variant", metavar="NAME", show_default="int8, else fp32", help="The variant the page opens first."),
 )
-@option(
-    "--port", section="Where", type=click.IntRange(0, 65535), default=8765, help="Port on localhost; 0: any free one."
+@option_group(
+    "Where",
+    option("--port", type=click.IntRange(0, 65535), default=8765, help="Port on localhost; 0: any free one."),
 )
 @guarded
 def serve(bundle: Path, variant: str | None, port: int) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from ...errors import InputError
 from ...report.gate import Report, Table
 from ...runtime.active import read_tensors
 from ...targets import Shape, parse_shape
+
+if TYPE_CHECKING:
+    from onnx import ModelProto, NodeProto
 
 #: XNNPACK's operators, for which ONNX Runtime ships no list: from its provider documentation, November 2026.
 _XNNPACK = frozenset({"AveragePool", "Conv", "ConvTranspose", "MaxPool", "Softmax", "Resize", "Gemm", "MatMul"})
@@ -52,10 +55,10 @@ class Coverage:
 
 
 #: A node's reason to be rejected, ``None`` where it is taken.
-Rule = Callable[[Any, _Facts], str | None]
+Rule = Callable[["NodeProto", _Facts], str | None]
 
 
-def _name(node: Any) -> str:
+def _name(node: NodeProto) -> str:
     return f"{node.domain or 'ai.onnx'}:{node.op_type}"
 
 
@@ -71,7 +74,7 @@ def _listed(provider: str) -> tuple[Rule, dict[str, str]]:
             caveats[cells[1].strip()] = cells[2].replace("<br/>", " ").strip()
     limit = _MAX_RANK[provider]
 
-    def rule(node: Any, facts: _Facts) -> str | None:
+    def rule(node: NodeProto, facts: _Facts) -> str | None:
         if _name(node) not in caveats:
             return "operator not supported"
         shapes = [facts.shapes.get(name) for name in node.input if name]
@@ -90,7 +93,7 @@ def _listed(provider: str) -> tuple[Rule, dict[str, str]]:
     return rule, caveats
 
 
-def _xnnpack(node: Any, facts: _Facts) -> str | None:
+def _xnnpack(node: NodeProto, facts: _Facts) -> str | None:
     if node.domain not in ("", "ai.onnx") or node.op_type not in _XNNPACK:
         return "operator not supported"
     if node.op_type in {"MatMul", "Gemm"}:
@@ -102,7 +105,7 @@ def _xnnpack(node: Any, facts: _Facts) -> str | None:
     return None
 
 
-def flops(node: Any, facts: _Facts) -> int:
+def flops(node: NodeProto, facts: _Facts) -> int:
     """Multiplications and additions of a node: exact for MatMul and Gemm, one for each output element elsewhere."""
     out = facts.shapes.get(node.output[0])
     if out is None:
@@ -114,12 +117,12 @@ def flops(node: Any, facts: _Facts) -> int:
     return size
 
 
-def _sized(model: Any, facts: _Facts) -> bool:
+def _sized(model: ModelProto, facts: _Facts) -> bool:
     """Whether every shape is known; else shares of FLOPs would be of those that happen to be."""
     return all(facts.shapes.get(node.output[0]) is not None for node in model.graph.node)
 
 
-def _facts(model: Any) -> _Facts:
+def _facts(model: ModelProto) -> _Facts:
     import onnx
 
     inferred = onnx.shape_inference.infer_shapes(model, data_prop=True)
@@ -137,7 +140,7 @@ def _facts(model: Any) -> _Facts:
     return _Facts(shapes=shapes, constants=constants)
 
 
-def cover(model: Any, graph: str, provider: str, rule: Rule, caveats: dict[str, str]) -> Coverage:
+def cover(model: ModelProto, graph: str, provider: str, rule: Rule, caveats: dict[str, str]) -> Coverage:
     """``rule`` over every node of an ONNX model, with ONNX Runtime's estimate of how many partitions that makes."""
     from onnxruntime.tools.mobile_helpers.usability_checker import check_partitioning
 
@@ -145,7 +148,7 @@ def cover(model: Any, graph: str, provider: str, rule: Rule, caveats: dict[str, 
     judged = [(node, rule(node, facts)) for node in model.graph.node]
 
     class Checker:
-        def is_op_supported(self, node: Any) -> bool:
+        def is_op_supported(self, node: NodeProto) -> bool:
             return rule(node, facts) is None
 
         def get_caveats(self) -> list[str]:
@@ -219,7 +222,7 @@ def coverage_report(
     return _report(opened, name, found)
 
 
-def _ask_qnn(model: Any, graph: str, path: Path) -> Coverage | None:
+def _ask_qnn(model: ModelProto, graph: str, path: Path) -> Coverage | None:
     """What the QNN provider itself takes; ``None`` without the plugin."""
     from ..executors.qnn import assigned_nodes
 

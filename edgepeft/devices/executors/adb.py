@@ -44,8 +44,8 @@ class Adb:
         """Run a script. The exit code is asked for in the output: old versions of adb do not pass it on."""
         marker = uuid.uuid4().hex
         output = self.adb(["shell", f"set -e\n(\n{script}\n) 2>&1; echo {marker} $?"], timeout_s)
-        said, found, code = output.rpartition(marker)
-        if not found or code.strip() != "0":
+        said, mark, code = output.rpartition(marker)
+        if not mark or code.strip() != "0":
             tail = "\n".join((said or output).strip().splitlines()[-6:])
             raise DeviceError(f"{self.where}: {tail or 'the shell ended without a word'}")
         return said
@@ -88,9 +88,9 @@ class AdbExecutor:
         """adb, a device that is connected and authorized and of the target's kind, and the runner built for it."""
         if shutil.which("adb") is None:
             return (Missing("adb", "sudo apt-get install adb"),)
-        found = []
+        missing = []
         if lacking := [name for name in _RUNNER if not (self._runner / name).is_file()]:
-            found.append(
+            missing.append(
                 Missing(
                     f"{' and '.join(lacking)} for the device",
                     "build targets/cpp with the NDK (docs/bindings.md) and name the folder in EDGEPEFT_ADB_RUNNER",
@@ -100,12 +100,12 @@ class AdbExecutor:
             machine = self._adb.call("uname -m", timeout_s=20).strip()
         except DeviceError as error:
             return (
-                *found,
+                *missing,
                 Missing(str(error), "connect a device with USB debugging and accept this machine: adb devices"),
             )
         if machine != "aarch64":
-            found.append(Missing(f"the device is {machine}, {self._target.name} is arm64", "connect another"))
-        return tuple(found)
+            missing.append(Missing(f"the device is {machine}, {self._target.name} is arm64", "connect another"))
+        return tuple(missing)
 
     def run(self, job: Job) -> WorkerResult:
         """Push what is not there, run the program, read its answer. Nothing is left running."""

@@ -56,10 +56,10 @@ def ship(
     that an earlier try left is continued. Raises :class:`DeviceError` where the machine does not answer, is full, or holds
     other bytes than were sent.
     """
-    found, parts = _there(shell, list(files), folder)
+    hashes, parts = _there(shell, list(files), folder)
     sent = kept = 0
     for name, (source, entry) in files.items():
-        if found.get(name) == entry.sha256:
+        if hashes.get(name) == entry.sha256:
             kept += entry.bytes
             continue
         part, whole = shlex.quote(f"{folder}/{name}.part"), shlex.quote(f"{folder}/{name}")

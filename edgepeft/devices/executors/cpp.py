@@ -100,17 +100,17 @@ class CppExecutor:
 
     def missing(self) -> tuple[Missing, ...]:
         """A machine of the target's kind, a compiler, and Debian's tools for the headers."""
-        found = []
+        missing = []
         if (why := self._target.here()) is not None:
-            found.append(Missing(why, "run it on such a machine"))
+            missing.append(Missing(why, "run it on such a machine"))
         if (runner_folder() / "edgepeft_run").is_file():
-            return tuple(found)
+            return tuple(missing)
         if find_library() is None:
-            found.append(Missing("libonnxruntime.so of onnxruntime's wheel", "pip install onnxruntime on Linux"))
+            missing.append(Missing("libonnxruntime.so of onnxruntime's wheel", "pip install onnxruntime on Linux"))
         for tool, package in (("g++", "g++"), ("apt-get", "apt")):
             if shutil.which(tool) is None:
-                found.append(Missing(tool, f"sudo apt-get install {package}"))
-        return tuple(found)
+                missing.append(Missing(tool, f"sudo apt-get install {package}"))
+        return tuple(missing)
 
     def run(self, job: Job) -> WorkerResult:
         """Verify the bundle, tokenize, and run the program; :class:`DeviceError` where it fails or takes 15 minutes."""

@@ -97,15 +97,15 @@ def read_answer(answer: str, job: Job, bundle: Bundle, host: Host, where: str) -
 
 
 def _rows(rows: Rows, batches: list[Line], where: str) -> RowLogits:
-    found: list[tuple[float, ...]] = []
-    while len(found) < len(rows.texts):
+    logits: list[tuple[float, ...]] = []
+    while len(logits) < len(rows.texts):
         if not batches or batches[0][1] != (rows.adapter or "-"):
-            raise DeviceError(f"{where}: {len(found)} rows came for {rows.adapter}, {len(rows.texts)} were asked for")
+            raise DeviceError(f"{where}: {len(logits)} rows came for {rows.adapter}, {len(rows.texts)} were asked for")
         _, _, count, labels, *values = batches.pop(0)
         # The runner prints nine digits, which name a float32 exactly; it is that float32 that is meant.
         array = np.array(values, dtype=np.float32).reshape(int(count), int(labels))
-        found += [tuple(map(float, row)) for row in array]
-    return RowLogits(adapter=rows.adapter, logits=tuple(found))
+        logits += [tuple(map(float, row)) for row in array]
+    return RowLogits(adapter=rows.adapter, logits=tuple(logits))
 
 
 def _generated(prompts: Prompts, lines: list[Line], encoder: PromptEncoder, where: str) -> Generated:

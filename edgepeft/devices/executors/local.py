@@ -20,17 +20,17 @@ class LocalExecutor:
 
     def missing(self) -> tuple[Missing, ...]:
         """Another kind of machine, or a provider that this executor does not run."""
-        found = []
+        missing = []
         if (why := self._target.here()) is not None:
             machine = self._target.machine
             there = "" if machine.os == "windows" else ", or --on ssh://user@host"  # which needs a POSIX shell
-            found.append(Missing(why, f"run edgepeft on a {machine.os} {machine.arch} machine{there}"))
+            missing.append(Missing(why, f"run edgepeft on a {machine.os} {machine.arch} machine{there}"))
         if self._target.runtime.providers != ("CPUExecutionProvider",):
             providers = ", ".join(self._target.runtime.providers)
-            found.append(
+            missing.append(
                 Missing(f"{self._target.name} runs on {providers}; local runs the CPU provider", "--on another")
             )
-        return tuple(found)
+        return tuple(missing)
 
     def run(self, job: Job) -> WorkerResult:
         """In a fresh Python process."""

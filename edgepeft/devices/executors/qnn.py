@@ -47,12 +47,12 @@ class QnnExecutor:
         """An x86-64 Linux host, the plugin, and the packages that edit graphs."""
         if (platform.system(), platform.machine()) != ("Linux", "x86_64"):
             return (Missing("the HTP backend for hosts runs on x86-64 Linux", "run edgepeft there"),)
-        found = []
+        missing = []
         if find_spec("onnxruntime_qnn") is None:
-            found.append(Missing("onnxruntime-qnn", "pip install 'edgepeft[qnn]'"))
+            missing.append(Missing("onnxruntime-qnn", "pip install 'edgepeft[qnn]'"))
         if find_spec("onnx_ir") is None or find_spec("onnxscript") is None:
-            found.append(Missing("onnx_ir and onnxscript", "pip install 'edgepeft[export]'"))
-        return tuple(found)
+            missing.append(Missing("onnx_ir and onnxscript", "pip install 'edgepeft[export]'"))
+        return tuple(missing)
 
     def run(self, job: Job) -> WorkerResult:
         """In a fresh process; :class:`DeviceError` when it fails, or takes half an hour and six seconds a row, which ends it."""

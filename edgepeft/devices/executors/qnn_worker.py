@@ -65,10 +65,10 @@ class HtpModel:
             inputs[name][:, :length] = array[:, : shape.sequence]
         tensors = self._tensors[adapter] if adapter else {}
         feeds = {**inputs, **pad_to(tensors, self._shapes, self._defaults)}
-        found: np.ndarray = self._session(shape).run(["logits"], feeds)[0][0]
+        logits: np.ndarray = self._session(shape).run(["logits"], feeds)[0][0]
         manifest = self._bundle.manifest
         labels = (manifest.adapters[adapter].labels if adapter else None) or manifest.labels
-        return found[: len(labels)] if labels else found
+        return logits[: len(labels)] if labels else logits
 
     def _session(self, shape: Shape) -> Any:
         if shape not in self._sessions:

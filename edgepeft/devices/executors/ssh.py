@@ -130,12 +130,12 @@ class SshExecutor:
         except DeviceError as error:
             return (Missing(str(error), f"ssh {where} true"),)
         system, _, machine = said[0].partition(" ")
-        found = f"{'macos' if system == 'Darwin' else system.lower()} {_ARCHITECTURES.get(machine, machine)}"
+        device = f"{'macos' if system == 'Darwin' else system.lower()} {_ARCHITECTURES.get(machine, machine)}"
         wanted = f"{self._target.machine.os} {self._target.machine.arch}"
         lacking = []
-        if found != wanted:
+        if device != wanted:
             lacking.append(
-                Missing(f"{where} is {found}, {self._target.name} is {wanted}", "choose that machine's --target")
+                Missing(f"{where} is {device}, {self._target.name} is {wanted}", "choose that machine's --target")
             )
         if len(said) > 1:
             remedy = (

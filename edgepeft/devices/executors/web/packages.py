@@ -95,8 +95,8 @@ def find_browser() -> str | None:
     named = os.environ.get("EDGEPEFT_CHROMIUM")
     if named:
         return shutil.which(named)
-    found = next((path for name in _BROWSERS if (path := shutil.which(name))), None)
-    return found or (str(_MACOS) if _MACOS.is_file() else None)
+    browser = next((path for name in _BROWSERS if (path := shutil.which(name))), None)
+    return browser or (str(_MACOS) if _MACOS.is_file() else None)
 
 
 def _with(linux: str, macos: str) -> str:
