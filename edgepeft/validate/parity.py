@@ -11,10 +11,11 @@ from ..adapters.checkpoint import split_task
 from ..bundle import Bundle
 from ..errors import InputError, ParityError
 from ..runtime import Runtime
-from .probe import Found, Probe, bundle_probe, same_outputs
+from .probe import Found, Probe, bundle_probe, count_not_finite, same_outputs
 from .quantized_base import comparable
 from .reference import Rounded, head_width, peft_reference
-from .result import PARITY_TOLERANCE, AdapterParity
+from .gates import PARITY_TOLERANCE
+from .result import AdapterParity
 
 
 def peft_outputs(
@@ -46,10 +47,12 @@ def adapter_parity(runtime: Runtime, name: str, expected: Found, probe: Probe) -
     found = probe.run(runtime if merged else runtime.use(name))
     if not merged:
         runtime.use(None)
+    sides = ((f"ONNX Runtime ({runtime.variant})", found), ("PEFT", expected))
     return AdapterParity(
         adapter=name,
         max_difference=probe.difference(found, expected),
         changes_output=without is None or not same_outputs(found, without),
+        not_finite="; ".join(f"{side}: {said}" for side, outputs in sides if (said := count_not_finite(outputs))),
     )
 
 
@@ -62,12 +65,24 @@ def base_restored(runtime: Runtime, probe: Probe) -> bool:
     return same_outputs(probe.run(runtime.use(None)), before)
 
 
+def not_finite(runtime: Runtime, probe: Probe) -> dict[tuple[str | None, str], str]:
+    """The base (``None``) and the adapters whose outputs hold NaN or infinity, by adapter and variant: where, in words.
+
+    A wrong comparison can hide them, since every comparison with NaN is false. So they are looked for by themselves.
+    """
+    probe = probe.brief()
+    names: tuple[str | None, ...] = (None, *runtime.adapters)
+    said = {(name, runtime.variant): count_not_finite(probe.run(runtime.use(name))) for name in names}
+    return {key: where for key, where in said.items() if where}
+
+
 def _judged(runtime: Runtime, name: str, expected: Found, probe: Probe) -> AdapterParity:
     result = adapter_parity(runtime, name, expected, probe)
     if not result.max_difference <= PARITY_TOLERANCE:
+        why = f" ({result.not_finite})" if result.not_finite else ""
         raise ParityError(
             f"adapter {name!r}: ONNX Runtime differs from PEFT by {result.max_difference:.2g}, allowed is "
-            f"{PARITY_TOLERANCE:.0e}; nothing was written"
+            f"{PARITY_TOLERANCE:.0e}{why}; nothing was written"
         )
     return result
 

@@ -1,0 +1,40 @@
+"""JSON as the standard has it: no bare ``NaN`` or ``Infinity``, which other languages refuse to read."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+
+def json_text(value: Any, *, indent: int | None = 1, default: Callable[[Any], Any] | None = None) -> str:
+    """``value`` as JSON that every reader takes.
+
+    Args:
+        value: Mappings, sequences, texts and numbers.
+        indent: Spaces a level; ``None`` writes one line.
+        default: Makes something that JSON can hold of any other type; without it such a type is a ``TypeError``.
+
+    Returns:
+        The text, with numbers that are not finite as :func:`finite_json` names them.
+
+    Example:
+        >>> json_text({"loss": float("nan")}, indent=None)
+        '{"loss": "NaN"}'
+    """
+    return json.dumps(finite_json(value), indent=indent, default=default, allow_nan=False)
+
+
+def finite_json(value: Any) -> Any:
+    """``value`` with each number that JSON cannot hold as its name: ``"NaN"``, ``"Infinity"`` or ``"-Infinity"``.
+
+    pydantic writes and reads the same names, so a number that a worker reports survives its way through a file.
+    """
+    if isinstance(value, Mapping):
+        return {key: finite_json(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [finite_json(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
