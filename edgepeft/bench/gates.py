@@ -87,9 +87,9 @@ def floor_gate(name: str, hits: int, total: int, floor: float, confidence: float
 
 
 def finite_gates(result: BenchResult) -> tuple[Gate, ...]:
-    """A failed gate for each case whose outputs were not finite numbers: what it measured is the speed of a broken model."""
+    """A failed gate for each case whose outputs were not finite numbers: its times are those of a broken model."""
     return tuple(
-        Gate.holds(f"finite outputs {case.key}", False, f"outputs of {case.adapter or 'the base'} in {case.variant}: {case.not_finite}")
+        Gate.holds(f"finite outputs {case.key}", False, f"{case.not_finite} are not finite")
         for case in result.cases
         if case.not_finite
     )

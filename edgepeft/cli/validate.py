@@ -149,4 +149,4 @@ def validate(
             max_drop=max_drop,
             progress=announce,
         )
-    finish(validation_report(result, max_drop), report, bundle, "validate", as_json)
+    finish(validation_report(result), report, bundle, "validate", as_json)

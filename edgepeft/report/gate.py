@@ -152,6 +152,23 @@ class Gate:
         return cls(name, Verdict.PASS if condition else Verdict.FAIL, None, None, "", detail)
 
     @classmethod
+    def undecided(cls, name: str, detail: str) -> Gate:
+        """``inconclusive``: what would decide it was not measured, and ``detail`` says why."""
+        return cls(name, Verdict.INCONCLUSIVE, None, None, "", detail)
+
+    @classmethod
+    def whole(cls, name: str, gates: Iterable[Gate], detail: str = "") -> Gate:
+        """Several gates as one: see :func:`overall`. Its ``detail`` names those that do not pass, else it is ``detail``."""
+        judged = tuple(gates)
+        # A gate without a number says in its detail what to do.
+        bad = [
+            f"{gate.name}: {gate.detail}" if gate.value is None and gate.detail else gate.name
+            for gate in judged
+            if not gate.ok
+        ]
+        return cls(name, overall(gate.verdict for gate in judged), None, None, "", "; ".join(bad) or detail)
+
+    @classmethod
     def within(
         cls,
         name: str,
@@ -176,9 +193,9 @@ class Gate:
         detail: str = "",
         bound: Bound = "max",
     ) -> Gate:
-        """A verdict that :func:`judge` or :func:`overall` gave, with the number to show beside it.
+        """A verdict that :func:`judge` gave, with the number to show beside it.
 
-        For what is not one comparison: rounds that stop when all is decided, and a target's many gates as one.
+        For what is not one comparison: rounds that stop when all is decided.
         """
         if value is not None and not math.isfinite(value):
             return cls(name, Verdict.FAIL, None, limit, unit, _joined(f"{value} is not a finite number", detail), bound)

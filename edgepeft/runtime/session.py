@@ -14,6 +14,7 @@ from ..bundle import Bundle, Manifest, read_bundle
 from ..errors import BundleError, InputError, UnknownAdapterError
 from .active import ActiveAdapter, check_tensors, load_adapter, read_tensors, scaled_adapter
 from .buffers import as_values, packed
+from .finite import require_finite
 from .text import Prediction, TextEncoder, prediction
 
 if TYPE_CHECKING:
@@ -314,8 +315,12 @@ class Runtime:
         return np.concatenate(batches)
 
     def predict(self, texts: Sequence[str] | Sequence[tuple[str, str]], *, batch_size: int = 32) -> list[Prediction]:
-        """The best label of each text, with the adapter in use and its own labels."""
+        """The best label of each text, with the adapter in use and its own labels.
+
+        Raises :class:`NonFiniteError` for logits that are not finite numbers; :meth:`logits` gives them as they are.
+        """
         logits = self.logits(texts, batch_size=batch_size)
+        require_finite(logits, "logits", self.active, self.variant, self.bundle.path)
         labels = self.labels or tuple(f"LABEL_{i}" for i in range(logits.shape[-1]))
         return [prediction(row, labels) for row in logits]
 

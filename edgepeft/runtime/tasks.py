@@ -8,12 +8,17 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InputError
+from .finite import require_finite
 from .text import prediction, softmax
 
 if TYPE_CHECKING:
     from .session import Runtime
 
 Texts = Sequence[str] | Sequence[tuple[str, str]]  # what Runtime.run takes
+
+
+def _finite(runtime: Runtime, numbers: np.ndarray, name: str) -> np.ndarray:
+    return require_finite(numbers, name, runtime.active, runtime.variant, runtime.bundle.path)
 
 
 def _classes(runtime: Runtime, texts: Texts) -> list[dict[str, Any]]:
@@ -26,7 +31,7 @@ def _tokens(runtime: Runtime, texts: Texts) -> list[dict[str, Any]]:
     results = []
     for text, rows in zip(texts, logits, strict=True):
         tokens = runtime.encoder.tokens(text)  # type: ignore[arg-type] # zip loses which of the two
-        found = [prediction(row, labels) for row in rows[: len(tokens)]]
+        found = [prediction(row, labels) for row in _finite(runtime, rows[: len(tokens)], "logits")]
         results.append(
             {"tokens": [{"token": t, "label": p.label, "score": p.score} for t, p in zip(tokens, found, strict=True)]}
         )
@@ -46,7 +51,7 @@ def _fills(runtime: Runtime, texts: Texts) -> list[dict[str, Any]]:
             raise InputError(
                 f"nothing to fill in {text!r}: put {runtime.encoder.token(mask_id)} where a word is missing"
             )
-        probabilities = softmax(rows[positions[0]].astype(np.float64))
+        probabilities = softmax(_finite(runtime, rows[positions[0]], "logits").astype(np.float64))
         best = np.argsort(probabilities)[::-1][:5]
         results.append(
             {"fills": [{"token": runtime.encoder.token(int(i)), "score": float(probabilities[i])} for i in best]}
@@ -59,7 +64,7 @@ def _embeddings(runtime: Runtime, texts: Texts) -> list[dict[str, Any]]:
     hidden = runtime.forward(inputs)["last_hidden_state"]
     mask = inputs["attention_mask"][:, :, None]
     pooled = (hidden * mask).sum(axis=1) / mask.sum(axis=1)
-    return [{"embedding": row.tolist()} for row in pooled]
+    return [{"embedding": row.tolist()} for row in _finite(runtime, pooled, "last_hidden_state")]
 
 
 def _answers(runtime: Runtime, texts: Texts) -> list[dict[str, Any]]:

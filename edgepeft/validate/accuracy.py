@@ -50,9 +50,7 @@ def run_rows(runtime: Runtime, examples: Examples, module: Any | None) -> tuple[
     return np.array(mine), None if module is None else np.array(theirs)
 
 
-def accuracy(
-    runtime: Runtime, adapter: str | None, examples: Examples, *, module: Any | None = None
-) -> Accuracy:
+def accuracy(runtime: Runtime, adapter: str | None, examples: Examples, *, module: Any | None = None) -> Accuracy:
     """Accuracy of the runtime with ``adapter`` on labelled rows, and of ``module`` beside it where given.
 
     A row whose logits are not finite numbers is answered wrong, and counted in ``not_finite``.

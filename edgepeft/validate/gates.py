@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..base.parity import TOLERANCE as PARITY_TOLERANCE
+from ..base.parity import TOLERANCE
 from ..report.accuracy import Accuracy
 from ..report.gate import Gate, Table
 from .result import AdapterParity, Validation
+
+#: max |logit difference| against PEFT fp32 that an fp32 variant may show: what capture allows the base.
+PARITY_TOLERANCE = TOLERANCE
 
 
 def validation_gates(

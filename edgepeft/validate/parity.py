@@ -11,10 +11,11 @@ from ..adapters.checkpoint import split_task
 from ..bundle import Bundle
 from ..errors import InputError, ParityError
 from ..runtime import Runtime
-from .probe import Found, Probe, bundle_probe, count_not_finite, same_outputs
+from ..runtime.finite import count_not_finite
+from .gates import PARITY_TOLERANCE
+from .probe import Found, Probe, bundle_probe, same_outputs
 from .quantized_base import comparable
 from .reference import Rounded, head_width, peft_reference
-from .gates import PARITY_TOLERANCE
 from .result import AdapterParity
 
 
@@ -52,7 +53,7 @@ def adapter_parity(runtime: Runtime, name: str, expected: Found, probe: Probe) -
         adapter=name,
         max_difference=probe.difference(found, expected),
         changes_output=without is None or not same_outputs(found, without),
-        not_finite="; ".join(f"{side}: {said}" for side, outputs in sides if (said := count_not_finite(outputs))),
+        not_finite="; ".join(f"{side}: {said}" for side, outputs in sides if (said := _not_finite(outputs))),
     )
 
 
@@ -65,6 +66,12 @@ def base_restored(runtime: Runtime, probe: Probe) -> bool:
     return same_outputs(probe.run(runtime.use(None)), before)
 
 
+def _not_finite(outputs: Found) -> str:
+    """Where the first batch that holds NaN or infinity has them; empty where none has."""
+    said = next(filter(None, map(count_not_finite, outputs)), "")
+    return f"{said} are not finite" if said else ""
+
+
 def not_finite(runtime: Runtime, probe: Probe) -> dict[tuple[str | None, str], str]:
     """The base (``None``) and the adapters whose outputs hold NaN or infinity, by adapter and variant: where, in words.
 
@@ -72,7 +79,7 @@ def not_finite(runtime: Runtime, probe: Probe) -> dict[tuple[str | None, str], s
     """
     probe = probe.brief()
     names: tuple[str | None, ...] = (None, *runtime.adapters)
-    said = {(name, runtime.variant): count_not_finite(probe.run(runtime.use(name))) for name in names}
+    said = {(name, runtime.variant): _not_finite(probe.run(runtime.use(name))) for name in names}
     return {key: where for key, where in said.items() if where}
 
 

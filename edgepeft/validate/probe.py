@@ -45,17 +45,6 @@ def same_outputs(one: Found, other: Found) -> bool:
     )
 
 
-def count_not_finite(found: Found) -> str:
-    """Which outputs hold NaN or infinity, and how many numbers of them, in words; empty where all are finite."""
-    counts: dict[str, tuple[int, int]] = {}
-    for outputs in found:
-        for name, array in outputs.items():
-            bad, size = counts.get(name, (0, 0))
-            counts[name] = bad + int((~np.isfinite(array)).sum()), size + array.size
-    said = [f"{bad} of {size} numbers of output {name}" for name, (bad, size) in counts.items() if bad]
-    return f"{', '.join(said)} are not finite" if said else ""
-
-
 @dataclass(frozen=True)
 class BatchProbe:
     """One forward a batch: ragged padded batches, all outputs."""

@@ -37,8 +37,8 @@ def validate(
     ``data`` maps an adapter to labelled rows it was not trained on. With ``reference`` every adapter whose PEFT checkpoint
     is at hand (``adapters``, else where the manifest says it came from) is compared with PEFT over the model ``base``:
     parity on ragged batches in fp32 (over the rounded numbers, where the bundle was made from a quantized file), accuracy
-    on ``data`` in every variant. Base and adapters must give finite numbers in every variant. ``max_drop`` is the accuracy a variant may lose against PEFT, as a share.
-    Raises :class:`InputError` for an unknown adapter.
+    on ``data`` in every variant. Base and adapters must give finite numbers in every variant. ``max_drop`` is the accuracy
+    a variant may lose against PEFT, as a share. Raises :class:`InputError` for an unknown adapter.
     """
     opened = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
     manifest = opened.manifest

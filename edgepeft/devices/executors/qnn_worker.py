@@ -154,7 +154,9 @@ def measure(job: Job, buckets: Sequence[Shape]) -> WorkerResult:
         peak_rss_mb=None,
         cases=(),
         rows=tuple(done),
-        base_restored=all(np.array_equal(before[name], after[name]) for name in names) if job.restore else None,
+        base_restored=all(np.array_equal(before[name], after[name], equal_nan=True) for name in names)
+        if job.restore
+        else None,
         notes=tuple(notes),
     )
 
