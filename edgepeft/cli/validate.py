@@ -20,7 +20,7 @@ from .options import (
     text_option,
     variant_names,
 )
-from .show import finish, steps
+from .show import finish, measured, steps
 from .values import device_data, labelled, named
 
 
@@ -119,7 +119,8 @@ def validate(
         from ..devices import validate_on
         from ..targets import load_target
 
-        with steps() as announce:
+        stem = f"validate-{load_target(target).name}"
+        with measured(report, bundle, stem), steps() as announce:
             done = validate_on(
                 bundle,
                 load_target(target),
@@ -134,11 +135,11 @@ def validate(
                 new_tokens=32 if max_new_tokens is None else max_new_tokens,
                 progress=announce,
             )
-        finish(done, report, bundle, f"validate-{load_target(target).name}", as_json)
+        finish(done, report, bundle, stem, as_json)
         return
     if on is not None or rows is not None or max_new_tokens is not None:
         raise InputError("--on, --rows and --max-new-tokens go with --target")
-    with steps() as announce:
+    with measured(report, bundle, "validate"), steps() as announce:
         result = run(
             bundle,
             data=labelled(bundle, data, text, label, pair),

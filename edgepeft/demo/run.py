@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from ..bench import BenchResult, bench, bench_report, budget_gates
 from ..bundle import Bundle, hash_file, read_bundle
 from ..data import read_examples
 from ..errors import BundleError
+from ..json_text import json_text
 from ..pipeline import export, quantize, train_adapter
 from ..report import write_reports
 from ..report.gate import Gate, Table, Verdict, overall
@@ -188,5 +188,7 @@ def _closing(bundle: Bundle, gates: list[Gate], verdict: Verdict, measured: Benc
     lines.append(
         f"{passed} of {len(gates)} gates pass; verdict: {verdict.value}. Reports are in {bundle.path / 'report'}"
     )
-    lines.append(f"try it: edgepeft run {bundle.path} --adapter reviews {json.dumps('I would buy it again')}")
+    lines.append(
+        f"try it: edgepeft run {bundle.path} --adapter reviews {json_text('I would buy it again', indent=None)}"
+    )
     return tuple(lines)

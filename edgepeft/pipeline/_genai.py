@@ -11,6 +11,7 @@ from typing import Any
 import onnx_ir as ir
 
 from ..bundle import Manifest
+from ..json_text import json_text
 
 NAME = "genai_config.json"
 #: The variant that genai opens: the first of these that the bundle has, else its first.
@@ -108,7 +109,7 @@ def note_genai(folder: Path, manifest: Manifest) -> bool:
         return False
     path = folder / NAME
     variant = next(iter(manifest.variants.values()))
-    text = json.dumps(
+    text = json_text(
         genai_config(
             manifest,
             _read(folder / "config.json"),

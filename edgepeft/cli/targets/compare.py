@@ -18,7 +18,7 @@ from ..options import (
     report_option,
     text_option,
 )
-from ..show import finish, steps
+from ..show import finish, measured, steps
 from ..values import device_data
 
 
@@ -53,7 +53,7 @@ def compare(
     """
     from ...devices import compare_targets
 
-    with steps() as announce:
+    with measured(report, bundle, "compare"), steps() as announce:
         done = compare_targets(
             bundle,
             data=device_data(bundle, data, text, label, pair),

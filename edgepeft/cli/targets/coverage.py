@@ -8,7 +8,7 @@ import click
 
 from ..guarded import guarded
 from ..options import Command, bundle_argument, json_option, option, report_option
-from ..show import finish
+from ..show import finish, measured
 
 
 @click.command(cls=Command)
@@ -31,4 +31,6 @@ def coverage(
     """
     from ...devices import coverage_report
 
-    finish(coverage_report(bundle, variant=variant, adapter=adapter, shape=shape), report, bundle, "coverage", as_json)
+    with measured(report, bundle, "coverage"):
+        done = coverage_report(bundle, variant=variant, adapter=adapter, shape=shape)
+    finish(done, report, bundle, "coverage", as_json)

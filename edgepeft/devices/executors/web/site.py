@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import queue
 import shutil
 import sys
@@ -16,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from ....json_text import json_text
 
 _TYPES = {
     ".css": "text/css; charset=utf-8",
@@ -161,4 +162,4 @@ class _Handler(BaseHTTPRequestHandler):
 
 def as_json(value: Any) -> str:
     """A value as a text to serve."""
-    return json.dumps(value)
+    return json_text(value, indent=None)
