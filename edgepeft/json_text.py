@@ -64,7 +64,7 @@ def finite_json(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: finite_json(each) for key, each in value.items()}
     if isinstance(value, (list, tuple)):
-        return [finite_json(each) for each in value]
+        return type(value)(map(finite_json, value)) if type(value) in (list, tuple) else [*map(finite_json, value)]
     if isinstance(value, float) and not math.isfinite(value):
         return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
     return value

@@ -8,6 +8,9 @@ from typing import Any, TypeVar
 
 import click
 
+from ..executors import executor_names
+from ..quantize.recipes import with_texts
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -70,7 +73,8 @@ calibration_option = option(
     section="Data",
     multiple=True,
     metavar="NAME=FILE",
-    help="Texts (.csv, .tsv, .jsonl) of an adapter, '*=FILE' for all: what w8a16 measures activations with. May be repeated.",
+    help=f"Texts (.csv, .tsv, .jsonl) of an adapter, '*=FILE' for all: what {with_texts()} measures activations with. "
+    "May be repeated.",
 )
 target_option = option(
     "--target", section="What", default="linux-x64-cpu", metavar="TARGET", help="A shipped target, or a target file."
@@ -80,7 +84,7 @@ on_option = option(
     section="What",
     metavar="EXECUTOR",
     show_default="the target's",
-    help="Execute there instead: local, arm64, web, qnn, adb or ssh://user@host.",
+    help=f"Execute there instead: {executor_names(static=False)}.",
 )
 report_option = path_option(
     "--report", show_default="BUNDLE/report", help="Folder for the JSON, Markdown and JUnit report."

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from ..quantize.recipes import RECIPES
 from .guarded import guarded
 from .options import Command, bundle_argument, calibration_option, json_option, option, pair_option, text_option
 from .show import megabytes, print_json, steps, warn
@@ -19,8 +20,7 @@ from .values import calibration_texts
     section="What",
     required=True,
     metavar="NAME",
-    help="int8: 8 bits, for encoders. q4: 4 bits, for language models. w8a16: weights in 8 bits and activations in 16, for "
-    "NPUs; wants --data.",
+    help=" ".join(f"{recipe.variant}: {recipe.purpose}." for recipe in RECIPES.values()),
 )
 @calibration_option
 @text_option

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from ..errors import InputError
+from ..executors import executor_names
 from .guarded import guarded
 from .options import (
     Command,
@@ -67,7 +68,7 @@ from .values import device_data, labelled, named
     section="Device",
     metavar="EXECUTOR",
     show_default="the target's",
-    help="Execute there instead: local, arm64, web, qnn, adb or ssh://user@host.",
+    help=f"Execute there instead: {executor_names(static=False)}.",
 )
 @option(
     "--rows",

@@ -27,7 +27,7 @@ from ..bundle.manifest import prefix_tensors
 from ..errors import InputError
 from ..graph.editable import MergedBase, SlottedBase
 from ..json_text import config_text
-from ..quantize import count_quantized
+from ..quantize.counts import count_quantized
 from ._adapter_files import adapter_metadata, fill, write_adapter
 from ._manifest import _listed, check_target_folder, write_manifest
 

@@ -136,3 +136,11 @@ def _wheels(staging: Path, announce: Announce) -> dict[str, str]:
 def is_arm_linux() -> bool:
     """Whether this machine runs aarch64 Linux programs itself."""
     return platform.system() == "Linux" and platform.machine().lower() in {"aarch64", "arm64"}
+
+
+def set_up(announce: Callable[[str], None], *, again: bool = False) -> None:
+    """Make :func:`build_sysroot`'s system, where this machine is not an Arm one itself."""
+    if is_arm_linux():
+        announce("this machine is 64-bit Arm: nothing to set up")
+    else:
+        build_sysroot(announce, again=again)
