@@ -94,4 +94,5 @@ def executor_names(static: bool = True) -> str:
     """How executors are written, for messages and help: ``local, cpp, …, static, adb://SERIAL or ssh://user@host``."""
     words = [entry.name for entry in EXECUTORS.values() if not entry.needs_address]
     examples = [entry.example for entry in EXECUTORS.values() if entry.example]
-    return f"{', '.join([*words, *([STATIC] if static else [])])}, {' or '.join(examples)}"
+    *first, last = [*words, *([STATIC] if static else []), *examples]
+    return f"{', '.join(first)} or {last}"

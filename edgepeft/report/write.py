@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import InputError, TargetError
+from ..errors import InputError, TargetError, UnknownAdapterError
 from .gate import Gate, Report
 from .render import to_json, to_junit, to_markdown
 
@@ -33,8 +33,8 @@ def replacing_report(folder: str | Path, stem: str) -> Iterator[None]:
     """Measure inside this: where that breaks, an earlier report of the same name is replaced by one that says so.
 
     A "pass" that stays on disk would be taken for the verdict on what is there now. A call that is wrong
-    (:class:`InputError`, :class:`TargetError`) says nothing about the bundle, so the report stays; so it does where there
-    is none yet. What was raised goes on.
+    (:class:`InputError`, :class:`TargetError`, :class:`UnknownAdapterError`) says nothing about the bundle, so the report
+    stays. Where there is none yet, none is written. What was raised goes on.
 
     Args:
         folder: Where :func:`write_reports` will write.
@@ -47,7 +47,7 @@ def replacing_report(folder: str | Path, stem: str) -> Iterator[None]:
     files = ReportFiles.of(Path(folder), stem)
     try:
         yield
-    except (InputError, TargetError):
+    except (InputError, TargetError, UnknownAdapterError):
         raise
     except Exception as error:  # whatever it was, the earlier report is no longer true
         if any(path.exists() for path in (files.json, files.markdown, files.junit)):

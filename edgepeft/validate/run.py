@@ -38,11 +38,15 @@ def validate(
     is at hand (``adapters``, else where the manifest says it came from) is compared with PEFT over the model ``base``:
     parity on ragged batches in fp32 (over the rounded numbers, where the bundle was made from a quantized file), accuracy
     on ``data`` in every variant. Base and adapters must give finite numbers in every variant. ``max_drop`` is the accuracy
-    a variant may lose against PEFT, as a share. Raises :class:`InputError` for an unknown adapter.
+    a variant may lose against PEFT, as a share. Raises :class:`InputError` for an
+    unknown adapter or variant.
     """
     opened = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
     manifest = opened.manifest
-    names = [opened.variant(name)[0] for name in variants or manifest.variants]
+    names = list(variants or manifest.variants)
+    for name in names:
+        if name not in manifest.variants:
+            raise InputError(f"{opened.path} has no variant {name!r}; it has: {', '.join(manifest.variants)}")
     data = dict(data or {})
     known = set(manifest.adapters) | {manifest.merged}
     for name in data:
