@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from broken_numbers import break_adapter
 from causal import build_causal_bundle
 from click.testing import CliRunner, Result
 from stand_in import Device, host_target
 
 from edgepeft import runtime
-from edgepeft.adapters.files import read_onnx_adapter, write_onnx_adapter
 from edgepeft.bench import Case, Job, Prompts, Rows, Sampling, check, run_worker
-from edgepeft.bundle import MANIFEST_NAME, hash_file, read_bundle
 from edgepeft.cli import main
 from edgepeft.data import Examples
 from edgepeft.devices import bench_on, check_on, validate_on
@@ -31,23 +30,6 @@ from edgepeft.validate import validate
 
 QUICK = Sampling(warmup_s=0.0, measure_s=0.01, min_iterations=6)
 TEXTS = ("a good film", "the plot was not very good", "awful", "fine , a great end .")
-
-
-def break_adapter(bundle: Path, name: str, number: float = float("nan")) -> Path:
-    """Put ``number`` into every factor of an adapter and hash its file again."""
-    opened = read_bundle(bundle)
-    entry, manifest = opened.manifest.adapters[name], opened.manifest
-    path = bundle / entry.onnx_adapter
-    tensors, _, _ = read_onnx_adapter(path)
-    second = {slot.b for slot in manifest.slots.factored}
-    broken = {tensor: np.full_like(array, number) if tensor in second else array for tensor, array in tensors.items()}
-    path.unlink()
-    write_onnx_adapter(path, broken, base_identity=manifest.base.identity, slots_hash=manifest.slots.hash)
-    raw = json.loads((bundle / MANIFEST_NAME).read_text("utf-8"))
-    found = hash_file(path)
-    raw["files"][entry.onnx_adapter] = {"sha256": found.sha256, "bytes": found.bytes}
-    (bundle / MANIFEST_NAME).write_text(json.dumps(raw), "utf-8")
-    return bundle
 
 
 @pytest.fixture
