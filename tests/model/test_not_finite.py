@@ -22,7 +22,8 @@ from edgepeft.bench import Case, Job, Prompts, Rows, Sampling, check, run_worker
 from edgepeft.cli import main
 from edgepeft.data import Examples
 from edgepeft.devices import bench_on, check_on, validate_on
-from edgepeft.errors import NonFiniteError
+from edgepeft.errors import InputError, NonFiniteError
+from edgepeft.pipeline import quantize
 from edgepeft.report import to_json
 from edgepeft.report.gate import Report, Verdict
 from edgepeft.targets import Target
@@ -79,6 +80,19 @@ def test_validate_fails_and_replaces_the_earlier_report(own_bundle: Path, number
     assert gate["name"] == "finite outputs plain fp32"
     assert "numbers of output logits are not finite" in gate["detail"]
     assert 'failures="1"' in (own_bundle / "report" / "validate.junit.xml").read_text("utf-8")
+
+
+def test_every_variant_that_is_asked_for_is_looked_at(own_bundle: Path) -> None:
+    quantize(own_bundle, "int8")
+    result = validate(break_adapter(own_bundle, "dora"), reference=False)
+    assert [problem.partition(":")[0] for problem in result.problems] == [
+        "finite outputs dora fp32",
+        "finite outputs dora int8",
+    ]
+    alone = validate(own_bundle, reference=False, variants=["int8"])
+    assert [gate.name for gate in alone.gates if not gate.ok] == ["finite outputs dora int8"]
+    with pytest.raises(InputError, match="has no variant 'q4'; it has: fp32, int8"):
+        validate(own_bundle, reference=False, variants=["q4"])
 
 
 def test_parity_and_accuracy_fail_on_the_broken_adapter_alone(own_bundle: Path, checkpoints: dict[str, Path]) -> None:

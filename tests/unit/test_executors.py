@@ -109,3 +109,10 @@ def test_nothing_else_lists_their_names() -> None:
             if len(names & {value for value in held if isinstance(value, str)}) >= 3:
                 wrong.append(f"{path}:{node.lineno}")
     assert not wrong
+
+
+def test_the_guide_has_a_row_for_each() -> None:
+    guide = (PACKAGE.parent / "docs" / "targets.md").read_text("utf-8")
+    rows = "\n".join(line.split("|")[1] for line in guide.splitlines() if line.startswith("| `"))
+    for entry in EXECUTORS.values():
+        assert f"`{entry.name}`" in rows or f"`{entry.name}://" in rows, f"docs/targets.md has no row for {entry.name}"
