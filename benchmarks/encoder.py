@@ -148,9 +148,9 @@ def quality(demo: Path) -> None:
         name = f"{row.adapter} {row.variant}"
         if row.variant == "fp32":
             fp32[row.adapter] = row.accuracy
-            same = row.same_argmax or 0
+            same = (row.peft and row.peft.same_label) or 0
             report(f"{name}: rows with PEFT's label, of {row.rows}", same, f"= {row.rows}", same == row.rows)
-            difference = row.max_difference if row.max_difference is not None else float("nan")
+            difference = row.peft.max_difference if row.peft and row.peft.max_difference is not None else float("nan")
             report(f"{name}: max |logit difference|, held-out rows", difference, "<= 1e-4", difference <= 1e-4)
         else:
             drop = fp32[row.adapter] - row.accuracy

@@ -16,7 +16,8 @@
     ├── SiteError                a site was not found in a graph, or found more than once
     ├── BundleError              a bundle cannot be opened or written
     │   ├── ManifestError        edgepeft.json is missing or does not fit the schema
-    │   └── CorruptBundleError   a file is missing, truncated or was edited
+    │   ├── CorruptBundleError   a file is missing, truncated or was edited
+    │   └── NonFiniteError       a model's outputs are NaN or infinite
     ├── ParityError              ONNX Runtime does not compute what PyTorch computes
     ├── TargetError              a target file is unknown or invalid
     └── MeasureError             a measurement process failed
@@ -87,6 +88,10 @@ class ManifestError(BundleError):
 
 class CorruptBundleError(BundleError):
     """A file of the bundle is missing, truncated or was edited after the bundle was written."""
+
+
+class NonFiniteError(BundleError):
+    """The outputs of a base or adapter are NaN or infinite, so they stand for no label and no token."""
 
 
 class ParityError(EdgepeftError):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import AdapterError, MissingExtraError
+from ..json_text import json_text
 from .edits import Array
 
 #: Key under which the subgraph's metadata holds the adapter's contract, as JSON.
@@ -76,7 +77,7 @@ def write_adapter_onnx(path: Path, tensors: Mapping[str, Array], metadata: Mappi
         initializers.append(value)
     graph = ir.Graph([], outputs, nodes=nodes, initializers=initializers, opset_imports={"": 20}, name="adapter")
     model = ir.Model(graph, ir_version=10, producer_name="edgepeft")
-    model.metadata_props[METADATA_KEY] = json.dumps(dict(metadata), sort_keys=True)
+    model.metadata_props[METADATA_KEY] = json_text(metadata, indent=None, sort_keys=True)
     ir.save(model, path)
 
 

@@ -104,6 +104,6 @@ def parity(graph: ir.Model, loaded: Loaded) -> float:
         output_difference(mine, reference_outputs(loaded.model, inputs, outputs), inputs.get("attention_mask"))
         for inputs, mine in zip(batches, found, strict=True)
     )
-    if worst > TOLERANCE:
+    if not worst <= TOLERANCE:
         raise ParityError(f"outputs differ from PyTorch by {worst:.2g}, allowed is {TOLERANCE:.0e}")
     return worst

@@ -18,7 +18,7 @@ from ..worker.job import (
     WorkerResult,
 )
 from ..worker.process import Runner, run_worker
-from .accuracy import AccuracyCheck, Correct, predict_correct
+from .accuracy import Correct, predict_correct
 from .compare import CHECK_SAMPLING, CheckResult, check
 from .gates import budget_gates, floor_gate
 from .interleave import CaseCheck
@@ -28,7 +28,6 @@ from .result import BenchResult, BundleFacts, CaseResult, VariantResult, load_be
 
 __all__ = [
     "CHECK_SAMPLING",
-    "AccuracyCheck",
     "BenchResult",
     "BundleFacts",
     "Case",

@@ -2,42 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ..data import Examples
 from ..errors import InputError, MeasureError
+from ..report.accuracy import NO_LABEL, Accuracy, Beside, chosen_labels
 from ..report.gate import Gate, Verdict
 from ..targets import CheckRules
-from ..worker.job import Model
 from .gates import floor_gate
-from .stats import Interval, judge, mcnemar, paired_drop, wilson
+from .stats import mcnemar, paired_drop, wilson
 
-#: Whether each row is answered right: of a bundle folder, variant, adapter (``None``: the base) and examples.
-Correct = Callable[[Path, str, str | None, Examples], Sequence[bool]]
-
-
-class AccuracyCheck(Model):
-    """Accuracy of one variant and adapter, as shares 0 … 1 with two-sided Wilson bounds.
-
-    The baseline's numbers are ``None`` where it is a saved report. ``drop`` is the baseline's accuracy minus the
-    candidate's on the same rows, with the bounds it was judged by; ``p_value`` is McNemar's, exact.
-    """
-
-    variant: str
-    adapter: str | None
-    rows: int
-    accuracy: float
-    lower: float
-    upper: float
-    baseline_accuracy: float | None = None
-    drop: float | None = None
-    drop_lower: float | None = None
-    drop_upper: float | None = None
-    p_value: float | None = None
+#: Whether each row is answered right: of a bundle folder, variant, adapter (``None``: the base) and examples. ``None`` for a
+#: row whose outputs are not finite numbers: that is no answer.
+Correct = Callable[[Path, str, str | None, Examples], Sequence[bool | None]]
 
 
-def predict_correct(bundle: Path, variant: str, adapter: str | None, examples: Examples) -> list[bool]:
+def predict_correct(bundle: Path, variant: str, adapter: str | None, examples: Examples) -> list[bool | None]:
     """Run the examples' texts through the bundle's classifier and compare labels."""
     from .. import runtime
 
@@ -53,7 +35,16 @@ def predict_correct(bundle: Path, variant: str, adapter: str | None, examples: E
             f"{', '.join(model.labels or ())}"
         )
     texts = examples.texts if examples.pairs is None else tuple(zip(examples.texts, examples.pairs, strict=True))
-    return [p.label == label for p, label in zip(model.predict(texts), examples.labels, strict=True)]
+    logits = model.logits(texts)
+    names = model.labels or tuple(f"LABEL_{i}" for i in range(logits.shape[-1]))
+    return answers(
+        chosen_labels(logits), [names.index(label) if label in names else NO_LABEL for label in examples.labels]
+    )
+
+
+def answers(chosen: Iterable[int], expected: Iterable[int]) -> list[bool | None]:
+    """Whether each chosen label is the expected one; ``None`` for one that is :data:`NO_LABEL`."""
+    return [None if mine == NO_LABEL else bool(mine == right) for mine, right in zip(chosen, expected, strict=True)]
 
 
 def check_accuracy(
@@ -64,7 +55,7 @@ def check_accuracy(
     floors: Mapping[str | None, float | None],
     rules: CheckRules,
     correct: Correct,
-) -> tuple[tuple[AccuracyCheck, ...], tuple[Gate, ...]]:
+) -> tuple[tuple[Accuracy, ...], tuple[Gate, ...]]:
     """Measure every (variant, adapter) of ``cases`` that ``data`` has examples for, and judge it.
 
     ``data`` is keyed by adapter name, ``"*"`` serving every other adapter and the base. Against the baseline a case
@@ -72,62 +63,58 @@ def check_accuracy(
     ``rules.accuracy_tolerance``, and passes when the plain interval is below it.
     """
     chosen = [(v, a, rows) for v, a in cases if (rows := data.get(a or "*", data.get("*"))) is not None]
-    results: list[AccuracyCheck] = []
+    results: list[Accuracy] = []
     gates: list[Gate] = []
     for variant, adapter, examples in chosen:
         name = f"{variant}/{adapter or '(base)'}"
-        right = _answers(correct, candidate, variant, adapter, examples)
+        right, missing = _answers(correct, candidate, variant, adapter, examples)
         interval = wilson(sum(right), len(right), rules.confidence)
-        found = AccuracyCheck(
-            variant=variant,
+        found = Accuracy(
             adapter=adapter,
+            variant=variant,
             rows=len(right),
-            accuracy=interval.estimate,
-            lower=interval.lower,
-            upper=interval.upper,
+            hits=sum(right),
+            data=examples.source,
+            not_finite=missing,
+            bounds=(interval.lower, interval.upper),
         )
+        if missing:
+            gates.append(Gate.holds(f"finite outputs {name}", False, found.broken))
         if (floor := floors.get(adapter)) is not None:
             gates.append(floor_gate(f"accuracy {name}", sum(right), len(right), floor, rules.confidence))
         if baseline is not None:
-            before = _answers(correct, baseline, variant, adapter, examples)
-            found, gate = _compare(name, found, before, right, rules, len(chosen))
+            before, _ = _answers(correct, baseline, variant, adapter, examples)
+            beside, gate = _compare(name, before, right, rules, len(chosen))
+            found = replace(found, baseline=beside)
             gates.append(gate)
         results.append(found)
     return tuple(results), tuple(gates)
 
 
-def _answers(correct: Correct, bundle: Path, variant: str, adapter: str | None, examples: Examples) -> list[bool]:
-    answers = list(correct(bundle, variant, adapter, examples))
-    if len(answers) != len(examples) or not answers:
-        raise MeasureError(
-            f"{len(answers)} answers for {len(examples)} examples of {adapter or 'the base'} in {bundle}"
-        )
-    return answers
+def _answers(
+    correct: Correct, bundle: Path, variant: str, adapter: str | None, examples: Examples
+) -> tuple[list[bool], int]:
+    """Whether each row is right, and how many have outputs that are not finite numbers: these are not right."""
+    found = list(correct(bundle, variant, adapter, examples))
+    if len(found) != len(examples) or not found:
+        raise MeasureError(f"{len(found)} answers for {len(examples)} examples of {adapter or 'the base'} in {bundle}")
+    return [answer is True for answer in found], sum(answer is None for answer in found)
 
 
 def _compare(
-    name: str, found: AccuracyCheck, before: Sequence[bool], after: Sequence[bool], rules: CheckRules, cases: int
-) -> tuple[AccuracyCheck, Gate]:
+    name: str, before: Sequence[bool], after: Sequence[bool], rules: CheckRules, cases: int
+) -> tuple[Beside, Gate]:
     plain = paired_drop(before, after, rules.confidence)
     strict = paired_drop(before, after, 1 - (1 - rules.confidence) / cases)
-    bounds = Interval(plain.estimate, strict.lower, plain.upper, rules.confidence)
+    bounds = (strict.lower, plain.upper)
     lost = sum(b and not a for b, a in zip(before, after, strict=True))
     won = sum(a and not b for b, a in zip(before, after, strict=True))
     p_value = mcnemar(lost, won)
-    verdict: Verdict = judge(bounds, rules.accuracy_tolerance)
-    found = found.model_copy(
-        update={
-            "baseline_accuracy": sum(before) / len(before),
-            "drop": bounds.estimate,
-            "drop_lower": bounds.lower,
-            "drop_upper": bounds.upper,
-            "p_value": p_value,
-        }
-    )
     detail = (
-        f"{lost} rows lost, {won} won of {len(after)}; interval {bounds.lower:+.3f} to {bounds.upper:+.3f}, "
+        f"{lost} rows lost, {won} won of {len(after)}; interval {bounds[0]:+.3f} to {bounds[1]:+.3f}, "
         f"McNemar p {p_value:.2g}"
     )
-    if verdict is Verdict.INCONCLUSIVE and not lost and not won:
-        detail += "; no row differs, but these are too few rows to rule a larger drop out"
-    return found, Gate(f"accuracy drop {name}", verdict, bounds.estimate, rules.accuracy_tolerance, "share", detail)
+    gate = Gate.within(f"accuracy drop {name}", plain.estimate, bounds, rules.accuracy_tolerance, "share", detail)
+    if gate.verdict is Verdict.INCONCLUSIVE and not lost and not won:
+        gate = replace(gate, detail=f"{detail}; no row differs, but these are too few rows to rule a larger drop out")
+    return Beside(hits=sum(before), drop=plain.estimate, drop_bounds=bounds, p_value=p_value), gate

@@ -7,16 +7,19 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
-from typing import Literal
+from typing import Any, Literal
+
+from pydantic import field_serializer
 
 from ..bundle import read_bundle
 from ..data import Examples
 from ..errors import InputError
+from ..report.accuracy import Accuracy, Beside
 from ..report.gate import Gate, Verdict, overall
 from ..targets import CheckRules, Shape, Target, load_target
 from ..worker.job import Case, Host, Job, Model, Sampling, WorkerResult
 from ..worker.process import Runner, run_worker
-from .accuracy import AccuracyCheck, Correct, check_accuracy, predict_correct
+from .accuracy import Correct, check_accuracy, predict_correct
 from .gates import budget_gates
 from .interleave import CaseCheck, case_check, interleave
 from .measure import Plan, Progress, make_plan, require_host, require_runtime, silent
@@ -43,15 +46,39 @@ class CheckResult(Model):
     baseline: BundleFacts
     candidate: BenchResult
     cases: tuple[CaseCheck, ...]
-    accuracy: tuple[AccuracyCheck, ...]
+    accuracy: tuple[Accuracy, ...]
     gates: tuple[Gate, ...]
     notes: tuple[str, ...]
     seconds: float
+
+    @field_serializer("accuracy")
+    def _accuracy(self, rows: tuple[Accuracy, ...]) -> list[dict[str, Any]]:
+        return [_accuracy_json(row) for row in rows]
 
     @property
     def verdict(self) -> Verdict:
         """``fail`` if any gate fails, else ``inconclusive`` if any is, else ``pass``."""
         return overall(gate.verdict for gate in self.gates)
+
+
+def _accuracy_json(row: Accuracy) -> dict[str, Any]:
+    beside = row.baseline or Beside()
+    lower, upper = row.bounds or (None, None)
+    drop_lower, drop_upper = beside.drop_bounds or (None, None)
+    return {
+        "variant": row.variant,
+        "adapter": row.adapter,
+        "rows": row.rows,
+        "accuracy": row.accuracy,
+        "lower": lower,
+        "upper": upper,
+        "baseline_accuracy": row.baseline_accuracy,
+        "drop": beside.drop,
+        "drop_lower": drop_lower,
+        "drop_upper": drop_upper,
+        "p_value": beside.p_value,
+        "not_finite": row.not_finite,
+    }
 
 
 def check(

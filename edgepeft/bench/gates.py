@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
-from ..report.gate import Gate, Verdict
+from ..report.gate import Gate
 from ..targets import Target
 from .result import BenchResult, CaseResult
 from .stats import wilson
 
 
 def budget_gates(result: BenchResult, target: Target) -> tuple[Gate, ...]:
-    """One gate for each budget of ``target`` that ``result`` has a number for.
+    """One gate for each budget of ``target`` that ``result`` has a number for, and a failed one for outputs that are not finite.
 
     Sizes and memory pass or fail. A time passes when the median over processes is within the limit, and fails when
     *every* process is over it; in between it is inconclusive, because a busy machine only ever adds time, so one
     process within the limit shows that the bundle can keep it.
     """
     budgets = target.budgets
-    gates: list[Gate] = []
+    gates = [*finite_gates(result)]
     for case in result.cases:
         if (limit := budgets.p50_ms.get(case.shape)) is not None:
             gates.append(_time_gate(f"p50 {case.key}", case.process_p50_ms, case.p50_ms, limit))
@@ -51,11 +51,10 @@ def budget_gates(result: BenchResult, target: Target) -> tuple[Gate, ...]:
 
 
 def _time_gate(name: str, processes: Sequence[float], value: float, limit: float) -> Gate:
-    over = sum(ms > limit for ms in processes)
-    missed = Verdict.FAIL if over == len(processes) else Verdict.INCONCLUSIVE
-    verdict = Verdict.PASS if value <= limit else missed
+    over = sum(not ms <= limit for ms in processes)
     detail = f"median of {len(processes)} processes, {min(processes):.3g} to {max(processes):.3g} ms"
-    return Gate(name, verdict, value, limit, "ms", f"{detail}, {over} over the limit" if over else detail)
+    detail = f"{detail}, {over} over the limit" if over else detail
+    return Gate.at_most(name, value, limit, "ms", detail, best=min(processes))
 
 
 def _speed_gate(case: CaseResult, least: float) -> Gate:
@@ -63,30 +62,34 @@ def _speed_gate(case: CaseResult, least: float) -> Gate:
     speed = case.tokens_per_s or 0.0
     scale = speed * case.p50_ms
     speeds = [scale / ms for ms in case.process_p50_ms]
-    missed = Verdict.FAIL if max(speeds) < least else Verdict.INCONCLUSIVE
     detail = f"median of {len(speeds)} processes, {min(speeds):.3g} to {max(speeds):.3g} tokens/s"
-    verdict = Verdict.PASS if speed >= least else missed
-    return Gate(f"tokens/s {case.key}", verdict, speed, least, "tokens/s", detail, bound="min")
+    return Gate.at_least(f"tokens/s {case.key}", speed, least, "tokens/s", detail, best=max(speeds))
 
 
 def _tail_gate(name: str, case: CaseResult, limit: float) -> Gate:
     """The 95th percentile fails only where the median is over the limit too: a busy machine makes long tails."""
     detail = f"of {case.iterations} iterations" if case.p95_ms is not None else "too few iterations to tell"
-    if case.p95_ms is not None and case.p95_ms <= limit:
-        return Gate(name, Verdict.PASS, case.p95_ms, limit, "ms", detail)
-    return Gate(name, Verdict.FAIL if case.p50_ms > limit else Verdict.INCONCLUSIVE, case.p95_ms, limit, "ms", detail)
+    return Gate.at_most(name, case.p95_ms, limit, "ms", detail, best=case.p50_ms)
 
 
 def _size_gate(name: str, value: float | None, limit: float | None, detail: str = "") -> tuple[Gate, ...]:
     if value is None or limit is None:
         return ()
-    return (Gate(name, Verdict.PASS if value <= limit else Verdict.FAIL, value, limit, "MB", detail),)
+    return (Gate.at_most(name, value, limit, "MB", detail),)
 
 
 def floor_gate(name: str, hits: int, total: int, floor: float, confidence: float = 0.95) -> Gate:
     """Accuracy ``hits / total`` against ``floor``: judged by Wilson's interval, so few rows are inconclusive."""
     interval = wilson(hits, total, confidence)
-    unproven = Verdict.FAIL if interval.upper < floor else Verdict.INCONCLUSIVE
-    verdict = Verdict.PASS if interval.lower >= floor else unproven
     detail = f"{hits} of {total} rows, {confidence:.0%} interval {interval.lower:.3f} to {interval.upper:.3f}"
-    return Gate(name, verdict, interval.estimate, floor, "share", detail, bound="min")
+    bounds = (interval.lower, interval.upper)
+    return Gate.within(name, interval.estimate, bounds, floor, "share", detail, bound="min")
+
+
+def finite_gates(result: BenchResult) -> tuple[Gate, ...]:
+    """A failed gate for each case whose outputs were not finite numbers: its times are those of a broken model."""
+    return tuple(
+        Gate.holds(f"finite outputs {case.key}", False, f"{case.not_finite} are not finite")
+        for case in result.cases
+        if case.not_finite
+    )

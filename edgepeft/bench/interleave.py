@@ -46,7 +46,7 @@ class CaseCheck(Model):
         bounds = "too few rounds for an interval"
         if self.lower is not None and self.upper is not None:
             bounds = f"interval {self.lower:.3f} to {self.upper:.3f} from {self.replicates} replicates"
-        return Gate(
+        return Gate.decided(
             name=f"latency ratio {case_key(self.variant, self.adapter, self.shape)}",
             verdict=self.verdict,
             value=self.ratio,

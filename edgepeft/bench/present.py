@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from statistics import median
 
+from ..json_text import finite_json
 from ..report.gate import Report, Table
 from ..targets import Target
 from .compare import CheckResult
@@ -19,7 +20,7 @@ def bench_report(result: BenchResult, target: Target) -> Report:
         gates=budget_gates(result, target),
         tables=(_latency(result), _variants(result), _sizes(result.bundle)),
         notes=(_host(result),),
-        data=result.model_dump(mode="json"),
+        data=finite_json(result.model_dump(mode="json")),
     )
 
 
@@ -43,8 +44,8 @@ def check_report(result: CheckResult) -> Report:
                 "Accuracy",
                 ("variant", "adapter", "rows", "baseline", "accuracy", "lower", "upper", "drop", "McNemar p"),
                 tuple(
-                    (a.variant, a.adapter or "(base)", a.rows, a.baseline_accuracy, a.accuracy, a.lower, a.upper,
-                     a.drop, a.p_value)
+                    (a.variant, a.name, a.rows, a.baseline_accuracy, a.accuracy, *(a.bounds or (None, None)),
+                     *((None, None) if a.baseline is None else (a.baseline.drop, a.baseline.p_value)))
                     for a in result.accuracy
                 ),
             )
@@ -55,7 +56,7 @@ def check_report(result: CheckResult) -> Report:
         gates=result.gates,
         tables=(*tables, _variants(result.candidate), _sizes(result.candidate.bundle)),
         notes=(_host(result.candidate), *result.notes, f"measured in {result.seconds:.0f} s"),
-        data=result.model_dump(mode="json"),
+        data=finite_json(result.model_dump(mode="json")),
     )
 
 

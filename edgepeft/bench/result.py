@@ -12,6 +12,7 @@ from pydantic import Field, ValidationError
 
 from ..bundle.manifest import Manifest
 from ..errors import InputError
+from ..json_text import json_text
 from ..units import MB
 from ..worker.job import Case, CaseSamples, Host, Model, Sampling, WorkerResult
 from .stats import percentile
@@ -65,6 +66,8 @@ class CaseResult(Model):
     p99_ms: float | None
     #: Tokens that all rows together make in a second, where the case decodes.
     tokens_per_s: float | None = None
+    #: Which outputs of the case are not finite numbers, in words; empty where all are, or nobody looked.
+    not_finite: str = ""
 
     @property
     def key(self) -> str:
@@ -148,6 +151,7 @@ def _case_result(variant: str, case: Case, processes: Sequence[CaseSamples]) -> 
         p95_ms=percentile(pooled, 95),
         p99_ms=percentile(pooled, 99),
         tokens_per_s=case.batch * 1e3 / median(medians) if case.phase == "decode" else None,
+        not_finite=next((process.not_finite for process in processes if process.not_finite), ""),
     )
 
 
@@ -187,7 +191,7 @@ def load_bench(path: str | Path) -> BenchResult:
         kind = raw.get("kind") if isinstance(raw, dict) else type(raw).__name__
         raise InputError(f"{path} is not a bench report (kind {kind!r}); write one with: edgepeft bench")
     try:
-        return BenchResult.model_validate_json(json.dumps(raw.get("data", raw)))
+        return BenchResult.model_validate_json(json_text(raw.get("data", raw), indent=None))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))

@@ -15,6 +15,7 @@ from statistics import NormalDist, fmean, variance
 import numpy as np
 
 from ..report.gate import Verdict
+from ..report.gate import judge as judge_bounds
 
 #: Samples below which a percentile is not stated. The median from 6: only then does the range of the sample cover the
 #: true median with 95 % (1 - 2 * 0.5**n). The tails: about five, and one, samples beyond the value.
@@ -152,9 +153,7 @@ def _bounds(mean: float, error: float, df: float, *, cases: int, look: int, conf
 
 def judge(interval: Interval, limit: float) -> Verdict:
     """``pass`` when the whole interval is below ``limit``, ``fail`` when it is above, else ``inconclusive``."""
-    if interval.upper < limit:
-        return Verdict.PASS
-    return Verdict.FAIL if interval.lower > limit else Verdict.INCONCLUSIVE
+    return judge_bounds(interval.lower, interval.upper, limit)
 
 
 def wilson(hits: int, total: int, confidence: float = 0.95) -> Interval:

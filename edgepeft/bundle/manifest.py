@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from ..errors import ManifestError
+from ..json_text import json_text
 from .cache_names import LAYER_PAST, PAST
 from .slots import Dim, Schema, SlotTable
 
@@ -230,7 +231,7 @@ def parse_manifest(text: str, where: str) -> Manifest:
 
 def dump_manifest(manifest: Manifest) -> str:
     """``manifest`` as the text of ``edgepeft.json``."""
-    return json.dumps(manifest.model_dump(mode="json"), indent=1) + "\n"
+    return json_text(manifest.model_dump(mode="json")) + "\n"
 
 
 def json_schema() -> dict[str, Any]:

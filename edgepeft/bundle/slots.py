@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+
+from ..json_text import json_text
 
 Dim = int | str
 
@@ -233,4 +234,4 @@ class SlotTable(Schema):
             "tensors": {name: list(shape) for name, shape in sorted(self.tensors().items())},
             "parts": {slot.name: [part.model_dump() for part in slot.parts] for slot in self.linear},
         }
-        return hashlib.sha256(json.dumps(signature, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(json_text(signature, indent=None, sort_keys=True).encode()).hexdigest()

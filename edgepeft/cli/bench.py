@@ -20,7 +20,7 @@ from .options import (
     target_option,
     variant_names,
 )
-from .show import bar, finish
+from .show import bar, finish, measured
 
 
 @cloup.command()
@@ -66,7 +66,7 @@ def bench(
     from ..targets import load_target
 
     loaded = load_target(target)
-    with bar() as announce:
+    with measured(report, bundle, "bench"), bar() as announce:
         result = run(
             bundle,
             loaded,

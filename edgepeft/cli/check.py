@@ -24,7 +24,7 @@ from .options import (
     text_option,
     variant_names,
 )
-from .show import bar, finish
+from .show import bar, finish, measured
 from .values import labelled
 
 
@@ -68,7 +68,7 @@ def check(
     from ..devices import check_on as run
     from ..targets import load_target
 
-    with bar() as announce:
+    with measured(report, bundle, "check"), bar() as announce:
         result = run(
             bundle,
             baseline,

@@ -7,6 +7,9 @@ from pathlib import Path
 import click
 from cloup import option
 
+from ..executors import executor_names
+from ..quantize.recipes import with_texts
+
 #: The type of an option that takes a path.
 PATH = click.Path(path_type=Path)
 
@@ -25,7 +28,8 @@ calibration_option = option(
     "--data",
     multiple=True,
     metavar="NAME=FILE",
-    help="Texts (.csv, .tsv, .jsonl) of an adapter, '*=FILE' for all: what w8a16 measures activations with. May be repeated.",
+    help=f"Texts (.csv, .tsv, .jsonl) of an adapter, '*=FILE' for all: what {with_texts()} measures activations with. "
+    "May be repeated.",
 )
 data_option = option(
     "--data",
@@ -42,7 +46,7 @@ on_option = option(
     "--on",
     metavar="EXECUTOR",
     show_default="the target's",
-    help="Execute there instead: local, arm64, web, qnn, adb or ssh://user@host.",
+    help=f"Execute there instead: {executor_names(static=False)}.",
 )
 adapter_names = option(
     "--adapter",

@@ -8,6 +8,7 @@ import click
 import cloup
 from cloup import option, option_group
 
+from ..quantize.recipes import RECIPES
 from .guarded import guarded
 from .options import bundle_argument, calibration_option, json_option, pair_option, text_option
 from .show import megabytes, print_json, steps, warn
@@ -22,8 +23,7 @@ from .values import calibration_texts
         "--variant",
         required=True,
         metavar="NAME",
-        help="int8: 8 bits, for encoders. q4: 4 bits, for language models. w8a16: weights in 8 bits and activations in 16, for "
-        "NPUs; wants --data.",
+        help=" ".join(f"{recipe.variant}: {recipe.purpose}." for recipe in RECIPES.values()),
     ),
 )
 @option_group(

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from ..json_text import json_text
+
 if TYPE_CHECKING:
     from ..report.gate import Report
 
@@ -94,7 +96,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> 
 
 def print_json(value: Any) -> None:
     """One JSON value on standard output."""
-    click.echo(json.dumps(value, indent=1, default=str))
+    click.echo(json_text(value, default=str))
 
 
 def cell(value: Any) -> str:
@@ -136,6 +138,15 @@ def print_report(report: Report) -> None:
     for note in report.notes:
         click.echo(note)
     click.echo("verdict: " + click.style(report.verdict.value, fg=_COLOURS[report.verdict.value], bold=True))
+
+
+@contextmanager
+def measured(folder: Path | None, bundle: Path, stem: str) -> Iterator[None]:
+    """Measure inside this: where that breaks, the report of an earlier run is replaced."""
+    from ..report import replacing_report
+
+    with replacing_report(folder or bundle / "report", stem):
+        yield
 
 
 def finish(report, folder: Path | None, bundle: Path, stem: str, as_json: bool) -> None:  # type: ignore[no-untyped-def] # targets.Report, not imported at start

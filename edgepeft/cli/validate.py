@@ -9,6 +9,7 @@ import cloup
 from cloup import option, option_group
 
 from ..errors import InputError
+from ..executors import executor_names
 from .guarded import guarded
 from .options import (
     bundle_argument,
@@ -20,7 +21,7 @@ from .options import (
     text_option,
     variant_names,
 )
-from .show import finish, steps
+from .show import finish, measured, steps
 from .values import device_data, labelled, named
 
 
@@ -57,7 +58,7 @@ from .values import device_data, labelled, named
         "--on",
         metavar="EXECUTOR",
         show_default="the target's",
-        help="Execute there instead: local, arm64, web, qnn, adb or ssh://user@host.",
+        help=f"Execute there instead: {executor_names(static=False)}.",
     ),
     option(
         "--rows",
@@ -115,7 +116,8 @@ def validate(
         from ..devices import validate_on
         from ..targets import load_target
 
-        with steps() as announce:
+        stem = f"validate-{load_target(target).name}"
+        with measured(report, bundle, stem), steps() as announce:
             done = validate_on(
                 bundle,
                 load_target(target),
@@ -130,11 +132,11 @@ def validate(
                 new_tokens=32 if max_new_tokens is None else max_new_tokens,
                 progress=announce,
             )
-        finish(done, report, bundle, f"validate-{load_target(target).name}", as_json)
+        finish(done, report, bundle, stem, as_json)
         return
     if on is not None or rows is not None or max_new_tokens is not None:
         raise InputError("--on, --rows and --max-new-tokens go with --target")
-    with steps() as announce:
+    with measured(report, bundle, "validate"), steps() as announce:
         result = run(
             bundle,
             data=labelled(bundle, data, text, label, pair),
@@ -145,4 +147,4 @@ def validate(
             max_drop=max_drop,
             progress=announce,
         )
-    finish(validation_report(result, max_drop), report, bundle, "validate", as_json)
+    finish(validation_report(result), report, bundle, "validate", as_json)

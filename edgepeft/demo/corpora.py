@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import re
 import warnings
@@ -11,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ..errors import AssetError, MissingExtraError
+from ..json_text import json_text
 from .fetch import derive
 
 #: Topics of ChatterBot's English corpus that are questions with answers, and what ``support.jsonl`` is made of.
@@ -119,4 +119,4 @@ def _normalized(text: str) -> str:
 
 
 def _write_jsonl(path: Path, rows: Iterable[Mapping[str, str]]) -> None:
-    path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    path.write_text("".join(json_text(row, indent=None, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")

@@ -21,6 +21,7 @@ from typing import IO
 from ..bundle import replace_folder
 from ..cache import cache_dir
 from ..errors import AssetError
+from ..json_text import json_text
 from .pins import ASSETS, Asset
 
 STAMP = ".edgepeft-asset.json"
@@ -58,7 +59,7 @@ def derive(name: str, sources: tuple[str, ...], recipe: str, files: tuple[str, .
     :class:`AssetError` as :func:`fetch` does; what ``make`` raises passes through, and the cache is as it was before.
     """
     identity = {"recipe": recipe, **{source: ASSETS[source].sha256 for source in sources}}
-    key = hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:12]
+    key = hashlib.sha256(json_text(identity, indent=None).encode()).hexdigest()[:12]
     folder = cache_dir() / "assets" / f"{name}-{key}"
     return _cached(name, folder, identity, files, lambda made: make(made, *(fetch(source) for source in sources)))
 
@@ -76,7 +77,7 @@ def _cached(
             made.mkdir()
             make(made)
             sizes = {file: (made / file).stat().st_size for file in files}
-            (made / STAMP).write_text(json.dumps({**identity, "files": sizes}, indent=1) + "\n", encoding="utf-8")
+            (made / STAMP).write_text(json_text({**identity, "files": sizes}) + "\n", encoding="utf-8")
             # Another process may have been faster; its folder holds the same bytes and may already be in use.
             if not _complete(folder, identity, files):
                 replace_folder(made, folder)

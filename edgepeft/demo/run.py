@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from ..bench import BenchResult, bench, bench_report, budget_gates
 from ..bundle import Bundle, hash_file, read_bundle
 from ..data import read_examples
 from ..errors import BundleError
+from ..json_text import json_text
 from ..pipeline import export, quantize, train_adapter
 from ..report import write_reports
 from ..report.gate import Gate, Table, Verdict, overall
@@ -137,22 +137,22 @@ def _results(validation: Validation, measured: BenchResult, target: Target) -> T
     p50 = {(c.variant, c.adapter, c.shape): c.p50_ms for c in measured.cases}
     swaps = {v.variant: v.swap_p50_ms for v in measured.variants}
     budget = {gate.name: gate.verdict for gate in budget_gates(measured, target)}
-    failed = " ".join(validation.problems)
+    quality = {gate.name: gate.verdict for gate in validation.gates}
     rows = []
     for row in validation.accuracy:
         latency = [verdict for name, verdict in budget.items() if f"{row.variant}/{row.adapter} " in name]
-        quality = Verdict.FAIL if f"{row.adapter} ({row.variant})" in failed else Verdict.PASS
+        accuracy = [verdict for name, verdict in quality.items() if name == f"accuracy {row.adapter} {row.variant}"]
         rows.append(
             (
                 row.adapter or "(base)",
                 row.variant,
-                row.reference_accuracy,
+                row.peft_accuracy,
                 row.accuracy,
-                f"{row.same_argmax}/{row.rows}",
+                None if row.peft is None else f"{row.peft.same_label}/{row.rows}",
                 swaps.get(row.variant),
                 p50.get((row.variant, row.adapter, "1x32")),
                 p50.get((row.variant, row.adapter, "1x128")),
-                overall([*latency, quality]).value,
+                overall([*latency, *accuracy]).value,
             )
         )
     columns = (
@@ -188,5 +188,7 @@ def _closing(bundle: Bundle, gates: list[Gate], verdict: Verdict, measured: Benc
     lines.append(
         f"{passed} of {len(gates)} gates pass; verdict: {verdict.value}. Reports are in {bundle.path / 'report'}"
     )
-    lines.append(f"try it: edgepeft run {bundle.path} --adapter reviews {json.dumps('I would buy it again')}")
+    lines.append(
+        f"try it: edgepeft run {bundle.path} --adapter reviews {json_text('I would buy it again', indent=None)}"
+    )
     return tuple(lines)

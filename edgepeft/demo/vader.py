@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import html
-import json
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import DataError
+from ..json_text import json_text
 from .assets import vader
 
 #: File of each source, by the label that ``register`` gives its sentences.
@@ -155,5 +155,5 @@ def _balanced(sentences: Sequence[Sentence], heldout: bool, limit: int) -> list[
 
 
 def _write(path: Path, rows: Sequence[tuple[str, str]]) -> None:
-    lines = (json.dumps({"text": text, "label": label}) for text, label in rows)
+    lines = (json_text({"text": text, "label": label}, indent=None) for text, label in rows)
     path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")

@@ -8,9 +8,9 @@ from pathlib import Path
 from ..bundle import read_bundle
 from ..data import Examples, PromptRows
 from ..errors import EdgepeftError
-from ..report.gate import Gate, Report, Table, Verdict, overall
+from ..report.gate import Gate, Report, Table
 from ..targets import Target, list_targets
-from .checks.static import static_report
+from .checks.static import EXECUTED, static_report
 from .place import choose_variants, deployed_mb, find_place
 from .validate import TASKS, validate_on
 
@@ -51,30 +51,17 @@ def compare_targets(
                 )
         except EdgepeftError as error:
             how = "static" if run is None else run.name
-            table.append((target.name, chosen[0], size, how, "fail", str(error)))
-            gates.append(Gate(target.name, Verdict.FAIL, None, None, "", str(error)))
+            gate = Gate.holds(target.name, False, str(error))
+            gates.append(gate)
+            table.append((target.name, chosen[0], size, how, gate.verdict.value, gate.detail))
             continue
-        judged = [gate for gate in report.gates if run is not None or not gate.name.startswith("executed on ")]
-        verdict = overall(gate.verdict for gate in judged)
-        # A gate without a number says in its detail what to do.
-        bad = [
-            f"{gate.name}: {gate.detail}" if gate.value is None and gate.detail else gate.name
-            for gate in judged
-            if not gate.ok
-        ]
-        detail = "; ".join(bad)
         how = "static only" if run is None else f"executed: {run.name}"
-        table.append(
-            (
-                target.name,
-                chosen[0],
-                deployed_mb(opened.manifest, chosen[0]),
-                how,
-                verdict.value,
-                detail or (why if run is None else ""),
-            )
-        )
-        gates.append(Gate(target.name, verdict, None, None, "", detail or how))
+        # That a target's executor is not here, or was not asked for, is no finding about the bundle.
+        judged = [gate for gate in report.gates if run is not None or not gate.name.startswith(EXECUTED)]
+        gate = Gate.whole(target.name, judged, how)
+        gates.append(gate)
+        said = gate.detail if not gate.ok else why if run is None else ""
+        table.append((target.name, chosen[0], size, how, gate.verdict.value, said))
         reports[target.name] = report.data
     return Report(
         kind="compare",

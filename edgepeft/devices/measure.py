@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 
 from ..bench import Correct, Job, Progress, Rows, bench, bench_report, check, check_report
+from ..bench.accuracy import answers
 from ..bundle import Bundle, read_bundle
 from ..data import Examples
 from ..errors import InputError
+from ..report.accuracy import chosen_labels
 from ..report.gate import Report
 from ..targets import Target
 from .checks.classification import labels_of
@@ -75,7 +77,7 @@ def correct_on(executor: Executor) -> Correct:
 
     from ..validate.accuracy import label_ids
 
-    def correct(bundle: Path, variant: str, adapter: str | None, examples: Examples) -> list[bool]:
+    def correct(bundle: Path, variant: str, adapter: str | None, examples: Examples) -> list[bool | None]:
         manifest = read_bundle(bundle).manifest
         if examples.labels is None:
             raise InputError(f"{examples.source or 'the examples'}: accuracy needs labels")
@@ -83,7 +85,7 @@ def correct_on(executor: Executor) -> Correct:
         answer = executor.run(Job(bundle=str(bundle), variant=variant, threads=1, rows=(rows,)))
         logits = np.array(answer.rows[0].logits)
         expected = label_ids(examples, labels_of(manifest, adapter, logits.shape[1]))
-        return [bool(right) for right in logits.argmax(1) == expected]
+        return answers(chosen_labels(logits), expected)
 
     return correct
 

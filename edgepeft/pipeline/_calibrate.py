@@ -12,6 +12,7 @@ import numpy as np
 from ..bundle import Bundle
 from ..data import Examples, evenly
 from ..errors import BundleError, InputError, UnknownAdapterError
+from ..quantize.recipes import without_texts
 from ..quantize.w8a16 import Ranges, with_extremes
 from ..runtime.active import load_adapter
 from ..runtime.sessions import open_session
@@ -37,7 +38,7 @@ def measure_ranges(
     if manifest.writes or not takes_texts or "tokenizer.json" not in manifest.files:
         raise InputError(
             f"{bundle.path} is for {manifest.task}: activations are measured for bases that take a text and give numbers "
-            "(classification, features). int8 and q4 need no texts"
+            f"(classification, features). {without_texts()} need no texts"
         )
     merged = manifest.merged
     if unknown := sorted(set(data) - {*manifest.adapters, "*", *([merged] if merged else [])}):

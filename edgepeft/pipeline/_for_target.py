@@ -21,7 +21,7 @@ from ..devices.place import deployed_mb
 from ..errors import BundleError, InputError, ParityError, TargetError
 from ..quantize.recipes import RECIPES
 from ..targets import Target
-from ..validate.result import PARITY_TOLERANCE
+from ..validate.gates import PARITY_TOLERANCE
 from ._export import Exported, export
 from ._manifest import check_target_folder, write_manifest
 from ._ort_format import convert_to_ort

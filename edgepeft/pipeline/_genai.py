@@ -11,10 +11,10 @@ from typing import Any
 import onnx_ir as ir
 
 from ..bundle import Manifest
+from ..json_text import json_text
+from ..quantize.recipes import preferred
 
 NAME = "genai_config.json"
-#: The variant that genai opens: the first of these that the bundle has, else its first.
-PREFERRED = ("q4", "fp32")
 _KEY = re.compile(r"past_key_values\.\d+\.key")
 #: Defaults of onnxruntime-genai's own model builder, where the model's files say nothing.
 _SEARCH: dict[str, Any] = {
@@ -47,7 +47,7 @@ def genai_config(
     heads, head_size = keys[0].shape[1], keys[0].shape[3]
     names = {value.name for value in manifest.inputs}
     fed = [name for name in ("input_ids", "attention_mask", "position_ids") if name in names]
-    variant = next((name for name in PREFERRED if name in manifest.variants), next(iter(manifest.variants)))
+    variant = next((name for name in preferred("genai") if name in manifest.variants), next(iter(manifest.variants)))
     context = manifest.max_length or text.get("max_position_embeddings")
 
     def token(name: str) -> Any:
@@ -108,7 +108,7 @@ def note_genai(folder: Path, manifest: Manifest) -> bool:
         return False
     path = folder / NAME
     variant = next(iter(manifest.variants.values()))
-    text = json.dumps(
+    text = json_text(
         genai_config(
             manifest,
             _read(folder / "config.json"),

@@ -15,6 +15,8 @@ from ..bundle import (
     hash_file,
 )
 from ..errors import InputError
+from ..json_text import config_text
+from ..quantize.recipes import preferred
 from ._genai import NAME as GENAI_CONFIG
 from ._genai import note_genai
 
@@ -44,10 +46,10 @@ def _note_variants(folder: Path, variants: Mapping[str, Variant]) -> bool:
         return False
     text = path.read_text(encoding="utf-8")
     config = json.loads(text)
-    dtype = next((name for name in ("int8", "q4", "fp32") if name in variants), next(iter(variants)))
+    dtype = next((name for name in preferred("browsers") if name in variants), next(iter(variants)))
     weights = {Path(variant.file).name: len(variant.data) for variant in variants.values()}
     config["transformers.js_config"] = {"dtype": dtype, "use_external_data_format": weights}
-    written = json.dumps(config, indent=2, sort_keys=True) + "\n"
+    written = config_text(config)
     if written == text:
         return False
     path.unlink()

@@ -14,7 +14,8 @@ from .. import runtime as runtimes
 from ..bundle import Bundle, Variant, read_bundle, replacing
 from ..data import Examples
 from ..errors import BundleError, InputError
-from ..quantize import Quantized, count_quantized, recipe, total
+from ..quantize import recipe
+from ..quantize.counts import Quantized, count_quantized, total
 from ..quantize.merge_error import NOTABLE
 from ._calibrate import ROWS, measure_ranges
 from ._manifest import write_manifest
@@ -84,7 +85,7 @@ def quantize(
         old = manifest.variants.get(variant)
         for stale in old.files() if old is not None else ():
             (folder / stale).unlink(missing_ok=True)
-        made = {file: _graph_file(file, variant) for file in (whole.file, whole.decoder_file) if file is not None}
+        made = {file: rule.graph_file(file) for file in (whole.file, whole.decoder_file) if file is not None}
         for file, target in made.items():
             (folder / target).unlink(missing_ok=True)
             apply(folder / file, folder / target, manifest.slots)
@@ -129,9 +130,3 @@ def quantize(
         bytes_after=result.size(result.variant_files(variant)),
         merge_error=result.manifest.provenance.get("merge_error", {}).get(variant),
     )
-
-
-def _graph_file(source: str, variant: str) -> str:
-    """``onnx/model.onnx`` of a variant: ``onnx/model_int8.onnx``, as transformers.js names it."""
-    path = Path(source)
-    return path.with_name(f"{path.stem}_{variant}{path.suffix}").as_posix()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import onnx_ir as ir
@@ -11,6 +10,7 @@ from ..bundle import read_bundle
 from ..devices.place import choose_variants
 from ..errors import InputError
 from ..graph.passes.freeze import freeze, freeze_inputs, slot_shapes
+from ..json_text import json_text
 from ..runtime.active import read_tensors
 from ..targets import Target, parse_shape
 
@@ -59,5 +59,5 @@ def write_static(
         ir.save(static, path, external_data=f"{path.name}_data")
         written.append(path)
     if adapter is None:
-        (out / "slots.json").write_text(json.dumps(shapes, indent=1) + "\n", encoding="utf-8")
+        (out / "slots.json").write_text(json_text(shapes) + "\n", encoding="utf-8")
     return tuple(written)

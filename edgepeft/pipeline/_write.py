@@ -26,7 +26,8 @@ from ..bundle import (
 from ..bundle.manifest import prefix_tensors
 from ..errors import InputError
 from ..graph.editable import MergedBase, SlottedBase
-from ..quantize import count_quantized
+from ..json_text import config_text
+from ..quantize.counts import count_quantized
 from ._adapter_files import adapter_metadata, fill, write_adapter
 from ._manifest import _listed, check_target_folder, write_manifest
 
@@ -52,7 +53,7 @@ def _model_files(folder: Path, base: Base, labels: Sequence[str] | None) -> None
     if labels is not None:
         config["id2label"] = {str(i): label for i, label in enumerate(labels)}
         config["label2id"] = {label: i for i, label in enumerate(labels)}
-    (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    (folder / "config.json").write_text(config_text(config), encoding="utf-8")
     for name, path in base.files.items():
         shutil.copyfile(path, folder / name)
 

@@ -6,26 +6,16 @@ drowned in noise. Beside the weights, in slots, it keeps its float numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import numpy as np
 
-from .int8 import round_channels
-from .q4 import round_to_blocks
-from .w8a16 import round_symmetric
+from .recipes import RECIPES
 
 #: Rows of a site that are looked at: each is rounded by itself, and some hundred tell the same as all.
 ROWS = 256
 #: A change that arrives with less than this relative error is not worth a warning.
 NOTABLE = 0.1
-
-
-#: What each recipe makes of a linear weight ``[out, in]``.
-ROUNDED: dict[str, Callable[[np.ndarray], np.ndarray]] = {
-    "int8": round_channels,
-    "q4": round_to_blocks,
-    "w8a16": round_symmetric,
-}
 
 
 def lost_by_rounding(weights: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
@@ -34,13 +24,13 @@ def lost_by_rounding(weights: Iterable[tuple[np.ndarray, np.ndarray]]) -> dict[s
     ``weights`` are pairs of a linear weight ``[out, in]`` before and after the merge.
     """
     wanted = 0.0
-    lost = dict.fromkeys(ROUNDED, 0.0)
+    lost = dict.fromkeys(RECIPES, 0.0)
     for before, after in weights:
         rows = np.unique(np.linspace(0, len(before) - 1, ROWS).astype(int))
         one, two = before[rows].astype(np.float32), after[rows].astype(np.float32)
         change = two.astype(np.float64) - one
         wanted += float(np.square(change).sum())
-        for variant, rounded in ROUNDED.items():
-            kept = rounded(two).astype(np.float64) - rounded(one)
+        for variant, recipe in RECIPES.items():
+            kept = recipe.rounded(two).astype(np.float64) - recipe.rounded(one)
             lost[variant] += float(np.square(kept - change).sum())
     return {variant: round(float(np.sqrt(each / wanted)), 4) for variant, each in lost.items()} if wanted else {}

@@ -1,51 +1,87 @@
-"""Recipes that turn the fp32 variant of a base into another one. Slots and adapters are never touched."""
+"""Recipes that turn the fp32 variant of a base into another one: one entry adds one. Slots and adapters are never touched.
+
+Nothing heavy is imported before a recipe runs, so that help and messages can list them anywhere.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import importlib
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
 
-import onnx_ir as ir
-
-from ..bundle import SlotTable
 from ..errors import InputError
-from .int8 import int8
-from .q4 import q4
-from .w8a16 import w8a16
+
+if TYPE_CHECKING:
+    import numpy as np
+
+#: The precision that recipes begin with.
+WHOLE = "fp32"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A named way to quantize: ``apply(source file, target file, slots)`` writes the new graph and its weights.
+    """A named way to quantize, and all that the rest of the package knows of it.
 
-    One that is ``calibrated`` also takes ``ranges=``, measured on texts
-    (:func:`~edgepeft.quantize.w8a16.with_extremes`).
+    ``variant`` names it, and its files: ``onnx/model_<variant>.onnx``. ``summary`` stands in the manifest, ``purpose`` in help.
+    ``apply(source file, target file, slots)`` writes the new graph and its weights; one that is ``calibrated`` also takes
+    ``ranges=``, measured on texts (:func:`~edgepeft.quantize.w8a16.with_extremes`). ``rounded`` gives what a linear weight
+    ``[out, in]`` is after it, in float32: by that it is judged how much of a merged adapter survives. ``browsers`` and
+    ``genai`` say whether transformers.js, and onnxruntime-genai, should open this variant first where there are several.
     """
 
     variant: str
     summary: str
+    purpose: str
     apply: Callable[..., None]
+    rounded: Callable[[np.ndarray], np.ndarray]
     calibrated: bool = False
+    browsers: bool = False
+    genai: bool = False
+
+    def graph_file(self, source: str) -> str:
+        """``onnx/model.onnx`` of this variant: ``onnx/model_int8.onnx``, as transformers.js names it."""
+        path = PurePosixPath(source)
+        return path.with_name(f"{path.stem}_{self.variant}{path.suffix}").as_posix()
 
 
-@dataclass(frozen=True)
-class Quantized:
-    """What a recipe did. ``share`` is the part of the base's weight numbers now stored in fewer than 32 bits, 0 … 1."""
+def _in(module: str, name: str) -> Callable[..., Any]:
+    """The function ``name`` of a module of this package, imported when it is called."""
 
-    share: float
-    quantized: int
-    total: int
+    def call(*args: Any, **options: Any) -> Any:
+        return getattr(importlib.import_module(f".{module}", __package__), name)(*args, **options)
+
+    return call
 
 
-RECIPES = {
+#: By variant, in the order in which they are preferred.
+RECIPES: dict[str, Recipe] = {
     recipe.variant: recipe
     for recipe in (
-        Recipe("int8", "8 bits: weights per output channel, activations per token at run time", int8),
-        Recipe("q4", "4 bits in blocks of 32, round to nearest: linear layers and embeddings", q4),
+        Recipe(
+            "int8",
+            "8 bits: weights per output channel, activations per token at run time",
+            "8 bits, for encoders",
+            apply=_in("int8", "int8"),
+            rounded=_in("int8", "round_channels"),
+            browsers=True,
+        ),
+        Recipe(
+            "q4",
+            "4 bits in blocks of 32, round to nearest: linear layers and embeddings",
+            "4 bits, for language models",
+            apply=_in("q4", "q4"),
+            rounded=_in("q4", "round_to_blocks"),
+            browsers=True,
+            genai=True,
+        ),
         Recipe(
             "w8a16",
             "8 bits: weights per output channel; activations in 16 bits, ranges measured",
-            w8a16,
+            "weights in 8 bits and activations in 16, for NPUs; wants --data",
+            apply=_in("w8a16", "w8a16"),
+            rounded=_in("w8a16", "round_symmetric"),
             calibrated=True,
         ),
     )
@@ -60,36 +96,16 @@ def recipe(variant: str) -> Recipe:
         raise InputError(f"no recipe makes a variant {variant!r}; there are: {', '.join(RECIPES)}") from None
 
 
-def total(parts: Iterable[Quantized]) -> Quantized:
-    """The counts of several graphs of one variant as one."""
-    found = list(parts)
-    quantized, whole = sum(part.quantized for part in found), sum(part.total for part in found)
-    return Quantized(share=quantized / max(1, whole), quantized=quantized, total=whole)
+def preferred(where: str) -> tuple[str, ...]:
+    """Variants in the order in which ``"browsers"`` or ``"genai"`` should open them, fp32 last."""
+    return (*(name for name, each in RECIPES.items() if getattr(each, where)), WHOLE)
 
 
-def count_quantized(graph: ir.Model, slots: SlotTable) -> Quantized:
-    """How many of the base's weight numbers a graph stores in 8 bits or fewer. Slots and index constants do not count."""
-    tensors = slots.tensors()
-    narrow = wide = 0
-    for name, value in graph.graph.initializers.items():
-        tensor = value.const_value
-        if tensor is None or name in tensors or tensor.size <= 1:
-            continue
-        if tensor.dtype in {ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT4, ir.DataType.UINT4}:
-            narrow += tensor.size * _numbers_in_a_byte(value)
-        elif tensor.dtype in {ir.DataType.FLOAT, ir.DataType.FLOAT16} and not _is_scale(value):
-            wide += tensor.size
-    return Quantized(share=narrow / max(1, narrow + wide), quantized=narrow, total=narrow + wide)
+def with_texts() -> str:
+    """The variants that measure activations on texts, ``w8a16``."""
+    return ", ".join(name for name, each in RECIPES.items() if each.calibrated)
 
 
-def _numbers_in_a_byte(value: ir.Value) -> int:
-    """How many a uint8 tensor holds in one byte where kernels read it as blocks of few bits, else one."""
-    users = [node for node, index in value.uses() if node.op_type == "MatMulNBits" and index == 1]
-    users += [node for node, index in value.uses() if node.op_type == "GatherBlockQuantized" and index == 0]
-    views = [node for node, _ in value.uses() if node.op_type == "Reshape"]
-    users += [user for view in views for user, _ in view.outputs[0].uses() if user.op_type == "GatherBlockQuantized"]
-    return 8 // users[0].attributes.get_int("bits", 4) if users else 1
-
-
-def _is_scale(value: ir.Value) -> bool:
-    return any(node.op_type in {"MatMulNBits", "GatherBlockQuantized"} and index == 2 for node, index in value.uses())
+def without_texts() -> str:
+    """The others, ``int8 and q4``."""
+    return " and ".join(name for name, each in RECIPES.items() if not each.calibrated)

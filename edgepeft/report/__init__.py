@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from .render import format_cell, gates_table, table_to_markdown, to_json, to_junit, to_markdown
-from .write import ReportFiles, write_reports
+from .write import ReportFiles, replacing_report, write_reports
 
 __all__ = [
     "ReportFiles",
     "format_cell",
     "gates_table",
+    "replacing_report",
     "table_to_markdown",
     "to_json",
     "to_junit",

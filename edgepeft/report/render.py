@@ -69,7 +69,7 @@ def gates_table(gates: tuple[Gate, ...]) -> Table:
                 _MARKS[gate.verdict],
                 gate.name,
                 gate.value,
-                None if gate.limit is None else f"{'≤' if gate.bound == 'max' else '≥'} {gate.limit:g}",
+                gate.limit_text,
                 gate.unit,
                 None if gate.margin is None else f"{gate.margin:+.0%}",
                 gate.detail,
@@ -106,7 +106,7 @@ def to_junit(report: Report) -> str:
         case = ET.SubElement(
             suite, "testcase", {"classname": f"edgepeft.{report.kind}", "name": _xml(gate.name), "time": "0"}
         )
-        message = _xml(_message(gate))
+        message = _xml(gate.message)
         if gate.verdict is Verdict.FAIL:
             ET.SubElement(case, "failure", {"message": message, "type": "gate"}).text = message
         elif gate.verdict is Verdict.INCONCLUSIVE:
@@ -115,12 +115,6 @@ def to_junit(report: Report) -> str:
             ET.SubElement(case, "system-out").text = message
     ET.indent(root)
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(root, encoding="unicode") + "\n"
-
-
-def _message(gate: Gate) -> str:
-    limit = "" if gate.limit is None else f", limit {'≤' if gate.bound == 'max' else '≥'} {gate.limit:g} {gate.unit}"
-    value = "" if gate.value is None else f"{gate.value:.4g} {gate.unit}"
-    return ": ".join(filter(None, (f"{value}{limit}".strip(", "), gate.detail)))
 
 
 def _xml(text: str) -> str:

@@ -28,6 +28,8 @@ class ActiveAdapter:
     options: Any = None
     #: The labels of each row, where rows have adapters of their own.
     row_labels: tuple[tuple[str, ...] | None, ...] | None = None
+    #: The adapter of each row, where rows have adapters of their own.
+    row_names: tuple[str | None, ...] | None = None
     handle: Any = None
     feeds: Mapping[str, Any] = field(default_factory=dict)
     #: What else equals this adapter: keys and values computed with an adapter of the same identity may be reused.
@@ -39,6 +41,10 @@ class ActiveAdapter:
     def prefix_length(self) -> int:
         """How many places of the context stand before the first token."""
         return next((int(array.shape[2]) for array in self.prefix.values()), 0)
+
+    def name_of(self, row: int) -> str | None:
+        """The adapter of one row of a batch; ``None`` for the base."""
+        return self.name or None if self.row_names is None else self.row_names[row]
 
     def labels_of(self, row: int) -> tuple[str, ...] | None:
         """The labels of one row of a batch."""

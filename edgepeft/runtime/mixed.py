@@ -26,7 +26,13 @@ def mixed_adapter(bundle: Bundle, rows: Sequence[str | None], read: Callable[[st
     tensors = mixed_tensors(bundle, rows, {name: read(name) for name in entries}, counts)
     labels = tuple(_labels(bundle, name, count) for name, count in zip(rows, counts, strict=True))
     return ActiveAdapter(
-        name="", scale=1.0, labels=None, row_labels=labels, feeds=as_values(tensors), identity=("mixed", *rows)
+        name="",
+        scale=1.0,
+        labels=None,
+        row_labels=labels,
+        row_names=tuple(rows),
+        feeds=as_values(tensors),
+        identity=("mixed", *rows),
     )
 
 

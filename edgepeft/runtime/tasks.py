@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..errors import InputError
 from .active import ActiveAdapter
+from .finite import require_finite
 from .text import Prediction, TextEncoder, prediction, softmax
 
 Arrays = Mapping[str, np.ndarray]
@@ -24,6 +26,13 @@ class TaskRun:
     outputs: Arrays
     active: ActiveAdapter
     encoder: TextEncoder
+    #: The variant and the bundle's folder, for messages.
+    variant: str
+    path: Path
+
+    def finite(self, row: int, numbers: np.ndarray, name: str) -> np.ndarray:
+        """``numbers`` of a row's output ``name``; :class:`NonFiniteError` where some are NaN or infinite."""
+        return require_finite(numbers, name, self.active.name_of(row), self.variant, self.path)
 
     def row(self, row: int) -> tuple[np.ndarray, tuple[str, ...]]:
         """A row's logits ``[..., labels]``, and its labels."""
@@ -32,7 +41,8 @@ class TaskRun:
 
     def predictions(self) -> list[Prediction]:
         """The best label of each row."""
-        return [prediction(*self.row(row)) for row in range(len(self.texts))]
+        rows = (self.row(row) for row in range(len(self.texts)))
+        return [prediction(self.finite(row, logits, "logits"), labels) for row, (logits, labels) in enumerate(rows)]
 
 
 def _classes(run: TaskRun) -> list[dict[str, Any]]:
@@ -44,7 +54,7 @@ def _tokens(run: TaskRun) -> list[dict[str, Any]]:
     for place, text in enumerate(run.texts):
         logits, labels = run.row(place)
         tokens = run.encoder.tokens(text)
-        found = [prediction(each, labels) for each in logits[: len(tokens)]]
+        found = [prediction(each, labels) for each in run.finite(place, logits[: len(tokens)], "logits")]
         results.append(
             {"tokens": [{"token": t, "label": p.label, "score": p.score} for t, p in zip(tokens, found, strict=True)]}
         )
@@ -57,11 +67,12 @@ def _fills(run: TaskRun) -> list[dict[str, Any]]:
     if mask_id is None:
         raise InputError("the bundle's tokenizer has no [MASK] or <mask> token")
     results = []
-    for text, ids, rows in zip(run.texts, run.inputs["input_ids"], run.outputs["logits"], strict=True):
+    rows_of_all = zip(run.texts, run.inputs["input_ids"], run.outputs["logits"], strict=True)
+    for place, (text, ids, rows) in enumerate(rows_of_all):
         positions = np.flatnonzero(ids == mask_id)
         if positions.size == 0:
             raise InputError(f"nothing to fill in {text!r}: put {encoder.token(mask_id)} where a word is missing")
-        probabilities = softmax(rows[positions[0]].astype(np.float64))
+        probabilities = softmax(run.finite(place, rows[positions[0]], "logits").astype(np.float64))
         best = np.argsort(probabilities)[::-1][:5]
         results.append({"fills": [{"token": encoder.token(int(i)), "score": float(probabilities[i])} for i in best]})
     return results
@@ -70,7 +81,7 @@ def _fills(run: TaskRun) -> list[dict[str, Any]]:
 def _embeddings(run: TaskRun) -> list[dict[str, Any]]:
     mask = run.inputs["attention_mask"][:, :, None]
     pooled = (run.outputs["last_hidden_state"] * mask).sum(axis=1) / mask.sum(axis=1)
-    return [{"embedding": row.tolist()} for row in pooled]
+    return [{"embedding": run.finite(row, each, "last_hidden_state").tolist()} for row, each in enumerate(pooled)]
 
 
 #: What turns a run into results, for each task that reads texts; tasks that write go through generation.

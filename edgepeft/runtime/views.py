@@ -229,7 +229,9 @@ class Calls(ABC):
     def _texts(self, texts: list[Any], active: ActiveAdapter) -> TaskRun:
         engine = self.view.engine
         inputs = engine.encoder.encode(texts)
-        return TaskRun(texts, inputs, engine.run(inputs, active), active, engine.encoder)
+        return TaskRun(
+            texts, inputs, engine.run(inputs, active), active, engine.encoder, engine.variant, engine.bundle.path
+        )
 
     @overload
     def generate(  # type: ignore[overload-overlap] # as above

@@ -12,6 +12,7 @@ from typing import Annotated, Literal, NamedTuple
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from ..errors import InputError
+from ..executors import STATIC, executor_entry
 
 OperatingSystem = Literal["linux", "windows", "macos", "android", "ios", "web"]
 Architecture = Literal["x86_64", "arm64", "wasm32"]
@@ -43,16 +44,8 @@ def _shape_key(text: str) -> str:
     return text
 
 
-#: Executors by name; ``ssh://…`` and ``adb://SERIAL`` carry an address.
-EXECUTORS = ("local", "cpp", "arm64", "web", "webgpu", "node", "qnn", "adb", "static")
-_ADDRESS = re.compile(
-    r"ssh://([A-Za-z0-9_][A-Za-z0-9._-]*@)?[A-Za-z0-9][A-Za-z0-9.-]*(:\d{1,5})?(/.*)?|adb://[A-Za-z0-9][A-Za-z0-9.:_-]*"
-)
-
-
 def _executor(text: str) -> str:
-    if text not in EXECUTORS and _ADDRESS.fullmatch(text) is None:
-        raise ValueError(f"no such executor; use {', '.join(EXECUTORS)}, ssh://user@host or adb://SERIAL")
+    executor_entry(text)
     return text
 
 
@@ -179,9 +172,8 @@ class Target(_Model):
     status: Literal["supported", "deprecated"] = "supported"
     #: What a reader should know before choosing it.
     note: str = ""
-    #: What executes a bundle for this target: ``local`` (this machine, where it is of the target's kind), ``arm64`` (an Arm
-    #: host, or qemu's emulation on another), ``web``, ``qnn``, ``adb``, an ``ssh://user@host`` address, or ``static``: nothing.
-    executor: Annotated[str, AfterValidator(_executor)] = "static"
+    #: What executes a bundle for this target: one of :data:`~edgepeft.executors.EXECUTORS`, or ``static``: nothing.
+    executor: Annotated[str, AfterValidator(_executor)] = STATIC
     #: How adapters reach the graph there: ``overridable`` initializers, or plain ``input`` where those cannot be fed.
     slots: Literal["overridable", "input"] = "overridable"
     #: Variants in order of preference; the first that a bundle has is the one to deploy.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import tempfile
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..bundle import replace_folder
 from ..data import Examples
 from ..errors import InputError, MissingExtraError
+from ..json_text import json_text
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -78,7 +78,7 @@ def write_checkpoint(
             # Embeddings are never resized here; PEFT's "auto" would ask the hub whether they were.
             adapted.save_pretrained(folder, safe_serialization=True, save_embedding_layers=False)
             (folder / "README.md").unlink(missing_ok=True)  # a card full of "[More Information Needed]"
-            (folder / ADAPTER_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+            (folder / ADAPTER_FILE).write_text(json_text(record) + "\n", encoding="utf-8")
             for name, text in (files or {}).items():
                 (folder / name).write_text(text, encoding="utf-8")
             replace_folder(folder, target.absolute())

@@ -1,12 +1,11 @@
 """Parity with PEFT and accuracy on labelled data."""
 
-from .present import validation_report
-from .result import PARITY_TOLERANCE, AdapterAccuracy, AdapterParity, Validation
-from .run import validate
+from .gates import PARITY_TOLERANCE
+from .result import AdapterParity, Validation
+from .run import validate, validation_report
 
 __all__ = [
     "PARITY_TOLERANCE",
-    "AdapterAccuracy",
     "AdapterParity",
     "Validation",
     "validate",

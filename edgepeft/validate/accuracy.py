@@ -11,8 +11,8 @@ import numpy as np
 from ..base.parity import reference_outputs
 from ..data import Examples
 from ..errors import DataError
+from ..report.accuracy import Accuracy, Beside, chosen_labels, count_same
 from ..runtime import Runtime, View
-from .result import AdapterAccuracy
 
 #: Rows are run sorted by length in batches of this size, so that padding costs little and is still exercised.
 BATCH = 32
@@ -50,22 +50,30 @@ def run_rows(view: View, examples: Examples, module: Any | None) -> tuple[np.nda
     return np.array(mine), None if module is None else np.array(theirs)
 
 
-def accuracy(
-    runtime: Runtime, adapter: str | None, examples: Examples, *, module: Any | None = None
-) -> AdapterAccuracy:
-    """Accuracy of the runtime with ``adapter`` on labelled rows, and of ``module`` beside it where given."""
+def accuracy(runtime: Runtime, adapter: str | None, examples: Examples, *, module: Any | None = None) -> Accuracy:
+    """Accuracy of the runtime with ``adapter`` on labelled rows, and of ``module`` beside it where given.
+
+    A row whose logits are not finite numbers is answered wrong, and counted in ``not_finite``.
+    """
     view = runtime.adapter(adapter) if adapter is not None and runtime.manifest.mode == "swap" else runtime.view
     labels = view.labels or ()
     expected = label_ids(examples, labels)
     mine, theirs = run_rows(view, examples, module)
-    chosen = mine.argmax(axis=1)
-    return AdapterAccuracy(
+    chosen = chosen_labels(mine)
+    peft = None
+    if theirs is not None:
+        other = chosen_labels(theirs)
+        peft = Beside(
+            hits=count_same(other, expected),
+            same_label=count_same(chosen, other),
+            max_difference=float(np.abs(mine - theirs).max()),
+        )
+    return Accuracy(
         adapter=adapter,
         variant=runtime.variant,
-        data=Path(examples.source).name,
         rows=len(examples),
-        accuracy=float((chosen == expected).mean()),
-        reference_accuracy=None if theirs is None else float((theirs.argmax(axis=1) == expected).mean()),
-        same_argmax=None if theirs is None else int((chosen == theirs.argmax(axis=1)).sum()),
-        max_difference=None if theirs is None else float(np.abs(mine - theirs).max()),
+        hits=count_same(chosen, expected),
+        data=Path(examples.source).name,
+        not_finite=int((~np.isfinite(mine).all(axis=1)).sum()),
+        peft=peft,
     )

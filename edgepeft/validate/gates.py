@@ -1,30 +1,116 @@
-"""What of a validation fails."""
+"""What a validation claims: one gate for each claim, and the tables beside them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-from .result import PARITY_TOLERANCE, AdapterAccuracy, AdapterParity
+from ..base.parity import TOLERANCE
+from ..report.accuracy import Accuracy
+from ..report.gate import Gate, Table
+from .result import AdapterParity, Validation
+
+#: max |logit difference| against PEFT fp32 that an fp32 variant may show: what capture allows the base.
+PARITY_TOLERANCE = TOLERANCE
 
 
-def _problems(
-    parity: Sequence[AdapterParity], restored: bool | None, rows: Sequence[AdapterAccuracy], max_drop: float
-) -> list[str]:
-    found = []
-    for p in parity:
-        if not p.max_difference <= PARITY_TOLERANCE:
-            found.append(f"{p.adapter}: differs from PEFT by {p.max_difference:.2g} (allowed {PARITY_TOLERANCE:.0e})")
-        if not p.changes_output:
-            found.append(f"{p.adapter}: the adapter changes nothing")
-    if restored is False:
-        found.append("the base's outputs are not the same bits after the adapters were used")
-    for row in rows:
-        if row.reference_accuracy is not None and row.accuracy < row.reference_accuracy - max_drop:
-            found.append(
-                f"{row.adapter} ({row.variant}): accuracy {row.accuracy:.3f}, PEFT {row.reference_accuracy:.3f} on {row.data}"
+def validation_gates(
+    parity: Sequence[AdapterParity],
+    base_restored: bool | None,
+    accuracy: Sequence[Accuracy],
+    not_finite: Mapping[tuple[str | None, str], str],
+    max_drop: float,
+) -> tuple[Gate, ...]:
+    """A gate for each claim.
+
+    Args:
+        parity: Each adapter against PEFT.
+        base_restored: Whether the base's outputs were the same bits after every adapter; ``None`` where it has none.
+        accuracy: Each adapter and variant on labelled rows.
+        not_finite: By adapter (``None``: the base) and variant, where outputs are not finite numbers. Each is a failed
+            gate; that all others are finite is not said.
+        max_drop: The accuracy that a variant may lose against PEFT, as a share.
+    """
+    gates = [
+        Gate.at_most(
+            f"parity {p.adapter}",
+            p.max_difference,
+            PARITY_TOLERANCE,
+            "logit",
+            broken=p.not_finite or ("" if p.changes_output else "the adapter changes nothing"),
+        )
+        for p in parity
+    ]
+    if base_restored is not None:
+        gates.append(Gate.holds("base restored bit for bit", base_restored))
+    for row in accuracy:
+        gates += _accuracy_gates(row, max_drop)
+    gates += [
+        Gate.holds(f"finite outputs {adapter or '(base)'} {variant}", False, where)
+        for (adapter, variant), where in not_finite.items()
+    ]
+    return tuple(gates)
+
+
+def _accuracy_gates(row: Accuracy, max_drop: float) -> list[Gate]:
+    if row.peft is None or row.peft_accuracy is None:
+        return [Gate.holds(f"finite outputs {row.name} {row.variant} on {row.data}", False, row.broken)] * bool(
+            row.not_finite
+        )
+    gates = [
+        Gate.at_least(
+            f"accuracy {row.adapter} {row.variant}",
+            row.accuracy,
+            row.peft_accuracy - max_drop,
+            "share",
+            broken=row.broken,
+        )
+    ]
+    if row.variant == "fp32" and row.peft.same_label is not None:
+        gates.append(
+            Gate.at_least(
+                f"same label as PEFT {row.adapter}",
+                float(row.peft.same_label),
+                float(row.rows),
+                "rows",
+                broken=row.broken,
             )
-        if row.variant == "fp32" and row.same_argmax is not None and row.same_argmax != row.rows:
-            found.append(
-                f"{row.adapter}: {row.rows - row.same_argmax} of {row.rows} rows choose another label than PEFT"
+        )
+    return gates
+
+
+def validation_tables(result: Validation) -> list[Table]:
+    """What was compared, for people."""
+    tables = []
+    if result.parity:
+        tables.append(
+            Table(
+                "Parity with PEFT on ragged padded batches, computing in fp32",
+                ("adapter", "max |difference|", "changes the output"),
+                tuple(
+                    (p.adapter or "(base)", p.max_difference, "yes" if p.changes_output else "NO")
+                    for p in result.parity
+                ),
             )
-    return found
+        )
+    if result.accuracy:
+        columns = ("adapter", "variant", "data", "rows", "ONNX", "PyTorch", "same label", "max |difference|")
+        tables.append(
+            Table(
+                "Accuracy",
+                columns,
+                tuple(
+                    (
+                        a.name,
+                        a.variant,
+                        a.data,
+                        a.rows,
+                        a.accuracy,
+                        a.peft_accuracy,
+                        None if a.peft is None else a.peft.same_label,
+                        None if a.peft is None else a.peft.max_difference,
+                    )
+                    for a in result.accuracy
+                ),
+            )
+        )
+    return tables

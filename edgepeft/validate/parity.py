@@ -11,10 +11,12 @@ from ..adapters.checkpoint import split_task
 from ..bundle import Bundle
 from ..errors import InputError, ParityError
 from ..runtime import Runtime
+from ..runtime.finite import count_not_finite
+from .gates import PARITY_TOLERANCE
 from .probe import Found, Probe, bundle_probe, same_outputs
 from .quantized_base import comparable
 from .reference import Rounded, head_width, peft_reference
-from .result import PARITY_TOLERANCE, AdapterParity
+from .result import AdapterParity
 
 
 def peft_outputs(
@@ -44,10 +46,12 @@ def adapter_parity(runtime: Runtime, name: str, expected: Found, probe: Probe) -
     merged = runtime.manifest.mode != "swap"
     without = None if merged else probe.run(runtime.base)
     found = probe.run(runtime.base if merged else runtime.adapter(name))
+    sides = ((f"ONNX Runtime ({runtime.variant})", found), ("PEFT", expected))
     return AdapterParity(
         adapter=name,
         max_difference=probe.difference(found, expected),
         changes_output=without is None or not same_outputs(found, without),
+        not_finite="; ".join(f"{side}: {said}" for side, outputs in sides if (said := _not_finite(outputs))),
     )
 
 
@@ -60,12 +64,30 @@ def base_restored(runtime: Runtime, probe: Probe) -> bool:
     return same_outputs(probe.run(runtime.base), before)
 
 
+def _not_finite(outputs: Found) -> str:
+    """Where the first batch that holds NaN or infinity has them; empty where none has."""
+    said = next(filter(None, map(count_not_finite, outputs)), "")
+    return f"{said} are not finite" if said else ""
+
+
+def not_finite(runtime: Runtime, probe: Probe) -> dict[tuple[str | None, str], str]:
+    """The base (``None``) and the adapters whose outputs hold NaN or infinity, by adapter and variant: where, in words.
+
+    A wrong comparison can hide them, since every comparison with NaN is false. So they are looked for by themselves.
+    """
+    probe = probe.brief()
+    names: tuple[str | None, ...] = (None, *runtime.adapters)
+    said = {(name, runtime.variant): _not_finite(probe.run(runtime.adapter(name))) for name in names}
+    return {key: where for key, where in said.items() if where}
+
+
 def _judged(runtime: Runtime, name: str, expected: Found, probe: Probe) -> AdapterParity:
     result = adapter_parity(runtime, name, expected, probe)
     if not result.max_difference <= PARITY_TOLERANCE:
+        why = f" ({result.not_finite})" if result.not_finite else ""
         raise ParityError(
             f"adapter {name!r}: ONNX Runtime differs from PEFT by {result.max_difference:.2g}, allowed is "
-            f"{PARITY_TOLERANCE:.0e}; nothing was written"
+            f"{PARITY_TOLERANCE:.0e}{why}; nothing was written"
         )
     return result
 

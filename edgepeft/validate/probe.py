@@ -51,9 +51,9 @@ class Probe(Protocol):
 
 
 def same_outputs(one: Found, other: Found) -> bool:
-    """Whether two findings are the same bits."""
+    """Whether two findings are the same numbers; a NaN is the same as a NaN."""
     return all(
-        a[name].shape == b[name].shape and np.array_equal(a[name], b[name])
+        a[name].shape == b[name].shape and np.array_equal(a[name], b[name], equal_nan=True)
         for a, b in zip(one, other, strict=True)
         for name in a
     )

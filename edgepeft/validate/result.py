@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
-#: max |logit difference| against PEFT fp32 that an fp32 variant may show; see base/check.py for where it comes from.
-PARITY_TOLERANCE = 1e-4
+from ..json_text import finite_json
+from ..report.accuracy import Accuracy
+from ..report.gate import Gate
 
 
 @dataclass(frozen=True)
@@ -14,46 +15,61 @@ class AdapterParity:
     """One adapter (``None``: the base) against PEFT on ragged padded batches."""
 
     adapter: str | None
-    #: max |difference| of the outputs, relative where they exceed 1.
+    #: max |difference| of the outputs, relative where they exceed 1; infinite where either side is not finite.
     max_difference: float
     #: Whether the adapter changes the base's output at all; one that does nothing passes no check of value.
     changes_output: bool
-
-
-@dataclass(frozen=True)
-class AdapterAccuracy:
-    """One adapter and variant on labelled rows."""
-
-    adapter: str | None
-    variant: str
-    data: str
-    rows: int
-    accuracy: float
-    #: Accuracy of the same rows under PEFT, where it was asked for.
-    reference_accuracy: float | None = None
-    #: Rows where ONNX Runtime and PEFT choose the same label.
-    same_argmax: int | None = None
-    #: max |logit difference| over all rows.
-    max_difference: float | None = None
+    #: Whose outputs are not finite numbers, in words; empty where all are.
+    not_finite: str = ""
 
 
 @dataclass(frozen=True)
 class Validation:
-    """What :func:`validate` measured; ``problems`` says in words what failed, empty when all holds."""
+    """What :func:`validate` measured, and a gate for each claim."""
 
     bundle: str
     parity: tuple[AdapterParity, ...] = ()
     base_restored: bool | None = None
-    accuracy: tuple[AdapterAccuracy, ...] = ()
-    problems: tuple[str, ...] = field(default_factory=tuple)
+    accuracy: tuple[Accuracy, ...] = ()
+    gates: tuple[Gate, ...] = ()
     #: Adapters that were not compared with PEFT, because their checkpoint is not at hand.
     unchecked: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
         """Whether every check that was made holds."""
-        return not self.problems
+        return all(gate.ok for gate in self.gates)
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What failed, in words; empty when all holds."""
+        return tuple(": ".join(filter(None, (gate.name, gate.message))) for gate in self.gates if not gate.ok)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {**asdict(self), "passed": self.passed}
+        found: dict[str, Any] = finite_json(
+            {
+                "bundle": self.bundle,
+                "parity": [asdict(each) for each in self.parity],
+                "base_restored": self.base_restored,
+                "accuracy": [_accuracy(each) for each in self.accuracy],
+                "problems": self.problems,
+                "unchecked": self.unchecked,
+                "passed": self.passed,
+            }
+        )
+        return found
+
+
+def _accuracy(row: Accuracy) -> dict[str, Any]:
+    peft = row.peft
+    return {
+        "adapter": row.adapter,
+        "variant": row.variant,
+        "data": row.data,
+        "rows": row.rows,
+        "accuracy": row.accuracy,
+        "reference_accuracy": row.peft_accuracy,
+        "same_argmax": None if peft is None else peft.same_label,
+        "max_difference": None if peft is None else peft.max_difference,
+    }

@@ -10,9 +10,11 @@ from .. import runtime as runtimes
 from ..bundle import Bundle, read_bundle
 from ..data import Examples
 from ..errors import InputError
+from ..report.gate import Report
+from ..runtime import Runtime
 from .accuracy import accuracy
-from .gates import _problems
-from .parity import adapter_parity, adapter_sources, base_restored, peft_outputs
+from .gates import validation_gates, validation_tables
+from .parity import adapter_parity, adapter_sources, base_restored, not_finite, peft_outputs
 from .probe import bundle_probe
 from .quantized_base import comparable
 from .reference import check_base, head_width, peft_model
@@ -35,12 +37,16 @@ def validate(
     ``data`` maps an adapter to labelled rows it was not trained on. With ``reference`` every adapter whose PEFT checkpoint
     is at hand (``adapters``, else where the manifest says it came from) is compared with PEFT over the model ``base``:
     parity on ragged batches in fp32 (over the rounded numbers, where the bundle was made from a quantized file), accuracy
-    on ``data`` in every variant. ``max_drop`` is the accuracy a variant may lose against PEFT, as a share.
-    Raises :class:`InputError` for an unknown adapter.
+    on ``data`` in every variant. Base and adapters must give finite numbers in every variant. ``max_drop`` is the accuracy
+    a variant may lose against PEFT, as a share. Raises :class:`InputError` for an
+    unknown adapter or variant.
     """
     opened = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
     manifest = opened.manifest
-    names = [opened.variant(name)[0] for name in variants or manifest.variants]
+    names = list(variants or manifest.variants)
+    for name in names:
+        if name not in manifest.variants:
+            raise InputError(f"{opened.path} has no variant {name!r}; it has: {', '.join(manifest.variants)}")
     data = dict(data or {})
     known = set(manifest.adapters) | {manifest.merged}
     for name in data:
@@ -62,6 +68,14 @@ def validate(
                 adapter_parity(compared, name, peft_outputs(opened, name, source, base, probe, rounded=rounded), probe)
             )
     restored = base_restored(runtime, probe) if runtime.adapters else None
+
+    def open_variant(variant: str) -> Runtime:  # one at a time: together they may not fit into memory
+        return runtime if variant == runtime.variant else runtimes.open(opened.path, variant=variant)
+
+    broken: dict[tuple[str | None, str], str] = {}
+    for variant in names:
+        progress(f"outputs of {variant}")
+        broken |= not_finite(open_variant(variant), probe)
     rows = []
     for name, examples in data.items():
         module = None
@@ -70,13 +84,31 @@ def validate(
             module = peft_model(base, sources[name], task=manifest.task, num_labels=head_width(sources[name], labels))
         for variant in names:
             progress(f"accuracy of {name}, {variant}")
-            opened_variant = runtime if variant == runtime.variant else runtimes.open(opened.path, variant=variant)
-            rows.append(accuracy(opened_variant, name, examples, module=module))
+            rows.append(accuracy(open_variant(variant), name, examples, module=module))
     return Validation(
         bundle=str(opened.path),
         parity=tuple(parity),
         base_restored=restored,
         accuracy=tuple(rows),
-        problems=tuple(_problems(parity, restored, rows, max_drop)),
+        gates=validation_gates(parity, restored, rows, broken, max_drop),
         unchecked=tuple(sorted(n for n in known if n is not None and n not in sources)) if reference else (),
+    )
+
+
+def validation_report(result: Validation) -> Report:
+    """A validation for people and files; its verdict is that of ``result.gates``."""
+    tables = validation_tables(result)
+    notes = result.problems
+    if result.unchecked:
+        names = ", ".join(result.unchecked)
+        notes = (*notes, f"not compared with PEFT: {names}; no checkpoint at hand, give it with --adapter NAME=PATH")
+    if not tables:
+        notes = (*notes, "nothing was compared: no PEFT checkpoint is at hand and no --data was given")
+    return Report(
+        kind="validate",
+        title=f"Validation of {result.bundle}",
+        gates=result.gates,
+        tables=tuple(tables),
+        notes=notes,
+        data=result.as_dict(),
     )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import ValidationError
 
-from ..errors import EdgepeftError
+from ..errors import EdgepeftError, NonFiniteError
 from ..targets import Shape
 from .host import fingerprint, peak_rss_mb, rss_mb
 from .inference import Arrays, inference, make_inputs
@@ -26,6 +26,7 @@ from .job import (
     CaseSamples,
     Generated,
     Job,
+    Message,
     Prompts,
     RowLogits,
     Rows,
@@ -35,7 +36,7 @@ from .job import (
 )
 
 if TYPE_CHECKING:
-    from ..runtime import Runtime
+    from ..runtime import Generation, Runtime
 
 #: Swaps followed by an inference, which is the costly part; the rest of ``Job.swaps`` are timed without.
 _SWAPS_WITH_INFERENCE = 20
@@ -102,6 +103,7 @@ def measure(job: Job) -> WorkerResult:
     import onnxruntime
 
     from .. import runtime as runtime_room
+    from ..runtime.finite import count_not_finite
 
     import_ms = (perf_counter() - start) * 1e3
     start = perf_counter()
@@ -113,7 +115,10 @@ def measure(job: Job) -> WorkerResult:
 
     def measure_case(case: Case) -> CaseSamples:
         runtime.use(case.adapter)
-        return CaseSamples(case=case, samples_ms=_steady(inference(runtime, case, job.sampling.seed), job.sampling))
+        run = inference(runtime, case, job.sampling.seed)
+        outputs = run()
+        broken = count_not_finite(outputs if isinstance(outputs, dict) else {"logits": outputs})
+        return CaseSamples(case=case, samples_ms=_steady(run, job.sampling), not_finite=broken)
 
     def count_case(counter: Counter, case: Case) -> CaseCount:
         runtime.use(case.adapter)
@@ -168,7 +173,10 @@ def _answer(runtime: Runtime, job: Job) -> tuple[tuple[RowLogits, ...], tuple[Ge
     if not job.restore:
         return rows, generated, None
     after = probe(reversed(every))
-    same = all(np.array_equal(before[name][key], after[name][key]) for name in every for key in before[name])
+    # A NaN is the same as a NaN here: that an adapter gives them is said by rows and prompts.
+    same = all(
+        np.array_equal(before[name][key], after[name][key], equal_nan=True) for name in every for key in before[name]
+    )
     return rows, generated, same
 
 
@@ -180,22 +188,31 @@ def _classify(runtime: Runtime, rows: Rows) -> RowLogits:
 
 def _generate(runtime: Runtime, prompts: Prompts) -> Generated:
     runtime.use(prompts.adapter)
-    generations = [
-        runtime.generate(
-            text,
-            max_new_tokens=prompts.max_new_tokens,
-            temperature=0,
-            repetition_penalty=1.0,
-            chat=prompts.chat if isinstance(text, str) else None,
-        )
-        for text in prompts.texts
-    ]
+    found: list[Generation | None] = []
+    broken = ""
+    for text in prompts.texts:
+        try:
+            found.append(_answer_prompt(runtime, prompts, text))
+        except NonFiniteError as error:  # a finding, which a gate reports
+            found.append(None)
+            broken = str(error)
     return Generated(
         adapter=prompts.adapter,
-        tokens=tuple(tuple(each.tokens) for each in generations),
-        texts=tuple(each.text for each in generations),
-        prefill_ms=tuple(each.prefill_ms for each in generations),
-        tokens_per_s=tuple(each.tokens_per_second for each in generations),
+        tokens=tuple(() if each is None else tuple(each.tokens) for each in found),
+        texts=tuple("" if each is None else each.text for each in found),
+        prefill_ms=tuple(0.0 if each is None else each.prefill_ms for each in found),
+        tokens_per_s=tuple(None if each is None else each.tokens_per_second for each in found),
+        not_finite=broken,
+    )
+
+
+def _answer_prompt(runtime: Runtime, prompts: Prompts, text: str | tuple[Message, ...]) -> Generation:
+    return runtime.generate(
+        text,
+        max_new_tokens=prompts.max_new_tokens,
+        temperature=0,
+        repetition_penalty=1.0,
+        chat=prompts.chat if isinstance(text, str) else None,
     )
 
 

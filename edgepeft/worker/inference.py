@@ -23,8 +23,8 @@ Arrays = dict[str, np.ndarray]
 DECODED = 32
 
 
-def inference(runtime: Runtime, case: Case, seed: int) -> Callable[[], object]:
-    """A call that runs ``case`` once with the adapter in use.
+def inference(runtime: Runtime, case: Case, seed: int) -> Callable[[], np.ndarray | Arrays]:
+    """A call that runs ``case`` once with the adapter in use and gives its outputs: by name, or a model's logits alone.
 
     Of a model that writes, ``run`` reads a prompt of the case's shape from nothing to its first logits, and ``decode`` feeds
     one token to each row at a context of the case's length (up to ``DECODED`` tokens more; an encoder-decoder's own
@@ -55,10 +55,10 @@ def inference(runtime: Runtime, case: Case, seed: int) -> Callable[[], object]:
     begun = decoder.width
     token = [row[-1] for row in prompts]
 
-    def step() -> None:
+    def step() -> np.ndarray:
         if decoder.width >= begun + room:
             decoder.truncate(begun)
-        decoder.step(token)
+        return decoder.step(token)
 
     return step
 

@@ -13,9 +13,13 @@ from ..targets import Shape
 
 
 class Model(BaseModel):
-    """Frozen, with no unknown keys: a report from another version is refused, not half read."""
+    """Frozen, with no unknown keys: a report from another version is refused, not half read.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    Numbers that are not finite are written to JSON by name (``"NaN"``), and read back: by default pydantic writes ``null``,
+    and a broken model's logits would look like a broken answer.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, ser_json_inf_nan="strings")
 
 
 class Sampling(Model):
@@ -93,6 +97,8 @@ class Generated(Model):
     prefill_ms: tuple[float, ...]
     #: ``None`` for an answer of one token.
     tokens_per_s: tuple[float | None, ...]
+    #: Why an answer has no tokens, where the model's logits were not finite numbers; else empty.
+    not_finite: str = ""
 
 
 class Job(Model):
@@ -127,6 +133,8 @@ class CaseSamples(Model):
 
     case: Case
     samples_ms: tuple[float, ...]
+    #: Which outputs are not finite numbers, in words; empty where all are, or the executor does not look.
+    not_finite: str = ""
 
 
 class CaseCount(Model):

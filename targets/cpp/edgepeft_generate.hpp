@@ -15,10 +15,16 @@
 #include <cstring>
 #include <functional>
 #include <set>
+#include <stdexcept>
 
 #include "edgepeft.hpp"
 
 namespace edgepeft {
+
+// A model's logits are NaN or infinite, so they choose no token.
+struct NonFinite : std::runtime_error {
+  NonFinite() : std::runtime_error("the model's logits are not finite numbers") {}
+};
 
 class Generator {
  public:
@@ -84,9 +90,13 @@ class Generator {
   std::vector<float> step(int64_t token) { return run({token}); }
 
   static int64_t best(const std::vector<float>& logits) {
-    auto found = std::max_element(logits.begin(), logits.end());
-    if (!std::isfinite(*found)) throw std::runtime_error("the model's logits are not finite numbers");
-    return found - logits.begin();
+    size_t found = 0;
+    for (size_t i = 0; i < logits.size(); ++i) {
+      if (std::isnan(logits[i])) throw NonFinite();  // no comparison would find it
+      if (logits[i] > logits[found]) found = i;
+    }
+    if (!std::isfinite(logits.at(found))) throw NonFinite();
+    return static_cast<int64_t>(found);
   }
 
  private:

@@ -96,7 +96,13 @@ std::map<std::string, std::vector<float>> every_adapter(edgepeft::Model& model, 
 void answer(edgepeft::Model& model, edgepeft::Generator& generator, const Prompt& prompt) {
   model.use(prompt.adapter);
   std::vector<double> at = {now_ms()};
-  auto tokens = generator.generate(prompt.ids, prompt.max_new_tokens, prompt.stops, [&at](int64_t) { at.push_back(now_ms()); });
+  std::vector<int64_t> tokens;
+  try {
+    tokens = generator.generate(prompt.ids, prompt.max_new_tokens, prompt.stops, [&at](int64_t) { at.push_back(now_ms()); });
+  } catch (const edgepeft::NonFinite&) {
+    // An answer of no tokens says so: it is a finding about the model, and the other prompts are answered.
+    at.push_back(now_ms());
+  }
   const double prefill_ms = at[1] - at[0], seconds = (at.back() - at[1]) / 1e3;
   std::printf("tokens %s %.3f %.3f", prompt.adapter.empty() ? "-" : prompt.adapter.c_str(), prefill_ms,
               tokens.size() > 1 && seconds > 0 ? (tokens.size() - 1) / seconds : 0.0);

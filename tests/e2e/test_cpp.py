@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from broken_numbers import break_adapter
 from causal import build_causal_bundle
 from stand_in import host_target
 
@@ -48,6 +49,31 @@ def test_labels_bits_and_swaps_are_those_of_python(bundle: Path, rows: Path, tar
     # The same library and the same tokens: the same bits.
     assert {row["native_difference"] for row in report.data["rows"]} == {0.0}
     assert all(row["same_peft"] == row["rows"] for row in report.data["rows"])
+
+
+def test_nan_arrives_as_failed_gates(bundle: Path, target: Target, tmp_path: Path) -> None:
+    broken = break_adapter(Path(shutil.copytree(bundle, tmp_path / "broken")), "reviews")
+    report = validate_on(broken, target, on="cpp", rows=3, reference=False)
+    failed = {gate.name: gate.detail for gate in report.gates if gate.verdict is Verdict.FAIL}
+    assert set(failed) == {"same label as native reviews fp32", "logits against native reviews fp32"}
+    assert (
+        "3 of 3 rows of reviews (fp32) have logits that are not finite numbers"
+        in failed["logits against native reviews fp32"]
+    )
+
+
+def test_a_prompt_without_finite_logits_has_no_answer(cpp: CppExecutor, tmp_path: Path) -> None:
+    broken = break_adapter(build_causal_bundle(tmp_path), "wide")
+    prompts = tuple(
+        Prompts(adapter=name, texts=("a", "the film"), max_new_tokens=3, chat=False) for name in ("wide", "narrow")
+    )
+    wide, narrow = cpp.run(Job(bundle=str(broken), variant="fp32", threads=1, prompts=prompts)).generated
+    assert wide.tokens == ((), ())
+    assert wide.not_finite == "the model's logits are not finite numbers"
+    assert (all(narrow.tokens), narrow.not_finite) == (True, "")
+    report = validate_on(broken, cpp._target, on="cpp", rows=1, new_tokens=3, reference=False)
+    failed = {gate.name for gate in report.gates if gate.verdict is Verdict.FAIL}
+    assert failed == {"tokens as native wide fp32", "answers complete wide fp32"}
 
 
 def test_each_adapter_is_its_own(bundle: Path, cpp: CppExecutor) -> None:

@@ -14,13 +14,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from broken_numbers import break_adapter
 from click.testing import Result
 
 from edgepeft import runtime
 from edgepeft.bench import Case, Job, Rows, Sampling, run_worker
-from edgepeft.devices import executor_for
+from edgepeft.devices import executor_for, validate_on
 from edgepeft.devices.executors.web import NodeExecutor, WebExecutor, packages
 from edgepeft.errors import DeviceError, InputError
+from edgepeft.report.gate import Verdict
 from edgepeft.targets import load_target
 
 pytestmark = pytest.mark.e2e
@@ -130,6 +132,36 @@ def test_the_module_against_python(webbed: Path, tmp_path: Path) -> None:
     )
     failed = [part for part in done.stdout.split("# Subtest: ") if "\n    not ok" in part or "\nnot ok" in part]
     assert done.returncode == 0, "\n".join(failed)[-6000:] or done.stderr
+
+
+@needs_node
+def test_nan_in_a_job_comes_back_as_numbers_and_predict_refuses_it(webbed: Path, tmp_path: Path) -> None:
+    """``JSON.stringify`` writes null for NaN: a device's broken model must not look like a broken answer."""
+    broken = break_adapter(Path(shutil.copytree(webbed, tmp_path / "broken")), "reviews")
+    asked = job(broken, cases=(Case(adapter="reviews", batch=2, sequence=8), Case(adapter="movies", batch=2, sequence=8)),
+                sampling=Sampling(warmup_s=0, measure_s=0.05, min_iterations=6))  # fmt: skip
+    done = NodeExecutor(load_target("web-wasm")).run(asked)
+    assert [bool(np.isfinite(np.array(rows.logits)).all()) for rows in done.rows] == [False, True, True]
+    assert np.isnan(np.array(done.rows[0].logits)).all()
+    assert [case.not_finite for case in done.cases] == ["4 of 4 numbers of output logits", ""]
+    report = validate_on(broken, load_target("web-wasm"), on="node", variants=["fp32"], rows=2, reference=False)
+    failed = {gate.name for gate in report.gates if gate.verdict is Verdict.FAIL}
+    assert failed == {"same label as native reviews fp32", "logits against native reviews fp32"}
+    module = Path(
+        shutil.copytree(packages.web_folder(), tmp_path / "web", ignore=shutil.ignore_patterns("node_modules"))
+    )
+    (module / "node_modules").symlink_to(packages.install() / "node_modules")
+    (module / "predict.mjs").write_text(
+        "import { openBundle, NonFiniteError } from './src/index.js';\n"
+        "const model = await openBundle(process.argv[2]);\nawait model.use('reviews');\n"
+        "const error = await model.predict(['good']).catch((error) => error);\n"
+        "console.log(error instanceof NonFiniteError, error.message);\nprocess.exit(0);\n"
+    )
+    said = subprocess.run(
+        ["node", str(module / "predict.mjs"), str(broken)], capture_output=True, text=True, timeout=120, check=True
+    )
+    assert said.stdout.startswith("true "), said.stdout
+    assert "adapter 'reviews' gives logits that are not finite numbers" in said.stdout
 
 
 @needs_node

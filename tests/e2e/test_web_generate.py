@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
+from broken_numbers import break_adapter
 from causal import build_causal, build_causal_bundle, save_lora, save_virtual
 
 from edgepeft import runtime
@@ -66,6 +67,19 @@ def check(asked: Job, done: Any) -> None:
     assert [g.texts for g in done.generated] == [g.texts for g in native.generated]
     assert len({g.tokens for g in done.generated}) > 3, "adapters and the template change what comes"
     assert done.base_restored is True
+
+
+@needs_node
+def test_a_prompt_without_finite_logits_has_no_answer(causal: Path, tmp_path: Path) -> None:
+    broken = break_adapter(Path(shutil.copytree(causal, tmp_path / "broken")), "wide")
+    prompts = tuple(
+        Prompts(adapter=name, texts=("good", "day"), max_new_tokens=3, chat=False) for name in ("wide", "narrow")
+    )
+    done = NodeExecutor(load_target("web-wasm")).run(job(broken, prompts=prompts))
+    wide, narrow = done.generated
+    assert wide.tokens == ((), ())
+    assert "the model's logits are not finite numbers" in wide.not_finite
+    assert (all(narrow.tokens), narrow.not_finite) == (True, "")
 
 
 @needs_node

@@ -13,7 +13,7 @@ from edgepeft import runtime
 from edgepeft.bundle import SlotTable, read_bundle
 from edgepeft.errors import BundleError, InputError
 from edgepeft.pipeline import quantize
-from edgepeft.quantize import count_quantized
+from edgepeft.quantize.counts import count_quantized
 
 
 @pytest.fixture(scope="module")

@@ -377,7 +377,8 @@ def test_accuracy_is_judged_against_floor_and_baseline(
     )  # fmt: skip
     assert accuracy_verdicts(result) == {"accuracy fp32/reviews": floor, "accuracy drop fp32/reviews": drop}
     assert result.accuracy[0].baseline_accuracy == 1.0
-    assert result.accuracy[0].drop == pytest.approx(wrong / 600)
+    assert result.accuracy[0].baseline is not None
+    assert result.accuracy[0].baseline.drop == pytest.approx(wrong / 600)
 
 
 def test_few_rows_cannot_rule_a_drop_out(bundle: Path) -> None:

@@ -10,7 +10,7 @@ from cloup import option, option_group
 
 from ..guarded import guarded
 from ..options import bundle_argument, data_option, json_option, label_option, pair_option, report_option, text_option
-from ..show import finish, steps
+from ..show import finish, measured, steps
 from ..values import device_data
 
 
@@ -51,7 +51,7 @@ def compare(
     """
     from ...devices import compare_targets
 
-    with steps() as announce:
+    with measured(report, bundle, "compare"), steps() as announce:
         done = compare_targets(
             bundle,
             data=device_data(bundle, data, text, label, pair),

@@ -9,7 +9,7 @@ from cloup import option, option_group
 
 from ..guarded import guarded
 from ..options import bundle_argument, json_option, report_option
-from ..show import finish
+from ..show import finish, measured
 
 
 @cloup.command()
@@ -33,4 +33,6 @@ def coverage(
     """
     from ...devices import coverage_report
 
-    finish(coverage_report(bundle, variant=variant, adapter=adapter, shape=shape), report, bundle, "coverage", as_json)
+    with measured(report, bundle, "coverage"):
+        done = coverage_report(bundle, variant=variant, adapter=adapter, shape=shape)
+    finish(done, report, bundle, "coverage", as_json)

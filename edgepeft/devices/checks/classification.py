@@ -11,10 +11,11 @@ from ...bench import Job, RowLogits, Rows, WorkerResult, run_worker
 from ...bundle import Bundle, Manifest
 from ...data import Examples, evenly
 from ...errors import DeviceError
+from ...report.accuracy import NO_LABEL, Accuracy, Beside, chosen_labels, count_same
 from ...report.gate import Report
 from ...targets import Target
 from ..executors.protocol import Executor
-from .classification_gates import DeviceRows, rows_report
+from .classification_gates import rows_report
 from .reference import Peft, check_data
 
 Announce = Callable[[str], None]
@@ -46,7 +47,7 @@ def validate_labels(
     """Run rows of each adapter on ``executor``; see :func:`edgepeft.devices.validate_on`."""
     examples = _examples(bundle, data, executor.rows if rows is None else rows)
     results: dict[str, WorkerResult] = {}
-    table: list[DeviceRows] = []
+    table: list[Accuracy] = []
     modules = _PeftLogits(bundle, reference) if reference else None
     for variant in variants:
         job = Job(
@@ -147,7 +148,7 @@ def _compare(
     there: RowLogits,
     here: RowLogits,
     modules: _PeftLogits | None,
-) -> DeviceRows:
+) -> Accuracy:
     device, native = np.array(there.logits), np.array(here.logits)
     peft = modules.logits(adapter, examples) if modules else None
     truth = None
@@ -155,14 +156,23 @@ def _compare(
         from ...validate.accuracy import label_ids
 
         truth = label_ids(examples, labels_of(bundle.manifest, adapter, device.shape[1]))
-    return DeviceRows(
+    chosen = chosen_labels(device)
+
+    def beside(other: np.ndarray) -> Beside:
+        theirs = chosen_labels(other)
+        return Beside(
+            hits=None if truth is None else count_same(theirs, truth),
+            same_label=count_same(chosen, theirs),
+            max_difference=_difference(device, other),
+        )
+
+    return Accuracy(
         adapter=adapter or bundle.manifest.merged,
         variant=variant,
         rows=len(examples),
-        same_native=int((device.argmax(1) == native.argmax(1)).sum()),
-        native_difference=_difference(device, native),
-        same_peft=None if peft is None else int((device.argmax(1) == peft.argmax(1)).sum()),
-        peft_difference=None if peft is None else _difference(device, peft),
-        hits=None if truth is None else int((device.argmax(1) == truth).sum()),
-        peft_hits=None if truth is None or peft is None else int((peft.argmax(1) == truth).sum()),
+        hits=None if truth is None else count_same(chosen, truth),
+        data=examples.source,
+        not_finite=int((chosen == NO_LABEL).sum()),
+        native=beside(native),
+        peft=None if peft is None else beside(peft),
     )

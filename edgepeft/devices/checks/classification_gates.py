@@ -4,74 +4,74 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from typing import Any
 
 from ...bench import WorkerResult, floor_gate
 from ...bundle import Bundle
-from ...report.gate import Gate, Report, Table, Verdict
+from ...report.accuracy import Accuracy, Beside
+from ...report.gate import Cell, Gate, Report, Table
 from ...targets import Target
+from ...validate.gates import PARITY_TOLERANCE
 from ..executors.protocol import Executor
 from .device_report import device_report, judged_coarsely
 
-#: max |logit difference| of an fp32 variant on the device, relative where logits exceed 1: as parity with PEFT allows.
-TOLERANCE = 1e-4
 #: Share of rows where a quantized variant must choose the label that it chooses natively: its kernels may round otherwise.
 QUANTIZED_SAME = 0.99
 
 
-@dataclass(frozen=True)
-class DeviceRows:
-    """One adapter and variant on the device, beside what it gives natively here and under PEFT."""
-
-    adapter: str | None
-    variant: str
-    rows: int
-    #: Rows with the label that the same variant gives natively, and the largest logit difference.
-    same_native: int
-    native_difference: float
-    #: The same against PEFT fp32, where its checkpoint is at hand.
-    same_peft: int | None = None
-    peft_difference: float | None = None
-    #: Accuracy on labelled rows.
-    hits: int | None = None
-    peft_hits: int | None = None
-
-
-def _least(name: str, value: int, limit: int, rows: int, detail: str = "") -> Gate:
-    verdict = Verdict.PASS if value >= limit else Verdict.FAIL
-    return Gate(name, verdict, float(value), float(limit), "rows", detail or f"of {rows}", bound="min")
-
-
-def _row_gates(row: DeviceRows, quantized: bool, target: Target, max_drop: float) -> list[Gate]:
-    key = f"{row.adapter or '(base)'} {row.variant}"
-    gates = [
-        _least(
-            f"same label as native {key}",
-            row.same_native,
-            math.ceil(row.rows * QUANTIZED_SAME) if quantized else row.rows,
-            row.rows,
-        )
-    ]
+def _row_gates(row: Accuracy, quantized: bool, target: Target, max_drop: float) -> list[Gate]:
+    key = f"{row.name} {row.variant}"
+    gates = []
+    if row.native is not None:
+        least = math.ceil(row.rows * QUANTIZED_SAME) if quantized else row.rows
+        gates.append(_same_label(f"same label as native {key}", row, row.native, least))
     if not quantized:
-        # PEFT where it is at hand; the native run of the same graph otherwise.
-        value = row.native_difference if row.peft_difference is None else row.peft_difference
-        against = "native" if row.peft_difference is None else "PEFT"
-        verdict = Verdict.PASS if value <= TOLERANCE else Verdict.FAIL
-        gates.append(Gate(f"logits against {against} {key}", verdict, value, TOLERANCE, "logit"))
-        if row.same_peft is not None:
-            gates.append(_least(f"same label as PEFT {key}", row.same_peft, row.rows, row.rows))
-    if row.hits is not None and row.peft_hits is not None:
-        limit = row.peft_hits / row.rows - max_drop
-        share = row.hits / row.rows
+        # PEFT where it is at hand; the native run of the same graph otherwise. Relative where logits exceed 1.
+        against, beside = ("PEFT", row.peft) if row.peft is not None else ("native", row.native)
+        difference = None if beside is None else beside.max_difference
+        gates.append(
+            Gate.at_most(f"logits against {against} {key}", difference, PARITY_TOLERANCE, "logit", broken=row.broken)
+        )
+        if row.peft is not None:
+            gates.append(_same_label(f"same label as PEFT {key}", row, row.peft, row.rows))
+    if row.hits is not None and row.peft is not None and row.peft.hits is not None:
         # One row more or less is not a drop: with few rows it is more than max_drop, and says nothing.
-        lost = row.peft_hits - row.hits
-        missed = Verdict.FAIL if lost > max(2, max_drop * row.rows * 2) else Verdict.INCONCLUSIVE
-        verdict = Verdict.PASS if share >= limit else missed
-        detail = f"{row.hits} of {row.rows} rows, PEFT {row.peft_hits}"
-        gates.append(Gate(f"accuracy {key}", verdict, share, limit, "share", detail, bound="min"))
+        slack = max(2, max_drop * row.rows * 2)
+        gates.append(
+            Gate.at_least(
+                f"accuracy {key}",
+                row.hits / row.rows,
+                row.peft.hits / row.rows - max_drop,
+                "share",
+                f"{row.hits} of {row.rows} rows, PEFT {row.peft.hits}",
+                best=(row.hits + slack) / row.rows - max_drop,
+                broken=row.broken,
+            )
+        )
     if row.hits is not None and (floor := target.floor(row.adapter)) is not None:
         gates.append(floor_gate(f"accuracy floor {key}", row.hits, row.rows, floor, target.check.confidence))
     return gates
+
+
+def _same_label(name: str, row: Accuracy, beside: Beside, least: int) -> Gate:
+    same = None if beside.same_label is None else float(beside.same_label)
+    return Gate.at_least(name, same, float(least), "rows", f"of {row.rows}", broken=row.broken)
+
+
+def _json(row: Accuracy) -> dict[str, Any]:
+    native, peft = row.native or Beside(), row.peft or Beside()
+    return {
+        "adapter": row.adapter,
+        "variant": row.variant,
+        "rows": row.rows,
+        "same_native": native.same_label,
+        "native_difference": native.max_difference,
+        "same_peft": peft.same_label,
+        "peft_difference": peft.max_difference,
+        "hits": row.hits,
+        "peft_hits": peft.hits,
+        "not_finite": row.not_finite,
+    }
 
 
 def rows_report(
@@ -79,7 +79,7 @@ def rows_report(
     target: Target,
     executor: Executor,
     results: Mapping[str, WorkerResult],
-    rows: Sequence[DeviceRows],
+    rows: Sequence[Accuracy],
     max_drop: float,
 ) -> Report:
     """What was run where, beside the native run and PEFT, with a gate for each claim."""
@@ -90,14 +90,21 @@ def rows_report(
         "adapter", "variant", "rows", "same label as native", "max |difference|", "same label as PEFT", "max |difference| to PEFT",
         "accuracy", "accuracy PEFT",
     )  # fmt: skip
-    table = Table(
-        "Rows on the device",
-        columns,
-        tuple(
-            (r.adapter or "(base)", r.variant, r.rows, r.same_native, r.native_difference, r.same_peft, r.peft_difference,
-             None if r.hits is None else r.hits / r.rows, None if r.peft_hits is None else r.peft_hits / r.rows)
-            for r in rows
-        ),
-    )  # fmt: skip
-    data = {"rows": [asdict(row) for row in rows]}
+    table = Table("Rows on the device", columns, tuple(map(_cells, rows)))
+    data = {"rows": [_json(row) for row in rows]}
     return device_report(bundle, target, executor, results, gates, [table], data)
+
+
+def _cells(row: Accuracy) -> tuple[Cell, ...]:
+    native, peft = row.native or Beside(), row.peft or Beside()
+    return (
+        row.name,
+        row.variant,
+        row.rows,
+        native.same_label,
+        native.max_difference,
+        peft.same_label,
+        peft.max_difference,
+        row.accuracy,
+        row.peft_accuracy,
+    )

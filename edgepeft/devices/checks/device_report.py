@@ -7,10 +7,11 @@ from typing import Any
 
 from ...bench import WorkerResult
 from ...bundle import Bundle
-from ...report.gate import Gate, Report, Table, Verdict
+from ...json_text import finite_json
+from ...report.gate import Gate, Report, Table
 from ...targets import Target
 from ..executors.protocol import Executor
-from .static import size_gates
+from .static import EXECUTED, size_gates
 
 
 def memory_gate(name: str, result: WorkerResult, target: Target, emulated: bool) -> tuple[Gate, ...]:
@@ -18,9 +19,9 @@ def memory_gate(name: str, result: WorkerResult, target: Target, emulated: bool)
     value, limit = result.peak_rss_mb, target.budgets.peak_rss_mb
     if value is None or limit is None:
         return ()
-    over = Verdict.INCONCLUSIVE if emulated else Verdict.FAIL
     detail = "the emulator's own memory included" if emulated else ""
-    return (Gate(f"peak RSS {name}", Verdict.PASS if value <= limit else over, value, limit, "MB", detail),)
+    # How much of it is the emulator's is not known: it may be all.
+    return (Gate.at_most(f"peak RSS {name}", value, limit, "MB", detail, best=0.0 if emulated else None),)
 
 
 def judged_coarsely(bundle: Bundle, variant: str, executor: Executor) -> bool:
@@ -42,8 +43,7 @@ def device_report(
     notes: list[str] = []
     for variant, result in results.items():
         if result.base_restored is not None:
-            verdict = Verdict.PASS if result.base_restored else Verdict.FAIL
-            common.append(Gate(f"base restored bit for bit {variant}", verdict, None, None, ""))
+            common.append(Gate.holds(f"base restored bit for bit {variant}", result.base_restored))
         common += memory_gate(variant, result, target, executor.emulated)
         host = result.host
         notes.append(
@@ -53,7 +53,7 @@ def device_report(
         notes += result.notes
     if executor.emulated:
         notes.append("emulated: what was measured of time there says nothing about the device, and was not judged")
-    executed = Gate(f"executed on {executor.name}", Verdict.PASS, None, None, "", target.name)
+    executed = Gate.holds(f"{EXECUTED}{executor.name}", True, target.name)
     return Report(
         kind="validate",
         title=f"Validation of {bundle.path} on {target.name}, executed by {executor.name}",
@@ -65,7 +65,7 @@ def device_report(
             "executor": executor.name,
             "emulated": executor.emulated,
             "executed": True,
-            **data,
+            **finite_json(data),
             "base_restored": {v: r.base_restored for v, r in results.items()},
             "host": {v: r.host.model_dump(mode="json") for v, r in results.items()},
         },

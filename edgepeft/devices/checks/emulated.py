@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from pydantic import ValidationError
 
 from ...bench import Case, CaseCount, Job, Progress, Prompts, Rows, WorkerResult
@@ -14,7 +15,9 @@ from ...bench.measure import make_plan
 from ...bench.result import case_key
 from ...bundle import Bundle
 from ...errors import InputError
-from ...report.gate import Gate, Report, Table, Verdict
+from ...json_text import finite_json
+from ...report.accuracy import NO_LABEL, chosen_labels
+from ...report.gate import Gate, Report, Table
 from ...targets import Target
 from ..executors.protocol import Executor
 from .device_report import memory_gate
@@ -97,6 +100,7 @@ def emulated_report(
     """What was measured, against the target's budgets; ``gates`` and ``tables`` of a comparison come first."""
     bundle, target, executor, results = done.bundle, done.target, done.executor, done.results
     own = [gate for variant, result in results.items() for gate in memory_gate(variant, result, target, True)]
+    broken = [gate for variant, result in results.items() for gate in _finite_gates(variant, result)]
     drift = {v: r.swap.drift_mb if r.swap is not None else None for v, r in results.items()}
     if not done.counts:
         why = getattr(executor, "uncounted", "") or f"{executor.name} does not count"
@@ -116,7 +120,7 @@ def emulated_report(
     return Report(
         kind=kind,
         title=title or f"Bench of {bundle.path} for {target.name} on {executor.name}",
-        gates=(*gates, *own, *size_gates(bundle, target, tuple(results))),
+        gates=(*broken, *gates, *own, *size_gates(bundle, target, tuple(results))),
         tables=(*tables, *counted, memory),
         notes=(
             *(note for result in results.values() for note in result.notes),
@@ -128,9 +132,22 @@ def emulated_report(
             "target": target.name,
             "executor": executor.name,
             "emulated": True,
-            "results": {v: r.model_dump(mode="json") for v, r in results.items()},
+            "results": finite_json({v: r.model_dump(mode="json") for v, r in results.items()}),
         },
     )
+
+
+def _finite_gates(variant: str, result: WorkerResult) -> list[Gate]:
+    """A failed gate for each adapter whose answers were not finite numbers."""
+    said = {
+        rows.adapter: f"{bad} of {len(rows.logits)} rows have logits that are not finite numbers"
+        for rows in result.rows
+        if (bad := int((chosen_labels(np.array(rows.logits)) == NO_LABEL).sum()))
+    }
+    said |= {each.adapter: each.not_finite for each in result.generated if each.not_finite}
+    return [
+        Gate.holds(f"finite outputs {adapter or '(base)'} {variant}", False, where) for adapter, where in said.items()
+    ]
 
 
 def _counted(counts: Counts) -> Table:
@@ -158,11 +175,11 @@ def compare_counts(candidate: Counts, baseline: Counts, target: Target) -> tuple
         before, after = baseline[key].least, count.least
         limit = 1.0 + max(target.check.instruction_tolerance, NOISE / before)
         name = case_key(variant, case.adapter, case.label)
-        verdict = Verdict.PASS if after / before <= limit else Verdict.FAIL
         detail = f"{after / 1e6:.6g} million over {before / 1e6:.6g} million"
-        gates.append(Gate(f"instructions {name}", verdict, after / before, limit, "of the baseline's", detail))
+        gate = Gate.at_most(f"instructions {name}", after / before, limit, "of the baseline's", detail)
+        gates.append(gate)
         rows.append(
-            (variant, case.adapter or "(base)", case.label, before / 1e6, after / 1e6, after / before, verdict.value)
+            (variant, case.adapter or "(base)", case.label, before / 1e6, after / 1e6, gate.value, gate.verdict.value)
         )
     if candidate and not gates:
         raise InputError("the baseline has none of the variants, adapters and shapes whose instructions were counted")

@@ -19,7 +19,7 @@ from ...bench import Generated, Job, Prompts, WorkerResult
 from ...bundle import Bundle
 from ...data import PromptRows
 from ...errors import DeviceError
-from ...report.gate import Gate, Report, Table, Verdict
+from ...report.gate import Gate, Report, Table
 from ...runtime import View
 from ...runtime import open as open_runtime
 from ...runtime.generation import PromptEncoder
@@ -77,6 +77,8 @@ class DeviceTokens:
     peft: Followed | None
     tokens_per_s: float | None
     texts: tuple[str, ...]
+    #: Why an answer has no tokens, where the logits there were not finite numbers; else empty.
+    not_finite: str = ""
 
 
 def validate_tokens(
@@ -118,8 +120,7 @@ def validate_tokens(
         answers[variant] = generated[: len(prompts)]
         if bundle.manifest.adapters:
             same = generated[-1].tokens[0] == generated[0].tokens[0]
-            verdict = Verdict.PASS if same else Verdict.FAIL
-            gates.append(Gate(f"base tokens again after the adapters {variant}", verdict, None, None, ""))
+            gates.append(Gate.holds(f"base tokens again after the adapters {variant}", same))
     table = _judged(bundle, prompts, ids, answers, peft, progress)
     for each in table:
         gates += _gates(each, judged_coarsely(bundle, each.variant, executor))
@@ -153,7 +154,7 @@ def _checked(result: WorkerResult, job: Job, executor: Executor) -> tuple[Genera
     """The device's answers, if they are to what was asked."""
     asked = [(prompts.adapter, len(prompts.texts)) for prompts in job.prompts]
     came = [(each.adapter, len(each.tokens)) for each in result.generated]
-    if asked != came or any(not tokens for each in result.generated for tokens in each.tokens):
+    if asked != came or any(not tokens and not each.not_finite for each in result.generated for tokens in each.tokens):
         raise DeviceError(f"{executor.name} answered with {came} texts of at least a token each, asked for {asked}")
     return result.generated
 
@@ -162,6 +163,8 @@ def follow(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], logits: Logits)
     """How a reference would choose at each token of ``(prompt, answer)`` pairs of token ids."""
     same, lead, first = 0, 0.0, None
     for number, (prompt, answer) in enumerate(pairs, 1):
+        if not answer:  # there is nothing to follow: the device's logits were not finite, which is a gate of its own
+            continue
         scores = logits(prompt, answer).astype(np.float64)
         taken = scores[np.arange(len(answer)), list(answer)]
         best = scores.max(axis=1)
@@ -194,7 +197,9 @@ def _judged(
             key = variant, asked.adapter
             view = runtime.adapter(asked.adapter)
             pairs[key] = list(zip(encoded, each.tokens, strict=True))
-            complete[key] = all(len(tokens) == asked.max_new_tokens or tokens[-1] in ends for tokens in each.tokens)
+            complete[key] = all(
+                len(tokens) == asked.max_new_tokens or (tokens and tokens[-1] in ends) for tokens in each.tokens
+            )
             natives[key] = follow(pairs[key], lambda prompt, answer, view=view: _native(view, prompt, answer))  # type: ignore[misc] # bound now
     references = _peft_follows(bundle, pairs, peft, progress) if peft else {}
     return [
@@ -208,6 +213,7 @@ def _judged(
             peft=references.get((variant, each.adapter)),
             tokens_per_s=median(speeds) if (speeds := [s for s in each.tokens_per_s if s is not None]) else None,
             texts=each.texts,
+            not_finite=each.not_finite,
         )
         for variant, generated in answers.items()
         for each in generated
@@ -274,19 +280,16 @@ def _gates(each: DeviceTokens, coarse: bool) -> list[Gate]:
     gates = [_gate(f"tokens as native {key}", each, each.native, QUANTIZED_LEAD if coarse else LEAD)]
     if each.peft is not None and not coarse:
         gates.append(_gate(f"tokens as PEFT {key}", each, each.peft, LEAD))
-    verdict = Verdict.PASS if each.complete else Verdict.FAIL
-    detail = (
-        "" if each.complete else "an answer is shorter than was asked for and does not end with a token that ends texts"
-    )
-    return [*gates, Gate(f"answers complete {key}", verdict, None, None, "", detail)]
+    short = "an answer is shorter than was asked for and does not end with a token that ends texts"
+    detail = each.not_finite or ("" if each.complete else short)
+    return [*gates, Gate.holds(f"answers complete {key}", each.complete, detail)]
 
 
 def _gate(name: str, each: DeviceTokens, found: Followed, limit: float) -> Gate:
     detail = f"{found.same} of {each.tokens} tokens are its own choice"
     if found.first is not None:
         detail += f"; the first other one is token {found.first[1]} of prompt {found.first[0]}"
-    verdict = Verdict.PASS if found.lead <= limit else Verdict.FAIL
-    return Gate(name, verdict, found.lead, limit, "of the largest logit", detail)
+    return Gate.at_most(name, found.lead, limit, "of the largest logit", detail, broken=each.not_finite)
 
 
 def _table(rows: Sequence[DeviceTokens], executor: Executor) -> Table:

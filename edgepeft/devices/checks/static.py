@@ -6,14 +6,13 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 
 from ...bundle import Bundle
-from ...report.gate import Gate, Report, Table, Verdict
+from ...report.gate import Gate, Report, Table
 from ...targets import Target
 from ...units import MB
 from ..place import deployed_mb
 
-
-def _gate(name: str, holds: bool, value: float | None, limit: float | None, unit: str, detail: str = "") -> Gate:
-    return Gate(name, Verdict.PASS if holds else Verdict.FAIL, value, limit, unit, detail)
+#: How the gate begins that says whether something executed the bundle; a target that is static by choice is not held to it.
+EXECUTED = "executed on "
 
 
 def size_gates(bundle: Bundle, target: Target, variants: Sequence[str]) -> tuple[Gate, ...]:
@@ -23,11 +22,11 @@ def size_gates(bundle: Bundle, target: Target, variants: Sequence[str]) -> tuple
     if (limit := budgets.bundle_mb) is not None:
         for variant in variants:
             size = deployed_mb(bundle.manifest, variant)
-            gates.append(_gate(f"bundle size {variant}", size <= limit, size, limit, "MB"))
+            gates.append(Gate.at_most(f"bundle size {variant}", size, limit, "MB"))
     if (limit := budgets.adapter_mb) is not None:
         for name, entry in bundle.manifest.adapters.items():
             size = bundle.manifest.files[entry.onnx_adapter].bytes / MB
-            gates.append(_gate(f"adapter size {name}", size <= limit, size, limit, "MB"))
+            gates.append(Gate.at_most(f"adapter size {name}", size, limit, "MB"))
     return tuple(gates)
 
 
@@ -45,7 +44,7 @@ def graph_gates(bundle: Bundle, target: Target, variants: Sequence[str]) -> tupl
                 if target.slots == "input"
                 else f"make the bundle with: edgepeft export --target {target.name}"
             )
-            gates.append(_gate(f"slots {name} as {target.slots!r}", False, None, None, "", detail))
+            gates.append(Gate.holds(f"slots {name} as {target.slots!r}", False, detail))
         if variant.file.endswith(".ort"):
             notes.append(f"{variant.file} is in ORT format: its operators were checked when it was converted")
             continue
@@ -53,11 +52,11 @@ def graph_gates(bundle: Bundle, target: Target, variants: Sequence[str]) -> tupl
             notes.append("the graph was not looked at: pip install 'edgepeft[export]'")
             continue
         opset, ops = graph_facts(bundle, variant.file)
-        gates.append(_gate(f"opset {name}", opset <= target.graph.opset, opset, target.graph.opset, "opset"))
+        gates.append(Gate.at_most(f"opset {name}", opset, target.graph.opset, "opset"))
         if target.graph.forbidden_ops:
             bad = {op: ops[op] for op in target.graph.forbidden_ops if op in ops}
             detail = ", ".join(f"{count} {op}" for op, count in bad.items())
-            gates.append(_gate(f"operators {name}", not bad, float(sum(bad.values())), 0.0, "nodes", detail))
+            gates.append(Gate.at_most(f"operators {name}", float(sum(bad.values())), 0.0, "nodes", detail))
     return tuple(gates), tuple(dict.fromkeys(notes))
 
 
@@ -78,9 +77,7 @@ def graph_facts(bundle: Bundle, file: str) -> tuple[int, dict[str, int]]:
 def static_report(bundle: Bundle, target: Target, variants: Sequence[str], why: str, kind: str = "static") -> Report:
     """The static checks as a report that says, as an inconclusive gate, that nothing was executed."""
     gates, notes = graph_gates(bundle, target, variants)
-    executed = Gate(
-        f"executed on {target.name}", Verdict.INCONCLUSIVE, None, None, "", f"static only, nothing was executed: {why}"
-    )
+    executed = Gate.undecided(f"{EXECUTED}{target.name}", f"static only, nothing was executed: {why}")
     if target.note:
         notes = (*notes, f"{target.name}: {target.note}")
     return Report(

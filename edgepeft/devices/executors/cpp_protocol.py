@@ -120,4 +120,5 @@ def _generated(prompts: Prompts, lines: list[Line], encoder: PromptEncoder, wher
         texts=tuple(encoder.tokens.decode(each) for each in tokens),
         prefill_ms=tuple(float(line[2]) for line in mine),
         tokens_per_s=tuple(float(line[3]) or None for line in mine),
+        not_finite="" if all(tokens) else "the model's logits are not finite numbers",
     )

@@ -6,7 +6,6 @@ Reads a :class:`~edgepeft.bench.Job` on standard input and prints a :class:`~edg
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from collections import Counter
@@ -20,6 +19,7 @@ import numpy as np
 from ...bench import Job, RowLogits, WorkerResult
 from ...bundle import Bundle, read_bundle
 from ...errors import DeviceError, EdgepeftError
+from ...json_text import json_text
 from ...runtime.active import read_tensors
 from ...runtime.text import TextEncoder
 from ...targets import Shape, parse_shape
@@ -154,7 +154,9 @@ def measure(job: Job, buckets: Sequence[Shape]) -> WorkerResult:
         peak_rss_mb=None,
         cases=(),
         rows=tuple(done),
-        base_restored=all(np.array_equal(before[name], after[name]) for name in names) if job.restore else None,
+        base_restored=all(np.array_equal(before[name], after[name], equal_nan=True) for name in names)
+        if job.restore
+        else None,
         notes=tuple(notes),
     )
 
@@ -175,7 +177,7 @@ def main() -> int:
     os.dup2(2, 1)
     try:
         if sys.argv[1] == "--assign":
-            said = json.dumps(assigned(Path(sys.argv[2])))
+            said = json_text(assigned(Path(sys.argv[2])), indent=None)
         else:
             job = Job.model_validate_json(sys.stdin.read())
             said = measure(job, [parse_shape(text) for text in sys.argv[1].split(",")]).model_dump_json()

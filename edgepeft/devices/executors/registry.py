@@ -1,28 +1,15 @@
-"""Which executor runs a target."""
+"""Which executor runs a target: made as its entry in :data:`edgepeft.executors.EXECUTORS` says."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from typing import cast
+from typing import Any, cast
 
 from ...errors import InputError, TargetError
+from ...executors import executor_entry
 from ...targets import Target
 from .protocol import Executor
-
-#: Executor by the word before ``://`` in a target's ``executor`` key, as ``module:class``; made with ``(target, address)``
-#: where it has an address and ``(target)`` otherwise. Imported when one is asked for.
-_HOME = {
-    "local": ".local:LocalExecutor",
-    "arm64": ".arm64:Arm64Executor",
-    "ssh": ".ssh:SshExecutor",
-    "adb": ".adb:AdbExecutor",
-    "cpp": ".cpp:CppExecutor",
-    "qnn": ".qnn:QnnExecutor",
-    "web": ".web:WebExecutor",
-    "webgpu": ".web:WebGpuExecutor",
-    "node": ".web:NodeExecutor",
-}
 
 
 def setup_target(
@@ -30,20 +17,20 @@ def setup_target(
 ) -> None:
     """Fetch what the target's executor needs that edgepeft can fetch itself; :class:`TargetError` where there is nothing.
 
-    Raises :class:`DeviceError` where something cannot be fetched; see :func:`edgepeft.devices.executors.sysroot.build_sysroot`.
+    Raises :class:`DeviceError` where something cannot be fetched; see :func:`edgepeft.devices.executors.sysroot.set_up`.
     """
-    if target.executor == "arm64":
-        from .sysroot import build_sysroot, is_arm_linux
+    entry = executor_entry(target.executor)
+    if entry is None or not entry.setup:
+        raise TargetError(
+            f"nothing to set up for {target.name} (executor {target.executor}); `edgepeft targets doctor {target.name}` says "
+            "what it needs"
+        )
+    _load(entry.setup)(announce, again=again)
 
-        if is_arm_linux():
-            announce("this machine is 64-bit Arm: nothing to set up")
-        else:
-            build_sysroot(announce, again=again)
-        return
-    raise TargetError(
-        f"nothing to set up for {target.name} (executor {target.executor}); `edgepeft targets doctor {target.name}` says "
-        "what it needs"
-    )
+
+def _load(home: str) -> Any:
+    module, name = home.split(":")
+    return getattr(importlib.import_module(module, __package__), name)
 
 
 def executor_for(target: Target, on: str | None = None) -> Executor | None:
@@ -61,12 +48,8 @@ def executor_for(target: Target, on: str | None = None) -> Executor | None:
             address = Target.model_validate({**target.model_dump(), "executor": on}).executor
         except ValidationError as error:
             raise InputError(f"--on {on!r}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error
-    if address == "static":
+    entry = executor_entry(address)
+    if entry is None:
         return None
-    scheme = address.partition("://")[0]
-    home = _HOME.get(scheme)
-    if home is None:
-        return None
-    module, name = home.split(":")
-    make = getattr(importlib.import_module(module, __package__), name)
-    return cast(Executor, make(target, address) if scheme in {"ssh", "adb"} else make(target))
+    make = _load(entry.home)
+    return cast(Executor, make(target, address) if entry.address else make(target))

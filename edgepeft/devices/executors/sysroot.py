@@ -19,6 +19,7 @@ from pathlib import Path
 from ...bundle import hash_file, replace_folder
 from ...cache import cache_dir
 from ...errors import DeviceError
+from ...json_text import json_text
 from .debian import call, require_apt, unpack
 from .qemu import PACKAGES as EMULATOR
 from .qemu import SUITE, build_counter, unpack_emulator, write_cpuinfo
@@ -49,7 +50,9 @@ Announce = Callable[[str], None]
 
 
 def _recipe() -> str:
-    return hashlib.sha256(json.dumps([SUITE, PACKAGES, EMULATOR, sorted(WHEELS.items())]).encode()).hexdigest()
+    return hashlib.sha256(
+        json_text([SUITE, PACKAGES, EMULATOR, sorted(WHEELS.items())], indent=None).encode()
+    ).hexdigest()
 
 
 def sysroot_folder() -> Path:
@@ -89,7 +92,7 @@ def build_sysroot(announce: Announce = lambda message: None, *, again: bool = Fa
         files |= unpack_emulator(staging / "qemu")
         files |= _wheels(staging, announce)
         stamp = {"recipe": _recipe(), "files": files}
-        (staging / STAMP).write_text(json.dumps(stamp, indent=1) + "\n", encoding="utf-8")
+        (staging / STAMP).write_text(json_text(stamp) + "\n", encoding="utf-8")
         replace_folder(staging, folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -133,3 +136,11 @@ def _wheels(staging: Path, announce: Announce) -> dict[str, str]:
 def is_arm_linux() -> bool:
     """Whether this machine runs aarch64 Linux programs itself."""
     return platform.system() == "Linux" and platform.machine().lower() in {"aarch64", "arm64"}
+
+
+def set_up(announce: Callable[[str], None], *, again: bool = False) -> None:
+    """Make :func:`build_sysroot`'s system, where this machine is not an Arm one itself."""
+    if is_arm_linux():
+        announce("this machine is 64-bit Arm: nothing to set up")
+    else:
+        build_sysroot(announce, again=again)

@@ -79,7 +79,17 @@ class Conversation:
         tokens = generator.encode(prompt, options, active.prefix_length)
         plan = generator.plan([tokens], options, active.prefix_length)
         decoder, reused = self._ready(active, tokens, len(tokens) + plan.max_new_tokens)
-        run = Run(decoder, [tokens], plan, generator.tokens, [active.name or None], started, reused)
+        run = Run(
+            decoder,
+            [tokens],
+            plan,
+            generator.tokens,
+            [active.name or None],
+            started,
+            reused,
+            variant=generator.graphs.variant,
+            path=generator.graphs.bundle.path,
+        )
         self._busy = True
 
         def ended(result: Generation, completed: bool) -> None:

@@ -85,7 +85,16 @@ class Generator:
         capacity = max(map(len, encoded)) + plan.max_new_tokens
         decoder = self.decoder(active, len(encoded), capacity)
         return Run(
-            decoder, encoded, plan, self.tokens, adapters, started, first_row=first_row, continues=self.continues
+            decoder,
+            encoded,
+            plan,
+            self.tokens,
+            adapters,
+            started,
+            first_row=first_row,
+            continues=self.continues,
+            variant=self.graphs.variant,
+            path=self.graphs.bundle.path,
         )
 
     def generate(

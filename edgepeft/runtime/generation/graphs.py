@@ -19,6 +19,10 @@ class Graphs(Protocol):
         """The bundle."""
 
     @property
+    def variant(self) -> str:
+        """The variant that is open."""
+
+    @property
     def session(self) -> Any:
         """The session of a decoder-only model, or of an encoder; :class:`InputError` once closed."""
 

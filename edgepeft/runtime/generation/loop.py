@@ -10,7 +10,8 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from ...errors import InputError
+from ...errors import InputError, NonFiniteError
+from ..finite import non_finite
 from .sampling import Sampler, Sampling
 from .tokens import TextPieces, Tokens
 
@@ -132,12 +133,13 @@ class Run:
 
     ``decoder`` holds the cache; ``reused`` tokens of a single prompt are in it already. ``first_row`` is the first prompt's
     place in the caller's list. Rows that have ended leave the batch. ``continues``: texts go on from their prompts; else
-    neither text nor penalties look at them.
+    neither text nor penalties look at them. ``variant`` and ``path`` of the bundle are for messages.
     """
 
     def __init__(
         self, decoder: Steps, prompts: Sequence[Sequence[int]], plan: Plan, tokens: Tokens,
         adapters: Sequence[str | None], started: float, reused: int = 0, first_row: int = 0, continues: bool = True,
+        variant: str = "", path: object = "",
     ) -> None:  # fmt: skip
         import onnxruntime as ort
 
@@ -146,6 +148,7 @@ class Run:
         self._options.log_severity_level = 4  # it would report a cancellation; what fails is raised
         self._plan = plan
         self._reused = reused
+        self._model = variant, path
         self._adapters = adapters
         self._rows = [
             _Row(number, first_row + number, prompt, plan, tokens, continues) for number, prompt in enumerate(prompts)
@@ -174,7 +177,10 @@ class Run:
         self._prefilled = self._first = perf_counter()
         while logits is not None:
             for row, scores in zip(going, logits, strict=True):
-                piece = row.take(scores, self._plan)
+                try:
+                    piece = row.take(scores, self._plan)
+                except NonFiniteError as error:
+                    raise non_finite(str(error), self._adapters[row.number], *self._model) from error
                 if len(row.tokens) == 1:
                     self._first = perf_counter()
                 if piece:

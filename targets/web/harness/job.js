@@ -3,7 +3,7 @@
  * measuring process takes and gives (`edgepeft/worker/job.py`).
  */
 
-import { BundleError, InputError } from "../src/errors.js";
+import { BundleError, InputError, NonFiniteError } from "../src/errors.js";
 import { openBundle } from "../src/open.js";
 import { Random } from "../src/random.js";
 
@@ -56,7 +56,10 @@ export async function runJob(job, rss = () => null) {
     }
     const cases = [];
     if (job.cases[0]) await tierUp(runtime, job.cases[0], job.sampling);
-    for (const each of job.cases) cases.push({ case: each, samples_ms: await measureCase(runtime, each, job.sampling) });
+    for (const each of job.cases) {
+      const samples_ms = await measureCase(runtime, each, job.sampling);
+      cases.push({ case: each, samples_ms, not_finite: await notFinite(runtime, each, job.sampling) });
+    }
     const swap = job.swaps ? await measureSwaps(runtime, job, rss) : null;
     return { load_ms, rss_start_mb: start, rss_loaded_mb: loaded, rows, generated, base_restored: restored, cases, swap, notes: await placementNotes(runtime) };
   } finally {
@@ -91,15 +94,28 @@ const isLanguageModel = (runtime) => runtime.manifest.task === "text-generation"
 async function generate(runtime, { adapter, texts, max_new_tokens, chat }) {
   await runtime.use(adapter);
   const found = [];
-  for (const text of texts) found.push(await runtime.generate(text, { maxNewTokens: max_new_tokens, temperature: 0, ...(chat === null ? {} : { chat }) }));
+  let not_finite = "";
+  for (const text of texts) {
+    try {
+      found.push(await runtime.generate(text, { maxNewTokens: max_new_tokens, temperature: 0, ...(chat === null ? {} : { chat }) }));
+    } catch (error) {
+      if (!(error instanceof NonFiniteError)) throw error;
+      not_finite = error.message; // a finding, which a gate reports
+      found.push({ tokens: [], text: "", prefillMs: 0, tokensPerSecond: null });
+    }
+  }
   return {
     adapter,
     tokens: found.map((each) => each.tokens),
     texts: found.map((each) => each.text),
     prefill_ms: found.map((each) => each.prefillMs),
     tokens_per_s: found.map((each) => each.tokensPerSecond),
+    not_finite,
   };
 }
+
+/** A number as JSON holds it: `JSON.stringify` writes null for NaN and infinities, so these go by name. @param {number} value */
+const jsonNumber = (value) => (Number.isFinite(value) ? value : String(value));
 
 /** @param {Runtime} runtime @param {Job} job */
 async function runRows(runtime, job) {
@@ -110,7 +126,7 @@ async function runRows(runtime, job) {
   for (const { adapter, texts, pairs, batch } of job.rows) {
     await runtime.use(adapter);
     const inputs = pairs === null ? texts : texts.map((text, i) => /** @type {[string, string]} */ ([text, pairs[i] ?? ""]));
-    rows.push({ adapter, logits: await runtime.logits(inputs, { batchSize: batch }) });
+    rows.push({ adapter, logits: (await runtime.logits(inputs, { batchSize: batch })).map((row) => row.map(jsonNumber)) });
   }
   if (before === null) return { rows, restored: null };
   const after = await probe(runtime, every.toReversed());
@@ -201,6 +217,21 @@ async function measureCase(runtime, { adapter, batch, sequence }, sampling) {
     if (samples.length >= sampling.min_iterations && performance.now() - begin >= sampling.measure_s * 1e3) break;
   }
   return samples;
+}
+
+/**
+ * Which outputs of a case are not finite numbers, in words; empty where all are.
+ *
+ * @param {Runtime} runtime @param {Case} shape @param {Sampling} sampling
+ */
+async function notFinite(runtime, { adapter, batch, sequence }, sampling) {
+  await runtime.use(adapter);
+  const outputs = await runtime.forward(randomInputs(runtime, await runtime.vocabulary(), batch, sequence, sampling.seed));
+  return Object.entries(outputs)
+    .map(([name, { data }]) => ({ name, size: data.length, bad: Array.from(data, Number).filter((value) => !Number.isFinite(value)).length }))
+    .filter(({ bad }) => bad)
+    .map(({ name, size, bad }) => `${bad} of ${size} numbers of output ${name}`)
+    .join(", ");
 }
 
 /** @param {Runtime} runtime @param {Job} job @param {() => number | null} rss */

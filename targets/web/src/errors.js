@@ -9,7 +9,8 @@
  * │   └── UnknownAdapterError    no adapter of that name in the bundle
  * └── BundleError           a bundle cannot be opened
  *     ├── ManifestError     edgepeft.json is missing or does not fit the schema
- *     └── CorruptBundleError     a file is missing, truncated or was edited
+ *     ├── CorruptBundleError     a file is missing, truncated or was edited
+ *     └── NonFiniteError    a model's outputs are NaN or infinite
  * ```
  */
 
@@ -45,3 +46,6 @@ export class ManifestError extends BundleError {}
 
 /** A file of the bundle is missing, truncated or was edited after the bundle was written. */
 export class CorruptBundleError extends BundleError {}
+
+/** The outputs of a base or adapter are NaN or infinite, so they stand for no label and no token. */
+export class NonFiniteError extends BundleError {}

@@ -2,7 +2,7 @@
 
 import { adapterTensors, checkLinear, makeActive, scaled } from "./active.js";
 import { blendLabels, blendTensors, checkBlend, describeBlend } from "./blend.js";
-import { BundleError, InputError, UnknownAdapterError } from "./errors.js";
+import { BundleError, InputError, NonFiniteError, UnknownAdapterError } from "./errors.js";
 import { findAdapter } from "./manifest.js";
 import { checkMixed, mixedTensors } from "./mixed.js";
 import { readChecked } from "./source.js";
@@ -294,10 +294,15 @@ export class Runtime {
    * @param {Text[]} texts
    * @param {{ batchSize?: number }} [options]
    * @returns {Promise<Prediction[]>}
+   * @throws {NonFiniteError} For logits that are NaN or infinite; `logits` gives them as they are.
    */
   async predict(texts, options) {
-    const { labels } = this;
-    return (await this.logits(texts, options)).map((row) => prediction(row, labels ?? row.map((_, i) => `LABEL_${i}`)));
+    const { labels, active } = this;
+    const rows = await this.logits(texts, options);
+    if (!rows.every((row) => row.every(Number.isFinite))) {
+      throw new NonFiniteError(`${this.name}: ${active === null ? "the base" : `adapter '${active}'`} gives logits that are not finite numbers; try another variant or adapter`);
+    }
+    return rows.map((row) => prediction(row, labels ?? row.map((_, i) => `LABEL_${i}`)));
   }
 
   /**

@@ -1,6 +1,6 @@
 /** Choosing the next token from logits: the rules, and the draws, of edgepeft's Python runtime. */
 
-import { BundleError, InputError } from "./errors.js";
+import { InputError, NonFiniteError } from "./errors.js";
 import { anySeed, Random } from "./random.js";
 
 /**
@@ -72,7 +72,7 @@ export class Sampler {
   pick(logits) {
     const scores = this.#seen === null ? logits : penalized(logits, this.#seen, this.#sampling.repetitionPenalty);
     const best = argmax(scores);
-    if (!Number.isFinite(scores[best])) throw new BundleError(`the model's logits are not finite numbers (${scores[best]}); export the bundle again`);
+    if (!Number.isFinite(scores[best])) throw new NonFiniteError(`the model's logits are not finite numbers (${scores[best]}); try another variant or adapter, or export the bundle again`);
     const token = this.#sampling.temperature === 0 ? best : this.#draw(scores);
     this.#seen?.add(token);
     return token;

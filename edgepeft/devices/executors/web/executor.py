@@ -13,6 +13,7 @@ from pydantic import ValidationError
 
 from ....bench import Job, WorkerResult
 from ....errors import DeviceError
+from ....json_text import json_text
 from ....targets import Target
 from ....terminate import run_child
 from ....worker.host import fingerprint
@@ -138,7 +139,7 @@ class NodeExecutor:
                 shutil.copytree(web_folder() / name, Path(folder) / name)
             shutil.copyfile(web_folder() / "package.json", Path(folder) / "package.json")
             (Path(folder) / "node_modules").symlink_to(packages / "node_modules", target_is_directory=True)
-            text = self._node([node, str(Path(folder) / "harness" / "node.js")], json.dumps(asked))
+            text = self._node([node, str(Path(folder) / "harness" / "node.js")], json_text(asked, indent=None))
         return _result(job, _object(text, self.name), self.name)
 
     def _node(self, command: list[str], asked: str) -> str:

@@ -9,12 +9,10 @@ from urllib.parse import urlencode
 
 from ....bundle import read_bundle
 from ....errors import BundleError, InputError
+from ....quantize.recipes import preferred
 from .folders import bundle_folder, module_folders
 from .packages import install, web_folder
 from .site import Site
-
-#: Small first: the page fetches the base before it shows anything.
-_PREFERRED = ("int8", "q4", "fp32")
 
 
 def demo_site(
@@ -38,7 +36,8 @@ def demo_site(
             f"{opened.path}: {f'variant {variant}' if variant else 'no variant'} has {'no' if variant else 'a'} graph whose slots "
             f"are plain inputs, which ONNX Runtime Web needs. Write it with: edgepeft web prepare {opened.path}"
         )
-    first = variant or next((name for name in _PREFERRED if name in ready), ready[0])
+    # Small first: the page fetches the base before it shows anything.
+    first = variant or next((name for name in preferred("browsers") if name in ready), ready[0])
     announce("fetching ONNX Runtime Web with npm (once)")
     packages = install()
     folders = {"/bundle/": bundle_folder(opened.path), **module_folders(packages, "page")}

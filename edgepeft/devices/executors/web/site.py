@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import queue
 import threading
 from collections.abc import Mapping
@@ -14,6 +13,7 @@ from types import TracebackType
 from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
+from ....json_text import json_text
 from .folders import Folder
 from .server import BoundedServer
 
@@ -271,4 +271,4 @@ def _is_local(host: str) -> bool:
 
 def as_json(value: Any) -> str:
     """A value as a text to serve."""
-    return json.dumps(value)
+    return json_text(value, indent=None)
