@@ -58,20 +58,21 @@ def _beta_fraction(a: float, b: float, x: float) -> float:
     raise ArithmeticError(f"incomplete beta did not converge for a={a}, b={b}, x={x}")
 
 
-def _incomplete_beta(a: float, b: float, x: float) -> float:
-    """The regularised incomplete beta function I_x(a, b)."""
-    if x <= 0.0 or x >= 1.0:
-        return min(max(x, 0.0), 1.0)
-    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log1p(-x))
+def _incomplete_beta(a: float, b: float, x: float, rest: float) -> float:
+    """The regularised incomplete beta function I_x(a, b); ``rest`` is 1 - x, which a caller may know more exactly."""
+    if x <= 0.0 or rest <= 0.0:
+        return 0.0 if x <= 0.0 else 1.0
+    front = math.exp(math.lgamma(a + b) - math.lgamma(a) - math.lgamma(b) + a * math.log(x) + b * math.log(rest))
     # The fraction converges fast on this side only; the symmetry I_x(a, b) = 1 - I_{1-x}(b, a) gives the other.
     if x < (a + 1) / (a + b + 2):
         return front * _beta_fraction(a, b, x) / a
-    return 1.0 - front * _beta_fraction(b, a, 1.0 - x) / b
+    return 1.0 - front * _beta_fraction(b, a, rest) / b
 
 
 def t_tail(t: float, df: float) -> float:
     """P(T > t) for Student's t with ``df`` degrees of freedom, ``t >= 0`` (DLMF 8.17; Abramowitz and Stegun 26.7.1)."""
-    return 0.5 * _incomplete_beta(df / 2, 0.5, df / (df + t * t))
+    whole = df + t * t
+    return 0.5 * _incomplete_beta(df / 2, 0.5, df / whole, t * t / whole)
 
 
 @lru_cache(maxsize=4096)

@@ -180,7 +180,7 @@ class Run:
                 try:
                     piece = row.take(scores, self._plan)
                 except NonFiniteError as error:
-                    raise non_finite(str(error), self._adapters[row.number], *self._model) from error
+                    raise non_finite("next-token logits", self._adapters[row.number], *self._model) from error
                 if len(row.tokens) == 1:
                     self._first = perf_counter()
                 if piece:

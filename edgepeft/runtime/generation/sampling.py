@@ -59,7 +59,7 @@ class Sampler:
             logits = _penalized(logits, self._seen, sampling.repetition_penalty)
         best = int(logits.argmax())  # NaN counts as the largest
         if not math.isfinite(logits[best]):
-            raise NonFiniteError(f"next-token logits ({logits[best]} the largest)")
+            raise NonFiniteError(f"the next token's logits are not finite numbers ({logits[best]} the largest)")
         token = best if sampling.temperature == 0 else self._draw(logits)
         if self._seen is not None:
             self._seen = np.union1d(self._seen, [token])

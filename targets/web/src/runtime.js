@@ -300,7 +300,9 @@ export class Runtime {
     const { labels, active } = this;
     const rows = await this.logits(texts, options);
     if (!rows.every((row) => row.every(Number.isFinite))) {
-      throw new NonFiniteError(`${this.name}: ${active === null ? "the base" : `adapter '${active}'`} gives logits that are not finite numbers; try another variant or adapter`);
+      throw new NonFiniteError(
+        `${this.name}: ${active === null ? "the base" : `adapter '${active}'`} gives logits that are not finite numbers; try another variant or adapter`,
+      );
     }
     return rows.map((row) => prediction(row, labels ?? row.map((_, i) => `LABEL_${i}`)));
   }

@@ -72,7 +72,8 @@ export class Sampler {
   pick(logits) {
     const scores = this.#seen === null ? logits : penalized(logits, this.#seen, this.#sampling.repetitionPenalty);
     const best = argmax(scores);
-    if (!Number.isFinite(scores[best])) throw new NonFiniteError(`the model's logits are not finite numbers (${scores[best]}); try another variant or adapter, or export the bundle again`);
+    if (!Number.isFinite(scores[best]))
+      throw new NonFiniteError(`the model's logits are not finite numbers (${scores[best]}); try another variant or adapter, or export the bundle again`);
     const token = this.#sampling.temperature === 0 ? best : this.#draw(scores);
     this.#seen?.add(token);
     return token;
