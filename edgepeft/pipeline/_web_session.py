@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import onnx_ir as ir
 
+from ..adapters.bundle_graph import load_graph
 from ..adapters.files import read_onnx_adapter
 from ..bundle import Bundle, Manifest
 from ..runtime.active import read_tensors
@@ -65,8 +65,8 @@ class Fed:
         decoder = entry.decoder_input_file
         self.seq2seq = None if decoder is None else _Decoder(_Graph(bundle.file(decoder), unpack))
         held = self.manifest.slot_defaults
-        defaults = read_onnx_adapter(bundle.file(held))[0] if held else {}
-        first = ir.load(bundle.file(entry.file)).graph.initializers
+        defaults = _read_defaults(bundle, held) if held else {}
+        first = load_graph(bundle, entry.file).graph.initializers
         optional = {value.name: first[value.name].const_value for value in self.manifest.inputs if value.optional}
         self._empty: dict[str, np.ndarray] = {
             **empty_slots(self.manifest, defaults),
@@ -91,6 +91,11 @@ class Fed:
     def run_arrays(self, inputs: Arrays, active: Arrays) -> dict[str, np.ndarray]:
         """:meth:`forward` with what :meth:`snapshot` gave."""
         return self._graph.run({**active, **inputs})
+
+
+def _read_defaults(bundle: Bundle, file: str) -> dict[str, np.ndarray]:
+    with bundle.open(file) as opened:
+        return read_onnx_adapter(Path(opened.load_path))[0]
 
 
 class _Decoder:
