@@ -132,5 +132,5 @@ def _check_in_place(weights: VerifiedFile, graph: str, folder: int | None) -> No
         status = weights.path.stat() if folder is None else os.stat(inside, dir_fd=folder)
     except OSError as error:
         raise CorruptBundleError(f"{weights.path} was removed while it was opened; open the bundle again") from error
-    if Identity.of(status) != weights.identity:
+    if Identity.of(status) != Identity.of(os.fstat(weights.descriptor)):
         raise CorruptBundleError(f"{weights.path} was replaced while it was opened; open the bundle again")
