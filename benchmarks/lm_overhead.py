@@ -50,7 +50,7 @@ class Ours:
         self.model = runtime.open(bundle, variant=variant, threads=threads).use(adapter)
 
     def begin(self, prompt: list[int]) -> None:
-        self.decoder = self.model.generator.decoder(self.model.snapshot(), 1, len(prompt) + 64)
+        self.decoder = self.model.decoder(1, len(prompt) + 64)
         self.decoder.prefill([prompt])
 
     def step(self, token: int) -> None:

@@ -44,10 +44,10 @@ class Ours:
 
     def begin(self, adapter: str | None, prompt: list[int], new: int) -> int:
         """Read the prompt; the first token."""
-        generator = self.model.use(adapter).generator
-        self.decoder = generator.decoder(self.model.snapshot(), 1, len(prompt) + new)
+        view = self.model.adapter(adapter)
+        self.decoder = view.decoder(1, len(prompt) + new)
         self.sampler = Sampler(Sampling(), 0, prompt)
-        self.pieces = TextPieces(generator.tokens, prompt, ())
+        self.pieces = TextPieces(view.generator.tokens, prompt, ())
         return self._take(self.decoder.prefill([prompt]))
 
     def step(self, token: int) -> int:

@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 
+from ..bundle.cache_names import as_pasts, is_past
 from .ragged import SHAPES, ragged_batches
 
 #: Runs one step: inputs by name (caches included) to outputs by name.
 Step = Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]]
 
 _SHORT = 32
-_PAST, _PRESENT = "past_key_values.", "present."
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def empty_cache(inputs: Mapping[str, Sequence[int | str]], batch: int) -> dict[s
     return {
         name: np.zeros((batch, int(shape[1]), 0, int(shape[3])), np.float32)
         for name, shape in inputs.items()
-        if name.startswith(_PAST)
+        if is_past(name)
     }
 
 
@@ -82,7 +82,7 @@ def run_causal(
     for index in range(batch.following.shape[1]):
         mask = np.concatenate([mask, np.ones((rows, 1), np.int64)], axis=1)
         feeds = {"input_ids": batch.following[:, index : index + 1], "attention_mask": mask}
-        feeds |= {_PAST + name.removeprefix(_PRESENT): a for name, a in outputs.items() if name.startswith(_PRESENT)}
+        feeds |= as_pasts(outputs)
         if "position_ids" in inputs:
             feeds["position_ids"] = (lengths + index)[:, None].astype(np.int64)
         outputs = step(feeds)

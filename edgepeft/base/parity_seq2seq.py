@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-PAST, PRESENT = "past_key_values.", "present."
+from ..bundle.cache_names import as_pasts, grows
+
 #: Tokens that the decoder is compared on, beyond its first.
 STEPS = 3
 
@@ -25,16 +26,16 @@ def teacher_forced(
     """
     encoded = encode(inputs)
     rows = len(following)
-    cache = {PAST + name.removeprefix(PRESENT): a for name, a in encoded.items() if name.startswith(PRESENT)}
+    cache = as_pasts(encoded)
     cache |= {
         name: np.zeros((rows, int(shape[1]), 0, int(shape[3])), np.float32)
         for name, shape in shapes.items()
-        if name.startswith(PAST) and ".decoder." in name
+        if grows(name)
     }
     logits = []
     for part in (following[:, :2], *np.split(following[:, 2:], following.shape[1] - 2, axis=1)):
         found = decode({"input_ids": part, "encoder_attention_mask": inputs["attention_mask"], **cache})
-        cache |= {PAST + name.removeprefix(PRESENT): a for name, a in found.items() if name.startswith(PRESENT)}
+        cache |= as_pasts(found)
         logits.append(found["logits"])
     return np.concatenate(logits, axis=1)
 

@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from ..errors import ManifestError
+from .cache_names import LAYER_PAST, PAST
 from .slots import Dim, Schema, SlotTable
 
 SCHEMA_VERSION = 1
@@ -26,8 +27,6 @@ MANIFEST_NAME = "edgepeft.json"
 
 #: Adapter and variant names become file names and tensor prefixes on every platform.
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-
-_CACHE = re.compile(r"past_key_values\.(\d+\.(?:key|value))")
 
 
 def _check_relative(path: str) -> str:
@@ -108,9 +107,9 @@ class GraphInput(Schema):
 def prefix_tensors(inputs: Iterable[GraphInput]) -> dict[str, tuple[Dim, ...]]:
     """What an adapter that stands before the sequence holds, with shapes: one tensor for each cache input of the base."""
     return {
-        f"prefix.{match[1]}": (1, value.shape[1], "prefix_length", value.shape[3])
+        f"prefix.{value.name.removeprefix(PAST)}": (1, value.shape[1], "prefix_length", value.shape[3])
         for value in inputs
-        if (match := _CACHE.fullmatch(value.name)) is not None and len(value.shape) == 4
+        if LAYER_PAST.fullmatch(value.name) and len(value.shape) == 4
     }
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
+from ..bundle import Verify
 from ..errors import InputError
 from .guarded import guarded
 from .options import Command, bundle_argument, json_option, option, path_option, threads_option
@@ -34,6 +35,13 @@ from .values import parse_weights
 @option("--scale", section="Model", default=1.0, metavar="X", help="Multiply the adapter's low-rank part.")
 @option("--variant", section="Model", metavar="NAME", show_default="fp32", help="The variant of the base to run.")
 @threads_option
+@option(
+    "--verify",
+    section="Model",
+    type=click.Choice(get_args(Verify)),
+    default="changed",
+    help="Hash the bundle's files: always, those that changed since they were last hashed, or never.",
+)
 @generation_options
 @json_option
 @guarded
@@ -48,6 +56,7 @@ def run(
     scale: float,
     variant: str | None,
     threads: int | None,
+    verify: Verify,
     as_json: bool,
     **generation: Any,
 ) -> None:
@@ -64,7 +73,7 @@ def run(
     if not texts:
         raise InputError("no text: give one as an argument, or a file with --file")
     chosen = parse_weights(adapter.split(",")) if adapter is not None and "=" in adapter else adapter
-    opened = runtime.open(bundle, variant=variant, threads=threads).use(chosen, scale=scale, head=head)
+    opened = runtime.open(bundle, variant=variant, threads=threads, verify=verify).use(chosen, scale=scale, head=head)
     if opened.manifest.writes:
         run_prompts(opened, texts, generation, as_json)
         return

@@ -119,8 +119,8 @@ def _changes_output(bundle: Bundle, name: str) -> bool:
     """Run the base and the adapter once: non-finite numbers are an error, equal ones a warning."""
     probe = bundle_probe(bundle)
     runtime = runtimes.open(bundle.path)
-    plain = probe.run(runtime)
-    edited = probe.run(runtime.use(name))
+    plain = probe.run(runtime.base)
+    edited = probe.run(runtime.adapter(name))
     if not all(np.isfinite(array).all() for found in edited for array in found.values()):
         raise AdapterError(f"adapter {name!r} gives NaN or infinite outputs; the bundle was left as it was")
     return not same_outputs(edited, plain)

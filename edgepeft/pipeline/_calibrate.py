@@ -14,6 +14,7 @@ from ..data import Examples, evenly
 from ..errors import BundleError, InputError, UnknownAdapterError
 from ..quantize.w8a16 import Ranges, with_extremes
 from ..runtime.active import load_adapter
+from ..runtime.sessions import open_session
 from ..runtime.text import TextEncoder
 
 #: Texts run for each adapter, spread evenly over those given.
@@ -75,11 +76,7 @@ def _run(
     texts: Mapping[str | None, list[Any]],
     announce: Callable[[str], None],
 ) -> tuple[Ranges, dict[str, int]]:
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.log_severity_level = 3  # it warns once a slot, see runtime.session
-    session = ort.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+    session = open_session(file)
     encoder = TextEncoder(bundle)
     low, high = (np.zeros(len(names)) for _ in range(2))  # zero is always in a range: it must be exact
     outputs = [f"{name}/{part}" for part in ("min", "max") for name in names]

@@ -204,10 +204,8 @@ def _compare(before: Bundle, after: Bundle, variant: str) -> None:
     one, two = runtimes.open(before.path, variant=variant), runtimes.open(after.path, variant=variant)
     for adapter in (None, *before.manifest.adapters):
         for batch in bundle_batches(before):
-            one.use(adapter)
-            two.use(adapter)
-            found: dict[str, np.ndarray] = two.forward(batch)
-            worst = output_difference(found, one.forward(batch), batch["attention_mask"])
+            found: dict[str, np.ndarray] = two.adapter(adapter).forward(batch)
+            worst = output_difference(found, one.adapter(adapter).forward(batch), batch["attention_mask"])
             if not worst <= PARITY_TOLERANCE:
                 raise ParityError(
                     f"{adapter or 'the base'}: {variant} changed by {worst:.2g} on the way; nothing was written"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import onnx_ir as ir
@@ -14,7 +13,6 @@ from ..bundle import Bundle, Manifest, Variant, read_bundle, replacing
 from ..errors import InputError, ParityError
 from ..graph.passes.plain_inputs import plain_inputs
 from ..graph.passes.unpack_int4 import set_accuracy_level, unpack_weights
-from ..runtime import Runtime
 from ..runtime import open as open_bundle
 from ..validate.probe import bundle_probe, same_outputs
 from ._manifest import write_manifest
@@ -101,8 +99,8 @@ def _unpack(bundle: Bundle, variant: str, announce: Announce) -> bool:
         probe = bundle_probe(bundle)
         before, after = Fed(bundle, variant, reference), Fed(bundle, variant, path, unpack=True)
         for adapter in (None, *bundle.manifest.slot_adapters):
-            expected = probe.run(cast(Runtime, before.use(adapter)))
-            difference = probe.difference(probe.run(cast(Runtime, after.use(adapter))), expected)
+            expected = probe.run(before.use(adapter))
+            difference = probe.difference(probe.run(after.use(adapter)), expected)
             if not difference <= _TOLERANCE:
                 raise ParityError(
                     f"variant {variant}, {adapter or 'the base'}: with unpacked weights the outputs differ by {difference:.1e}, "
@@ -168,8 +166,8 @@ def _compare(bundle: Bundle, variant: str) -> None:
     manifest, probe = bundle.manifest, bundle_probe(bundle)
     runtime, fed = open_bundle(bundle.path, variant=variant), Fed(bundle, variant)
     for adapter in (None, *manifest.slot_adapters):
-        mine = probe.run(cast(Runtime, fed.use(adapter)))
-        if not same_outputs(mine, probe.run(runtime.use(adapter))):
+        mine = probe.run(fed.use(adapter))
+        if not same_outputs(mine, probe.run(runtime.adapter(adapter))):
             entry = manifest.variants[variant]
             raise ParityError(
                 f"variant {variant}, {adapter or 'the base'}: outputs of {entry.file} and {entry.input_file} differ; "

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ..adapters.bundle_graph import load_graph
 from ..adapters.files import read_onnx_adapter
-from ..bundle import Bundle, Manifest
+from ..bundle import Bundle, Manifest, variant_graphs
+from ..errors import InputError
 from ..runtime.active import read_tensors
+from ..runtime.sessions import open_graph_session, open_session, run_values
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -31,28 +34,14 @@ def _size(dim: int | str, sizes: Mapping[str, int]) -> int:
 class _Graph:
     """One graph; it takes what it knows of what is fed."""
 
-    def __init__(self, path: Path, unpack: bool) -> None:
-        import onnxruntime as ort
-
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        if unpack:  # fold DequantizeLinear of constants instead of fusing it
-            options.add_session_config_entry("session.disable_quant_qdq", "1")
-        self._session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    def __init__(self, session: Any) -> None:
+        self._session = session
         self._outputs = [output.name for output in self._session.get_outputs()]
         self.shapes = {value.name: value.shape for value in self._session.get_inputs()}
 
     def run(self, feeds: Arrays) -> dict[str, np.ndarray]:
         """Raw outputs by name."""
-        import onnxruntime as ort
-
-        values = {
-            name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
-            for name, array in feeds.items()
-            if name in self.shapes
-        }
-        found = self._session.run_with_ort_values(self._outputs, values)
-        return {name: value.numpy() for name, value in zip(self._outputs, found, strict=True)}
+        return run_values(self._session, self._outputs, {n: a for n, a in feeds.items() if n in self.shapes}, {})
 
 
 class Fed:
@@ -61,13 +50,19 @@ class Fed:
     def __init__(self, bundle: Bundle, variant: str, path: Path | None = None, *, unpack: bool = False) -> None:
         self.bundle, self.manifest = bundle, bundle.manifest
         entry = self.manifest.variants[variant]
-        self._graph = _Graph(path or bundle.file(entry.input_file or ""), unpack)
-        decoder = entry.decoder_input_file
-        self.seq2seq = None if decoder is None else _Decoder(_Graph(bundle.file(decoder), unpack))
+        # Unpacked: fold DequantizeLinear of constants instead of fusing it.
+        settings = {"session.disable_quant_qdq": "1"} if unpack else None
+        first, *second = variant_graphs(self.manifest, variant, "input")
+        self._graph = _Graph(
+            open_graph_session(bundle, first, settings=settings)
+            if path is None
+            else open_session(path, settings=settings)
+        )
+        self._decoder = _Graph(open_graph_session(bundle, second[0], settings=settings)) if second else None
         held = self.manifest.slot_defaults
         defaults = _read_defaults(bundle, held) if held else {}
-        first = load_graph(bundle, entry.file).graph.initializers
-        optional = {value.name: first[value.name].const_value for value in self.manifest.inputs if value.optional}
+        own = load_graph(bundle, entry.file).graph.initializers
+        optional = {value.name: own[value.name].const_value for value in self.manifest.inputs if value.optional}
         self._empty: dict[str, np.ndarray] = {
             **empty_slots(self.manifest, defaults),
             **{name: tensor.numpy() for name, tensor in optional.items() if tensor is not None},
@@ -80,35 +75,26 @@ class Fed:
         self._tensors = {} if adapter is None else read_tensors(self.bundle, adapter, entries[adapter])
         return self
 
-    def snapshot(self) -> Arrays:
-        """What the adapter in use feeds."""
-        return {**self._empty, **self._tensors}
-
     def forward(self, inputs: Arrays) -> dict[str, np.ndarray]:
         """Raw outputs by name."""
-        return self.run_arrays(inputs, self.snapshot())
+        return self._graph.run({**self._empty, **self._tensors, **inputs})
 
-    def run_arrays(self, inputs: Arrays, active: Arrays) -> dict[str, np.ndarray]:
-        """:meth:`forward` with what :meth:`snapshot` gave."""
-        return self._graph.run({**active, **inputs})
+    @property
+    def decoder_shapes(self) -> Mapping[str, Sequence[int | str]]:
+        """The inputs of an encoder-decoder's decoder, with their shapes."""
+        return self._second.shapes
+
+    def decode(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        """One run of an encoder-decoder's decoder."""
+        return self._second.run({**self._empty, **self._tensors, **inputs})
+
+    @property
+    def _second(self) -> _Graph:
+        if self._decoder is None:
+            raise InputError(f"{self.bundle.path} is for {self.manifest.task}; it has no decoder that writes texts")
+        return self._decoder
 
 
 def _read_defaults(bundle: Bundle, file: str) -> dict[str, np.ndarray]:
     with bundle.open(file) as opened:
         return read_onnx_adapter(Path(opened.load_path))[0]
-
-
-class _Decoder:
-    """The decoder of an encoder-decoder, as :class:`edgepeft.runtime.generation.encoder_decoder.Seq2Seq` runs it."""
-
-    def __init__(self, graph: _Graph) -> None:
-        self._graph = graph
-        self.shapes = graph.shapes
-
-    def slots(self, active: Arrays) -> Arrays:
-        """What is fed beside the tokens and caches."""
-        return active
-
-    def step(self, feeds: Arrays, active: Arrays) -> dict[str, np.ndarray]:
-        """One run of the decoder."""
-        return self._graph.run({**active, **feeds})

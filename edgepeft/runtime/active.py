@@ -1,4 +1,4 @@
-"""An adapter that is in use, and everything ONNX Runtime must not see freed while it is."""
+"""An adapter that is ready to run, and everything ONNX Runtime must not see freed while it runs."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 
 from ..bundle import AdapterEntry, Bundle
-from ..errors import AdapterMismatchError, CorruptBundleError, InputError
+from ..bundle.cache_names import PAST
+from ..errors import AdapterMismatchError, InputError
+from .buffers import as_values
 
 
 @dataclass(frozen=True)
 class ActiveAdapter:
-    """What one ``run`` needs for an adapter.
+    """What a run needs for an adapter, a blend or a batch in which each row has its own. Nothing changes it; threads share it.
 
     ``options`` refers to ``handle`` without keeping it alive (a use-after-free in ONNX Runtime's Python binding as of
     1.32), so both live here and a run holds this object. ``feeds`` are slot tensors given by value, for scales.
@@ -23,7 +25,9 @@ class ActiveAdapter:
     name: str
     scale: float
     labels: tuple[str, ...] | None
-    options: Any
+    options: Any = None
+    #: The labels of each row, where rows have adapters of their own.
+    row_labels: tuple[tuple[str, ...] | None, ...] | None = None
     handle: Any = None
     feeds: Mapping[str, Any] = field(default_factory=dict)
     #: What else equals this adapter: keys and values computed with an adapter of the same identity may be reused.
@@ -36,19 +40,27 @@ class ActiveAdapter:
         """How many places of the context stand before the first token."""
         return next((int(array.shape[2]) for array in self.prefix.values()), 0)
 
+    def labels_of(self, row: int) -> tuple[str, ...] | None:
+        """The labels of one row of a batch."""
+        return self.labels if self.row_labels is None else self.row_labels[row]
+
+    def logits_of(self, row: int, logits: np.ndarray) -> np.ndarray:
+        """A row's logits ``[..., labels]`` without what pads them where other rows of the batch have wider heads."""
+        labels = None if self.row_labels is None else self.row_labels[row]
+        return logits if labels is None else logits[..., : len(labels)]
+
 
 def load_adapter(bundle: Bundle, name: str) -> ActiveAdapter:
     """Map an adapter file into memory and make it ready to run."""
     import onnxruntime as ort
 
     entry = bundle.adapter(name)
-    path = bundle.file(entry.onnx_adapter)
-    if not path.is_file() or path.stat().st_size != bundle.manifest.files[entry.onnx_adapter].bytes:
-        raise CorruptBundleError(f"{path} is missing or was changed since the bundle was opened; copy the bundle again")
     if entry.prefix_length:
         return _before_sequence(bundle, name, entry)
     handle = ort.LoraAdapter()
-    handle.Load(str(path))
+    # What the bundle was opened with, whatever was added under that name since. The map outlives the open file.
+    with bundle.open(entry.onnx_adapter) as file:
+        handle.Load(file.load_path)
     options = ort.RunOptions()
     options.add_active_adapter(handle)
     return ActiveAdapter(
@@ -58,17 +70,14 @@ def load_adapter(bundle: Bundle, name: str) -> ActiveAdapter:
 
 def _before_sequence(bundle: Bundle, name: str, entry: AdapterEntry) -> ActiveAdapter:
     """An adapter that a sequence begins with: not through ``RunOptions``, since its tensors are no inputs of the graph."""
-    import onnxruntime as ort
-
     tensors = read_tensors(bundle, name, entry)
     types = {value.name: value.dtype for value in bundle.manifest.inputs}
-    pasts = {tensor: f"past_key_values.{tensor.removeprefix('prefix.')}" for tensor in bundle.manifest.prefix_tensors()}
+    pasts = {tensor: PAST + tensor.removeprefix("prefix.") for tensor in bundle.manifest.prefix_tensors()}
     return ActiveAdapter(
         name=name,
         scale=1.0,
         labels=entry.labels,
-        options=ort.RunOptions(),
-        feeds={n: ort.OrtValue.ortvalue_from_numpy(array) for n, array in tensors.items() if n not in pasts},
+        feeds=as_values({n: array for n, array in tensors.items() if n not in pasts}),
         identity=(name, 1.0),
         prefix={past: tensors[tensor].astype(types[past]) for tensor, past in pasts.items()},
     )
@@ -88,33 +97,27 @@ def check_linear(name: str, entry: AdapterEntry, what: str) -> None:
         )
 
 
-def scaled_adapter(bundle: Bundle, name: str, scale: float) -> ActiveAdapter:
-    """The adapter with its low-rank part multiplied by ``scale``; heads and biases are used as they are.
+def scaled_adapter(bundle: Bundle, name: str, tensors: Mapping[str, np.ndarray], scale: float) -> ActiveAdapter:
+    """The adapter that holds ``tensors``, its low-rank part multiplied by ``scale``; heads and biases are used as they are.
 
     Raises :class:`InputError` for an adapter that is not linear in a scale (DoRA, IA3).
     """
-    import onnxruntime as ort
-
     entry = bundle.adapter(name)
     check_linear(name, entry, "scaled")
     if not np.isfinite(scale):
         raise InputError(f"scale must be a finite number, found {scale}")
     factors = {slot.b for slot in bundle.manifest.slots.factored}
-    feeds = {
-        tensor: ort.OrtValue.ortvalue_from_numpy(array * np.float32(scale) if tensor in factors else array)
-        for tensor, array in read_tensors(bundle, name, entry).items()
-    }
-    return ActiveAdapter(
-        name=name, scale=scale, labels=entry.labels, options=ort.RunOptions(), feeds=feeds, identity=(name, scale)
-    )
+    feeds = as_values({n: array * np.float32(scale) if n in factors else array for n, array in tensors.items()})
+    return ActiveAdapter(name=name, scale=scale, labels=entry.labels, feeds=feeds, identity=(name, scale))
 
 
 def read_tensors(bundle: Bundle, name: str, entry: AdapterEntry) -> dict[str, np.ndarray]:
     """The adapter's tensors by slot name, copied out of its file."""
     import onnxruntime as ort
 
-    form = ort.AdapterFormat.read_adapter(str(bundle.file(entry.onnx_adapter)))
-    tensors = {tensor: value.numpy().copy() for tensor, value in form.get_parameters().items()}
+    with bundle.open(entry.onnx_adapter) as file:
+        form = ort.AdapterFormat.read_adapter(file.load_path)
+        tensors = {tensor: value.numpy().copy() for tensor, value in form.get_parameters().items()}
     check_tensors(bundle, name, entry, tensors)
     return tensors
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,16 +30,26 @@ def describe(weights: Mapping[str, float]) -> str:
     return ", ".join(f"{name}={weight:g}" for name, weight in weights.items())
 
 
-def blend(bundle: Bundle, weights: Mapping[str, float], *, scale: float = 1.0, head: str | None = None) -> Blend:
+def blend(
+    bundle: Bundle,
+    weights: Mapping[str, float],
+    *,
+    scale: float = 1.0,
+    head: str | None = None,
+    read: Callable[[str], Mapping[str, np.ndarray]] | None = None,
+) -> Blend:
     """The sum of the adapters' changes, each times its weight and ``scale``: ``W + Σ w_i A_i B_i`` at every site.
 
     A's stand side by side along the rank, B's below each other with the weights folded in, so the sum is exact and the
     graph does not change. Weights may be negative. Parameters that the adapters replace (heads, biases, norms) must be
-    equal in all of them, or are taken from the adapter ``head``. Raises :class:`InputError` for weights that are not
+    equal in all of them, or are taken from the adapter ``head``. ``read`` gives an adapter's tensors by name; without it they
+    are read from its file. Raises :class:`InputError` for weights that are not
     finite, for adapters with gains, and for replaced parameters that differ; :class:`UnknownAdapterError` for a name.
     """
     entries = _check(bundle, weights, scale, head)
-    loaded = {name: read_tensors(bundle, name, entry) for name, entry in entries.items()}
+    loaded = {
+        name: read_tensors(bundle, name, entry) if read is None else read(name) for name, entry in entries.items()
+    }
     tensors: dict[str, np.ndarray] = {}
     ranks: dict[str, int] = {}
     for slot in bundle.manifest.slots.factored:

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
 from ..bundle import AdapterEntry, Bundle
 from ..errors import InputError
-from .active import read_tensors
+from .active import ActiveAdapter
+from .buffers import as_values
+
+Tensors = Mapping[str, np.ndarray]
+
+
+def mixed_adapter(bundle: Bundle, rows: Sequence[str | None], read: Callable[[str], Tensors]) -> ActiveAdapter:
+    """What a batch needs whose row ``i`` uses adapter ``rows[i]`` (``None``: the base); ``read`` gives an adapter's tensors.
+
+    Raises:
+        UnknownAdapterError: The bundle holds no adapter of that name.
+        InputError: An adapter cannot be mixed: it replaces parameters that are one for the whole batch, or begins sequences.
+    """
+    entries = _check(bundle, rows)
+    counts = label_counts(bundle, rows)
+    tensors = mixed_tensors(bundle, rows, {name: read(name) for name in entries}, counts)
+    labels = tuple(_labels(bundle, name, count) for name, count in zip(rows, counts, strict=True))
+    return ActiveAdapter(
+        name="", scale=1.0, labels=None, row_labels=labels, feeds=as_values(tensors), identity=("mixed", *rows)
+    )
 
 
 def _check(bundle: Bundle, rows: Sequence[str | None]) -> dict[str, AdapterEntry]:
@@ -17,44 +36,57 @@ def _check(bundle: Bundle, rows: Sequence[str | None]) -> dict[str, AdapterEntry
     if before:
         raise InputError(
             f"adapter {before[0]!r} ({entries[before[0]].method}) puts states before the sequence, so its rows are longer than "
-            "those of others; run them by themselves with use()"
+            f"those of others; run them by themselves with adapter({before[0]!r})"
         )
     fixed = [name for name, entry in entries.items() if not entry.per_row]
     if fixed:
         raise InputError(
             f"adapter {fixed[0]!r} ({entries[fixed[0]].method}) edits what cannot differ by row (a convolution, an "
             "embedding, a norm, a bias inside a fused operator, or experts of a traced graph, to which tokens of all rows go "
-            "together); run its rows by themselves with use()"
+            f"together); run its rows by themselves with adapter({fixed[0]!r})"
         )
-    widths = {len(entry.labels) for entry in entries.values() if entry.labels is not None}
-    if len(widths) > 1:
-        counts = {name: len(entry.labels or ()) for name, entry in entries.items()}
-        raise InputError(f"adapters with different label counts cannot share a batch: {counts}")
     return entries
 
 
-def mixed_tensors(bundle: Bundle, rows: Sequence[str | None]) -> dict[str, np.ndarray]:
-    """Slot tensors for a batch whose row ``i`` uses adapter ``rows[i]`` (``None``: the base).
+def _labels(bundle: Bundle, name: str | None, count: int) -> tuple[str, ...] | None:
+    """The labels that a row has when it runs alone, with a name for each where its adapter names none."""
+    named = bundle.manifest.labels if name is None else bundle.manifest.adapters[name].labels
+    return named or (tuple(f"LABEL_{i}" for i in range(count)) or None)
 
-    Each has ``adapter_batch = len(rows)``. Ranks are padded with zeros to the widest in the batch, gains with ones, so
-    every row computes what it would alone. Raises :class:`UnknownAdapterError`, and :class:`InputError` for adapters that
-    cannot be mixed: parameters that are one for the whole batch, or heads of different label counts.
+
+def label_counts(bundle: Bundle, rows: Sequence[str | None]) -> list[int]:
+    """How many labels each row's head has; 0 where neither adapter nor base names any."""
+    manifest = bundle.manifest
+    base = len(manifest.labels or ())
+    return [base if name is None else len(manifest.adapters[name].labels or ()) or base for name in rows]
+
+
+def mixed_tensors(
+    bundle: Bundle, rows: Sequence[str | None], loaded: Mapping[str, Tensors], counts: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """Slot tensors with ``adapter_batch = len(rows)`` of the adapters that are ``loaded`` by name.
+
+    Ranks are padded with zeros to the widest in the batch, gains with ones and heads with zeros, so every row
+    computes what it would alone; ``counts`` are the rows' labels. Raises :class:`InputError` where rows replace a
+    parameter and others keep the base's, and for a head that has more or fewer outputs than labels.
     """
-    entries = _check(bundle, rows)
-    loaded = {name: read_tensors(bundle, name, entry) for name, entry in entries.items()}
     slots = bundle.manifest.slots
     mixed: dict[str, np.ndarray] = {}
     names = dict.fromkeys(tensor for tensors in loaded.values() for tensor in tensors)
     gains = {gain for slot in slots.linear for gain in (slot.out_gain, slot.in_gain) if gain is not None}
-    replaced = {slot.tensor: slot.parameter for slot in slots.overrides}
+    replaced = {slot.tensor: slot for slot in slots.overrides}
     for tensor in names:
         mine = [loaded[row].get(tensor) if row is not None else None for row in rows]
         present = [array for array in mine if array is not None]
-        if tensor in replaced and len(present) < len(rows) and replaced[tensor] not in bundle.manifest.base.fresh:
+        override = replaced.get(tensor)
+        if override is not None and len(present) < len(rows) and override.parameter not in bundle.manifest.base.fresh:
             raise InputError(
-                f"some rows replace {replaced[tensor]} and others keep the base's; run them in batches of their own"
+                f"some rows replace {override.parameter} and others keep the base's; run them in batches of their own"
             )
-        shape = tuple(max(array.shape[axis] for array in present) for axis in (1, 2))
+        shape = [max(array.shape[axis] for array in present) for axis in (1, 2)]
+        if override is not None and override.shape[-1] == "labels":
+            _check_head(rows, mine, counts)
+            shape[1] = max(shape[1], *counts)
         fill = np.ones if tensor in gains else np.zeros
         whole = fill((len(rows), *shape), np.float32)
         for row, array in enumerate(mine):
@@ -62,3 +94,23 @@ def mixed_tensors(bundle: Bundle, rows: Sequence[str | None]) -> dict[str, np.nd
                 whole[row, : array.shape[1], : array.shape[2]] = array[0]
         mixed[tensor] = whole
     return mixed
+
+
+def _check_head(rows: Sequence[str | None], head: Sequence[np.ndarray | None], counts: Sequence[int]) -> None:
+    for name, array, count in zip(rows, head, counts, strict=True):
+        if array is not None and array.shape[-1] != count:
+            raise InputError(f"adapter {name!r} has a head of {array.shape[-1]} outputs but {count} labels")
+
+
+def hide_padding(outputs: dict[str, np.ndarray], row_labels: Sequence[tuple[str, ...] | None]) -> None:
+    """Set logits behind a row's own labels to minus infinity, in place: no probability, never the best.
+
+    ``logits`` is ``[rows, ..., labels]`` with as many labels as the row that has most; other outputs have no such axis.
+    """
+    counts = [len(labels) for labels in row_labels if labels is not None]
+    if "logits" not in outputs or len(set(counts)) < 2:
+        return
+    logits = outputs["logits"] = np.array(outputs["logits"])
+    for row, labels in enumerate(row_labels):
+        if labels is not None:
+            logits[row, ..., len(labels) :] = -np.inf

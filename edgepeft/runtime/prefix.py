@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from ..bundle.cache_names import is_past, is_present
 from ..errors import InputError
 
 Arrays = Mapping[str, np.ndarray]
-_PAST, _PRESENT = "past_key_values.", "present."
 
 
 def after_prefix(
@@ -24,7 +24,7 @@ def after_prefix(
     """
     length = next(iter(states.values())).shape[2]
     mask = inputs["attention_mask"]
-    past = next(array for name, array in inputs.items() if name.startswith(_PAST))
+    past = next(array for name, array in inputs.items() if is_past(name))
     if limit is not None and length + mask.shape[1] > limit:
         raise InputError(
             f"{mask.shape[1]} tokens after the {length} states of this adapter are more than the context of {limit} tokens; "
@@ -57,7 +57,7 @@ def _row(
     width = inputs["input_ids"].shape[1]
     alone: dict[str, np.ndarray] = {}
     for name, array in inputs.items():
-        if name.startswith(_PAST):
+        if is_past(name):
             alone[name] = states[name]
         elif name == "logits_from":
             alone[name] = np.minimum(array, count - 1)
@@ -66,7 +66,7 @@ def _row(
     found = run(_shifted(alone, next(iter(states.values())).shape[2]))
     missing = width - count
     for name, array in found.items():
-        axis = 2 if name.startswith(_PRESENT) else 1
+        axis = 2 if is_present(name) else 1
         edges = [(0, 0)] * array.ndim
         edges[axis] = (0, missing)
         found[name] = np.pad(array, edges)

@@ -2,87 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from ..errors import InputError
-from .text import prediction, softmax
+from .active import ActiveAdapter
+from .text import Prediction, TextEncoder, prediction, softmax
 
-if TYPE_CHECKING:
-    from .session import Runtime
-
-Texts = Sequence[str] | Sequence[tuple[str, str]]  # what Runtime.run takes
+Arrays = Mapping[str, np.ndarray]
 
 
-def _classes(runtime: Runtime, texts: Texts) -> list[dict[str, Any]]:
-    return [p.as_dict() for p in runtime.predict(texts)]
+@dataclass(frozen=True)
+class TaskRun:
+    """A batch of texts that was run with ``active``: its inputs and outputs by name."""
+
+    texts: Sequence[Any]
+    inputs: Arrays
+    outputs: Arrays
+    active: ActiveAdapter
+    encoder: TextEncoder
+
+    def row(self, row: int) -> tuple[np.ndarray, tuple[str, ...]]:
+        """A row's logits ``[..., labels]``, and its labels."""
+        logits = self.active.logits_of(row, self.outputs["logits"][row])
+        return logits, self.active.labels_of(row) or tuple(f"LABEL_{i}" for i in range(logits.shape[-1]))
+
+    def predictions(self) -> list[Prediction]:
+        """The best label of each row."""
+        return [prediction(*self.row(row)) for row in range(len(self.texts))]
 
 
-def _tokens(runtime: Runtime, texts: Texts) -> list[dict[str, Any]]:
-    logits = runtime.forward(runtime.encode(texts))["logits"]
-    labels = runtime.labels or tuple(f"LABEL_{i}" for i in range(logits.shape[-1]))
+def _classes(run: TaskRun) -> list[dict[str, Any]]:
+    return [found.as_dict() for found in run.predictions()]
+
+
+def _tokens(run: TaskRun) -> list[dict[str, Any]]:
     results = []
-    for text, rows in zip(texts, logits, strict=True):
-        tokens = runtime.encoder.tokens(text)  # type: ignore[arg-type] # zip loses which of the two
-        found = [prediction(row, labels) for row in rows[: len(tokens)]]
+    for place, text in enumerate(run.texts):
+        logits, labels = run.row(place)
+        tokens = run.encoder.tokens(text)
+        found = [prediction(each, labels) for each in logits[: len(tokens)]]
         results.append(
             {"tokens": [{"token": t, "label": p.label, "score": p.score} for t, p in zip(tokens, found, strict=True)]}
         )
     return results
 
 
-def _fills(runtime: Runtime, texts: Texts) -> list[dict[str, Any]]:
-    mask_id = next((i for t in ("[MASK]", "<mask>") if (i := runtime.encoder.token_id(t)) is not None), None)
+def _fills(run: TaskRun) -> list[dict[str, Any]]:
+    encoder = run.encoder
+    mask_id = next((i for t in ("[MASK]", "<mask>") if (i := encoder.token_id(t)) is not None), None)
     if mask_id is None:
         raise InputError("the bundle's tokenizer has no [MASK] or <mask> token")
-    inputs = runtime.encode(texts)
-    logits = runtime.forward(inputs)["logits"]
     results = []
-    for text, ids, rows in zip(texts, inputs["input_ids"], logits, strict=True):
+    for text, ids, rows in zip(run.texts, run.inputs["input_ids"], run.outputs["logits"], strict=True):
         positions = np.flatnonzero(ids == mask_id)
         if positions.size == 0:
-            raise InputError(
-                f"nothing to fill in {text!r}: put {runtime.encoder.token(mask_id)} where a word is missing"
-            )
+            raise InputError(f"nothing to fill in {text!r}: put {encoder.token(mask_id)} where a word is missing")
         probabilities = softmax(rows[positions[0]].astype(np.float64))
         best = np.argsort(probabilities)[::-1][:5]
-        results.append(
-            {"fills": [{"token": runtime.encoder.token(int(i)), "score": float(probabilities[i])} for i in best]}
-        )
+        results.append({"fills": [{"token": encoder.token(int(i)), "score": float(probabilities[i])} for i in best]})
     return results
 
 
-def _embeddings(runtime: Runtime, texts: Texts) -> list[dict[str, Any]]:
-    inputs = runtime.encode(texts)
-    hidden = runtime.forward(inputs)["last_hidden_state"]
-    mask = inputs["attention_mask"][:, :, None]
-    pooled = (hidden * mask).sum(axis=1) / mask.sum(axis=1)
+def _embeddings(run: TaskRun) -> list[dict[str, Any]]:
+    mask = run.inputs["attention_mask"][:, :, None]
+    pooled = (run.outputs["last_hidden_state"] * mask).sum(axis=1) / mask.sum(axis=1)
     return [{"embedding": row.tolist()} for row in pooled]
 
 
-def _answers(runtime: Runtime, texts: Texts) -> list[dict[str, Any]]:
-    if not all(isinstance(text, str) for text in texts):
-        raise InputError("pairs of texts cannot be generated from")
-    return [found.as_dict() for found in runtime.generate([str(text) for text in texts])]
-
-
-_BY_TASK: dict[str, Callable[[Runtime, Texts], list[dict[str, Any]]]] = {
+#: What turns a run into results, for each task that reads texts; tasks that write go through generation.
+BY_TASK: dict[str, Callable[[TaskRun], list[dict[str, Any]]]] = {
     "text-classification": _classes,
     "token-classification": _tokens,
     "fill-mask": _fills,
     "feature-extraction": _embeddings,
-    "text2text-generation": _answers,
-    "text-generation": _answers,
 }
-
-
-def results(runtime: Runtime, texts: Texts) -> list[dict[str, Any]]:
-    """One result a text, by the bundle's task."""
-    task = runtime.manifest.task
-    if task not in _BY_TASK:
-        raise InputError(
-            f"{runtime.bundle.path} is for {task}, which does not run on texts here: {', '.join(_BY_TASK)} do"
-        )
-    return _BY_TASK[task](runtime, texts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,22 +9,19 @@ from typing import Any
 import numpy as np
 
 from ..bundle import Bundle
-from ..errors import BundleError, InputError
+from ..errors import InputError
+from .files import read_object, read_tokenizer
+
+#: Texts, or pairs of texts.
+Texts = Sequence[str] | Sequence[tuple[str, str]]
 
 
 class TextEncoder:
     """The bundle's own tokenizer with padding and truncation set for its base."""
 
     def __init__(self, bundle: Bundle) -> None:
-        from tokenizers import Tokenizer
-
-        path = bundle.file("tokenizer.json")
-        if "tokenizer.json" not in bundle.manifest.files:
-            raise BundleError(
-                f"{bundle.path} holds no tokenizer.json, so it runs on arrays only: pass a mapping of input_ids, …"
-            )
-        bundle.verify(["tokenizer.json"])
-        self._tokenizer = Tokenizer.from_file(str(path))
+        # Its padding and truncation are set here, once: threads share it.
+        self._tokenizer = read_tokenizer(bundle, "so it runs on arrays only: pass a mapping of input_ids, …")
         self._inputs = {value.name for value in bundle.manifest.inputs}
         pad_token, pad_id = self._padding(bundle)
         self._tokenizer.enable_padding(pad_id=pad_id, pad_token=pad_token)
@@ -34,21 +30,19 @@ class TextEncoder:
 
     def _padding(self, bundle: Bundle) -> tuple[str, int]:
         """The pad token the model was trained with; without one, token 0 (the mask hides it)."""
-        if "tokenizer_config.json" in bundle.manifest.files:
-            config = json.loads(bundle.file("tokenizer_config.json").read_text(encoding="utf-8"))
-            token = config.get("pad_token")
-            token = token.get("content") if isinstance(token, dict) else token
-            if token is not None:
-                number = self._tokenizer.token_to_id(token)
-                if number is not None:
-                    return token, number
+        token = read_object(bundle, "tokenizer_config.json").get("pad_token")
+        token = token.get("content") if isinstance(token, dict) else token
+        if isinstance(token, str):
+            number = self._tokenizer.token_to_id(token)
+            if number is not None:
+                return token, number
         for token in ("[PAD]", "<pad>"):
             number = self._tokenizer.token_to_id(token)
             if number is not None:
                 return token, number
         return self._tokenizer.id_to_token(0) or "[PAD]", 0
 
-    def encode(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> dict[str, np.ndarray]:
+    def encode(self, texts: Texts) -> dict[str, np.ndarray]:
         """Padded int64 arrays ``[batch, sequence]`` for every input the base takes."""
         try:
             encodings = self._tokenizer.encode_batch(list(texts))
@@ -62,7 +56,7 @@ class TextEncoder:
         }
         return {name: array for name, array in arrays.items() if name in self._inputs}
 
-    def truncated(self, texts: Sequence[str] | Sequence[tuple[str, str]]) -> list[int]:
+    def truncated(self, texts: Texts) -> list[int]:
         """Positions of the texts that are cut to the longest input."""
         return [row for row, encoding in enumerate(self._tokenizer.encode_batch(list(texts))) if encoding.overflowing]
 

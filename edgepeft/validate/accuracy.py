@@ -11,7 +11,7 @@ import numpy as np
 from ..base.parity import reference_outputs
 from ..data import Examples
 from ..errors import DataError
-from ..runtime import Runtime
+from ..runtime import Runtime, View
 from .result import AdapterAccuracy
 
 #: Rows are run sorted by length in batches of this size, so that padding costs little and is still exercised.
@@ -31,8 +31,8 @@ def label_ids(examples: Examples, labels: Sequence[str]) -> np.ndarray:
     return np.array([index[label] for label in examples.labels])
 
 
-def run_rows(runtime: Runtime, examples: Examples, module: Any | None) -> tuple[np.ndarray, np.ndarray | None]:
-    """Logits ``[rows, labels]`` of the runtime, and of the PyTorch ``module`` on the same token arrays."""
+def run_rows(view: View, examples: Examples, module: Any | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """Logits ``[rows, labels]`` of the view, and of the PyTorch ``module`` on the same token arrays."""
     order = sorted(range(len(examples)), key=lambda row: len(examples.texts[row]))
     mine: list[np.ndarray | None] = [None] * len(examples)
     theirs: list[np.ndarray | None] = [None] * len(examples)
@@ -41,8 +41,8 @@ def run_rows(runtime: Runtime, examples: Examples, module: Any | None) -> tuple[
         texts: Any = [
             examples.texts[r] if examples.pairs is None else (examples.texts[r], examples.pairs[r]) for r in rows
         ]
-        inputs = runtime.encode(texts)
-        found = runtime.forward(inputs)["logits"]
+        inputs = view.encode(texts)
+        found = view.forward(inputs)["logits"]
         reference = reference_outputs(module, inputs, ["logits"])["logits"] if module is not None else None
         for position, row in enumerate(rows):
             mine[row] = found[position]
@@ -54,11 +54,10 @@ def accuracy(
     runtime: Runtime, adapter: str | None, examples: Examples, *, module: Any | None = None
 ) -> AdapterAccuracy:
     """Accuracy of the runtime with ``adapter`` on labelled rows, and of ``module`` beside it where given."""
-    if adapter is not None and runtime.manifest.mode == "swap":
-        runtime.use(adapter)
-    labels = runtime.labels or ()
+    view = runtime.adapter(adapter) if adapter is not None and runtime.manifest.mode == "swap" else runtime.view
+    labels = view.labels or ()
     expected = label_ids(examples, labels)
-    mine, theirs = run_rows(runtime, examples, module)
+    mine, theirs = run_rows(view, examples, module)
     chosen = mine.argmax(axis=1)
     return AdapterAccuracy(
         adapter=adapter,

@@ -42,10 +42,8 @@ def peft_outputs(
 def adapter_parity(runtime: Runtime, name: str, expected: Found, probe: Probe) -> AdapterParity:
     """Compare an adapter in a bundle with what PEFT computes, ``expected``."""
     merged = runtime.manifest.mode != "swap"
-    without = None if merged else probe.run(runtime.use(None))
-    found = probe.run(runtime if merged else runtime.use(name))
-    if not merged:
-        runtime.use(None)
+    without = None if merged else probe.run(runtime.base)
+    found = probe.run(runtime.base if merged else runtime.adapter(name))
     return AdapterParity(
         adapter=name,
         max_difference=probe.difference(found, expected),
@@ -56,10 +54,10 @@ def adapter_parity(runtime: Runtime, name: str, expected: Found, probe: Probe) -
 def base_restored(runtime: Runtime, probe: Probe) -> bool:
     """Whether the base's outputs are the same bits before, between and after using every adapter."""
     probe = probe.brief()
-    before = probe.run(runtime.use(None))
+    before = probe.run(runtime.base)
     for name in (*runtime.adapters, *reversed(runtime.adapters)):
-        probe.run(runtime.use(name))
-    return same_outputs(probe.run(runtime.use(None)), before)
+        probe.run(runtime.adapter(name))
+    return same_outputs(probe.run(runtime.base), before)
 
 
 def _judged(runtime: Runtime, name: str, expected: Found, probe: Probe) -> AdapterParity:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -13,10 +13,24 @@ from ..base.parity_causal import CausalBatch, causal_batches, causal_difference,
 from ..base.parity_seq2seq import following_tokens, reference_logits, teacher_forced
 from ..base.samples import bundle_batches
 from ..bundle import Bundle
-from ..runtime import Runtime
 
 #: Outputs of every batch, by name.
 Found = list[dict[str, np.ndarray]]
+Arrays = Mapping[str, np.ndarray]
+
+
+class Runs(Protocol):
+    """What a probe runs: a runtime, a view, or graphs that take their slots as inputs."""
+
+    @property
+    def decoder_shapes(self) -> Mapping[str, Sequence[int | str]]:
+        """The inputs of an encoder-decoder's decoder, with their shapes."""
+
+    def forward(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        """Run arrays through the base (of an encoder-decoder: its encoder); raw outputs by name."""
+
+    def decode(self, inputs: Arrays) -> dict[str, np.ndarray]:
+        """Run arrays through the decoder of an encoder-decoder; raw outputs by name."""
 
 
 class Probe(Protocol):
@@ -25,7 +39,7 @@ class Probe(Protocol):
     def brief(self) -> Probe:
         """The same with one batch only, to see whether something changed at all."""
 
-    def run(self, runtime: Runtime) -> Found:
+    def run(self, runtime: Runs) -> Found:
         """What the runtime computes, with the adapter in use."""
 
     def reference(self, module: Any) -> Found:
@@ -55,7 +69,7 @@ class BatchProbe:
         """The same with its first batch only."""
         return replace(self, batches=self.batches[:1])
 
-    def run(self, runtime: Runtime) -> Found:
+    def run(self, runtime: Runs) -> Found:
         """What the runtime computes, with the adapter in use."""
         return [runtime.forward(batch) for batch in self.batches]
 
@@ -82,7 +96,7 @@ class CausalProbe:
         """The same with its first batch only."""
         return replace(self, batches=self.batches[:1])
 
-    def run(self, runtime: Runtime) -> Found:
+    def run(self, runtime: Runs) -> Found:
         """Logits of prompts and of following tokens, with the adapter in use."""
         pairs = [run_causal(runtime.forward, self.shapes, batch) for batch in self.batches]
         return [{"prompt": prompt, "following": following} for prompt, following in pairs]
@@ -113,20 +127,11 @@ class Seq2SeqProbe:
         """The same with its first batch only."""
         return replace(self, batches=self.batches[:1], following=self.following[:1])
 
-    def run(self, runtime: Runtime) -> Found:
+    def run(self, runtime: Runs) -> Found:
         """Logits after each forced token, with the adapter in use."""
-        active, decoder = runtime.snapshot(), runtime.seq2seq
-        slots = decoder.slots(active)
+        shapes = runtime.decoder_shapes
         return [
-            {
-                "logits": teacher_forced(
-                    lambda inputs: runtime.run_arrays(inputs, active),
-                    lambda inputs: decoder.step(inputs, slots),
-                    batch,
-                    following,
-                    decoder.shapes,
-                )
-            }
+            {"logits": teacher_forced(runtime.forward, runtime.decode, batch, following, shapes)}
             for batch, following in zip(self.batches, self.following, strict=True)
         ]
 

@@ -202,9 +202,8 @@ def _generate(runtime: Runtime, prompts: Prompts) -> Generated:
 def _outputs(runtime: Runtime, texts: Sequence[str], seed: int) -> Arrays:
     """What the adapter in use gives for texts; for as many rows of random token ids where there is no tokenizer."""
     if runtime.manifest.writes:
-        generator = runtime.generator
-        prompts = [generator.tokens.encode(text, special=True) for text in texts]
-        decoder = generator.decoder(runtime.snapshot(), len(texts), max(map(len, prompts)))
+        prompts = [runtime.generator.tokens.encode(text, special=True) for text in texts]
+        decoder = runtime.decoder(len(texts), max(map(len, prompts)))
         return {"logits": decoder.prefill(prompts).copy()}
     if "tokenizer.json" in runtime.manifest.files:
         return runtime.forward(runtime.encode(texts))

@@ -34,24 +34,23 @@ def inference(runtime: Runtime, case: Case, seed: int) -> Callable[[], object]:
         inputs = make_inputs(runtime, case.shape, seed)
         return lambda: runtime.forward(inputs)
     prompts = _token_ids(runtime, case.shape, seed).tolist()
-    before = runtime.snapshot().prefix_length
+    # Held by the calls below: the adapter that is in use now.
+    view = runtime.view
+    before = view.active.prefix_length
     limit = None if runtime.manifest.max_length is None else runtime.manifest.max_length - before
     if limit is not None and case.sequence > limit:
         raise InputError(
             f"case {case.label}: the bundle takes at most {limit} tokens after the adapter's {before} states"
         )
-    taken = case.sequence if runtime.generator.continues else 1
+    taken = case.sequence if view.generator.continues else 1
     room = DECODED if limit is None else min(DECODED, limit - taken)
-    generator = runtime.generator
-    # Held by the calls below: the tensors of the adapter that is in use now.
-    active = runtime.snapshot()
     if case.phase == "run":
-        return lambda: generator.decoder(active, case.batch, case.sequence).prefill(prompts)
+        return lambda: view.decoder(case.batch, case.sequence).prefill(prompts)
     if room < 1:
         raise InputError(
             f"case {case.label}: the bundle takes at most {limit} tokens, so none can be decoded after them"
         )
-    decoder = generator.decoder(active, case.batch, case.sequence + room)
+    decoder = view.decoder(case.batch, case.sequence + room)
     decoder.prefill(prompts)
     begun = decoder.width
     token = [row[-1] for row in prompts]

@@ -78,9 +78,7 @@ def test_a_language_model(transformers_js: Callable[..., Any], tmp_path: Path) -
         model = runtime.open(bundle, variant=dtype)
         own = model.generate(prompt, chat=False, max_new_tokens=12, temperature=0)
         assert answer["tokens"] == list(own.tokens)
-        logits = model.generator.decoder(model.snapshot(), 1, 32).prefill(
-            [model.generator.tokens.encode(prompt, special=True)]
-        )
+        logits = model.decoder(1, 32).prefill([model.generator.tokens.encode(prompt, special=True)])
         assert np.abs(np.array(answer["last"]) - logits[0]).max() <= 1e-4
         with_adapter = model.use("wide").generate(prompt, chat=False, max_new_tokens=12, temperature=0)
         assert with_adapter.tokens != own.tokens, "it is the base that transformers.js runs"

@@ -432,8 +432,9 @@ def test_a_stale_cache_would_show(model: Runtime, monkeypatch: pytest.MonkeyPatc
     prompt, options = PROMPTS[2], {"chat": False, "max_new_tokens": 12}
     chat = model.use("narrow").conversation()
     chat.generate(prompt, **options)  # type: ignore[arg-type]
-    chat._identity = model.use("wide").snapshot().identity
-    chat._decoder._feeds = dict(model.slot_values(model.snapshot()))  # type: ignore[union-attr]
+    wide = model.use("wide").view.active
+    chat._identity = wide.identity
+    chat._decoder._feeds = dict(model.engine.slot_values(wide))  # type: ignore[union-attr]
     chat._decoder._bind()  # type: ignore[union-attr]
     stale = chat.generate(prompt, **options)  # type: ignore[arg-type]
     assert stale.reused_tokens > 0

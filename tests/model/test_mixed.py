@@ -40,7 +40,7 @@ def test_each_row_computes_what_it_computes_alone(bundle: Path, bases: Callable[
     model = runtime.open(bundle)
     inputs = ragged(bases(encoder_only=True), shapes=((4, 11),))[0]
     rows = ["wide", "small", "gained", "small"]
-    mixed = model.forward_mixed(inputs, rows)["logits"]
+    mixed = model.forward(inputs, adapters=rows)["logits"]
     for row, name in enumerate(rows):
         alone = model.use(name).forward(inputs)["logits"]
         np.testing.assert_allclose(mixed[row], alone[row], atol=TOLERANCE)
@@ -52,7 +52,7 @@ def test_a_row_may_use_the_base_and_the_adapter_in_use_stays(bundle: Path, bases
     model = runtime.open(bundle).use("small")
     inputs = ragged(bases(encoder_only=True), shapes=((2, 9),))[0]
     before = model.forward(inputs)["logits"]
-    mixed = model.forward_mixed(inputs, [None, "small"])["logits"]
+    mixed = model.forward(inputs, adapters=[None, "small"])["logits"]
     assert not mixed[0].any()  # the checkpoint holds no head, so the base's logits are zero
     np.testing.assert_allclose(mixed[1], before[1], atol=TOLERANCE)
     assert model.active == "small"
@@ -63,13 +63,11 @@ def test_what_cannot_share_a_batch_is_refused_by_name(bundle: Path, bases: Calla
     model = runtime.open(bundle)
     inputs = ragged(bases(encoder_only=True), shapes=((2, 9),))[0]
     with pytest.raises(InputError, match=r"'biased' .* cannot differ by row"):
-        model.forward_mixed(inputs, ["small", "biased"])
-    with pytest.raises(InputError, match=r"different label counts"):
-        model.forward_mixed(inputs, ["small", "four"])
+        model.forward(inputs, adapters=["small", "biased"])
     with pytest.raises(UnknownAdapterError, match="no adapter 'nobody'"):
-        model.forward_mixed(inputs, ["small", "nobody"])
+        model.forward(inputs, adapters=["small", "nobody"])
     with pytest.raises(InputError, match=r"3 adapters for inputs with \[2\] rows"):
-        model.forward_mixed(inputs, ["small", "small", "wide"])
+        model.forward(inputs, adapters=["small", "small", "wide"])
 
 
 def test_a_projection_of_something_that_has_one_row_is_kept_out_of_mixed_batches(
@@ -90,7 +88,7 @@ def test_a_projection_of_something_that_has_one_row_is_kept_out_of_mixed_batches
     }
     inputs = ragged(base, shapes=((2, 9),))[0]
     with pytest.raises(InputError, match=r"'positions' .* cannot differ by row"):
-        model.forward_mixed(inputs, ["positions", "tokens"])
+        model.forward(inputs, adapters=["positions", "tokens"])
     alone = model.use("tokens").forward(inputs)["logits"]
-    mixed = model.forward_mixed(inputs, ["tokens", None])["logits"]
+    mixed = model.forward(inputs, adapters=["tokens", None])["logits"]
     np.testing.assert_allclose(mixed[0], alone[0], atol=TOLERANCE)

@@ -323,7 +323,13 @@ def test_bundles_of_other_inputs(
         model.forward(wrong)
     if kind in {"vit", "convnet"}:
         with pytest.raises(InputError, match="cannot differ by row"):
-            model.forward_mixed(batch, ["first"] * len(batch["pixel_values"]))
+            model.forward(batch, adapters=["first"] * len(batch["pixel_values"]))
+    if kind == "whisper":
+        rows = (["first", None, "second"] * 4)[: len(batch[value.name])]
+        assert len(set(rows)) > 1
+        mixed = model.forward(batch, adapters=rows)[name]
+        for row, adapter in enumerate(rows):
+            np.testing.assert_allclose(mixed[row], model.adapter(adapter).forward(batch)[name][row], atol=2e-5)
 
 
 def test_a_convolution_is_added_to_a_bundle_without_its_base(folders: Callable[[str], Path], tmp_path: Path) -> None:

@@ -236,7 +236,7 @@ def test_rows_of_a_batch_have_adapters_of_their_own(bundle: dict[str, Path], bas
     batch = next(b for b in batches_of(base_of("mixtral")) if len(b.ids) > 2)
     inputs = inputs_of(runtime, batch)
     rows = ["two", None, "one"]
-    mixed = runtime.forward_mixed(inputs, rows)["logits"]
+    mixed = runtime.forward(inputs, adapters=rows)["logits"]
     for row, name in enumerate(rows):
         alone = runtime.use(name).forward(inputs)["logits"]
         real = batch.mask[row] == 1
@@ -344,8 +344,8 @@ def test_tokens_of_a_traced_expert_cannot_differ_by_row(
     runtime = runtimes.open(tmp_path / "b")
     batch = next(b for b in batches_of(base) if len(b.ids) == 2)
     with pytest.raises(InputError, match=r"'experts' .* experts of a traced graph"):
-        runtime.forward_mixed(inputs_of(runtime, batch), ["experts", None])
-    mixed = runtime.forward_mixed(inputs_of(runtime, batch), ["attention", None])["logits"]
+        runtime.forward(inputs_of(runtime, batch), adapters=["experts", None])
+    mixed = runtime.forward(inputs_of(runtime, batch), adapters=["attention", None])["logits"]
     alone = runtime.use("attention").forward(inputs_of(runtime, batch))["logits"]
     np.testing.assert_allclose(mixed[0], alone[0], atol=2e-5)  # the same sums in another order
 

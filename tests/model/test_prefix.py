@@ -128,7 +128,7 @@ def test_parity_was_measured_for_each(folder: Path, note: Callable[[str, str, st
 
 def test_the_states_place_matters(model: Runtime) -> None:
     """What the comparisons above rely on: keys that were swapped between layers give other tokens."""
-    active = model.use("prefix").snapshot()
+    active = model.adapter("prefix").active
     pasts = {**active.prefix}
     pasts["past_key_values.0.key"], pasts["past_key_values.1.key"] = (
         pasts["past_key_values.1.key"],

@@ -113,7 +113,7 @@ def test_adapters_outlive_their_handles(bundle: Path, inputs: dict[str, np.ndarr
     names = [*opened.adapters, None]
     for turn in range(200):
         name = names[turn % len(names)]
-        opened._loaded.clear()  # nothing but the adapter in use holds the file's memory now
+        opened.engine.resident.forget()  # nothing but the adapter in use holds the file's memory now
         opened.use(name, scale=1.0 if turn % 3 or name != "plain" else 0.5)
         opened.use(name)
         gc.collect(0)
@@ -143,7 +143,7 @@ def test_swapping_while_others_run(bundle: Path, inputs: dict[str, np.ndarray]) 
     for thread in threads:
         thread.start()
     for turn in range(300):
-        opened._loaded.clear()
+        opened.engine.resident.forget()
         opened.use(names[turn % len(names)])
     stop.set()
     for thread in threads:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
+from ...bundle.cache_names import LAYER_PAST, present_of
 from ...errors import CaptureError
 from ...graph.nodes import is_linear
 from ...graph.passes.logits_from import logits_from
@@ -20,7 +20,6 @@ from ..quantized_reference import computing_with, exact_activations, find_parame
 from .given import read_graph
 from .traced_causal import name_causal
 
-_PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)")
 _TAKEN = {"input_ids", "attention_mask", "position_ids", "logits_from"}
 
 
@@ -62,7 +61,7 @@ def open_existing_causal(path: Path, loaded: Loaded) -> Captured:
 def _check_layout(path: Path, graph: ir.Model, config: Any) -> None:
     """Refuse what is not a decoder with a float32 cache as transformers.js feeds it; declare the cache's fixed sizes."""
     inputs = {value.name or "": value for value in graph.graph.inputs}
-    caches = {name: value for name, value in inputs.items() if _PAST.fullmatch(name)}
+    caches = {name: value for name, value in inputs.items() if LAYER_PAST.fullmatch(name)}
     if "use_cache_branch" in inputs:
         raise CaptureError(
             f"{path} is a merged decoder (it has the input use_cache_branch): its layers stand in two branches, where slots cannot "
@@ -86,11 +85,9 @@ def _check_layout(path: Path, graph: ir.Model, config: Any) -> None:
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     presents = {v.name or "": v for v in graph.graph.outputs}
     for name, value in caches.items():
-        present = presents.get(name.replace("past_key_values", "present"))
+        present = presents.get(present_of(name))
         if present is None:
-            raise CaptureError(
-                f"{path} has the input {name} but no output {name.replace('past_key_values', 'present')}"
-            )
+            raise CaptureError(f"{path} has the input {name} but no output {present_of(name)}")
         if value.dtype != ir.DataType.FLOAT:
             raise CaptureError(
                 f"{path} keeps its cache as {value.dtype}; only graphs that compute in float32 take slots "

@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ...adapters.layout import as_linear
+from ...bundle.cache_names import PAST, PRESENT, is_present
 from ...errors import CaptureError, ParityError
 from ...graph.editable import GraphPart
 from ...graph.locate.by_content import Location, locate
@@ -22,7 +23,7 @@ from ..captured import Captured
 from ..load import Loaded, sample_batches
 from ..markers import left_marked, mark, parameters_of, unmark, unmark_graph
 from ..parity import TOLERANCE
-from ..parity_seq2seq import PAST, PRESENT, following_tokens, reference_logits, teacher_forced
+from ..parity_seq2seq import following_tokens, reference_logits, teacher_forced
 from ..tied import untie
 from .traced import OPSET, silenced_exporter
 
@@ -142,7 +143,7 @@ def _trace_both(loaded: Loaded, *, fusions: bool) -> tuple[ir.Model, ir.Model]:
         fusions=fusions,
     )  # fmt: skip
     with torch.no_grad():
-        cross = [array for name, array in encoder(ids, mask).items() if name.startswith(PRESENT)]
+        cross = [array for name, array in encoder(ids, mask).items() if is_present(name)]
     layers = len(cross) // 2
     heads, size = cross[0].shape[1], cross[0].shape[3]
     past, names = [], []

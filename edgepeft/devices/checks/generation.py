@@ -20,7 +20,7 @@ from ...bundle import Bundle
 from ...data import PromptRows
 from ...errors import DeviceError
 from ...report.gate import Gate, Report, Table, Verdict
-from ...runtime import Runtime
+from ...runtime import View
 from ...runtime import open as open_runtime
 from ...runtime.generation import PromptEncoder
 from ...targets import Target
@@ -189,13 +189,13 @@ def _judged(
     for variant, generated in answers.items():
         progress(f"{variant}: the same tokens natively")
         runtime = open_runtime(bundle.path, variant=variant, threads=1)
-        ends = runtime.generator.defaults.eos
+        ends = runtime.end_tokens
         for asked, encoded, each in zip(prompts, ids, generated, strict=True):
             key = variant, asked.adapter
-            runtime.use(asked.adapter)
+            view = runtime.adapter(asked.adapter)
             pairs[key] = list(zip(encoded, each.tokens, strict=True))
             complete[key] = all(len(tokens) == asked.max_new_tokens or tokens[-1] in ends for tokens in each.tokens)
-            natives[key] = follow(pairs[key], lambda prompt, answer, runtime=runtime: _native(runtime, prompt, answer))  # type: ignore[misc] # bound now
+            natives[key] = follow(pairs[key], lambda prompt, answer, view=view: _native(view, prompt, answer))  # type: ignore[misc] # bound now
     references = _peft_follows(bundle, pairs, peft, progress) if peft else {}
     return [
         DeviceTokens(
@@ -214,9 +214,9 @@ def _judged(
     ]
 
 
-def _native(runtime: Runtime, prompt: Sequence[int], answer: Sequence[int]) -> np.ndarray:
-    """What the runtime here computes with the adapter in use, token by token through the cache, as the device did."""
-    decoder = runtime.generator.decoder(runtime.snapshot(), 1, len(prompt) + len(answer))
+def _native(view: View, prompt: Sequence[int], answer: Sequence[int]) -> np.ndarray:
+    """What the runtime here computes with an adapter, token by token through the cache, as the device did."""
+    decoder = view.decoder(1, len(prompt) + len(answer))
     found = [decoder.prefill([prompt])[0].copy()]
     found += [decoder.step([token])[0].copy() for token in answer[:-1]]
     return np.stack(found)

@@ -1,17 +1,16 @@
-"""Generating text with a causal language model: cache, sampling, chat templates, streaming, conversations."""
+"""Generating text: prompts, cache, sampling, chat templates, streaming, conversations."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 from ...errors import InputError
 from .conversation import Conversation
 from .encoder import Prompt, PromptEncoder
-from .generator import GenerateOptions, Generator, Options, TextStream, is_batch
+from .encoder_decoder import Writer
+from .generator import Generator, is_batch
+from .graphs import Graphs
 from .loop import Generation
-
-if TYPE_CHECKING:
-    from ..session import Runtime
+from .options import GenerateOptions, Options
+from .stream import TextStream
 
 __all__ = [
     "Conversation",
@@ -27,15 +26,13 @@ __all__ = [
 ]
 
 
-def generator_for(runtime: Runtime) -> Generator:
+def generator_for(graphs: Graphs) -> Generator:
     """What generates with a bundle's model; :class:`InputError` for a task that does not write."""
-    task = runtime.manifest.task
+    task = graphs.bundle.manifest.task
     if task == "text2text-generation":
-        from .crossed import Writer
-
-        return Writer(runtime)
+        return Writer(graphs)
     if task != "text-generation":
         raise InputError(
-            f"{runtime.bundle.path} is for {task}; generating needs a causal language model or an encoder-decoder"
+            f"{graphs.bundle.path} is for {task}; generating needs a causal language model or an encoder-decoder"
         )
-    return Generator(runtime)
+    return Generator(graphs)

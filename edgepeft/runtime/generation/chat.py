@@ -9,6 +9,7 @@ from typing import Any
 
 from ...bundle import Bundle
 from ...errors import BundleError, InputError
+from ..files import read_object, read_text
 
 Message = Mapping[str, Any]
 _SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -77,20 +78,11 @@ class ChatTemplate:
 
 def read_chat_template(bundle: Bundle) -> ChatTemplate | None:
     """The bundle's template from ``chat_template.jinja`` or ``tokenizer_config.json``; ``None`` where it has none."""
-    files = [name for name in ("chat_template.jinja", "tokenizer_config.json") if name in bundle.manifest.files]
-    bundle.verify(files)
-    config: dict[str, Any] = {}
-    if "tokenizer_config.json" in files:
-        path = bundle.file("tokenizer_config.json")
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise BundleError(f"{path} is not JSON: {error}") from error
-    if "chat_template.jinja" in files:
-        path = bundle.file("chat_template.jinja")
-        source: Any = path.read_text(encoding="utf-8")
-    else:
-        path, source = bundle.file("tokenizer_config.json"), config.get("chat_template")
+    config = read_object(bundle, "tokenizer_config.json")
+    source: Any = read_text(bundle, "chat_template.jinja")
+    path = bundle.file("tokenizer_config.json" if source is None else "chat_template.jinja")
+    if source is None:
+        source = config.get("chat_template")
     if isinstance(source, list):  # several, by name
         source = next((each.get("template") for each in source if each.get("name") == "default"), None)
     if source is None:
@@ -101,6 +93,10 @@ def read_chat_template(bundle: Bundle) -> ChatTemplate | None:
 
 def check_messages(messages: Sequence[Message]) -> None:
     """Refuse what no template can render."""
+    if not isinstance(messages, Sequence):
+        raise InputError(
+            f"a prompt is a text, a list of messages or a numpy array of token ids, found {type(messages).__name__}"
+        )
     if not messages:
         raise InputError("no messages; give at least one, for example {'role': 'user', 'content': 'Hello'}")
     for place, message in enumerate(messages):

@@ -10,20 +10,24 @@ from ...errors import InputError
 from ..active import ActiveAdapter
 from .chat import Message
 from .encoder import Prompt
-from .generator import GenerateOptions, Generator, Options, TextStream
+from .generator import Generator
 from .loop import Generation, Run, Steps
+from .options import GenerateOptions, Options
+from .stream import TextStream
 
 
 class Conversation:
     """A chat, or a growing text, whose keys and values stay from call to call.
 
     Of each prompt, the tokens that the cache already holds from its beginning on are reused, as far as they were computed
-    with the same adapter, blend and scale: after :meth:`Runtime.use` of another one the cache is dropped, since its keys
-    and values belong to the old adapter. Answers are the same as without a cache, up to rounding. One call at a time.
+    with the same adapter, blend and scale. A conversation of a view stays with it; one of a runtime takes at each turn the
+    adapter in use, and after :meth:`Runtime.use` of another one the cache is dropped, since its keys and values belong to the
+    old adapter. Answers are the same as without a cache, up to rounding. One call at a time.
     """
 
-    def __init__(self, generator: Generator, system: str | None = None) -> None:
+    def __init__(self, generator: Generator, active: Callable[[], ActiveAdapter], system: str | None = None) -> None:
         self._generator = generator
+        self._active = active
         self._messages: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
         self._decoder: Steps | None = None
         self._identity: tuple[Any, ...] | None = None
@@ -70,7 +74,8 @@ class Conversation:
             raise InputError("this conversation is still answering; read its stream to the end, or close it")
         started = perf_counter()
         generator = self._generator
-        active = generator.runtime.snapshot()
+        _ = generator.graphs.session  # a closed model is refused, though the cache still holds its session
+        active = self._active()
         tokens = generator.encode(prompt, options, active.prefix_length)
         plan = generator.plan([tokens], options, active.prefix_length)
         decoder, reused = self._ready(active, tokens, len(tokens) + plan.max_new_tokens)

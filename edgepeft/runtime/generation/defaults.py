@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from typing import Any
 
 from ...bundle import Bundle
 from ...errors import BundleError, InputError
+from ..files import read_object
 from .sampling import Sampling
 
 #: New tokens where neither the caller nor the model says how many.
@@ -19,7 +19,8 @@ class Defaults:
     """From ``generation_config.json``, and ``config.json`` where that is silent.
 
     ``eos`` are the tokens that end a text. ``context`` is the longest sequence, prompt and answer together; ``None`` where
-    nothing limits it.
+    nothing limits it. Of an encoder-decoder, ``start`` is the token that the decoder begins with and ``forced`` the one that every
+    answer begins with, where the files name one (mBART's language, BART's BOS).
     """
 
     eos: frozenset[int]
@@ -32,6 +33,8 @@ class Defaults:
     top_k: int
     top_p: float
     repetition_penalty: float
+    start: int | None
+    forced: int | None
 
     def sampling(
         self,
@@ -60,13 +63,16 @@ class Defaults:
 
 def read_defaults(bundle: Bundle) -> Defaults:
     """The defaults in a bundle's files. Raises :class:`BundleError` for a file that is not JSON or a value that is not one."""
-    config, generation = _json(bundle, "config.json"), _json(bundle, "generation_config.json")
+    config, generation = read_object(bundle, "config.json"), read_object(bundle, "generation_config.json")
 
     def of(name: str, otherwise: Any = None) -> Any:
         value = generation.get(name)
         return otherwise if value is None else value
 
-    eos, bos, pad = (of(name, _first(config, name)) for name in ("eos_token_id", "bos_token_id", "pad_token_id"))
+    eos, bos, pad, start, forced = (
+        of(f"{name}_id", _first(config, f"{name}_id"))
+        for name in ("eos_token", "bos_token", "pad_token", "decoder_start_token", "forced_bos_token")
+    )
     try:
         found = Defaults(
             eos=frozenset(eos if isinstance(eos, list) else () if eos is None else (int(eos),)),
@@ -79,6 +85,8 @@ def read_defaults(bundle: Bundle) -> Defaults:
             top_k=int(of("top_k", 0)),
             top_p=float(of("top_p", 1.0)),
             repetition_penalty=float(of("repetition_penalty", 1.0)),
+            start=None if start is None else int(start),
+            forced=None if forced is None else int(forced),
         )
         found.sampling(None, None, None, None, None)
     except (TypeError, ValueError, InputError) as error:
@@ -91,17 +99,3 @@ def read_defaults(bundle: Bundle) -> Defaults:
 def _first(config: dict[str, Any], name: str) -> Any:
     """A token id of ``config.json``, which models with several parts keep under ``text_config``."""
     return config.get(name) if config.get(name) is not None else (config.get("text_config") or {}).get(name)
-
-
-def _json(bundle: Bundle, name: str) -> dict[str, Any]:
-    if name not in bundle.manifest.files:
-        return {}
-    bundle.verify([name])
-    path = bundle.file(name)
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BundleError(f"{path} is not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise BundleError(f"{path} holds a {type(found).__name__} where an object is expected")
-    return found

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 
+import numpy as np
+
 from ...bundle import Bundle
 from ...errors import InputError
 from .chat import ChatTemplate, Message, check_messages, read_chat_template
 from .defaults import Defaults, read_defaults
 from .tokens import Tokens
 
-#: A text, or the messages of a chat.
-Prompt = str | Sequence[Message]
+#: A text, the messages of a chat, or token ids ``[tokens]``.
+Prompt = str | Sequence[Message] | np.ndarray
 
 
 class PromptEncoder:
@@ -43,6 +45,10 @@ class PromptEncoder:
         ``chat``: whether a text goes through the template as a user's message, behind ``system``; by default it does where
         there is one. ``before`` places of the context are taken by the adapter's states.
         """
+        if isinstance(prompt, np.ndarray):
+            if chat or system is not None:
+                raise InputError("token ids go to the model as they are: no chat template or system message")
+            return self._fits(token_ids(prompt), before)
         if isinstance(prompt, str):
             if not prompt:
                 raise InputError("the prompt is empty; give at least one character")
@@ -53,17 +59,19 @@ class PromptEncoder:
                     )
                 return self._fits(self.tokens.encode(prompt, special=True), before)
             first = [] if system is None else [{"role": "system", "content": system}]
-            prompt = [*first, {"role": "user", "content": prompt}]
-        elif chat is False:
-            raise InputError("messages need the chat template; give a text where chat=False")
-        check_messages(prompt)
+            messages: Sequence[Message] = [*first, {"role": "user", "content": prompt}]
+        else:
+            if chat is False:
+                raise InputError("messages need the chat template; give a text where chat=False")
+            messages = prompt
+        check_messages(messages)
         if self.template is None:
             raise InputError(
                 f"{self._bundle.path} has no chat template (chat_template.jinja, or chat_template in "
                 "tokenizer_config.json); give a plain prompt (--raw, in Python chat=False)"
             )
         # The template writes the special tokens itself.
-        return self._fits(self.tokens.encode(self.template.render(prompt), special=False), before)
+        return self._fits(self.tokens.encode(self.template.render(messages), special=False), before)
 
     def _fits(self, tokens: list[int], before: int) -> list[int]:
         limit = self.room(before)
@@ -99,6 +107,16 @@ class PromptEncoder:
             f"a prompt of {longest} tokens and {wanted} new ones make {longest + wanted}; this model's context is "
             f"{left + longest} tokens{beside(before)}. Shorten the prompt, or ask for at most {left} new tokens."
         )
+
+
+def token_ids(prompt: np.ndarray) -> list[int]:
+    """Token ids as a list; :class:`InputError` for an array that is not a row of at least one whole number from 0 up."""
+    if prompt.ndim != 1 or not prompt.size or not np.issubdtype(prompt.dtype, np.integer) or prompt.min() < 0:
+        raise InputError(
+            f"token ids are an array [tokens] of whole numbers from 0 up, found {prompt.dtype.name} of shape {prompt.shape}; give "
+            "a batch as a list of such arrays"
+        )
+    return [int(token) for token in prompt]
 
 
 def beside(before: int) -> str:

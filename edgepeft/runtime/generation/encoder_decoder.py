@@ -1,99 +1,129 @@
-"""The decoder graph of an encoder-decoder bundle: its session, its caches, forced tokens."""
+"""Encoder-decoders: a text is read once, and the decoder writes with a cache that grows."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from ...bundle.cache_names import as_pasts, grows
 from ...errors import BundleError, InputError
+from ..active import ActiveAdapter
+from ..sessions import run_values
+from .decoder import padded, rows_of
+from .defaults import Defaults
+from .encoder import Prompt, PromptEncoder, token_ids
+from .generator import Generator
+from .graphs import Graphs
 
-if TYPE_CHECKING:
-    from ..active import ActiveAdapter
-    from ..session import Runtime
 
-PAST, PRESENT = "past_key_values.", "present."
+class CrossedDecoder:
+    """A batch of texts being written, each about an input of its own; the calls are those of ``Decoder``.
 
+    ``options`` are the ``RunOptions`` of the run under way.
+    """
 
-class Seq2Seq:
-    """The decoder's session, beside the encoder's in ``runtime``."""
+    def __init__(self, graphs: Graphs, active: ActiveAdapter, defaults: Defaults) -> None:
+        if defaults.start is None:
+            raise BundleError(f"{graphs.bundle.file('config.json')} names no decoder_start_token_id to begin with")
+        self.options: Any = None
+        self._graphs = graphs
+        self._active = active
+        self._session = graphs.decoder_session
+        self._start = defaults.start
+        self._forced = defaults.forced
+        self._outputs = [output.name for output in self._session.get_outputs()]
+        names = {value.name for value in self._session.get_overridable_initializers()}
+        self._slots = {name: value for name, value in graphs.slot_values(active).items() if name in names}
+        self._mask = np.zeros((0, 0), np.int64)
+        self._cache: dict[str, np.ndarray] = {}
+        self.width = 0
 
-    def __init__(self, runtime: Runtime) -> None:
-        import onnxruntime as ort
+    @property
+    def rows(self) -> int:
+        """Texts in the batch."""
+        return len(self._mask)
 
-        manifest = runtime.manifest
-        file = manifest.variants[runtime.variant].decoder_file
-        if file is None:
-            raise InputError(f"{runtime.bundle.path} is for {manifest.task}; it has no decoder that writes texts")
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        if runtime.threads is not None:
-            options.intra_op_num_threads = runtime.threads
-        path = runtime.bundle.file(file)
-        try:
-            self.session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's exception types are not public
-            raise BundleError(f"ONNX Runtime cannot open {path}: {error}") from error
-        self._runtime = runtime
-        self._outputs = [output.name for output in self.session.get_outputs()]
-        self._slots = {value.name for value in self.session.get_overridable_initializers()}
-        self.shapes = {value.name: value.shape for value in self.session.get_inputs()}
-        config = json.loads(runtime.bundle.file("config.json").read_text(encoding="utf-8"))
-        if "generation_config.json" in manifest.files:
-            config |= json.loads(runtime.bundle.file("generation_config.json").read_text(encoding="utf-8"))
-        self.start = int(config["decoder_start_token_id"])
-        end = config.get("eos_token_id")
-        self.ends = set(end) if isinstance(end, list) else {end}
-        #: The token that every answer begins with, where the model's files name one (mBART's language, BART's BOS).
-        self.forced: int | None = config.get("forced_bos_token_id")
-
-    def slots(self, active: ActiveAdapter) -> dict[str, Any]:
-        """The adapter's tensors for this graph, as OrtValues by name."""
-        return {name: value for name, value in self._runtime.slot_values(active).items() if name in self._slots}
-
-    def step(self, feeds: Mapping[str, Any], slots: Mapping[str, Any], options: Any = None) -> dict[str, np.ndarray]:
-        """One run of the decoder: ``input_ids``, ``encoder_attention_mask`` and caches to logits and caches."""
-        import onnxruntime as ort
-
-        values = {name: ort.OrtValue.ortvalue_from_numpy(array) for name, array in feeds.items()}
-        found = self.session.run_with_ort_values(self._outputs, {**values, **slots}, options)
-        return {name: value.numpy() for name, value in zip(self._outputs, found, strict=True)}
-
-    def empty(self, encoded: Mapping[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
-        """The caches before the first token: the encoder's keys and values, and no tokens of the decoder's own."""
-        cache = {PAST + name.removeprefix(PRESENT): a for name, a in encoded.items() if name.startswith(PRESENT)}
+    def prefill(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
+        """Read each row's tokens with the encoder; logits of the first token to write, ``[rows, vocabulary]``."""
+        ids, mask = padded(prompts)
+        encoded = self._graphs.run({"input_ids": ids, "attention_mask": mask}, self._active)
         own = {
-            name: np.zeros((rows, int(shape[1]), 0, int(shape[3])), np.float32)
-            for name, shape in self.shapes.items()
-            if is_own(name)
+            value.name: np.zeros((len(ids), int(value.shape[1]), 0, int(value.shape[3])), np.float32)
+            for value in self._session.get_inputs()
+            if grows(value.name)
         }
-        return {**cache, **own}
+        self._mask, self._cache, self.width = mask, {**as_pasts(encoded), **own}, 0
+        logits = self.step([self._start] * self.rows)
+        if self._forced is not None:
+            chosen = logits[:, self._forced].copy()
+            logits[:] = -np.inf
+            logits[:, self._forced] = chosen
+        return logits
 
-    def greedy(self, inputs: Mapping[str, np.ndarray], max_new_tokens: int, active: ActiveAdapter) -> list[list[int]]:
-        """The most likely tokens of each row, up to its end token (left out) or ``max_new_tokens``."""
-        from .crossed import CrossedDecoder
+    def step(self, tokens: Sequence[int]) -> np.ndarray:
+        """Feed one token for each row; the next logits ``[rows, vocabulary]``."""
+        column = np.array(tokens, np.int64)[:, None]
+        fed = {"input_ids": column, "encoder_attention_mask": self._mask, **self._cache}
+        found = run_values(self._session, self._outputs, fed, self._slots, self.options)
+        self._cache |= as_pasts(found)
+        self.width += 1
+        logits: np.ndarray = found["logits"][:, -1]
+        return logits
 
-        if max_new_tokens < 1:
-            raise InputError(f"max_new_tokens must be at least 1, found {max_new_tokens}")
-        decoder = CrossedDecoder(self._runtime, active)
-        written: list[list[int]] = [[] for _ in inputs["input_ids"]]
-        going = list(range(len(written)))
-        logits = decoder.read(inputs)
-        for left in range(max_new_tokens, 0, -1):
-            best: Sequence[int] = logits.argmax(axis=-1).tolist()
-            kept = [place for place, token in enumerate(best) if token not in self.ends]
-            going, best = [going[place] for place in kept], [best[place] for place in kept]
-            for row, token in zip(going, best, strict=True):
-                written[row].append(token)
-            if not going or left == 1:
-                break
-            decoder.keep(kept)
-            logits = decoder.step(best)
-        return written
+    def truncate(self, width: int) -> None:
+        """Forget all but the first ``width`` tokens that were written."""
+        self._cache = {n: np.ascontiguousarray(a[:, :, :width]) if grows(n) else a for n, a in self._cache.items()}
+        self.width = width
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Go on with these rows only."""
+        index = list(rows)
+        if index == list(range(self.rows)):
+            return
+        self._mask = self._mask[index]
+        self._cache = {name: array[index] for name, array in self._cache.items()}
+        self._slots = {name: rows_of(value, index) for name, value in self._slots.items()}
 
 
-def is_own(name: str) -> bool:
-    """Whether a cache input holds the decoder's own keys or values, which grow; the encoder's stay."""
-    return name.startswith(PAST) and ".decoder." in name
+class SourceEncoder(PromptEncoder):
+    """From a text to the tokens that the encoder reads; no chat templates."""
+
+    task = "text2text-generation"
+    template = None
+
+    def encode(
+        self, prompt: Prompt, *, chat: bool | None = None, system: str | None = None, before: int = 0
+    ) -> list[int]:
+        """A text's tokens; :class:`InputError` for an empty or too long one, and for messages."""
+        if not isinstance(prompt, (str, np.ndarray)) or chat or system is not None:
+            raise InputError("an encoder-decoder takes plain texts: no messages, chat template or system message")
+        if isinstance(prompt, str):
+            if not prompt:
+                raise InputError("the text is empty; give at least one character")
+            tokens = self.tokens.encode(prompt, special=True)
+        else:
+            tokens = token_ids(prompt)
+        limit = self.defaults.context
+        if limit is not None and len(tokens) > limit:
+            raise InputError(f"the text has {len(tokens)} tokens; this model reads at most {limit}. Shorten it.")
+        return tokens
+
+    def left(self, longest: int, before: int) -> int | None:
+        """What may be written: the decoder has a context of its own, of which the start token takes a place."""
+        return None if self.defaults.context is None else self.defaults.context - 1
+
+    def _too_many(self, longest: int, wanted: int, left: int, before: int) -> str:
+        return f"{wanted} new tokens were asked for; this model's decoder writes at most {left} new tokens"
+
+
+class Writer(Generator):
+    """Generation with an encoder-decoder: a prompt is read, and what is written does not go on from it."""
+
+    continues = False
+    encoder = SourceEncoder
+
+    def decoder(self, active: ActiveAdapter, rows: int, capacity: int) -> CrossedDecoder:
+        """A fresh decoder with the adapter's tensors; its cache grows as it writes."""
+        return CrossedDecoder(self.graphs, active, self.defaults)

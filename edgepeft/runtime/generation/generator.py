@@ -1,13 +1,11 @@
-"""What a bundle needs to generate, and the calls behind ``Runtime.generate``, ``stream`` and ``conversation``."""
+"""What a bundle needs to generate, read once and shared by all calls."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from collections.abc import Generator as Pieces
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import Any
 
 from ...errors import InputError
 from ..active import ActiveAdapter
@@ -15,65 +13,31 @@ from .chat import ChatTemplate
 from .decoder import Decoder
 from .defaults import NEW_TOKENS, Defaults
 from .encoder import Prompt, PromptEncoder
+from .graphs import Graphs
 from .loop import Generation, Plan, Run, Steps
+from .options import Options
 from .signature import Signature, read_signature
 from .tokens import Tokens, check_stops
 
-if TYPE_CHECKING:
-    from ..session import Runtime
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a caller may say about generating; ``None`` leaves it to the model's files.
-
-    ``chat``: whether texts go through the chat template as a user's message (messages always do); by default they do where
-    the bundle has a template. ``system`` is put before such a text.
-    """
-
-    max_new_tokens: int | None = None
-    temperature: float | None = None
-    top_k: int | None = None
-    top_p: float | None = None
-    repetition_penalty: float | None = None
-    seed: int | None = None
-    stop: str | Sequence[str] | None = None
-    chat: bool | None = None
-    system: str | None = None
-
-
-class GenerateOptions(TypedDict, total=False):
-    """:class:`Options` as keyword arguments."""
-
-    max_new_tokens: int | None
-    temperature: float | None
-    top_k: int | None
-    top_p: float | None
-    repetition_penalty: float | None
-    seed: int | None
-    stop: str | Sequence[str] | None
-    chat: bool | None
-    system: str | None
-
 
 class Generator:
-    """The parts of a runtime that generation needs, read once."""
+    """The parts that generation needs: tokenizer, template, defaults, graph. A call changes none of them."""
 
     #: Whether what is generated goes on from the prompt.
     continues = True
     #: What turns prompts into tokens.
     encoder: type[PromptEncoder] = PromptEncoder
 
-    def __init__(self, runtime: Runtime) -> None:
-        self.prompts = self.encoder(runtime.bundle)
-        self.runtime = runtime
+    def __init__(self, graphs: Graphs) -> None:
+        self.graphs = graphs
+        self.prompts = self.encoder(graphs.bundle)
         self.tokens: Tokens = self.prompts.tokens
         self.defaults: Defaults = self.prompts.defaults
 
     @cached_property
     def signature(self) -> Signature:
         """What the decoder graph takes and returns."""
-        return read_signature(self.runtime.session)
+        return read_signature(self.graphs.session)
 
     @property
     def template(self) -> ChatTemplate | None:
@@ -100,9 +64,9 @@ class Generator:
 
     def decoder(self, active: ActiveAdapter, rows: int, capacity: int) -> Steps:
         """A fresh decoder with the adapter's tensors bound and its states in the cache; ``capacity`` tokens follow them."""
-        feeds = self.runtime.slot_values(active)
+        feeds = self.graphs.slot_values(active)
         whole = capacity + active.prefix_length
-        return Decoder(self.runtime.session, self.signature, rows, feeds, whole, prefix=active.prefix)
+        return Decoder(self.graphs.session, self.signature, rows, feeds, whole, prefix=active.prefix)
 
     def run(
         self,
@@ -112,7 +76,7 @@ class Generator:
         adapters: Sequence[str | None],
         first_row: int = 0,
     ) -> Run:
-        """A run over a batch of prompts, not begun."""
+        """A run over a batch of prompts, not begun; it holds the adapter to its end."""
         started = perf_counter()
         before = active.prefix_length
         encoded = [self.encode(prompt, options, before) for prompt in prompts]
@@ -124,90 +88,61 @@ class Generator:
             decoder, encoded, plan, self.tokens, adapters, started, first_row=first_row, continues=self.continues
         )
 
-
-class TextStream:
-    """Pieces of text as they are generated; iterate it once. No piece splits a character or holds a stop string.
-
-    ``cancel`` ends it, from any thread; ``result`` is there when it has ended.
-    """
-
-    def __init__(self, run: Run, ended: Callable[[Generation, bool], None] = lambda result, completed: None) -> None:
-        self._run = run
-        self._ended = ended
-        self._result: Generation | None = None
-        self._begun = False
-        self._pieces = self._iterate()
-
-    def __iter__(self) -> Iterator[str]:
-        return self._pieces
-
-    def __next__(self) -> str:
-        return next(self._pieces)
-
-    def _iterate(self) -> Pieces[str, None, None]:
-        self._begun = True
-        completed = False
-        try:
-            for _, piece in self._run:
-                yield piece
-            completed = True
-        finally:
-            self._end(completed)  # also where the reader leaves early, with what was generated until then
-
-    def _end(self, completed: bool) -> None:
-        (self._result,) = self._run.results()
-        self._ended(self._result, completed)
-
-    def cancel(self) -> None:
-        """Stop after the token under way; what was generated stays."""
-        self._run.cancel()
-
-    def close(self) -> None:
-        """Stop here and give up the rest."""
-        self._pieces.close()
-        if not self._begun:
-            self._begun = True
-            self._end(completed=False)
-
-    @property
-    def result(self) -> Generation:
-        """What was generated; :class:`InputError` before the stream has ended."""
-        if self._result is None:
-            raise InputError("the stream has not ended; read it to its end, or cancel it and read the rest")
-        return self._result
+    def generate(
+        self,
+        prompt: Any,
+        active: ActiveAdapter,
+        adapters: Sequence[str | None] | None,
+        batch_size: int,
+        options: Options,
+    ) -> Generation | list[Generation]:
+        """One prompt's generation, or a list of them for a list of prompts; ``adapters`` by row take ``active``'s place."""
+        if not is_batch(prompt):
+            if adapters is not None:
+                raise InputError(
+                    "adapters by row are for a list of prompts; choose one prompt's adapter with adapter()"
+                )
+            return _collect(self.run([prompt], options, active, [active.name or None]))[0]
+        check_batch_size(batch_size)
+        if not prompt:
+            raise InputError("no prompts; give at least one")
+        if adapters is not None:
+            check_adapters(adapters)
+            if len(adapters) != len(prompt):
+                raise InputError(
+                    f"{len(adapters)} adapters for {len(prompt)} prompts; give one for each, None for the base"
+                )
+        found: list[Generation] = []
+        for start in range(0, len(prompt), batch_size):
+            part = list(prompt[start : start + batch_size])
+            if adapters is None:
+                found += _collect(self.run(part, options, active, [active.name or None] * len(part), start))
+            else:
+                names = list(adapters[start : start + batch_size])
+                found += _collect(self.run(part, options, self.graphs.mixed(names), names, start))
+        return found
 
 
 def is_batch(prompt: Any) -> bool:
-    """Whether ``prompt`` is a list of prompts: texts, or chats that are lists of messages."""
+    """Whether ``prompt`` is a list of prompts: texts, arrays of token ids, or chats that are lists of messages."""
     if isinstance(prompt, (str, Mapping)) or not isinstance(prompt, Sequence):
         return False
     return not prompt or not isinstance(prompt[0], Mapping)
 
 
-def generate(
-    runtime: Runtime, prompt: Any, adapters: Sequence[str | None] | None, batch_size: int, options: Mapping[str, Any]
-) -> Generation | list[Generation]:
-    """``Runtime.generate``."""
-    checked, generator, active = Options(**options), runtime.generator, runtime.snapshot()
-    if not is_batch(prompt):
-        if adapters is not None:
-            raise InputError("adapters by row are for a list of prompts; choose one prompt's adapter with use()")
-        return _collect(generator.run([prompt], checked, active, [active.name or None]))[0]
+def check_batch_size(batch_size: Any) -> None:
+    """Raise :class:`InputError` for what is no count of rows."""
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise InputError(f"batch_size must be a whole number of at least 1, found {batch_size!r}")
-    if not prompt:
-        raise InputError("no prompts; give at least one")
-    if adapters is not None and len(adapters) != len(prompt):
-        raise InputError(f"{len(adapters)} adapters for {len(prompt)} prompts; give one for each, None for the base")
-    found: list[Generation] = []
-    for start in range(0, len(prompt), batch_size):
-        part = list(prompt[start : start + batch_size])
-        if adapters is None:
-            found += _collect(generator.run(part, checked, active, [active.name or None] * len(part), start))
-        else:
-            names = list(adapters[start : start + batch_size])
-            found += _collect(generator.run(part, checked, runtime.mixed(names), names, start))
-    return found
+
+
+def check_adapters(adapters: Any) -> None:
+    """Raise :class:`InputError` for what is no list of adapter names."""
+    if isinstance(adapters, str) or not isinstance(adapters, Sequence):
+        raise InputError(f"adapters is a list with a name or None for each row, found {adapters!r}")
+    wrong = next((name for name in adapters if not (name is None or isinstance(name, str))), None)
+    if wrong is not None:
+        raise InputError(f"adapters by row are names or None, found {wrong!r}; blends and scales serve whole batches")
 
 
 def _collect(run: Run) -> list[Generation]:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from ...bundle.cache_names import LAYER_PAST, present_of
 from ...errors import BundleError
 
 #: ONNX Runtime's names of the types a cache or logits come in.
 _DTYPES: dict[str, type[np.generic]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
-_PAST = re.compile(r"past_key_values\.(\d+)\.(key|value)")
 #: What the loop feeds itself, beside the cache.
 _FED = {"input_ids", "attention_mask", "position_ids", "logits_from"}
 
@@ -58,8 +57,8 @@ def read_signature(session: Any) -> Signature:
     required = {value.name: value for value in session.get_inputs()}
     names = {*required, *(value.name for value in session.get_overridable_initializers())}
     outputs = {value.name: value for value in session.get_outputs()}
-    cache = tuple(_cache_tensor(value, outputs) for name, value in required.items() if _PAST.fullmatch(name))
-    unknown = [name for name in required if name not in _FED and not _PAST.fullmatch(name)]
+    cache = tuple(_cache_tensor(value, outputs) for name, value in required.items() if LAYER_PAST.fullmatch(name))
+    unknown = [name for name in required if name not in _FED and not LAYER_PAST.fullmatch(name)]
     missing = [name for name in ("input_ids", "attention_mask") if name not in required]
     if not cache or "logits" not in outputs or missing or unknown:
         raise BundleError(
@@ -81,7 +80,7 @@ def read_signature(session: Any) -> Signature:
 
 
 def _cache_tensor(value: Any, outputs: dict[str, Any]) -> CacheTensor:
-    present = value.name.replace("past_key_values", "present", 1)
+    present = present_of(value.name)
     shape = value.shape
     if present not in outputs or len(shape) != 4 or not all(isinstance(shape[axis], int) for axis in (1, 3)):
         raise BundleError(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from ...bundle import Bundle
-from ...errors import BundleError, InputError
+from ...errors import InputError
+from ..files import read_tokenizer
 
 #: How many tokens of the prompt the first piece is decoded with: some tokenizers drop a text's leading space.
 _CONTEXT = 6
@@ -16,12 +17,7 @@ class Tokens:
     """The bundle's tokenizer for generation: nothing is padded or cut."""
 
     def __init__(self, bundle: Bundle) -> None:
-        from tokenizers import Tokenizer
-
-        if "tokenizer.json" not in bundle.manifest.files:
-            raise BundleError(f"{bundle.path} holds no tokenizer.json, which generation from text needs")
-        bundle.verify(["tokenizer.json"])
-        self._tokenizer = Tokenizer.from_file(str(bundle.file("tokenizer.json")))
+        self._tokenizer = read_tokenizer(bundle, "which generation from text needs")
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
 

@@ -1,0 +1,135 @@
+"""``runtime.open``: a bundle ready to run, with adapters to choose. No torch, no transformers, no onnx."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from ..bundle import Verify, read_bundle
+from .engine import Engine
+from .views import Calls, View
+
+
+class Runtime(Calls):
+    """One variant of a bundle, open: what gives views, and a view of its own that ``use`` swaps.
+
+    Made by :func:`open`. ``model.adapter("reviews")`` and ``model.base`` are views, which nothing changes: what threads and
+    servers call. ``model.use("reviews")`` swaps the view that the runtime's own calls take, one each and to its end.
+    """
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._view = View(engine, engine.base)
+
+    @property
+    def view(self) -> View:
+        """The view in use: the base's, until :meth:`use` swaps it."""
+        return self._view
+
+    @property
+    def session(self) -> Any:
+        """The ONNX Runtime session of the variant's graph."""
+        return self.engine.session
+
+    @property
+    def threads(self) -> int | None:
+        """ONNX Runtime's intra-op threads; ``None`` where it chooses."""
+        return self.engine.threads
+
+    @property
+    def active(self) -> str | None:
+        """The adapter in use (``a=0.7, b=0.3`` for a blend), ``None`` for the base."""
+        return self._view.name
+
+    @property
+    def base(self) -> View:
+        """A view of the base without an adapter (in a merged bundle: with the one that is folded in)."""
+        return self.adapter(None)
+
+    def adapter(
+        self, adapter: str | Mapping[str, float] | None, *, scale: float = 1.0, head: str | None = None
+    ) -> View:
+        """A view with an adapter, or with the blend ``{"a": 0.7, "b": 0.3}``; the adapter in use stays.
+
+        Args:
+            adapter: A name, or names with their weights: the exact weighted sum of the adapters' changes. ``None``: the base.
+            scale: Multiplies the low-rank part.
+            head: For a blend whose adapters replace a parameter differently (a classification head): whose is taken.
+
+        Returns:
+            A view. The first time the adapter's file is mapped into memory.
+
+        Raises:
+            UnknownAdapterError: The bundle has no adapter of that name; the message lists those there are.
+            InputError: The adapter is not linear in a scale or a weight, or blended adapters replace a parameter differently.
+
+        Example:
+            >>> reviews = model.adapter("reviews", scale=0.5)
+            >>> reviews.predict("I would buy it again").label
+            'positive'
+        """
+        return View(self.engine, self.engine.adapter(adapter, scale, head))
+
+    def use(self, adapter: str | Mapping[str, float] | None, *, scale: float = 1.0, head: str | None = None) -> Runtime:
+        """Swap the adapter in use to what :meth:`adapter` gives, or back to the base with ``None``; returns ``self``.
+
+        Safe from any thread: a call that has begun, a stream included, ends with the adapter it began with. Where it raises,
+        the adapter in use stays.
+        """
+        self._view = self.adapter(adapter, scale=scale, head=head)
+        return self
+
+    def close(self) -> None:
+        """Give up the session and the adapters; calls raise :class:`InputError` from now on.
+
+        A call or stream that has begun ends as it began. ``with runtime.open(...) as model`` closes at its end.
+        """
+        self.engine.close()
+
+    def __enter__(self) -> Runtime:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        names = ", ".join(self.adapters) or "none"
+        closed = ", closed" if self.engine.closed else ""
+        return (
+            f"<Runtime of {str(self.bundle.path)!r}: {self.manifest.task}, {self.variant}, adapters: {names}; in use: "
+            f"{self.active or 'the base'}{closed}>"
+        )
+
+
+def open(
+    path: str | Path, *, variant: str | None = None, threads: int | None = None, verify: Verify = "changed"
+) -> Runtime:
+    """Open a bundle for inference.
+
+    Args:
+        path: The bundle's folder.
+        variant: A precision of the base, ``fp32`` by default.
+        threads: ONNX Runtime's intra-op threads.
+        verify: When a file is hashed and compared with the manifest. ``"always"``: each time the bundle is opened.
+            ``"changed"``: unless this user's cache remembers a file with the same device, inode, size and times; what a disk
+            loses without a write goes unseen. ``"never"``: not at all, for files that something else vouches for (a
+            read-only image, a signed package). Whatever it is, links out of the folder, pipes, devices, wrong sizes and
+            weights that the manifest does not list are refused, and what was opened stays what is used.
+
+    Returns:
+        A runtime; use it in ``with``, or call ``close`` when it is no longer needed.
+
+    Raises:
+        BundleError: No bundle at ``path``, no such variant, or a graph that cannot be opened.
+        CorruptBundleError: A file is missing or was changed.
+        AdapterMismatchError: An adapter does not fit this base.
+
+    Example:
+        >>> with runtime.open("bundle", threads=2) as model:
+        ...     model.adapter("reviews").predict("I would buy it again")
+    """
+    return Runtime(Engine(read_bundle(path, verify=verify), variant, threads))

@@ -1,0 +1,76 @@
+"""Where every ONNX Runtime session over a bundle's graph is made, and how one is run on arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..bundle import Bundle
+from ..errors import BundleError
+
+
+def open_graph_session(
+    bundle: Bundle, file: str, *, threads: int | None = None, settings: Mapping[str, str] | None = None
+) -> Any:
+    """:func:`open_session` over a graph of a bundle: it and its weights are verified, and what was verified is what is opened.
+
+    Raises:
+        CorruptBundleError: A file is not what the manifest says, or the graph names one that the manifest does not list.
+        BundleError: ONNX Runtime cannot open the graph.
+    """
+    with bundle.open_graph(file) as graph:
+        try:
+            return open_session(graph.model, threads=threads, settings={**graph.settings, **(settings or {})})
+        except BundleError as error:
+            raise BundleError(f"ONNX Runtime cannot open {bundle.file(file)}: {error.__cause__}") from error.__cause__
+
+
+def open_session(
+    model: Path | str | bytes, *, threads: int | None = None, settings: Mapping[str, str] | None = None
+) -> Any:
+    """A session over a graph, on the CPU.
+
+    Args:
+        model: The ``.onnx`` file, whose weights are found beside it, or its bytes.
+        threads: Intra-op threads; ONNX Runtime's own choice where ``None``.
+        settings: Session configuration entries by name.
+
+    Returns:
+        An ``onnxruntime.InferenceSession``. Threads may run it at the same time.
+
+    Raises:
+        BundleError: ONNX Runtime cannot open the graph.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    # ONNX Runtime warns once a slot that an initializer is a graph input, which is what a slot is.
+    options.log_severity_level = 3
+    if threads is not None:
+        options.intra_op_num_threads = threads
+    for name, value in (settings or {}).items():
+        options.add_session_config_entry(name, value)
+    try:
+        source = model if isinstance(model, bytes) else str(model)
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime's exception types are not public
+        where = "the graph" if isinstance(model, bytes) else model
+        raise BundleError(f"ONNX Runtime cannot open {where}: {error}") from error
+
+
+def run_values(
+    session: Any,
+    outputs: Sequence[str],
+    inputs: Mapping[str, np.ndarray],
+    values: Mapping[str, Any],
+    options: Any = None,
+) -> dict[str, np.ndarray]:
+    """One run on ``inputs`` and on ``values``, which are OrtValues already; the named outputs as arrays."""
+    import onnxruntime as ort
+
+    fed = {name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
+    found = session.run_with_ort_values(outputs, {**fed, **values}, options)
+    return {name: value.numpy() for name, value in zip(outputs, found, strict=True)}

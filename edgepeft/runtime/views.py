@@ -1,0 +1,343 @@
+"""Views: an engine and the adapter that its calls run with."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Unpack, overload
+
+import numpy as np
+
+from ..bundle import Bundle, Manifest
+from ..errors import InputError
+from .active import ActiveAdapter
+from .arrays import Inputs, check_rows
+from .engine import Engine
+from .generation import Conversation, GenerateOptions, Generation, Generator, Options, Prompt, TextStream
+from .generation.chat import ChatTemplate, Message
+from .generation.generator import check_adapters, check_batch_size
+from .generation.loop import Steps
+from .sessions import run_values
+from .tasks import BY_TASK, TaskRun
+from .text import Prediction, TextEncoder, Texts
+
+#: The adapter of each row of a batch; ``None`` is the base.
+Adapters = Sequence[str | None]
+
+
+class Calls(ABC):
+    """What a view can be asked, and a runtime, which asks the view that it holds when the call comes.
+
+    A call takes one view and keeps it to its end. Texts are given one at a time or as a list: one text gives one result, a
+    list gives a list (a tuple of two strings is a list of two texts). ``adapters`` names an adapter for each row of a list, in
+    place of the view's own; ``None`` is the base.
+    """
+
+    __slots__ = ()
+
+    @property
+    @abstractmethod
+    def view(self) -> View:
+        """The view that a call made now runs with."""
+
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle that was opened."""
+        return self.view.engine.bundle
+
+    @property
+    def manifest(self) -> Manifest:
+        """The bundle's manifest."""
+        return self.view.engine.manifest
+
+    @property
+    def variant(self) -> str:
+        """The variant that runs."""
+        return self.view.engine.variant
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the adapters in the bundle."""
+        return tuple(self.manifest.adapters)
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """The adapter's labels, or the base's."""
+        return self.view.active.labels
+
+    @property
+    def end_tokens(self) -> frozenset[int]:
+        """The tokens that end what is generated."""
+        return self.view.engine.generator.defaults.eos
+
+    @property
+    def template(self) -> ChatTemplate | None:
+        """The chat template that prompts go through; ``None`` where there is none."""
+        return self.view.engine.generator.template
+
+    @property
+    def labels_are_untrained(self) -> bool:
+        """Whether the classification head is the zero one that stands in for what the checkpoint lacks."""
+        view, manifest = self.view, self.manifest
+        classifies = manifest.task.endswith("-classification") and not manifest.task.startswith("zero-shot")
+        return classifies and not view.active.name and manifest.mode == "swap" and bool(manifest.base.fresh)
+
+    @property
+    def encoder(self) -> TextEncoder:
+        """The bundle's tokenizer."""
+        return self.view.engine.encoder
+
+    @property
+    def generator(self) -> Generator:
+        """What generation needs of this bundle; :class:`InputError` for one whose task does not write."""
+        return self.view.engine.generator
+
+    def encode(self, texts: Texts | str) -> dict[str, np.ndarray]:
+        """Padded int64 arrays ``[batch, sequence]`` by input name; pairs of texts are encoded as pairs.
+
+        One text is a batch of one, so that :meth:`forward` takes what comes back.
+        """
+        return self.encoder.encode(_listed(texts))
+
+    def truncated(self, texts: Texts | str) -> list[int]:
+        """Positions of the texts that have more tokens than the base takes; :meth:`encode` cuts them."""
+        return self.encoder.truncated(_listed(texts))
+
+    def forward(self, inputs: Inputs, *, adapters: Adapters | None = None) -> dict[str, np.ndarray]:
+        """Run arrays through the base; raw outputs by name.
+
+        Args:
+            inputs: An array for each input of the base, ``[batch, ...]``, as :meth:`encode` gives them.
+            adapters: An adapter for each row of the batch.
+
+        Returns:
+            Arrays ``[batch, ...]``. Where rows have heads of different label counts, ``logits`` is as wide as the widest, and
+            minus infinity stands behind the labels of the others.
+
+        Raises:
+            InputError: Arrays that do not fit the base, or adapters that cannot share a batch.
+        """
+        view = self.view
+        if adapters is None:
+            return view.engine.run(inputs, view.active)
+        check_adapters(adapters)
+        check_rows(inputs, len(adapters), view.manifest)
+        return view.engine.run(inputs, view.engine.mixed(adapters))
+
+    @property
+    def decoder_shapes(self) -> dict[str, Sequence[int | str]]:
+        """The inputs of an encoder-decoder's decoder, with their shapes."""
+        return {value.name: value.shape for value in self.view.engine.decoder_session.get_inputs()}
+
+    def decode(self, inputs: Inputs) -> dict[str, np.ndarray]:
+        """Run arrays through an encoder-decoder's decoder, caches included; raw outputs by name. :meth:`forward` is its encoder."""
+        view = self.view
+        session = view.engine.decoder_session
+        slots = {value.name for value in session.get_overridable_initializers()}
+        values = {name: value for name, value in view.engine.slot_values(view.active).items() if name in slots}
+        return run_values(session, [output.name for output in session.get_outputs()], inputs, values)
+
+    @overload
+    def logits(self, texts: Texts | str, *, adapters: None = None, batch_size: int = 32) -> np.ndarray: ...
+
+    @overload
+    def logits(self, texts: Texts, *, adapters: Adapters, batch_size: int = 32) -> list[np.ndarray]: ...
+
+    def logits(
+        self, texts: Texts | str, *, adapters: Adapters | None = None, batch_size: int = 32
+    ) -> np.ndarray | list[np.ndarray]:
+        """Logits for texts of a classification base.
+
+        Returns:
+            An array ``[rows, labels]``; of one text ``[labels]``. With ``adapters`` a list with an array ``[labels]`` for each
+            row, as long as its own adapter has labels.
+        """
+        found: list[np.ndarray] = []
+        for run in self._classified(texts, adapters, batch_size):
+            found += [run.row(row)[0] for row in range(len(run.texts))]
+        if isinstance(texts, str):
+            return found[0]
+        return found if adapters is not None else np.stack(found)
+
+    @overload
+    def predict(self, texts: str, *, adapters: None = None, batch_size: int = 32) -> Prediction: ...  # type: ignore[overload-overlap] # a text is a sequence of texts to mypy
+
+    @overload
+    def predict(self, texts: Texts, *, adapters: Adapters | None = None, batch_size: int = 32) -> list[Prediction]: ...
+
+    def predict(
+        self, texts: Texts | str, *, adapters: Adapters | None = None, batch_size: int = 32
+    ) -> Prediction | list[Prediction]:
+        """The best label of each text, among the labels of its adapter.
+
+        Example:
+            >>> model.adapter("reviews").predict("I would buy it again").label
+            'positive'
+            >>> [p.label for p in model.predict(texts, adapters=["reviews", "topics"])]
+            ['negative', 'Sports']
+        """
+        found: list[Prediction] = []
+        for run in self._classified(texts, adapters, batch_size):
+            found += run.predictions()
+        return found[0] if isinstance(texts, str) else found
+
+    @overload
+    def run(self, texts: str, *, adapters: None = None) -> dict[str, Any]: ...  # type: ignore[overload-overlap] # as above
+
+    @overload
+    def run(self, texts: Texts, *, adapters: Adapters | None = None) -> list[dict[str, Any]]: ...
+
+    def run(self, texts: Texts | str, *, adapters: Adapters | None = None) -> dict[str, Any] | list[dict[str, Any]]:
+        """Each text's result in the shape of the bundle's task, ready for JSON.
+
+        Classification gives ``label``, ``score`` and ``probabilities``; token classification ``tokens`` with a label
+        each; fill-mask the five best ``fills``; feature extraction the mean-pooled ``embedding``; what writes a text what
+        :class:`Generation` holds.
+        """
+        view, rows = self.view, _rows(texts, adapters)
+        task = view.manifest.task
+        if view.manifest.writes:
+            if not all(isinstance(text, str) for text in rows):
+                raise InputError("pairs of texts cannot be generated from")
+            written = view.generate([str(text) for text in rows], adapters=adapters)
+            found = [each.as_dict() for each in written]
+        elif task == "text-classification":
+            found = [each.as_dict() for each in view.predict(rows, adapters=adapters)]
+        elif task in BY_TASK:
+            active = view.active if adapters is None else view.engine.mixed(adapters)
+            found = BY_TASK[task](view._texts(rows, active))
+        else:
+            raise InputError(
+                f"{view.bundle.path} is for {task}, which does not run on texts here: {', '.join(BY_TASK)}, text-generation and "
+                "text2text-generation do"
+            )
+        return found[0] if isinstance(texts, str) else found
+
+    def _classified(self, texts: Texts | str, adapters: Adapters | None, batch_size: int) -> Iterator[TaskRun]:
+        view, rows = self.view, _rows(texts, adapters)
+        check_batch_size(batch_size)
+        if view.manifest.task != "text-classification":
+            raise InputError(f"this bundle's task is {view.manifest.task}; use encode and forward")
+        if not rows:
+            raise InputError("no texts were given")
+        for start in range(0, len(rows), batch_size):
+            part = slice(start, start + batch_size)
+            active = view.active if adapters is None else view.engine.mixed(adapters[part])
+            yield view._texts(rows[part], active)
+
+    def _texts(self, texts: list[Any], active: ActiveAdapter) -> TaskRun:
+        engine = self.view.engine
+        inputs = engine.encoder.encode(texts)
+        return TaskRun(texts, inputs, engine.run(inputs, active), active, engine.encoder)
+
+    @overload
+    def generate(  # type: ignore[overload-overlap] # as above
+        self,
+        prompt: str | Sequence[Message] | np.ndarray,
+        *,
+        adapters: None = None,
+        batch_size: int = 8,
+        **options: Unpack[GenerateOptions],
+    ) -> Generation: ...
+
+    @overload
+    def generate(
+        self, prompt: Sequence[Prompt], *, adapters: Adapters | None = None, batch_size: int = 8,
+        **options: Unpack[GenerateOptions],
+    ) -> list[Generation]: ...  # fmt: skip
+
+    def generate(
+        self, prompt: Any, *, adapters: Adapters | None = None, batch_size: int = 8,
+        **options: Unpack[GenerateOptions],
+    ) -> Generation | list[Generation]:  # fmt: skip
+        """Generate from a text, from messages, from an array of token ids, or from each of a list of these.
+
+        A text goes through the bundle's chat template where it has one, unless ``chat=False``; ``system`` is put before it.
+        Token ids ``[tokens]`` are taken as they are. Other options: ``max_new_tokens`` (256, or what the context leaves),
+        ``stop`` strings, ``temperature`` (0: greedy), ``top_k``, ``top_p``, ``repetition_penalty``, ``seed``; what is not given
+        comes from ``generation_config.json``. Lists run in batches of ``batch_size``. Raises :class:`InputError` for what the
+        model or the options cannot do.
+        """
+        view = self.view
+        return view.engine.generator.generate(prompt, view.active, adapters, batch_size, Options(**options))
+
+    def stream(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> TextStream:
+        """:meth:`generate` from one prompt, as pieces of text while they come; options are the same."""
+        view = self.view
+        run = view.engine.generator.run([prompt], Options(**options), view.active, [view.name])
+        return TextStream(run)
+
+    def conversation(self, system: str | None = None) -> Conversation:
+        """A conversation that keeps its keys and values from turn to turn; ``system`` is its system message.
+
+        A view's conversation stays with the view. A runtime's takes, at each turn, the adapter that is in use then.
+        """
+        generator = self.view.engine.generator
+        if not generator.continues:
+            raise InputError(f"{self.bundle.path} is an encoder-decoder: it has no conversation to go on with")
+        return Conversation(generator, lambda: self.view.active, system)
+
+    def decoder(self, rows: int, capacity: int) -> Steps:
+        """The steps that :meth:`generate` runs, for callers that choose tokens themselves.
+
+        Args:
+            rows: Sequences in the batch.
+            capacity: Tokens, of prompt and answer together, that the cache has room for before it grows.
+
+        Returns:
+            A fresh cache with the adapter's tensors bound: ``prefill`` prompts, then ``step`` token by token. One thread at a time.
+        """
+        view = self.view
+        return view.engine.generator.decoder(view.active, rows, capacity)
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class View(Calls):
+    """An engine with an adapter, a blend or the base: immutable, cheap to make, safe to share among threads.
+
+    Made by :meth:`Runtime.adapter` and :attr:`Runtime.base`. It holds the adapter in memory as long as it lives.
+    """
+
+    engine: Engine
+    active: ActiveAdapter
+
+    @property
+    def view(self) -> View:
+        """Itself."""
+        return self
+
+    @property
+    def name(self) -> str | None:
+        """The adapter's name (``a=0.7, b=0.3`` for a blend), ``None`` for the base."""
+        return self.active.name or None
+
+    @property
+    def scale(self) -> float:
+        """What the adapter's low-rank part is multiplied by."""
+        return self.active.scale
+
+    def __repr__(self) -> str:
+        scaled = f", scale={self.scale:g}" if self.scale != 1.0 else ""
+        labels = f", labels={list(self.labels)}" if self.labels else ""
+        closed = ", closed" if self.engine.closed else ""
+        return (
+            f"<View of {str(self.bundle.path)!r}: {self.name or 'the base'}{scaled}{labels}, {self.manifest.task}, "
+            f"{self.variant}{closed}>"
+        )
+
+
+def _listed(texts: Texts | str) -> Texts:
+    return [texts] if isinstance(texts, str) else texts
+
+
+def _rows(texts: Texts | str, adapters: Adapters | None) -> list[Any]:
+    """Texts as a list, with as many adapters where those are given."""
+    rows = list(_listed(texts))
+    if adapters is not None:
+        if isinstance(texts, str):
+            raise InputError("adapters by row are for a list of texts; choose one text's adapter with adapter()")
+        check_adapters(adapters)
+        if len(adapters) != len(rows):
+            raise InputError(f"{len(adapters)} adapters for {len(rows)} texts; give one for each, None for the base")
+    return rows
