@@ -76,7 +76,7 @@ def _walk(root: Path, parts: list[str]) -> int | list[str]:
     folder = _open_root(root)
     try:
         for place, part in enumerate(parts):
-            here = root.joinpath(*parts[: place + 1])
+            here = "/".join([str(root), *parts[: place + 1]])
             last = place == len(parts) - 1
             try:
                 status = os.stat(part, dir_fd=folder, follow_symlinks=False)
@@ -104,12 +104,12 @@ def _walk_by_path(root: Path, parts: list[str]) -> int | list[str]:
         try:
             status = here.lstat()
             if stat.S_ISLNK(status.st_mode) or _is_junction(status):
-                return _resolved(here, parts, place, str(here.readlink()))
-            _check_kind(here, status.st_mode, last)
+                return _resolved(str(here), parts, place, str(here.readlink()))
+            _check_kind(str(here), status.st_mode, last)
             if last:
-                return _checked(os.open(here, _FILE | _SAFELY), here)
+                return _checked(os.open(here, _FILE | _SAFELY), str(here))
         except OSError as error:
-            raise _problem(here, error) from error
+            raise _problem(str(here), error) from error
     raise CorruptBundleError(f"{root}: the manifest names a file without a name")
 
 
@@ -125,7 +125,7 @@ def _is_junction(status: os.stat_result) -> bool:
     return bool(getattr(status, "st_reparse_tag", 0))
 
 
-def _resolved(here: Path, parts: list[str], place: int, target: str) -> list[str]:
+def _resolved(here: str, parts: list[str], place: int, target: str) -> list[str]:
     """The parts that a link stands for; its own folder was walked, so ``..`` leads where it says."""
     pure = PurePosixPath(target.replace("\\", "/") if os.name == "nt" else target)
     found = parts[:place]
@@ -144,7 +144,7 @@ def _resolved(here: Path, parts: list[str], place: int, target: str) -> list[str
     )
 
 
-def _check_kind(here: Path, mode: int, last: bool) -> None:
+def _check_kind(here: str, mode: int, last: bool) -> None:
     if stat.S_ISREG(mode) if last else stat.S_ISDIR(mode):
         return
     kinds = {
@@ -160,7 +160,7 @@ def _check_kind(here: Path, mode: int, last: bool) -> None:
     )
 
 
-def _checked(descriptor: int, here: Path) -> int:
+def _checked(descriptor: int, here: str) -> int:
     """``descriptor``, if it is still what was looked at before it was opened."""
     try:
         _check_kind(here, os.fstat(descriptor).st_mode, last=True)
@@ -170,7 +170,7 @@ def _checked(descriptor: int, here: Path) -> int:
     return descriptor
 
 
-def _problem(here: Path, error: OSError) -> BundleError:
+def _problem(here: str, error: OSError) -> BundleError:
     if error.errno in {errno.ENOENT, errno.ENOTDIR}:
         return CorruptBundleError(f"{here} is missing from the bundle; copy the whole folder again")
     if error.errno == errno.ELOOP:

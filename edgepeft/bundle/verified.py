@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Literal, get_args
@@ -22,6 +23,7 @@ from .opening import Identity, open_inside
 Verify = Literal["always", "changed", "never"]
 
 _CHUNK = 1 << 20
+_DESCRIPTORS = "/proc/self/fd"
 #: Bytes of a file that is read whole: far more than any tokenizer, and a manifest cannot ask for more.
 READ_LIMIT = 1 << 28
 
@@ -109,8 +111,13 @@ class VerifiedFile:
 
 def descriptor_path(descriptor: int) -> str | None:
     """A path that names an open file or folder itself; ``None`` where the system has none."""
-    path = f"/proc/self/fd/{descriptor}"
-    return path if sys.platform == "linux" and Path(path).exists() else None
+    return f"{_DESCRIPTORS}/{descriptor}" if _names_descriptors() else None
+
+
+@cache
+def _names_descriptors() -> bool:
+    """Whether this is Linux with ``/proc`` mounted, which a container may lack."""
+    return sys.platform == "linux" and Path(_DESCRIPTORS).is_dir()
 
 
 @dataclass
