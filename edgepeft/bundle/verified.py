@@ -23,6 +23,11 @@ from .opening import Identity, open_inside
 Verify = Literal["always", "changed", "never"]
 
 _CHUNK = 1 << 20
+_CHANGED = "was changed after the bundle was written:"
+_AGAIN = {
+    "has": "; copy the bundle again",
+    _CHANGED: ". Copy the bundle again, or export it again if the change was meant.",
+}
 _DESCRIPTORS = "/proc/self/fd"
 #: Bytes of a file that is read whole: far more than any tokenizer, and a manifest cannot ask for more.
 READ_LIMIT = 1 << 28
@@ -163,7 +168,7 @@ class BundleFiles:
         file = VerifiedFile(name, path, open_inside(self.root, name), entry)
         if file.identity.bytes != entry.bytes:
             file.close()
-            raise self._differs(file, f"{file.identity.bytes} bytes", f"{entry.bytes}")
+            raise self._differs(file, f"{file.identity.bytes} bytes", f"{entry.bytes}", "has")
         return file
 
     def to_be_hashed(self, file: VerifiedFile) -> bool:
@@ -181,7 +186,7 @@ class BundleFiles:
         """Hash a file, or what was read of it; :class:`CorruptBundleError` where it is not what the manifest says."""
         found = file.sha256() if content is None else hashlib.sha256(content).hexdigest()
         if found != file.entry.sha256:
-            raise self._differs(file, f"sha256 {found[:16]}…", f"{file.entry.sha256[:16]}…")
+            raise self._differs(file, f"sha256 {found[:16]}…", f"{file.entry.sha256[:16]}…", _CHANGED)
         file.check_unchanged()
         if file.settled:
             self._hashed[file.identity] = found
@@ -203,13 +208,10 @@ class BundleFiles:
         self.known.save()
         return content
 
-    def _differs(self, file: VerifiedFile, found: str, expected: str) -> CorruptBundleError:
+    def _differs(self, file: VerifiedFile, found: str, expected: str, what: str) -> CorruptBundleError:
         if file.name in self._opened:
             return CorruptBundleError(
-                f"{file.path} was changed since the bundle was opened: it has {found}, the manifest then said {expected}. Open "
-                "the bundle again."
+                f"{file.path} was changed since the bundle was opened: {found}, the manifest then said {expected}. Open the "
+                "bundle again."
             )
-        return CorruptBundleError(
-            f"{file.path} was changed after the bundle was written: it has {found}, the manifest says {expected}. Copy the "
-            "bundle again, or export it again if the change was meant."
-        )
+        return CorruptBundleError(f"{file.path} {what} {found}, the manifest says {expected}{_AGAIN[what]}")

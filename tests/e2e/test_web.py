@@ -115,7 +115,7 @@ def test_the_module_against_python(webbed: Path, tmp_path: Path) -> None:
         shutil.copytree(packages.web_folder(), tmp_path / "web", ignore=shutil.ignore_patterns("node_modules"))
     )
     (module / "node_modules").symlink_to(packages.install() / "node_modules")
-    tests = [str(module / "test" / f"{name}.test.js") for name in ("bundle", "manifest", "backend")]
+    tests = [str(module / "test" / f"{name}.test.js") for name in ("bundle", "manifest", "backend", "source")]
     done = subprocess.run(
         ["node", "--test", *tests],
         env={
