@@ -5,7 +5,8 @@
 Each open is one process, whose imports are not counted. ``before`` is the edgepeft in ``TREE`` (a checkout of an older
 version), ``always``, ``changed`` and ``never`` are the modes of ``runtime.open(verify=…)`` here. ``changed`` finds every file
 in a cache of its own, written by one open beforehand; a bundle written less than two seconds ago is hashed in any case.
-Files are in the page cache. Ratios are geometric means over rounds of times in one round, with 95 % intervals.
+Files are in the page cache. Times and memory are medians; ratios are geometric means over rounds of times in one round,
+with 95 % intervals.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from scipy import stats
 
 _CHILD = """
 import json, sys, time
@@ -58,9 +60,9 @@ def measure(tree: Path, bundle: Path, mode: str, cache: Path) -> dict[str, float
 
 
 def ratio(mine: list[float], other: list[float]) -> str:
-    """Geometric mean of pairwise ratios with its 95 % interval (Student's t for few rounds is close to 2.3 here)."""
+    """Geometric mean of pairwise ratios with its 95 % interval (Student's t)."""
     logs = np.log(np.array(mine) / np.array(other))
-    margin = 2.3 * logs.std(ddof=1) / math.sqrt(len(logs)) if len(logs) > 1 else math.nan
+    margin = float(stats.t.ppf(0.975, len(logs) - 1)) * logs.std(ddof=1) / math.sqrt(len(logs))
     return f"{math.exp(logs.mean()):.2f}x [{math.exp(logs.mean() - margin):.2f}, {math.exp(logs.mean() + margin):.2f}]"
 
 
@@ -69,7 +71,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundles", nargs="+", type=Path)
     parser.add_argument("--before", type=Path, help="A checkout of the version to compare with.")
-    parser.add_argument("--processes", type=int, default=9, help="Rounds: one process a round and way of opening.")
+    parser.add_argument(
+        "--processes",
+        type=int,
+        choices=range(2, 100),
+        metavar="N",
+        default=9,
+        help="Rounds: one process a round and way of opening.",
+    )
     arguments = parser.parse_args()
     here = Path(__file__).resolve().parents[1]
     ways = [*([("before", arguments.before.resolve(), "")] if arguments.before else [])]
