@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle import Bundle
-from ..errors import MissingExtraError, NeedsPeftError
+from ..bundle import Bundle, variant_graphs
+from ..errors import NeedsPeftError
+from .bundle_graph import load_graph
 
 
 class BundleWeights:
@@ -23,23 +24,14 @@ class BundleWeights:
 
     def _initializer(self, name: str) -> np.ndarray:
         if self._graph is None:
-            try:
-                import onnx_ir as ir
-            except ImportError as error:
-                raise MissingExtraError(
-                    f"reading the base's weights needs: pip install 'edgepeft[export]' ({error})"
-                ) from error
             if "fp32" not in self._bundle.manifest.variants:
                 raise NeedsPeftError(
                     f"{self._bundle.path} has no fp32 variant, from which this adapter's lowering needs weights."
                 )
-            self._bundle.verify(self._bundle.variant_files("fp32"))
-            variant = self._bundle.manifest.variants["fp32"]
             self._graph = {
                 name: value
-                for file in (variant.file, variant.decoder_file)
-                if file is not None
-                for name, value in ir.load(self._bundle.file(file)).graph.initializers.items()
+                for file in variant_graphs(self._bundle.manifest, "fp32")
+                for name, value in load_graph(self._bundle, file).graph.initializers.items()
             }
         array: np.ndarray = self._graph[name].const_value.numpy()
         return array

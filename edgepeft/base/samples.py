@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -89,7 +88,7 @@ def random_batches(
 def bundle_batches(bundle: Bundle, shapes: tuple[tuple[int, int], ...] = SHAPES) -> list[dict[str, np.ndarray]]:
     """Batches of random inputs that fit a bundle's base, tokens ragged and padded."""
 
-    vocab, pad_id = vocabulary(json.loads(bundle.file("config.json").read_text(encoding="utf-8")))
+    vocab, pad_id = vocabulary(bundle.read_json("config.json"))
     return random_batches(
         {value.name: value.shape for value in bundle.manifest.inputs},
         vocab=vocab,

@@ -1,5 +1,7 @@
 """Bundles: the manifest, reading and checking, all-or-nothing writing."""
 
+from .graphs import OpenGraph
+from .loads import TEXT_FILES, loaded_files, variant_files, variant_graphs
 from .manifest import (
     MANIFEST_NAME,
     AdapterEntry,
@@ -16,9 +18,11 @@ from .manifest import (
 from .read import Bundle, hash_file, read_bundle
 from .slots import ConvSlot, EmbeddingSlot, FactoredSlot, LinearSlot, OverrideSlot, SlotPart, SlotTable
 from .transaction import replace_folder, replacing
+from .verified import VerifiedFile, Verify
 
 __all__ = [
     "MANIFEST_NAME",
+    "TEXT_FILES",
     "AdapterEntry",
     "BaseEntry",
     "Bundle",
@@ -29,16 +33,22 @@ __all__ = [
     "GraphInput",
     "LinearSlot",
     "Manifest",
+    "OpenGraph",
     "OverrideSlot",
     "SlotPart",
     "SlotTable",
     "Variant",
+    "VerifiedFile",
+    "Verify",
     "check_name",
     "dump_manifest",
     "hash_file",
     "json_schema",
+    "loaded_files",
     "parse_manifest",
     "read_bundle",
     "replace_folder",
     "replacing",
+    "variant_files",
+    "variant_graphs",
 ]

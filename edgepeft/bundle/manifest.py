@@ -68,10 +68,14 @@ class Variant(Schema):
     def _relative(cls, path: str | None) -> str | None:
         return None if path is None else _check_relative(path)
 
+    def graphs(self) -> tuple[str, ...]:
+        """Every graph of the variant."""
+        more = (self.input_file, self.decoder_file, self.decoder_input_file)
+        return (self.file, *(file for file in more if file))
+
     def files(self) -> tuple[str, ...]:
         """Every file of the variant: graphs and weights."""
-        more = (self.input_file, self.decoder_file, self.decoder_input_file)
-        return (self.file, *(file for file in more if file), *self.data)
+        return (*self.graphs(), *self.data)
 
 
 class BaseEntry(Schema):

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from ..errors import (
     AdapterMismatchError,
@@ -15,11 +20,17 @@ from ..errors import (
     ManifestError,
     UnknownAdapterError,
 )
+from .graphs import OpenGraph, check_graph, open_graph
+from .loads import Slots, loaded_files, variant_files
 from .manifest import MANIFEST_NAME, AdapterEntry, FileEntry, Manifest, Variant, parse_manifest
+from .opening import open_inside
 from .slots import shape_fits
 from .transaction import recover
+from .verified import BundleFiles, VerifiedFile, Verify, check_mode
 
 _CHUNK = 1 << 20
+#: What the browser's loader reads of a manifest, too; one of 1,000 adapters has some 10 MB.
+_MANIFEST_BYTES = 64 << 20
 
 
 def hash_file(path: Path) -> FileEntry:
@@ -37,32 +48,74 @@ class Bundle:
 
     path: Path
     manifest: Manifest
+    #: When a file is hashed that is opened to be used: see :func:`read_bundle`.
+    verification: Verify = "changed"
+
+    @cached_property
+    def files(self) -> BundleFiles:
+        """What opens the files that the manifest lists."""
+        return BundleFiles(self.path, self.manifest.files, self.verification)
 
     def file(self, relative: str) -> Path:
         """The path of a file of the bundle."""
         return self.path / relative
 
     def verify(self, files: Iterable[str] | None = None) -> None:
-        """Check files (all by default) against the manifest's sizes and hashes; :class:`CorruptBundleError` names one."""
-        root = self.path.resolve()
-        for relative in self.manifest.files if files is None else files:
-            entry = self.manifest.files[relative]
-            path = self.file(relative)
-            if not path.is_file():
-                raise CorruptBundleError(f"{path} is missing from the bundle; copy the whole folder again")
-            if not path.resolve().is_relative_to(root):
-                raise CorruptBundleError(f"{path} is a link that leaves the bundle folder")
-            size = path.stat().st_size
-            if size != entry.bytes:
-                raise CorruptBundleError(
-                    f"{path} has {size} bytes, the manifest says {entry.bytes}; copy the bundle again"
-                )
-            found = hash_file(path).sha256
-            if found != entry.sha256:
-                raise CorruptBundleError(
-                    f"{path} was changed after the bundle was written: sha256 {found[:16]}…, the manifest says "
-                    f"{entry.sha256[:16]}…. Copy the bundle again, or export it again if the change was meant."
-                )
+        """Check files (all by default) against the manifest, hashing each; :class:`CorruptBundleError` names one.
+
+        Graphs may name only those files of weights that the manifest lists for them.
+        """
+        self._check(self.manifest.files if files is None else files, replace(self.files, verify="always", _hashed={}))
+
+    def check(self, files: Iterable[str] | None = None) -> None:
+        """:meth:`verify` as :attr:`verification` says: files that are known not to have changed are not hashed again."""
+        self._check(self.manifest.files if files is None else files, self.files)
+
+    def _check(self, names: Iterable[str], files: BundleFiles) -> None:
+        graphs = {graph: variant for variant in self.manifest.variants.values() for graph in variant.graphs()}
+        adapters = {entry.onnx for entry in self.manifest.adapters.values()}
+        for name in names:
+            if name in graphs or name in adapters:
+                check_graph(files, name, graphs[name].data if name in graphs else ())
+            else:
+                files.open(name).close()
+        files.known.save()
+
+    def open(self, name: str) -> VerifiedFile:
+        """A file, verified, to be read or handed to a library while it is held open."""
+        return self.files.open(name)
+
+    def read(self, name: str) -> bytes:
+        """The verified bytes of a file."""
+        return self.files.read(name)
+
+    def copy(self, name: str, target: Path) -> None:
+        """Copy a file, verified, to ``target``, whose folder is made."""
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with self.open(name) as file, target.open("wb") as copy:
+            file.copy_to(copy)
+
+    def read_text(self, name: str) -> str:
+        """The verified text of a file; :class:`BundleError` where it is not UTF-8."""
+        try:
+            return self.read(name).decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise BundleError(f"{self.file(name)} is not UTF-8: {error}") from error
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """The verified object in a JSON file; :class:`BundleError` where it holds none."""
+        try:
+            found = json.loads(self.read_text(name))
+        except (ValueError, RecursionError) as error:
+            raise BundleError(f"{self.file(name)} is not JSON: {error}") from error
+        if not isinstance(found, dict):
+            raise BundleError(f"{self.file(name)} holds a {type(found).__name__} where an object is expected")
+        return found
+
+    def open_graph(self, graph: str) -> AbstractContextManager[OpenGraph]:
+        """A graph and its weights, verified, to make a session of inside the block: see :func:`.graphs.open_graph`."""
+        allowed = [variant.data for variant in self.manifest.variants.values() if graph in variant.graphs()]
+        return open_graph(self.files, graph, allowed[0] if allowed else ())
 
     def variant(self, name: str | None = None) -> tuple[str, Variant]:
         """A variant by name; by default ``fp32``, else the first. Raises :class:`BundleError` naming those there are."""
@@ -72,10 +125,13 @@ class Bundle:
             raise BundleError(f"{self.path} has no variant {name!r}; it has: {', '.join(variants)}")
         return name, variants[name]
 
-    def variant_files(self, name: str) -> tuple[str, ...]:
-        """The files that a variant needs: graph and weights."""
-        variant = self.manifest.variants[name]
-        return (variant.file, *variant.data)
+    def variant_files(self, name: str, slots: Slots = "overridable") -> tuple[str, ...]:
+        """The graphs of a variant and their weights."""
+        return variant_files(self.manifest, name, slots)
+
+    def loaded_files(self, name: str, slots: Slots = "overridable") -> tuple[str, ...]:
+        """Every file that running a variant reads: graphs, weights, tokenizer, configuration, template, adapters."""
+        return loaded_files(self.manifest, name, slots)
 
     def adapter(self, name: str) -> AdapterEntry:
         """An adapter by name; :class:`UnknownAdapterError` lists those there are."""
@@ -100,25 +156,43 @@ class Bundle:
         return sum(self.manifest.files[name].bytes for name in (self.manifest.files if files is None else files))
 
 
-def read_bundle(path: str | Path) -> Bundle:
+def read_bundle(path: str | Path, *, verify: Verify = "changed") -> Bundle:
     """Read the manifest of a bundle folder; files are checked when they are used, or by :meth:`Bundle.verify`.
 
-    Raises :class:`BundleError` where there is no bundle and :class:`ManifestError` where its manifest is not valid.
+    Args:
+        path: The folder.
+        verify: When a file that is used is hashed. ``"always"``: each time. ``"changed"``: unless this user's cache holds the
+            hash of a file with the same device, inode, size and times (:mod:`.known_files`); a disk that loses bits without
+            a write goes unseen. ``"never"``: not at all; sizes, links and kinds of files are checked all the same.
+
+    Raises:
+        BundleError: There is no bundle.
+        ManifestError: Its manifest is not valid.
+        InputError: ``verify`` is no mode.
     """
     path = Path(path)
+    verification = check_mode(verify)
     recover(path)
     manifest = path / MANIFEST_NAME
     if not path.is_dir():
         raise BundleError(f"no bundle at {path}: the folder does not exist")
-    if not manifest.is_file():
+    if not manifest.exists():
         raise BundleError(f"{path} is not a bundle: it holds no {MANIFEST_NAME}. Make one with `edgepeft export`.")
     try:
-        text = manifest.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = _read_manifest(path).decode("utf-8")
+    except (OSError, UnicodeDecodeError, CorruptBundleError) as error:
         raise ManifestError(f"cannot read {manifest}: {error}") from error
-    bundle = Bundle(path=path, manifest=parse_manifest(text, str(manifest)))
+    bundle = Bundle(path=path, manifest=parse_manifest(text, str(manifest)), verification=verification)
     check_adapters(bundle)
     return bundle
+
+
+def _read_manifest(path: Path) -> bytes:
+    with os.fdopen(open_inside(path, MANIFEST_NAME), "rb") as file:
+        content = file.read(_MANIFEST_BYTES + 1)
+    if len(content) > _MANIFEST_BYTES:
+        raise CorruptBundleError(f"it has more than {_MANIFEST_BYTES} bytes")
+    return content
 
 
 def check_adapters(bundle: Bundle) -> None:

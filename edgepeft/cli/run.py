@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import cloup
 from cloup import option, option_group
 
+from ..bundle import Verify
 from ..errors import InputError
 from .guarded import guarded
 from .options import PATH, bundle_argument, json_option, threads_option
@@ -37,6 +38,12 @@ from .values import parse_weights
     option("--head", metavar="NAME", help="For a blend: the adapter whose head it takes."),
     option("--scale", default=1.0, metavar="X", help="Multiply the adapter's low-rank part."),
     option("--variant", metavar="NAME", show_default="fp32", help="The variant of the base to run."),
+    option(
+        "--verify",
+        type=click.Choice(get_args(Verify)),
+        default="changed",
+        help="Hash the bundle's files: always, those that changed since they were last hashed, or never.",
+    ),
 )
 @generation_options
 @threads_option
@@ -53,6 +60,7 @@ def run(
     scale: float,
     variant: str | None,
     threads: int | None,
+    verify: Verify,
     as_json: bool,
     **generation: Any,
 ) -> None:
@@ -69,7 +77,7 @@ def run(
     if not texts:
         raise InputError("no text: give one as an argument, or a file with --file")
     chosen = parse_weights(adapter.split(",")) if adapter is not None and "=" in adapter else adapter
-    opened = runtime.open(bundle, variant=variant, threads=threads).use(chosen, scale=scale, head=head)
+    opened = runtime.open(bundle, variant=variant, threads=threads, verify=verify).use(chosen, scale=scale, head=head)
     if opened.manifest.writes:
         run_prompts(opened, texts, generation, as_json)
         return

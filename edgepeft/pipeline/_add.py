@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,7 +109,7 @@ def _from_checkpoint(
     check_belongs(adapter, identity=manifest.base.identity, source=manifest.base.source, force=force, announce=announce)
     for note in adapter.notes:
         announce(f"adapter {name}: {note}")
-    config = json.loads(bundle.file("config.json").read_text(encoding="utf-8")) if adapter.prefix is not None else {}
+    config = bundle.read_json("config.json") if adapter.prefix is not None else {}
     filled = fill(adapter, manifest.slots, manifest.base.fresh, manifest.prefix_tensors(), config, manifest.max_length)
     metadata = adapter_metadata(filled, base_identity=manifest.base.identity, slots_hash=manifest.slots.hash)
     return filled.tensors, metadata

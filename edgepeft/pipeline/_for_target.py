@@ -6,7 +6,6 @@ import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from shutil import copyfile
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ import numpy as np
 from .. import runtime as runtimes
 from ..base.parity import output_difference
 from ..base.samples import bundle_batches
-from ..bundle import Bundle, Manifest, Variant, read_bundle, replacing
+from ..bundle import MANIFEST_NAME, Bundle, Manifest, Variant, dump_manifest, read_bundle, replacing
 from ..data import Examples
 from ..devices.checks.static import graph_facts
 from ..devices.place import deployed_mb
@@ -99,9 +98,9 @@ def fit(
     check_target_folder(out)
     notes: list[str] = []
     with replacing(out, keep=False) as folder:
-        for name in (*opened.manifest.files, "edgepeft.json"):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            copyfile(opened.file(name), folder / name)
+        for name in opened.manifest.files:
+            opened.copy(name, folder / name)
+        (folder / MANIFEST_NAME).write_text(dump_manifest(opened.manifest), encoding="utf-8")
         staged = read_bundle(folder)
         staged.verify()
         variant = _choose(staged, target, data, notes, announce)

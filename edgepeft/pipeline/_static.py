@@ -6,6 +6,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from ..adapters.bundle_graph import load_graph
 from ..bundle import read_bundle
 from ..devices.place import choose_variants
 from ..errors import InputError
@@ -43,7 +44,7 @@ def write_static(
         raise InputError(f"{out} exists and is not empty; choose another --out")
     files = (*opened.variant_files(variant), *(a.onnx_adapter for a in opened.manifest.adapters.values()))
     opened.verify(files)
-    graph = ir.load(opened.file(opened.manifest.variants[variant].file))
+    graph = load_graph(opened, opened.manifest.variants[variant].file)
     table = opened.manifest.slots
     tensors = {name: read_tensors(opened, name, entry) for name, entry in opened.manifest.slot_adapters.items()}
     shapes = slot_shapes(tensors.values())

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 
+from ..adapters.bundle_graph import load_graph
 from ..adapters.files import read_onnx_adapter
-from ..bundle import Bundle, Manifest
+from ..bundle import Bundle, Manifest, variant_graphs
 from ..errors import InputError
 from ..runtime.active import read_tensors
-from ..runtime.sessions import open_session, run_values
+from ..runtime.sessions import open_graph_session, open_session, run_values
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -33,9 +34,8 @@ def _size(dim: int | str, sizes: Mapping[str, int]) -> int:
 class _Graph:
     """One graph; it takes what it knows of what is fed."""
 
-    def __init__(self, path: Path, unpack: bool) -> None:
-        # Unpacked: fold DequantizeLinear of constants instead of fusing it.
-        self._session = open_session(path, settings={"session.disable_quant_qdq": "1"} if unpack else None)
+    def __init__(self, session: Any) -> None:
+        self._session = session
         self._outputs = [output.name for output in self._session.get_outputs()]
         self.shapes = {value.name: value.shape for value in self._session.get_inputs()}
 
@@ -50,13 +50,19 @@ class Fed:
     def __init__(self, bundle: Bundle, variant: str, path: Path | None = None, *, unpack: bool = False) -> None:
         self.bundle, self.manifest = bundle, bundle.manifest
         entry = self.manifest.variants[variant]
-        self._graph = _Graph(path or bundle.file(entry.input_file or ""), unpack)
-        decoder = entry.decoder_input_file
-        self._decoder = None if decoder is None else _Graph(bundle.file(decoder), unpack)
+        # Unpacked: fold DequantizeLinear of constants instead of fusing it.
+        settings = {"session.disable_quant_qdq": "1"} if unpack else None
+        first, *second = variant_graphs(self.manifest, variant, "input")
+        self._graph = _Graph(
+            open_graph_session(bundle, first, settings=settings)
+            if path is None
+            else open_session(path, settings=settings)
+        )
+        self._decoder = _Graph(open_graph_session(bundle, second[0], settings=settings)) if second else None
         held = self.manifest.slot_defaults
-        defaults = read_onnx_adapter(bundle.file(held))[0] if held else {}
-        first = ir.load(bundle.file(entry.file)).graph.initializers
-        optional = {value.name: first[value.name].const_value for value in self.manifest.inputs if value.optional}
+        defaults = _read_defaults(bundle, held) if held else {}
+        own = load_graph(bundle, entry.file).graph.initializers
+        optional = {value.name: own[value.name].const_value for value in self.manifest.inputs if value.optional}
         self._empty: dict[str, np.ndarray] = {
             **empty_slots(self.manifest, defaults),
             **{name: tensor.numpy() for name, tensor in optional.items() if tensor is not None},
@@ -87,3 +93,8 @@ class Fed:
         if self._decoder is None:
             raise InputError(f"{self.bundle.path} is for {self.manifest.task}; it has no decoder that writes texts")
         return self._decoder
+
+
+def _read_defaults(bundle: Bundle, file: str) -> dict[str, np.ndarray]:
+    with bundle.open(file) as opened:
+        return read_onnx_adapter(Path(opened.load_path))[0]

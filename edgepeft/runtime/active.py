@@ -10,7 +10,7 @@ import numpy as np
 
 from ..bundle import AdapterEntry, Bundle
 from ..bundle.cache_names import PAST
-from ..errors import AdapterMismatchError, CorruptBundleError, InputError
+from ..errors import AdapterMismatchError, InputError
 from .buffers import as_values
 
 
@@ -61,13 +61,12 @@ def load_adapter(bundle: Bundle, name: str) -> ActiveAdapter:
     import onnxruntime as ort
 
     entry = bundle.adapter(name)
-    path = bundle.file(entry.onnx_adapter)
-    if not path.is_file() or path.stat().st_size != bundle.manifest.files[entry.onnx_adapter].bytes:
-        raise CorruptBundleError(f"{path} is missing or was changed since the bundle was opened; copy the bundle again")
     if entry.prefix_length:
         return _before_sequence(bundle, name, entry)
     handle = ort.LoraAdapter()
-    handle.Load(str(path))
+    # What the bundle was opened with, whatever was added under that name since. The map outlives the open file.
+    with bundle.open(entry.onnx_adapter) as file:
+        handle.Load(file.load_path)
     options = ort.RunOptions()
     options.add_active_adapter(handle)
     return ActiveAdapter(
@@ -122,8 +121,9 @@ def read_tensors(bundle: Bundle, name: str, entry: AdapterEntry) -> dict[str, np
     """The adapter's tensors by slot name, copied out of its file."""
     import onnxruntime as ort
 
-    form = ort.AdapterFormat.read_adapter(str(bundle.file(entry.onnx_adapter)))
-    tensors = {tensor: value.numpy().copy() for tensor, value in form.get_parameters().items()}
+    with bundle.open(entry.onnx_adapter) as file:
+        form = ort.AdapterFormat.read_adapter(file.load_path)
+        tensors = {tensor: value.numpy().copy() for tensor, value in form.get_parameters().items()}
     check_tensors(bundle, name, entry, tensors)
     return tensors
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..bundle import Bundle, Manifest
 from ..errors import InputError, UnknownAdapterError
-from .active import ActiveAdapter, check_tensors, read_tensors, scaled_adapter
+from .active import ActiveAdapter, read_tensors, scaled_adapter
 from .arrays import Inputs, check_arrays
 from .blend import blend, describe
 from .buffers import as_values
@@ -18,7 +18,7 @@ from .mixed import hide_padding, mixed_adapter
 from .once import Once
 from .prefix import after_prefix
 from .resident import ResidentAdapters
-from .sessions import open_session, run_values
+from .sessions import open_graph_session, run_values
 from .text import TextEncoder
 
 
@@ -38,11 +38,12 @@ class Engine:
         if threads is not None and threads < 1:
             raise InputError(f"threads must be at least 1, found {threads}")
         self.threads: int | None = threads
-        adapter_files = [a.onnx_adapter for a in bundle.manifest.adapters.values()]
-        bundle.verify((*bundle.variant_files(self.variant), *adapter_files))
+        # Opening a graph verifies it and its weights; a decoder, opened when it is first used, is verified here all the same.
+        opened = {self._entry.file, *(() if self._entry.decoder_file is not None else self._entry.data)}
+        bundle.check(name for name in bundle.loaded_files(self.variant) if name not in opened)
         for name, adapter in bundle.manifest.adapters.items():
-            check_tensors(bundle, name, adapter, read_tensors(bundle, name, adapter))
-        self._session: Any = open_session(bundle.file(self._entry.file), threads=threads)
+            read_tensors(bundle, name, adapter)
+        self._session: Any = open_graph_session(bundle, self._entry.file, threads=threads)
         self._outputs = [output.name for output in self._session.get_outputs()]
         self._slots = {value.name for value in self._session.get_overridable_initializers()}
         self._decoder_session = Once(self._open_decoder)
@@ -182,4 +183,4 @@ class Engine:
     def _open_decoder(self) -> Any:
         if self._entry.decoder_file is None:
             raise InputError(f"{self.bundle.path} is for {self.manifest.task}; it has no decoder that writes texts")
-        return open_session(self.bundle.file(self._entry.decoder_file), threads=self.threads)
+        return open_graph_session(self.bundle, self._entry.decoder_file, threads=self.threads)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from ..bundle import Bundle
@@ -10,34 +9,17 @@ from ..errors import BundleError
 
 
 def read_text(bundle: Bundle, name: str) -> str | None:
-    """A file of the bundle, checked against its hash; ``None`` where the manifest does not list it."""
-    if name not in bundle.manifest.files:
-        return None
-    bundle.verify([name])
-    path = bundle.file(name)
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BundleError(f"cannot read {path}: {error}; copy the bundle again") from error
+    """The verified text of a file of the bundle; ``None`` where the manifest does not list it."""
+    return bundle.read_text(name) if name in bundle.manifest.files else None
 
 
 def read_object(bundle: Bundle, name: str) -> dict[str, Any]:
-    """The JSON object in a file of the bundle; empty where the manifest does not list it.
+    """The JSON object in a file of the bundle, verified; empty where the manifest does not list it.
 
     Raises:
         BundleError: The file is not JSON, or holds something else than an object.
     """
-    text = read_text(bundle, name)
-    if text is None:
-        return {}
-    path = bundle.file(name)
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise BundleError(f"{path} is not JSON: {error}") from error
-    if not isinstance(found, dict):
-        raise BundleError(f"{path} holds a {type(found).__name__} where an object is expected")
-    return found
+    return bundle.read_json(name) if name in bundle.manifest.files else {}
 
 
 def read_tokenizer(bundle: Bundle, without: str) -> Any:

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ..bundle import read_bundle
+from ..bundle import Verify, read_bundle
 from .engine import Engine
 from .views import Calls, View
 
@@ -105,13 +105,20 @@ class Runtime(Calls):
         )
 
 
-def open(path: str | Path, *, variant: str | None = None, threads: int | None = None) -> Runtime:
+def open(
+    path: str | Path, *, variant: str | None = None, threads: int | None = None, verify: Verify = "changed"
+) -> Runtime:
     """Open a bundle for inference.
 
     Args:
         path: The bundle's folder.
         variant: A precision of the base, ``fp32`` by default.
         threads: ONNX Runtime's intra-op threads.
+        verify: When a file is hashed and compared with the manifest. ``"always"``: each time the bundle is opened.
+            ``"changed"``: unless this user's cache remembers a file with the same device, inode, size and times; what a disk
+            loses without a write goes unseen. ``"never"``: not at all, for files that something else vouches for (a
+            read-only image, a signed package). Whatever it is, links out of the folder, pipes, devices, wrong sizes and
+            weights that the manifest does not list are refused, and what was opened stays what is used.
 
     Returns:
         A runtime; use it in ``with``, or call ``close`` when it is no longer needed.
@@ -125,4 +132,4 @@ def open(path: str | Path, *, variant: str | None = None, threads: int | None = 
         >>> with runtime.open("bundle", threads=2) as model:
         ...     model.adapter("reviews").predict("I would buy it again")
     """
-    return Runtime(Engine(read_bundle(path), variant, threads))
+    return Runtime(Engine(read_bundle(path, verify=verify), variant, threads))

@@ -8,14 +8,33 @@ from typing import Any
 
 import numpy as np
 
+from ..bundle import Bundle
 from ..errors import BundleError
 
 
-def open_session(path: Path, *, threads: int | None = None, settings: Mapping[str, str] | None = None) -> Any:
-    """A session over a graph file, on the CPU.
+def open_graph_session(
+    bundle: Bundle, file: str, *, threads: int | None = None, settings: Mapping[str, str] | None = None
+) -> Any:
+    """:func:`open_session` over a graph of a bundle: it and its weights are verified, and what was verified is what is opened.
+
+    Raises:
+        CorruptBundleError: A file is not what the manifest says, or the graph names one that the manifest does not list.
+        BundleError: ONNX Runtime cannot open the graph.
+    """
+    with bundle.open_graph(file) as graph:
+        try:
+            return open_session(graph.model, threads=threads, settings={**graph.settings, **(settings or {})})
+        except BundleError as error:
+            raise BundleError(f"ONNX Runtime cannot open {bundle.file(file)}: {error.__cause__}") from error.__cause__
+
+
+def open_session(
+    model: Path | str | bytes, *, threads: int | None = None, settings: Mapping[str, str] | None = None
+) -> Any:
+    """A session over a graph, on the CPU.
 
     Args:
-        path: The ``.onnx`` file; its weights are found beside it.
+        model: The ``.onnx`` file, whose weights are found beside it, or its bytes.
         threads: Intra-op threads; ONNX Runtime's own choice where ``None``.
         settings: Session configuration entries by name.
 
@@ -35,9 +54,11 @@ def open_session(path: Path, *, threads: int | None = None, settings: Mapping[st
     for name, value in (settings or {}).items():
         options.add_session_config_entry(name, value)
     try:
-        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        source = model if isinstance(model, bytes) else str(model)
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exception types are not public
-        raise BundleError(f"ONNX Runtime cannot open {path}: {error}") from error
+        where = "the graph" if isinstance(model, bytes) else model
+        raise BundleError(f"ONNX Runtime cannot open {where}: {error}") from error
 
 
 def run_values(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -150,13 +149,13 @@ def bundle_probe(bundle: Bundle) -> Probe:
     """The probe that fits a bundle."""
     manifest = bundle.manifest
     if manifest.task == "text2text-generation":
-        settings = json.loads(bundle.file("config.json").read_text(encoding="utf-8"))
+        settings = bundle.read_json("config.json")
         batches = bundle_batches(bundle)
         start = int(settings["decoder_start_token_id"])
         return Seq2SeqProbe(batches, [following_tokens(b, int(settings["vocab_size"]), start) for b in batches])
     if manifest.task != "text-generation":
         return BatchProbe(bundle_batches(bundle), [value.name for value in manifest.outputs])
-    config = json.loads(bundle.file("config.json").read_text(encoding="utf-8"))
+    config = bundle.read_json("config.json")
     before = max((entry.prefix_length for entry in manifest.adapters.values()), default=0)
     prompts = causal_batches(
         vocab=int(config["vocab_size"]),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from .. import runtime as runtimes
+from ..adapters.bundle_graph import load_graph
 from ..bundle import MANIFEST_NAME, Bundle, dump_manifest, hash_file
 from ..errors import InputError, ParityError
 from ..runtime import Runtime
@@ -35,14 +35,17 @@ def comparable(runtime: Runtime) -> Iterator[tuple[Runtime, Rounded | None]]:
     from ..base.quantized_reference import exact_activations, find_parameters
 
     bundle, (_, variant) = runtime.bundle, runtime.bundle.variant(runtime.variant)
-    graph = ir.load(bundle.file(variant.file))
+    graph = load_graph(bundle, variant.file)
 
     def rounded(model: Any) -> Mapping[str, np.ndarray]:
         return find_parameters(graph, model).rounded
 
     with tempfile.TemporaryDirectory(prefix="edgepeft-") as folder:
         copy = Path(folder) / "bundle"
-        shutil.copytree(bundle.path, copy, ignore=shutil.ignore_patterns("report", *_names(variant.files())))
+        for listed in bundle.manifest.files:
+            if listed not in variant.files():
+                bundle.copy(listed, copy / listed)
+        (copy / variant.file).parent.mkdir(parents=True, exist_ok=True)
         with exact_activations(graph):
             name = Path(variant.file).name
             ir.save(graph, copy / variant.file, external_data=f"{name}_data" if variant.data else None)
@@ -50,10 +53,6 @@ def comparable(runtime: Runtime) -> Iterator[tuple[Runtime, Rounded | None]]:
         manifest = bundle.manifest.model_copy(update={"files": files})
         (copy / MANIFEST_NAME).write_text(dump_manifest(manifest), encoding="utf-8")
         yield runtimes.open(copy, variant=runtime.variant), rounded
-
-
-def _names(files: tuple[str, ...]) -> list[str]:
-    return [Path(file).name for file in files]
 
 
 def check_given(bundle: Bundle, onnx: Path) -> None:

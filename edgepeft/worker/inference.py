@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..bundle import read_bundle
 from ..errors import BundleError, InputError, MeasureError
 from ..targets import Shape
 from .job import Case
@@ -90,11 +90,11 @@ def _token_ids(runtime: Runtime, shape: Shape, seed: int, vocabulary: int | None
 
 
 @lru_cache(maxsize=1)  # read outside what is timed, but for the first call
-def _vocabulary(bundle: Path) -> int:
-    path = bundle / "config.json"
+def _vocabulary(path: Path) -> int:
+    bundle = read_bundle(path)
+    config = bundle.read_json("config.json")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        size = (config.get("text_config") or config)["vocab_size"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BundleError(f"{path}: no readable vocab_size, which random token ids need ({error})") from error
-    return int(size)
+        return int((config.get("text_config") or config)["vocab_size"])
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        where = bundle.file("config.json")
+        raise BundleError(f"{where}: no readable vocab_size, which random token ids need ({error})") from error

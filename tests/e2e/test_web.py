@@ -117,7 +117,8 @@ def test_the_module_against_python(webbed: Path, tmp_path: Path) -> None:
         shutil.copytree(packages.web_folder(), tmp_path / "web", ignore=shutil.ignore_patterns("node_modules"))
     )
     (module / "node_modules").symlink_to(packages.install() / "node_modules")
-    tests = [str(module / "test" / f"{name}.test.js") for name in ("against_python/bundle", "manifest", "backend")]
+    names = ("against_python/bundle", "manifest", "backend", "source")
+    tests = [str(module / "test" / f"{name}.test.js") for name in names]
     done = subprocess.run(
         ["node", "--test", *tests],
         env={

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from causal import CHAT
 
+from edgepeft.bundle import Bundle, hash_file
 from edgepeft.errors import BundleError, InputError
 from edgepeft.runtime.generation.chat import ChatTemplate, check_messages, read_chat_template
 
@@ -77,10 +78,8 @@ TOOL = {"name": "tool", "template": "T"}
 def bundle_of(folder: Path, **files: Any) -> Any:
     for name, content in files.items():
         (folder / name.replace("__", ".")).write_text(content if isinstance(content, str) else json.dumps(content))
-    names = {path.name for path in folder.iterdir()}
-    return SimpleNamespace(
-        path=folder, file=lambda name: folder / name, verify=lambda f: None, manifest=SimpleNamespace(files=names)
-    )
+    manifest: Any = SimpleNamespace(files={path.name: hash_file(path) for path in folder.iterdir()})
+    return Bundle(path=folder, manifest=manifest)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from causal import save_byte_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
 
+from edgepeft.bundle import Bundle, hash_file
 from edgepeft.errors import InputError
 from edgepeft.runtime.generation.tokens import TextPieces, Tokens, check_stops
 
@@ -19,13 +20,8 @@ from edgepeft.runtime.generation.tokens import TextPieces, Tokens, check_stops
 def tokens(tmp_path_factory: pytest.TempPathFactory) -> Tokens:
     folder = tmp_path_factory.mktemp("tokenizer")
     save_byte_tokenizer(folder)
-    bundle: Any = SimpleNamespace(
-        path=folder,
-        file=lambda name: folder / name,
-        verify=lambda files: None,
-        manifest=SimpleNamespace(files={"tokenizer.json"}),
-    )
-    return Tokens(bundle)
+    manifest: Any = SimpleNamespace(files={"tokenizer.json": hash_file(folder / "tokenizer.json")})
+    return Tokens(Bundle(path=folder, manifest=manifest))
 
 
 def stream(tokens: Tokens, ids: list[int], stops: tuple[str, ...] = (), prompt: str = "the ") -> tuple[list[str], bool]:

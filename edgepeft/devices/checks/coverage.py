@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ...adapters.bundle_graph import load_graph
 from ...bundle import Bundle, read_bundle
 from ...errors import InputError
 from ...report.gate import Report, Table
@@ -177,7 +178,7 @@ def _graphs(bundle: Bundle, variant: str, adapter: str | None, shape: Shape, fol
 
     from ...graph.passes.freeze import freeze, freeze_inputs, slot_shapes
 
-    slotted = ir.load(bundle.file(bundle.manifest.variants[variant].file))
+    slotted = load_graph(bundle, bundle.manifest.variants[variant].file)
     table = bundle.manifest.slots
     tensors = {name: read_tensors(bundle, name, entry) for name, entry in bundle.manifest.slot_adapters.items()}
     chosen = tensors.get(adapter or "", next(iter(tensors.values()), dict[str, np.ndarray]()))

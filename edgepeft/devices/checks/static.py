@@ -64,8 +64,8 @@ def graph_facts(bundle: Bundle, file: str) -> tuple[int, dict[str, int]]:
     """Opset of the default domain, and how often each operator occurs (``Op`` or ``domain.Op``), weights left unread."""
     import onnx
 
-    bundle.verify([file])
-    model = onnx.load(bundle.file(file), load_external_data=False)
+    with bundle.open(file) as opened:
+        model = onnx.load(opened.load_path, format="protobuf", load_external_data=False)
     opset = max(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
     ops: dict[str, int] = {}
     for node in model.graph.node:

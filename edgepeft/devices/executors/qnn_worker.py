@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from ...adapters.bundle_graph import load_graph
 from ...bench import Job, RowLogits, WorkerResult
 from ...bundle import Bundle, read_bundle
 from ...errors import DeviceError, EdgepeftError
@@ -34,14 +35,12 @@ class HtpModel:
     """A variant's graph with fixed shapes, its slots as inputs, compiled by the HTP backend for each bucket."""
 
     def __init__(self, bundle: Bundle, variant: str, buckets: Sequence[Shape], folder: Path) -> None:
-        import onnx_ir as ir
-
         from ...graph.passes.freeze import slot_defaults, slot_shapes
 
         self._bundle = bundle
         self._folder = folder
         self._buckets = sorted(buckets, key=lambda shape: shape.sequence)
-        self._graph = ir.load(bundle.file(bundle.manifest.variants[variant].file))
+        self._graph = load_graph(bundle, bundle.manifest.variants[variant].file)
         self._defaults = slot_defaults(self._graph, bundle.manifest.slots)
         self._tensors = {name: read_tensors(bundle, name, entry) for name, entry in bundle.manifest.adapters.items()}
         self._shapes = slot_shapes(self._tensors.values())

@@ -66,14 +66,24 @@ function folder(where) {
   return {
     name: where,
     async read(path, limit, progress) {
-      const { open } = await import("node:fs/promises");
+      const { lstat, open } = await import("node:fs/promises");
       const { join } = await import("node:path");
       const { fileURLToPath } = await import("node:url");
       const root = where.startsWith("file:") ? fileURLToPath(where) : where;
       let file;
       try {
+        // A link may lead out of the bundle, a pipe would be waited for, and a device has no end.
+        for (const place of path.split("/").keys()) {
+          const part = join(root, ...path.split("/").slice(0, place + 1));
+          const found = await lstat(part);
+          const last = place === path.split("/").length - 1;
+          if (!(last ? found.isFile() : found.isDirectory())) {
+            throw new CorruptBundleError(`${part} is no ${last ? "file" : "folder"}; copy the bundle again without links`);
+          }
+        }
         file = await open(join(root, path));
       } catch (error) {
+        if (error instanceof CorruptBundleError) throw error;
         const code = /** @type {NodeJS.ErrnoException} */ (error).code;
         if (code === "ENOENT" || code === "ENOTDIR") return null;
         throw new BundleError(`cannot read ${join(root, path)}: ${/** @type {Error} */ (error).message}`, { cause: error });
