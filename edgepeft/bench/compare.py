@@ -9,7 +9,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Literal
 
-from ..bundle import read_bundle
+from ..bundle import read_bundle, rereading
 from ..data import Examples
 from ..errors import InputError
 from ..report.gate import Gate, Verdict, overall
@@ -54,6 +54,7 @@ class CheckResult(Model):
         return overall(gate.verdict for gate in self.gates)
 
 
+@rereading
 def check(
     bundle: str | Path,
     baseline: str | Path,

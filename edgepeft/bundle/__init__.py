@@ -14,10 +14,12 @@ from .manifest import (
     parse_manifest,
 )
 from .read import Bundle, hash_file, read_bundle
+from .reread import rereading
 from .slots import ConvSlot, EmbeddingSlot, FactoredSlot, LinearSlot, OverrideSlot, SlotPart, SlotTable
-from .transaction import replace_folder, replacing
+from .transaction import LOCK_TIMEOUT, locked, replace_folder, replacing, scratch
 
 __all__ = [
+    "LOCK_TIMEOUT",
     "MANIFEST_NAME",
     "AdapterEntry",
     "BaseEntry",
@@ -37,8 +39,11 @@ __all__ = [
     "dump_manifest",
     "hash_file",
     "json_schema",
+    "locked",
     "parse_manifest",
     "read_bundle",
     "replace_folder",
     "replacing",
+    "rereading",
+    "scratch",
 ]

@@ -16,6 +16,7 @@ from ..errors import (
     UnknownAdapterError,
 )
 from .manifest import MANIFEST_NAME, AdapterEntry, FileEntry, Manifest, Variant, parse_manifest
+from .reread import rereading
 from .slots import shape_fits
 from .transaction import recover
 
@@ -100,6 +101,7 @@ class Bundle:
         return sum(self.manifest.files[name].bytes for name in (self.manifest.files if files is None else files))
 
 
+@rereading
 def read_bundle(path: str | Path) -> Bundle:
     """Read the manifest of a bundle folder; files are checked when they are used, or by :meth:`Bundle.verify`.
 

@@ -1,4 +1,4 @@
-"""Changing a bundle folder all at once or not at all."""
+"""Changing a bundle folder all at once or not at all, and one process at a time."""
 
 from __future__ import annotations
 
@@ -8,14 +8,18 @@ import os
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from ..errors import BundleError
+from ..errors import BundleError, BusyBundleError
 
 if sys.platform != "win32":
     import fcntl
+
+#: Seconds that a writer waits for another one by default.
+LOCK_TIMEOUT = 60.0
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -80,38 +84,114 @@ def _clean(target: Path) -> None:
             os.close(owner)
 
 
+def real_path(target: str | Path) -> Path:
+    """``target`` without links and with its name, ``.`` included; :class:`BundleError` where the current folder is gone."""
+    try:
+        return Path(target).resolve()
+    except FileNotFoundError as error:
+        raise BundleError(
+            f"cannot tell where {target} is: the current folder was removed or replaced (a bundle is replaced when it is "
+            'changed). Change into it again (cd "$PWD")'
+        ) from error
+
+
+class _RemovedError(Exception):
+    """The lock file was removed by its last holder between our opening it and our locking it."""
+
+
 @contextmanager
-def replacing(target: Path, *, keep: bool) -> Iterator[Path]:
+def locked(target: str | Path, timeout: float = LOCK_TIMEOUT) -> Iterator[None]:
+    """Keep other writers of the bundle at ``target`` out; wait ``timeout`` seconds for one that is at work.
+
+    The lock is on ``.NAME.lock`` beside the bundle, so it survives the exchange of the folder, is no part of the bundle, and
+    holds for everyone who can write there. The kernel drops it with the process. Raises :class:`BusyBundleError` after the
+    wait and :class:`BundleError` where the folder around the bundle cannot be written.
+    """
+    import filelock
+
+    target = real_path(target)
+    path = target.with_name(f".{target.name}.lock")
+    deadline = time.monotonic() + timeout
+
+    def still_there(descriptor: int) -> None:
+        try:
+            same = sys.platform == "win32" or os.path.samestat(path.stat(), os.fstat(descriptor))
+        except FileNotFoundError:
+            same = False
+        if not same:
+            raise _RemovedError
+
+    lock = filelock.FileLock(path, on_acquired=still_there)
+    while True:
+        try:
+            lock.acquire(timeout=max(0.0, deadline - time.monotonic()))
+            break
+        except _RemovedError:
+            continue
+        except filelock.Timeout as error:
+            raise BusyBundleError(
+                f"{target} is being changed by another process, and {timeout:g} s were not enough for it to end; nothing was "
+                "changed. Run the command again when the other one is done, or wait longer (--lock-timeout SECONDS)"
+            ) from error
+        except (OSError, NotImplementedError) as error:
+            said = getattr(error, "strerror", None) or str(error)
+            raise BundleError(f"{target} was left as it was: it cannot be locked: {said} ({path})") from error
+    try:
+        yield
+    finally:
+        if sys.platform != "win32":  # there the library removes it
+            path.unlink(missing_ok=True)  # before the release: who has it open sees that it is gone
+        lock.release()
+
+
+@contextmanager
+def scratch(target: Path) -> Iterator[Path]:
+    """A new hidden folder beside ``target`` that is removed when the block ends, or by the next one after a kill."""
+    target = real_path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _clean(target)
+    folder, owner = _stage(target)
+    try:
+        folder.chmod(0o755)
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        if owner is not None:
+            os.close(owner)
+
+
+@contextmanager
+def replacing(target: Path, *, keep: bool, lock_timeout: float | None = LOCK_TIMEOUT) -> Iterator[Path]:
     """A temporary sibling of ``target`` to write into; it takes ``target``'s place when the block ends well.
 
-    With ``keep`` the sibling starts as a copy of ``target``. (Hard links would be quicker, but onnx refuses external data
-    with several links, and a kill would leave them.) If the block raises, or the process is killed, ``target`` is as it
-    was; what a killed process left beside it is removed by the next one. Raises :class:`BundleError` where the disk is
-    full or the folder cannot be written.
+    With ``keep`` the sibling starts as a copy of ``target``, and no other process changes ``target`` during the block.
+    (Hard links would be quicker, but onnx refuses external data with several links, and a kill would leave them.) Without,
+    others are kept out only while the sibling takes its place. ``lock_timeout`` is how many seconds to wait for another
+    writer; ``None`` says that the caller holds the lock. If the block raises, or the process is killed, ``target`` is as it
+    was; what a killed process left beside it is removed by the next one.
+
+    Raises:
+        BusyBundleError: another writer did not end in time.
+        BundleError: the disk is full, or the folder cannot be written.
     """
-    target = target.resolve()
+    target = real_path(target)
+    alone = nullcontext() if lock_timeout is None else locked(target, lock_timeout)
+    before, after = (alone, nullcontext()) if keep else (nullcontext(), alone)
     staging: Path | None = None
-    owner: int | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _clean(target)
-        staging, owner = _stage(target)
-        staging.chmod(0o755)
-        if keep:
-            shutil.copytree(target, staging, dirs_exist_ok=True)
-        yield staging
-        _sync(staging)
-        replace_folder(staging, target)
+        with before, scratch(target) as staging:
+            if keep:
+                shutil.copytree(target, staging, dirs_exist_ok=True)
+            yield staging
+            _sync(staging)
+            with after:
+                replace_folder(staging, target)
     except OSError as error:
         what = "the disk is full" if error.errno in {errno.ENOSPC, errno.EDQUOT} else (error.strerror or str(error))
         raise BundleError(
             f"{target} was left as it was: {what} ({error.filename or staging or target.parent})"
         ) from error
-    finally:
-        if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)
-        if owner is not None:
-            os.close(owner)
 
 
 def replace_folder(staging: Path, target: Path) -> None:
@@ -123,15 +203,35 @@ def replace_folder(staging: Path, target: Path) -> None:
         staging.rename(target)
     elif not _exchange(staging, target):
         # Two renames: a kill between them leaves the old bundle whole under the name that `recover` looks for.
-        aside = target.with_name(f".{target.name}.old")
+        aside = _aside(target)
         shutil.rmtree(aside, ignore_errors=True)
         target.rename(aside)
-        staging.rename(target)
+        try:
+            staging.rename(target)
+        except OSError:
+            aside.rename(target)
+            raise
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _aside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")
+
+
+def put_back(target: Path) -> None:
+    """What :func:`recover` does, for a caller that holds the lock of ``target``."""
+    target = real_path(target)
+    aside = _aside(target)
+    if not target.exists() and aside.is_dir():
+        aside.rename(target)
 
 
 def recover(target: Path) -> None:
-    """Put back a bundle that a kill between two renames left aside (file systems without an exchange)."""
-    aside = target.with_name(f".{target.name}.old")
-    if not target.exists() and aside.is_dir():
-        aside.rename(target)
+    """Put back a bundle that a kill between two renames left aside (file systems without an exchange).
+
+    A writer that lives holds the lock and puts its new folder there itself: it is waited for.
+    """
+    target = real_path(target)
+    if not target.exists() and _aside(target).is_dir():
+        with locked(target):
+            put_back(target)

@@ -7,7 +7,7 @@ import sys
 import click
 
 from .. import __version__
-from .build import add, blend, export, quantize
+from .build import add, blend, export, quantize, remove
 from .common import Group
 from .learn import demo, train
 from .measure import bench, check, validate
@@ -31,5 +31,5 @@ def main() -> None:
             stream.reconfigure(errors="replace")
 
 
-for _command in (train, export, add, blend, quantize, run, inspect, validate, bench, check, targets, web, demo):
+for _command in (train, export, add, remove, blend, quantize, run, inspect, validate, bench, check, targets, web, demo):
     main.add_command(_command)

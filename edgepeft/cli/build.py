@@ -1,4 +1,4 @@
-"""Commands that make or change bundles: export, add, quantize."""
+"""Commands that make or change bundles: export, add, remove, blend, quantize."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from .common import (
     force_option,
     guarded,
     json_option,
+    lock_option,
     named,
     option,
     pair_option,
@@ -94,6 +95,7 @@ _UNTRAINED = "changes nothing (its B matrices are zero: was it trained?)"
 @text_option
 @pair_option
 @force_option
+@lock_option
 @json_option
 @guarded
 def export(
@@ -111,6 +113,7 @@ def export(
     text: str,
     pair: str | None,
     force: bool,
+    lock_timeout: float,
     as_json: bool,
 ) -> None:
     """Export a base and its adapters as a bundle.
@@ -141,6 +144,7 @@ def export(
             max_rank=max_rank,
             max_length=max_length,
             force=force,
+            lock_timeout=lock_timeout,
             announce=announce,
         )
     if as_json:
@@ -178,9 +182,10 @@ def export(
 )
 @click.option("--replace", is_flag=True, help="Replace an adapter of the same name.")
 @force_option
+@lock_option
 @json_option
 @guarded
-def add(bundle: Path, adapter: str, replace: bool, force: bool, as_json: bool) -> None:
+def add(bundle: Path, adapter: str, replace: bool, force: bool, lock_timeout: float, as_json: bool) -> None:
     """Add an adapter to a bundle.
 
     The base is not touched and torch is not imported.
@@ -189,7 +194,7 @@ def add(bundle: Path, adapter: str, replace: bool, force: bool, as_json: bool) -
     from ..pipeline import add as run
 
     with steps() as announce:
-        result = run(bundle, name, source, force=force, replace=replace, announce=announce)
+        result = run(bundle, name, source, force=force, replace=replace, lock_timeout=lock_timeout, announce=announce)
     if not result.changes_output:
         warn(f"{name} {_UNTRAINED}")
     entry = result.entry
@@ -200,6 +205,31 @@ def add(bundle: Path, adapter: str, replace: bool, force: bool, as_json: bool) -
     click.echo(
         f"{bundle}: added {name} ({entry.method}, {len(entry.tensors)} tensors, {megabytes(entry.bytes)}{labels})"
     )
+
+
+@click.command(cls=Command)
+@bundle_argument
+@option("--adapter", section="What", metavar="NAME", help="The adapter to remove.")
+@option("--variant", section="What", metavar="NAME", help="The variant to remove; the last one stays.")
+@lock_option
+@json_option
+@guarded
+def remove(bundle: Path, adapter: str | None, variant: str | None, lock_timeout: float, as_json: bool) -> None:
+    """Remove an adapter or a variant from a bundle.
+
+    Its files go with it. The others are unchanged.
+    """
+    from ..bundle import read_bundle
+    from ..pipeline import remove as run
+
+    before = read_bundle(bundle)
+    after = run(bundle, adapter, variant=variant, lock_timeout=lock_timeout)
+    gone = sorted(before.manifest.files.keys() - after.manifest.files.keys())
+    freed = before.size(gone)
+    if as_json:
+        print_json({"adapter": adapter, "variant": variant, "files": gone, "bytes": freed})
+        return
+    click.echo(f"{bundle}: removed {adapter or variant} ({len(gone)} files, {megabytes(freed)})")
 
 
 @click.command(cls=Command)
@@ -219,16 +249,25 @@ def add(bundle: Path, adapter: str, replace: bool, force: bool, as_json: bool) -
     help="The adapter whose head (and biases and norms) the blend takes where they differ.",
 )
 @click.option("--replace", is_flag=True, help="Replace an adapter or file of the same name.")
+@lock_option
 @json_option
 @guarded
-def blend(bundle: Path, weights: tuple[str, ...], out: str, head: str | None, replace: bool, as_json: bool) -> None:
+def blend(
+    bundle: Path,
+    weights: tuple[str, ...],
+    out: str,
+    head: str | None,
+    replace: bool,
+    lock_timeout: float,
+    as_json: bool,
+) -> None:
     """Write a weighted sum of adapters as an adapter of its own.
 
     The sum is exact: ranks are set side by side. Weights may be negative (after --, as in: blend B --out c -- a=1 b=-0.5).
     """
     from ..pipeline import blend as run
 
-    result = run(bundle, parse_weights(weights), out, head=head, replace=replace)
+    result = run(bundle, parse_weights(weights), out, head=head, replace=replace, lock_timeout=lock_timeout)
     if isinstance(result, Path):
         if as_json:
             print_json({"file": str(result)})
@@ -267,6 +306,7 @@ def blend(bundle: Path, weights: tuple[str, ...], out: str, head: str | None, re
     help="Texts of each adapter to run, spread evenly.",
 )
 @click.option("--replace", is_flag=True, help="Make it again where it exists.")
+@lock_option
 @json_option
 @guarded
 def quantize(
@@ -277,6 +317,7 @@ def quantize(
     pair: str | None,
     rows: int,
     replace: bool,
+    lock_timeout: float,
     as_json: bool,
 ) -> None:
     """Add a quantized variant of the base to a bundle.
@@ -287,7 +328,9 @@ def quantize(
 
     texts = calibration_texts(data, text, pair)
     with steps() as announce:
-        result = run(bundle, variant, data=texts, rows=rows, replace=replace, announce=announce)
+        result = run(
+            bundle, variant, data=texts, rows=rows, replace=replace, lock_timeout=lock_timeout, announce=announce
+        )
     share = result.quantized
     if result.warning:
         warn(result.warning)

@@ -17,6 +17,7 @@ from .common import (
     guarded,
     json_option,
     label_option,
+    lock_option,
     option,
     pair_option,
     path_option,
@@ -118,10 +119,18 @@ def doctor(target: str, on: str | None, as_json: bool) -> None:
 @calibration_option
 @text_option
 @pair_option
+@lock_option
 @json_option
 @guarded
 def pack(
-    bundle: Path, target: str, out: Path, data: tuple[str, ...], text: str, pair: str | None, as_json: bool
+    bundle: Path,
+    target: str,
+    out: Path,
+    data: tuple[str, ...],
+    text: str,
+    pair: str | None,
+    lock_timeout: float,
+    as_json: bool,
 ) -> None:
     """Write what a target gets of a bundle.
 
@@ -133,7 +142,7 @@ def pack(
 
     with steps() as announce:
         texts = calibration_texts(data, text, pair)
-        done = fit(bundle, load_target(target), out, data=texts, announce=announce)
+        done = fit(bundle, load_target(target), out, data=texts, lock_timeout=lock_timeout, announce=announce)
     if as_json:
         print_json({"bundle": str(done.bundle.path), "variant": done.variant, "mb": done.size_mb, "notes": done.notes})
         return

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from .common import Command, Group, bundle_argument, guarded, json_option, option, print_json
+from .common import Command, Group, bundle_argument, guarded, json_option, lock_option, option, print_json
 from .show import megabytes, steps
 
 
@@ -18,9 +18,10 @@ def web() -> None:
 @web.command(cls=Command)
 @bundle_argument
 @option("--variant", section="What", metavar="NAME", help="The variant to prepare.  [default: every variant]")
+@lock_option
 @json_option
 @guarded
-def prepare(bundle: Path, variant: str | None, as_json: bool) -> None:
+def prepare(bundle: Path, variant: str | None, lock_timeout: float, as_json: bool) -> None:
     """Write graphs whose slots are plain inputs.
 
     ONNX Runtime Web cannot override initializers. The second graph of a variant shares its weights file; it is compared
@@ -29,7 +30,7 @@ def prepare(bundle: Path, variant: str | None, as_json: bool) -> None:
     from ..pipeline import write_input_style
 
     with steps() as announce:
-        result = write_input_style(bundle, variant, announce=announce)
+        result = write_input_style(bundle, variant, lock_timeout=lock_timeout, announce=announce)
     files = {n: v.input_file for n, v in result.manifest.variants.items() if v.input_file is not None}
     sizes = {name: result.manifest.files[file].bytes for name, file in files.items()}
     if as_json:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ..bench import Correct, Job, Progress, Rows, bench, bench_report, check, check_report
-from ..bundle import Bundle, read_bundle
+from ..bundle import Bundle, read_bundle, rereading
 from ..data import Examples
 from ..errors import InputError
 from ..report.gate import Report
@@ -25,6 +25,7 @@ def _silent(done: int, total: int, what: str) -> None:
     pass
 
 
+@rereading
 def bench_on(
     bundle: str | Path,
     target: Target,
@@ -88,6 +89,7 @@ def correct_on(executor: Executor) -> Correct:
     return correct
 
 
+@rereading
 def check_on(
     bundle: str | Path,
     baseline: str | Path,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Unpack, overload
 
 import numpy as np
 
-from ..bundle import Bundle, Manifest, read_bundle
+from ..bundle import Bundle, Manifest, read_bundle, rereading
 from ..errors import BundleError, InputError, UnknownAdapterError
 from .active import ActiveAdapter, check_tensors, load_adapter, read_tensors, scaled_adapter
 from .buffers import as_values, packed
@@ -356,6 +356,7 @@ def _check_arrays(inputs: Inputs, manifest: Manifest) -> None:
                     raise InputError(f"inputs differ in shape: {want} is {size} in {first} and {found} in {value.name}")
 
 
+@rereading
 def open(path: str | Path, *, variant: str | None = None, threads: int | None = None) -> Runtime:
     """Open a bundle for inference.
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlencode
 
-from ....bundle import read_bundle
+from ....bundle import read_bundle, rereading
 from ....errors import BundleError, InputError
 from .packages import install, web_folder
 from .site import Site
@@ -16,6 +16,7 @@ from .site import Site
 _PREFERRED = ("int8", "q4", "fp32")
 
 
+@rereading
 def demo_site(
     bundle: str | Path,
     variant: str | None = None,
