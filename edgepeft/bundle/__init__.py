@@ -16,7 +16,7 @@ from .manifest import (
 from .read import Bundle, hash_file, read_bundle
 from .reread import rereading
 from .slots import ConvSlot, EmbeddingSlot, FactoredSlot, LinearSlot, OverrideSlot, SlotPart, SlotTable
-from .transaction import LOCK_TIMEOUT, locked, replace_folder, replacing, scratch
+from .transaction import LOCK_TIMEOUT, locked, replace_folder, replacing, scratch, staying
 
 __all__ = [
     "LOCK_TIMEOUT",
@@ -46,4 +46,5 @@ __all__ = [
     "replacing",
     "rereading",
     "scratch",
+    "staying",
 ]

@@ -52,9 +52,12 @@ def _stage(target: Path) -> tuple[Path, int | None]:
         staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
         if sys.platform == "win32":  # no such locks: what a killed process left behind stays
             return staging, None
-        owner = os.open(staging, os.O_RDONLY)
+        # Another process may take the sibling for a left one between its making and its locking.
+        try:
+            owner = os.open(staging, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
         fcntl.flock(owner, fcntl.LOCK_EX)
-        # Another process may have taken the sibling for a left one between its making and its locking.
         if staging.is_dir() and os.path.samestat(staging.stat(), os.fstat(owner)):
             return staging, owner
         os.close(owner)
@@ -142,6 +145,17 @@ def locked(target: str | Path, timeout: float = LOCK_TIMEOUT) -> Iterator[None]:
         if sys.platform != "win32":  # there the library removes it
             path.unlink(missing_ok=True)  # before the release: who has it open sees that it is gone
         lock.release()
+
+
+@contextmanager
+def staying(target: str | Path) -> Iterator[None]:
+    """Keep ``target`` from being exchanged while something that is no part of the bundle (a report) is written below it.
+
+    Where the folder around it cannot be written there is no lock, and nobody can exchange the bundle either.
+    """
+    target = real_path(target)
+    with locked(target) if os.access(target.parent, os.W_OK) else nullcontext():
+        yield
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
@@ -361,9 +362,12 @@ def check(
 
 def finish(report, folder: Path | None, bundle: Path, stem: str, as_json: bool) -> None:  # type: ignore[no-untyped-def] # targets.Report, not imported at start
     """Write the report, print it, and exit with its verdict\'s code."""
+    from ..bundle import staying
     from ..report import to_json, write_reports
 
-    files = write_reports(folder or bundle / "report", stem, report)
+    # A command that changes the bundle meanwhile would take the report away with the old folder.
+    with staying(bundle) if folder is None else nullcontext():
+        files = write_reports(folder or bundle / "report", stem, report)
     if as_json:
         print_json(json.loads(to_json(report)))
     else:
