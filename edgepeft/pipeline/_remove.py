@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..bundle import LOCK_TIMEOUT, Bundle
@@ -9,9 +10,17 @@ from ..errors import BundleError, InputError
 from ._edit import Edit, edit
 
 
+@dataclass(frozen=True)
+class Removed(Bundle):
+    """The bundle as it is now, the files that went, and their size in bytes."""
+
+    files: tuple[str, ...]
+    bytes: int
+
+
 def remove(
     bundle: str | Path, adapter: str | None = None, *, variant: str | None = None, lock_timeout: float = LOCK_TIMEOUT
-) -> Bundle:
+) -> Removed:
     """Remove an adapter or a variant from a bundle, with its files, all at once.
 
     Args:
@@ -21,7 +30,7 @@ def remove(
         lock_timeout: seconds to wait for another process that changes the bundle.
 
     Returns:
-        The bundle as it is now.
+        The bundle as it is now, with the files that went.
 
     Raises:
         InputError: neither or both are given.
@@ -40,7 +49,8 @@ def remove(
             _adapter(change, adapter)
         elif variant is not None:
             _variant(change, variant)
-    return change.after
+    gone = tuple(sorted(change.before.manifest.files.keys() - change.manifest.files.keys()))
+    return Removed(change.before.path, change.manifest, files=gone, bytes=change.before.size(gone))
 
 
 def _adapter(change: Edit, name: str) -> None:

@@ -281,6 +281,6 @@ class TestRereading:
 
 def test_the_option_has_the_same_default() -> None:
     """It is written twice so that a look at --help imports no bundle code."""
-    from edgepeft.cli.build import add
+    from edgepeft.cli.add import add
 
     assert next(p.default for p in add.params if p.name == "lock_timeout") == LOCK_TIMEOUT
