@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
-from ..errors import EdgepeftError
 from .manifest import MANIFEST_NAME
 
 P = ParamSpec("P")
@@ -43,7 +42,7 @@ def rereading(function: Callable[P, T]) -> Callable[P, T]:
             before = _stamp(Path(bundle))
             try:
                 return function(*args, **kwargs)
-            except (EdgepeftError, OSError):
+            except Exception:  # whatever a file that went away gives: ONNX Runtime's exception types are not public
                 if _stamp(Path(bundle)) == before:
                     raise
         return function(*args, **kwargs)

@@ -175,13 +175,23 @@ def scratch(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing(target: Path, *, keep: bool, lock_timeout: float | None = LOCK_TIMEOUT) -> Iterator[Path]:
+def _inside(room: Path) -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(dir=room))
+    folder.chmod(0o755)
+    yield folder  # what is left of it goes with the room
+
+
+@contextmanager
+def replacing(
+    target: Path, *, keep: bool, lock_timeout: float | None = LOCK_TIMEOUT, room: Path | None = None
+) -> Iterator[Path]:
     """A temporary sibling of ``target`` to write into; it takes ``target``'s place when the block ends well.
 
     With ``keep`` the sibling starts as a copy of ``target``, and no other process changes ``target`` during the block.
     (Hard links would be quicker, but onnx refuses external data with several links, and a kill would leave them.) Without,
     others are kept out only while the sibling takes its place. ``lock_timeout`` is how many seconds to wait for another
-    writer; ``None`` says that the caller holds the lock. If the block raises, or the process is killed, ``target`` is as it
+    writer; ``None`` says that the caller holds the lock. ``room`` is a :func:`scratch` folder of the caller's to make the sibling
+    in. If the block raises, or the process is killed, ``target`` is as it
     was; what a killed process left beside it is removed by the next one.
 
     Raises:
@@ -194,7 +204,7 @@ def replacing(target: Path, *, keep: bool, lock_timeout: float | None = LOCK_TIM
     staging: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with before, scratch(target) as staging:
+        with before, scratch(target) if room is None else _inside(room) as staging:
             if keep:
                 shutil.copytree(target, staging, dirs_exist_ok=True)
             yield staging

@@ -33,8 +33,9 @@ class Edit:
     when it is first asked for. ``manifest`` is the one that was staged last.
     """
 
-    def __init__(self, before: Bundle, stack: ExitStack) -> None:
+    def __init__(self, before: Bundle, stack: ExitStack, room: Path | None) -> None:
         self.before = before
+        self._room = room
         self.manifest = before.manifest
         self._stack = stack
         self._known: dict[str, FileEntry] = dict(before.manifest.files)
@@ -42,7 +43,7 @@ class Edit:
     @cached_property
     def folder(self) -> Path:
         """The copy. Nothing is copied, and nothing takes the bundle's place, where it is never asked for."""
-        return self._stack.enter_context(replacing(self.before.path, keep=True, lock_timeout=None))
+        return self._stack.enter_context(replacing(self.before.path, keep=True, lock_timeout=None, room=self._room))
 
     @property
     def after(self) -> Bundle:
@@ -99,7 +100,7 @@ class Edit:
 
 
 @contextmanager
-def edit(bundle: str | Path, *, lock_timeout: float = LOCK_TIMEOUT) -> Iterator[Edit]:
+def edit(bundle: str | Path, *, lock_timeout: float = LOCK_TIMEOUT, room: Path | None = None) -> Iterator[Edit]:
     """Change a bundle: lock it, read its manifest again, and put the changed copy in its place when the block ends well.
 
     If the block raises, or the process is killed, the bundle is as it was. What was read before the block may be out of date
@@ -108,6 +109,7 @@ def edit(bundle: str | Path, *, lock_timeout: float = LOCK_TIMEOUT) -> Iterator[
     Args:
         bundle: the bundle's folder.
         lock_timeout: seconds to wait for another process that changes the bundle.
+        room: a folder of :func:`edgepeft.bundle.scratch` for the copy, where the caller has one.
 
     Raises:
         BusyBundleError: the other process did not end in time.
@@ -124,7 +126,7 @@ def edit(bundle: str | Path, *, lock_timeout: float = LOCK_TIMEOUT) -> Iterator[
     with locked(path, lock_timeout):
         put_back(path)
         with ExitStack() as stack:
-            yield Edit(read_bundle(path), stack)
+            yield Edit(read_bundle(path), stack, room)
 
 
 @rereading

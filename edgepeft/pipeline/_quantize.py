@@ -80,7 +80,7 @@ def quantize(
     with scratch(opened.path) as folder:
         copy = copy_files(bundle, folder, needs)
         made = _make(copy, rule, data, rows, announce)
-        with edit(bundle, lock_timeout=lock_timeout) as change:
+        with edit(bundle, lock_timeout=lock_timeout, room=folder) as change:
             _check_wanted(change.manifest, opened.path, variant, replace)
             _check_same(change, copy, variant, made, announce)
             _put(change, folder, variant, made, announce)

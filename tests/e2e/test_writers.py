@@ -26,7 +26,7 @@ def stress(bundle: Path, *arguments: object) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("rounds", [5, pytest.param(200, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [8, pytest.param(200, marks=pytest.mark.slow)])
 def test_nothing_is_lost_and_no_open_fails(rounds: int, exported: Path, adapters: dict[str, Path]) -> None:
     found = stress(exported, "--rounds", rounds, "--checkpoint", adapters["register"])
     assert found["rounds"] == rounds
