@@ -175,6 +175,16 @@ def scratch(target: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def left_as_it_was(target: Path) -> Iterator[None]:
+    """Say what the system refused in a block that writes beside ``target``, as :class:`BundleError`."""
+    try:
+        yield
+    except OSError as error:
+        what = "the disk is full" if error.errno in {errno.ENOSPC, errno.EDQUOT} else (error.strerror or str(error))
+        raise BundleError(f"{target} was left as it was: {what} ({error.filename or target.parent})") from error
+
+
+@contextmanager
 def _inside(room: Path) -> Iterator[Path]:
     folder = Path(tempfile.mkdtemp(dir=room))
     folder.chmod(0o755)
@@ -201,8 +211,7 @@ def replacing(
     target = real_path(target)
     alone = nullcontext() if lock_timeout is None else locked(target, lock_timeout)
     before, after = (alone, nullcontext()) if keep else (nullcontext(), alone)
-    staging: Path | None = None
-    try:
+    with left_as_it_was(target):
         target.parent.mkdir(parents=True, exist_ok=True)
         with before, scratch(target) if room is None else _inside(room) as staging:
             if keep:
@@ -211,11 +220,6 @@ def replacing(
             _sync(staging)
             with after:
                 replace_folder(staging, target)
-    except OSError as error:
-        what = "the disk is full" if error.errno in {errno.ENOSPC, errno.EDQUOT} else (error.strerror or str(error))
-        raise BundleError(
-            f"{target} was left as it was: {what} ({error.filename or staging or target.parent})"
-        ) from error
 
 
 def replace_folder(staging: Path, target: Path) -> None:

@@ -11,6 +11,7 @@ import onnx_ir as ir
 
 from .. import runtime as runtimes
 from ..bundle import LOCK_TIMEOUT, Bundle, Manifest, Variant, read_bundle, scratch
+from ..bundle.transaction import left_as_it_was
 from ..data import Examples
 from ..errors import BundleError, InputError
 from ..quantize import Quantized, count_quantized, recipe, total
@@ -77,7 +78,7 @@ def quantize(
         _check_wanted(manifest, opened.path, variant, replace)
         return manifest.deployed("fp32") if rule.calibrated else _weights(manifest)
 
-    with scratch(opened.path) as folder:
+    with left_as_it_was(opened.path), scratch(opened.path) as folder:
         copy = copy_files(bundle, folder, needs)
         made = _make(copy, rule, data, rows, announce)
         with edit(bundle, lock_timeout=lock_timeout, room=folder) as change:
