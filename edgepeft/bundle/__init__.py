@@ -1,5 +1,6 @@
 """Bundles: the manifest, reading and checking, all-or-nothing writing."""
 
+from .lock import LOCK_TIMEOUT, locked, staying
 from .manifest import (
     MANIFEST_NAME,
     AdapterEntry,
@@ -16,7 +17,7 @@ from .manifest import (
 from .read import Bundle, hash_file, read_bundle
 from .reread import rereading
 from .slots import ConvSlot, EmbeddingSlot, FactoredSlot, LinearSlot, OverrideSlot, SlotPart, SlotTable
-from .transaction import LOCK_TIMEOUT, locked, replace_folder, replacing, scratch, staying
+from .transaction import replace_folder, replacing, scratch
 
 __all__ = [
     "LOCK_TIMEOUT",
