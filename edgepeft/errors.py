@@ -16,6 +16,7 @@
     ├── SiteError                a site was not found in a graph, or found more than once
     ├── BundleError              a bundle cannot be opened or written
     │   ├── ManifestError        edgepeft.json is missing or does not fit the schema
+    │   ├── BusyBundleError      another process is changing it, and did not end in time
     │   ├── CorruptBundleError   a file is missing, truncated or was edited
     │   └── NonFiniteError       a model's outputs are NaN or infinite
     ├── ParityError              ONNX Runtime does not compute what PyTorch computes
@@ -84,6 +85,10 @@ class BundleError(EdgepeftError):
 
 class ManifestError(BundleError):
     """``edgepeft.json`` is missing, unreadable or does not fit the schema."""
+
+
+class BusyBundleError(BundleError):
+    """Another process is changing the bundle, and the wait for it ended before it did."""
 
 
 class CorruptBundleError(BundleError):

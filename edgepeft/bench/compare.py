@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import field_serializer
 
-from ..bundle import read_bundle
+from ..bundle import read_bundle, rereading
 from ..data import Examples
 from ..errors import InputError
 from ..report.accuracy import Accuracy, Beside
@@ -81,6 +81,7 @@ def _accuracy_json(row: Accuracy) -> dict[str, Any]:
     }
 
 
+@rereading
 def check(
     bundle: str | Path,
     baseline: str | Path,

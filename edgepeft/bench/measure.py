@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from ..bundle import read_bundle
+from ..bundle import read_bundle, rereading
 from ..bundle.manifest import Manifest
 from ..errors import InputError, TargetError, UnknownAdapterError
 from ..targets import Shape, Target, load_target, parse_shape
@@ -90,6 +90,7 @@ def _names(names: Iterable[str]) -> str:
     return ", ".join(names) or "none"
 
 
+@rereading
 def bench(
     bundle: str | Path,
     target: str | Path | Target,

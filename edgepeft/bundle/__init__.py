@@ -2,6 +2,7 @@
 
 from .graphs import OpenGraph
 from .loads import TEXT_FILES, loaded_files, variant_files, variant_graphs
+from .lock import LOCK_TIMEOUT, locked, staying
 from .manifest import (
     MANIFEST_NAME,
     AdapterEntry,
@@ -16,11 +17,13 @@ from .manifest import (
     parse_manifest,
 )
 from .read import Bundle, hash_file, read_bundle
+from .reread import rereading
 from .slots import ConvSlot, EmbeddingSlot, FactoredSlot, LinearSlot, OverrideSlot, SlotPart, SlotTable
-from .transaction import replace_folder, replacing
+from .transaction import replace_folder, replacing, scratch
 from .verified import VerifiedFile, Verify
 
 __all__ = [
+    "LOCK_TIMEOUT",
     "MANIFEST_NAME",
     "TEXT_FILES",
     "AdapterEntry",
@@ -45,10 +48,14 @@ __all__ = [
     "hash_file",
     "json_schema",
     "loaded_files",
+    "locked",
     "parse_manifest",
     "read_bundle",
     "replace_folder",
     "replacing",
+    "rereading",
+    "scratch",
+    "staying",
     "variant_files",
     "variant_graphs",
 ]

@@ -24,6 +24,7 @@ from .graphs import OpenGraph, check_graph, open_graph
 from .loads import Slots, loaded_files, variant_files
 from .manifest import MANIFEST_NAME, AdapterEntry, FileEntry, Manifest, Variant, parse_manifest
 from .opening import open_inside
+from .reread import rereading
 from .slots import shape_fits
 from .transaction import recover
 from .verified import BundleFiles, VerifiedFile, Verify, check_mode
@@ -156,6 +157,7 @@ class Bundle:
         return sum(self.manifest.files[name].bytes for name in (self.manifest.files if files is None else files))
 
 
+@rereading
 def read_bundle(path: str | Path, *, verify: Verify = "changed") -> Bundle:
     """Read the manifest of a bundle folder; files are checked when they are used, or by :meth:`Bundle.verify`.
 

@@ -9,10 +9,11 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from ..errors import BundleError
+from .lock import LOCK_TIMEOUT, locked, real_path
 
 if sys.platform != "win32":
     import fcntl
@@ -48,9 +49,12 @@ def _stage(target: Path) -> tuple[Path, int | None]:
         staging = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".tmp", dir=target.parent))
         if sys.platform == "win32":  # no such locks: what a killed process left behind stays
             return staging, None
-        owner = os.open(staging, os.O_RDONLY)
+        # Another process may take the sibling for a left one between its making and its locking.
+        try:
+            owner = os.open(staging, os.O_RDONLY)
+        except FileNotFoundError:
+            continue
         fcntl.flock(owner, fcntl.LOCK_EX)
-        # Another process may have taken the sibling for a left one between its making and its locking.
         if staging.is_dir() and os.path.samestat(staging.stat(), os.fstat(owner)):
             return staging, owner
         os.close(owner)
@@ -81,37 +85,67 @@ def _clean(target: Path) -> None:
 
 
 @contextmanager
-def replacing(target: Path, *, keep: bool) -> Iterator[Path]:
-    """A temporary sibling of ``target`` to write into; it takes ``target``'s place when the block ends well.
-
-    With ``keep`` the sibling starts as a copy of ``target``. (Hard links would be quicker, but onnx refuses external data
-    with several links, and a kill would leave them.) If the block raises, or the process is killed, ``target`` is as it
-    was; what a killed process left beside it is removed by the next one. Raises :class:`BundleError` where the disk is
-    full or the folder cannot be written.
-    """
-    target = target.resolve()
-    staging: Path | None = None
-    owner: int | None = None
+def scratch(target: Path) -> Iterator[Path]:
+    """A new hidden folder beside ``target`` that is removed when the block ends, or by the next one after a kill."""
+    target = real_path(target)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    _clean(target)
+    folder, owner = _stage(target)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _clean(target)
-        staging, owner = _stage(target)
-        staging.chmod(0o755)
-        if keep:
-            shutil.copytree(target, staging, dirs_exist_ok=True)
-        yield staging
-        _sync(staging)
-        replace_folder(staging, target)
-    except OSError as error:
-        what = "the disk is full" if error.errno in {errno.ENOSPC, errno.EDQUOT} else (error.strerror or str(error))
-        raise BundleError(
-            f"{target} was left as it was: {what} ({error.filename or staging or target.parent})"
-        ) from error
+        folder.chmod(0o755)
+        yield folder
     finally:
-        if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
         if owner is not None:
             os.close(owner)
+
+
+@contextmanager
+def left_as_it_was(target: Path) -> Iterator[None]:
+    """Say what the system refused in a block that writes beside ``target``, as :class:`BundleError`."""
+    try:
+        yield
+    except OSError as error:
+        what = "the disk is full" if error.errno in {errno.ENOSPC, errno.EDQUOT} else (error.strerror or str(error))
+        raise BundleError(f"{target} was left as it was: {what} ({error.filename or target.parent})") from error
+
+
+@contextmanager
+def _inside(room: Path) -> Iterator[Path]:
+    folder = Path(tempfile.mkdtemp(dir=room))
+    folder.chmod(0o755)
+    yield folder  # what is left of it goes with the room
+
+
+@contextmanager
+def replacing(
+    target: Path, *, keep: bool, lock_timeout: float | None = LOCK_TIMEOUT, room: Path | None = None
+) -> Iterator[Path]:
+    """A temporary sibling of ``target`` to write into; it takes ``target``'s place when the block ends well.
+
+    With ``keep`` the sibling starts as a copy of ``target``, and no other process changes ``target`` during the block.
+    (Hard links would be quicker, but onnx refuses external data with several links, and a kill would leave them.) Without,
+    others are kept out only while the sibling takes its place. ``lock_timeout`` is how many seconds to wait for another
+    writer; ``None`` says that the caller holds the lock. ``room`` is a :func:`scratch` folder of the caller's to make the sibling
+    in. If the block raises, or the process is killed, ``target`` is as it
+    was; what a killed process left beside it is removed by the next one.
+
+    Raises:
+        BusyBundleError: another writer did not end in time.
+        BundleError: the disk is full, or the folder cannot be written.
+    """
+    target = real_path(target)
+    alone = nullcontext() if lock_timeout is None else locked(target, lock_timeout)
+    before, after = (alone, nullcontext()) if keep else (nullcontext(), alone)
+    with left_as_it_was(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with before, scratch(target) if room is None else _inside(room) as staging:
+            if keep:
+                shutil.copytree(target, staging, dirs_exist_ok=True)
+            yield staging
+            _sync(staging)
+            with after:
+                replace_folder(staging, target)
 
 
 def replace_folder(staging: Path, target: Path) -> None:
@@ -123,15 +157,35 @@ def replace_folder(staging: Path, target: Path) -> None:
         staging.rename(target)
     elif not _exchange(staging, target):
         # Two renames: a kill between them leaves the old bundle whole under the name that `recover` looks for.
-        aside = target.with_name(f".{target.name}.old")
+        aside = _aside(target)
         shutil.rmtree(aside, ignore_errors=True)
         target.rename(aside)
-        staging.rename(target)
+        try:
+            staging.rename(target)
+        except OSError:
+            aside.rename(target)
+            raise
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _aside(target: Path) -> Path:
+    return target.with_name(f".{target.name}.old")
+
+
+def put_back(target: Path) -> None:
+    """What :func:`recover` does, for a caller that holds the lock of ``target``."""
+    target = real_path(target)
+    aside = _aside(target)
+    if not target.exists() and aside.is_dir():
+        aside.rename(target)
 
 
 def recover(target: Path) -> None:
-    """Put back a bundle that a kill between two renames left aside (file systems without an exchange)."""
-    aside = target.with_name(f".{target.name}.old")
-    if not target.exists() and aside.is_dir():
-        aside.rename(target)
+    """Put back a bundle that a kill between two renames left aside (file systems without an exchange).
+
+    A writer that lives holds the lock and puts its new folder there itself: it is waited for.
+    """
+    target = real_path(target)
+    if not target.exists() and _aside(target).is_dir():
+        with locked(target):
+            put_back(target)

@@ -16,6 +16,7 @@ from .demo import demo
 from .export import export
 from .inspect import inspect
 from .quantize import quantize
+from .remove import remove
 from .run import run
 from .targets import targets
 from .train import train
@@ -26,7 +27,7 @@ from .web import web
 @group(
     sections=[
         Section("Start here", [demo]),
-        Section("Make and change", [train, export, add, blend, quantize]),
+        Section("Make and change", [train, export, add, remove, blend, quantize]),
         Section("Use", [run, inspect, web]),
         Section("Measure and judge", [validate, bench, check, targets]),
     ],

@@ -9,7 +9,7 @@ import cloup
 from cloup import option, option_group
 
 from .guarded import guarded
-from .options import bundle_argument, force_option, json_option
+from .options import bundle_argument, force_option, json_option, lock_option
 from .show import megabytes, print_json, steps, warn
 from .values import named
 
@@ -30,9 +30,10 @@ _UNTRAINED = "changes nothing (its B matrices are zero: was it trained?)"
 )
 @option("--replace", is_flag=True, help="Replace an adapter of the same name.")
 @force_option
+@lock_option
 @json_option
 @guarded
-def add(bundle: Path, adapter: str, replace: bool, force: bool, as_json: bool) -> None:
+def add(bundle: Path, adapter: str, replace: bool, force: bool, lock_timeout: float, as_json: bool) -> None:
     """Add an adapter to a bundle.
 
     The base is not touched and torch is not imported.
@@ -41,7 +42,7 @@ def add(bundle: Path, adapter: str, replace: bool, force: bool, as_json: bool) -
     from ..pipeline import add as run
 
     with steps() as announce:
-        result = run(bundle, name, source, force=force, replace=replace, announce=announce)
+        result = run(bundle, name, source, force=force, replace=replace, lock_timeout=lock_timeout, announce=announce)
     if not result.changes_output:
         warn(f"{name} {_UNTRAINED}")
     entry = result.entry

@@ -9,7 +9,7 @@ import cloup
 from cloup import option, option_group
 
 from .guarded import guarded
-from .options import bundle_argument, json_option
+from .options import bundle_argument, json_option, lock_option
 from .show import megabytes, print_json, warn
 from .values import parse_weights
 
@@ -32,16 +32,25 @@ from .values import parse_weights
     ),
 )
 @option("--replace", is_flag=True, help="Replace an adapter or file of the same name.")
+@lock_option
 @json_option
 @guarded
-def blend(bundle: Path, weights: tuple[str, ...], out: str, head: str | None, replace: bool, as_json: bool) -> None:
+def blend(
+    bundle: Path,
+    weights: tuple[str, ...],
+    out: str,
+    head: str | None,
+    replace: bool,
+    lock_timeout: float,
+    as_json: bool,
+) -> None:
     """Write a weighted sum of adapters as an adapter of its own.
 
     The sum is exact: ranks are set side by side. Weights may be negative (after --, as in: blend B --out c -- a=1 b=-0.5).
     """
     from ..pipeline import blend as run
 
-    result = run(bundle, parse_weights(weights), out, head=head, replace=replace)
+    result = run(bundle, parse_weights(weights), out, head=head, replace=replace, lock_timeout=lock_timeout)
     if isinstance(result, Path):
         if as_json:
             print_json({"file": str(result)})

@@ -11,7 +11,7 @@ from cloup import option, option_group
 
 from ..errors import InputError
 from .guarded import guarded
-from .options import PATH, calibration_option, force_option, json_option, pair_option, text_option
+from .options import PATH, calibration_option, force_option, json_option, lock_option, pair_option, text_option
 from .show import megabytes, print_json, steps, table
 from .values import calibration_texts, named
 
@@ -77,6 +77,7 @@ from .values import calibration_texts, named
 )
 @option_group("Data", calibration_option, text_option, pair_option)
 @force_option
+@lock_option
 @json_option
 @guarded
 def export(
@@ -94,6 +95,7 @@ def export(
     text: str,
     pair: str | None,
     force: bool,
+    lock_timeout: float,
     as_json: bool,
 ) -> None:
     """Export a base and its adapters as a bundle.
@@ -124,6 +126,7 @@ def export(
             max_rank=max_rank,
             max_length=max_length,
             force=force,
+            lock_timeout=lock_timeout,
             announce=announce,
         )
     if as_json:

@@ -52,10 +52,15 @@ def inspect(path: Path | None, schema: bool, base: str | None, as_json: bool) ->
 
 
 def _bundle(path: Path, as_json: bool) -> None:
-    from ..bundle import read_bundle
+    from ..bundle import Bundle, read_bundle, rereading
 
-    bundle = read_bundle(path)
-    bundle.verify()
+    @rereading
+    def verified(path: Path) -> Bundle:
+        bundle = read_bundle(path)
+        bundle.verify()
+        return bundle
+
+    bundle = verified(path)
     manifest = bundle.manifest
     if as_json:
         print_json(manifest.model_dump(mode="json"))

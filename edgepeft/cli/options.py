@@ -18,6 +18,13 @@ force_option = option(
     "--force", is_flag=True, help="Accept a foreign adapter whose base_model_name_or_path names another base."
 )
 bundle_argument = click.argument("bundle", type=PATH)
+lock_option = option(
+    "--lock-timeout",
+    type=click.FloatRange(min=0, max=86_400),
+    default=60.0,  # bundle.LOCK_TIMEOUT, which a look at --help need not import
+    metavar="SECONDS",
+    help="How long to wait for another command that changes the same bundle.",
+)
 threads_option = option("--threads", type=click.IntRange(min=1), metavar="N", help="ONNX Runtime's intra-op threads.")
 
 # What is read from files of rows.

@@ -10,7 +10,7 @@ from cloup import option, option_group
 
 from ..quantize.recipes import RECIPES
 from .guarded import guarded
-from .options import bundle_argument, calibration_option, json_option, pair_option, text_option
+from .options import bundle_argument, calibration_option, json_option, lock_option, pair_option, text_option
 from .show import megabytes, print_json, steps, warn
 from .values import calibration_texts
 
@@ -40,6 +40,7 @@ from .values import calibration_texts
     ),
 )
 @option("--replace", is_flag=True, help="Make it again where it exists.")
+@lock_option
 @json_option
 @guarded
 def quantize(
@@ -50,6 +51,7 @@ def quantize(
     pair: str | None,
     rows: int,
     replace: bool,
+    lock_timeout: float,
     as_json: bool,
 ) -> None:
     """Add a quantized variant of the base to a bundle.
@@ -60,7 +62,9 @@ def quantize(
 
     texts = calibration_texts(data, text, pair)
     with steps() as announce:
-        result = run(bundle, variant, data=texts, rows=rows, replace=replace, announce=announce)
+        result = run(
+            bundle, variant, data=texts, rows=rows, replace=replace, lock_timeout=lock_timeout, announce=announce
+        )
     share = result.quantized
     if result.warning:
         warn(result.warning)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -151,9 +151,12 @@ def measured(folder: Path | None, bundle: Path, stem: str) -> Iterator[None]:
 
 def finish(report, folder: Path | None, bundle: Path, stem: str, as_json: bool) -> None:  # type: ignore[no-untyped-def] # targets.Report, not imported at start
     """Write the report, print it, and exit with its verdict\'s code."""
+    from ..bundle import staying
     from ..report import to_json, write_reports
 
-    files = write_reports(folder or bundle / "report", stem, report)
+    # A command that changes the bundle meanwhile would take the report away with the old folder.
+    with staying(bundle) if folder is None else nullcontext():
+        files = write_reports(folder or bundle / "report", stem, report)
     if as_json:
         print_json(json.loads(to_json(report)))
     else:

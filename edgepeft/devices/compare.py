@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from ..bundle import read_bundle
+from ..bundle import read_bundle, rereading
 from ..data import Examples, PromptRows
 from ..errors import EdgepeftError
 from ..report.gate import Gate, Report, Table
@@ -15,6 +15,7 @@ from .place import choose_variants, deployed_mb, find_place
 from .validate import TASKS, validate_on
 
 
+@rereading
 def compare_targets(
     bundle: str | Path,
     targets: Sequence[Target] | None = None,

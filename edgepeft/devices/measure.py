@@ -10,7 +10,7 @@ import numpy as np
 
 from ..bench import Correct, Job, Progress, Rows, bench, bench_report, check, check_report
 from ..bench.accuracy import answers
-from ..bundle import Bundle, read_bundle
+from ..bundle import Bundle, read_bundle, rereading
 from ..data import Examples
 from ..errors import InputError
 from ..report.accuracy import chosen_labels
@@ -27,6 +27,7 @@ def _silent(done: int, total: int, what: str) -> None:
     pass
 
 
+@rereading
 def bench_on(
     bundle: str | Path,
     target: Target,
@@ -90,6 +91,7 @@ def correct_on(executor: Executor) -> Correct:
     return correct
 
 
+@rereading
 def check_on(
     bundle: str | Path,
     baseline: str | Path,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from ..bundle import Bundle, read_bundle
+from ..bundle import Bundle, read_bundle, rereading
 from ..data import Examples, PromptRows
 from ..errors import InputError
 from ..report.gate import Report
@@ -20,6 +20,7 @@ from .place import choose_variants, find_place, require_size
 TASKS = ("text-classification", "text-generation")
 
 
+@rereading
 def validate_on(
     bundle: str | Path | Bundle,
     target: Target,

@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from ..train.adapter import train_adapter as train_adapter
     from ..validate.run import validate as validate
     from ._add import add as add
-    from ._add import remove as remove
     from ._blend import blend as blend
     from ._describe import describe as describe
     from ._export import export as export
     from ._for_target import export_for as export_for
     from ._for_target import fit as fit
     from ._quantize import quantize as quantize
+    from ._remove import remove as remove
     from ._static import write_static as write_static
     from ._web_graph import write_input_style as write_input_style
     from ._write import write_bundle as write_bundle
@@ -47,7 +47,7 @@ _HOME = {
     "describe": "._describe",
     "export": "._export",
     "add": "._add",
-    "remove": "._add",
+    "remove": "._remove",
     "blend": "._blend",
     "quantize": "._quantize",
     "write_input_style": "._web_graph",

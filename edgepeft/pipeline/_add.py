@@ -15,12 +15,13 @@ from ..adapters.contract import check_belongs
 from ..adapters.files import AdapterFile, read_adapter_onnx, read_onnx_adapter, version_number
 from ..adapters.fill import check_shape
 from ..adapters.read import read_adapter
-from ..bundle import AdapterEntry, Bundle, Manifest, check_name, read_bundle, replacing
+from ..bundle import LOCK_TIMEOUT, AdapterEntry, Bundle, Manifest, check_name, read_bundle, rereading
 from ..bundle.read import check_prefix_tensors
 from ..errors import AdapterError, AdapterMismatchError, InputError
 from ..validate.probe import bundle_probe, same_outputs
 from ._adapter_files import adapter_metadata, fill, write_adapter
-from ._manifest import write_manifest
+from ._calibrate import measured_without
+from ._edit import Edit, edit
 
 Announce = Callable[[str], None]
 
@@ -133,35 +134,45 @@ def add(
     *,
     force: bool = False,
     replace: bool = False,
+    lock_timeout: float = LOCK_TIMEOUT,
     announce: Announce = lambda message: None,
 ) -> Added:
     """Add an adapter to a bundle: a PEFT checkpoint (folder or Hugging Face id), or a file that edgepeft exported.
 
-    The base is not touched; the manifest and the adapter's files change all at once. Without ``replace`` an adapter of
-    that name is kept and :class:`InputError` raised. Raises :class:`AdapterMismatchError` for an adapter of another base
-    or without slots here.
+    The base is not touched; the manifest and the adapter's files change all at once. Another process that changes the bundle
+    is waited for, ``lock_timeout`` seconds at most. Without ``replace`` an adapter of that name is kept and
+    :class:`InputError` raised. Raises :class:`AdapterMismatchError` for an adapter of another base or without slots here, and
+    :class:`BusyBundleError` after the wait.
     """
+    opened, tensors, metadata = _read(bundle, name, source, force, replace, announce)
+    with edit(bundle, lock_timeout=lock_timeout) as change:
+        change.refuse_another_base(opened.manifest, f"adapter {name!r} was being read")
+        entry, changes = put_adapter(change, name, tensors, metadata, replace=replace)
+    added = Added(bundle=change.after, entry=entry, changes_output=changes)
+    for variant in added.bundle.manifest.provenance.get("calibration", {}):
+        announce(measured_without(variant, name))
+    return added
+
+
+@rereading
+def _read(
+    bundle: str | Path, name: str, source: str | Path, force: bool, replace: bool, announce: Announce
+) -> tuple[Bundle, dict[str, Any], dict[str, Any]]:
+    """The adapter's slot tensors and contract over the bundle as it is now; nobody is kept out meanwhile."""
     opened = read_bundle(bundle)
-    manifest = opened.manifest
     try:
         check_name(name)
     except ValueError as error:
         raise InputError(f"--adapter: {error}") from error
-    if manifest.mode != "swap":
-        raise InputError(f"{opened.path} is merged with {manifest.merged!r} and has no slots; export with --mode swap")
-    _check_free(manifest, opened.path, name, replace)
+    if opened.manifest.mode != "swap":
+        raise InputError(
+            f"{opened.path} is merged with {opened.manifest.merged!r} and has no slots; export with --mode swap"
+        )
+    _check_free(opened.manifest, opened.path, name, replace)
     path = Path(source)
     if path.suffix in {".onnx", ".onnx_adapter"}:
-        tensors, metadata = _from_file(opened, name, path)
-    else:
-        tensors, metadata = _from_checkpoint(opened, name, str(source), force, announce)
-    added = put_adapter(opened, name, tensors, metadata, replace=replace)
-    for variant in manifest.provenance.get("calibration", {}):
-        announce(
-            f"{variant} was measured without {name}: look at its accuracy (validate --variant {variant} --data {name}=FILE), or "
-            f"make it again (quantize --variant {variant} --replace --data …)"
-        )
-    return added
+        return opened, *_from_file(opened, name, path)
+    return opened, *_from_checkpoint(opened, name, str(source), force, announce)
 
 
 def _check_free(manifest: Manifest, path: Path, name: str, replace: bool) -> None:
@@ -170,33 +181,14 @@ def _check_free(manifest: Manifest, path: Path, name: str, replace: bool) -> Non
 
 
 def put_adapter(
-    opened: Bundle, name: str, tensors: dict[str, Any], metadata: dict[str, Any], *, replace: bool
-) -> Added:
-    """Write an adapter's slot tensors into a bundle, all at once, and run it once; :class:`InputError` where it exists."""
-    manifest = opened.manifest
-    _check_free(manifest, opened.path, name, replace)
-    with replacing(opened.path, keep=True) as folder:
-        entry = write_adapter(folder, name, tensors, metadata)
-        adapters = {**manifest.adapters, name: entry}
-        known = {n: e for n, e in manifest.files.items() if n not in {entry.onnx, entry.onnx_adapter}}
-        updated = _with_adapters(manifest, adapters)
-        staged = Bundle(path=folder, manifest=write_manifest(folder, updated, known))
-        changes = _changes_output(staged, name)
-    return Added(bundle=read_bundle(opened.path), entry=entry, changes_output=changes)
+    change: Edit, name: str, tensors: dict[str, Any], metadata: dict[str, Any], *, replace: bool
+) -> tuple[AdapterEntry, bool]:
+    """Stage an adapter's slot tensors in a change of a bundle, and run it once: its entry, and whether it changes outputs.
 
-
-def _with_adapters(manifest: Manifest, adapters: dict[str, AdapterEntry]) -> Manifest:
-    return manifest.model_copy(update={"adapters": adapters})
-
-
-def remove(bundle: str | Path, name: str) -> Bundle:
-    """Remove an adapter and its files from a bundle, all at once."""
-    opened = read_bundle(bundle)
-    entry = opened.adapter(name)
-    with replacing(opened.path, keep=True) as folder:
-        for file in (entry.onnx, entry.onnx_adapter):
-            (folder / file).unlink(missing_ok=True)
-        adapters = {n: e for n, e in opened.manifest.adapters.items() if n != name}
-        known = {n: e for n, e in opened.manifest.files.items() if n not in {entry.onnx, entry.onnx_adapter}}
-        write_manifest(folder, _with_adapters(opened.manifest, adapters), known)
-    return read_bundle(opened.path)
+    Raises :class:`InputError` where the bundle has an adapter of that name by now and ``replace`` is not set.
+    """
+    _check_free(change.manifest, change.before.path, name, replace)
+    entry = write_adapter(change.folder, name, tensors, metadata)
+    adapters = {**change.manifest.adapters, name: entry}
+    staged = change.stage(written=(entry.onnx, entry.onnx_adapter), adapters=adapters)
+    return entry, _changes_output(staged, name)

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from ..adapters.files import write_adapter_onnx, write_onnx_adapter
-from ..bundle import check_name, read_bundle
+from ..bundle import LOCK_TIMEOUT, Bundle, check_name, read_bundle, rereading
 from ..errors import InputError
 from ..runtime.blend import blend as blend_tensors
 from ..runtime.blend import describe
 from ._add import Added, put_adapter
+from ._edit import edit
 
 
 def blend(
@@ -21,22 +22,54 @@ def blend(
     *,
     head: str | None = None,
     replace: bool = False,
+    lock_timeout: float = LOCK_TIMEOUT,
 ) -> Added | Path:
     """Write the weighted sum of a bundle's adapters: into the bundle as adapter ``out``, or to a file.
 
     ``out`` is a file where it ends in ``.onnx_adapter`` or ``.onnx``; both forms are then written side by side and the
     path is returned, and ``add`` takes it into any copy of the base. ``head`` names the adapter whose replaced parameters
-    (head, biases, norms) are taken where they differ. Raises :class:`InputError` for what has no weighted sum (see
-    :func:`edgepeft.runtime.blend.blend`), and for a name or file that exists without ``replace``.
+    (head, biases, norms) are taken where they differ. Another process that changes the bundle is waited for,
+    ``lock_timeout`` seconds at most. Raises :class:`InputError` for what has no weighted sum (see
+    :func:`edgepeft.runtime.blend.blend`), and for a name or file that exists without ``replace``, and
+    :class:`BusyBundleError` after the wait.
     """
-    opened = read_bundle(bundle)
+    path = Path(out)
+    if path.suffix in {".onnx", ".onnx_adapter"}:
+        opened, tensors, metadata = _sum(bundle, weights, head)
+        files = path.with_suffix(".onnx_adapter"), path.with_suffix(".onnx")
+        existing = next((file for file in files if file.exists()), None)
+        if existing is not None and not replace:
+            raise InputError(f"{existing} exists; choose another --out, or replace it with --replace")
+        if not path.parent.is_dir():
+            raise InputError(f"{path.parent} is not a folder")
+        base = opened.manifest.base
+        write_onnx_adapter(files[0], tensors, base_identity=base.identity, slots_hash=opened.manifest.slots.hash)
+        write_adapter_onnx(files[1], tensors, metadata)
+        return path
+    try:
+        check_name(out)
+    except ValueError as error:
+        raise InputError(f"--out: {error}") from error
+    if out in weights:
+        raise InputError(f"--out {out!r} is one of the blended adapters; choose another name")
+    with edit(bundle, lock_timeout=lock_timeout) as change:  # around the sum too: it is of these adapters
+        _, tensors, metadata = _sum(change.before, weights, head)
+        entry, changes = put_adapter(change, out, tensors, metadata, replace=replace)
+    return Added(bundle=change.after, entry=entry, changes_output=changes)
+
+
+@rereading
+def _sum(
+    bundle: str | Path | Bundle, weights: Mapping[str, float], head: str | None
+) -> tuple[Bundle, dict[str, Any], dict[str, Any]]:
+    """The sum's slot tensors and contract."""
+    opened = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
     manifest = opened.manifest
     if manifest.mode != "swap":
         raise InputError(
             f"{opened.path} is merged with {manifest.merged!r}; only a bundle with slots has adapters to blend"
         )
-    adapter_files = [entry.onnx_adapter for entry in manifest.adapters.values()]
-    opened.verify(adapter_files)
+    opened.verify([entry.onnx_adapter for entry in manifest.adapters.values()])
     summed = blend_tensors(opened, weights, head=head)
     metadata: dict[str, Any] = {
         "method": "blend",
@@ -49,23 +82,4 @@ def blend(
         "per_row": summed.per_row,
         "residual": summed.residual,
     }
-    path = Path(out)
-    if path.suffix in {".onnx", ".onnx_adapter"}:
-        files = path.with_suffix(".onnx_adapter"), path.with_suffix(".onnx")
-        existing = next((file for file in files if file.exists()), None)
-        if existing is not None and not replace:
-            raise InputError(f"{existing} exists; choose another --out, or replace it with --replace")
-        if not path.parent.is_dir():
-            raise InputError(f"{path.parent} is not a folder")
-        write_onnx_adapter(
-            files[0], summed.tensors, base_identity=manifest.base.identity, slots_hash=manifest.slots.hash
-        )
-        write_adapter_onnx(files[1], summed.tensors, metadata)
-        return path
-    try:
-        check_name(out)
-    except ValueError as error:
-        raise InputError(f"--out: {error}") from error
-    if out in weights:
-        raise InputError(f"--out {out!r} is one of the blended adapters; choose another name")
-    return put_adapter(opened, out, summed.tensors, metadata, replace=replace)
+    return opened, dict(summed.tensors), metadata

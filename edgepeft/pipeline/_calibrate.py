@@ -33,6 +33,16 @@ def measure_ranges(
     in the counts). Raises :class:`InputError` without texts or rows, or for a base that does not take texts alone, and
     :class:`UnknownAdapterError` for a name that is no adapter.
     """
+    check_texts(bundle, data)
+    manifest = bundle.manifest
+    with tempfile.TemporaryDirectory(prefix="edgepeft-calibrate-") as scratch:
+        file = Path(scratch) / "extremes.onnx"
+        names = with_extremes(bundle.file(manifest.variants["fp32"].file), file, manifest.slots)
+        return _run(bundle, file, names, _texts(bundle, data, rows), announce)
+
+
+def check_texts(bundle: Bundle, data: Mapping[str, Examples]) -> None:
+    """Refuse what :func:`measure_ranges` cannot measure: a base that does not take texts alone, an unknown name, no texts."""
     manifest = bundle.manifest
     takes_texts = {value.name for value in manifest.inputs if not value.optional} <= _TEXT_INPUTS
     if manifest.writes or not takes_texts or "tokenizer.json" not in manifest.files:
@@ -51,10 +61,14 @@ def measure_ranges(
             "activations are measured on texts, and none are given: --data NAME=FILE, with texts as the adapter will see "
             "them (not those that it is judged by), or '*=FILE' for all"
         )
-    with tempfile.TemporaryDirectory(prefix="edgepeft-calibrate-") as scratch:
-        file = Path(scratch) / "extremes.onnx"
-        names = with_extremes(bundle.file(manifest.variants["fp32"].file), file, manifest.slots)
-        return _run(bundle, file, names, _texts(bundle, data, rows), announce)
+
+
+def measured_without(variant: str, name: str) -> str:
+    """What to say of a calibrated variant that an adapter had no part in."""
+    return (
+        f"{variant} was measured without {name}: look at its accuracy (validate --variant {variant} --data {name}=FILE), or "
+        f"make it again (quantize --variant {variant} --replace --data …)"
+    )
 
 
 def _texts(bundle: Bundle, data: Mapping[str, Examples], rows: int) -> dict[str | None, list[Any]]:
@@ -90,6 +104,8 @@ def _run(
             low, high = np.minimum(low, found[: len(names)]), np.maximum(high, found[len(names) :])
     wrong = ~(np.isfinite(low) & np.isfinite(high))
     if wrong.any():
-        raise BundleError(f"{bundle.path}: {names[int(wrong.argmax())]} is not finite on the given texts")
+        raise BundleError(
+            f"activation {names[int(wrong.argmax())]} of the fp32 variant is not finite on the given texts"
+        )
     ranges = {name: (float(a), float(b)) for name, a, b in zip(names, low, high, strict=True)}
     return ranges, {adapter or "*": len(each) for adapter, each in texts.items()}

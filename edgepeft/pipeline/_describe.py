@@ -8,7 +8,7 @@ from ..adapters.checkpoint import read_checkpoint
 from ..adapters.describe import AdapterPlan, describe_adapter
 from ..adapters.layout import as_linear
 from ..adapters.read import layers_of
-from ..bundle import MANIFEST_NAME, read_bundle
+from ..bundle import MANIFEST_NAME, read_bundle, rereading
 
 
 def describe(source: str | Path, base: str | Path | None = None, *, max_rank: int | None = None) -> AdapterPlan:
@@ -21,17 +21,7 @@ def describe(source: str | Path, base: str | Path | None = None, *, max_rank: in
     if base is None:
         return describe_adapter(source, max_rank=max_rank)
     if (Path(base) / MANIFEST_NAME).is_file():
-        from ..adapters.bundle_weights import BundleWeights
-        from ._add import base_module
-
-        bundle = read_bundle(base)
-        return describe_adapter(
-            source,
-            weights=BundleWeights(bundle),
-            module=lambda: base_module(bundle),
-            max_rank=max_rank,
-            layers=bundle.manifest.base.layers,
-        )
+        return _over_bundle(base, source, max_rank)
     from ..base.load import load_model
     from ..base.markers import parameters_of
 
@@ -40,4 +30,19 @@ def describe(source: str | Path, base: str | Path | None = None, *, max_rank: in
     weights = as_linear(loaded.model, parameters_of(loaded.model))
     return describe_adapter(
         source, weights=weights.get, module=lambda: loaded.model, max_rank=max_rank, layers=loaded.layers
+    )
+
+
+@rereading
+def _over_bundle(base: str | Path, source: str | Path, max_rank: int | None) -> AdapterPlan:
+    from ..adapters.bundle_weights import BundleWeights
+    from ._add import base_module
+
+    bundle = read_bundle(base)
+    return describe_adapter(
+        source,
+        weights=BundleWeights(bundle),
+        module=lambda: base_module(bundle),
+        max_rank=max_rank,
+        layers=bundle.manifest.base.layers,
     )

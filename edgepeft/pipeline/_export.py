@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +17,7 @@ from ..adapters.read import layers_of, method_of, opaque_adapter, task_ids
 from ..base.base import Base
 from ..base.capture import capture
 from ..base.replicate import LayerMap
-from ..bundle import Bundle, check_name
+from ..bundle import LOCK_TIMEOUT, Bundle, check_name
 from ..errors import InputError
 from ..graph.editable import MergedBase
 from ..graph.merge import merged_weight
@@ -29,6 +30,8 @@ from ._manifest import check_target_folder
 from ._write import write_bundle
 
 Announce = Callable[[str], None]
+#: :func:`write_bundle` with what all bundles of one export share.
+Write = Callable[..., Bundle]
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,7 @@ def export(
     force: bool = False,
     max_rank: int | None = None,
     max_length: int | None = None,
+    lock_timeout: float = LOCK_TIMEOUT,
     announce: Announce = lambda message: None,
 ) -> Exported:
     """Export a base and its adapters.
@@ -83,9 +87,11 @@ def export(
     several writes ``out/<name>`` for each; ``bake`` does so with the model as PEFT runs it, unmerged. Every adapter is run
     in ONNX Runtime and compared with PEFT before anything takes its place at ``out``; raises :class:`ParityError` where one
     differs, and :class:`UnsupportedAdapterError` for an adapter that can only be merged or baked. ``max_rank`` caps the rank
-    of methods that are factored by SVD, ``max_length`` the context of a language model in tokens.
+    of methods that are factored by SVD, ``max_length`` the context of a language model in tokens. Another process that
+    changes a bundle at ``out`` is waited for at the end, ``lock_timeout`` seconds at most; :class:`BusyBundleError` then.
     """
     out = Path(out)
+    write = partial(write_bundle, lock_timeout=lock_timeout)
     for name in adapters:
         try:
             check_name(name)
@@ -99,7 +105,7 @@ def export(
     if mode == "bake":
         if onnx is not None:
             raise InputError("--mode bake traces PEFT's model; an ONNX file of the base (--onnx) has no place in that")
-        return _bake(str(model), adapters, out, task, None if task else peft_task, max_length, force, announce)
+        return _bake(str(model), adapters, out, task, None if task else peft_task, max_length, force, write, announce)
     layers = _layers(adapters)
     announce(f"capturing {model}")
     if layers:
@@ -130,8 +136,8 @@ def export(
             announce(f"adapter {name}: {note}")
         read.append(adapter)
     if mode == "merge":
-        return _merge(base, read, adapters, out, announce)
-    return _swap(base, read, adapters, out, slots, announce, Path(onnx) if onnx is not None else None)
+        return _merge(base, read, adapters, out, write, announce)
+    return _swap(base, read, adapters, out, slots, write, announce, Path(onnx) if onnx is not None else None)
 
 
 def _matched(base: Base) -> str:
@@ -149,6 +155,7 @@ def _swap(
     sources: Mapping[str, str | Path],
     out: Path,
     reserve: Literal["adapters", "all-linear"],
+    write: Write,
     announce: Announce,
     given: Path | None,
 ) -> Exported:
@@ -162,7 +169,7 @@ def _swap(
             check_given(bundle, given)
         parity.extend(check_parity(bundle, sources, base.source, module=base.reference, settle=base.forget))
 
-    bundle = write_bundle(
+    bundle = write(
         out,
         base,
         slotted,
@@ -180,7 +187,7 @@ def _hashes(read: list[Adapter]) -> dict[str, str]:
 
 
 def _merge(
-    base: Base, read: list[Adapter], sources: Mapping[str, str | Path], out: Path, announce: Announce
+    base: Base, read: list[Adapter], sources: Mapping[str, str | Path], out: Path, write: Write, announce: Announce
 ) -> Exported:
     bundles: list[Bundle] = []
     parity: list[AdapterParity] = []
@@ -193,7 +200,7 @@ def _merge(
             parity.extend(check_parity(bundle, checked, base.source, module=base.reference, settle=base.forget))
 
         target = out if len(read) == 1 else out / adapter.name
-        bundles.append(write_bundle(target, base, merged, recipe=recipe, check=check))
+        bundles.append(write(target, base, merged, recipe=recipe, check=check))
     _announce_parity(parity, announce)
     return Exported(bundles=tuple(bundles), parity=tuple(parity), capture_parity=base.parity)
 
@@ -219,6 +226,7 @@ def _bake(
     peft_task: str | None,
     max_length: int | None,
     force: bool,
+    write: Write,
     announce: Announce,
 ) -> Exported:
     from ..base.bake.bake import bake
@@ -238,7 +246,7 @@ def _bake(
 
         content = MergedBase(graph=base.graph, adapter=adapter, baked=True)
         target = out if len(sources) == 1 else out / name
-        bundles.append(write_bundle(target, base, content, recipe={"checkpoints": _hashes([adapter])}, check=check))
+        bundles.append(write(target, base, content, recipe={"checkpoints": _hashes([adapter])}, check=check))
     _announce_parity(parity, announce)
     return Exported(bundles=tuple(bundles), parity=tuple(parity), capture_parity=captured)
 

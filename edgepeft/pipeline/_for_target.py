@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 from .. import runtime as runtimes
 from ..base.parity import output_difference
 from ..base.samples import bundle_batches
-from ..bundle import MANIFEST_NAME, Bundle, Manifest, Variant, dump_manifest, read_bundle, replacing
+from ..bundle import LOCK_TIMEOUT, Bundle, Manifest, Variant, read_bundle, replacing, rereading, scratch
 from ..data import Examples
 from ..devices.checks.static import graph_facts
 from ..devices.place import deployed_mb
@@ -21,6 +20,7 @@ from ..errors import BundleError, InputError, ParityError, TargetError
 from ..quantize.recipes import RECIPES
 from ..targets import Target
 from ..validate.gates import PARITY_TOLERANCE
+from ._edit import copy_files
 from ._export import Exported, export
 from ._manifest import check_target_folder, write_manifest
 from ._ort_format import convert_to_ort
@@ -47,6 +47,7 @@ def export_for(
     out: str | Path,
     *,
     data: Mapping[str, Examples] | None = None,
+    lock_timeout: float = LOCK_TIMEOUT,
     announce: Announce = lambda message: None,
     **options: Any,
 ) -> Exported:
@@ -57,12 +58,18 @@ def export_for(
     out = Path(out)
     if not (options.get("mode") in {"merge", "bake"} and len(adapters) > 1):
         check_target_folder(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
-        whole = Path(scratch) / "bundle"
+    with scratch(out) as folder:
+        whole = folder / "bundle"
         exported = export(model, adapters, whole, announce=announce, **options)
         fitted = [
-            fit(b.path, target, out / b.path.relative_to(whole), data=_of(b, data), announce=announce)
+            fit(
+                b.path,
+                target,
+                out / b.path.relative_to(whole),
+                data=_of(b, data),
+                lock_timeout=lock_timeout,
+                announce=announce,
+            )
             for b in exported.bundles
         ]
     for each in fitted:
@@ -78,12 +85,14 @@ def _of(bundle: Bundle, data: Mapping[str, Examples] | None) -> Mapping[str, Exa
     return data if merged is None or data is None else {n: e for n, e in data.items() if n in (merged, "*")}
 
 
+@rereading
 def fit(
     bundle: str | Path,
     target: Target,
     out: str | Path,
     *,
     data: Mapping[str, Examples] | None = None,
+    lock_timeout: float = LOCK_TIMEOUT,
     announce: Announce = lambda message: None,
 ) -> Fitted:
     """Write to ``out`` what ``target`` gets of ``bundle``: its preferred variant, slot style and file format.
@@ -94,19 +103,18 @@ def fit(
     Raises :class:`TargetError` where no variant suits, the opset is too high, or the result is over the size budget: ``out``
     is then as it was. Needs no torch.
     """
-    opened, out = read_bundle(bundle), Path(out)
+    out = Path(out)
     check_target_folder(out)
     notes: list[str] = []
-    with replacing(out, keep=False) as folder:
-        for name in opened.manifest.files:
-            opened.copy(name, folder / name)
-        (folder / MANIFEST_NAME).write_text(dump_manifest(opened.manifest), encoding="utf-8")
-        staged = read_bundle(folder)
-        staged.verify()
-        variant = _choose(staged, target, data, notes, announce)
-        if target.slots == "input" and staged.manifest.mode == "swap":
-            write_input_style(folder, variant, announce=announce)
-        staged = _prune(read_bundle(folder), variant, target)
+    with replacing(out, keep=False, lock_timeout=lock_timeout) as folder:
+        # One level down: what the steps put beside a bundle is then below the folder that is removed after a kill.
+        work = folder / ".work"
+        opened = read_bundle(bundle)
+        copy_files(bundle, work, lambda manifest: manifest.files)
+        variant = _choose(opened, work, target, data, notes, announce)
+        if target.slots == "input" and opened.manifest.mode == "swap":
+            write_input_style(work, variant, announce=announce)
+        staged = _prune(read_bundle(work), variant, target)
         if target.graph.format == "ort":
             staged = _convert(staged, variant, announce)
         size = deployed_mb(staged.manifest, variant)
@@ -117,25 +125,33 @@ def fit(
             )
         announce(f"comparing {variant} with the bundle it came from")
         _compare(opened, staged, variant)
-    return Fitted(bundle=read_bundle(out), variant=variant, size_mb=size, notes=tuple(notes))
+        for path in work.iterdir():
+            path.rename(folder / path.name)
+        work.rmdir()
+    return Fitted(bundle=Bundle(out, staged.manifest), variant=variant, size_mb=size, notes=tuple(notes))
 
 
 def _choose(
-    staged: Bundle, target: Target, data: Mapping[str, Examples] | None, notes: list[str], announce: Announce
+    opened: Bundle,
+    work: Path,
+    target: Target,
+    data: Mapping[str, Examples] | None,
+    notes: list[str],
+    announce: Announce,
 ) -> str:
-    """The first variant that suits, made where it must be; what was passed over goes into ``notes``."""
+    """The first variant that suits, made in ``work`` where it must be; what was passed over goes into ``notes``."""
     for name in target.variants:
-        manifest = read_bundle(staged.path).manifest
+        manifest = read_bundle(work).manifest
         if name not in manifest.variants:
             if name not in RECIPES or "fp32" not in manifest.variants:
                 notes.append(f"{name}: the bundle has none, and no recipe makes it")
                 continue
             try:
-                quantize(staged.path, name, data=data if RECIPES[name].calibrated else None, announce=announce)
+                quantize(work, name, data=data if RECIPES[name].calibrated else None, announce=announce)
             except (InputError, BundleError) as error:
                 notes.append(f"{name}: {error}")
                 continue
-        current = read_bundle(staged.path)
+        current = read_bundle(work)
         file = current.manifest.variants[name].file
         opset, ops = graph_facts(current, file)
         if opset > target.graph.opset:
@@ -148,7 +164,7 @@ def _choose(
             continue
         return name
     said = "; ".join(notes)
-    raise TargetError(f"no variant of {staged.path.name} suits {target.name} ({', '.join(target.variants)}): {said}")
+    raise TargetError(f"no variant of {opened.path} suits {target.name} ({', '.join(target.variants)}): {said}")
 
 
 def _prune(staged: Bundle, variant: str, target: Target) -> Bundle:

@@ -6,20 +6,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import onnx_ir as ir
 
 from .. import runtime as runtimes
-from ..bundle import Bundle, Variant, read_bundle, replacing
+from ..bundle import LOCK_TIMEOUT, Bundle, Manifest, Variant, read_bundle, scratch
+from ..bundle.transaction import left_as_it_was
 from ..data import Examples
 from ..errors import BundleError, InputError
 from ..quantize import recipe
 from ..quantize.counts import Quantized, count_quantized, total
 from ..quantize.merge_error import NOTABLE
-from ._calibrate import ROWS, measure_ranges
-from ._manifest import write_manifest
-from ._web_graph import write_input_style
+from ..quantize.recipes import Recipe
+from ._calibrate import ROWS, check_texts, measure_ranges, measured_without
+from ._edit import Edit, copy_files, edit
+from ._web_graph import add_input_style
+
+Announce = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -53,80 +56,134 @@ def quantize(
     data: Mapping[str, Examples] | None = None,
     rows: int = ROWS,
     replace: bool = False,
-    announce: Callable[[str], None] = lambda message: None,
+    lock_timeout: float = LOCK_TIMEOUT,
+    announce: Announce = lambda message: None,
 ) -> QuantizedBundle:
     """Add a variant to a bundle, made from its fp32 one; adapters and slots are unchanged and serve both.
 
     ``data`` are texts by adapter (``"*"``: for all), of which ``rows`` an adapter are run to measure activations, for
-    recipes that want their ranges as constants (``w8a16``). Raises :class:`InputError` for an unknown variant, one that
-    exists (without ``replace``) or one that wants texts and has none, and :class:`BundleError` where the recipe quantized
-    nothing or ONNX Runtime cannot open the result; the bundle then stays as it was.
+    recipes that want their ranges as constants (``w8a16``). Rounding keeps nobody out: the result is put into the bundle as
+    it is then, where another process that changes it is waited for, ``lock_timeout`` seconds at most. Raises
+    :class:`InputError` for an unknown variant, one that exists (without ``replace``) or one that wants texts and has none,
+    :class:`BundleError` where the recipe quantized nothing, ONNX Runtime cannot open the result or the base was exported
+    again meanwhile, and :class:`BusyBundleError` after the wait; the bundle then stays as it was.
     """
     rule = recipe(variant)
     opened = read_bundle(bundle)
-    manifest = opened.manifest
-    if variant in manifest.variants and not replace:
-        raise InputError(f"{opened.path} already has a variant {variant!r}; replace it with --replace")
-    if "fp32" not in manifest.variants:
-        raise BundleError(
-            f"{opened.path} has no fp32 variant to quantize, only {', '.join(manifest.variants)}: it was made from a file that is "
-            "quantized already. Export the model itself, without --onnx, to choose a precision."
-        )
     if data and not rule.calibrated:
         raise InputError(f"{variant} measures nothing beforehand: leave the data out")
-    opened.verify(opened.variant_files("fp32"))
-    apply, calibration = rule.apply, {}
     if rule.calibrated:
-        ranges, counts = measure_ranges(opened, data or {}, rows=rows, announce=announce)
-        apply, calibration = partial(rule.apply, ranges=ranges), {variant: {"texts": counts}}
-    announce(f"quantizing to {variant}: {rule.summary}")
-    with replacing(opened.path, keep=True) as folder:
-        whole = manifest.variants["fp32"]
-        old = manifest.variants.get(variant)
-        for stale in old.files() if old is not None else ():
-            (folder / stale).unlink(missing_ok=True)
-        made = {file: rule.graph_file(file) for file in (whole.file, whole.decoder_file) if file is not None}
-        for file, target in made.items():
-            (folder / target).unlink(missing_ok=True)
-            apply(folder / file, folder / target, manifest.slots)
-        graphs = [ir.load(folder / target) for target in made.values()]
-        counted = total(count_quantized(graph, manifest.slots) for graph in graphs)
-        if counted.quantized == 0:
-            raise BundleError(
-                f"recipe {variant} quantized none of {counted.total} weights; the bundle was left as it was"
-            )
-        present = {name for graph in graphs for name in graph.graph.initializers}
-        lost = sorted(set(manifest.slots.tensors()) - present)
-        if lost:
-            raise BundleError(f"recipe {variant} dropped slot {lost[0]}; the bundle was left as it was")
-        entry = Variant(
-            file=made[whole.file],
-            decoder_file=made[whole.decoder_file] if whole.decoder_file is not None else None,
-            data=tuple(
-                f"onnx/{path.name}"
-                for target in made.values()
-                for path in sorted((folder / "onnx").glob(f"{Path(target).name}_data*"))
-            ),
-            slots=whole.slots,
-            recipe=rule.summary,
-            quantized_share=round(counted.share, 6),
-        )
-        remade = {*entry.files(), *(old.files() if old is not None else ())}
-        known = {name: e for name, e in manifest.files.items() if name not in remade}
-        changes: dict[str, Any] = {"variants": {**manifest.variants, variant: entry}}
-        if calibration:
-            before = manifest.provenance.get("calibration", {})
-            changes["provenance"] = {**manifest.provenance, "calibration": {**before, **calibration}}
-        staged = Bundle(path=folder, manifest=write_manifest(folder, manifest.model_copy(update=changes), known))
-        runtimes.open(staged.path, variant=variant)
-    if old is not None and old.input_file is not None:
-        write_input_style(opened.path, variant, announce=announce)
-    result = read_bundle(opened.path)
+        check_texts(opened, data or {})
+
+    def needs(manifest: Manifest) -> tuple[str, ...]:
+        _check_wanted(manifest, opened.path, variant, replace)
+        return manifest.deployed("fp32") if rule.calibrated else _weights(manifest)
+
+    with left_as_it_was(opened.path), scratch(opened.path) as folder:
+        copy = copy_files(bundle, folder, needs)
+        made = _make(copy, rule, data, rows, announce)
+        with edit(bundle, lock_timeout=lock_timeout, room=folder) as change:
+            _check_wanted(change.manifest, opened.path, variant, replace)
+            _check_same(change, copy, variant, made, announce)
+            _put(change, folder, variant, made, announce)
+    result = change.after
     return QuantizedBundle(
         bundle=result,
         variant=variant,
-        quantized=counted,
+        quantized=made.counted,
         bytes_before=result.size(result.variant_files("fp32")),
         bytes_after=result.size(result.variant_files(variant)),
         merge_error=result.manifest.provenance.get("merge_error", {}).get(variant),
     )
+
+
+def _check_wanted(manifest: Manifest, path: Path, variant: str, replace: bool) -> None:
+    if variant in manifest.variants and not replace:
+        raise InputError(f"{path} already has a variant {variant!r}; replace it with --replace")
+    if "fp32" not in manifest.variants:
+        raise BundleError(
+            f"{path} has no fp32 variant to quantize, only {', '.join(manifest.variants)}: it was made from a file that is "
+            "quantized already. Export the model itself, without --onnx, to choose a precision."
+        )
+
+
+def _weights(manifest: Manifest) -> tuple[str, ...]:
+    """What the recipes read: the graphs of the fp32 variant, and their weights."""
+    whole = manifest.variants["fp32"]
+    return (*_graphs(whole).values(), *whole.data)
+
+
+def _graphs(variant: Variant) -> dict[str, str]:
+    """The graph files of a variant by their field of :class:`Variant`: one, or two of an encoder-decoder."""
+    return {"file": variant.file} | ({"decoder_file": variant.decoder_file} if variant.decoder_file else {})
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A variant that a recipe made, its entry, what was quantized, and the texts that each adapter ran."""
+
+    entry: Variant
+    counted: Quantized
+    texts: Mapping[str, int]
+
+
+def _make(copy: Bundle, rule: Recipe, data: Mapping[str, Examples] | None, rows: int, announce: Announce) -> _Made:
+    """Run a recipe beside the fp32 graphs of ``copy``."""
+    slots, whole, folder = copy.manifest.slots, copy.manifest.variants["fp32"], copy.path
+    apply, texts = rule.apply, dict[str, int]()
+    if rule.calibrated:
+        ranges, texts = measure_ranges(copy, data or {}, rows=rows, announce=announce)
+        apply = partial(rule.apply, ranges=ranges)
+    announce(f"quantizing to {rule.variant}: {rule.summary}")
+    made = {field: rule.graph_file(file) for field, file in _graphs(whole).items()}
+    for field, file in _graphs(whole).items():
+        apply(folder / file, folder / made[field], slots)
+    graphs = [ir.load(folder / file) for file in made.values()]
+    counted = total(count_quantized(graph, slots) for graph in graphs)
+    if counted.quantized == 0:
+        raise BundleError(
+            f"recipe {rule.variant} quantized none of {counted.total} weights; the bundle was left as it was"
+        )
+    present = {name for graph in graphs for name in graph.graph.initializers}
+    lost = sorted(set(slots.tensors()) - present)
+    if lost:
+        raise BundleError(f"recipe {rule.variant} dropped slot {lost[0]}; the bundle was left as it was")
+    beside = [sorted((folder / "onnx").glob(f"{Path(file).name}_data*")) for file in made.values()]
+    entry = Variant(
+        **made,
+        data=tuple(f"onnx/{path.name}" for paths in beside for path in paths),
+        slots=whole.slots,
+        recipe=rule.summary,
+        quantized_share=round(counted.share, 6),
+    )
+    return _Made(entry, counted, texts)
+
+
+def _check_same(change: Edit, copy: Bundle, variant: str, made: _Made, announce: Announce) -> None:
+    """Refuse a variant of what the bundle no longer holds; tell which adapters came too late to be measured."""
+    read, what = copy.manifest, "it was being quantized"
+    change.refuse_another_base(read, what)
+    change.refuse_other_files(read, _weights(read), what)
+    if made.texts:
+        change.refuse_other_files(read, (entry.onnx_adapter for entry in read.adapters.values()), what)
+        for name in sorted(change.manifest.adapters.keys() - read.adapters.keys()):
+            announce(measured_without(variant, name))
+
+
+def _put(change: Edit, folder: Path, variant: str, made: _Made, announce: Announce) -> None:
+    """Stage the files in ``folder`` as a variant of the bundle, and open it once."""
+    manifest = change.manifest
+    old = manifest.variants.get(variant)
+    others = {file for name, entry in manifest.variants.items() if name != variant for file in entry.files()}
+    change.drop(set(old.files() if old is not None else ()) - others)
+    for file in made.entry.files():
+        (folder / file).replace(change.folder / file)
+    provenance = dict(manifest.provenance)
+    if made.texts:
+        provenance["calibration"] = {**provenance.get("calibration", {}), variant: {"texts": made.texts}}
+    staged = change.stage(
+        written=made.entry.files(), variants={**manifest.variants, variant: made.entry}, provenance=provenance
+    )
+    runtimes.open(staged.path, variant=variant)
+    if old is not None and old.input_file is not None:
+        add_input_style(change, [variant], announce)

@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from ..adapters.bundle_graph import load_graph
-from ..bundle import read_bundle
+from ..bundle import read_bundle, rereading
 from ..devices.place import choose_variants
 from ..errors import InputError
 from ..graph.passes.freeze import freeze, freeze_inputs, slot_shapes
@@ -16,6 +16,7 @@ from ..runtime.active import read_tensors
 from ..targets import Target, parse_shape
 
 
+@rereading
 def write_static(
     bundle: str | Path, target: Target, out: str | Path, *, adapter: str | None = None, variant: str | None = None
 ) -> tuple[Path, ...]:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
 from ..adapters.files import read_onnx_adapter, write_onnx_adapter
-from ..bundle import Bundle, Manifest, Variant, read_bundle, replacing
+from ..bundle import LOCK_TIMEOUT, Bundle, Manifest, Variant
 from ..errors import InputError, ParityError
 from ..graph.passes.plain_inputs import plain_inputs
 from ..graph.passes.unpack_int4 import set_accuracy_level, unpack_weights
 from ..runtime import open as open_bundle
 from ..validate.probe import bundle_probe, same_outputs
-from ._manifest import write_manifest
+from ._edit import Edit, edit
 from ._web_session import Fed
 
 Announce = Callable[[str], None]
@@ -33,7 +33,11 @@ def input_style_file(file: str) -> str:
 
 
 def write_input_style(
-    bundle: str | Path, variant: str | None = None, *, announce: Announce = lambda message: None
+    bundle: str | Path,
+    variant: str | None = None,
+    *,
+    lock_timeout: float = LOCK_TIMEOUT,
+    announce: Announce = lambda message: None,
 ) -> Bundle:
     """Give a variant of a bundle (all by default) a second graph file whose slots are plain inputs.
 
@@ -45,39 +49,39 @@ def write_input_style(
 
     Raises :class:`InputError` for a merged bundle (it has no slots: deploy it as it is) and :class:`ParityError` where the
     two graphs differ; the bundle then stays as it was.
+
+    Another process that changes the bundle is waited for, ``lock_timeout`` seconds at most; :class:`BusyBundleError` then.
     """
-    opened = read_bundle(bundle)
-    manifest = opened.manifest
-    if manifest.mode != "swap":
-        raise InputError(
-            f"{opened.path} is merged with {manifest.merged!r}: it has no slots, any runtime opens it as it is"
-        )
-    names = [opened.variant(variant)[0]] if variant is not None else list(manifest.variants)
+    with edit(bundle, lock_timeout=lock_timeout) as change:
+        manifest, path = change.manifest, change.before.path
+        if manifest.mode != "swap":
+            raise InputError(
+                f"{path} is merged with {manifest.merged!r}: it has no slots, any runtime opens it as it is"
+            )
+        names = [change.before.variant(variant)[0]] if variant is not None else list(manifest.variants)
+        for name in names:
+            change.before.verify(change.before.variant_files(name))
+        add_input_style(change, names, announce)
+    return change.after
+
+
+def add_input_style(change: Edit, names: Sequence[str], announce: Announce) -> None:
+    """Stage second graphs of these variants in a change of a bundle, each compared with the first."""
+    variants = dict(change.manifest.variants)
     for name in names:
-        opened.verify(opened.variant_files(name))
-    with replacing(opened.path, keep=True) as folder:
-        variants = dict(manifest.variants)
-        for name in names:
-            announce(f"writing {name} with slots as plain inputs")
-            variants[name] = _write(folder, variants[name], manifest)
-        rewritten = {file for name in names for file in (*variants[name].files(), DEFAULTS)}
-        known = {file: entry for file, entry in manifest.files.items() if file not in rewritten}
-        defaults = DEFAULTS if (folder / DEFAULTS).is_file() else None
-        updated = manifest.model_copy(update={"variants": variants, "slot_defaults": defaults})
-        staged = Bundle(path=folder, manifest=write_manifest(folder, updated, known))
-        for name in names:
-            announce(f"comparing both graphs of {name}")
-            _compare(staged, name)
-        unpacked = {name for name in names if _unpack(staged, name, announce)}
-        if unpacked:
-            graphs = {updated.variants[name].input_file for name in unpacked}
-            known = {file: entry for file, entry in staged.manifest.files.items() if file not in graphs}
-            flagged = {
-                name: entry.model_copy(update={"input_unpacked": name in unpacked}) if name in names else entry
-                for name, entry in variants.items()
-            }
-            write_manifest(folder, updated.model_copy(update={"variants": flagged}), known)
-    return read_bundle(opened.path)
+        announce(f"writing {name} with slots as plain inputs")
+        variants[name] = _write(change.folder, variants[name], change.manifest)
+    written = {file for name in names for file in (*variants[name].files(), DEFAULTS)}
+    defaults = DEFAULTS if (change.folder / DEFAULTS).is_file() else None
+    staged = change.stage(written=written, variants=variants, slot_defaults=defaults)
+    for name in names:
+        announce(f"comparing both graphs of {name}")
+        _compare(staged, name)
+    unpacked = [name for name in names if _unpack(staged, name, announce)]
+    if unpacked:
+        flagged = {name: variants[name].model_copy(update={"input_unpacked": True}) for name in unpacked}
+        graphs = [file for entry in flagged.values() if (file := entry.input_file) is not None]
+        change.stage(written=graphs, variants={**variants, **flagged})
 
 
 def _unpack(bundle: Bundle, variant: str, announce: Announce) -> bool:

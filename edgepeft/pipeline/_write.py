@@ -14,13 +14,13 @@ import onnx_ir as ir
 from ..adapters.edits import Adapter
 from ..base.base import Base
 from ..bundle import (
+    LOCK_TIMEOUT,
     BaseEntry,
     Bundle,
     GraphInput,
     Manifest,
     SlotTable,
     Variant,
-    read_bundle,
     replacing,
 )
 from ..bundle.manifest import prefix_tensors
@@ -66,11 +66,13 @@ def write_bundle(
     *,
     recipe: Mapping[str, Any] | None = None,
     check: Callable[[Bundle], None] = lambda bundle: None,
+    lock_timeout: float = LOCK_TIMEOUT,
 ) -> Bundle:
     """Write a bundle to a temporary sibling of ``target``, ``check`` it there, and put it in ``target``'s place.
 
     ``content`` is the base with slots, which ``adapters`` fill, or the base merged with one adapter. ``recipe`` goes into
     the manifest's provenance. Where anything raises, ``check`` included, an old bundle at ``target`` stays as it was.
+    Another process that changes it is waited for at the end, ``lock_timeout`` seconds at most; :class:`BusyBundleError` then.
     Raises :class:`InputError` where ``target`` is another kind of folder and :class:`AdapterMismatchError` where an
     adapter does not fit the slots.
     """
@@ -89,7 +91,7 @@ def write_bundle(
     inputs = _io(graph.graph.inputs, table)
     before = prefix_tensors(inputs)
     filled = [fill(adapter, table, base.fresh, before, base.config, base.max_length) for adapter in adapters]
-    with replacing(target, keep=False) as folder:
+    with replacing(target, keep=False, lock_timeout=lock_timeout) as folder:
         _model_files(folder, base, labels)
         (folder / "onnx").mkdir()
         whole = "model" if base.variant == "fp32" else f"model_{base.variant}"
@@ -148,7 +150,7 @@ def write_bundle(
         )
         manifest = write_manifest(folder, manifest, manifest.files)
         check(Bundle(path=folder, manifest=manifest))
-    return read_bundle(target)
+    return Bundle(path=target, manifest=manifest)
 
 
 def merged_labels(base: Base, adapter: Adapter) -> tuple[str, ...] | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ..bundle import Verify, read_bundle
+from ..bundle import Verify, read_bundle, rereading
 from .engine import Engine
 from .views import Calls, View
 
@@ -105,6 +105,7 @@ class Runtime(Calls):
         )
 
 
+@rereading
 def open(
     path: str | Path, *, variant: str | None = None, threads: int | None = None, verify: Verify = "changed"
 ) -> Runtime:

@@ -7,7 +7,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 from .. import runtime as runtimes
-from ..bundle import Bundle, read_bundle
+from ..bundle import Bundle, read_bundle, rereading
 from ..data import Examples
 from ..errors import InputError
 from ..report.gate import Report
@@ -21,6 +21,7 @@ from .reference import check_base, head_width, peft_model
 from .result import Validation
 
 
+@rereading
 def validate(
     bundle: str | Path | Bundle,
     *,

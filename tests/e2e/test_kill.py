@@ -21,7 +21,8 @@ pytestmark = pytest.mark.e2e
 
 
 def leftovers(bundle: Path) -> list[str]:
-    return sorted(p.name for p in bundle.parent.iterdir() if p != bundle and p.name.startswith("."))
+    """Hidden folders beside the bundle: what a writer writes into. The lock is an empty file, and says nothing by itself."""
+    return sorted(p.name for p in bundle.parent.iterdir() if p != bundle and p.name.startswith(".") and p.is_dir())
 
 
 def staged(bundle: Path) -> int:
@@ -73,6 +74,7 @@ def test_killed_while_the_copy_grows(bundle: Path, adapters: dict[str, Path], co
     done = call(*arguments)
     assert done.exit_code == 0, done.output
     assert leftovers(bundle) == []
+    assert not bundle.with_name(".bundle.lock").exists()
     read_bundle(bundle).verify()
 
 

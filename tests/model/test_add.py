@@ -91,9 +91,9 @@ def test_replace(own_bundle: Path, checkpoints: dict[str, Path], bases: Bases) -
 
 def test_remove(own_bundle: Path, bundle: Path) -> None:
     removed = remove(own_bundle, "head")
-    assert list(removed.manifest.adapters) == ["plain", "dora"]
+    assert list(removed.bundle.manifest.adapters) == ["plain", "dora"]
     assert set(snapshot(bundle)) - set(snapshot(own_bundle)) == {"adapters/head.onnx", "adapters/head.onnx_adapter"}
-    removed.verify()
+    removed.bundle.verify()
     with pytest.raises(UnknownAdapterError):
         remove(own_bundle, "head")
 

@@ -9,7 +9,7 @@ import cloup
 from cloup import option, option_group
 
 from ..guarded import guarded
-from ..options import PATH, bundle_argument, calibration_option, json_option, pair_option, text_option
+from ..options import PATH, bundle_argument, calibration_option, json_option, lock_option, pair_option, text_option
 from ..show import print_json, steps
 from ..values import calibration_texts
 
@@ -22,10 +22,18 @@ from ..values import calibration_texts
     option("--out", type=PATH, required=True, help="The bundle folder to write; an old bundle there is replaced."),
 )
 @option_group("Data", calibration_option, text_option, pair_option)
+@lock_option
 @json_option
 @guarded
 def pack(
-    bundle: Path, target: str, out: Path, data: tuple[str, ...], text: str, pair: str | None, as_json: bool
+    bundle: Path,
+    target: str,
+    out: Path,
+    data: tuple[str, ...],
+    text: str,
+    pair: str | None,
+    lock_timeout: float,
+    as_json: bool,
 ) -> None:
     """Write what a target gets of a bundle.
 
@@ -37,7 +45,7 @@ def pack(
 
     with steps() as announce:
         texts = calibration_texts(data, text, pair)
-        done = fit(bundle, load_target(target), out, data=texts, announce=announce)
+        done = fit(bundle, load_target(target), out, data=texts, lock_timeout=lock_timeout, announce=announce)
     if as_json:
         print_json({"bundle": str(done.bundle.path), "variant": done.variant, "mb": done.size_mb, "notes": done.notes})
         return

@@ -9,7 +9,7 @@ import cloup
 from cloup import option, option_group
 
 from ..guarded import guarded
-from ..options import bundle_argument, json_option
+from ..options import bundle_argument, json_option, lock_option
 from ..show import megabytes, print_json, steps
 
 
@@ -19,9 +19,10 @@ from ..show import megabytes, print_json, steps
     "What",
     option("--variant", metavar="NAME", show_default="every variant", help="The variant to prepare."),
 )
+@lock_option
 @json_option
 @guarded
-def prepare(bundle: Path, variant: str | None, as_json: bool) -> None:
+def prepare(bundle: Path, variant: str | None, lock_timeout: float, as_json: bool) -> None:
     """Write graphs whose slots are plain inputs.
 
     ONNX Runtime Web cannot override initializers. The second graph of a variant shares its weights file; it is compared
@@ -30,7 +31,7 @@ def prepare(bundle: Path, variant: str | None, as_json: bool) -> None:
     from ...pipeline import write_input_style
 
     with steps() as announce:
-        result = write_input_style(bundle, variant, announce=announce)
+        result = write_input_style(bundle, variant, lock_timeout=lock_timeout, announce=announce)
     files = {n: v.input_file for n, v in result.manifest.variants.items() if v.input_file is not None}
     sizes = {name: result.manifest.files[file].bytes for name, file in files.items()}
     if as_json:

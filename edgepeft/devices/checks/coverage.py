@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ...adapters.bundle_graph import load_graph
-from ...bundle import Bundle, read_bundle
+from ...bundle import Bundle, read_bundle, rereading
 from ...errors import InputError
 from ...report.gate import Report, Table
 from ...runtime.active import read_tensors
@@ -195,6 +195,7 @@ def _graphs(bundle: Bundle, variant: str, adapter: str | None, shape: Shape, fol
     return paths
 
 
+@rereading
 def coverage_report(
     bundle: str | Path, *, variant: str | None = None, adapter: str | None = None, shape: str = "1x32"
 ) -> Report:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlencode
 
-from ....bundle import read_bundle
+from ....bundle import read_bundle, rereading
 from ....errors import BundleError, InputError
 from ....quantize.recipes import preferred
 from .folders import bundle_folder, module_folders
@@ -15,6 +15,7 @@ from .packages import install, web_folder
 from .site import Site
 
 
+@rereading
 def demo_site(
     bundle: str | Path,
     variant: str | None = None,
