@@ -17,6 +17,7 @@ from dataclasses import astuple
 from pathlib import Path
 
 from ..cache import cache_dir
+from ..json_text import json_text
 from .opening import Identity
 
 #: A file that was written this short a time ago could be written again within one tick of its file system's clock (2 s on
@@ -113,7 +114,7 @@ def _write(path: Path | None, entries: Mapping[str, str]) -> None:
     descriptor, name = tempfile.mkstemp(prefix=f"{path.name}.", dir=path.parent)
     try:
         with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            json.dump(entries, file)
+            file.write(json_text(entries, indent=None))
         Path(name).replace(path)
     except BaseException:
         Path(name).unlink()

@@ -136,6 +136,7 @@ def copy_files(bundle: str | Path, folder: Path, choose: Callable[[Manifest], It
     """
     opened = read_bundle(bundle)
     files = tuple(dict.fromkeys(choose(opened.manifest)))
+    opened.check(files)  # also that graphs name no weights beside those that are listed
     folder.mkdir(exist_ok=True)
     for file in files:
         opened.copy(file, folder / file)
