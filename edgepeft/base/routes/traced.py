@@ -11,15 +11,13 @@ from typing import Any
 
 import onnx_ir as ir
 
-from ...adapters.layout import as_linear
 from ...errors import CaptureError
-from ...graph.locate.by_content import Location, locate
+from ...graph.locate.by_content import Location
 from ...graph.passes.name_dimensions import name_dimensions
 from ..captured import Captured
 from ..load import Loaded, quiet, sample_batches
-from ..markers import left_marked, mark, parameters_of, unmark, unmark_graph
+from ..markers import Built, capture_marked
 from ..parity import parity
-from ..tied import untie
 
 #: 20 is the lowest opset with Gelu and the highest below RotaryEmbedding/Attention (23), which ONNX Runtime rejects.
 OPSET = 20
@@ -108,22 +106,15 @@ def trace(loaded: Loaded, *, fusions: bool) -> Captured:
     ``fusions`` asks for ONNX Runtime's CPU operators (packed q/k/v, SkipLayerNormalization, BiasGelu). Raises
     :class:`CaptureError` where the exporter fails.
     """
-    originals = mark(loaded.model, loaded.fresh)
-    try:
-        graph = export_graph(loaded, fusions=fusions)
-        # With markers in place no head is zero and no norm is one, so nothing can agree by being nothing.
-        difference = parity(graph, loaded)
-        located = locate(graph, as_linear(loaded.model, parameters_of(loaded.model)))
-    finally:
-        unmark(loaded.model, originals)
-    unmark_graph(graph, located, as_linear(loaded.model, originals), loaded.model)
-    if left_marked(loaded.model, originals, located):
-        difference = max(difference, parity(graph, loaded))
-    own = {name: array.copy() for name, array in parameters_of(loaded.model).items()}
-    locations, weights = untie(loaded.model, graph, located, as_linear(loaded.model, own))
-    hidden = sorted(name for name, places in locations.items() if weights[name].ndim == 2 and _is_hidden(graph, places))
+    captured = capture_marked(
+        loaded,
+        lambda: Built((export_graph(loaded, fusions=fusions),)),
+        lambda built: parity(built.graphs[0], loaded),
+    )
+    matrices = [name for name in captured.locations if captured.weights[name].ndim == 2]
+    hidden = sorted(name for name in matrices if _is_hidden(captured.graph, captured.locations[name]))
     if fusions and hidden:
         raise CaptureError(
             f"a fused operator takes {hidden[0]} (and {len(hidden) - 1} more weights), where no adapter can reach it"
         )
-    return Captured(graph=graph, locations=locations, weights=weights, parity=difference)
+    return captured

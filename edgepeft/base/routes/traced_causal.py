@@ -16,17 +16,14 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ...adapters.layout import as_linear
 from ...errors import CaptureError
-from ...graph.locate.by_content import locate
 from ...graph.passes.logits_from import logits_from
 from ...graph.passes.name_dimensions import declare_shapes
 from ...graph.passes.split_experts import split_experts
 from ..captured import Captured
 from ..load import Loaded
-from ..markers import left_marked, mark, parameters_of, unmark, unmark_graph
+from ..markers import Built, capture_marked
 from ..parity import graph_causal_parity
-from ..tied import untie
 from .traced import OPSET, cannot_be_traced, silenced_exporter
 
 #: The sample's batch, cached tokens and new tokens: unequal, and none is 0 or 1, which torch.export takes for constants.
@@ -42,19 +39,11 @@ def trace_causal(loaded: Loaded) -> Captured:
     head_dim]``; outputs are ``logits`` and ``present.N.key``/``.value``. Raises :class:`CaptureError` where the exporter
     fails or the model keeps another state than keys and values, and :class:`ParityError` where the graph is not right.
     """
-    originals = mark(loaded.model, loaded.fresh)
-    try:
-        graph = export_causal(loaded)
-        difference = graph_causal_parity(graph, loaded)
-        located = locate(graph, as_linear(loaded.model, parameters_of(loaded.model)))
-    finally:
-        unmark(loaded.model, originals)
-    unmark_graph(graph, located, as_linear(loaded.model, originals), loaded.model)
-    if left_marked(loaded.model, originals, located):
-        difference = max(difference, graph_causal_parity(graph, loaded))
-    own = {name: array.copy() for name, array in parameters_of(loaded.model).items()}
-    locations, weights = untie(loaded.model, graph, located, as_linear(loaded.model, own))
-    return Captured(graph=graph, locations=locations, weights=weights, parity=difference)
+    return capture_marked(
+        loaded,
+        lambda: Built((export_causal(loaded),)),
+        lambda built: graph_causal_parity(built.graphs[0], loaded),
+    )
 
 
 def export_causal(loaded: Loaded, *, fusions: bool = True) -> ir.Model:
