@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import UnsupportedAdapterError
+from .base_weights import BaseWeights
 from .checkpoint import Checkpoint, read_checkpoint
 from .edits import Adapter, SiteEdit
 from .methods.lora_targets import named_parameters
-from .methods.lowering import BaseWeights
 from .methods.registry import Method
 from .read import BaseModule, method_of, read_adapter
 

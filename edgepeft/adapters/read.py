@@ -10,9 +10,9 @@ import numpy as np
 
 from ..bundle.manifest import check_name
 from ..errors import AdapterError, AdapterMismatchError, InputError, NeedsPeftError, UnsupportedAdapterError
+from .base_weights import BaseWeights, HeldWeights
 from .checkpoint import Checkpoint, read_checkpoint
 from .edits import Adapter
-from .methods.lowering import BaseWeights
 from .methods.registry import METHODS, Method
 from .methods.virtual import lower_states, lower_tokens
 
@@ -158,7 +158,7 @@ def read_adapter(
             base = module()
         except InputError as error:
             raise NeedsPeftError(f"{needed} Here the base cannot be loaded: {error}") from error
-    if not getattr(weights, "complete", True):
+    if not weights.complete:
         weights = _all_weights(base)
         try:
             return _closed_form(method, name, checkpoint, weights, max_rank, mode)
@@ -173,7 +173,7 @@ def _all_weights(base: Any) -> BaseWeights:
     from .layout import as_linear
 
     held = {name: np.asarray(p.detach().float().cpu().numpy()) for name, p in base.named_parameters()}
-    return as_linear(base, held).get
+    return HeldWeights(as_linear(base, held))
 
 
 def task_ids(checkpoint: Checkpoint, count_option: str) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..adapters.base_weights import HeldWeights
 from ..adapters.checkpoint import read_checkpoint
 from ..adapters.describe import AdapterPlan, describe_adapter
 from ..adapters.layout import as_linear
@@ -37,7 +38,7 @@ def describe(source: str | Path, base: str | Path | None = None, *, max_rank: in
 
     checkpoint = read_checkpoint(source)
     loaded = load_model(base, peft_task=checkpoint.config.get("task_type"), layers=layers_of(checkpoint))
-    weights = as_linear(loaded.model, parameters_of(loaded.model))
+    weights = HeldWeights(as_linear(loaded.model, parameters_of(loaded.model)))
     return describe_adapter(
-        source, weights=weights.get, module=lambda: loaded.model, max_rank=max_rank, layers=loaded.layers
+        source, weights=weights, module=lambda: loaded.model, max_rank=max_rank, layers=loaded.layers
     )

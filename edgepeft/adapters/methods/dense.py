@@ -7,9 +7,10 @@ from typing import Literal
 
 import numpy as np
 
+from ..base_weights import BaseWeights
 from ..checkpoint import Checkpoint
 from ..edits import Adapter, Array, LowRank, SiteEdit
-from .lowering import BaseWeights, Consumer
+from .lowering import Consumer
 from .svd import factor, not_worth_swapping, worst
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from ...errors import AdapterMismatchError, UnsupportedAdapterError
+from ..base_weights import BaseWeights
 from ..checkpoint import Checkpoint
 from ..edits import Adapter, InGain, OutGain, Override, SiteEdit
-from .lowering import BaseWeights, Consumer
+from .lowering import Consumer
 
 
 def lower_ia3(name: str, checkpoint: Checkpoint, weights: BaseWeights) -> Adapter:

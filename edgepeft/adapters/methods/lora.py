@@ -8,10 +8,11 @@ import re
 import numpy as np
 
 from ...errors import AdapterError, AdapterMismatchError, NeedsPeftError, UnsupportedAdapterError
+from ..base_weights import BaseWeights
 from ..checkpoint import Checkpoint
 from ..edits import Adapter, LowRank, OutGain, SiteEdit
 from . import lora_targets as parameters
-from .lowering import BaseWeights, Consumer, pattern_value
+from .lowering import Consumer, pattern_value
 
 #: Options that change what the adapter computes and that no edit expresses.
 _REFUSED = {

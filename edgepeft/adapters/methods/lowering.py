@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 
 from ...errors import AdapterError, AdapterMismatchError, NeedsPeftError, UnsupportedAdapterError
+from ..base_weights import BaseWeights
 from ..checkpoint import Checkpoint
 from ..edits import Adapter, Array, Exactness, Override, SiteEdit
 from ..layout import expert_weight
-
-#: Gives the base's parameter of a name (``…query.weight``) as PyTorch holds it, or ``None`` where there is none. Linear
-#: maps are ``[out, in]`` whatever the module: GPT-2's Conv1D, which holds ``[in, out]``, is given transposed. One that
-#: knows only a part of the base says so with an attribute ``complete = False``.
-BaseWeights = Callable[[str], np.ndarray | None]
 
 #: Options of every PEFT config that name things or steer training only.
 COMMON_OPTIONS = frozenset(
@@ -124,18 +120,12 @@ class Consumer:
 
     def base_shape(self, site: str) -> tuple[int, ...] | None:
         """``(out, in)`` of the base's weight at ``site``, read from a manifest where that says it; ``None`` without one."""
-        shape = getattr(self.weights, "shape", None)
-        if shape is not None:
-            known: tuple[int, ...] | None = shape(f"{site}.weight")
-            if known is not None:
-                return known
-        weight = self.weights(f"{site}.weight")
-        return None if weight is None else tuple(weight.shape)
+        return self.weights.shape(f"{site}.weight")
 
     def base_bias(self, site: str) -> np.ndarray | None:
         """The base's bias at ``site``, ``None`` where it has none; an error where that cannot be known."""
         bias = self.weights(f"{site}.bias")
-        if bias is None and not getattr(self.weights, "complete", True):
+        if bias is None and not self.weights.complete:
             raise self.needs_peft(f"the adapter changes the bias at {site}, and this bundle has no slot for it")
         return None if bias is None else np.asarray(bias, dtype=np.float64)
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
+from ..base_weights import BaseWeights
 from ..checkpoint import Checkpoint
 from ..edits import Adapter
 from . import dense, direct, factors
 from .lora import lower_lora
-from .lowering import BaseWeights
 
 #: ``swap``: closed form in the five edits. ``svd``: a change of weights, swapped where its SVD is smaller than the weights
 #: and merged otherwise. ``merge``: a change of weights of full rank. ``bake``: no change of weights, but it can be traced.

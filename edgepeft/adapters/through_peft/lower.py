@@ -14,10 +14,10 @@ from typing import Any, Literal
 import numpy as np
 
 from ...errors import AdapterMismatchError, MissingExtraError, UnsupportedAdapterError
+from ..base_weights import BaseWeights
 from ..checkpoint import Checkpoint
 from ..edits import Adapter, Array, Exactness, LowRank, Override, SiteEdit
 from ..layout import conv1d_weights
-from ..methods.lowering import BaseWeights
 from ..methods.svd import factor, not_worth_swapping, worst
 from .affine import AFFINE, whole_weight
 from .load import PREFIX, fit_heads, load_in_peft
