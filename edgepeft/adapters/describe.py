@@ -6,12 +6,11 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import UnsupportedAdapterError
 from .base_weights import BaseWeights
-from .checkpoint import Checkpoint, read_checkpoint
+from .checkpoint import Checkpoint, Source, read_checkpoint
 from .edits import Adapter, SiteEdit
 from .methods.lora_targets import named_parameters
 from .methods.registry import Method
@@ -148,7 +147,7 @@ def _measured(checkpoint: Checkpoint, method: Method, adapter: Adapter) -> Adapt
 
 
 def describe_adapter(
-    source: str | Path,
+    source: Source,
     *,
     weights: BaseWeights | None = None,
     module: BaseModule | None = None,
@@ -167,7 +166,9 @@ def describe_adapter(
     if weights is None or (method.mode in {"bake", "refuse"} and not method.before_sequence(checkpoint)):
         return expected
     try:
-        adapter = read_adapter(source, name="adapter", weights=weights, module=module, max_rank=max_rank, layers=layers)
+        adapter = read_adapter(
+            checkpoint, name="adapter", weights=weights, module=module, max_rank=max_rank, layers=layers
+        )
     except UnsupportedAdapterError as error:
         values = {
             **vars(expected),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -11,7 +10,7 @@ import numpy as np
 from ..bundle.manifest import check_name
 from ..errors import AdapterError, AdapterMismatchError, InputError, NeedsPeftError, UnsupportedAdapterError
 from .base_weights import BaseWeights, HeldWeights
-from .checkpoint import Checkpoint, read_checkpoint
+from .checkpoint import Checkpoint, Source, read_checkpoint
 from .edits import Adapter
 from .methods.registry import METHODS, Method
 from .methods.virtual import lower_states, lower_tokens
@@ -41,7 +40,7 @@ def _refusal(checkpoint: Checkpoint, method: Method) -> UnsupportedAdapterError:
     )
 
 
-def opaque_adapter(source: str | Path, *, name: str) -> Adapter:
+def opaque_adapter(source: Source, *, name: str) -> Adapter:
     """What a checkpoint says of itself, without any edit: for baking, which lowers nothing.
 
     Raises :class:`UnsupportedAdapterError` for a method that cannot be baked either.
@@ -56,7 +55,7 @@ def opaque_adapter(source: str | Path, *, name: str) -> Adapter:
         name=name,
         method=method.title,
         sites={},
-        labels=tuple(record["labels"]) if record.get("labels") else None,
+        labels=checkpoint.labels,
         base_identity=record.get("base_identity"),
         base_name=checkpoint.config.get("base_model_name_or_path"),
         source=checkpoint.source,
@@ -105,7 +104,7 @@ def _closed_form(
 
 
 def read_adapter(
-    source: str | Path,
+    source: Source,
     *,
     name: str,
     weights: BaseWeights,
@@ -116,7 +115,8 @@ def read_adapter(
 ) -> Adapter:
     """Read a PEFT checkpoint and lower it.
 
-    ``source`` is a folder or a Hugging Face id, with ``#task=N`` behind it for one task of a checkpoint that holds several.
+    ``source`` is a folder or a Hugging Face id, with ``#task=N`` behind it for one task of a checkpoint that holds several; or
+    the checkpoint, where it was read already.
     ``weights`` gives the base's parameters by name, for methods whose
     lowering depends on them (DoRA, PiSSA, IA3). ``module`` gives the base as a PyTorch model; it is asked for only where
     a method or an option has no closed form. ``max_rank`` caps what an SVD may choose. With ``mode="merge"`` a method

@@ -260,7 +260,7 @@ def _checkpoint(path: Path, base: str | None, as_json: bool) -> None:
     from ..pipeline import describe
 
     found = read_checkpoint(path)
-    plan = describe(path, base)
+    plan = describe(found, base)
     shapes = {name: list(array.shape) for name, array in sorted(found.tensors.items())}
     if as_json:
         print_json(

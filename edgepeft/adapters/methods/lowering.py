@@ -248,7 +248,7 @@ class Consumer:
             method=method,
             sites=self.sites,
             overrides=self.overrides,
-            labels=tuple(record["labels"]) if record.get("labels") else None,
+            labels=self.checkpoint.labels,
             base_identity=record.get("base_identity"),
             base_name=self.config.get("base_model_name_or_path"),
             source=self.checkpoint.source,

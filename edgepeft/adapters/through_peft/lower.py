@@ -249,13 +249,12 @@ def lower_with_peft(
         if parameter.removesuffix(".weight") not in factors
     }
     record = checkpoint.record
-    labels = tuple(record["labels"]) if record.get("labels") else None
     result = Adapter(
         name=name,
         method=method,
         sites={site: SiteEdit(low_rank=low_rank) for site, low_rank in factors.items() if low_rank.rank},
         overrides=overrides,
-        labels=labels,
+        labels=checkpoint.labels,
         base_identity=record.get("base_identity"),
         base_name=checkpoint.config.get("base_model_name_or_path"),
         source=checkpoint.source,

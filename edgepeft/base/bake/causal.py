@@ -46,7 +46,7 @@ def with_states(loaded: Loaded, checkpoint: Checkpoint) -> Loaded:
     The states are constants, not a part of the cache: a step's cache holds tokens alone, as without an adapter. Raises what
     :func:`edgepeft.adapters.prefix.fill_prefix` does for bases that they do not fit.
     """
-    adapter = read_adapter(checkpoint.source, name="baked", weights=HeldWeights({}), module=lambda: loaded.model)
+    adapter = read_adapter(checkpoint, name="baked", weights=HeldWeights({}), module=lambda: loaded.model)
     with quiet():
         layers = cache_of(loaded.model)
     tensors: dict[str, tuple[Dim, ...]] = {
