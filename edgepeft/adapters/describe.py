@@ -80,11 +80,9 @@ def _together(adapter: Adapter) -> tuple[SitePlan, ...]:
 
 
 def _unlowered(checkpoint: Checkpoint, method: Method, site: str) -> SitePlan:
-    """A site by the names of its tensors: exactly for LoRA, and for other methods in the registry's words."""
-    factor = checkpoint.tensors.get(f"{site}.lora_A.weight")
-    if method.peft_type != "LORA" or factor is None:
-        return SitePlan(site, method.edits)
-    return SitePlan(site, "LowRank + OutGain" if checkpoint.config.get("use_dora") else "LowRank", factor.shape[0])
+    """A site by its tensors where they say what it becomes, else in the registry's words."""
+    told = method.edits_at(checkpoint, site) if method.edits_at is not None else None
+    return SitePlan(site, method.edits) if told is None else SitePlan(site, *told)
 
 
 def _expected(checkpoint: Checkpoint, method: Method) -> AdapterPlan:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..adapters.checkpoint import Source, read_checkpoint
+from ..adapters.read import method_of
 from ..adapters.through_peft.load import ask_for_task, fit_heads, peft_over
 from ..base.load import check_source, quiet
 from ..errors import AdapterError, InputError, MissingExtraError
@@ -76,20 +77,6 @@ def peft_model(
     return wrapped.eval()
 
 
-def _leaves_the_base_alone(config: Mapping[str, Any]) -> bool:
-    """Whether PEFT adds an adapter of this config beside the base's numbers and changes none of them when it loads it."""
-    inits = config.get("init_lora_weights", True)
-    return (
-        config.get("peft_type") == "LORA"
-        and (isinstance(inits, bool) or inits == "gaussian")
-        and config.get("bias", "none") == "none"
-        and not any(
-            config.get(key)
-            for key in ("modules_to_save", "trainable_token_indices", "layer_replication", "target_parameters")
-        )
-    )
-
-
 @contextmanager
 def peft_reference(
     base: str,
@@ -106,7 +93,9 @@ def peft_reference(
     off again, any other onto a copy of it. ``rounded`` is as for :func:`peft_model`.
     """
     checkpoint = read_checkpoint(adapter)
-    if module is None or num_labels is not None or rounded is not None or not _leaves_the_base_alone(checkpoint.config):
+    alone = method_of(checkpoint).leaves_base_alone
+    beside = alone is not None and alone(checkpoint.config)
+    if module is None or num_labels is not None or rounded is not None or not beside:
         yield peft_model(base, checkpoint, task=task, num_labels=num_labels, module=module, rounded=rounded)
         return
     with quiet():

@@ -97,12 +97,12 @@ def bake(
     elif before is not None:
         plain = before
     else:
-        plain = replace(loaded, model=with_layers(reference, checkpoint.task), fresh=())
+        plain = replace(loaded, model=with_layers(reference, method.tracing, checkpoint.task), fresh=())
     judged = replace(loaded, model=reference, max_length=plain.max_length)
     failures = []
     for fusions in (True, False):
         try:
-            with traceable(lambda: _run(judged)):
+            with traceable(method.tracing, lambda: _run(judged)):
                 graph = (export_causal if causal else export_graph)(plain, fusions=fusions)
             difference = (graph_causal_parity if causal else parity)(graph, judged)
             return _base(loaded, untouched, plain, graph, difference)
