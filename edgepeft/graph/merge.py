@@ -13,7 +13,7 @@ from .editable import EditableBase, MergedBase
 from .locate.by_content import Location, float_initializers, shared
 from .locate.by_rounded_content import quantized_weights
 from .nodes import is_quantized
-from .passes.untie import separate
+from .passes.untie import Untie
 
 
 def merged_weight(weight: Array, edit: SiteEdit, *, embedding: bool = False) -> Array:
@@ -60,7 +60,7 @@ def fold(base: EditableBase, adapter: Adapter) -> MergedBase:
         )
     model = graph.clone()
     touched = (*(f"{site}.weight" for site in adapter.sites), *adapter.overrides)
-    locations = separate(model, locations, base.tied, touched)
+    locations = Untie(locations, base.tied, touched)(model).locations
     arrays = float_initializers(model)
     changed: dict[str, np.ndarray] = {}
 

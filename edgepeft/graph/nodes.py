@@ -160,13 +160,15 @@ class Chain:
         for user, index in list(old.uses()):
             if id(user) not in mine:
                 user.replace_input_with(index, new)
+        home = anchor.graph  # the main graph, or a body of control flow
+        assert isinstance(home, ir.Graph)
         if old.is_graph_output():
             name = old.name
-            for position, output in enumerate(self.graph.outputs):
+            for position, output in enumerate(home.outputs):
                 if output is old:
-                    self.graph.outputs[position] = new
+                    home.outputs[position] = new
             old.name, new.name = f"{self.prefix}/base_output", name
-        self.graph.insert_after(anchor, self.nodes)
+        home.insert_after(anchor, self.nodes)
 
 
 def split_bias(graph: ir.Graph, node: ir.Node) -> None:

@@ -16,7 +16,7 @@ from ..captured import Captured
 from ..load import Loaded, quiet
 from ..markers import Built, capture_marked
 from ..parity import graph_causal_parity
-from .mobius_fixes import mend
+from .mobius_fixes import fixes_for
 
 
 @contextmanager
@@ -101,7 +101,8 @@ def _spilled_graph(loaded: Loaded) -> Built:
         raise CaptureError(
             f"mobius cannot build {type(loaded.model).__name__}: {type(error).__name__}: {first}"
         ) from error
-    mend(graph, loaded)
+    for fix in fixes_for(loaded):
+        fix(graph)
     spilled = spill(graph)
     for value in graph.graph.initializers.values():
         value.const_value = None  # something in mobius keeps its graph alive, and with it PyTorch's memory

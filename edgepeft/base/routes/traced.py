@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from ...errors import CaptureError
 from ...graph.locate.by_content import Location
-from ...graph.passes.name_dimensions import name_dimensions
+from ...graph.passes.name_dimensions import NameDimensions
 from ..captured import Captured
 from ..load import Loaded, quiet, sample_batches
 from ..markers import Built, capture_marked
@@ -46,12 +46,12 @@ def _optimize(graph: ir.Model) -> None:
     from onnxscript.rewriter import rewrite
     from onnxscript.rewriter.rules.common import fuse_pad_into_conv_rule
 
-    from ...graph.passes.fold_transposes import fold_transposes
+    from ...graph.passes.fold_transposes import FoldTransposes
 
     inline(graph)
     fold_constants(graph)
     rewrite(graph, pattern_rewrite_rules=[fuse_pad_into_conv_rule])
-    fold_transposes(graph)
+    FoldTransposes()(graph)
     for tidy in (CommonSubexpressionEliminationPass(), RemoveUnusedNodesPass()):
         tidy(graph)
 
@@ -90,7 +90,7 @@ def export_graph(loaded: Loaded, *, fusions: bool) -> ir.Model:
                 _optimize(graph)
     except Exception as error:  # the exporter raises whatever torch, onnxscript or a model's own code raises
         raise cannot_be_traced(loaded.model, error) from error
-    name_dimensions(graph, loaded.inputs)
+    NameDimensions(loaded.inputs)(graph)
     return graph
 
 

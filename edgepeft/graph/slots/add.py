@@ -26,6 +26,7 @@ from ..nodes import (
     split_bias,
     weight_is_transposed,
 )
+from ..passes.edit import home_of
 from .conv_and_embedding import add_convolution, add_embedding
 from .overrides import Overrides
 from .sites import Sites, linear_sites, not_found
@@ -132,7 +133,7 @@ class _Inserter:
         if in_gain is not None:
             wide = before.add("Mul", [wide, in_gain], "in_gain")
             node.replace_input_with(0, before.squeeze(wide, "x_scaled") if flat else wide)
-        self.graph.insert_before(node, before.nodes)
+        home_of(node).insert_before(node, before.nodes)
         chain = Chain(self.graph, prefix)
         y = node.outputs[0] if out_gain is not None else behind_bias(node)
         delta = chain.add("MatMul", [chain.add("MatMul", [wide, a], "lora_A"), b], "lora_B")
