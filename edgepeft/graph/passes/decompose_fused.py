@@ -40,9 +40,8 @@ class DecomposeFused(EditPass[Decomposed]):
         replaced = Counter(node.op_type for node in nodes)
         for node in nodes:
             replace_node(node, _WRITTEN_OUT[node.op_type](node))
-        if (
-            len(graphs_of(model)) > 1
-        ):  # onnx_ir numbers new values graph by graph; in ONNX a body's must differ from all around
+        # onnx_ir numbers new values graph by graph; in ONNX those of a body must differ from all around it.
+        if nodes and len(graphs_of(model)) > 1:
             NameFixPass()(model)
         return Decomposed(model, bool(replaced), replaced)
 
