@@ -145,14 +145,14 @@ def _files(source: str) -> dict[str, Path]:
         return {name: folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()}
     from transformers.utils import cached_file
 
-    found = {}
+    files = {}
     for name in _TOKENIZER_FILES:
         path = cached_file(
             source, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
         )
         if path is not None:
-            found[name] = Path(path)
-    return found
+            files[name] = Path(path)
+    return files
 
 
 def _max_length(config: Any, files: Mapping[str, Path]) -> int | None:

@@ -157,8 +157,8 @@ def causal_difference(
     """max |logit difference| over real tokens and following ones, relative where logits exceed 1."""
     worst = 0.0
     kept = mask[:, mask.shape[1] - mine[0].shape[1] :, None]
-    for found, expected, weight in zip(mine, reference, (kept, 1), strict=True):
-        difference = np.abs(found.astype(np.float64) - expected) * weight
+    for actual, expected, weight in zip(mine, reference, (kept, 1), strict=True):
+        difference = np.abs(actual.astype(np.float64) - expected) * weight
         if not np.isfinite(difference).all():
             return float("inf")
         worst = max(worst, float(difference.max(initial=0.0)) / max(1.0, float(np.abs(expected).max(initial=0.0))))

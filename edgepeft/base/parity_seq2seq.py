@@ -33,9 +33,9 @@ def teacher_forced(
     }
     logits = []
     for part in (following[:, :2], *np.split(following[:, 2:], following.shape[1] - 2, axis=1)):
-        found = decode({"input_ids": part, "encoder_attention_mask": inputs["attention_mask"], **cache})
-        cache |= {PAST + name.removeprefix(PRESENT): a for name, a in found.items() if name.startswith(PRESENT)}
-        logits.append(found["logits"])
+        outputs = decode({"input_ids": part, "encoder_attention_mask": inputs["attention_mask"], **cache})
+        cache |= {PAST + name.removeprefix(PRESENT): a for name, a in outputs.items() if name.startswith(PRESENT)}
+        logits.append(outputs["logits"])
     return np.concatenate(logits, axis=1)
 
 
@@ -52,9 +52,9 @@ def reference_logits(module: Any, inputs: Mapping[str, np.ndarray], following: n
     import torch
 
     with torch.no_grad():
-        found = module(
+        logits = module(
             **{name: torch.from_numpy(array) for name, array in inputs.items()},
             decoder_input_ids=torch.from_numpy(following),
             use_cache=False,
         ).logits
-    return np.asarray(found.numpy())
+    return np.asarray(logits.numpy())

@@ -53,15 +53,17 @@ def _rounded(quantized: Mapping[str, Blocks], locations: Mapping[str, tuple[Loca
         for place in places if places and places[0].of is not None else places[:1]:
             if place.initializer in quantized:
                 at.setdefault(place.initializer, []).append((name, place))
-    found: dict[str, np.ndarray] = {}
+    numbers: dict[str, np.ndarray] = {}
     for initializer, users in at.items():
         array = quantized[initializer].read()
         for name, place in users:
             if place.of is None:
-                found[name] = np.ascontiguousarray(place.read(array))
+                numbers[name] = np.ascontiguousarray(place.read(array))
             else:
-                found.setdefault(name, np.empty((place.of, array.shape[1]), np.float32))[place.rows] = place.read(array)
-    return found
+                numbers.setdefault(name, np.empty((place.of, array.shape[1]), np.float32))[place.rows] = place.read(
+                    array
+                )
+    return numbers
 
 
 @contextmanager

@@ -64,11 +64,11 @@ def linear_users(value: ir.Value) -> list[ir.Node]:
     A head that is tied to the embedding stands behind one: the weight is stored once, and ONNX Runtime transposes it
     when it opens the model.
     """
-    found = [node for node, index in value.uses() if index == 1 and is_linear(node)]
+    users = [node for node, index in value.uses() if index == 1 and is_linear(node)]
     for node, _ in value.uses():
         if _is_transpose(node):
-            found.extend(user for user, index in node.outputs[0].uses() if index == 1 and is_linear(user))
-    return found
+            users.extend(user for user, index in node.outputs[0].uses() if index == 1 and is_linear(user))
+    return users
 
 
 def weight_is_transposed(node: ir.Node) -> bool:

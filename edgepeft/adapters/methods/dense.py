@@ -25,12 +25,12 @@ def finish_dense(
 ) -> Adapter:
     """The adapter whose sites add ``deltas`` (``[out, in]``): as factors, or as whole weights where it is merged."""
     factors: dict[str, LowRank] = {}
-    found = []
+    exactnesses = []
     reason = "it was read for merging"
     if mode == "swap":
         for site, delta in deltas.items():
             factors[site], exactness = factor(delta.T, max_rank=max_rank)
-            found.append(exactness)
+            exactnesses.append(exactness)
         reason = not_worth_swapping(factors)
     if reason:
         for site, delta in deltas.items():
@@ -38,7 +38,7 @@ def finish_dense(
             consumer.override(f"{site}.weight", whole)
         return consumer.finish(name, method, merge_only=reason)
     consumer.sites.update({s: SiteEdit(low_rank=low_rank) for s, low_rank in factors.items() if low_rank.rank})
-    return consumer.finish(name, method, exactness=worst(found))
+    return consumer.finish(name, method, exactness=worst(exactnesses))
 
 
 def lower_shira(

@@ -64,9 +64,9 @@ def lower_trainable_tokens(name: str, checkpoint: Checkpoint, weights: BaseWeigh
     consumer = Consumer(checkpoint, weights)
     consumer.allow_options({"token_indices", "init_weights"})
     rows = [int(index) for index in checkpoint.config.get("token_indices") or ()]
-    found = {site: values for site, (values,) in consumer.matrices("trainable_tokens_delta").items()}
-    known = [values for site, values in found.items() if weights(f"{site}.weight") is not None]
-    for site, values in found.items():
+    trained = {site: values for site, (values,) in consumer.matrices("trainable_tokens_delta").items()}
+    known = [values for site, values in trained.items() if weights(f"{site}.weight") is not None]
+    for site, values in trained.items():
         if weights(f"{site}.weight") is None and any(np.array_equal(values, other) for other in known):
             continue  # a head tied to the embedding, saved once more: one parameter serves both
         table = np.array(consumer.base_weight(site))

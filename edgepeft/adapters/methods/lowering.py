@@ -69,16 +69,16 @@ class Consumer:
     def by_site(self, *parts: str) -> dict[str, dict[str, np.ndarray]]:
         """Take every tensor whose name ends in one of ``parts``; by site, then by part."""
         pattern = re.compile(rf"(?P<site>.+)\.(?P<part>{'|'.join(re.escape(part) for part in parts)})")
-        found: dict[str, dict[str, np.ndarray]] = {}
+        tensors: dict[str, dict[str, np.ndarray]] = {}
         for key in list(self.left):
             match = pattern.fullmatch(key)
             if match:
-                found.setdefault(match["site"], {})[match["part"]] = self.left.pop(key)
-        if not found:
+                tensors.setdefault(match["site"], {})[match["part"]] = self.left.pop(key)
+        if not tensors:
             raise AdapterError(
                 f"{self.checkpoint.source}: no tensor of {self.checkpoint.peft_type} ({', '.join(parts)}) in the checkpoint"
             )
-        return found
+        return tensors
 
     def matrices(self, *parts: str, ndim: int = 2) -> dict[str, tuple[np.ndarray, ...]]:
         """Take ``parts`` of every site, all of which must be there, as float64 arrays of ``ndim`` dimensions."""
@@ -97,8 +97,8 @@ class Consumer:
 
     def shared(self, name: str) -> np.ndarray | None:
         """Take a tensor that all sites share (``base_model.<name>``), if it was saved."""
-        found = self.left.pop(f"base_model.{name}", None)
-        return None if found is None else found.astype(np.float64)
+        tensor = self.left.pop(f"base_model.{name}", None)
+        return None if tensor is None else tensor.astype(np.float64)
 
     # ── the base ──
     def base_weight(self, site: str, shape: tuple[int, int] | None = None) -> np.ndarray:

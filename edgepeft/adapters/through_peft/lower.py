@@ -228,7 +228,7 @@ def lower_with_peft(
     effective = _effective(plain, model, checkpoint, weights)
     _verify(plain, model, effective, checkpoint)
     factors: dict[str, LowRank] = {}
-    found: list[Exactness] = []
+    exactnesses: list[Exactness] = []
     reason = ""
     if mode == "swap":
         for parameter, linear in effective.adapted.items():
@@ -239,10 +239,10 @@ def lower_with_peft(
             if getattr(base.get_submodule(site), "groups", 1) > 1:
                 continue  # each group is a map of its own: the weight, which is small, is replaced
             factors[site], exactness = factor(delta.reshape(len(delta), -1).T, max_rank=max_rank)
-            found.append(exactness)
+            exactnesses.append(exactness)
         reason = not_worth_swapping(factors)
     if mode == "merge" or reason:
-        factors, found = {}, []
+        factors, exactnesses = {}, []
     overrides = {
         parameter: Override(value)
         for parameter, value in effective.changed.items()
@@ -259,8 +259,8 @@ def lower_with_peft(
         base_name=checkpoint.config.get("base_model_name_or_path"),
         source=checkpoint.source,
         checkpoint_sha256=checkpoint.sha256,
-        notes=(f"lowered through PEFT: {worst(found)}",) if found else (),
-        exactness=worst(found),
+        notes=(f"lowered through PEFT: {worst(exactnesses)}",) if exactnesses else (),
+        exactness=worst(exactnesses),
         merge_only=reason or ("it was read for merging" if mode == "merge" else ""),
     )
     if not result.sites and not result.overrides:

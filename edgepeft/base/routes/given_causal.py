@@ -34,27 +34,27 @@ def open_existing_causal(path: Path, loaded: Loaded) -> Captured:
     graph = read_graph(path)
     _check_layout(path, graph, loaded.model.config)
     NameCausal()(graph)
-    found = find_parameters(graph, loaded.model)
-    matrices = [name for name, array in found.weights.items() if array.ndim == 2]
-    missing = [name for name in matrices if name not in loaded.fresh and not found.locations[name]]
+    match = find_parameters(graph, loaded.model)
+    matrices = [name for name, array in match.weights.items() if array.ndim == 2]
+    missing = [name for name in matrices if name not in loaded.fresh and not match.locations[name]]
     if len(missing) > len(matrices) // 2:
-        shape = found.weights[missing[0]].shape
+        shape = match.weights[missing[0]].shape
         raise CaptureError(
             f"{path} does not hold the weights of {loaded.source}: {len(missing)} of {len(matrices)} matrices were found "
             f"neither by content nor by rounded content, the first is {missing[0]} {shape}. It was exported from another "
             "checkpoint, or quantized in a form that is not read here (MatMulNBits and GatherBlockQuantized are)."
         )
     AddLogitsFrom()(graph)
-    with computing_with(loaded.model, found.rounded), exact_activations(graph):
+    with computing_with(loaded.model, match.rounded), exact_activations(graph):
         difference = graph_causal_parity(graph, loaded)
     _declare_ranks(graph)
     return Captured(
         graph=graph,
-        locations=found.locations,
-        weights=found.weights,
+        locations=match.locations,
+        weights=match.weights,
         parity=difference,
         variant=variant_of(graph),
-        matched=found.matched,
+        matched=match.matched,
     )
 
 

@@ -117,12 +117,12 @@ def cache_of(model: Any) -> Any:
     import torch
 
     with torch.no_grad():
-        found = model(input_ids=_tokens(model)[:, :_PAST], use_cache=True).get("past_key_values")
-    layers = getattr(found, "layers", None)
+        cache = model(input_ids=_tokens(model)[:, :_PAST], use_cache=True).get("past_key_values")
+    layers = getattr(cache, "layers", None)
     if not layers or any(not hasattr(layer, "keys") or getattr(layer, "keys", None) is None for layer in layers):
         raise CaptureError(
             f"{type(model).__name__} keeps another state between tokens than one key and value a layer "
-            f"({type(found).__name__}), which the bundle's decoder inputs cannot carry"
+            f"({type(cache).__name__}), which the bundle's decoder inputs cannot carry"
         )
     return layers
 

@@ -161,10 +161,10 @@ def _parity(built: Built, loaded: Loaded) -> float:
     with open_graph(encoder) as encode, open_graph(decoder) as decode:
         for inputs in sample_batches(loaded):
             following = following_tokens(inputs, int(config.vocab_size), int(config.decoder_start_token_id))
-            found = teacher_forced(encode, decode, inputs, following, shapes)
+            actual = teacher_forced(encode, decode, inputs, following, shapes)
             expected = reference_logits(loaded.model, inputs, following)
             scale = max(1.0, float(np.abs(expected).max()))
-            worst = max(worst, float(np.abs(found - expected).max()) / scale)
+            worst = max(worst, float(np.abs(actual - expected).max()) / scale)
     if not worst <= TOLERANCE:
         raise ParityError(f"logits differ from PyTorch by {worst:.2g}, allowed is {TOLERANCE:.0e}")
     return worst

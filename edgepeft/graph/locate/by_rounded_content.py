@@ -123,18 +123,18 @@ def _blocks_of(node: ir.Node) -> Blocks | None:
 
 def quantized_weights(graph: ir.Model) -> dict[str, Blocks]:
     """Every weight in blocks, by the name of the initializer that holds its numbers."""
-    found: dict[str, Blocks] = {}
+    weights: dict[str, Blocks] = {}
     for node in graph.graph:
         blocks = _blocks_of(node)
         if blocks is None:
             continue
-        known = found.get(blocks.name)
+        known = weights.get(blocks.name)
         if known is not None:
             # A table does not say where its last block ends; the head that shares it does.
             kept = known if known.columns <= blocks.columns else blocks
             blocks = replace(kept, users=(*known.users, *blocks.users))
-        found[blocks.name] = blocks
-    return found
+        weights[blocks.name] = blocks
+    return weights
 
 
 @dataclass
@@ -220,7 +220,7 @@ def _nearest_rows(rows: np.ndarray, held: Mapping[str, np.ndarray]) -> list[tupl
     places = [(name, row) for name, array in held.items() for row in range(len(array))]
     stacked = np.concatenate(list(held.values()))
     square, own = np.square(stacked).sum(axis=1), np.square(rows).sum(axis=1)
-    found: list[tuple[str, int] | None] = []
+    nearest: list[tuple[str, int] | None] = []
     for start in range(0, len(rows), 1 << 10):
         part = slice(start, start + (1 << 10))
         distance = np.maximum(square[None] - 2 * (rows[part] @ stacked.T) + own[part, None], 0)
@@ -228,8 +228,8 @@ def _nearest_rows(rows: np.ndarray, held: Mapping[str, np.ndarray]) -> list[tupl
         lowest = np.take_along_axis(distance, best[:, None], axis=1)[:, 0]
         np.put_along_axis(distance, best[:, None], np.inf, axis=1)
         certain = (lowest < SAME**2 * own[part]) & (distance.min(axis=1) > MARGIN**2 * lowest)
-        found += [places[at] if sure else None for at, sure in zip(best, certain, strict=True)]
-    return found
+        nearest += [places[at] if sure else None for at, sure in zip(best, certain, strict=True)]
+    return nearest
 
 
 def _near(

@@ -179,15 +179,15 @@ def add_slots(
     graph, weights, fresh = base.graph, base.weights, set(base.fresh)
     model = graph.clone()
     before = len(model.graph)
-    found = Sites(model.graph, base)
-    inserter, replaced = _Inserter(model.graph, found), Overrides(model, found)
+    graph_sites = Sites(model.graph, base)
+    inserter, replaced = _Inserter(model.graph, graph_sites), Overrides(model, graph_sites)
     edits, gains, overrides = _wanted(adapters)
     overrides.extend(name for name in weights if name in fresh and name not in overrides)
     overridden = {name.removesuffix(".weight") for name in overrides}
     sites = list(edits)
     if reserve == "all-linear":
         reserved = linear_sites(base)
-        heads = [site for site in reserved if found.is_head(f"{site}.weight")]
+        heads = [site for site in reserved if graph_sites.is_head(f"{site}.weight")]
         overrides.extend(f"{site}.weight" for site in heads if f"{site}.weight" not in overrides and site not in edits)
         overridden |= set(heads) - set(edits)
         sites.extend(site for site in reserved if site not in edits and site not in overridden)
@@ -195,8 +195,8 @@ def add_slots(
     by_initializer: dict[str, list[str]] = {}
     wanted_at: dict[str, Location] = {}
     for site in sites:
-        places = found.linear_locations(f"{site}.weight")
-        single = found.single(site, edits.get(site))
+        places = graph_sites.linear_locations(f"{site}.weight")
+        single = graph_sites.single(site, edits.get(site))
         if not places and single is None:
             raise SiteError(not_found(site, base))
         if site in overridden:
