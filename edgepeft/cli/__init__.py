@@ -7,12 +7,19 @@ import sys
 import click
 
 from .. import __version__
-from .build import add, blend, export, quantize
-from .common import Group
-from .learn import demo, train
-from .measure import bench, check, validate
+from .add import add
+from .bench import bench
+from .blend import blend
+from .check import check
+from .demo import demo
+from .export import export
+from .inspect import inspect
+from .options import Group
+from .quantize import quantize
+from .run import run
 from .targets import targets
-from .use import inspect, run
+from .train import train
+from .validate import validate
 from .web import web
 
 

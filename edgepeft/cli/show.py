@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -90,6 +92,11 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> 
     click.echo()
 
 
+def print_json(value: Any) -> None:
+    """One JSON value on standard output."""
+    click.echo(json.dumps(value, indent=1, default=str))
+
+
 def cell(value: Any) -> str:
     """A table cell: numbers short, nothing as a dash."""
     from ..report import format_cell
@@ -129,6 +136,19 @@ def print_report(report: Report) -> None:
     for note in report.notes:
         click.echo(note)
     click.echo("verdict: " + click.style(report.verdict.value, fg=_COLOURS[report.verdict.value], bold=True))
+
+
+def finish(report, folder: Path | None, bundle: Path, stem: str, as_json: bool) -> None:  # type: ignore[no-untyped-def] # targets.Report, not imported at start
+    """Write the report, print it, and exit with its verdict\'s code."""
+    from ..report import to_json, write_reports
+
+    files = write_reports(folder or bundle / "report", stem, report)
+    if as_json:
+        print_json(json.loads(to_json(report)))
+    else:
+        print_report(report)
+        click.echo(f"reports: {files.json}, {files.markdown.name}, {files.junit.name}")
+    sys.exit(report.verdict.exit_code)
 
 
 def megabytes(count: int) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from ..errors import MeasureError
-from ..terminate import ended_by_sigterm
+from ..terminate import run_child
 from .job import Job, WorkerResult
 
 #: How a job is run; tests and remote executors bring their own.
@@ -40,16 +40,12 @@ def run_worker(
     timeout_s = _TIMEOUT_S if timeout_s is None else timeout_s
     what = f"measuring {job.bundle} ({job.variant})"
     try:
-        with ended_by_sigterm():
-            done = subprocess.run(
-                command,
-                input=job.model_dump_json(),
-                capture_output=True,
-                encoding="utf-8",
-                errors="replace",
-                env=dict(environment) if environment is not None else _environment(),
-                timeout=timeout_s,
-            )
+        done = run_child(
+            command,
+            input=job.model_dump_json(),
+            env=dict(environment) if environment is not None else _environment(),
+            timeout=timeout_s,
+        )
     except subprocess.TimeoutExpired as error:
         raise MeasureError(f"{what}: no result after {timeout_s:g} s; measure fewer cases or a shorter time") from error
     except OSError as error:

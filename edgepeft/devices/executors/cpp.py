@@ -16,6 +16,7 @@ from ...bundle import read_bundle, replace_folder
 from ...cache import cache_dir
 from ...errors import DeviceError
 from ...targets import Target, shipped_folder
+from ...terminate import run_child
 from ...worker.host import fingerprint
 from .cpp_protocol import read_answer, write_job
 from .debian import call, host_architecture, require_apt, unpack
@@ -117,9 +118,7 @@ class CppExecutor:
         bundle.verify(bundle.manifest.deployed(job.variant))
         text = write_job(job, bundle, {name: str(bundle.file(name).resolve()) for name in bundle.manifest.files})
         try:
-            done = subprocess.run(
-                [str(build_runner())], input=text, capture_output=True, encoding="utf-8", timeout=_TIMEOUT_S
-            )
+            done = run_child([str(build_runner())], input=text, timeout=_TIMEOUT_S)
         except subprocess.TimeoutExpired as error:
             raise DeviceError(f"{self.name}: no result after {_TIMEOUT_S} s") from error
         if done.returncode:

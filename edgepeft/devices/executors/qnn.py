@@ -19,6 +19,7 @@ from typing import ClassVar
 from ...bench import Job, WorkerResult, run_worker
 from ...errors import DeviceError, InputError, MeasureError
 from ...targets import Target
+from ...terminate import run_child
 from .protocol import Missing
 
 _TIMEOUT_S = 1800
@@ -79,7 +80,7 @@ def assigned_nodes(model: Path) -> set[str] | None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(_path())}
     command = [sys.executable, "-P", "-m", "edgepeft.devices.executors.qnn_worker", "--assign", str(model)]
     try:
-        done = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment, timeout=_TIMEOUT_S)
+        done = run_child(command, env=environment, timeout=_TIMEOUT_S)
     except subprocess.TimeoutExpired as error:
         raise DeviceError(f"QNN has not compiled {model.name} after {_TIMEOUT_S} s") from error
     if done.returncode:

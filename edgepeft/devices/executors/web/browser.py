@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ....errors import DeviceError
-from ....terminate import ended_by_sigterm
+from ....terminate import ended_by_sigterm, start_child
 from ....units import MB
 from .site import Site
 
@@ -62,7 +62,7 @@ def _running(browser: str, url: str, profile: Path, flags: Sequence[str]) -> Ite
         command.insert(1, "--no-sandbox")  # Chromium has no sandbox for root, and does not start without this
     with (profile / "log").open("wb") as log:
         try:
-            process = subprocess.Popen(
+            process = start_child(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=sys.platform != "win32"
             )
         except OSError as error:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from ....bench import Job, WorkerResult
 from ....errors import DeviceError
 from ....targets import Target
+from ....terminate import run_child
 from ....worker.host import fingerprint
 from ..protocol import Missing
 from .browser import answer_of
@@ -144,9 +145,7 @@ class NodeExecutor:
 
     def _node(self, command: list[str], asked: str) -> str:
         try:
-            done = subprocess.run(
-                command, input=asked, capture_output=True, encoding="utf-8", errors="replace", timeout=self._timeout_s
-            )
+            done = run_child(command, input=asked, timeout=self._timeout_s)
         except subprocess.TimeoutExpired as error:
             raise DeviceError(
                 f"node gave no answer in {self._timeout_s:g} s and was stopped; measure fewer rows or cases"

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from ..errors import InputError
-from .common import option, print_json
+from .options import option
+from .show import print_json
 
 if TYPE_CHECKING:
     from ..runtime import Generation, Runtime

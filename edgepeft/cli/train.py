@@ -1,8 +1,7 @@
-"""Commands that train: train, demo."""
+"""``edgepeft train``: fine-tune a LoRA adapter."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,18 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..errors import InputError
-from .common import (
-    Command,
-    guarded,
-    json_option,
-    label_option,
-    option,
-    pair_option,
-    path_option,
-    print_json,
-    text_option,
-)
-from .show import steps, table, warn
+from .guarded import guarded
+from .options import Command, json_option, label_option, option, pair_option, path_option, text_option
+from .show import print_json, warn
 
 if TYPE_CHECKING:
     from ..train import TrainedAdapter, TrainedLanguageAdapter
@@ -229,29 +219,3 @@ def _say_language(result: TrainedLanguageAdapter, as_json: bool) -> None:
         f"{result.trainable_parameters:,} parameters trained beside {result.total_parameters:,} on "
         f"{result.train_tokens:,} tokens in {result.seconds:.0f} s"
     )
-
-
-@click.command(cls=Command)
-@path_option("--out", default="demo-out", help="The folder for what the demo makes.")
-@click.option("--fresh", is_flag=True, help="Train and export again, even where --out has the results.")
-@json_option
-@guarded
-def demo(out: Path, fresh: bool, as_json: bool) -> None:
-    """Show all of it on three real adapters.
-
-    Trains three LoRA adapters over one MiniLM, exports one bundle, swaps, quantizes, validates and measures it. Fetches the
-    pinned model and data once (into EDGEPEFT_CACHE, ~/.cache/edgepeft by default). Exit code 0: every check passed; 1: one
-    failed; 3: a measurement cannot tell.
-    """
-    from ..demo.run import run_demo
-
-    with steps() as announce:
-        result = run_demo(out, fresh=fresh, announce=announce)
-    if as_json:
-        print_json(result.as_dict())
-    else:
-        for drawn in result.tables:
-            table(drawn.title, drawn.columns, drawn.rows)
-        for line in result.lines:
-            click.echo(line)
-    sys.exit(result.verdict.exit_code)

@@ -1,0 +1,79 @@
+"""``edgepeft bench``: speed, memory and size against a target."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .guarded import guarded
+from .options import (
+    Command,
+    adapter_names,
+    bench_threads_option,
+    bundle_argument,
+    json_option,
+    on_option,
+    option,
+    report_option,
+    shape_option,
+    target_option,
+    variant_names,
+)
+from .show import bar, finish
+
+
+@click.command(cls=Command)
+@bundle_argument
+@target_option
+@adapter_names
+@variant_names
+@shape_option
+@bench_threads_option
+@option(
+    "--processes",
+    section="What",
+    default=3,
+    type=click.IntRange(min=2),
+    metavar="N",
+    help="Fresh processes for each variant.",
+)
+@on_option
+@report_option
+@json_option
+@guarded
+def bench(
+    bundle: Path,
+    target: str,
+    adapters: tuple[str, ...],
+    variants: tuple[str, ...],
+    shapes: tuple[str, ...],
+    threads: int | None,
+    processes: int,
+    on: str | None,
+    report: Path | None,
+    as_json: bool,
+) -> None:
+    """Measure speed, memory and size against a target.
+
+    Latency, load, swap and peak memory are measured in fresh processes and held against the target's budgets.
+    Exit code 0: within budget; 1: over; 3: the measurement cannot tell, or nothing here can execute the target and only
+    static checks were made.
+    """
+    from ..devices import bench_on as run
+    from ..targets import load_target
+
+    loaded = load_target(target)
+    with bar() as announce:
+        result = run(
+            bundle,
+            loaded,
+            on=on,
+            adapters=list(adapters) or None,
+            variants=list(variants) or None,
+            shapes=list(shapes) or None,
+            threads=threads,
+            processes=processes,
+            progress=announce,
+        )
+    finish(result, report, bundle, "bench", as_json)

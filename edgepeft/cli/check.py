@@ -1,0 +1,89 @@
+"""``edgepeft check``: a bundle gated against a baseline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from .guarded import guarded
+from .options import (
+    Command,
+    adapter_names,
+    bench_threads_option,
+    bundle_argument,
+    data_option,
+    json_option,
+    label_option,
+    on_option,
+    pair_option,
+    path_option,
+    report_option,
+    shape_option,
+    target_option,
+    text_option,
+    variant_names,
+)
+from .show import bar, finish
+from .values import labelled
+
+
+@click.command(cls=Command)
+@bundle_argument
+@path_option(
+    "--baseline",
+    section="What",
+    required=True,
+    help="A bundle, or the JSON report that bench saved on this host.",
+)
+@target_option
+@data_option
+@text_option
+@label_option
+@pair_option
+@adapter_names
+@variant_names
+@shape_option
+@bench_threads_option
+@on_option
+@report_option
+@json_option
+@guarded
+def check(
+    bundle: Path,
+    baseline: Path,
+    target: str,
+    data: tuple[str, ...],
+    text: str,
+    label: str,
+    pair: str | None,
+    adapters: tuple[str, ...],
+    variants: tuple[str, ...],
+    shapes: tuple[str, ...],
+    threads: int | None,
+    on: str | None,
+    report: Path | None,
+    as_json: bool,
+) -> None:
+    """Gate a bundle against a baseline, for CI.
+
+    Fails where the bundle is slower or less accurate than the baseline, or over the target's budgets.
+    Latency is compared in interleaved A B B A runs of fresh processes. Exit code 0: pass; 1: fail; 3: inconclusive.
+    """
+    from ..devices import check_on as run
+    from ..targets import load_target
+
+    with bar() as announce:
+        result = run(
+            bundle,
+            baseline,
+            load_target(target),
+            on=on,
+            adapters=list(adapters) or None,
+            variants=list(variants) or None,
+            shapes=list(shapes) or None,
+            threads=threads,
+            data=labelled(bundle, data, text, label, pair) or None,
+            progress=announce,
+        )
+    finish(result, report, bundle, "check", as_json)

@@ -1,0 +1,160 @@
+"""``edgepeft export``: a base and its adapters as a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import click
+
+from ..errors import InputError
+from .guarded import guarded
+from .options import (
+    Command,
+    calibration_option,
+    force_option,
+    json_option,
+    option,
+    pair_option,
+    path_option,
+    text_option,
+)
+from .show import megabytes, print_json, steps, table
+from .values import calibration_texts, named
+
+
+@click.command(cls=Command)
+@option("--model", section="What", required=True, metavar="MODEL", help="The base: a folder or a Hugging Face id.")
+@option(
+    "--adapter",
+    "adapters",
+    section="What",
+    multiple=True,
+    metavar="NAME=PATH",
+    help="An adapter: a PEFT folder or a Hugging Face id, PATH#task=N for one task of a checkpoint with several. May be "
+    "repeated.",
+)
+@path_option(
+    "--out", section="What", required=True, help="The bundle folder to write; an old bundle there is replaced."
+)
+@option(
+    "--mode",
+    section="How",
+    type=click.Choice(["swap", "merge", "bake"]),
+    default="swap",
+    help="swap: adapters are files beside one base. merge: folded into its weights, OUT/NAME each where there are several. "
+    "bake: traced as PEFT runs it, one model an adapter, for methods that change no weights; language models too.",
+)
+@option(
+    "--slots",
+    section="How",
+    type=click.Choice(["adapters", "all-linear"]),
+    default="adapters",
+    help="Where adapters can be attached: where these need it, or at every linear layer, for adapters to come.",
+)
+@option(
+    "--task",
+    section="How",
+    metavar="TASK",
+    show_default="from the adapters, else from the model",
+    help="text-generation, text-classification, token-classification, feature-extraction, fill-mask …",
+)
+@option(
+    "--target",
+    section="How",
+    metavar="TARGET",
+    help="Write only what this target gets: its variant, slot style, threads and file format, within its size budget.",
+)
+@path_option(
+    "--onnx",
+    section="How",
+    help="An ONNX file of the same base, used as it is: fp32, or a language model in 4 or 8 bits.",
+)
+@option(
+    "--max-rank",
+    section="How",
+    type=click.IntRange(min=1),
+    help="Cap the rank of methods that are factored by SVD; what is left out is reported.",
+)
+@option(
+    "--max-length",
+    section="How",
+    type=click.IntRange(min=2),
+    metavar="TOKENS",
+    show_default="a language model's own, up to 8192",
+    help="Context of a language model; its rotary tables grow with it.",
+)
+@calibration_option
+@text_option
+@pair_option
+@force_option
+@json_option
+@guarded
+def export(
+    model: str,
+    adapters: tuple[str, ...],
+    out: Path,
+    mode: Literal["swap", "merge", "bake"],
+    slots: Literal["adapters", "all-linear"],
+    task: str | None,
+    target: str | None,
+    onnx: Path | None,
+    max_rank: int | None,
+    max_length: int | None,
+    data: tuple[str, ...],
+    text: str,
+    pair: str | None,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Export a base and its adapters as a bundle.
+
+    Every adapter is run in ONNX Runtime and compared with PEFT before the bundle takes its place.
+    """
+    wanted = named(adapters, "--adapter")
+    from functools import partial
+
+    from ..pipeline import export as run
+    from ..targets import load_target
+
+    if target is not None:
+        from ..pipeline import export_for
+
+        run = partial(export_for, load_target(target), data=calibration_texts(data, text, pair))
+    elif data:
+        raise InputError("--data is for variants that a --target asks for; quantize the bundle with it afterwards")
+    with steps() as announce:
+        result = run(
+            model,
+            wanted,
+            out,
+            mode=mode,
+            task=task,
+            slots=slots,
+            onnx=onnx,
+            max_rank=max_rank,
+            max_length=max_length,
+            force=force,
+            announce=announce,
+        )
+    if as_json:
+        print_json(
+            {
+                "bundles": [str(b.path) for b in result.bundles],
+                "bytes": [b.size() for b in result.bundles],
+                "capture_parity": result.capture_parity,
+                "parity": {p.adapter: p.max_difference for p in result.parity},
+                "changes_output": {p.adapter: p.changes_output for p in result.parity},
+            }
+        )
+        return
+    if result.parity:
+        table(
+            "Parity with PEFT on ragged padded batches",
+            ("adapter", "max |difference|", "changes the output"),
+            [(p.adapter, p.max_difference, p.changes_output) for p in result.parity],
+        )
+    for bundle in result.bundles:
+        base = megabytes(bundle.size(bundle.variant_files(bundle.variant()[0])))
+        each = ", ".join(f"{n} {megabytes(a.bytes)}" for n, a in bundle.manifest.adapters.items())
+        click.echo(f"{bundle.path}: {megabytes(bundle.size())} (base {base}{'; adapters: ' + each if each else ''})")

@@ -1,0 +1,79 @@
+"""Errors as messages and exit codes."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from ..errors import EdgepeftError, InputError, MissingExtraError
+from ..terminate import ended_by_sigterm
+from .show import print_json
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+#: Exit code of a bug, which must not look like a failed gate (1).
+BUG = 70
+#: Modules that only an extra installs.
+_EXTRAS = {"train": {"accelerate", "datasets"}, "export": {"torch", "transformers", "peft", "onnx", "onnx_ir", "onnxscript",
+                    "optimum", "requests", "safetensors", "ml_dtypes", "huggingface_hub"}}  # fmt: skip
+
+
+def guarded(command: F) -> F:
+    """Turn what a command raises into a message on standard error and an exit code.
+
+    2 for :class:`EdgepeftError` and what the system refuses (with ``--json`` also ``{"error": …}`` on standard output),
+    130 for Ctrl-C, 143 for SIGTERM, 141 where the reader of our output went away, 70 with a traceback for a bug.
+    """
+
+    @functools.wraps(command)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        try:
+            with ended_by_sigterm():
+                result = command(*args, **kwargs)
+            sys.stdout.flush()
+            return result
+        except (click.ClickException, click.exceptions.Exit):
+            raise
+        except BrokenPipeError:
+            # Python flushes standard output once more at exit, into a pipe that nobody reads.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(141)
+        except KeyboardInterrupt:
+            click.echo("Interrupted; bundles are as they were.", err=True)
+            sys.exit(130)
+        except (
+            Exception
+        ) as error:  # the last handler of the process: a message for the user, or a bug with its traceback
+            said = _as_edgepeft(error)
+            if said is None:
+                traceback.print_exc()
+                click.secho("This is a bug in edgepeft: please report it with the lines above.", err=True, fg="red")
+                sys.exit(BUG)
+            if kwargs.get("as_json"):
+                print_json({"error": str(said), "type": type(said).__name__})
+            click.secho(f"Error: {said}", err=True, fg="red")
+            sys.exit(2)
+
+    return wrapper  # type: ignore[return-value] # functools.wraps keeps the signature
+
+
+def _as_edgepeft(error: Exception) -> EdgepeftError | None:
+    """``error`` as one of ours: itself, a missing extra, or what the operating system refused; else ``None``."""
+    if isinstance(error, EdgepeftError):
+        return error
+    if isinstance(error, ModuleNotFoundError):
+        module = (error.name or "").partition(".")[0]
+        extra = next((extra for extra, modules in _EXTRAS.items() if module in modules), None)
+        if extra is not None:
+            return MissingExtraError(
+                f"this command needs {module}, which is not installed: pip install 'edgepeft[{extra}]'"
+            )
+    if isinstance(error, OSError) and error.strerror:
+        return InputError(f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
+    return None

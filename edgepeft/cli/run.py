@@ -1,0 +1,102 @@
+"""``edgepeft run``: texts through a bundle and an adapter."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..errors import InputError
+from .guarded import guarded
+from .options import Command, bundle_argument, json_option, option, path_option, threads_option
+from .show import print_json, warn
+from .text_generation import generation_options, refuse_generation, run_prompts
+from .values import parse_weights
+
+
+@click.command(cls=Command)
+@bundle_argument
+@click.argument("text", nargs=-1)
+@path_option(
+    "--file", section="Texts", help="Texts: .csv, .tsv or .jsonl, or one text a line (.txt; - for standard input)."
+)
+@option("--column", section="Texts", default="text", metavar="COLUMN", help="Column of --file that holds the text.")
+@option("--pair", section="Texts", metavar="COLUMN", help="Column of --file that holds a second text, for pairs.")
+@option(
+    "--adapter",
+    section="Model",
+    metavar="NAME",
+    show_default="none, the base",
+    help="The adapter to use, or a blend: a=0.7,b=0.3.",
+)
+@option("--head", section="Model", metavar="NAME", help="For a blend: the adapter whose head it takes.")
+@option("--scale", section="Model", default=1.0, metavar="X", help="Multiply the adapter's low-rank part.")
+@option("--variant", section="Model", metavar="NAME", show_default="fp32", help="The variant of the base to run.")
+@threads_option
+@generation_options
+@json_option
+@guarded
+def run(
+    bundle: Path,
+    text: tuple[str, ...],
+    file: Path | None,
+    column: str,
+    pair: str | None,
+    adapter: str | None,
+    head: str | None,
+    scale: float,
+    variant: str | None,
+    threads: int | None,
+    as_json: bool,
+    **generation: Any,
+) -> None:
+    """Run texts through a bundle and an adapter.
+
+    A causal language model generates: TEXT is what to answer, through the model's chat template where it has one. An
+    encoder-decoder writes what TEXT becomes. The text comes as it is generated, and what it took on standard error.
+    """
+    from .. import runtime
+    from ..data import read_texts
+
+    found = read_texts(file, text=column, pair=pair) if file is not None else []
+    texts: list[Any] = [*text, *generation["prompt"], *found]
+    if not texts:
+        raise InputError("no text: give one as an argument, or a file with --file")
+    chosen = parse_weights(adapter.split(",")) if adapter is not None and "=" in adapter else adapter
+    opened = runtime.open(bundle, variant=variant, threads=threads).use(chosen, scale=scale, head=head)
+    if opened.manifest.writes:
+        run_prompts(opened, texts, generation, as_json)
+        return
+    refuse_generation(generation, f"{bundle} is for {opened.manifest.task}, which takes texts as arguments")
+    if opened.labels_are_untrained:
+        warn(
+            f"this base has no trained head of its own; choose an adapter: {', '.join(opened.adapters) or 'none here'}"
+        )
+    results: list[dict[str, Any]] = []
+    for start in range(0, len(texts), 32):
+        results.extend(opened.run(texts[start : start + 32]))
+    if cut := opened.truncated(texts):
+        warn(
+            f"{len(cut)} of {len(texts)} texts were cut to {opened.manifest.max_length} tokens, the first is text {cut[0] + 1}"
+        )
+    if as_json:
+        print_json([{**_given(t), "adapter": adapter, **result} for t, result in zip(texts, results, strict=True)])
+        return
+    for t, result in zip(texts, results, strict=True):
+        click.echo(f"{_short(result)}\t{t if isinstance(t, str) else ' ⏐ '.join(t)}")
+
+
+def _given(text: str | tuple[str, str]) -> dict[str, str]:
+    return {"text": text} if isinstance(text, str) else dict(zip(("text", "pair"), text, strict=True))
+
+
+def _short(result: dict[str, Any]) -> str:
+    if "label" in result:
+        return f"{result['label']} {result['score']:.3f}"
+    if "tokens" in result:
+        return " ".join(f"{t['token']}/{t['label']}" for t in result["tokens"])
+    if "fills" in result:
+        return " ".join(f"{f['token']} {f['score']:.3f}" for f in result["fills"])
+    vector = result["embedding"]
+    return "[" + ", ".join(f"{x:.4f}" for x in vector[:4]) + f", … {len(vector)} numbers]"

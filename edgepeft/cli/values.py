@@ -1,0 +1,80 @@
+"""What the values of options mean: pairs of names and paths, data, weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..errors import InputError
+
+if TYPE_CHECKING:
+    from ..data import Examples, PromptRows
+
+
+def calibration_texts(data: tuple[str, ...], text: str, pair: str | None) -> dict[str, Examples]:
+    """The ``--data NAME=FILE`` pairs as texts without labels."""
+    from ..data import read_examples
+
+    return {name: read_examples(path, text=text, label=None, pair=pair) for name, path in named(data, "--data").items()}
+
+
+def device_data(
+    bundle: Path, data: tuple[str, ...], text: str, label: str, pair: str | None
+) -> dict[str, Examples] | dict[str, PromptRows]:
+    """The ``--data NAME=FILE`` pairs as a bundle's task has them: labelled rows, or what to generate from."""
+    from ..bundle import read_bundle
+    from ..data import read_prompts
+
+    if read_bundle(bundle).manifest.task != "text-generation":
+        return examples(data, text, label, pair)
+    return {name: read_prompts(path, text=text) for name, path in named(data, "--data").items()}
+
+
+def labelled(bundle: Path, data: tuple[str, ...], text: str, label: str, pair: str | None) -> dict[str, Examples]:
+    """The ``--data NAME=FILE`` pairs as labelled rows; :class:`InputError` for a language model, whose data have no labels."""
+    from ..bundle import read_bundle
+
+    if data and read_bundle(bundle).manifest.task == "text-generation":
+        raise InputError(
+            f"{bundle} is a language model's: --data with labels are for classifiers. Its prompts are compared by: edgepeft "
+            "validate BUNDLE --target TARGET --data NAME=FILE"
+        )
+    return examples(data, text, label, pair)
+
+
+def examples(data: tuple[str, ...], text: str, label: str, pair: str | None) -> dict[str, Examples]:
+    """The ``--data NAME=FILE`` pairs, read as labelled rows."""
+    from ..data import read_examples
+
+    files = named(data, "--data")
+    return {name: read_examples(path, text=text, label=label, pair=pair) for name, path in files.items()}
+
+
+def named(values: Sequence[str], option: str) -> dict[str, str]:
+    """``NAME=VALUE`` pairs of a repeated option; a name given twice or a missing ``=`` is an error."""
+    found: dict[str, str] = {}
+    for value in values:
+        name, separator, rest = value.partition("=")
+        if not separator or not name or not rest:
+            raise InputError(f"{option} {value!r}: expected NAME=PATH, for example {option} reviews=./reviews-lora")
+        if name in found:
+            raise InputError(f"{option}: the name {name!r} is given twice")
+        found[name] = rest
+    return found
+
+
+def parse_weights(values: Sequence[str]) -> dict[str, float]:
+    """``NAME=WEIGHT`` pairs of a blend; a name given twice or a weight that is no number is an error."""
+    found: dict[str, float] = {}
+    for value in values:
+        name, separator, weight = value.partition("=")
+        if not separator or not name or not weight:
+            raise InputError(f"{value!r}: expected NAME=WEIGHT, for example reviews=0.7")
+        if name in found:
+            raise InputError(f"adapter {name!r} is given twice")
+        try:
+            found[name] = float(weight)
+        except ValueError as error:
+            raise InputError(f"{value!r}: {weight!r} is not a number") from error
+    return found
