@@ -13,8 +13,9 @@ import onnx_ir as ir
 
 from ..adapters.layout import as_held, as_linear
 from ..graph.locate.by_content import Location, locate
-from ..graph.locate.by_rounded_content import Blocks, locate_quantized, quantized_weights
+from ..graph.locate.by_rounded_content import locate_quantized
 from ..graph.nodes import is_quantized_linear
+from ..graph.quantized_weights import Blocks, quantized_weights
 from .markers import parameters_of
 from .tied import untie
 

@@ -11,9 +11,9 @@ from ..adapters.edits import Adapter, Array, SiteEdit
 from ..errors import AdapterMismatchError, SiteError, UnsupportedAdapterError
 from .editable import EditableBase, MergedBase
 from .locate.by_content import Location, float_initializers, shared
-from .locate.by_rounded_content import quantized_weights
 from .nodes import is_quantized
 from .passes.untie import Untie
+from .quantized_weights import quantized_weights
 
 
 def merged_weight(weight: Array, edit: SiteEdit, *, embedding: bool = False) -> Array:
