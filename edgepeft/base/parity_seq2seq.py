@@ -7,17 +7,19 @@ from typing import Any
 
 import numpy as np
 
+from .parity_causal import Step
+
 PAST, PRESENT = "past_key_values.", "present."
 #: Tokens that the decoder is compared on, beyond its first.
 STEPS = 3
 
 
 def teacher_forced(
-    encode: Any,
-    decode: Any,
+    encode: Step,
+    decode: Step,
     inputs: Mapping[str, np.ndarray],
     following: np.ndarray,
-    shapes: Mapping[str, Sequence[Any]],
+    shapes: Mapping[str, Sequence[int | str]],
 ) -> np.ndarray:
     """Logits ``[batch, tokens, vocabulary]`` after each of ``following``: the first two at once, the others one by one.
 
