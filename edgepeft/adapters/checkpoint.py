@@ -1,7 +1,12 @@
-"""A PEFT checkpoint on disk: its config and its tensors, read without torch."""
+"""A PEFT checkpoint: its config and its tensors, read without torch.
+
+Each of its files is opened once, by :func:`read_checkpoint`; what is hashed is what was read. Whoever needs the checkpoint
+is given the :class:`Checkpoint`, and functions that take a path take one as well (:data:`Source`).
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -11,7 +16,6 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle.read import hash_file
 from ..errors import AdapterError, InputError, MissingExtraError
 
 CONFIG_NAME = "adapter_config.json"
@@ -31,6 +35,9 @@ class Checkpoint:
     source: str
     config: Mapping[str, Any]
     tensors: Mapping[str, np.ndarray]
+    #: The same arrays by the names that the file gives them, which is how PEFT loads them.
+    stored: Mapping[str, np.ndarray]
+    #: Of the weights file, as hex digits.
     sha256: str
     #: What edgepeft recorded when it trained the adapter, empty for a foreign one.
     record: Mapping[str, Any]
@@ -41,6 +48,21 @@ class Checkpoint:
     def peft_type(self) -> str:
         """The method, in PEFT's spelling (``LORA``)."""
         return str(self.config.get("peft_type", "")).upper()
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """The labels of the head it brings, where edgepeft trained it."""
+        labels = self.record.get("labels")
+        return tuple(labels) if labels else None
+
+
+#: Where a checkpoint is, or the checkpoint itself once it was read.
+Source = str | Path | Checkpoint
+
+
+def source_of(checkpoint: Source) -> str:
+    """How a checkpoint was named: what messages and manifests call it."""
+    return checkpoint.source if isinstance(checkpoint, Checkpoint) else str(checkpoint)
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -53,8 +75,8 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """All tensors of a safetensors file; bfloat16 and float16 are widened to float32, others keep their type."""
+def _read_weights(path: Path) -> tuple[dict[str, np.ndarray], str]:
+    """All tensors of a safetensors file, and its sha256; bfloat16 and float16 are widened to float32, others keep their type."""
     try:
         import ml_dtypes
         from safetensors import SafetensorError, deserialize
@@ -64,7 +86,8 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     floats = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64}
     others = {"I64": np.int64, "I32": np.int32, "U8": np.uint8, "I8": np.int8, "BOOL": np.bool_}
     try:
-        entries = deserialize(path.read_bytes())
+        content = path.read_bytes()
+        entries = deserialize(content)
     except (OSError, SafetensorError) as error:
         raise AdapterError(f"{path} is not a readable safetensors file (truncated or damaged?): {error}") from error
     tensors: dict[str, np.ndarray] = {}
@@ -74,7 +97,7 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
             raise AdapterError(f"{path}: tensor {name} has type {info['dtype']}, which no adapter here uses")
         array = np.frombuffer(info["data"], dtype=dtype).reshape(info["shape"])
         tensors[name] = array.astype(np.float32) if info["dtype"] in floats else array
-    return tensors
+    return tensors, hashlib.sha256(content).hexdigest()
 
 
 def _fetch(repo: str) -> Path:
@@ -93,11 +116,14 @@ def _fetch(repo: str) -> Path:
         ) from error
 
 
-def read_checkpoint(source: str | Path) -> Checkpoint:
+def read_checkpoint(source: Source) -> Checkpoint:
     """The PEFT checkpoint in a folder or behind a Hugging Face id; ``#task=N`` behind either names one of its tasks.
 
-    Raises :class:`AdapterError` where a file is missing or damaged, and for pickle checkpoints, which are never opened.
+    One that was read already is given back as it is. Raises :class:`AdapterError` where a file is missing or damaged, and
+    for pickle checkpoints, which are never opened.
     """
+    if isinstance(source, Checkpoint):
+        return source
     where, task = split_task(source)
     path = Path(where)
     if not path.is_dir():
@@ -116,12 +142,14 @@ def read_checkpoint(source: str | Path) -> Checkpoint:
             )
         raise AdapterError(f"{path} holds no {WEIGHTS_NAME}")
     record = path / RECORD_NAME
+    stored, sha256 = _read_weights(weights)
     return Checkpoint(
         path=path,
         source=str(source),
         config=_read_json(path / CONFIG_NAME),
-        tensors={name.removeprefix(_PREFIX): tensor for name, tensor in read_safetensors(weights).items()},
-        sha256=hash_file(weights).sha256,
+        tensors={name.removeprefix(_PREFIX): tensor for name, tensor in stored.items()},
+        stored=stored,
+        sha256=sha256,
         record=_read_json(record) if record.is_file() else {},
         task=task,
     )

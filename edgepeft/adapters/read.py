@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from ..bundle.manifest import check_name
 from ..errors import AdapterError, AdapterMismatchError, InputError, NeedsPeftError, UnsupportedAdapterError
-from .checkpoint import Checkpoint, read_checkpoint
+from .base_weights import BaseWeights, HeldWeights
+from .checkpoint import Checkpoint, Source, read_checkpoint
 from .edits import Adapter
-from .methods.lowering import BaseWeights
 from .methods.registry import METHODS, Method
 from .methods.virtual import lower_states, lower_tokens
 
@@ -41,7 +40,7 @@ def _refusal(checkpoint: Checkpoint, method: Method) -> UnsupportedAdapterError:
     )
 
 
-def opaque_adapter(source: str | Path, *, name: str) -> Adapter:
+def opaque_adapter(source: Source, *, name: str) -> Adapter:
     """What a checkpoint says of itself, without any edit: for baking, which lowers nothing.
 
     Raises :class:`UnsupportedAdapterError` for a method that cannot be baked either.
@@ -56,7 +55,7 @@ def opaque_adapter(source: str | Path, *, name: str) -> Adapter:
         name=name,
         method=method.title,
         sites={},
-        labels=tuple(record["labels"]) if record.get("labels") else None,
+        labels=checkpoint.labels,
         base_identity=record.get("base_identity"),
         base_name=checkpoint.config.get("base_model_name_or_path"),
         source=checkpoint.source,
@@ -105,7 +104,7 @@ def _closed_form(
 
 
 def read_adapter(
-    source: str | Path,
+    source: Source,
     *,
     name: str,
     weights: BaseWeights,
@@ -116,7 +115,8 @@ def read_adapter(
 ) -> Adapter:
     """Read a PEFT checkpoint and lower it.
 
-    ``source`` is a folder or a Hugging Face id, with ``#task=N`` behind it for one task of a checkpoint that holds several.
+    ``source`` is a folder or a Hugging Face id, with ``#task=N`` behind it for one task of a checkpoint that holds several; or
+    the checkpoint, where it was read already.
     ``weights`` gives the base's parameters by name, for methods whose
     lowering depends on them (DoRA, PiSSA, IA3). ``module`` gives the base as a PyTorch model; it is asked for only where
     a method or an option has no closed form. ``max_rank`` caps what an SVD may choose. With ``mode="merge"`` a method
@@ -158,7 +158,7 @@ def read_adapter(
             base = module()
         except InputError as error:
             raise NeedsPeftError(f"{needed} Here the base cannot be loaded: {error}") from error
-    if not getattr(weights, "complete", True):
+    if not weights.complete:
         weights = _all_weights(base)
         try:
             return _closed_form(method, name, checkpoint, weights, max_rank, mode)
@@ -173,7 +173,7 @@ def _all_weights(base: Any) -> BaseWeights:
     from .layout import as_linear
 
     held = {name: np.asarray(p.detach().float().cpu().numpy()) for name, p in base.named_parameters()}
-    return as_linear(base, held).get
+    return HeldWeights(as_linear(base, held))
 
 
 def task_ids(checkpoint: Checkpoint, count_option: str) -> int | None:

@@ -162,7 +162,7 @@ def _checkpoint(path: Path, base: str | None, as_json: bool) -> None:
     from ..pipeline import describe
 
     checkpoint = read_checkpoint(path)
-    plan = describe(path, base)
+    plan = describe(checkpoint, base)
     shapes = {name: list(array.shape) for name, array in sorted(checkpoint.tensors.items())}
     if as_json:
         print_json(

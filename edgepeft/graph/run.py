@@ -44,11 +44,11 @@ def open_graph(
         def run(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             inputs = {name: array for name, array in feeds.items() if name in accepted}
             try:
-                found = session.run(names, inputs)
+                outputs = session.run(names, inputs)
             except Exception as error:  # as above
                 shapes = {name: array.shape for name, array in inputs.items()}
                 raise CaptureError(f"ONNX Runtime fails on inputs {shapes}: {error}") from error
-            return dict(zip(names, found, strict=True))
+            return dict(zip(names, outputs, strict=True))
 
         yield run
 

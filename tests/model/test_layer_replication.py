@@ -9,12 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from causal_models import build_causal
 from conftest import build_model, ragged, save_lora
 
 from edgepeft import runtime as runtimes
+from edgepeft.adapters.base_weights import HeldWeights
 from edgepeft.adapters.fill import fill_slots
 from edgepeft.adapters.read import read_adapter
 from edgepeft.base.capture import capture
@@ -140,14 +140,13 @@ def test_the_plan_is_over_the_deeper_base(llama: dict[str, Path]) -> None:
 def test_the_wrong_depth_is_refused(
     name: str, error: type[Exception], words: str, llama: dict[str, Path], tmp_path: Path
 ) -> None:
-    zero = np.zeros(1)
     checkpoint, layers = {
         "over a base as it is": ("first", ()),
         "plain over the deeper base": ("plain", LAYERS),
         "another map": ("first", [[0, 3], [2, 3]]),
     }[name]
     with pytest.raises(error, match=words):
-        read_adapter(llama[checkpoint], name="a", weights=lambda _: zero, layers=layers)
+        read_adapter(llama[checkpoint], name="a", weights=HeldWeights({}), layers=layers)
 
 
 def test_adapters_of_two_bases_do_not_share_a_bundle(llama: dict[str, Path], tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 
 from methods_page import methods_page
 
+from edgepeft.adapters.base_weights import HeldWeights
 from edgepeft.adapters.describe import describe_adapter
 from edgepeft.adapters.edits import Adapter
 from edgepeft.adapters.fill import fill_slots
@@ -454,14 +455,14 @@ def test_a_tied_head_is_refused_by_both_names(tmp_path: Path) -> None:
             FourierFTConfig(n_frequency=9, target_modules=["decoder"], init_weights=False),
         )
         wrapped.save_pretrained(tmp_path / "a", save_embedding_layers=False)
-    weights = dict(model.named_parameters())
+    weights = HeldWeights({name: parameter.detach().numpy() for name, parameter in model.named_parameters()})
     with pytest.raises(
         UnsupportedAdapterError, match=r"cls\.predictions\.decoder, whose weight is tied to .*word_embeddings"
     ):
         read_adapter(
             tmp_path / "a",
             name="a",
-            weights=lambda name: weights[name].detach().numpy() if name in weights else None,
+            weights=weights,
             module=lambda: model,
         )
 

@@ -22,6 +22,7 @@ from conftest import save_lora
 from test_methods_llama import Logits, difference, peft_model, run
 
 from edgepeft import runtime as runtimes
+from edgepeft.adapters.base_weights import HeldWeights
 from edgepeft.adapters.edits import Adapter, LowRank, SiteEdit
 from edgepeft.adapters.fill import fill_slots
 from edgepeft.adapters.read import read_adapter
@@ -430,7 +431,7 @@ class TestMatrices:
         save_file(tensors, tmp_path / "adapter_model.safetensors")
         weights = {f"mlp.experts.{e}.{leaf}.weight": np.ones((5, 6)) for e in (0, 1) for leaf in ("w1", "w3")}
         with pytest.raises(UnsupportedAdapterError, match=r"\(w1, w3\) .* fit in several ways"):
-            read_adapter(tmp_path, name="a", weights=weights.get)
+            read_adapter(tmp_path, name="a", weights=HeldWeights(weights))
 
 
 def test_a_parameter_of_no_linear_map_is_refused(

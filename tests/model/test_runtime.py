@@ -302,22 +302,22 @@ def test_composed_equals_swapped(
 
     from edgepeft.adapters.files import read_adapter_onnx
     from edgepeft.bundle import read_bundle
-    from edgepeft.graph.passes.compose import compose
+    from edgepeft.graph.passes.compose import Compose
 
     opened = runtime.open(bundle)
     table = read_bundle(bundle).manifest.slots
     graph = ir.load(bundle / "onnx" / "model.onnx")
     for name in (*opened.adapters, None):
         tensors = read_adapter_onnx(bundle / "adapters" / f"{name}.onnx").tensors if name else {}
-        static = compose(graph, table, tensors)
+        static = Compose(table, tensors)(graph).model
         assert {value.name for value in static.graph.inputs} == set(inputs)
         expected = opened.use(name).forward(inputs)["logits"]
         np.testing.assert_allclose(run_graph(static, [inputs])[0]["logits"], expected, atol=1e-5)
     with pytest.raises(AdapterMismatchError, match="no slot odd"):
-        compose(graph, table, {"odd": np.zeros((1, 2, 3), np.float32)})
+        Compose(table, {"odd": np.zeros((1, 2, 3), np.float32)})(graph)
     slot = table.linear[0]
     with pytest.raises(AdapterMismatchError, match="shape"):
-        compose(graph, table, {slot.a: np.zeros((1, 3, 2), np.float32)})
+        Compose(table, {slot.a: np.zeros((1, 3, 2), np.float32)})(graph)
 
 
 def test_rows_may_bring_their_own_adapters(

@@ -30,15 +30,34 @@ def fit_heads(base: Any, checkpoint: Checkpoint) -> None:
                 module.out_features = tensor.shape[0]
 
 
+def peft_over(base: Any, checkpoint: Checkpoint) -> Any:
+    """PEFT's model of ``checkpoint`` over ``base``, in eval mode: what ``PeftModel.from_pretrained`` makes of its folder.
+
+    It is made of what was read and hashed, so no file is opened again. PEFT's layers are put into ``base`` itself. Raises
+    whatever PEFT's tuners raise over a base or a config that does not suit them.
+    """
+    import torch
+    from peft import PeftConfig, PeftModel, set_peft_model_state_dict
+    from peft.auto import MODEL_TYPE_TO_PEFT_MODEL_MAPPING
+
+    options = {name: value for name, value in checkpoint.config.items() if name != "runtime_config"}
+    config = PeftConfig.from_peft_type(**PeftConfig.check_kwargs(**options))
+    config.inference_mode = True
+    model = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)(base, config)
+    set_peft_model_state_dict(model, {name: torch.tensor(array) for name, array in checkpoint.stored.items()})
+    if hasattr(model.base_model, "_cast_adapter_dtype"):
+        model.base_model._cast_adapter_dtype(adapter_name="default", autocast_adapter_dtype=True)
+    return model.eval()
+
+
 def load_in_peft(base: Any, checkpoint: Checkpoint) -> Any:
     """PEFT's model over ``base``, in float64 and eval mode; every tensor of the checkpoint must have arrived."""
     import torch
-    from peft import PeftModel
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT warns of what is checked below, and of transformers' deprecations
         try:
-            model = PeftModel.from_pretrained(base, str(checkpoint.path)).eval()
+            model = peft_over(base, checkpoint)
             check_arrived(checkpoint, model)
         except ImportError as error:
             raise MissingExtraError(f"PEFT needs another package for {checkpoint.peft_type}: {error}") from error

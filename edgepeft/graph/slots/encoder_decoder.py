@@ -14,6 +14,7 @@ from ..merge import fold
 from .add import add_slots
 
 Slot = TypeVar("Slot", bound=Any)
+Locations = Mapping[str, tuple[Location, ...]]
 
 
 class _DecoderOf:
@@ -31,7 +32,7 @@ class _DecoderOf:
         self.decoder = None
 
 
-def _share(adapter: Adapter, here: Mapping[str, tuple[Location, ...]], *, rest: bool, there: Any) -> Adapter:
+def _share(adapter: Adapter, here: Locations, *, rest: bool, there: Locations) -> Adapter:
     """The edits whose parameter lies ``here``; ``rest`` takes those too that lie nowhere, so that they are refused."""
 
     def mine(parameter: str) -> bool:
