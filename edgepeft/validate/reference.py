@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,9 +10,10 @@ from typing import Any
 import numpy as np
 
 from ..adapters.checkpoint import read_checkpoint, split_task
-from ..adapters.through_peft.load import ask_for_task
+from ..adapters.peft_config import read_record
+from ..adapters.through_peft.load import ask_for_task, wrap
 from ..base.load import check_source, quiet
-from ..errors import AdapterError, InputError, MissingExtraError
+from ..errors import InputError, MissingExtraError
 
 #: Which numbers a base's PyTorch model is to compute with, by parameter name; the others stay its own.
 Rounded = Callable[[Any], Mapping[str, np.ndarray]]
@@ -47,7 +47,6 @@ def peft_model(
     try:
         import torch
         from optimum.exporters.tasks import TasksManager
-        from peft import PeftModel
 
         from ..base.quantized_reference import replace_parameters
     except ImportError as error:
@@ -59,12 +58,7 @@ def peft_model(
     with quiet():
         model = auto.from_pretrained(base, dtype=torch.float32, **options)
         numbers = rounded(model) if rounded is not None else {}
-        try:
-            wrapped = PeftModel.from_pretrained(model, str(checkpoint.path))
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise AdapterError(
-                f"PEFT cannot load {adapter} over {base}: {str(error).strip().splitlines()[0]}"
-            ) from error
+        wrapped = wrap(model, checkpoint)
     ask_for_task(wrapped, checkpoint.task)
     # Afterwards: checkpoints may bring the base's own embedding and head, which PEFT puts back.
     replace_parameters(wrapped.get_base_model(), numbers)
@@ -104,14 +98,8 @@ def peft_reference(
     if module is None or num_labels is not None or rounded is not None or not _leaves_the_base_alone(adapter):
         yield peft_model(base, adapter, task=task, num_labels=num_labels, rounded=rounded)
         return
-    from peft import PeftModel
-
     with quiet():
-        try:
-            wrapped = PeftModel.from_pretrained(module, str(read_checkpoint(adapter).path))
-        except (RuntimeError, ValueError, KeyError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise AdapterError(f"PEFT cannot load {adapter} over {base}: {first}") from error
+        wrapped = wrap(module, read_checkpoint(adapter))
     try:
         yield wrapped.eval()
     finally:
@@ -124,6 +112,6 @@ def head_width(adapter: str | Path, labels: Sequence[str] | None) -> int | None:
         return len(labels)
     record = Path(split_task(adapter)[0]) / "edgepeft_adapter.json"
     if record.is_file():
-        found = json.loads(record.read_text(encoding="utf-8")).get("labels")
+        found = read_record(record).get("labels")
         return len(found) if found else None
     return None

@@ -12,6 +12,7 @@ from ...errors import AdapterError, AdapterMismatchError, NeedsPeftError, Unsupp
 from ..checkpoint import Checkpoint
 from ..edits import Adapter, Array, Exactness, Override, SiteEdit
 from ..layout import expert_weight
+from ..patterns import keyed
 
 #: Gives the base's parameter of a name (``…query.weight``) as PyTorch holds it, or ``None`` where there is none. Linear
 #: maps are ``[out, in]`` whatever the module: GPT-2's Conv1D, which holds ``[in, out]``, is given transposed. One that
@@ -29,7 +30,7 @@ COMMON_OPTIONS = frozenset(
 
 def pattern_value(patterns: Mapping[str, Any] | None, site: str, default: Any) -> Any:
     """What PEFT takes from ``rank_pattern`` / ``alpha_pattern`` for a site: the first key that ends its path."""
-    return next((value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", site)), default)
+    return next((value for key, value in (patterns or {}).items() if keyed(key).match(site)), default)
 
 
 #: What transformers calls embeddings of tokens and language models' heads: their rows are tokens, not labels.
