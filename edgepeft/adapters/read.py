@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
 
-from ..bundle.manifest import check_name
+from ..bundle.names import check_name
 from ..errors import AdapterError, AdapterMismatchError, InputError, NeedsPeftError, UnsupportedAdapterError
 from .base_weights import BaseWeights, HeldWeights
 from .checkpoint import Checkpoint, Source, read_checkpoint
@@ -90,13 +91,33 @@ def _check_layers(checkpoint: Checkpoint, layers: Sequence[Sequence[int]]) -> No
     )
 
 
+@contextmanager
+def sound(checkpoint: Checkpoint) -> Iterator[None]:
+    """Raise :class:`AdapterError` where computing with a checkpoint fails.
+
+    A checkpoint comes from anywhere. Each method checks what it can name; that its tensors have the shapes and its
+    options the values that a formula takes shows only when it is computed.
+    """
+    try:
+        yield
+    except MemoryError as error:
+        raise AdapterError(f"{checkpoint.source}: {checkpoint.peft_type} asks for more memory than there is") from error
+    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise AdapterError(
+            f"{checkpoint.source}: its tensors and its adapter_config.json do not make up one {checkpoint.peft_type} adapter: "
+            f"{first}. Save it again with PEFT, or take it from its source again."
+        ) from error
+
+
 def _closed_form(
     method: Method, name: str, checkpoint: Checkpoint, weights: BaseWeights, max_rank: int | None, mode: Ship
 ) -> Adapter:
-    if method.lower is not None:
-        return method.lower(name, checkpoint, weights)
-    if method.lower_dense is not None:
-        return method.lower_dense(name, checkpoint, weights, max_rank=max_rank, mode=mode)
+    with sound(checkpoint):
+        if method.lower is not None:
+            return method.lower(name, checkpoint, weights)
+        if method.lower_dense is not None:
+            return method.lower_dense(name, checkpoint, weights, max_rank=max_rank, mode=mode)
     raise NeedsPeftError(
         f"{checkpoint.source}: {method.peft_type} has no closed form ({method.reason}). It is lowered by running it in PEFT over "
         "its base: export it together with the base."
@@ -141,7 +162,8 @@ def read_adapter(
                 "weights expresses: it cannot be merged. Export it with --mode swap."
             )
         if method.virtual == "states":
-            return lower_states(name, method.title, checkpoint)
+            with sound(checkpoint):
+                return lower_states(name, method.title, checkpoint)
         return lower_tokens(name, method.title, checkpoint, module, task)
     if method.mode in {"bake", "refuse"}:
         raise _refusal(checkpoint, method)

@@ -8,11 +8,11 @@ from .manifest import (
     GraphInput,
     Manifest,
     Variant,
-    check_name,
     dump_manifest,
     json_schema,
     parse_manifest,
 )
+from .names import check_name
 from .read import Bundle, hash_file, read_bundle
 from .slots import ConvSlot, EmbeddingSlot, FactoredSlot, LinearSlot, OverrideSlot, SlotPart, SlotTable
 from .transaction import replace_folder, replacing

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,8 @@ from ..errors import (
     ManifestError,
     UnknownAdapterError,
 )
-from .manifest import MANIFEST_NAME, AdapterEntry, FileEntry, Manifest, Variant, parse_manifest
+from .adapter_checks import check_labels, check_ranks
+from .manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, AdapterEntry, FileEntry, Manifest, Variant, parse_manifest
 from .slots import shape_fits
 from .transaction import recover
 
@@ -100,12 +102,32 @@ class Bundle:
         return sum(self.manifest.files[name].bytes for name in (self.manifest.files if files is None else files))
 
 
+def bundle_path(path: str | Path) -> Path:
+    """``path`` as it may be used while the folder is replaced: what is said from inside a bundle (``.``, ``..``) in full.
+
+    Raises :class:`BundleError` for what cannot be a path, and where the current folder is gone.
+    """
+    path = Path(path)
+    try:
+        if b"\0" in os.fsencode(path):
+            raise BundleError(f"no bundle at {str(path)[:200]!r}: no path holds a NUL")
+        full = path if path.name and ".." not in path.parts else path.resolve()
+        full.is_dir()
+    except UnicodeEncodeError as error:
+        raise BundleError(f"no bundle at {str(path)[:200]!r}: it is not valid Unicode") from error
+    except FileNotFoundError:
+        raise BundleError(f"no bundle at {path}: the current folder is gone; cd into it again") from None
+    except OSError as error:
+        raise BundleError(f"no bundle at {str(path)[:200]}: {error.strerror or error}") from error
+    return full
+
+
 def read_bundle(path: str | Path) -> Bundle:
     """Read the manifest of a bundle folder; files are checked when they are used, or by :meth:`Bundle.verify`.
 
     Raises :class:`BundleError` where there is no bundle and :class:`ManifestError` where its manifest is not valid.
     """
-    path = Path(path)
+    path = bundle_path(path)
     recover(path)
     manifest = path / MANIFEST_NAME
     if not path.is_dir():
@@ -113,7 +135,9 @@ def read_bundle(path: str | Path) -> Bundle:
     if not manifest.is_file():
         raise BundleError(f"{path} is not a bundle: it holds no {MANIFEST_NAME}. Make one with `edgepeft export`.")
     try:
-        text = manifest.read_text(encoding="utf-8")
+        with manifest.open("rb") as file:
+            raw = file.read(MAX_MANIFEST_BYTES + 1)
+        text = raw.decode("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ManifestError(f"cannot read {manifest}: {error}") from error
     bundle = Bundle(path=path, manifest=parse_manifest(text, str(manifest)))
@@ -145,7 +169,10 @@ def check_adapters(bundle: Bundle) -> None:
                 raise AdapterMismatchError(
                     f"{bundle.path}: adapter {name!r}, {tensor} has shape {shape}, the slot takes {expected_shape}"
                 )
-        check_prefix_tensors(f"{bundle.path}: adapter {name!r}", entry.tensors, entry.prefix_length, manifest)
+        what = f"{bundle.path}: adapter {name!r}"
+        check_prefix_tensors(what, entry.tensors, entry.prefix_length, manifest)
+        check_ranks(what, entry.tensors, entry.ranks, manifest)
+        check_labels(what, entry.tensors, entry.labels, manifest)
 
 
 def check_prefix_tensors(what: str, tensors: Mapping[str, tuple[int, ...]], length: int, manifest: Manifest) -> None:
@@ -153,6 +180,11 @@ def check_prefix_tensors(what: str, tensors: Mapping[str, tuple[int, ...]], leng
     expected = manifest.prefix_tensors()
     found = {name: shape[2] for name, shape in tensors.items() if name in expected}
     wanted = dict.fromkeys(expected, length) if length else {}
+    if length and not expected:
+        raise AdapterMismatchError(
+            f"{what} says that it puts {length} states before the sequence, and this base has no cache that takes them. "
+            "Add it again from its checkpoint."
+        )
     if found != wanted:
         odd = sorted(set(found.items()) ^ set(wanted.items()))[0][0]
         raise AdapterMismatchError(

@@ -132,6 +132,7 @@ def replace_folder(staging: Path, target: Path) -> None:
 
 def recover(target: Path) -> None:
     """Put back a bundle that a kill between two renames left aside (file systems without an exchange)."""
+    target = target.resolve()  # "." has no name, and of a link it is the folder behind it that is exchanged
     aside = target.with_name(f".{target.name}.old")
     if not target.exists() and aside.is_dir():
         aside.rename(target)

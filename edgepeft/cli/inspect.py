@@ -114,9 +114,10 @@ def _facts(facts: dict[str, str]) -> None:
 
 
 def _adapter_file(path: Path, as_json: bool) -> None:
-    from ..adapters.files import read_adapter_onnx
+    from ..adapters.files import contract_of, read_adapter_onnx
 
     adapter = read_adapter_onnx(path)
+    contract_of(adapter, path)
     shapes = {name: list(array.shape) for name, array in sorted(adapter.tensors.items())}
     if as_json:
         print_json({**adapter.metadata, "tensors": shapes})

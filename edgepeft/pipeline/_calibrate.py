@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from ..quantize.w8a16 import Ranges, with_extremes
 from ..runtime.active import load_adapter
 from ..runtime.sessions import open_session
 from ..runtime.text import TextEncoder
+from ..scratch import scratch_folder
 
 #: Texts run for each adapter, spread evenly over those given.
 ROWS = 64
@@ -50,7 +50,7 @@ def measure_ranges(
             "activations are measured on texts, and none are given: --data NAME=FILE, with texts as the adapter will see "
             "them (not those that it is judged by), or '*=FILE' for all"
         )
-    with tempfile.TemporaryDirectory(prefix="edgepeft-calibrate-") as scratch:
+    with scratch_folder("calibrate") as scratch:
         file = Path(scratch) / "extremes.onnx"
         names = with_extremes(bundle.file(manifest.variants["fp32"].file), file, manifest.slots)
         return _run(bundle, file, names, _texts(bundle, data, rows), announce)

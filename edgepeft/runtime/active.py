@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -61,12 +63,25 @@ def load_adapter(bundle: Bundle, name: str) -> ActiveAdapter:
     if entry.prefix_length:
         return _before_sequence(bundle, name, entry)
     handle = ort.LoraAdapter()
-    handle.Load(str(path))
     options = ort.RunOptions()
-    options.add_active_adapter(handle)
+    with readable(path, name):
+        handle.Load(str(path))
+        options.add_active_adapter(handle)
     return ActiveAdapter(
         name=name, scale=1.0, labels=entry.labels, options=options, handle=handle, identity=(name, 1.0)
     )
+
+
+@contextmanager
+def readable(path: Path, name: str) -> Iterator[None]:
+    """Turn what ONNX Runtime raises over an adapter's file into :class:`CorruptBundleError`; its types are not public."""
+    try:
+        yield
+    except Exception as error:
+        raise CorruptBundleError(
+            f"{path} is not an adapter that ONNX Runtime can load: {str(error)[:300]}. Copy the bundle again, or add {name!r} "
+            "again from its checkpoint."
+        ) from error
 
 
 def _before_sequence(bundle: Bundle, name: str, entry: AdapterEntry) -> ActiveAdapter:
@@ -116,8 +131,10 @@ def read_tensors(bundle: Bundle, name: str, entry: AdapterEntry) -> dict[str, np
     """The adapter's tensors by slot name, copied out of its file."""
     import onnxruntime as ort
 
-    form = ort.AdapterFormat.read_adapter(str(bundle.file(entry.onnx_adapter)))
-    tensors = {tensor: value.numpy().copy() for tensor, value in form.get_parameters().items()}
+    path = bundle.file(entry.onnx_adapter)
+    with readable(path, name):
+        form = ort.AdapterFormat.read_adapter(str(path))
+        tensors = {tensor: value.numpy().copy() for tensor, value in form.get_parameters().items()}
     check_tensors(bundle, name, entry, tensors)
     return tensors
 

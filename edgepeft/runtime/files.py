@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from ..bundle import Bundle
 from ..errors import BundleError
+from ..strict_json import kind, parse_json
 
 
 def read_text(bundle: Bundle, name: str) -> str | None:
@@ -31,13 +34,25 @@ def read_object(bundle: Bundle, name: str) -> dict[str, Any]:
     if text is None:
         return {}
     path = bundle.file(name)
-    try:
-        found = json.loads(text)
-    except ValueError as error:
-        raise BundleError(f"{path} is not JSON: {error}") from error
+    # Python's own writer made it: some models' configurations hold Infinity.
+    found = parse_json(text, str(path), error=BundleError, advice="export the bundle again", finite=False)
     if not isinstance(found, dict):
-        raise BundleError(f"{path} holds a {type(found).__name__} where an object is expected")
+        raise BundleError(f"{path} holds {kind(found)} where an object is expected; export the bundle again")
     return found
+
+
+@contextmanager
+def tokenizing(path: Path, cannot: str) -> Iterator[None]:
+    """Turn what ``tokenizers`` raises over a ``tokenizer.json`` that it cannot work with into :class:`BundleError`.
+
+    It raises bare ``Exception``, and a ``BaseException`` of its own where its Rust code panics.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise BundleError(f"{path} {cannot}: {str(error)[:300]}; export the bundle again") from error
 
 
 def read_tokenizer(bundle: Bundle, without: str) -> Any:
@@ -51,7 +66,5 @@ def read_tokenizer(bundle: Bundle, without: str) -> Any:
     text = read_text(bundle, "tokenizer.json")
     if text is None:
         raise BundleError(f"{bundle.path} holds no tokenizer.json, {without}")
-    try:
+    with tokenizing(bundle.file("tokenizer.json"), "is not a tokenizer"):
         return Tokenizer.from_str(text)
-    except Exception as error:  # tokenizers raises bare Exception
-        raise BundleError(f"{bundle.file('tokenizer.json')} is not a tokenizer: {error}") from error

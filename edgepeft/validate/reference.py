@@ -11,9 +11,9 @@ import numpy as np
 
 from ..adapters.checkpoint import Source, read_checkpoint
 from ..adapters.read import method_of
-from ..adapters.through_peft.load import ask_for_task, fit_heads, peft_over
+from ..adapters.through_peft.load import ask_for_task, fit_heads, wrap
 from ..base.load import check_source, quiet
-from ..errors import AdapterError, InputError, MissingExtraError
+from ..errors import InputError, MissingExtraError
 
 #: Which numbers a base's PyTorch model is to compute with, by parameter name; the others stay its own.
 Rounded = Callable[[Any], Mapping[str, np.ndarray]]
@@ -65,12 +65,7 @@ def peft_model(
             model = copy.deepcopy(module)
             fit_heads(model, checkpoint)
         numbers = rounded(model) if rounded is not None else {}
-        try:
-            wrapped = peft_over(model, checkpoint)
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise AdapterError(
-                f"PEFT cannot load {checkpoint.source} over {base}: {str(error).strip().splitlines()[0]}"
-            ) from error
+        wrapped = wrap(model, checkpoint)
     ask_for_task(wrapped, checkpoint.task)
     # Afterwards: checkpoints may bring the base's own embedding and head, which PEFT puts back.
     replace_parameters(wrapped.get_base_model(), numbers)
@@ -99,11 +94,7 @@ def peft_reference(
         yield peft_model(base, checkpoint, task=task, num_labels=num_labels, module=module, rounded=rounded)
         return
     with quiet():
-        try:
-            wrapped = peft_over(module, checkpoint)
-        except (RuntimeError, ValueError, KeyError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise AdapterError(f"PEFT cannot load {checkpoint.source} over {base}: {first}") from error
+        wrapped = wrap(module, checkpoint)
     try:
         yield wrapped.eval()
     finally:

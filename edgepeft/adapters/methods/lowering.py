@@ -13,6 +13,7 @@ from ..base_weights import BaseWeights
 from ..checkpoint import Checkpoint
 from ..edits import Adapter, Array, Exactness, Override, SiteEdit
 from ..layout import expert_weight
+from ..patterns import keyed
 
 #: Options of every PEFT config that name things or steer training only.
 COMMON_OPTIONS = frozenset(
@@ -25,7 +26,7 @@ COMMON_OPTIONS = frozenset(
 
 def pattern_value(patterns: Mapping[str, Any] | None, site: str, default: Any) -> Any:
     """What PEFT takes from ``rank_pattern`` / ``alpha_pattern`` for a site: the first key that ends its path."""
-    return next((value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", site)), default)
+    return next((value for key, value in (patterns or {}).items() if keyed(key).match(site)), default)
 
 
 #: What transformers calls embeddings of tokens and language models' heads: their rows are tokens, not labels.

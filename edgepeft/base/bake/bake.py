@@ -17,8 +17,8 @@ import onnx_ir as ir
 
 from ...adapters.checkpoint import Checkpoint, Source, read_checkpoint
 from ...adapters.read import method_of
-from ...adapters.through_peft.load import ask_for_task, check_arrived, fit_heads, peft_over
-from ...errors import AdapterError, CaptureError, EdgepeftError, InputError
+from ...adapters.through_peft.load import ask_for_task, check_arrived, fit_heads, wrap
+from ...errors import CaptureError, EdgepeftError, InputError
 from ..base import Base
 from ..capture import capped
 from ..load import Loaded, load_model, sample_batches
@@ -33,13 +33,9 @@ from .traceable_layers import traceable
 def _peft(loaded: Loaded, checkpoint: Checkpoint) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT warns of transformers' deprecations
-        try:
-            fit_heads(loaded.model, checkpoint)
-            wrapped = peft_over(loaded.model, checkpoint)
-            check_arrived(checkpoint, wrapped)
-        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError) as error:
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise AdapterError(f"PEFT cannot load {checkpoint.source} over {loaded.source}: {first}") from error
+        fit_heads(loaded.model, checkpoint)
+        wrapped = wrap(loaded.model, checkpoint)
+        check_arrived(checkpoint, wrapped)
     ask_for_task(wrapped, checkpoint.task)
     return wrapped
 
