@@ -27,6 +27,15 @@ MANIFEST_NAME = "edgepeft.json"
 #: Adapter and variant names become file names and tensor prefixes on every platform.
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
+#: Tasks whose graph gives one output of this name, beside those that write texts.
+_GIVES_LOGITS = {
+    "text-classification",
+    "token-classification",
+    "image-classification",
+    "audio-classification",
+    "fill-mask",
+}
+
 _CACHE = re.compile(r"past_key_values\.(\d+\.(?:key|value))")
 
 
@@ -176,7 +185,26 @@ class Manifest(Schema):
                     raise ValueError(f"adapter file {path} is not listed under files")
         if not self.variants:
             raise ValueError("a bundle holds at least one variant")
+        self._graphs_make_up_the_task()
         return self
+
+    def _graphs_make_up_the_task(self) -> None:
+        """An encoder without its decoder, say, opens and runs, and writes nothing: told here, not on the device."""
+        two = self.task == "text2text-generation"
+        for name, variant in self.variants.items():
+            if two and variant.decoder_file is None:
+                raise ValueError(
+                    f"variant {name} has no decoder_file: {self.task} takes two graphs, the encoder and the decoder; slots and "
+                    "merges must cover both (edgepeft.pipeline.add_slots and merge do)"
+                )
+            if not two and variant.decoder_file is not None:
+                raise ValueError(f"variant {name} has a decoder_file; {self.task} takes one graph")
+        needed = {"logits"} if self.task == "text-generation" or self.task in _GIVES_LOGITS else set()
+        missing = needed - {value.name for value in self.outputs}
+        if missing:
+            raise ValueError(f"{self.task} takes a graph that gives {', '.join(sorted(missing))}; this one does not")
+        if self.task == "text-generation" and not self.prefix_tensors():
+            raise ValueError(f"{self.task} takes a graph with key/value cache inputs (past_key_values.N.key and .value)")
 
     def prefix_tensors(self) -> dict[str, tuple[Dim, ...]]:
         """:func:`prefix_tensors` of this base."""
