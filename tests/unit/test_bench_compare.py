@@ -419,8 +419,8 @@ def test_a_worker_that_fails_says_why(tmp_path: Path) -> None:
     ],
 )
 def test_a_broken_worker(monkeypatch: pytest.MonkeyPatch, script: str, says: str) -> None:
-    run = process.subprocess.run
+    run = process.run_child
     monkeypatch.setattr(process, "_TIMEOUT_S", 2)
-    monkeypatch.setattr(process.subprocess, "run", lambda command, **kw: run([sys.executable, "-c", script], **kw))
+    monkeypatch.setattr(process, "run_child", lambda command, **kw: run([sys.executable, "-c", script], **kw))
     with pytest.raises(MeasureError, match=says):
         run_worker(Job(bundle="b", variant="fp32", threads=1, cases=()))
