@@ -36,6 +36,15 @@ Text = Annotated[str, Field(max_length=4096, strict=True)]
 Large = Annotated[int, Field(ge=0, lt=2**53, strict=True)]
 Labels = Annotated[tuple[Text, ...], Field(min_length=1, max_length=2**20)]
 
+#: Tasks whose graph gives one output of this name, beside those that write texts.
+_GIVES_LOGITS = {
+    "text-classification",
+    "token-classification",
+    "image-classification",
+    "audio-classification",
+    "fill-mask",
+}
+
 
 class FileEntry(Schema):
     """One file of the bundle."""
@@ -180,7 +189,28 @@ class Manifest(Schema):
                     raise ValueError(f"adapter file {path} is not listed under files")
         if not self.variants:
             raise ValueError("a bundle holds at least one variant")
+        self._graphs_make_up_the_task()
         return self
+
+    def _graphs_make_up_the_task(self) -> None:
+        """An encoder without its decoder, say, opens and runs, and writes nothing: told here, not on the device."""
+        two = self.task == "text2text-generation"
+        for name, variant in self.variants.items():
+            if two and variant.decoder_file is None:
+                raise ValueError(
+                    f"variant {name} has no decoder_file: {self.task} takes two graphs, the encoder and the decoder; slots and "
+                    "merges must cover both (edgepeft.pipeline.add_slots and merge do)"
+                )
+            if not two and variant.decoder_file is not None:
+                raise ValueError(f"variant {name} has a decoder_file; {self.task} takes one graph")
+        needed = {"logits"} if self.task == "text-generation" or self.task in _GIVES_LOGITS else set()
+        missing = needed - {value.name for value in self.outputs}
+        if missing:
+            raise ValueError(f"{self.task} takes a graph that gives {', '.join(sorted(missing))}; this one does not")
+        if self.task == "text-generation" and not self.prefix_tensors():
+            raise ValueError(
+                f"{self.task} takes a graph with key/value cache inputs (past_key_values.N.key and .value)"
+            )
 
     def _check_provenance(self) -> None:
         """What is read of the provenance later must have the types that it is read as."""

@@ -39,7 +39,7 @@ def _embeds(graph: ir.Model, locations: tuple[Location, ...]) -> bool:
     return bool(users) and all(node.op_type == "Gather" for node in users)
 
 
-def fold(base: EditableBase, adapter: Adapter) -> MergedBase:
+def merge_graph(base: EditableBase, adapter: Adapter) -> MergedBase:
     """A copy of the base's graph whose weights are merged with ``adapter``; no slots, no extra nodes.
 
     Raises :class:`SiteError` where a parameter is not in the graph or stands in for several, and

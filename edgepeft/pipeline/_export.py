@@ -18,9 +18,9 @@ from ..base.capture import capture
 from ..base.replicate import LayerMap
 from ..bundle import Bundle, check_name
 from ..errors import InputError
+from ..graph.edit_base import add_slots, merge
 from ..graph.editable import MergedBase
 from ..graph.merge import merged_weight
-from ..graph.slots.encoder_decoder import add_slots_to_parts, fold_parts
 from ..quantize.merge_error import lost_by_rounding
 from ..validate.parity import check_parity
 from ..validate.quantized_base import check_given
@@ -152,7 +152,7 @@ def _swap(
     announce: Announce,
     given: Path | None,
 ) -> Exported:
-    slotted = add_slots_to_parts(base, read, reserve=reserve)
+    slotted = add_slots(base, read, reserve=reserve)
     parity: list[AdapterParity] = []
 
     def check(bundle: Bundle) -> None:
@@ -185,7 +185,7 @@ def _merge(
     bundles: list[Bundle] = []
     parity: list[AdapterParity] = []
     for adapter in read:
-        merged = fold_parts(base, adapter)
+        merged = merge(base, adapter)
         recipe = {"checkpoints": _hashes([adapter]), "merge_error": lost_by_rounding(_merged_weights(base, adapter))}
 
         def check(bundle: Bundle, adapter: Adapter = adapter) -> None:

@@ -19,8 +19,8 @@ from edgepeft.base.capture import capture
 from edgepeft.base.parity import TOLERANCE
 from edgepeft.base.parity_causal import causal_batches, causal_difference, reference_causal, run_causal
 from edgepeft.errors import AdapterMismatchError, InputError, ParityError, SiteError
+from edgepeft.graph.edit_base import add_slots
 from edgepeft.graph.run import open_graph
-from edgepeft.graph.slots.add import add_slots
 from edgepeft.pipeline import export, quantize
 from edgepeft.quantize.q4 import quantize_blocks
 from edgepeft.validate.probe import bundle_probe

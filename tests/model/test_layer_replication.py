@@ -21,9 +21,8 @@ from edgepeft.base.capture import capture
 from edgepeft.base.load import load_model
 from edgepeft.base.parity import TOLERANCE, output_difference, reference_outputs
 from edgepeft.errors import AdapterMismatchError, InputError, UnsupportedAdapterError
-from edgepeft.graph.merge import fold
+from edgepeft.graph.edit_base import add_slots, merge
 from edgepeft.graph.run import run_graph
-from edgepeft.graph.slots.add import add_slots
 from edgepeft.pipeline import add, describe, export
 from edgepeft.validate import validate
 from edgepeft.validate.reference import peft_model
@@ -103,7 +102,7 @@ def test_an_encoder(tmp_path: Path) -> None:
     expected = [reference_outputs(peft, batch, ["logits"]) for batch in batches]
     plain = run_graph(base.graph, batches)
     swapped = run_graph(slotted.graph, batches, fill_slots(adapter, slotted.table).tensors)
-    merged = run_graph(fold(base, adapter).graph, batches)
+    merged = run_graph(merge(base, adapter).graph, batches)
     for batch, reference, *found, without in zip(batches, expected, swapped, merged, plain, strict=True):
         assert all(output_difference(one, reference, batch["attention_mask"]) <= TOLERANCE for one in found)
         assert output_difference(without, reference, batch["attention_mask"]) > 20 * TOLERANCE

@@ -33,9 +33,8 @@ from edgepeft.base.base import Base
 from edgepeft.base.capture import capture
 from edgepeft.base.ragged import ragged_batches
 from edgepeft.errors import AdapterError, AdapterMismatchError, NeedsPeftError, SiteError, UnsupportedAdapterError
-from edgepeft.graph.merge import fold
+from edgepeft.graph.edit_base import add_slots, merge
 from edgepeft.graph.run import run_graph
-from edgepeft.graph.slots.add import add_slots
 
 # Upstream, seen November 2026: what peft 0.21.2 says when these adapters are made and loaded.
 pytestmark = [
@@ -280,7 +279,7 @@ def swapped(base: Base, adapter: Adapter, batches: list[dict[str, np.ndarray]]) 
 
 
 def merged(base: Base, adapter: Adapter, batches: list[dict[str, np.ndarray]]) -> list[np.ndarray]:
-    return [result["logits"] for result in run_graph(fold(base, adapter).graph, batches)]
+    return [result["logits"] for result in run_graph(merge(base, adapter).graph, batches)]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)

@@ -31,8 +31,7 @@ from edgepeft.base.capture import capture
 from edgepeft.base.parity import TOLERANCE
 from edgepeft.base.parity_causal import CausalBatch, causal_batches, empty_cache, reference_causal
 from edgepeft.errors import AdapterMismatchError, CaptureError, InputError, SiteError, UnsupportedAdapterError
-from edgepeft.graph.merge import fold
-from edgepeft.graph.slots.add import add_slots
+from edgepeft.graph.edit_base import add_slots, merge
 from edgepeft.pipeline import add, describe, export, quantize, write_bundle
 from edgepeft.validate.probe import bundle_probe
 
@@ -190,7 +189,7 @@ def test_swapped_and_merged_equal_peft(
     empty = run(slotted.graph, batches)
     for mine, theirs in zip(empty, plain_of(name), strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(mine, theirs, strict=True)), "empty slots give the base's bits"
-    assert difference(run(fold(base, adapter).graph, batches), expected, batches) <= TOLERANCE
+    assert difference(run(merge(base, adapter).graph, batches), expected, batches) <= TOLERANCE
 
 
 def test_gate_and_up_have_a_slot_each_with_the_same_a(
@@ -258,7 +257,7 @@ def test_a_blend_is_the_sum_of_the_changes(bundle: dict[str, Path], base_of: Cal
             if before is not None:
                 a, b = np.concatenate([before.a, a], axis=1), np.concatenate([before.b, b])
             sites[site] = SiteEdit(low_rank=LowRank(a, b))
-    summed = fold(base, Adapter(name="sum", method="LoRA", sites=sites))
+    summed = merge(base, Adapter(name="sum", method="LoRA", sites=sites))
     runtime = runtimes.open(bundle["bundle"])
     probe = bundle_probe(runtime.bundle)
     batch = batches_of(base)[0]
@@ -469,7 +468,7 @@ def test_experts_trained_whole_are_merged(
     peft = peft_model(folder_of("mixtral"), checkpoint)
     expected = [reference_causal(peft, batch) for batch in batches]
     assert difference(plain_of("mixtral"), expected, batches) > CHANGES
-    assert difference(run(fold(base, adapter).graph, batches), expected, batches) <= TOLERANCE
+    assert difference(run(merge(base, adapter).graph, batches), expected, batches) <= TOLERANCE
     with pytest.raises(SiteError, match=r"experts\.0\.gate_up_proj\.weight is spread over the graph .* --mode merge"):
         add_slots(base, [adapter])
 

@@ -20,6 +20,7 @@ from edgepeft.base.routes.given import read_graph
 from edgepeft.base.routes.mobius_fixes.norms import PortableNorms
 from edgepeft.bundle import SlotTable
 from edgepeft.errors import AdapterMismatchError, CaptureError, SiteError
+from edgepeft.graph.edit_base import add_slots
 from edgepeft.graph.editable import GraphPart
 from edgepeft.graph.locate.by_content import locate
 from edgepeft.graph.passes.compose import Compose
@@ -32,7 +33,6 @@ from edgepeft.graph.passes.plain_inputs import PlainInputs
 from edgepeft.graph.passes.split_experts import SplitExperts
 from edgepeft.graph.passes.split_fused_matmul import SplitFusedMatMul
 from edgepeft.graph.passes.unpack_int4 import SetAccuracyLevel, UnpackInt4
-from edgepeft.graph.slots.add import add_slots
 from edgepeft.quantize.int8 import int8
 from edgepeft.quantize.q4 import q4
 

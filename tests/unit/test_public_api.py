@@ -37,7 +37,15 @@ def test_pinned() -> None:
         "export_for",
         "write_static",
     ]
-    assert edgepeft.runtime.__all__ == ["Conversation", "Generation", "Prediction", "Runtime", "TextStream", "open"]
+    assert edgepeft.runtime.__all__ == [
+        "Conversation",
+        "Generation",
+        "Prediction",
+        "Runtime",
+        "TextStream",
+        "View",
+        "open",
+    ]
 
 
 @pytest.mark.parametrize("module", [edgepeft, edgepeft.pipeline, edgepeft.runtime])

@@ -1,4 +1,4 @@
-"""``add_slots``: graph inputs through which adapters reach a base at run time."""
+"""Slots of one graph: inputs through which adapters reach a base at run time."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def _wanted(adapters: Iterable[Adapter]) -> tuple[dict[str, SiteEdit], dict[str,
     return edits, gains, overrides
 
 
-def add_slots(
+def add_slots_to_graph(
     base: EditableBase,
     adapters: Sequence[Adapter] = (),
     *,
