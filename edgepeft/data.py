@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import DataError, InputError
+from .strict_json import parse_json
 
 
 def evenly(count: int, rows: int) -> list[int]:
@@ -85,20 +86,30 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         for number, line in enumerate(text.split("\n"), 1):
             if not line.strip():
                 continue
+            where = f"{path}, line {number}"
             try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(
-                    f"{path}, line {number}: not a JSON object ({error.msg}). One object per line."
-                ) from error
+                row = parse_json(line, where, error=DataError, advice="one object per line", finite=False)
+            except DataError as error:
+                if isinstance(error.__cause__, json.JSONDecodeError):
+                    raise DataError(
+                        f"{where}: not a JSON object ({error.__cause__.msg}). One object per line."
+                    ) from error
+                raise
             if not isinstance(row, dict):
                 raise DataError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}")
             yield number, row
     elif path.suffix.lower() in {".csv", ".tsv"}:
         delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
         reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
-        if reader.fieldnames is None:
+        try:
+            header = reader.fieldnames
+        except csv.Error as error:
+            raise _csv_error(path, 1, error) from error
+        if header is None:
             raise DataError(f"{path} is empty: expected a header line such as text,label")
+        twice = next((name for place, name in enumerate(header) if name in header[:place]), None)
+        if twice:
+            raise DataError(f"{path}, line 1: the header names the column {twice[:80]!r} twice")
         while True:
             start = reader.line_num + 1
             try:
@@ -106,15 +117,26 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             except StopIteration:
                 return
             except csv.Error as error:
-                raise DataError(f"{path}, line {start}: {error}") from error
+                raise _csv_error(path, start, error) from error
             if None in fields:
                 raise DataError(
-                    f"{path}, line {start}: more fields than the header's {len(reader.fieldnames)}. "
+                    f"{path}, line {start}: more fields than the header's {len(header)}. "
                     "Quote texts that hold the delimiter."
                 )
             yield start, fields
     else:
         raise DataError(f"{path}: unknown data format {path.suffix or '(no suffix)'}; use .csv, .tsv or .jsonl")
+
+
+def _csv_error(path: Path, line: int, error: csv.Error) -> DataError:
+    large = "field limit" in str(error)
+    what = (
+        f"a field of more than {csv.field_size_limit():,} characters (a quote that is never closed?)"
+        if large
+        else error
+    )
+    advice = "Longer texts are read from .jsonl." if large else "Write the file again as CSV or .jsonl."
+    return DataError(f"{path}, line {line}: {what}. {advice}")
 
 
 def read_examples(

@@ -14,13 +14,15 @@ from .bundle_graph import load_graph
 class BundleWeights:
     """The base's parameters as a bundle holds them: sites with a slot, and parameters that can be replaced."""
 
-    #: A parameter that is not here may still be in the base.
-    complete = False
-
     def __init__(self, bundle: Bundle) -> None:
         self._bundle = bundle
         self._graph: Any = None
         self._sites = {part.site: (slot, part) for slot in bundle.manifest.slots.linear for part in slot.parts}
+
+    @property
+    def complete(self) -> bool:
+        """False: a parameter that is not here may still be in the base."""
+        return False
 
     def _initializer(self, name: str) -> np.ndarray:
         if self._graph is None:
@@ -36,7 +38,7 @@ class BundleWeights:
         array: np.ndarray = self._graph[name].const_value.numpy()
         return array
 
-    def __call__(self, parameter: str) -> np.ndarray | None:
+    def __call__(self, parameter: str, /) -> np.ndarray | None:
         """The parameter in PyTorch's layout, or ``None`` where the bundle has no slot for it."""
         slots = self._bundle.manifest.slots
         override = slots.override(parameter)
@@ -53,7 +55,7 @@ class BundleWeights:
         for single in slots.singles:
             if single.name == site:
                 return self._initializer(single.weight)
-        shape = self.shape(parameter)
+        shape = self._linear_shape(parameter)
         if shape is None:
             return None
         weight = np.empty(shape, np.float32)
@@ -63,7 +65,15 @@ class BundleWeights:
             weight[part.outputs] = oriented[part.offset : part.offset + part.size]
         return weight
 
-    def shape(self, parameter: str) -> tuple[int, int] | None:
-        """``(out, in)`` of a linear weight with a slot, from the manifest alone; ``None`` where there is none."""
+    def shape(self, parameter: str, /) -> tuple[int, ...] | None:
+        """The parameter's shape: from the manifest alone where it is a linear weight with a slot."""
+        shape = self._linear_shape(parameter)
+        if shape is not None:
+            return shape
+        array = self(parameter)
+        return None if array is None else tuple(array.shape)
+
+    def _linear_shape(self, parameter: str) -> tuple[int, int] | None:
+        """``(out, in)`` of a linear weight with a slot; ``None`` where there is none."""
         served = self._sites.get(parameter.removesuffix(".weight")) if parameter.endswith(".weight") else None
         return None if served is None else (served[1].features, served[0].in_features)

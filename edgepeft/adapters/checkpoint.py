@@ -1,23 +1,32 @@
-"""A PEFT checkpoint on disk: its config and its tensors, read without torch."""
+"""A PEFT checkpoint: its config and its tensors, read without torch.
+
+Each of its files is opened once, by :func:`read_checkpoint`; what is hashed is what was read. Whoever needs the checkpoint
+is given the :class:`Checkpoint`, and functions that take a path take one as well (:data:`Source`).
+"""
 
 from __future__ import annotations
 
-import json
+import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..bundle.read import hash_file
 from ..errors import AdapterError, InputError, MissingExtraError
+from .patterns import check_patterns
+from .peft_config import read_config, read_record
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 #: What edgepeft writes beside an adapter that it trained.
 RECORD_NAME = "edgepeft_adapter.json"
+
+#: Most bytes of a checkpoint's tensors, and most characters of a tensor's name.
+MAX_WEIGHTS_BYTES = 4 * 2**30
+MAX_NAME = 1024
 
 #: PEFT wraps the model twice before the module paths of the base begin.
 _PREFIX = "base_model.model."
@@ -31,6 +40,9 @@ class Checkpoint:
     source: str
     config: Mapping[str, Any]
     tensors: Mapping[str, np.ndarray]
+    #: The same arrays by the names that the file gives them, which is how PEFT loads them.
+    stored: Mapping[str, np.ndarray]
+    #: Of the weights file, as hex digits.
     sha256: str
     #: What edgepeft recorded when it trained the adapter, empty for a foreign one.
     record: Mapping[str, Any]
@@ -42,19 +54,24 @@ class Checkpoint:
         """The method, in PEFT's spelling (``LORA``)."""
         return str(self.config.get("peft_type", "")).upper()
 
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise AdapterError(f"cannot read {path}: {error}") from error
-    if not isinstance(value, dict):
-        raise AdapterError(f"{path} must hold a JSON object, found {type(value).__name__}")
-    return value
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """The labels of the head it brings, where edgepeft trained it."""
+        labels = self.record.get("labels")
+        return tuple(labels) if labels else None
 
 
-def read_safetensors(path: Path) -> dict[str, np.ndarray]:
-    """All tensors of a safetensors file; bfloat16 and float16 are widened to float32, others keep their type."""
+#: Where a checkpoint is, or the checkpoint itself once it was read.
+Source = str | Path | Checkpoint
+
+
+def source_of(checkpoint: Source) -> str:
+    """How a checkpoint was named: what messages and manifests call it."""
+    return checkpoint.source if isinstance(checkpoint, Checkpoint) else str(checkpoint)
+
+
+def _read_weights(path: Path) -> tuple[dict[str, np.ndarray], str]:
+    """All tensors of a safetensors file, and its sha256; bfloat16 and float16 are widened to float32, others keep their type."""
     try:
         import ml_dtypes
         from safetensors import SafetensorError, deserialize
@@ -64,17 +81,24 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     floats = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64}
     others = {"I64": np.int64, "I32": np.int32, "U8": np.uint8, "I8": np.int8, "BOOL": np.bool_}
     try:
-        entries = deserialize(path.read_bytes())
+        size = path.stat().st_size
+        if size > MAX_WEIGHTS_BYTES:
+            raise AdapterError(f"{path} has {size:,} bytes; adapters of at most {MAX_WEIGHTS_BYTES:,} are read")
+        content = path.read_bytes()
+        # The library itself bounds the header and checks each tensor's place and size against the file's.
+        entries = deserialize(content)
     except (OSError, SafetensorError) as error:
         raise AdapterError(f"{path} is not a readable safetensors file (truncated or damaged?): {error}") from error
     tensors: dict[str, np.ndarray] = {}
     for name, info in entries:
+        if not 0 < len(name) <= MAX_NAME:
+            raise AdapterError(f"{path}: a tensor's name has {len(name):,} characters, 1 to {MAX_NAME:,} are read")
         dtype = floats.get(info["dtype"]) or others.get(info["dtype"])
         if dtype is None:
             raise AdapterError(f"{path}: tensor {name} has type {info['dtype']}, which no adapter here uses")
         array = np.frombuffer(info["data"], dtype=dtype).reshape(info["shape"])
         tensors[name] = array.astype(np.float32) if info["dtype"] in floats else array
-    return tensors
+    return tensors, hashlib.sha256(content).hexdigest()
 
 
 def _fetch(repo: str) -> Path:
@@ -93,11 +117,14 @@ def _fetch(repo: str) -> Path:
         ) from error
 
 
-def read_checkpoint(source: str | Path) -> Checkpoint:
+def read_checkpoint(source: Source) -> Checkpoint:
     """The PEFT checkpoint in a folder or behind a Hugging Face id; ``#task=N`` behind either names one of its tasks.
 
-    Raises :class:`AdapterError` where a file is missing or damaged, and for pickle checkpoints, which are never opened.
+    One that was read already is given back as it is. Raises :class:`AdapterError` where a file is missing or damaged, and
+    for pickle checkpoints, which are never opened.
     """
+    if isinstance(source, Checkpoint):
+        return source
     where, task = split_task(source)
     path = Path(where)
     if not path.is_dir():
@@ -116,15 +143,25 @@ def read_checkpoint(source: str | Path) -> Checkpoint:
             )
         raise AdapterError(f"{path} holds no {WEIGHTS_NAME}")
     record = path / RECORD_NAME
+    config = read_config(path / CONFIG_NAME)
+    stored, sha256 = _read_weights(weights)
+    tensors = {name.removeprefix(_PREFIX): tensor for name, tensor in stored.items()}
+    check_patterns(config, _modules(tensors), str(path / CONFIG_NAME))
     return Checkpoint(
         path=path,
         source=str(source),
-        config=_read_json(path / CONFIG_NAME),
-        tensors={name.removeprefix(_PREFIX): tensor for name, tensor in read_safetensors(weights).items()},
-        sha256=hash_file(weights).sha256,
-        record=_read_json(record) if record.is_file() else {},
+        config=config,
+        tensors=tensors,
+        stored=stored,
+        sha256=sha256,
+        record=read_record(record) if record.is_file() else {},
         task=task,
     )
+
+
+def _modules(tensors: Iterable[str]) -> set[str]:
+    """What may be the paths of modules and parameters in the names of tensors: each without its last parts."""
+    return {".".join(name.split(".")[:-end]) for name in tensors for end in (1, 2, 3)} - {""}
 
 
 _TASK = re.compile(r"(?P<path>.+)#task=(?P<task>.*)", re.DOTALL)

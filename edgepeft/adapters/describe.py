@@ -6,14 +6,13 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import UnsupportedAdapterError
-from .checkpoint import Checkpoint, read_checkpoint
+from .base_weights import BaseWeights
+from .checkpoint import Checkpoint, Source, read_checkpoint
 from .edits import Adapter, SiteEdit
 from .methods.lora_targets import named_parameters
-from .methods.lowering import BaseWeights
 from .methods.registry import Method
 from .read import BaseModule, method_of, read_adapter
 
@@ -81,11 +80,9 @@ def _together(adapter: Adapter) -> tuple[SitePlan, ...]:
 
 
 def _unlowered(checkpoint: Checkpoint, method: Method, site: str) -> SitePlan:
-    """A site by the names of its tensors: exactly for LoRA, and for other methods in the registry's words."""
-    factor = checkpoint.tensors.get(f"{site}.lora_A.weight")
-    if method.peft_type != "LORA" or factor is None:
-        return SitePlan(site, method.edits)
-    return SitePlan(site, "LowRank + OutGain" if checkpoint.config.get("use_dora") else "LowRank", factor.shape[0])
+    """A site by its tensors where they say what it becomes, else in the registry's words."""
+    told = method.edits_at(checkpoint, site) if method.edits_at is not None else None
+    return SitePlan(site, method.edits) if told is None else SitePlan(site, *told)
 
 
 def _expected(checkpoint: Checkpoint, method: Method) -> AdapterPlan:
@@ -148,7 +145,7 @@ def _measured(checkpoint: Checkpoint, method: Method, adapter: Adapter) -> Adapt
 
 
 def describe_adapter(
-    source: str | Path,
+    source: Source,
     *,
     weights: BaseWeights | None = None,
     module: BaseModule | None = None,
@@ -167,7 +164,9 @@ def describe_adapter(
     if weights is None or (method.mode in {"bake", "refuse"} and not method.before_sequence(checkpoint)):
         return expected
     try:
-        adapter = read_adapter(source, name="adapter", weights=weights, module=module, max_rank=max_rank, layers=layers)
+        adapter = read_adapter(
+            checkpoint, name="adapter", weights=weights, module=module, max_rank=max_rank, layers=layers
+        )
     except UnsupportedAdapterError as error:
         values = {
             **vars(expected),

@@ -24,13 +24,13 @@ class FilledSlots:
 
 
 def _check_size(adapter: Adapter, slot: LinearSlot, part: SlotPart, edit: SiteEdit) -> None:
-    for found, expected, side in (
+    for actual, expected, side in (
         (edit.in_features, slot.in_features, "in"),
         (edit.out_features, part.features, "out"),
     ):
-        if found is not None and found != expected:
+        if actual is not None and actual != expected:
             raise AdapterMismatchError(
-                f"adapter {adapter.name!r}, site {part.site}: its {side} size is {found}, the base's is {expected}. "
+                f"adapter {adapter.name!r}, site {part.site}: its {side} size is {actual}, the base's is {expected}. "
                 "The adapter was made for another base."
             )
 

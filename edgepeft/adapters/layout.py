@@ -25,12 +25,12 @@ def expert_stacks(base: Any) -> dict[str, bool]:
 
     ``is_transposed`` is how transformers says so, and what PEFT goes by.
     """
-    found = {}
+    stacks = {}
     for path, module in base.named_modules():
         for leaf, parameter in module.named_parameters(recurse=False):
             if parameter.ndim == 3 and getattr(module, "num_experts", None) == len(parameter):
-                found[f"{path}.{leaf}"] = bool(getattr(module, "is_transposed", False))
-    return found
+                stacks[f"{path}.{leaf}"] = bool(getattr(module, "is_transposed", False))
+    return stacks
 
 
 def expert_weight(stack: str, expert: int) -> str:
@@ -42,30 +42,30 @@ def expert_weight(stack: str, expert: int) -> str:
 def as_linear(model: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """``arrays`` by the names and in the layout of linear maps ``[out, in]``, in the same order."""
     turned, stacks = conv1d_weights(model), expert_stacks(model)
-    found = {}
+    linear = {}
     for name, array in arrays.items():
         if name in stacks:
             for expert, matrix in enumerate(array):
-                found[expert_weight(name, expert)] = np.ascontiguousarray(matrix.T) if stacks[name] else matrix
+                linear[expert_weight(name, expert)] = np.ascontiguousarray(matrix.T) if stacks[name] else matrix
         else:
-            found[name] = np.ascontiguousarray(array.T) if name in turned else array
-    return found
+            linear[name] = np.ascontiguousarray(array.T) if name in turned else array
+    return linear
 
 
 def as_held(model: Any, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The reverse of :func:`as_linear`. Experts that ``arrays`` lacks keep the ``model``'s numbers."""
     turned, stacks = conv1d_weights(model), expert_stacks(model)
-    found = {name: np.ascontiguousarray(array.T) if name in turned else array for name, array in arrays.items()}
+    held = {name: np.ascontiguousarray(array.T) if name in turned else array for name, array in arrays.items()}
     parameters = dict(model.named_parameters())
     for name, transposed in stacks.items():
         experts = {
-            expert: found.pop(expert_weight(name, expert))
+            expert: held.pop(expert_weight(name, expert))
             for expert in range(len(parameters[name]))
-            if expert_weight(name, expert) in found
+            if expert_weight(name, expert) in held
         }
         if experts:
             whole = parameters[name].detach().float().numpy().copy()
             for expert, matrix in experts.items():
                 whole[expert] = matrix.T if transposed else matrix
-            found[name] = whole
-    return found
+            held[name] = whole
+    return held

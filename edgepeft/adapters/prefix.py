@@ -34,15 +34,15 @@ def fill_prefix(
         )
     check_layers(who, config)
     layers, _, heads, length, head_dim = adapter.prefix.states.shape
-    found = {
+    shapes = {
         f"prefix.{layer}.{kind}": (1, heads, "prefix_length", head_dim)
         for layer in range(layers)
         for kind in ("key", "value")
     }
-    if found != dict(tensors):
-        odd = sorted(set(found.items()) ^ set(tensors.items()))[0][0]
+    if shapes != dict(tensors):
+        odd = sorted(set(shapes.items()) ^ set(tensors.items()))[0][0]
         raise AdapterMismatchError(
-            f"{who} holds {layers} layers of {heads} heads of {head_dim} numbers; at {odd} it has {found.get(odd, 'nothing')}, "
+            f"{who} holds {layers} layers of {heads} heads of {head_dim} numbers; at {odd} it has {shapes.get(odd, 'nothing')}, "
             f"the base takes {tensors.get(odd, 'nothing')}. It was made for another base."
         )
     if max_length is not None and length >= max_length:

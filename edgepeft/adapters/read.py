@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
 
-from ..bundle.manifest import check_name
+from ..bundle.names import check_name
 from ..errors import AdapterError, AdapterMismatchError, InputError, NeedsPeftError, UnsupportedAdapterError
-from .checkpoint import Checkpoint, read_checkpoint
+from .base_weights import BaseWeights, HeldWeights
+from .checkpoint import Checkpoint, Source, read_checkpoint
 from .edits import Adapter
-from .methods.lowering import BaseWeights
 from .methods.registry import METHODS, Method
 from .methods.virtual import lower_states, lower_tokens
 
@@ -41,7 +41,7 @@ def _refusal(checkpoint: Checkpoint, method: Method) -> UnsupportedAdapterError:
     )
 
 
-def opaque_adapter(source: str | Path, *, name: str) -> Adapter:
+def opaque_adapter(source: Source, *, name: str) -> Adapter:
     """What a checkpoint says of itself, without any edit: for baking, which lowers nothing.
 
     Raises :class:`UnsupportedAdapterError` for a method that cannot be baked either.
@@ -56,7 +56,7 @@ def opaque_adapter(source: str | Path, *, name: str) -> Adapter:
         name=name,
         method=method.title,
         sites={},
-        labels=tuple(record["labels"]) if record.get("labels") else None,
+        labels=checkpoint.labels,
         base_identity=record.get("base_identity"),
         base_name=checkpoint.config.get("base_model_name_or_path"),
         source=checkpoint.source,
@@ -91,13 +91,33 @@ def _check_layers(checkpoint: Checkpoint, layers: Sequence[Sequence[int]]) -> No
     )
 
 
+@contextmanager
+def sound(checkpoint: Checkpoint) -> Iterator[None]:
+    """Raise :class:`AdapterError` where computing with a checkpoint fails.
+
+    A checkpoint comes from anywhere. Each method checks what it can name; that its tensors have the shapes and its
+    options the values that a formula takes shows only when it is computed.
+    """
+    try:
+        yield
+    except MemoryError as error:
+        raise AdapterError(f"{checkpoint.source}: {checkpoint.peft_type} asks for more memory than there is") from error
+    except (TypeError, ValueError, LookupError, ArithmeticError, AttributeError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise AdapterError(
+            f"{checkpoint.source}: its tensors and its adapter_config.json do not make up one {checkpoint.peft_type} adapter: "
+            f"{first}. Save it again with PEFT, or take it from its source again."
+        ) from error
+
+
 def _closed_form(
     method: Method, name: str, checkpoint: Checkpoint, weights: BaseWeights, max_rank: int | None, mode: Ship
 ) -> Adapter:
-    if method.lower is not None:
-        return method.lower(name, checkpoint, weights)
-    if method.lower_dense is not None:
-        return method.lower_dense(name, checkpoint, weights, max_rank=max_rank, mode=mode)
+    with sound(checkpoint):
+        if method.lower is not None:
+            return method.lower(name, checkpoint, weights)
+        if method.lower_dense is not None:
+            return method.lower_dense(name, checkpoint, weights, max_rank=max_rank, mode=mode)
     raise NeedsPeftError(
         f"{checkpoint.source}: {method.peft_type} has no closed form ({method.reason}). It is lowered by running it in PEFT over "
         "its base: export it together with the base."
@@ -105,7 +125,7 @@ def _closed_form(
 
 
 def read_adapter(
-    source: str | Path,
+    source: Source,
     *,
     name: str,
     weights: BaseWeights,
@@ -116,7 +136,8 @@ def read_adapter(
 ) -> Adapter:
     """Read a PEFT checkpoint and lower it.
 
-    ``source`` is a folder or a Hugging Face id, with ``#task=N`` behind it for one task of a checkpoint that holds several.
+    ``source`` is a folder or a Hugging Face id, with ``#task=N`` behind it for one task of a checkpoint that holds several; or
+    the checkpoint, where it was read already.
     ``weights`` gives the base's parameters by name, for methods whose
     lowering depends on them (DoRA, PiSSA, IA3). ``module`` gives the base as a PyTorch model; it is asked for only where
     a method or an option has no closed form. ``max_rank`` caps what an SVD may choose. With ``mode="merge"`` a method
@@ -141,7 +162,8 @@ def read_adapter(
                 "weights expresses: it cannot be merged. Export it with --mode swap."
             )
         if method.virtual == "states":
-            return lower_states(name, method.title, checkpoint)
+            with sound(checkpoint):
+                return lower_states(name, method.title, checkpoint)
         return lower_tokens(name, method.title, checkpoint, module, task)
     if method.mode in {"bake", "refuse"}:
         raise _refusal(checkpoint, method)
@@ -158,7 +180,7 @@ def read_adapter(
             base = module()
         except InputError as error:
             raise NeedsPeftError(f"{needed} Here the base cannot be loaded: {error}") from error
-    if not getattr(weights, "complete", True):
+    if not weights.complete:
         weights = _all_weights(base)
         try:
             return _closed_form(method, name, checkpoint, weights, max_rank, mode)
@@ -173,7 +195,7 @@ def _all_weights(base: Any) -> BaseWeights:
     from .layout import as_linear
 
     held = {name: np.asarray(p.detach().float().cpu().numpy()) for name, p in base.named_parameters()}
-    return as_linear(base, held).get
+    return HeldWeights(as_linear(base, held))
 
 
 def task_ids(checkpoint: Checkpoint, count_option: str) -> int | None:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from ..adapters.base_weights import BaseWeights, HeldWeights
 from ..graph.editable import GraphPart
 from ..graph.locate.by_content import Location
 from ..graph.mapped_weights import Spilled
@@ -62,9 +63,10 @@ class Base:
         if self.spilled is not None:
             self.spilled.forget(copies=True)
 
-    def weight(self, name: str) -> np.ndarray | None:
-        """The parameter of that name, or ``None``; fits ``read_adapter(weights=…)``."""
-        return self.weights.get(name)
+    @property
+    def weight(self) -> BaseWeights:
+        """The parameters as ``read_adapter(weights=…)`` takes them: ``base.weight(name)`` is an array or ``None``."""
+        return HeldWeights(self.weights)
 
     @property
     def parameters(self) -> int:

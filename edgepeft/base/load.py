@@ -16,28 +16,7 @@ from .identity import identity_of_model
 from .ragged import SHAPES
 from .replicate import LayerMap, replicate_layers
 from .samples import Shapes, input_shapes, random_batches, vocabulary
-
-TASKS = (
-    "text-classification",
-    "token-classification",
-    "feature-extraction",
-    "fill-mask",
-    "text-generation",
-    "text2text-generation",
-    "image-classification",
-    "audio-classification",
-    "zero-shot-image-classification",
-)
-
-#: PEFT's task types and the task each one's adapters are for.
-PEFT_TASKS = {
-    "SEQ_CLS": "text-classification",
-    "TOKEN_CLS": "token-classification",
-    "FEATURE_EXTRACTION": "feature-extraction",
-    "CAUSAL_LM": "text-generation",
-    "SEQ_2_SEQ_LM": "text2text-generation",
-    "QUESTION_ANS": "question-answering",
-}
+from .task import TASKS, infer_task
 
 _TOKENIZER_FILES = (
     "tokenizer.json",
@@ -111,33 +90,6 @@ def check_source(source: str) -> None:
         ) from error
 
 
-def infer_task(config: Any, peft_task: str | None) -> str:
-    """The task of a base: from an adapter's PEFT task type, else from the architecture in its config."""
-    if peft_task:
-        task = PEFT_TASKS.get(peft_task)
-        if task is None:
-            raise InputError(f"PEFT task type {peft_task!r} is unknown; give --task, one of: {', '.join(TASKS)}")
-        return task
-    name = (getattr(config, "architectures", None) or [""])[0]
-    for suffix, task in (
-        ("ForSequenceClassification", "text-classification"),
-        ("ForTokenClassification", "token-classification"),
-        ("ForMaskedLM", "fill-mask"),
-        ("ForPreTraining", "fill-mask"),
-        ("ForImageClassification", "image-classification"),
-        ("ForAudioClassification", "audio-classification"),
-        ("CLIPModel", "zero-shot-image-classification"),
-        ("SiglipModel", "zero-shot-image-classification"),
-        ("ForConditionalGeneration", "text2text-generation"),
-        ("ForCausalLM", "text-generation"),
-        ("LMHeadModel", "text-generation"),
-        ("Model", "feature-extraction"),
-    ):
-        if name.endswith(suffix):
-            return task
-    raise InputError(f"cannot tell the task from architecture {name!r}; give --task, one of: {', '.join(TASKS)}")
-
-
 def _files(source: str) -> dict[str, Path]:
     """Tokenizer files of a local folder or of the hub cache, by name."""
     folder = Path(source)
@@ -145,14 +97,14 @@ def _files(source: str) -> dict[str, Path]:
         return {name: folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()}
     from transformers.utils import cached_file
 
-    found = {}
+    files = {}
     for name in _TOKENIZER_FILES:
         path = cached_file(
             source, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
         )
         if path is not None:
-            found[name] = Path(path)
-    return found
+            files[name] = Path(path)
+    return files
 
 
 def _max_length(config: Any, files: Mapping[str, Path]) -> int | None:

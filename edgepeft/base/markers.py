@@ -1,25 +1,107 @@
 """Markers: numbers that make every parameter of a model tell-apart by content while it is captured.
 
 Content tells parameters apart only where contents differ. Zero biases, unit norms and fresh heads do not; while the
-model is captured they hold markers, and graph and model get their real numbers back afterwards.
+model is captured they hold markers, and graph and model get their real numbers back afterwards. :func:`capture_marked`
+is that ritual as a whole, for every route that builds a graph from the PyTorch model.
 """
 
 from __future__ import annotations
 
 import bisect
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from ..adapters.layout import expert_stacks, expert_weight
-from ..graph.locate.by_content import Location, float_initializers
+from ..adapters.layout import as_linear, conv1d_weights, expert_stacks, expert_weight
+from ..graph.editable import GraphPart
+from ..graph.locate.by_content import Location, float_initializers, locate
 from ..graph.mapped_weights import Spilled
+from .captured import Captured
+from .load import Loaded
+from .tied import untie
 
 #: Larger parameters are compared by their first rows: two that agree there and differ later are not worth a hash.
 _SMALL = 1 << 16
+
+
+@dataclass(frozen=True)
+class Built:
+    """What a route builds of the marked model: its graph (of an encoder-decoder both), and the weights' file if there is one."""
+
+    graphs: tuple[ir.Model, ...]
+    spilled: Spilled | None = None
+
+
+def capture_marked(
+    loaded: Loaded,
+    build: Callable[[], Built],
+    parity: Callable[[Built], float],
+    *,
+    rebuild: bool = False,
+    leave: Collection[str] = (),
+) -> Captured:
+    """Build a graph of ``loaded`` while its parameters hold markers, and find every parameter in it.
+
+    Args:
+        loaded: The model. It holds markers while ``build`` runs, and its own numbers again afterwards, even on an error.
+        build: Makes the graph of ``loaded`` as it is then.
+        parity: Compares what was built with ``loaded`` as it is then: the largest difference, or a :class:`ParityError`.
+        rebuild: What to do about markers that were not found again, in the graph or because it does without them. True
+            builds once more with those parameters unmarked; false compares the graph once more, without the markers.
+        leave: Parameters that are not marked.
+
+    Returns:
+        The capture, a tied head with an entry of its own. Nothing in it shares memory that PEFT may change.
+
+    Raises:
+        CaptureError: What ``build`` raises.
+        ParityError: What ``parity`` raises.
+    """
+    model = loaded.model
+    originals = mark(model, loaded.fresh, leave)
+    try:
+        built = build()
+        spilled = built.spilled
+        held = as_linear(model, parameters_of(model))
+        settle = spilled.forget if spilled is not None else lambda: None
+        located = [locate(graph, held, settle=settle) for graph in built.graphs]
+        del held
+        if spilled is not None:
+            adopt(model, spilled, located[0], {*originals, *conv1d_weights(model)})
+            spilled.forget()
+        # With markers in place no head is zero and no norm is one, so nothing can agree by being nothing.
+        difference = parity(built)
+    finally:
+        unmark(model, originals)
+    anywhere = {name: tuple(place for places in located for place in places[name]) for name in located[0]}
+    lost = left_marked(model, originals, anywhere)
+    if lost and rebuild:
+        return capture_marked(loaded, build, parity, rebuild=True, leave={*leave, *lost})
+    own_numbers = as_linear(model, originals)
+    for graph, places in zip(built.graphs, located, strict=True):
+        unmark_graph(graph, places, own_numbers, model)
+    if spilled is not None:
+        spilled.forget()
+    if lost:  # the graph may hold their markers for good
+        difference = max(difference, parity(built))
+    arrays = parameters_of(model)
+    if spilled is None:  # else they are views of the scratch file already
+        arrays = {name: array.copy() for name, array in arrays.items()}
+    weights = as_linear(model, arrays)
+    parts = [untie(model, graph, places, weights) for graph, places in zip(built.graphs, located, strict=True)]
+    decoder = GraphPart(graph=built.graphs[1], locations=parts[1][0]) if len(parts) > 1 else None
+    return Captured(
+        graph=built.graphs[0],
+        locations=parts[0][0],
+        weights=parts[0][1],
+        parity=difference,
+        spilled=spilled,
+        decoder=decoder,
+    )
 
 
 def parameters_of(model: Any) -> dict[str, np.ndarray]:

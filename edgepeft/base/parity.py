@@ -33,8 +33,8 @@ def reference_outputs(module: Any, inputs: Mapping[str, np.ndarray], names: list
 def _output(outputs: Any, name: str) -> Any:
     """An output by name; ``vision_model_output.pooler_output`` lies one level down."""
     head, _, rest = name.partition(".")
-    found = outputs.get(head) if hasattr(outputs, "get") else None
-    return _output(found, rest) if rest and found is not None else found
+    output = outputs.get(head) if hasattr(outputs, "get") else None
+    return _output(output, rest) if rest and output is not None else output
 
 
 def output_difference(
@@ -47,10 +47,10 @@ def output_difference(
     """
     worst = 0.0
     for name, expected in reference.items():
-        found = mine[name]
-        if found.shape != expected.shape:
-            raise ParityError(f"output {name} has shape {found.shape}, PyTorch gives {expected.shape}")
-        difference = np.abs(found.astype(np.float64) - expected)
+        actual = mine[name]
+        if actual.shape != expected.shape:
+            raise ParityError(f"output {name} has shape {actual.shape}, PyTorch gives {expected.shape}")
+        difference = np.abs(actual.astype(np.float64) - expected)
         if not np.isfinite(difference).all():
             return float("inf")
         if mask is not None and expected.ndim == 3 and expected.shape[:2] == mask.shape:
@@ -99,10 +99,10 @@ def parity(graph: ir.Model, loaded: Loaded) -> float:
 
     outputs = [value.name or "" for value in graph.graph.outputs]
     batches = sample_batches(loaded)
-    found = run_graph(graph, batches)
+    results = run_graph(graph, batches)
     worst = max(
         output_difference(mine, reference_outputs(loaded.model, inputs, outputs), inputs.get("attention_mask"))
-        for inputs, mine in zip(batches, found, strict=True)
+        for inputs, mine in zip(batches, results, strict=True)
     )
     if not worst <= TOLERANCE:
         raise ParityError(f"outputs differ from PyTorch by {worst:.2g}, allowed is {TOLERANCE:.0e}")

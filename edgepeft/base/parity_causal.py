@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..adapters.methods.registry import method_in
 from ..bundle.cache_names import as_pasts, is_past
 from .ragged import SHAPES, ragged_batches
 
@@ -97,8 +98,9 @@ def _keep(module: Any, count: int) -> dict[str, int]:
 
 
 def _sees_calls(module: Any) -> bool:
-    """Whether a token's logits depend on what else is in its call: Lily's router averages over all tokens, padding among them."""
-    return str(getattr(module, "peft_type", "")).endswith("LILY")
+    """Whether a token's logits depend on what else is in its call, padding among it."""
+    method = method_in(module)
+    return method is not None and method.averages_over_tokens
 
 
 def _step_of(module: Any, ids: np.ndarray, mask: np.ndarray, positions: np.ndarray, cache: Any) -> Any:
@@ -129,7 +131,7 @@ def _reference_by_calls(module: Any, batch: CausalBatch) -> tuple[np.ndarray, np
 def reference_causal(module: Any, batch: CausalBatch) -> tuple[np.ndarray, np.ndarray]:
     """The same logits from PyTorch: prompts as padded, following tokens by running each row whole and unpadded.
 
-    Where a call's tokens change each other (Lily), following tokens are run through PyTorch's cache instead.
+    Where a call's tokens change each other, following tokens are run through PyTorch's cache instead.
     """
     import torch
 
@@ -155,8 +157,8 @@ def causal_difference(
     """max |logit difference| over real tokens and following ones, relative where logits exceed 1."""
     worst = 0.0
     kept = mask[:, mask.shape[1] - mine[0].shape[1] :, None]
-    for found, expected, weight in zip(mine, reference, (kept, 1), strict=True):
-        difference = np.abs(found.astype(np.float64) - expected) * weight
+    for actual, expected, weight in zip(mine, reference, (kept, 1), strict=True):
+        difference = np.abs(actual.astype(np.float64) - expected) * weight
         if not np.isfinite(difference).all():
             return float("inf")
         worst = max(worst, float(difference.max(initial=0.0)) / max(1.0, float(np.abs(expected).max(initial=0.0))))

@@ -8,17 +8,18 @@ from typing import Any
 import numpy as np
 
 from ..bundle.cache_names import as_pasts, grows
+from .parity_causal import Step
 
 #: Tokens that the decoder is compared on, beyond its first.
 STEPS = 3
 
 
 def teacher_forced(
-    encode: Any,
-    decode: Any,
+    encode: Step,
+    decode: Step,
     inputs: Mapping[str, np.ndarray],
     following: np.ndarray,
-    shapes: Mapping[str, Sequence[Any]],
+    shapes: Mapping[str, Sequence[int | str]],
 ) -> np.ndarray:
     """Logits ``[batch, tokens, vocabulary]`` after each of ``following``: the first two at once, the others one by one.
 
@@ -34,9 +35,9 @@ def teacher_forced(
     }
     logits = []
     for part in (following[:, :2], *np.split(following[:, 2:], following.shape[1] - 2, axis=1)):
-        found = decode({"input_ids": part, "encoder_attention_mask": inputs["attention_mask"], **cache})
-        cache |= as_pasts(found)
-        logits.append(found["logits"])
+        outputs = decode({"input_ids": part, "encoder_attention_mask": inputs["attention_mask"], **cache})
+        cache |= as_pasts(outputs)
+        logits.append(outputs["logits"])
     return np.concatenate(logits, axis=1)
 
 
@@ -53,9 +54,9 @@ def reference_logits(module: Any, inputs: Mapping[str, np.ndarray], following: n
     import torch
 
     with torch.no_grad():
-        found = module(
+        logits = module(
             **{name: torch.from_numpy(array) for name, array in inputs.items()},
             decoder_input_ids=torch.from_numpy(following),
             use_cache=False,
         ).logits
-    return np.asarray(found.numpy())
+    return np.asarray(logits.numpy())

@@ -13,8 +13,9 @@ import onnx_ir as ir
 
 from ..adapters.layout import as_held, as_linear
 from ..graph.locate.by_content import Location, locate
-from ..graph.locate.by_rounded_content import Blocks, locate_quantized, quantized_weights
+from ..graph.locate.by_rounded_content import locate_quantized
 from ..graph.nodes import is_quantized_linear
+from ..graph.quantized_weights import Blocks, quantized_weights
 from .markers import parameters_of
 from .tied import untie
 
@@ -53,15 +54,17 @@ def _rounded(quantized: Mapping[str, Blocks], locations: Mapping[str, tuple[Loca
         for place in places if places and places[0].of is not None else places[:1]:
             if place.initializer in quantized:
                 at.setdefault(place.initializer, []).append((name, place))
-    found: dict[str, np.ndarray] = {}
+    numbers: dict[str, np.ndarray] = {}
     for initializer, users in at.items():
         array = quantized[initializer].read()
         for name, place in users:
             if place.of is None:
-                found[name] = np.ascontiguousarray(place.read(array))
+                numbers[name] = np.ascontiguousarray(place.read(array))
             else:
-                found.setdefault(name, np.empty((place.of, array.shape[1]), np.float32))[place.rows] = place.read(array)
-    return found
+                numbers.setdefault(name, np.empty((place.of, array.shape[1]), np.float32))[place.rows] = place.read(
+                    array
+                )
+    return numbers
 
 
 @contextmanager

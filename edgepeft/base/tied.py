@@ -17,13 +17,13 @@ def tied_linears(model: Any) -> dict[str, str]:
     import torch
 
     first: dict[int, str] = {}
-    found = {}
+    tied = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         primary = first.setdefault(id(parameter), name)
         modules = [model.get_submodule(each.rpartition(".")[0]) for each in (primary, name)]
         if isinstance(modules[0], torch.nn.Embedding) and isinstance(modules[1], torch.nn.Linear):
-            found[name] = primary
-    return found
+            tied[name] = primary
+    return tied
 
 
 def output_head(model: Any) -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -13,6 +12,7 @@ from pydantic import Field, ValidationError
 from ..bundle.manifest import Manifest
 from ..errors import InputError
 from ..json_text import json_text
+from ..strict_json import kind, read_json
 from ..units import MB
 from ..worker.job import Case, CaseSamples, Host, Model, Sampling, WorkerResult
 from .stats import percentile
@@ -183,13 +183,10 @@ def load_bench(path: str | Path) -> BenchResult:
     Raises :class:`InputError` that says why the file is not one.
     """
     path = Path(path)
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read bench report {path}: {error}") from error
+    raw = read_json(path, what="bench report", advice="write one with: edgepeft bench")
     if not isinstance(raw, dict) or raw.get("kind") != "bench":
-        kind = raw.get("kind") if isinstance(raw, dict) else type(raw).__name__
-        raise InputError(f"{path} is not a bench report (kind {kind!r}); write one with: edgepeft bench")
+        found = raw.get("kind") if isinstance(raw, dict) else kind(raw)
+        raise InputError(f"{path} is not a bench report (kind {found!r:.80}); write one with: edgepeft bench")
     try:
         return BenchResult.model_validate_json(json_text(raw.get("data", raw), indent=None))
     except ValidationError as error:

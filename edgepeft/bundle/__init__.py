@@ -11,11 +11,11 @@ from .manifest import (
     GraphInput,
     Manifest,
     Variant,
-    check_name,
     dump_manifest,
     json_schema,
     parse_manifest,
 )
+from .names import check_name
 from .read import Bundle, hash_file, read_bundle
 from .reread import rereading
 from .slots import ConvSlot, EmbeddingSlot, FactoredSlot, LinearSlot, OverrideSlot, SlotPart, SlotTable

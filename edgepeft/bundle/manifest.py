@@ -5,11 +5,8 @@ The models below are the documentation of the format; :func:`json_schema` prints
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterable
-from pathlib import PurePosixPath
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     Field,
@@ -20,28 +17,40 @@ from pydantic import (
 
 from ..errors import ManifestError
 from ..json_text import json_text
+from ..strict_json import kind, parse_json
 from .cache_names import LAYER_PAST, PAST
-from .slots import Dim, Schema, SlotTable
+from .names import check_distinct, check_name, check_relative
+from .slots import MAX_DIMENSIONS, Count, Dim, Name, Schema, Size, SlotTable
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "edgepeft.json"
+#: Most bytes of ``edgepeft.json``: a mixture of experts has ten thousands of slots.
+MAX_MANIFEST_BYTES = 64 * 2**20
+#: Most threads of a session: ONNX Runtime starts as many as it is told to, and ends the process where it cannot.
+MAX_THREADS = 1024
 
-#: Adapter and variant names become file names and tensor prefixes on every platform.
-NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+Hash = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+#: What people read: a source, a method, a recipe.
+Text = Annotated[str, Field(max_length=4096, strict=True)]
+#: Bytes of a file, or numbers of a model.
+Large = Annotated[int, Field(ge=0, lt=2**53, strict=True)]
+Labels = Annotated[tuple[Text, ...], Field(min_length=1, max_length=2**20)]
 
-
-def _check_relative(path: str) -> str:
-    pure = PurePosixPath(path)
-    if pure.is_absolute() or ".." in pure.parts or "\\" in path or ":" in path or not path:
-        raise ValueError(f"{path!r} leaves the bundle folder; only relative paths inside it are allowed")
-    return path
+#: Tasks whose graph gives one output of this name, beside those that write texts.
+_GIVES_LOGITS = {
+    "text-classification",
+    "token-classification",
+    "image-classification",
+    "audio-classification",
+    "fill-mask",
+}
 
 
 class FileEntry(Schema):
     """One file of the bundle."""
 
-    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    bytes: int = Field(ge=0)
+    sha256: Hash
+    bytes: Large
 
 
 class Variant(Schema):
@@ -59,14 +68,14 @@ class Variant(Schema):
     #: The decoder's graph with its slots as plain inputs, beside ``input_file``.
     decoder_input_file: str | None = None
     slots: Literal["overridable", "input", "none"] = "overridable"
-    recipe: str
+    recipe: Text
     #: Share of the base's weight numbers that are stored in fewer bits than fp32, 0 … 1.
-    quantized_share: float = Field(ge=0, le=1)
+    quantized_share: float = Field(ge=0, le=1, strict=True)
 
     @field_validator("file", "input_file", "decoder_file", "decoder_input_file")
     @classmethod
     def _relative(cls, path: str | None) -> str | None:
-        return None if path is None else _check_relative(path)
+        return None if path is None else check_relative(path)
 
     def graphs(self) -> tuple[str, ...]:
         """Every graph of the variant."""
@@ -81,26 +90,26 @@ class Variant(Schema):
 class BaseEntry(Schema):
     """What the base is and where it came from."""
 
-    source: str
-    architecture: str
-    model_type: str
-    captured_by: str
+    source: Text
+    architecture: Text
+    model_type: Text
+    captured_by: Text
     #: sha256 over the weights that the checkpoint holds, before quantization.
-    identity: str = Field(pattern=r"^[0-9a-f]{64}$")
-    parameters: int = Field(gt=0)
+    identity: Hash
+    parameters: Large = Field(gt=0)
     #: Parameters that the checkpoint does not hold; zero in the base, outside its identity.
-    fresh: tuple[str, ...] = ()
+    fresh: tuple[Name, ...] = ()
     #: LoRA's ``layer_replication``: ranges ``[start, end)`` of the source's layers that stand behind each other in this
     #: base, each with weights of its own. Empty where the base is as deep as its source.
-    layers: tuple[tuple[int, int], ...] = ()
+    layers: tuple[tuple[Count, Count], ...] = Field(default=(), max_length=4096)
 
 
 class GraphInput(Schema):
     """A model input that is not a slot."""
 
-    name: str
-    dtype: str
-    shape: tuple[Dim, ...]
+    name: Name
+    dtype: Name
+    shape: tuple[Dim, ...] = Field(max_length=MAX_DIMENSIONS)
     #: Whether a run may leave it out: the graph holds a default.
     optional: bool = False
 
@@ -119,39 +128,39 @@ class AdapterEntry(Schema):
 
     onnx_adapter: str
     onnx: str
-    method: str
-    source: str
-    base_identity: str = Field(pattern=r"^[0-9a-f]{64}$")
-    slots_hash: str = Field(pattern=r"^[0-9a-f]{64}$")
+    method: Text
+    source: Text
+    base_identity: Hash
+    slots_hash: Hash
     #: Exactly the tensors the file holds, with their shapes.
-    tensors: dict[str, tuple[int, ...]]
-    ranks: dict[str, int]
-    labels: tuple[str, ...] | None = None
+    tensors: dict[Name, Annotated[tuple[Size, ...], Field(max_length=MAX_DIMENSIONS)]]
+    ranks: dict[Name, Count]
+    labels: Labels | None = None
     #: False where the edits are not linear in a scale (gains, and a magnitude frozen at lowering).
     scalable: bool = True
     #: False where one of its slots cannot differ by row of a batch.
     per_row: bool = True
     #: How many places of the key/value cache its ``prefix.N.key/value`` tensors take before the sequence; 0 without any.
-    prefix_length: int = Field(default=0, ge=0)
+    prefix_length: Count = 0
     #: For an adapter that was factored by SVD: the largest relative residual of a site. ``None``: a closed form, exact.
-    residual: float | None = None
-    bytes: int = Field(ge=0)
+    residual: float | None = Field(default=None, ge=0, allow_inf_nan=False, strict=True)
+    bytes: Large
 
-    _relative = field_validator("onnx_adapter", "onnx")(_check_relative)
+    _relative = field_validator("onnx_adapter", "onnx")(check_relative)
 
 
 class Manifest(Schema):
     """``edgepeft.json``."""
 
     schema_version: Literal[1] = 1
-    task: str
+    task: Text
     mode: Literal["swap", "merge", "bake"]
     base: BaseEntry
     inputs: tuple[GraphInput, ...]
     outputs: tuple[GraphInput, ...]
-    labels: tuple[str, ...] | None = None
+    labels: Labels | None = None
     #: Longest input in tokens.
-    max_length: int | None = None
+    max_length: Size | None = None
     slots: SlotTable
     #: An ``.onnx_adapter`` file with the base's own numbers for slots that have some, to be fed to an ``input_file``.
     slot_defaults: str | None = None
@@ -165,9 +174,13 @@ class Manifest(Schema):
     @model_validator(mode="after")
     def _consistent(self) -> Manifest:
         for path in self.files:
-            _check_relative(path)
-        for name in (*self.variants, *self.adapters):
-            check_name(name)
+            check_relative(path)
+        check_distinct(self.files, "files")
+        for what, names in (("variants", self.variants), ("adapters", self.adapters)):
+            for name in names:
+                check_name(name)
+            check_distinct(names, what)
+        self._check_provenance()
         for variant in self.variants.values():
             for path in variant.files():
                 if path not in self.files:
@@ -180,7 +193,43 @@ class Manifest(Schema):
                     raise ValueError(f"adapter file {path} is not listed under files")
         if not self.variants:
             raise ValueError("a bundle holds at least one variant")
+        self._graphs_make_up_the_task()
         return self
+
+    def _graphs_make_up_the_task(self) -> None:
+        """An encoder without its decoder, say, opens and runs, and writes nothing: told here, not on the device."""
+        two = self.task == "text2text-generation"
+        for name, variant in self.variants.items():
+            if two and variant.decoder_file is None:
+                raise ValueError(
+                    f"variant {name} has no decoder_file: {self.task} takes two graphs, the encoder and the decoder; slots and "
+                    "merges must cover both (edgepeft.pipeline.add_slots and merge do)"
+                )
+            if not two and variant.decoder_file is not None:
+                raise ValueError(f"variant {name} has a decoder_file; {self.task} takes one graph")
+        needed = {"logits"} if self.task == "text-generation" or self.task in _GIVES_LOGITS else set()
+        missing = needed - {value.name for value in self.outputs}
+        if missing:
+            raise ValueError(f"{self.task} takes a graph that gives {', '.join(sorted(missing))}; this one does not")
+        if self.task == "text-generation" and not self.prefix_tensors():
+            raise ValueError(
+                f"{self.task} takes a graph with key/value cache inputs (past_key_values.N.key and .value)"
+            )
+
+    def _check_provenance(self) -> None:
+        """What is read of the provenance later must have the types that it is read as."""
+        for key in ("target", "calibration", "merge_error"):
+            if not isinstance(self.provenance.get(key, {}), Mapping):
+                raise ValueError(f"provenance.{key} must be an object, found {kind(self.provenance[key])}")
+        threads = self.target_threads
+        if threads is not None and (type(threads) is not int or not 1 <= threads <= MAX_THREADS):
+            raise ValueError(f"provenance.target.threads must be 1 to {MAX_THREADS}, found {threads!r:.80}")
+
+    @property
+    def target_threads(self) -> int | None:
+        """ONNX Runtime's threads on the target that the bundle was made for; ``None`` without one."""
+        threads: int | None = self.provenance.get("target", {}).get("threads")
+        return threads
 
     def prefix_tensors(self) -> dict[str, tuple[Dim, ...]]:
         """:func:`prefix_tensors` of this base."""
@@ -203,34 +252,28 @@ class Manifest(Schema):
         return tuple(path for path in self.files if path not in others)
 
 
-def check_name(name: str) -> str:
-    """``name`` if it can name an adapter or variant; else ``ValueError`` that says what a name may hold."""
-    if not NAME_PATTERN.fullmatch(name):
-        raise ValueError(
-            f"{name!r} cannot be a name: use 1 to 64 letters, digits, '.', '_' or '-', starting with a letter or digit"
-        )
-    return name
+_AGAIN = "export the bundle again"
 
 
 def parse_manifest(text: str, where: str) -> Manifest:
     """The manifest in ``text``; raises :class:`ManifestError` that names ``where`` and each wrong key."""
-    try:
-        raw = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ManifestError(
-            f"{where} is not JSON (line {error.lineno}: {error.msg}); export the bundle again"
-        ) from error
+    raw = parse_json(text, where, error=ManifestError, advice=_AGAIN, max_bytes=MAX_MANIFEST_BYTES)
     version = raw.get("schema_version") if isinstance(raw, dict) else None
-    if version != SCHEMA_VERSION:
+    if version != SCHEMA_VERSION or type(version) is not int:
         raise ManifestError(
-            f"{where} has schema_version {version!r}; this edgepeft reads version {SCHEMA_VERSION}. "
+            f"{where} has schema_version {version!r:.80}; this edgepeft reads version {SCHEMA_VERSION}. "
             "Export the bundle again, or install the edgepeft that wrote it."
         )
     try:
         return Manifest.model_validate(raw)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc'])) or '(top)'}: {e['msg']}" for e in error.errors()[:5])
-        raise ManifestError(f"{where} does not fit the schema: {problems}") from error
+        raise ManifestError(f"{where} does not fit the schema: {explain(error)}") from error
+
+
+def explain(error: ValidationError) -> str:
+    """The first five problems of a value, each as ``key: what is wrong``."""
+    problems = error.errors(include_url=False, include_input=False)
+    return "; ".join(f"{'.'.join(map(str, e['loc']))[:200] or '(top)'}: {e['msg']}" for e in problems[:5])
 
 
 def dump_manifest(manifest: Manifest) -> str:

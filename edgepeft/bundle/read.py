@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
@@ -20,9 +19,11 @@ from ..errors import (
     ManifestError,
     UnknownAdapterError,
 )
+from ..strict_json import kind, parse_json
+from .adapter_checks import check_labels, check_ranks
 from .graphs import OpenGraph, check_graph, open_graph
 from .loads import Slots, loaded_files, variant_files
-from .manifest import MANIFEST_NAME, AdapterEntry, FileEntry, Manifest, Variant, parse_manifest
+from .manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, AdapterEntry, FileEntry, Manifest, Variant, parse_manifest
 from .opening import open_inside
 from .reread import rereading
 from .slots import shape_fits
@@ -30,8 +31,6 @@ from .transaction import recover
 from .verified import BundleFiles, VerifiedFile, Verify, check_mode
 
 _CHUNK = 1 << 20
-#: What the browser's loader reads of a manifest, too; one of 1,000 adapters has some 10 MB.
-_MANIFEST_BYTES = 64 << 20
 
 
 def hash_file(path: Path) -> FileEntry:
@@ -105,12 +104,13 @@ class Bundle:
 
     def read_json(self, name: str) -> dict[str, Any]:
         """The verified object in a JSON file; :class:`BundleError` where it holds none."""
-        try:
-            found = json.loads(self.read_text(name))
-        except (ValueError, RecursionError) as error:
-            raise BundleError(f"{self.file(name)} is not JSON: {error}") from error
+        where = str(self.file(name))
+        # Python's own writer made it: some models' configurations hold Infinity.
+        found = parse_json(
+            self.read_text(name), where, error=BundleError, advice="export the bundle again", finite=False
+        )
         if not isinstance(found, dict):
-            raise BundleError(f"{self.file(name)} holds a {type(found).__name__} where an object is expected")
+            raise BundleError(f"{where} holds {kind(found)} where an object is expected; export the bundle again")
         return found
 
     def open_graph(self, graph: str) -> AbstractContextManager[OpenGraph]:
@@ -157,6 +157,26 @@ class Bundle:
         return sum(self.manifest.files[name].bytes for name in (self.manifest.files if files is None else files))
 
 
+def bundle_path(path: str | Path) -> Path:
+    """``path`` as it may be used while the folder is replaced: what is said from inside a bundle (``.``, ``..``) in full.
+
+    Raises :class:`BundleError` for what cannot be a path, and where the current folder is gone.
+    """
+    path = Path(path)
+    try:
+        if b"\0" in os.fsencode(path):
+            raise BundleError(f"no bundle at {str(path)[:200]!r}: no path holds a NUL")
+        full = path if path.name and ".." not in path.parts else path.resolve()
+        full.is_dir()
+    except UnicodeEncodeError as error:
+        raise BundleError(f"no bundle at {str(path)[:200]!r}: it is not valid Unicode") from error
+    except FileNotFoundError:
+        raise BundleError(f"no bundle at {path}: the current folder is gone; cd into it again") from None
+    except OSError as error:
+        raise BundleError(f"no bundle at {str(path)[:200]}: {error.strerror or error}") from error
+    return full
+
+
 @rereading
 def read_bundle(path: str | Path, *, verify: Verify = "changed") -> Bundle:
     """Read the manifest of a bundle folder; files are checked when they are used, or by :meth:`Bundle.verify`.
@@ -172,7 +192,7 @@ def read_bundle(path: str | Path, *, verify: Verify = "changed") -> Bundle:
         ManifestError: Its manifest is not valid.
         InputError: ``verify`` is no mode.
     """
-    path = Path(path)
+    path = bundle_path(path)
     verification = check_mode(verify)
     recover(path)
     manifest = path / MANIFEST_NAME
@@ -191,9 +211,9 @@ def read_bundle(path: str | Path, *, verify: Verify = "changed") -> Bundle:
 
 def _read_manifest(path: Path) -> bytes:
     with os.fdopen(open_inside(path, MANIFEST_NAME), "rb") as file:
-        content = file.read(_MANIFEST_BYTES + 1)
-    if len(content) > _MANIFEST_BYTES:
-        raise CorruptBundleError(f"it has more than {_MANIFEST_BYTES} bytes")
+        content = file.read(MAX_MANIFEST_BYTES + 1)
+    if len(content) > MAX_MANIFEST_BYTES:
+        raise CorruptBundleError(f"it has more than {MAX_MANIFEST_BYTES} bytes")
     return content
 
 
@@ -221,7 +241,10 @@ def check_adapters(bundle: Bundle) -> None:
                 raise AdapterMismatchError(
                     f"{bundle.path}: adapter {name!r}, {tensor} has shape {shape}, the slot takes {expected_shape}"
                 )
-        check_prefix_tensors(f"{bundle.path}: adapter {name!r}", entry.tensors, entry.prefix_length, manifest)
+        what = f"{bundle.path}: adapter {name!r}"
+        check_prefix_tensors(what, entry.tensors, entry.prefix_length, manifest)
+        check_ranks(what, entry.tensors, entry.ranks, manifest)
+        check_labels(what, entry.tensors, entry.labels, manifest)
 
 
 def check_prefix_tensors(what: str, tensors: Mapping[str, tuple[int, ...]], length: int, manifest: Manifest) -> None:
@@ -229,6 +252,11 @@ def check_prefix_tensors(what: str, tensors: Mapping[str, tuple[int, ...]], leng
     expected = manifest.prefix_tensors()
     found = {name: shape[2] for name, shape in tensors.items() if name in expected}
     wanted = dict.fromkeys(expected, length) if length else {}
+    if length and not expected:
+        raise AdapterMismatchError(
+            f"{what} says that it puts {length} states before the sequence, and this base has no cache that takes them. "
+            "Add it again from its checkpoint."
+        )
     if found != wanted:
         odd = sorted(set(found.items()) ^ set(wanted.items()))[0][0]
         raise AdapterMismatchError(

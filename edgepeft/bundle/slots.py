@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 from ..json_text import json_text
 
-Dim = int | str
+#: Bound of every dimension, offset and rank: what 32-bit shapes hold.
+LIMIT = 2**31
+#: A name in a graph, or a module's path.
+Name = Annotated[str, Field(min_length=1, max_length=1024, strict=True)]
+#: How many of something: at least 1.
+Size = Annotated[int, Field(gt=0, lt=LIMIT, strict=True)]
+#: A place or a number of things, which may be 0.
+Count = Annotated[int, Field(ge=0, lt=LIMIT, strict=True)]
+#: Most dimensions of a tensor.
+MAX_DIMENSIONS = 8
+#: A fixed dimension, or the name of a symbolic one.
+Dim = Count | Name
 
 
 def shape_fits(found: tuple[int, ...], expected: tuple[Dim, ...]) -> bool:
@@ -34,12 +45,12 @@ class SlotPart(Schema):
     whole site is here.
     """
 
-    site: str
-    offset: int = Field(ge=0)
-    size: int = Field(gt=0)
-    start: int = Field(default=0, ge=0)
-    step: int = Field(default=1, gt=0)
-    of: int | None = Field(default=None, gt=0)
+    site: Name
+    offset: Count
+    size: Size
+    start: Count = 0
+    step: Size = 1
+    of: Size | None = None
 
     @property
     def outputs(self) -> slice:
@@ -68,16 +79,16 @@ class LinearSlot(Schema):
     bytes that hold them in blocks.
     """
 
-    name: str
-    in_features: int = Field(gt=0)
-    out_features: int = Field(gt=0)
+    name: Name
+    in_features: Size
+    out_features: Size
     parts: tuple[SlotPart, ...] = Field(min_length=1)
-    a: str
-    b: str
-    rank: str
-    out_gain: str | None = None
-    in_gain: str | None = None
-    weight: str
+    a: Name
+    b: Name
+    rank: Name
+    out_gain: Name | None = None
+    in_gain: Name | None = None
+    weight: Name
     transposed: bool = False
     #: False where the activation has one row whatever the batch (DeBERTa projects its relative positions once).
     per_row: bool = True
@@ -110,16 +121,16 @@ class ConvSlot(Schema):
     convolution has no axis for the batch, so rows cannot differ. ``groups`` are those of the base's own weight.
     """
 
-    name: str
-    in_channels: int = Field(gt=0)
-    out_channels: int = Field(gt=0)
-    kernel: tuple[int, ...]
-    groups: int = Field(default=1, gt=0)
-    a: str
-    b: str
-    rank: str
-    out_gain: str | None = None
-    weight: str
+    name: Name
+    in_channels: Size
+    out_channels: Size
+    kernel: tuple[Size, ...] = Field(max_length=3)
+    groups: Size = 1
+    a: Name
+    b: Name
+    rank: Name
+    out_gain: Name | None = None
+    weight: Name
     per_row: Literal[False] = False
 
     def tensors(self) -> Iterator[tuple[str, tuple[Dim, ...]]]:
@@ -148,13 +159,13 @@ class EmbeddingSlot(Schema):
     batch, so rows of a batch cannot differ.
     """
 
-    name: str
-    rows: int = Field(gt=0)
-    width: int = Field(gt=0)
-    a: str
-    b: str
-    rank: str
-    weight: str
+    name: Name
+    rows: Size
+    width: Size
+    a: Name
+    b: Name
+    rank: Name
+    weight: Name
     per_row: Literal[False] = False
 
     def tensors(self) -> Iterator[tuple[str, tuple[Dim, ...]]]:
@@ -184,9 +195,9 @@ class OverrideSlot(Schema):
     ``[adapter_batch, 1, n]``.
     """
 
-    parameter: str
-    tensor: str
-    shape: tuple[Dim, ...]
+    parameter: Name
+    tensor: Name
+    shape: tuple[Dim, ...] = Field(max_length=MAX_DIMENSIONS)
     layout: Literal["as_is", "matmul", "row"]
     per_row: bool
 

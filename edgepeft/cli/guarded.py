@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import click
@@ -34,15 +35,16 @@ def guarded(command: F) -> F:
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
         try:
+            _check_unicode(kwargs)
             with ended_by_sigterm():
                 result = command(*args, **kwargs)
-            sys.stdout.flush()
+            if sys.stdout is not None:  # None: it was closed when we were started
+                sys.stdout.flush()
             return result
         except (click.ClickException, click.exceptions.Exit):
             raise
         except BrokenPipeError:
-            # Python flushes standard output once more at exit, into a pipe that nobody reads.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _drop_output()
             sys.exit(141)
         except KeyboardInterrupt:
             click.echo("Interrupted; bundles are as they were.", err=True)
@@ -55,12 +57,37 @@ def guarded(command: F) -> F:
                 traceback.print_exc()
                 click.secho("This is a bug in edgepeft: please report it with the lines above.", err=True, fg="red")
                 sys.exit(BUG)
-            if kwargs.get("as_json"):
-                print_json({"error": str(said), "type": type(said).__name__})
+            try:
+                if kwargs.get("as_json"):
+                    print_json({"error": str(said), "type": type(said).__name__})
+                if sys.stdout is not None:
+                    sys.stdout.flush()
+            except OSError:  # it is the output itself that cannot be written to (a full disk)
+                _drop_output()
             click.secho(f"Error: {said}", err=True, fg="red")
             sys.exit(2)
 
     return wrapper  # type: ignore[return-value] # functools.wraps keeps the signature
+
+
+def _drop_output() -> None:
+    """Give what is left of the output to nobody: Python writes it once more at exit, into what takes nothing."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # it is no file, or was closed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _check_unicode(values: Mapping[str, Any]) -> None:
+    """Refuse arguments that hold bytes which are no text in the terminal's encoding; paths may hold any.
+
+    Python hands such bytes on as halves of surrogate pairs, which no tokenizer, JSON file or terminal takes.
+    """
+    for name, value in values.items():
+        for text in value if isinstance(value, tuple) else (value,):
+            if isinstance(text, str) and any("\ud800" <= character <= "\udfff" for character in text):
+                raise InputError(
+                    f"{name}: {text[:80]!r} is not a text: it holds bytes that are none in this terminal's encoding "
+                    f"({sys.getfilesystemencoding()}); set LC_ALL=C.UTF-8, or give texts in a UTF-8 file"
+                )
 
 
 def _as_edgepeft(error: Exception) -> EdgepeftError | None:
@@ -74,6 +101,8 @@ def _as_edgepeft(error: Exception) -> EdgepeftError | None:
             return MissingExtraError(
                 f"this command needs {module}, which is not installed: pip install 'edgepeft[{extra}]'"
             )
+    if isinstance(error, MemoryError):
+        return InputError("there is not enough memory for this; close other programs, or use a smaller model or batch")
     if isinstance(error, OSError) and error.strerror:
         return InputError(f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
     return None

@@ -119,9 +119,10 @@ def _facts(facts: dict[str, str]) -> None:
 
 
 def _adapter_file(path: Path, as_json: bool) -> None:
-    from ..adapters.files import read_adapter_onnx
+    from ..adapters.files import contract_of, read_adapter_onnx
 
     adapter = read_adapter_onnx(path)
+    contract_of(adapter, path)
     shapes = {name: list(array.shape) for name, array in sorted(adapter.tensors.items())}
     if as_json:
         print_json({**adapter.metadata, "tensors": shapes})
@@ -167,7 +168,7 @@ def _checkpoint(path: Path, base: str | None, as_json: bool) -> None:
     from ..pipeline import describe
 
     checkpoint = read_checkpoint(path)
-    plan = describe(path, base)
+    plan = describe(checkpoint, base)
     shapes = {name: list(array.shape) for name, array in sorted(checkpoint.tensors.items())}
     if as_json:
         print_json(

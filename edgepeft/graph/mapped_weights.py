@@ -15,6 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..errors import CaptureError
+from ..scratch import room
 
 
 class _Mapped(mmap.mmap):
@@ -55,9 +56,14 @@ def _view(buffer: _Mapped, dtype: np.dtype[Any], shape: tuple[int, ...], offset:
 
 def spill(graph: ir.Model) -> Spilled:
     """Write ``graph``'s weights to a scratch file and map them from there, so that they need not be held in memory."""
-    folder = Path(tempfile.mkdtemp(prefix="edgepeft-"))
-    path, data = folder / "model.onnx", folder / "model.onnx_data"
-    ir.save(graph, path, external_data=data.name)
+    with room():
+        folder = Path(tempfile.mkdtemp(prefix="edgepeft-"))
+        path, data = folder / "model.onnx", folder / "model.onnx_data"
+        try:
+            ir.save(graph, path, external_data=data.name)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
     mapped = ir.load(path)
     places = {
         name: (tensor.dtype.numpy(), tuple(tensor.shape.numpy()), tensor.offset or 0)

@@ -11,9 +11,9 @@ from ..adapters.edits import Adapter, Array, SiteEdit
 from ..errors import AdapterMismatchError, SiteError, UnsupportedAdapterError
 from .editable import EditableBase, MergedBase
 from .locate.by_content import Location, float_initializers, shared
-from .locate.by_rounded_content import quantized_weights
 from .nodes import is_quantized
-from .passes.untie import separate
+from .passes.untie import Untie
+from .quantized_weights import quantized_weights
 
 
 def merged_weight(weight: Array, edit: SiteEdit, *, embedding: bool = False) -> Array:
@@ -39,7 +39,7 @@ def _embeds(graph: ir.Model, locations: tuple[Location, ...]) -> bool:
     return bool(users) and all(node.op_type == "Gather" for node in users)
 
 
-def fold(base: EditableBase, adapter: Adapter) -> MergedBase:
+def merge_graph(base: EditableBase, adapter: Adapter) -> MergedBase:
     """A copy of the base's graph whose weights are merged with ``adapter``; no slots, no extra nodes.
 
     Raises :class:`SiteError` where a parameter is not in the graph or stands in for several, and
@@ -60,26 +60,26 @@ def fold(base: EditableBase, adapter: Adapter) -> MergedBase:
         )
     model = graph.clone()
     touched = (*(f"{site}.weight" for site in adapter.sites), *adapter.overrides)
-    locations = separate(model, locations, base.tied, touched)
+    locations = Untie(locations, base.tied, touched)(model).locations
     arrays = float_initializers(model)
     changed: dict[str, np.ndarray] = {}
 
     def put(parameter: str, tensor: Array) -> None:
-        found = locations.get(parameter, ())
-        if not found:
+        places = locations.get(parameter, ())
+        if not places:
             raise SiteError(f"adapter {adapter.name!r}: parameter {parameter} was not found in the graph by content")
         also = shared(locations, parameter)
         if also:
             raise SiteError(
                 f"adapter {adapter.name!r}: {parameter} holds the same numbers as {', '.join(also)}; which is which cannot be told"
             )
-        if any(is_quantized(model.graph.initializers[location.initializer]) for location in found):
+        if any(is_quantized(model.graph.initializers[location.initializer]) for location in places):
             raise SiteError(
                 f"adapter {adapter.name!r}: {parameter} is stored in blocks of few bits in this graph, and merging would "
                 f"round the adapter away{_rounded_away(model, locations, adapter)}; export with --mode swap, which keeps it in "
                 "fp32 beside this base, or merge into a base in fp32"
             )
-        for location in found:
+        for location in places:
             array = changed.get(location.initializer)
             if array is None:
                 array = arrays[location.initializer].copy()

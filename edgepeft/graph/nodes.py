@@ -64,11 +64,11 @@ def linear_users(value: ir.Value) -> list[ir.Node]:
     A head that is tied to the embedding stands behind one: the weight is stored once, and ONNX Runtime transposes it
     when it opens the model.
     """
-    found = [node for node, index in value.uses() if index == 1 and is_linear(node)]
+    users = [node for node, index in value.uses() if index == 1 and is_linear(node)]
     for node, _ in value.uses():
         if _is_transpose(node):
-            found.extend(user for user, index in node.outputs[0].uses() if index == 1 and is_linear(user))
-    return found
+            users.extend(user for user, index in node.outputs[0].uses() if index == 1 and is_linear(user))
+    return users
 
 
 def weight_is_transposed(node: ir.Node) -> bool:
@@ -160,13 +160,15 @@ class Chain:
         for user, index in list(old.uses()):
             if id(user) not in mine:
                 user.replace_input_with(index, new)
+        home = anchor.graph  # the main graph, or a body of control flow
+        assert isinstance(home, ir.Graph)
         if old.is_graph_output():
             name = old.name
-            for position, output in enumerate(self.graph.outputs):
+            for position, output in enumerate(home.outputs):
                 if output is old:
-                    self.graph.outputs[position] = new
+                    home.outputs[position] = new
             old.name, new.name = f"{self.prefix}/base_output", name
-        self.graph.insert_after(anchor, self.nodes)
+        home.insert_after(anchor, self.nodes)
 
 
 def split_bias(graph: ir.Graph, node: ir.Node) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..errors import CaptureError
+from ..scratch import scratch_folder
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def open_graph(
     if isinstance(graph, Path):
         # Weights are in a file to save memory: no second copy in the kernels' own layout, for a few runs.
         options.add_session_config_entry("session.disable_prepacking", "1")
-    with tempfile.TemporaryDirectory(prefix="edgepeft-") as folder:
+    with scratch_folder("graph") as folder:
         if isinstance(graph, Path):
             path = graph
         else:
@@ -44,11 +44,11 @@ def open_graph(
         def run(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             inputs = {name: array for name, array in feeds.items() if name in accepted}
             try:
-                found = session.run(names, inputs)
+                outputs = session.run(names, inputs)
             except Exception as error:  # as above
                 shapes = {name: array.shape for name, array in inputs.items()}
                 raise CaptureError(f"ONNX Runtime fails on inputs {shapes}: {error}") from error
-            return dict(zip(names, found, strict=True))
+            return dict(zip(names, outputs, strict=True))
 
         yield run
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from ..adapters.read import read_adapter as read_adapter
     from ..base.capture import capture as capture
-    from ..graph.slots.add import add_slots as add_slots
+    from ..graph.edit_base import add_slots as add_slots
     from ..train.adapter import train_adapter as train_adapter
     from ..validate.run import validate as validate
     from ._add import add as add
@@ -41,7 +41,7 @@ _HOME = {
     "train_adapter": "..train.adapter",
     "capture": "..base.capture",
     "read_adapter": "..adapters.read",
-    "add_slots": "..graph.slots.add",
+    "add_slots": "..graph.edit_base",
     "write_bundle": "._write",
     "validate": "..validate.run",
     "describe": "._describe",

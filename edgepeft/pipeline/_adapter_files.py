@@ -75,9 +75,11 @@ def write_adapter(folder: Path, name: str, tensors: Mapping[str, Any], metadata:
         slots_hash=metadata["slots_hash"],
     )
     write_adapter_onnx(folder / files["onnx"], tensors, metadata)
-    return AdapterEntry(
-        **files,
-        **metadata,
-        tensors={tensor: tuple(array.shape) for tensor, array in tensors.items()},
-        bytes=(folder / files["onnx_adapter"]).stat().st_size,
+    return AdapterEntry.model_validate(
+        {
+            **files,
+            **metadata,
+            "tensors": {tensor: tuple(array.shape) for tensor, array in tensors.items()},
+            "bytes": (folder / files["onnx_adapter"]).stat().st_size,
+        }
     )

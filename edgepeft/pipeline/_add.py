@@ -12,10 +12,12 @@ import numpy as np
 from .. import runtime as runtimes
 from ..adapters.bundle_weights import BundleWeights
 from ..adapters.contract import check_belongs
-from ..adapters.files import AdapterFile, read_adapter_onnx, read_onnx_adapter, version_number
+from ..adapters.files import AdapterFile, contract_of, read_adapter_onnx, read_onnx_adapter, version_number
 from ..adapters.fill import check_shape
 from ..adapters.read import read_adapter
 from ..bundle import LOCK_TIMEOUT, AdapterEntry, Bundle, Manifest, check_name, read_bundle, rereading
+from ..bundle.adapter_checks import check_labels, check_ranks
+from ..bundle.names import check_distinct
 from ..bundle.read import check_prefix_tensors
 from ..errors import AdapterError, AdapterMismatchError, InputError
 from ..validate.probe import bundle_probe, same_outputs
@@ -43,6 +45,7 @@ def _exported_file(path: Path) -> AdapterFile:
             f"{path.name} carries no contract of its own; put {beside.name}, which was exported with it, beside it"
         )
     found = read_adapter_onnx(beside)
+    contract_of(found, beside)
     if path.suffix == ".onnx_adapter":
         tensors, model, slots = read_onnx_adapter(path)
         versions = (version_number(found.metadata["base_identity"]), version_number(found.metadata["slots_hash"]))
@@ -78,7 +81,10 @@ def _from_file(bundle: Bundle, name: str, path: Path) -> tuple[dict[str, Any], d
             raise AdapterMismatchError(f"adapter {name!r} fills {tensor}, which is not a slot of this base")
         check_shape(array.shape, shapes[tensor], f"adapter {name!r}, {tensor}")
     found_shapes = {tensor: tuple(array.shape) for tensor, array in found.tensors.items()}
-    check_prefix_tensors(f"adapter {name!r} ({path})", found_shapes, found.metadata.get("prefix_length", 0), manifest)
+    what, labels = f"adapter {name!r} ({path})", found.metadata.get("labels")
+    check_prefix_tensors(what, found_shapes, found.metadata.get("prefix_length", 0), manifest)
+    check_ranks(what, found_shapes, found.metadata["ranks"], manifest)
+    check_labels(what, found_shapes, labels, manifest)
     return dict(found.tensors), dict(found.metadata)
 
 
@@ -176,6 +182,10 @@ def _read(
 
 
 def _check_free(manifest: Manifest, path: Path, name: str, replace: bool) -> None:
+    try:
+        check_distinct((*manifest.adapters, name), "adapters")
+    except ValueError as error:
+        raise InputError(f"{path}: {error}; choose another name") from error
     if name in manifest.adapters and not replace:
         raise InputError(f"{path} already has an adapter {name!r}; choose another name, or replace it with --replace")
 

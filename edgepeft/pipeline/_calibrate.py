@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from ..quantize.w8a16 import Ranges, with_extremes
 from ..runtime.active import load_adapter
 from ..runtime.sessions import open_session
 from ..runtime.text import TextEncoder
+from ..scratch import scratch_folder
 
 #: Texts run for each adapter, spread evenly over those given.
 ROWS = 64
@@ -35,7 +35,7 @@ def measure_ranges(
     """
     check_texts(bundle, data)
     manifest = bundle.manifest
-    with tempfile.TemporaryDirectory(prefix="edgepeft-calibrate-") as scratch:
+    with scratch_folder("calibrate") as scratch:
         file = Path(scratch) / "extremes.onnx"
         names = with_extremes(bundle.file(manifest.variants["fp32"].file), file, manifest.slots)
         return _run(bundle, file, names, _texts(bundle, data, rows), announce)

@@ -4,43 +4,44 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..adapters.checkpoint import read_checkpoint
+from ..adapters.base_weights import HeldWeights
+from ..adapters.checkpoint import Checkpoint, Source, read_checkpoint
 from ..adapters.describe import AdapterPlan, describe_adapter
 from ..adapters.layout import as_linear
 from ..adapters.read import layers_of
 from ..bundle import MANIFEST_NAME, read_bundle, rereading
 
 
-def describe(source: str | Path, base: str | Path | None = None, *, max_rank: int | None = None) -> AdapterPlan:
+def describe(source: Source, base: str | Path | None = None, *, max_rank: int | None = None) -> AdapterPlan:
     """How the PEFT checkpoint at ``source`` will ship.
 
     ``base`` is the model it was trained over (a folder or a Hugging Face id), or a bundle of it: then the adapter is lowered
     and the plan says what came out. A bundle needs no torch, where the method has a closed form. Raises
     :class:`AdapterError` for a checkpoint that cannot be read and for one that does not fit the base.
     """
+    checkpoint = read_checkpoint(source)
     if base is None:
-        return describe_adapter(source, max_rank=max_rank)
+        return describe_adapter(checkpoint, max_rank=max_rank)
     if (Path(base) / MANIFEST_NAME).is_file():
-        return _over_bundle(base, source, max_rank)
+        return _over_bundle(base, checkpoint, max_rank)
     from ..base.load import load_model
     from ..base.markers import parameters_of
 
-    checkpoint = read_checkpoint(source)
     loaded = load_model(base, peft_task=checkpoint.config.get("task_type"), layers=layers_of(checkpoint))
-    weights = as_linear(loaded.model, parameters_of(loaded.model))
+    weights = HeldWeights(as_linear(loaded.model, parameters_of(loaded.model)))
     return describe_adapter(
-        source, weights=weights.get, module=lambda: loaded.model, max_rank=max_rank, layers=loaded.layers
+        checkpoint, weights=weights, module=lambda: loaded.model, max_rank=max_rank, layers=loaded.layers
     )
 
 
 @rereading
-def _over_bundle(base: str | Path, source: str | Path, max_rank: int | None) -> AdapterPlan:
+def _over_bundle(base: str | Path, checkpoint: Checkpoint, max_rank: int | None) -> AdapterPlan:
     from ..adapters.bundle_weights import BundleWeights
     from ._add import base_module
 
     bundle = read_bundle(base)
     return describe_adapter(
-        source,
+        checkpoint,
         weights=BundleWeights(bundle),
         module=lambda: base_module(bundle),
         max_rank=max_rank,

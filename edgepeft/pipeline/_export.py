@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 from ..adapters import Adapter, read_adapter
-from ..adapters.checkpoint import read_checkpoint
+from ..adapters.checkpoint import Checkpoint, read_checkpoint
 from ..adapters.contract import check_belongs
 from ..adapters.read import layers_of, method_of, opaque_adapter, task_ids
 from ..base.base import Base
@@ -19,9 +19,9 @@ from ..base.capture import capture
 from ..base.replicate import LayerMap
 from ..bundle import LOCK_TIMEOUT, Bundle, check_name
 from ..errors import InputError
+from ..graph.edit_base import add_slots, merge
 from ..graph.editable import MergedBase
 from ..graph.merge import merged_weight
-from ..graph.slots.encoder_decoder import add_slots_to_parts, fold_parts
 from ..quantize.merge_error import lost_by_rounding
 from ..validate.parity import check_parity
 from ..validate.quantized_base import check_given
@@ -43,27 +43,26 @@ class Exported:
     capture_parity: float
 
 
-def _peft_task(adapters: Mapping[str, str | Path]) -> str | None:
+def _peft_task(checkpoints: Mapping[str, Checkpoint]) -> str | None:
     """The one task type that the checkpoints name; several are an error, and so is a method that nobody knows."""
-    checkpoints = {name: read_checkpoint(source) for name, source in adapters.items()}
     for checkpoint in checkpoints.values():
         task_ids(checkpoint, method_of(checkpoint).tasks)
     types = {name: checkpoint.config.get("task_type") for name, checkpoint in checkpoints.items()}
-    found = {value for value in types.values() if value}
-    if len(found) > 1:
+    named = {value for value in types.values() if value}
+    if len(named) > 1:
         raise InputError(f"adapters are for different tasks: {types}; one bundle serves one task")
-    return found.pop() if found else None
+    return named.pop() if named else None
 
 
-def _layers(adapters: Mapping[str, str | Path]) -> LayerMap:
+def _layers(checkpoints: Mapping[str, Checkpoint]) -> LayerMap:
     """The one ``layer_replication`` that the checkpoints name; several are an error."""
-    found = {name: layers_of(read_checkpoint(source)) for name, source in adapters.items()}
-    if len(set(found.values())) > 1:
-        said = ", ".join(f"{name}: {[list(pair) for pair in layers] or 'none'}" for name, layers in found.items())
+    maps = {name: layers_of(checkpoint) for name, checkpoint in checkpoints.items()}
+    if len(set(maps.values())) > 1:
+        said = ", ".join(f"{name}: {[list(pair) for pair in layers] or 'none'}" for name, layers in maps.items())
         raise InputError(
             f"adapters ask for different bases (layer_replication of {said}); one bundle has one base. Export them apart"
         )
-    return next(iter(found.values()), ())
+    return next(iter(maps.values()), ())
 
 
 def export(
@@ -101,12 +100,15 @@ def export(
         raise InputError(f"--mode {mode} needs at least one --adapter NAME=PATH")
     if mode == "swap" or len(adapters) == 1:
         check_target_folder(out)
-    peft_task = _peft_task(adapters)
+    checkpoints = {name: read_checkpoint(source) for name, source in adapters.items()}
+    peft_task = _peft_task(checkpoints)
     if mode == "bake":
         if onnx is not None:
             raise InputError("--mode bake traces PEFT's model; an ONNX file of the base (--onnx) has no place in that")
-        return _bake(str(model), adapters, out, task, None if task else peft_task, max_length, force, write, announce)
-    layers = _layers(adapters)
+        return _bake(
+            str(model), checkpoints, out, task, None if task else peft_task, max_length, force, write, announce
+        )
+    layers = _layers(checkpoints)
     announce(f"capturing {model}")
     if layers:
         announce(f"with layers {[list(pair) for pair in layers]} behind each other, each with weights of its own")
@@ -121,9 +123,9 @@ def export(
     )
     announce(f"captured {base.architecture} ({base.captured_by}), {base.parity:.1e} from PyTorch{_matched(base)}")
     read: list[Adapter] = []
-    for name, source in adapters.items():
+    for name, checkpoint in checkpoints.items():
         adapter = read_adapter(
-            source,
+            checkpoint,
             name=name,
             weights=base.weight,
             module=lambda: base.reference,
@@ -136,8 +138,8 @@ def export(
             announce(f"adapter {name}: {note}")
         read.append(adapter)
     if mode == "merge":
-        return _merge(base, read, adapters, out, write, announce)
-    return _swap(base, read, adapters, out, slots, write, announce, Path(onnx) if onnx is not None else None)
+        return _merge(base, read, checkpoints, out, write, announce)
+    return _swap(base, read, checkpoints, out, slots, write, announce, Path(onnx) if onnx is not None else None)
 
 
 def _matched(base: Base) -> str:
@@ -152,22 +154,22 @@ def _matched(base: Base) -> str:
 def _swap(
     base: Base,
     read: list[Adapter],
-    sources: Mapping[str, str | Path],
+    checkpoints: Mapping[str, Checkpoint],
     out: Path,
     reserve: Literal["adapters", "all-linear"],
     write: Write,
     announce: Announce,
     given: Path | None,
 ) -> Exported:
-    slotted = add_slots_to_parts(base, read, reserve=reserve)
+    slotted = add_slots(base, read, reserve=reserve)
     parity: list[AdapterParity] = []
 
     def check(bundle: Bundle) -> None:
-        if sources:
+        if checkpoints:
             announce("comparing every adapter with PEFT")
         if given is not None and base.variant != "fp32":
             check_given(bundle, given)
-        parity.extend(check_parity(bundle, sources, base.source, module=base.reference, settle=base.forget))
+        parity.extend(check_parity(bundle, checkpoints, base.source, module=base.reference, settle=base.forget))
 
     bundle = write(
         out,
@@ -187,16 +189,16 @@ def _hashes(read: list[Adapter]) -> dict[str, str]:
 
 
 def _merge(
-    base: Base, read: list[Adapter], sources: Mapping[str, str | Path], out: Path, write: Write, announce: Announce
+    base: Base, read: list[Adapter], checkpoints: Mapping[str, Checkpoint], out: Path, write: Write, announce: Announce
 ) -> Exported:
     bundles: list[Bundle] = []
     parity: list[AdapterParity] = []
     for adapter in read:
-        merged = fold_parts(base, adapter)
+        merged = merge(base, adapter)
         recipe = {"checkpoints": _hashes([adapter]), "merge_error": lost_by_rounding(_merged_weights(base, adapter))}
 
         def check(bundle: Bundle, adapter: Adapter = adapter) -> None:
-            checked = {adapter.name: sources[adapter.name]}
+            checked = {adapter.name: checkpoints[adapter.name]}
             parity.extend(check_parity(bundle, checked, base.source, module=base.reference, settle=base.forget))
 
         target = out if len(read) == 1 else out / adapter.name
@@ -220,7 +222,7 @@ def _merged_weights(base: Base, adapter: Adapter) -> Iterator[tuple[np.ndarray, 
 
 def _bake(
     model: str,
-    sources: Mapping[str, str | Path],
+    checkpoints: Mapping[str, Checkpoint],
     out: Path,
     task: str | None,
     peft_task: str | None,
@@ -234,18 +236,18 @@ def _bake(
     bundles: list[Bundle] = []
     parity: list[AdapterParity] = []
     captured = 0.0
-    for name, source in sources.items():
-        adapter = opaque_adapter(source, name=name)
+    for name, checkpoint in checkpoints.items():
+        adapter = opaque_adapter(checkpoint, name=name)
         announce(f"tracing {model} with {name} ({adapter.method})")
-        base = bake(model, source, task=task, peft_task=peft_task, max_length=max_length, announce=announce)
+        base = bake(model, checkpoint, task=task, peft_task=peft_task, max_length=max_length, announce=announce)
         captured = max(captured, base.parity)
         check_belongs(adapter, identity=base.identity, source=base.source, force=force, announce=announce)
 
-        def check(bundle: Bundle, name: str = name, source: str | Path = source) -> None:
-            parity.extend(check_parity(bundle, {name: source}, model))
+        def check(bundle: Bundle, base: Base = base, name: str = name, checkpoint: Checkpoint = checkpoint) -> None:
+            parity.extend(check_parity(bundle, {name: checkpoint}, model, module=base.reference))
 
         content = MergedBase(graph=base.graph, adapter=adapter, baked=True)
-        target = out if len(sources) == 1 else out / name
+        target = out if len(checkpoints) == 1 else out / name
         bundles.append(write(target, base, content, recipe={"checkpoints": _hashes([adapter])}, check=check))
     _announce_parity(parity, announce)
     return Exported(bundles=tuple(bundles), parity=tuple(parity), capture_parity=captured)

@@ -6,11 +6,11 @@ import contextlib
 import io
 import logging
 import shutil
-import tempfile
 import warnings
 from pathlib import Path
 
 from ..errors import BundleError
+from ..scratch import scratch_folder
 
 
 def convert_to_ort(model: Path) -> tuple[Path, Path]:
@@ -23,7 +23,7 @@ def convert_to_ort(model: Path) -> tuple[Path, Path]:
     import onnxruntime as ort
     from onnxruntime.tools.convert_onnx_models_to_ort import OptimizationStyle, convert_onnx_models_to_ort
 
-    with tempfile.TemporaryDirectory(prefix="edgepeft-ort-") as scratch:
+    with scratch_folder("ort") as scratch:
         work = Path(scratch)
         # The converter takes every model of a folder, so it gets one of its own.
         for path in model.parent.glob(f"{model.stem}.onnx*"):

@@ -11,8 +11,8 @@ import onnx_ir as ir
 from ..adapters.files import read_onnx_adapter, write_onnx_adapter
 from ..bundle import LOCK_TIMEOUT, Bundle, Manifest, Variant
 from ..errors import InputError, ParityError
-from ..graph.passes.plain_inputs import plain_inputs
-from ..graph.passes.unpack_int4 import set_accuracy_level, unpack_weights
+from ..graph.passes.plain_inputs import PlainInputs
+from ..graph.passes.unpack_int4 import SetAccuracyLevel, UnpackInt4
 from ..runtime import open as open_bundle
 from ..validate.probe import bundle_probe, same_outputs
 from ._edit import Edit, edit
@@ -91,11 +91,11 @@ def _unpack(bundle: Bundle, variant: str, announce: Announce) -> bool:
     """
     path = bundle.file(bundle.manifest.variants[variant].input_file or "")
     graph = ir.load(path)
-    set_accuracy_level(graph, 0)
+    SetAccuracyLevel(0)(graph)
     reference = path.with_name("reference.onnx")
     ir.save(graph, reference)
     try:
-        if not unpack_weights(graph):
+        if not UnpackInt4()(graph).modified:
             return False
         announce(f"unpacking the 4-bit weights of {variant} when a session is made")
         path.unlink()
@@ -126,8 +126,9 @@ def _write(folder: Path, variant: Variant, manifest: Manifest) -> Variant:
         graph = ir.load(folder / file)
         there = {value.name for value in graph.graph.inputs} | set(graph.graph.initializers)
         slots = [name for name in manifest.slots.tensors() if len(graphs) == 1 or name in there]
-        found = plain_inputs(graph, [*slots, *(value.name for value in manifest.inputs if value.optional)])
-        defaults |= {name: found[name] for name in slots}
+        optional = [value.name for value in manifest.inputs if value.optional]
+        defaulted = PlainInputs([*slots, *optional])(graph).defaults
+        defaults |= {name: defaulted[name] for name in slots}
         target = folder / input_style_file(file)
         target.unlink(missing_ok=True)
         ir.save(graph, target)

@@ -14,7 +14,8 @@ import onnx_ir as ir
 
 from ..bundle import SlotTable
 from ..graph.nodes import constant
-from .weights import Matrix, drop_unused, matrices, replace_node
+from ..graph.passes.edit import insert_behind, replace_node
+from .weights import Matrix, drop_unused, matrices
 
 #: Activations are uint8 around this zero point, -127 … 127 from it.
 ZERO, TOP = 128, 127
@@ -84,11 +85,7 @@ class _Activations:
         scaled = add("Div", "scaled", x, scale)
         one, zero = self._constant("one", np.float32(1)), self.zero
         quantized = add("QuantizeLinear", "quantized", scaled, one, zero)
-        producer = x.producer()
-        if producer is None:
-            self.graph.insert_before(self.graph[0], nodes)
-        else:
-            self.graph.insert_after(producer, nodes)
+        insert_behind(x, nodes)
         return quantized, scale
 
     @property
@@ -122,7 +119,7 @@ def _multiply(graph: ir.Graph, node: ir.Node, weight: ir.Value, scales: ir.Value
     found = add("Mul", "tokens" if bias is not None else "", [found, scale], floats)
     if bias is not None:
         add("Add", "", [found, bias], floats)
-    replace_node(graph, node, nodes)
+    replace_node(node, nodes)
 
 
 def _look_up(graph: ir.Graph, node: ir.Node, table: ir.Value, scales: ir.Value) -> None:
@@ -137,7 +134,7 @@ def _look_up(graph: ir.Graph, node: ir.Node, table: ir.Value, scales: ir.Value) 
     product = ir.node("Mul", [cast.outputs[0], scale.outputs[0]], name=node.name)
     for each, dtype in ((rows, ir.DataType.INT8), (cast, ir.DataType.FLOAT), (scale, ir.DataType.FLOAT)):
         each.outputs[0].name, each.outputs[0].type = f"{each.name}_output", ir.TensorType(dtype)
-    replace_node(graph, node, [rows, cast, scale, product])
+    replace_node(node, [rows, cast, scale, product])
 
 
 def _quantize(graph: ir.Graph, matrix: Matrix, activations: _Activations) -> None:
@@ -150,7 +147,7 @@ def _quantize(graph: ir.Graph, matrix: Matrix, activations: _Activations) -> Non
         if matrix.linear:  # a tied head: stored once, turned when the graph is opened
             turned = ir.node("Transpose", [stored], {"perm": [1, 0]}, name=f"{matrix.name}_int8/head")
             turned.outputs[0].name, turned.outputs[0].type = f"{matrix.name}_int8/head_output", stored.type
-            graph.insert_before(graph[0], turned)
+            insert_behind(stored, [turned])
             stored = turned.outputs[0]
     else:
         stored = constant(graph, f"{matrix.name}_int8", np.ascontiguousarray(weight.T))

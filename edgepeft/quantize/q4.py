@@ -9,7 +9,8 @@ import onnx_ir as ir
 
 from ..bundle import SlotTable
 from ..graph.nodes import constant
-from .weights import Matrix, drop_unused, matrices, replace_node
+from ..graph.passes.edit import home_of, replace_node
+from .weights import Matrix, drop_unused, matrices
 
 BLOCK = 32
 #: Activations as int8 inside the kernels (ONNX Runtime's documentation of MatMulNBits).
@@ -74,9 +75,7 @@ class _Blocks:
             "block_size": BLOCK,
             "accuracy_level": ACCURACY_LEVEL,
         }
-        replace_node(
-            self.graph, node, [ir.node("MatMulNBits", inputs, attributes, domain="com.microsoft", name=node.name)]
-        )
+        replace_node(node, [ir.node("MatMulNBits", inputs, attributes, domain="com.microsoft", name=node.name)])
 
     def gather(self, node: ir.Node) -> None:
         """Replace a table's lookup; the table is the head's weight under another shape."""
@@ -84,11 +83,11 @@ class _Blocks:
         view = ir.node("Reshape", [self.packed, flat], name=f"{self.name}/table")
         view.outputs[0].name = f"{self.name}/table_output"
         view.outputs[0].type = self.packed.type
-        self.graph.insert_before(node, view)
+        home_of(node).insert_before(node, view)
         inputs = [view.outputs[0], node.inputs[1], self.scales]
         attributes = {"bits": 4, "block_size": BLOCK, "gather_axis": 0, "quantize_axis": 1}
         new = ir.node("GatherBlockQuantized", inputs, attributes, domain="com.microsoft", name=node.name)
-        replace_node(self.graph, node, [new])
+        replace_node(node, [new])
 
 
 def q4(source: Path, target: Path, slots: SlotTable) -> None:

@@ -15,7 +15,8 @@ import onnx_ir as ir
 
 from ..bundle import SlotTable
 from ..graph.nodes import FLOAT, constant
-from .weights import Matrix, drop_unused, matrices, replace_node
+from ..graph.passes.edit import insert_behind, replace_node
+from .weights import Matrix, drop_unused, matrices
 
 #: Smallest and largest number of a value, by its name in the fp32 graph.
 Ranges = Mapping[str, tuple[float, float]]
@@ -113,7 +114,7 @@ class _Static:
             pair = _pair(found.outputs[0], one, zero, node.name or "")
             scaled = _node("Gather", [scales, ids], f"{node.name}/scale", FLOAT)
             product = _node("Mul", [pair[-1].outputs[0], scaled.outputs[0]], f"{node.name}/scaled", FLOAT)
-            replace_node(self.graph, node, [table, found, *pair, scaled, product])
+            replace_node(node, [table, found, *pair, scaled, product])
 
     def _linear(self, node: ir.Node, stored: ir.Value, scales: ir.Value, zeros: ir.Value) -> None:
         x, y = node.inputs[0], node.outputs[0]
@@ -125,17 +126,13 @@ class _Static:
         product.outputs[0].name = f"{node.name}/int8_output"
         product.outputs[0].type, product.outputs[0].shape = y.type, y.shape
         pair = self._measured_pair(product.outputs[0], y.name or "", f"{node.name}/out")
-        replace_node(self.graph, node, [weight, product, *pair])
+        replace_node(node, [weight, product, *pair])
 
     def _rounded(self, x: ir.Value) -> ir.Value:
         """``x`` through a QDQ pair, made once however many matrices multiply it."""
         if x not in self._inputs:
             pair = self._measured_pair(x, x.name or "", f"{x.name}/in")
-            producer = x.producer()
-            if producer is None:
-                self.graph.insert_before(self.graph[0], pair)
-            else:
-                self.graph.insert_after(producer, pair)
+            insert_behind(x, pair)
             self._inputs[x] = pair[-1].outputs[0]
         return self._inputs[x]
 

@@ -1,8 +1,8 @@
-"""What recipes share: a base's matrices with the nodes that read them, and replacing a node by others."""
+"""What recipes share: a base's matrices with the nodes that read them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from ..bundle import SlotTable
 from ..graph.nodes import is_quantized_linear, linear_users, weight_is_transposed
+from ..graph.passes.edit import home_of
 
 #: Smaller tables than this stay as they are: they are positions and types, and save nothing.
 SMALL = 4096
@@ -63,21 +64,10 @@ def matrices(graph: ir.Graph, slots: SlotTable, *, width: int = 1) -> Iterator[M
         yield Matrix(value, tuple(linear), tuple(tables), transposed.pop())
 
 
-def replace_node(graph: ir.Graph, old: ir.Node, new: Sequence[ir.Node]) -> None:
-    """Put ``new`` in ``old``'s place; the last node's output takes over its name, shape, type and users."""
-    before, after = old.outputs[0], new[-1].outputs[0]
-    after.shape, after.type, name = before.shape, before.type, before.name
-    before.name = f"{name}/fp32"
-    after.name = name
-    graph.insert_before(old, new)
-    before.replace_all_uses_with(after, replace_graph_outputs=True)
-    graph.remove(old, safe=True)
-
-
 def drop_unused(graph: ir.Graph, matrix: Matrix) -> None:
     """Remove the float32 matrix, and views of it, where nothing reads them any more."""
     for node, _ in list(matrix.value.uses()):
         if node.op_type == "Transpose" and not node.outputs[0].uses():
-            graph.remove(node, safe=True)
+            home_of(node).remove(node, safe=True)
     if not matrix.value.uses():
         del graph.initializers[matrix.name]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..bundle import AdapterEntry, Bundle
 from ..bundle.cache_names import PAST
-from ..errors import AdapterMismatchError, InputError
+from ..errors import AdapterMismatchError, CorruptBundleError, InputError
 from .buffers import as_values
 
 
@@ -64,14 +66,26 @@ def load_adapter(bundle: Bundle, name: str) -> ActiveAdapter:
     if entry.prefix_length:
         return _before_sequence(bundle, name, entry)
     handle = ort.LoraAdapter()
-    # What the bundle was opened with, whatever was added under that name since. The map outlives the open file.
-    with bundle.open(entry.onnx_adapter) as file:
-        handle.Load(file.load_path)
     options = ort.RunOptions()
-    options.add_active_adapter(handle)
+    # What the bundle was opened with, whatever was added under that name since. The map outlives the open file.
+    with bundle.open(entry.onnx_adapter) as file, readable(bundle.file(entry.onnx_adapter), name):
+        handle.Load(file.load_path)
+        options.add_active_adapter(handle)
     return ActiveAdapter(
         name=name, scale=1.0, labels=entry.labels, options=options, handle=handle, identity=(name, 1.0)
     )
+
+
+@contextmanager
+def readable(path: Path, name: str) -> Iterator[None]:
+    """Turn what ONNX Runtime raises over an adapter's file into :class:`CorruptBundleError`; its types are not public."""
+    try:
+        yield
+    except Exception as error:
+        raise CorruptBundleError(
+            f"{path} is not an adapter that ONNX Runtime can load: {str(error)[:300]}. Copy the bundle again, or add {name!r} "
+            "again from its checkpoint."
+        ) from error
 
 
 def _before_sequence(bundle: Bundle, name: str, entry: AdapterEntry) -> ActiveAdapter:
@@ -121,7 +135,7 @@ def read_tensors(bundle: Bundle, name: str, entry: AdapterEntry) -> dict[str, np
     """The adapter's tensors by slot name, copied out of its file."""
     import onnxruntime as ort
 
-    with bundle.open(entry.onnx_adapter) as file:
+    with bundle.open(entry.onnx_adapter) as file, readable(bundle.file(entry.onnx_adapter), name):
         form = ort.AdapterFormat.read_adapter(file.load_path)
         tensors = {tensor: value.numpy().copy() for tensor, value in form.get_parameters().items()}
     check_tensors(bundle, name, entry, tensors)

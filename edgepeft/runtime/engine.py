@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..bundle import Bundle, Manifest
+from ..bundle.manifest import MAX_THREADS
 from ..errors import InputError, UnknownAdapterError
 from .active import ActiveAdapter, read_tensors, scaled_adapter
 from .arrays import Inputs, check_arrays
@@ -18,7 +19,7 @@ from .mixed import hide_padding, mixed_adapter
 from .once import Once
 from .prefix import after_prefix
 from .resident import ResidentAdapters
-from .sessions import open_graph_session, run_values
+from .sessions import check_session, open_graph_session, run_values
 from .text import TextEncoder
 
 
@@ -34,9 +35,11 @@ class Engine:
         self.variant, self._entry = bundle.variant(variant)
         if threads is None:
             # A bundle made for a target knows how many threads it has there.
-            threads = bundle.manifest.provenance.get("target", {}).get("threads")
-        if threads is not None and threads < 1:
-            raise InputError(f"threads must be at least 1, found {threads}")
+            threads = bundle.manifest.target_threads
+        if threads is not None and (type(threads) is not int or not 1 <= threads <= MAX_THREADS):
+            raise InputError(
+                f"threads must be a whole number of at least 1 and at most {MAX_THREADS}, found {threads!r:.80}"
+            )
         self.threads: int | None = threads
         # Opening a graph verifies it and its weights; a decoder, opened when it is first used, is verified here all the same.
         opened = {self._entry.file, *(() if self._entry.decoder_file is not None else self._entry.data)}
@@ -44,6 +47,8 @@ class Engine:
         for name, adapter in bundle.manifest.adapters.items():
             read_tensors(bundle, name, adapter)
         self._session: Any = open_graph_session(bundle, self._entry.file, threads=threads)
+        if self._entry.decoder_file is None:
+            check_session(self._session, bundle.file(self._entry.file), bundle.manifest)
         self._outputs = [output.name for output in self._session.get_outputs()]
         self._slots = {value.name for value in self._session.get_overridable_initializers()}
         self._decoder_session = Once(self._open_decoder)

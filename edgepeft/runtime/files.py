@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from ..bundle import Bundle
@@ -22,6 +25,20 @@ def read_object(bundle: Bundle, name: str) -> dict[str, Any]:
     return bundle.read_json(name) if name in bundle.manifest.files else {}
 
 
+@contextmanager
+def tokenizing(path: Path, cannot: str) -> Iterator[None]:
+    """Turn what ``tokenizers`` raises over a ``tokenizer.json`` that it cannot work with into :class:`BundleError`.
+
+    It raises bare ``Exception``, and a ``BaseException`` of its own where its Rust code panics.
+    """
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise BundleError(f"{path} {cannot}: {str(error)[:300]}; export the bundle again") from error
+
+
 def read_tokenizer(bundle: Bundle, without: str) -> Any:
     """A ``tokenizers.Tokenizer`` of its own for the caller, which may set its padding and truncation.
 
@@ -33,7 +50,5 @@ def read_tokenizer(bundle: Bundle, without: str) -> Any:
     text = read_text(bundle, "tokenizer.json")
     if text is None:
         raise BundleError(f"{bundle.path} holds no tokenizer.json, {without}")
-    try:
+    with tokenizing(bundle.file("tokenizer.json"), "is not a tokenizer"):
         return Tokenizer.from_str(text)
-    except Exception as error:  # tokenizers raises bare Exception
-        raise BundleError(f"{bundle.file('tokenizer.json')} is not a tokenizer: {error}") from error

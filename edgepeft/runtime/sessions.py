@@ -8,8 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle import Bundle
+from ..bundle import Bundle, Manifest
 from ..errors import BundleError
+
+#: ONNX Runtime's names of types that a manifest calls otherwise.
+_TYPES = {"float32": "float", "float64": "double"}
 
 
 def open_graph_session(
@@ -59,6 +62,38 @@ def open_session(
     except Exception as error:  # ONNX Runtime's exception types are not public
         where = "the graph" if isinstance(model, bytes) else model
         raise BundleError(f"ONNX Runtime cannot open {where}: {error}") from error
+
+
+def check_session(session: Any, path: Path, manifest: Manifest) -> None:
+    """Refuse a graph that is not what the manifest says: other inputs, or outputs that it lacks.
+
+    Raises:
+        BundleError: Names the graph and the first input or output that does not fit.
+    """
+    required = {value.name: value for value in session.get_inputs()}
+    # Slots, and inputs that a run may leave out, have defaults in the graph.
+    inputs = {value.name: value for value in session.get_overridable_initializers()} | required
+    outputs = {value.name: value for value in session.get_outputs()}
+    extra = required.keys() - {value.name for value in manifest.inputs} - manifest.slots.tensors().keys()
+    for what, values, found in (("input", manifest.inputs, inputs), ("output", manifest.outputs, outputs)):
+        names = {value.name for value in values}
+        if not names <= found.keys() or (what == "input" and extra):
+            odd = sorted(names - found.keys() or extra)[0]
+            raise BundleError(
+                f"{path} has the {what}s {', '.join(sorted(found.keys() - manifest.slots.tensors().keys()))[:300]}; the manifest "
+                f"says {', '.join(sorted(names))[:300]} ({odd} is odd). Export the bundle again."
+            )
+        for value in values:
+            shape, kind = found[value.name].shape, found[value.name].type
+            ranks_differ = bool(shape) and len(shape) != len(value.shape)
+            if ranks_differ or kind not in {
+                f"tensor({value.dtype})",
+                f"tensor({_TYPES.get(value.dtype, value.dtype)})",
+            }:
+                raise BundleError(
+                    f"{path}: {what} {value.name} is {kind} {shape}; the manifest says {value.dtype} {list(value.shape)}. "
+                    "Export the bundle again."
+                )
 
 
 def run_values(

@@ -10,7 +10,7 @@ import numpy as np
 
 from ..bundle import Bundle
 from ..errors import InputError
-from .files import read_object, read_tokenizer
+from .files import read_object, read_tokenizer, tokenizing
 
 #: Texts, or pairs of texts.
 Texts = Sequence[str] | Sequence[tuple[str, str]]
@@ -22,11 +22,14 @@ class TextEncoder:
     def __init__(self, bundle: Bundle) -> None:
         # Its padding and truncation are set here, once: threads share it.
         self._tokenizer = read_tokenizer(bundle, "so it runs on arrays only: pass a mapping of input_ids, …")
+        self._where = bundle.file("tokenizer.json")
         self._inputs = {value.name for value in bundle.manifest.inputs}
         pad_token, pad_id = self._padding(bundle)
         self._tokenizer.enable_padding(pad_id=pad_id, pad_token=pad_token)
         if bundle.manifest.max_length:
-            self._tokenizer.enable_truncation(bundle.manifest.max_length)
+            # It refuses where the special tokens alone are longer.
+            with tokenizing(self._where, "cannot cut texts"):
+                self._tokenizer.enable_truncation(bundle.manifest.max_length)
 
     def _padding(self, bundle: Bundle) -> tuple[str, int]:
         """The pad token the model was trained with; without one, token 0 (the mask hides it)."""
@@ -44,11 +47,7 @@ class TextEncoder:
 
     def encode(self, texts: Texts) -> dict[str, np.ndarray]:
         """Padded int64 arrays ``[batch, sequence]`` for every input the base takes."""
-        try:
-            encodings = self._tokenizer.encode_batch(list(texts))
-        except (TypeError, UnicodeEncodeError) as error:
-            wrong = next((t for t in texts if not _is_text(t)), texts)
-            raise InputError(f"{wrong!r} is not a text (valid Unicode), nor a pair of two texts") from error
+        encodings = self._encodings(texts)
         arrays = {
             "input_ids": np.array([e.ids for e in encodings], np.int64),
             "attention_mask": np.array([e.attention_mask for e in encodings], np.int64),
@@ -58,17 +57,27 @@ class TextEncoder:
 
     def truncated(self, texts: Texts) -> list[int]:
         """Positions of the texts that are cut to the longest input."""
-        return [row for row, encoding in enumerate(self._tokenizer.encode_batch(list(texts))) if encoding.overflowing]
+        return [row for row, encoding in enumerate(self._encodings(texts)) if encoding.overflowing]
+
+    def _encodings(self, texts: Texts) -> list[Any]:
+        for text in texts:
+            if not is_text(text):
+                raise InputError(f"{text!r:.200} is not a text (valid Unicode), nor a pair of two texts")
+        with tokenizing(self._where, "cannot encode a text"):
+            encodings: list[Any] = self._tokenizer.encode_batch(list(texts))
+        return encodings
 
     def tokens(self, text: str | tuple[str, str]) -> list[str]:
         """The tokens of one text, special ones included."""
         inputs = (text,) if isinstance(text, str) else text
-        tokens: list[str] = self._tokenizer.encode(*inputs).tokens
+        with tokenizing(self._where, "cannot encode a text"):
+            tokens: list[str] = self._tokenizer.encode(*inputs).tokens
         return tokens
 
     def decode(self, numbers: Sequence[int]) -> str:
         """The text of some tokens, special ones left out."""
-        return str(self._tokenizer.decode(list(numbers)))
+        with tokenizing(self._where, "cannot decode tokens"):
+            return str(self._tokenizer.decode(list(numbers)))
 
     def token(self, number: int) -> str:
         """The token with an id."""
@@ -80,10 +89,17 @@ class TextEncoder:
         return number
 
 
-def _is_text(value: object) -> bool:
+def is_text(value: object) -> bool:
+    """Whether ``value`` is a text that a tokenizer takes (no half of a surrogate pair), or a pair of two."""
     if isinstance(value, tuple):
-        return len(value) == 2 and all(isinstance(part, str) and _is_text(part) for part in value)
-    return isinstance(value, str) and not any("\ud800" <= character <= "\udfff" for character in value)
+        return len(value) == 2 and all(isinstance(part, str) and is_text(part) for part in value)
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)

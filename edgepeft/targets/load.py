@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
@@ -14,7 +15,11 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from ..errors import TargetError
+from ..strict_json import parse_json
 from .schema import Target
+
+#: Most bytes of a target file.
+_MAX_BYTES = 2**20
 
 #: Belong to one file: a target that extends another still says what it is.
 _OWN = ("name", "summary", "extends")
@@ -111,14 +116,23 @@ def _read_chain(path: Path) -> list[_File]:
 
 def _read(path: Path) -> _File:
     try:
-        text = path.read_text(encoding="utf-8")
-        return _File(path, text, tomllib.loads(text))
+        with path.open("rb") as file:
+            raw = file.read(_MAX_BYTES + 1)
+        if len(raw) > _MAX_BYTES:
+            raise TargetError(f"target file {path} has more than {_MAX_BYTES:,} bytes")
+        text = raw.decode("utf-8")
+        value = tomllib.loads(text)
+        # As JSON it has our bounds: TOML's own are the memory, and Python fails on numbers of thousands of digits.
+        parse_json(json.dumps(value, default=str), f"target file {path}", error=TargetError, finite=False)
+        return _File(path, text, value)
     except OSError as error:
         raise TargetError(f"cannot read target file {path}: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise TargetError(f"target file {path} is not UTF-8 (byte {error.start})") from error
     except tomllib.TOMLDecodeError as error:
         raise TargetError(f"target file {path} is not valid TOML: {error}") from error
+    except (ValueError, RecursionError) as error:  # numbers of thousands of digits; tables without end
+        raise TargetError(f"target file {path} cannot be read: {str(error)[:200]}") from error
 
 
 def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import runtime as runtimes
-from ..adapters.checkpoint import split_task
+from ..adapters.checkpoint import Source, read_checkpoint, split_task
 from ..bundle import Bundle
 from ..errors import InputError, ParityError
 from ..runtime import Runtime
@@ -22,21 +22,22 @@ from .result import AdapterParity
 def peft_outputs(
     bundle: Bundle,
     name: str,
-    source: str | Path,
+    source: Source,
     base: str,
     probe: Probe,
     *,
     module: Any | None = None,
     rounded: Rounded | None = None,
 ) -> Found:
-    """What PEFT computes for an adapter's checkpoint at ``source`` over the model ``base``.
+    """What PEFT computes for an adapter's checkpoint over the model ``base``.
 
     ``module`` is that model where it is loaded; ``rounded`` is what :func:`edgepeft.validate.quantized_base.comparable` gives.
     """
     manifest = bundle.manifest
     labels = manifest.labels if manifest.mode != "swap" else manifest.adapters[name].labels
+    checkpoint = read_checkpoint(source)
     with peft_reference(
-        base, source, task=manifest.task, num_labels=head_width(source, labels), module=module, rounded=rounded
+        base, checkpoint, task=manifest.task, num_labels=head_width(checkpoint, labels), module=module, rounded=rounded
     ) as reference:
         return probe.reference(reference)
 
@@ -94,7 +95,7 @@ def _judged(runtime: Runtime, name: str, expected: Found, probe: Probe) -> Adapt
 
 def check_parity(
     bundle: Bundle,
-    sources: Mapping[str, str | Path],
+    sources: Mapping[str, Source],
     base: str,
     *,
     module: Any | None = None,
@@ -117,7 +118,12 @@ def check_parity(
         runtime = runtimes.open(bundle.path)
         with comparable(runtime) as (compared, rounded):
             results = [
-                _judged(compared, name, peft_outputs(bundle, name, source, base, probe, rounded=rounded), probe)
+                _judged(
+                    compared,
+                    name,
+                    peft_outputs(bundle, name, source, base, probe, module=module, rounded=rounded),
+                    probe,
+                )
                 for name, source in sources.items()
             ]
     if runtime.adapters and not base_restored(runtime, probe):

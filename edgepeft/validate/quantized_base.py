@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +14,7 @@ from ..adapters.bundle_graph import load_graph
 from ..bundle import MANIFEST_NAME, Bundle, dump_manifest, hash_file
 from ..errors import InputError, ParityError
 from ..runtime import Runtime
+from ..scratch import scratch_folder
 from .probe import CausalProbe, bundle_probe
 from .reference import Rounded
 
@@ -40,7 +40,7 @@ def comparable(runtime: Runtime) -> Iterator[tuple[Runtime, Rounded | None]]:
     def rounded(model: Any) -> Mapping[str, np.ndarray]:
         return find_parameters(graph, model).rounded
 
-    with tempfile.TemporaryDirectory(prefix="edgepeft-") as folder:
+    with scratch_folder("base") as folder:
         copy = Path(folder) / "bundle"
         for listed in bundle.manifest.files:
             if listed not in variant.files():

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..adapters.checkpoint import read_checkpoint, split_task
-from ..adapters.through_peft.load import ask_for_task
+from ..adapters.checkpoint import Source, read_checkpoint
+from ..adapters.read import method_of
+from ..adapters.through_peft.load import ask_for_task, fit_heads, wrap
 from ..base.load import check_source, quiet
-from ..errors import AdapterError, InputError, MissingExtraError
+from ..errors import InputError, MissingExtraError
 
 #: Which numbers a base's PyTorch model is to compute with, by parameter name; the others stay its own.
 Rounded = Callable[[Any], Mapping[str, np.ndarray]]
@@ -34,62 +34,48 @@ def check_base(base: str) -> None:
 
 def peft_model(
     base: str,
-    adapter: str | Path,
+    adapter: Source,
     *,
     task: str,
     num_labels: int | None,
+    module: Any | None = None,
     rounded: Rounded | None = None,
 ) -> Any:
     """A fresh PEFT model in fp32 eval mode. ``num_labels`` is the width of the adapter's head, where it has one.
 
-    ``rounded`` says which numbers of the base to compute with in place of its own.
+    ``module`` is the base where it is loaded already: it is copied instead of read again. ``rounded`` says which numbers of
+    the base to compute with in place of its own.
     """
     try:
         import torch
         from optimum.exporters.tasks import TasksManager
-        from peft import PeftModel
 
         from ..base.quantized_reference import replace_parameters
     except ImportError as error:
         raise MissingExtraError(f"comparing with PEFT needs: pip install 'edgepeft[export]' ({error})") from error
     checkpoint = read_checkpoint(adapter)
-    auto = TasksManager.get_model_class_for_task(task)
     # A base with a head of its own may have another width than the adapter's, which takes its place.
     options = {} if num_labels is None else {"num_labels": num_labels, "ignore_mismatched_sizes": True}
     with quiet():
-        model = auto.from_pretrained(base, dtype=torch.float32, **options)
+        # PEFT repeats layers when it loads an adapter with layer_replication, where ``module`` has them repeated already.
+        if module is None or checkpoint.config.get("layer_replication"):
+            auto = TasksManager.get_model_class_for_task(task)
+            model = auto.from_pretrained(base, dtype=torch.float32, **options)
+        else:
+            model = copy.deepcopy(module)
+            fit_heads(model, checkpoint)
         numbers = rounded(model) if rounded is not None else {}
-        try:
-            wrapped = PeftModel.from_pretrained(model, str(checkpoint.path))
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise AdapterError(
-                f"PEFT cannot load {adapter} over {base}: {str(error).strip().splitlines()[0]}"
-            ) from error
+        wrapped = wrap(model, checkpoint)
     ask_for_task(wrapped, checkpoint.task)
     # Afterwards: checkpoints may bring the base's own embedding and head, which PEFT puts back.
     replace_parameters(wrapped.get_base_model(), numbers)
     return wrapped.eval()
 
 
-def _leaves_the_base_alone(adapter: str | Path) -> bool:
-    """Whether PEFT adds this adapter beside the base's numbers and changes none of them when it loads it."""
-    config = read_checkpoint(adapter).config
-    inits = config.get("init_lora_weights", True)
-    return (
-        config.get("peft_type") == "LORA"
-        and (isinstance(inits, bool) or inits == "gaussian")
-        and config.get("bias", "none") == "none"
-        and not any(
-            config.get(key)
-            for key in ("modules_to_save", "trainable_token_indices", "layer_replication", "target_parameters")
-        )
-    )
-
-
 @contextmanager
 def peft_reference(
     base: str,
-    adapter: str | Path,
+    adapter: Source,
     *,
     task: str,
     num_labels: int | None,
@@ -99,31 +85,24 @@ def peft_reference(
     """A PEFT model in fp32 eval mode for as long as it is needed.
 
     ``module`` is the base where it is loaded already: an adapter that leaves its numbers alone is put onto it and taken
-    off again, which for a language model saves loading it once more. ``rounded`` is as for :func:`peft_model`.
+    off again, any other onto a copy of it. ``rounded`` is as for :func:`peft_model`.
     """
-    if module is None or num_labels is not None or rounded is not None or not _leaves_the_base_alone(adapter):
-        yield peft_model(base, adapter, task=task, num_labels=num_labels, rounded=rounded)
+    checkpoint = read_checkpoint(adapter)
+    alone = method_of(checkpoint).leaves_base_alone
+    beside = alone is not None and alone(checkpoint.config)
+    if module is None or num_labels is not None or rounded is not None or not beside:
+        yield peft_model(base, checkpoint, task=task, num_labels=num_labels, module=module, rounded=rounded)
         return
-    from peft import PeftModel
-
     with quiet():
-        try:
-            wrapped = PeftModel.from_pretrained(module, str(read_checkpoint(adapter).path))
-        except (RuntimeError, ValueError, KeyError) as error:
-            first = str(error).strip().splitlines()[0]
-            raise AdapterError(f"PEFT cannot load {adapter} over {base}: {first}") from error
+        wrapped = wrap(module, checkpoint)
     try:
         yield wrapped.eval()
     finally:
         wrapped.unload()
 
 
-def head_width(adapter: str | Path, labels: Sequence[str] | None) -> int | None:
+def head_width(adapter: Source, labels: Sequence[str] | None) -> int | None:
     """How many labels the adapter's head has: from what is known of it, else from edgepeft's own record."""
-    if labels is not None:
-        return len(labels)
-    record = Path(split_task(adapter)[0]) / "edgepeft_adapter.json"
-    if record.is_file():
-        found = json.loads(record.read_text(encoding="utf-8")).get("labels")
-        return len(found) if found else None
-    return None
+    if labels is None:
+        labels = read_checkpoint(adapter).labels
+    return None if labels is None else len(labels)

@@ -22,7 +22,7 @@ from edgepeft.bundle import read_bundle
 from edgepeft.devices.executors.web import NodeExecutor, WebExecutor, demo_site, packages
 from edgepeft.devices.executors.web.browser import answer_of
 from edgepeft.errors import DeviceError, InputError, ParityError
-from edgepeft.graph.passes.unpack_int4 import set_accuracy_level
+from edgepeft.graph.passes.unpack_int4 import SetAccuracyLevel
 from edgepeft.pipeline import export, quantize, write_input_style
 from edgepeft.pipeline._manifest import write_manifest
 from edgepeft.runtime.generation.sampling import Sampler, Sampling
@@ -141,7 +141,7 @@ def test_four_bit_tokens_are_those_of_fp32_activations(packed: Path, tmp_path: P
     manifest = read_bundle(full).manifest
     file = manifest.variants["q4"].file
     graph = ir.load(full / file)
-    set_accuracy_level(graph, 0)
+    SetAccuracyLevel(0)(graph)
     (full / file).unlink()
     ir.save(graph, full / file)
     write_manifest(full, manifest, {name: entry for name, entry in manifest.files.items() if name != file})

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import pytest
-from causal_models import CAUSAL, build_causal
+from causal_models import CAUSAL, build_causal, unchanged
 from conftest import save_lora
 
 from edgepeft import runtime as runtimes
@@ -19,8 +19,8 @@ from edgepeft.base.capture import capture
 from edgepeft.base.parity import TOLERANCE
 from edgepeft.base.parity_causal import causal_batches, causal_difference, reference_causal, run_causal
 from edgepeft.errors import AdapterMismatchError, InputError, ParityError, SiteError
+from edgepeft.graph.edit_base import add_slots
 from edgepeft.graph.run import open_graph
-from edgepeft.graph.slots.add import add_slots
 from edgepeft.pipeline import export, quantize
 from edgepeft.quantize.q4 import quantize_blocks
 from edgepeft.validate.probe import bundle_probe
@@ -112,15 +112,20 @@ def test_markers_do_not_stay(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "mend"),
-    [("gemma3", "_layers"), ("gemma3", "_embedding_scale"), ("gemma2", "_layers"), ("opt", "_epsilons")],
+    ("name", "fix"),
+    [
+        ("gemma3", "RestoreLayerAttention"),
+        ("gemma3", "RestoreEmbeddingScale"),
+        ("gemma2", "RestoreLayerAttention"),
+        ("opt", "RestoreEpsilon"),
+    ],
 )
-def test_each_mend_is_needed(name: str, mend: str, folder_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without it parity fails: a mend that mobius no longer needs shows here, and so does a check that sees nothing."""
+def test_each_fix_is_needed(name: str, fix: str, folder_of: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without it parity fails: a fix that mobius no longer needs shows here, and so does a check that sees nothing."""
     from edgepeft.base.load import load_model
     from edgepeft.base.routes import mobius
 
-    monkeypatch.setattr(f"edgepeft.base.routes.mobius_fixes.{mend}", lambda *args: None)
+    monkeypatch.setattr(f"edgepeft.base.routes.mobius_fixes.{fix}.call", unchanged)
     with pytest.raises(ParityError, match="differ from PyTorch"):
         mobius.build(load_model(folder_of(name)))
 

@@ -22,7 +22,8 @@ from edgepeft.base.parity import TOLERANCE
 from edgepeft.base.routes.given import read_graph
 from edgepeft.bundle import SlotTable
 from edgepeft.errors import BundleError, CaptureError, ParityError, SiteError
-from edgepeft.graph.locate.by_rounded_content import locate_quantized, quantized_weights
+from edgepeft.graph.locate.by_rounded_content import locate_quantized
+from edgepeft.graph.quantized_weights import quantized_weights
 from edgepeft.pipeline import add, export, quantize
 from edgepeft.quantize.q4 import q4
 from edgepeft.validate import validate

@@ -9,21 +9,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from causal_models import build_causal
 from conftest import build_model, ragged, save_lora
 
 from edgepeft import runtime as runtimes
+from edgepeft.adapters.base_weights import HeldWeights
 from edgepeft.adapters.fill import fill_slots
 from edgepeft.adapters.read import read_adapter
 from edgepeft.base.capture import capture
 from edgepeft.base.load import load_model
 from edgepeft.base.parity import TOLERANCE, output_difference, reference_outputs
 from edgepeft.errors import AdapterMismatchError, InputError, UnsupportedAdapterError
-from edgepeft.graph.merge import fold
+from edgepeft.graph.edit_base import add_slots, merge
 from edgepeft.graph.run import run_graph
-from edgepeft.graph.slots.add import add_slots
 from edgepeft.pipeline import add, describe, export
 from edgepeft.validate import validate
 from edgepeft.validate.reference import peft_model
@@ -103,7 +102,7 @@ def test_an_encoder(tmp_path: Path) -> None:
     expected = [reference_outputs(peft, batch, ["logits"]) for batch in batches]
     plain = run_graph(base.graph, batches)
     swapped = run_graph(slotted.graph, batches, fill_slots(adapter, slotted.table).tensors)
-    merged = run_graph(fold(base, adapter).graph, batches)
+    merged = run_graph(merge(base, adapter).graph, batches)
     for batch, reference, *found, without in zip(batches, expected, swapped, merged, plain, strict=True):
         assert all(output_difference(one, reference, batch["attention_mask"]) <= TOLERANCE for one in found)
         assert output_difference(without, reference, batch["attention_mask"]) > 20 * TOLERANCE
@@ -140,14 +139,13 @@ def test_the_plan_is_over_the_deeper_base(llama: dict[str, Path]) -> None:
 def test_the_wrong_depth_is_refused(
     name: str, error: type[Exception], words: str, llama: dict[str, Path], tmp_path: Path
 ) -> None:
-    zero = np.zeros(1)
     checkpoint, layers = {
         "over a base as it is": ("first", ()),
         "plain over the deeper base": ("plain", LAYERS),
         "another map": ("first", [[0, 3], [2, 3]]),
     }[name]
     with pytest.raises(error, match=words):
-        read_adapter(llama[checkpoint], name="a", weights=lambda _: zero, layers=layers)
+        read_adapter(llama[checkpoint], name="a", weights=HeldWeights({}), layers=layers)
 
 
 def test_adapters_of_two_bases_do_not_share_a_bundle(llama: dict[str, Path], tmp_path: Path) -> None:

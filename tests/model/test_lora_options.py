@@ -20,9 +20,8 @@ from edgepeft.adapters import read_adapter
 from edgepeft.adapters.fill import fill_slots
 from edgepeft.base.parity import output_difference, reference_outputs
 from edgepeft.errors import AdapterError, AdapterMismatchError, SiteError, UnsupportedAdapterError
-from edgepeft.graph.merge import fold
+from edgepeft.graph.edit_base import add_slots, merge
 from edgepeft.graph.run import run_graph
-from edgepeft.graph.slots.add import add_slots
 from edgepeft.validate.reference import peft_model
 
 TOLERANCE = 1e-4
@@ -131,7 +130,7 @@ def test_swap_and_merge_equal_peft(name: str, models: Models, bases: Bases, tmp_
             assert all(np.allclose(mine[key], theirs[key], atol=1e-5) for key in theirs), "base restored"
         else:
             assert all_equal(mine, theirs), "base restored bit for bit"
-    assert worst(run_graph(fold(base, adapter).graph, batches)) <= TOLERANCE, "merge"
+    assert worst(run_graph(merge(base, adapter).graph, batches)) <= TOLERANCE, "merge"
 
     if case.added is not None:
         assert slotted.added_nodes == case.added
@@ -288,7 +287,7 @@ class TestOtherBase:
         with pytest.raises(AdapterMismatchError, match="in size is 64, the base's is 32"):
             fill_slots(adapter, add_slots(bases("bert"), [adapter]).table)
         with pytest.raises(AdapterMismatchError, match="made for another base"):
-            fold(bases("bert"), adapter)
+            merge(bases("bert"), adapter)
 
     def test_other_architecture(self, models: Models, bases: Bases, tmp_path: Path) -> None:
         checkpoint = save_lora(tmp_path / "a", models("roberta"))
@@ -298,7 +297,7 @@ class TestOtherBase:
         ):
             add_slots(bases("bert"), [adapter])
         with pytest.raises(SiteError, match="does not exist in the base"):
-            fold(bases("bert"), adapter)
+            merge(bases("bert"), adapter)
 
 
 def test_embedding_lora_beside_a_tied_head(models: Models, bases: Bases, tmp_path: Path) -> None:
@@ -312,7 +311,7 @@ def test_embedding_lora_beside_a_tied_head(models: Models, bases: Bases, tmp_pat
         peft_model(str(folder), checkpoint, task="fill-mask", num_labels=None), batch, ["logits"]
     )
     (swapped,) = run_graph(slotted.graph, [batch], fill_slots(adapter, slotted.table).tensors)
-    (merged,) = run_graph(fold(base, adapter).graph, [batch])
+    (merged,) = run_graph(merge(base, adapter).graph, [batch])
     (plain,) = run_graph(base.graph, [batch])
     for found in (swapped, merged):
         assert output_difference(found, expected, batch["attention_mask"]) <= TOLERANCE
@@ -323,7 +322,7 @@ def test_a_fresh_head_must_come_with_the_adapter(models: Models, bases: Bases, t
     base = bases("bert", default_init=True, encoder_only=True)
     folder = models("bert", default_init=True, encoder_only=True)
     without = read_adapter(save_lora(tmp_path / "a", folder), name="a", weights=base.weight)
-    for run in (lambda: fill_slots(without, add_slots(base).table, fresh=base.fresh), lambda: fold(base, without)):
+    for run in (lambda: fill_slots(without, add_slots(base).table, fresh=base.fresh), lambda: merge(base, without)):
         with pytest.raises(AdapterMismatchError, match=r"does not hold classifier.*modules_to_save|edits bert"):
             run()
     checkpoint = save_lora(tmp_path / "b", folder, modules_to_save=["classifier"], num_labels=4)

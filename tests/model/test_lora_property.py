@@ -20,9 +20,8 @@ from edgepeft.adapters.fill import fill_slots  # noqa: E402
 from edgepeft.adapters.read import read_adapter  # noqa: E402
 from edgepeft.base.capture import capture  # noqa: E402
 from edgepeft.base.ragged import ragged_batches  # noqa: E402
-from edgepeft.graph.merge import fold  # noqa: E402
+from edgepeft.graph.edit_base import add_slots, merge  # noqa: E402
 from edgepeft.graph.run import run_graph  # noqa: E402
-from edgepeft.graph.slots.add import add_slots  # noqa: E402
 
 #: max |logit difference| relative to the largest logit: float32 rounding in another order of adding, two layers deep.
 TOLERANCE = 2e-5
@@ -107,6 +106,6 @@ def test_swap_is_merge_is_peft(
     again = read_adapter_onnx(out / "a.onnx").tensors
     assert again.keys() == filled.keys()
     assert all(np.array_equal(again[name], filled[name]) for name in filled)
-    for result in (run_graph(slotted.graph, batches, again), run_graph(fold(base, adapter).graph, batches)):
+    for result in (run_graph(slotted.graph, batches, again), run_graph(merge(base, adapter).graph, batches)):
         worst = max(float(np.abs(r["logits"] - e).max()) for r, e in zip(result, expected, strict=True))
         assert worst <= TOLERANCE * scale, config

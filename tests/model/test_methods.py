@@ -23,6 +23,7 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 
 from methods_page import methods_page
 
+from edgepeft.adapters.base_weights import HeldWeights
 from edgepeft.adapters.describe import describe_adapter
 from edgepeft.adapters.edits import Adapter
 from edgepeft.adapters.fill import fill_slots
@@ -32,9 +33,8 @@ from edgepeft.base.base import Base
 from edgepeft.base.capture import capture
 from edgepeft.base.ragged import ragged_batches
 from edgepeft.errors import AdapterError, AdapterMismatchError, NeedsPeftError, SiteError, UnsupportedAdapterError
-from edgepeft.graph.merge import fold
+from edgepeft.graph.edit_base import add_slots, merge
 from edgepeft.graph.run import run_graph
-from edgepeft.graph.slots.add import add_slots
 
 # Upstream, seen November 2026: what peft 0.21.2 says when these adapters are made and loaded.
 pytestmark = [
@@ -279,7 +279,7 @@ def swapped(base: Base, adapter: Adapter, batches: list[dict[str, np.ndarray]]) 
 
 
 def merged(base: Base, adapter: Adapter, batches: list[dict[str, np.ndarray]]) -> list[np.ndarray]:
-    return [result["logits"] for result in run_graph(fold(base, adapter).graph, batches)]
+    return [result["logits"] for result in run_graph(merge(base, adapter).graph, batches)]
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -454,14 +454,14 @@ def test_a_tied_head_is_refused_by_both_names(tmp_path: Path) -> None:
             FourierFTConfig(n_frequency=9, target_modules=["decoder"], init_weights=False),
         )
         wrapped.save_pretrained(tmp_path / "a", save_embedding_layers=False)
-    weights = dict(model.named_parameters())
+    weights = HeldWeights({name: parameter.detach().numpy() for name, parameter in model.named_parameters()})
     with pytest.raises(
         UnsupportedAdapterError, match=r"cls\.predictions\.decoder, whose weight is tied to .*word_embeddings"
     ):
         read_adapter(
             tmp_path / "a",
             name="a",
-            weights=lambda name: weights[name].detach().numpy() if name in weights else None,
+            weights=weights,
             module=lambda: model,
         )
 

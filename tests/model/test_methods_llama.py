@@ -29,9 +29,8 @@ from edgepeft.base.base import Base
 from edgepeft.base.capture import capture
 from edgepeft.base.parity_causal import CausalBatch, causal_batches, causal_difference, reference_causal, run_causal
 from edgepeft.errors import UnsupportedAdapterError
-from edgepeft.graph.merge import fold
+from edgepeft.graph.edit_base import add_slots, merge
 from edgepeft.graph.run import open_graph
-from edgepeft.graph.slots.add import add_slots
 
 Logits = list[tuple[np.ndarray, np.ndarray]]
 
@@ -158,5 +157,5 @@ def test_method(
     else:
         with pytest.raises(UnsupportedAdapterError, match="can only be merged"):
             add_slots(base, [adapter])
-    merged = run(fold(base, read("merge")).graph, batches)
+    merged = run(merge(base, read("merge")).graph, batches)
     note(case.peft_type, "llama", "merge", within(difference(merged, expected, batches)))

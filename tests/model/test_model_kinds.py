@@ -23,9 +23,8 @@ from edgepeft.base.capture import capture
 from edgepeft.base.parity import output_difference, reference_outputs
 from edgepeft.base.samples import input_shapes, random_batches, vocabulary
 from edgepeft.errors import InputError, SiteError
-from edgepeft.graph.merge import fold
+from edgepeft.graph.edit_base import add_slots, merge
 from edgepeft.graph.run import run_graph
-from edgepeft.graph.slots.add import add_slots
 from edgepeft.pipeline import export
 
 TOLERANCE = 1e-4
@@ -233,11 +232,11 @@ def test_kind(case: Case, folders: Callable[[str], Path], kinds: Callable[[str],
         # them with, which sums in another order, 17 layers deep in the network of convolutions.
         assert worst(run_graph(slotted.graph, batches), plain, batches) <= (5e-5 if case.kind == "convnet" else 2e-6)
     if case.ships in {"swap", "merge"}:
-        merged = fold(base, read("merge"))
+        merged = merge(base, read("merge"))
         assert worst(run_graph(merged.graph, batches), expected, batches) <= TOLERANCE
     else:
         with pytest.raises(SiteError, match="a grouped convolution, whose low-rank change mixes its groups"):
-            fold(base, read("swap"))
+            merge(base, read("swap"))
 
 
 def unfused(graph: Any, batch: dict[str, np.ndarray], folder: Path) -> list[np.ndarray]:

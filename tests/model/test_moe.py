@@ -22,6 +22,7 @@ from conftest import save_lora
 from test_methods_llama import Logits, difference, peft_model, run
 
 from edgepeft import runtime as runtimes
+from edgepeft.adapters.base_weights import HeldWeights
 from edgepeft.adapters.edits import Adapter, LowRank, SiteEdit
 from edgepeft.adapters.fill import fill_slots
 from edgepeft.adapters.read import read_adapter
@@ -30,8 +31,7 @@ from edgepeft.base.capture import capture
 from edgepeft.base.parity import TOLERANCE
 from edgepeft.base.parity_causal import CausalBatch, causal_batches, empty_cache, reference_causal
 from edgepeft.errors import AdapterMismatchError, CaptureError, InputError, SiteError, UnsupportedAdapterError
-from edgepeft.graph.merge import fold
-from edgepeft.graph.slots.add import add_slots
+from edgepeft.graph.edit_base import add_slots, merge
 from edgepeft.pipeline import add, describe, export, quantize, write_bundle
 from edgepeft.validate.probe import bundle_probe
 
@@ -189,7 +189,7 @@ def test_swapped_and_merged_equal_peft(
     empty = run(slotted.graph, batches)
     for mine, theirs in zip(empty, plain_of(name), strict=True):
         assert all(np.array_equal(a, b) for a, b in zip(mine, theirs, strict=True)), "empty slots give the base's bits"
-    assert difference(run(fold(base, adapter).graph, batches), expected, batches) <= TOLERANCE
+    assert difference(run(merge(base, adapter).graph, batches), expected, batches) <= TOLERANCE
 
 
 def test_gate_and_up_have_a_slot_each_with_the_same_a(
@@ -257,7 +257,7 @@ def test_a_blend_is_the_sum_of_the_changes(bundle: dict[str, Path], base_of: Cal
             if before is not None:
                 a, b = np.concatenate([before.a, a], axis=1), np.concatenate([before.b, b])
             sites[site] = SiteEdit(low_rank=LowRank(a, b))
-    summed = fold(base, Adapter(name="sum", method="LoRA", sites=sites))
+    summed = merge(base, Adapter(name="sum", method="LoRA", sites=sites))
     runtime = runtimes.open(bundle["bundle"])
     probe = bundle_probe(runtime.bundle)
     batch = batches_of(base)[0]
@@ -430,7 +430,7 @@ class TestMatrices:
         save_file(tensors, tmp_path / "adapter_model.safetensors")
         weights = {f"mlp.experts.{e}.{leaf}.weight": np.ones((5, 6)) for e in (0, 1) for leaf in ("w1", "w3")}
         with pytest.raises(UnsupportedAdapterError, match=r"\(w1, w3\) .* fit in several ways"):
-            read_adapter(tmp_path, name="a", weights=weights.get)
+            read_adapter(tmp_path, name="a", weights=HeldWeights(weights))
 
 
 def test_a_parameter_of_no_linear_map_is_refused(
@@ -468,7 +468,7 @@ def test_experts_trained_whole_are_merged(
     peft = peft_model(folder_of("mixtral"), checkpoint)
     expected = [reference_causal(peft, batch) for batch in batches]
     assert difference(plain_of("mixtral"), expected, batches) > CHANGES
-    assert difference(run(fold(base, adapter).graph, batches), expected, batches) <= TOLERANCE
+    assert difference(run(merge(base, adapter).graph, batches), expected, batches) <= TOLERANCE
     with pytest.raises(SiteError, match=r"experts\.0\.gate_up_proj\.weight is spread over the graph .* --mode merge"):
         add_slots(base, [adapter])
 

@@ -20,6 +20,7 @@ from causal import CONTEXT, METHODS, TASKS, build_causal, build_other, of_task, 
 from click.testing import CliRunner
 
 from edgepeft import runtime
+from edgepeft.adapters.base_weights import HeldWeights
 from edgepeft.adapters.describe import describe_adapter
 from edgepeft.adapters.read import read_adapter
 from edgepeft.bundle import read_bundle
@@ -258,9 +259,7 @@ def test_added_later(folder: Path, tmp_path: Path, expected: dict[str, Any]) -> 
 
 
 def test_read_with_and_without_the_base(folder: Path) -> None:
-    def weights(name: str) -> None:
-        return None
-
+    weights = HeldWeights({})
     for name in ("prefix", "projected", "cartridge"):
         adapter = read_adapter(folder / name, name=name, weights=weights)
         assert adapter.prefix is not None
@@ -291,7 +290,7 @@ def test_damaged_checkpoints(folder: Path, tmp_path: Path) -> None:
 
     def read(source: Path | str) -> Any:
         return read_adapter(
-            source, name="a", weights=lambda name: None, module=lambda: peft_model(folder / "model", None)
+            source, name="a", weights=HeldWeights({}), module=lambda: peft_model(folder / "model", None)
         )
 
     for source, said in (

@@ -16,7 +16,7 @@ from conftest import save_lora
 from edgepeft.base.load import load_model
 from edgepeft.cli import main
 from edgepeft.errors import InputError, SiteError
-from edgepeft.graph.locate.by_rounded_content import quantized_weights
+from edgepeft.graph.quantized_weights import quantized_weights
 from edgepeft.pipeline import export, quantize
 from edgepeft.quantize.q4 import q4, quantize_blocks, round_to_blocks
 

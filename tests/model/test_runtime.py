@@ -67,7 +67,7 @@ def test_scale_is_the_low_rank_part(
     import dataclasses
 
     from edgepeft.adapters.edits import LowRank, SiteEdit
-    from edgepeft.graph.merge import fold
+    from edgepeft.graph.edit_base import merge
 
     base = bases("bert")
     adapter = read_adapter(checkpoints["plain"], name="plain", weights=base.weight)
@@ -76,7 +76,7 @@ def test_scale_is_the_low_rank_part(
         for site, edit in adapter.sites.items()
         if edit.low_rank is not None
     }
-    expected = run_graph(fold(base, dataclasses.replace(adapter, sites=sites)).graph, [inputs])[0]["logits"]
+    expected = run_graph(merge(base, dataclasses.replace(adapter, sites=sites)).graph, [inputs])[0]["logits"]
     opened = runtime.open(bundle)
     found = opened.use("plain", scale=scale).forward(inputs)["logits"]
     np.testing.assert_allclose(found, expected, atol=1e-4)
@@ -302,29 +302,29 @@ def test_composed_equals_swapped(
 
     from edgepeft.adapters.files import read_adapter_onnx
     from edgepeft.bundle import read_bundle
-    from edgepeft.graph.passes.compose import compose
+    from edgepeft.graph.passes.compose import Compose
 
     opened = runtime.open(bundle)
     table = read_bundle(bundle).manifest.slots
     graph = ir.load(bundle / "onnx" / "model.onnx")
     for name in (*opened.adapters, None):
         tensors = read_adapter_onnx(bundle / "adapters" / f"{name}.onnx").tensors if name else {}
-        static = compose(graph, table, tensors)
+        static = Compose(table, tensors)(graph).model
         assert {value.name for value in static.graph.inputs} == set(inputs)
         expected = opened.use(name).forward(inputs)["logits"]
         np.testing.assert_allclose(run_graph(static, [inputs])[0]["logits"], expected, atol=1e-5)
     with pytest.raises(AdapterMismatchError, match="no slot odd"):
-        compose(graph, table, {"odd": np.zeros((1, 2, 3), np.float32)})
+        Compose(table, {"odd": np.zeros((1, 2, 3), np.float32)})(graph)
     slot = table.linear[0]
     with pytest.raises(AdapterMismatchError, match="shape"):
-        compose(graph, table, {slot.a: np.zeros((1, 3, 2), np.float32)})
+        Compose(table, {slot.a: np.zeros((1, 3, 2), np.float32)})(graph)
 
 
 def test_rows_may_bring_their_own_adapters(
     bases: Bases, checkpoints: dict[str, Path], inputs: dict[str, np.ndarray]
 ) -> None:
     """A and B with a batch axis, heads included: each row equals its adapter alone. Other sums: 1e-5."""
-    from edgepeft.graph.slots.add import add_slots
+    from edgepeft.graph.edit_base import add_slots
 
     base = bases("bert")
     read = {n: read_adapter(checkpoints[n], name=n, weights=base.weight) for n in ("plain", "untrained")}
@@ -343,7 +343,7 @@ def test_an_empty_slot_adds_one_column_of_zeros(architecture: str, bases: Bases)
     """The second factor is one output wide by default, and the sum is broadcast: the base's own bits, half the work."""
     from conftest import ragged
 
-    from edgepeft.graph.slots.add import add_slots
+    from edgepeft.graph.edit_base import add_slots
 
     base = bases(architecture, "feature-extraction")  # a head is replaced as a whole, and sums in another order
     slotted = add_slots(base, reserve="all-linear")

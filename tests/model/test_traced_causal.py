@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from causal import ADAPTERS, build_causal_bundle
-from causal_models import TRACED, build_causal
+from causal_models import TRACED, build_causal, unchanged
 from conftest import save_lora
 
 from edgepeft import runtime as runtimes
@@ -52,11 +52,11 @@ def test_what_mobius_cannot_build_is_traced(name: str, tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(("name", "mend"), [("opt", "_epsilons"), ("gemma3", "_layers")])
+@pytest.mark.parametrize(("name", "fix"), [("opt", "RestoreEpsilon"), ("gemma3", "RestoreLayerAttention")])
 def test_a_wrong_mobius_graph_is_traced_instead(
-    name: str, mend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, fix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(f"edgepeft.base.routes.mobius_fixes.{mend}", lambda *args: None)
+    monkeypatch.setattr(f"edgepeft.base.routes.mobius_fixes.{fix}.call", unchanged)
     told: list[str] = []
     base = capture(build_causal(tmp_path / name, name), task="text-generation", announce=told.append)
     assert base.captured_by == "traced"
@@ -70,7 +70,7 @@ def test_an_architecture_that_neither_route_gets_right(tmp_path: Path, monkeypat
 
     mobius' graph loses Gemma 3's windows where it is not mended, and a traced one counts padding in the window.
     """
-    monkeypatch.setattr("edgepeft.base.routes.mobius_fixes._layers", lambda *args: None)
+    monkeypatch.setattr("edgepeft.base.routes.mobius_fixes.RestoreLayerAttention.call", unchanged)
     monkeypatch.setattr(
         "edgepeft.base.routes.traced_causal._windows_by_position", lambda model: contextlib.nullcontext()
     )

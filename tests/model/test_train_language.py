@@ -441,12 +441,14 @@ def test_messages_and_a_template_of_ones_own(model: Path, tokenizer: Any, tmp_pa
 def test_the_adapter_is_read_by_the_rest_of_edgepeft(model: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
+    from edgepeft.adapters.base_weights import HeldWeights
     from edgepeft.adapters.read import read_adapter
     from edgepeft.base.load import load_model
 
     train(model, write(tmp_path / "d.jsonl", rows(20)), tmp_path / "a", epochs=1)
-    parameters = dict(AutoModelForCausalLM.from_pretrained(model).named_parameters())
-    found = read_adapter(tmp_path / "a", name="colours", weights=lambda name: parameters[name].detach().numpy())
+    loaded = AutoModelForCausalLM.from_pretrained(model)
+    parameters = {name: parameter.detach().numpy() for name, parameter in loaded.named_parameters()}
+    found = read_adapter(tmp_path / "a", name="colours", weights=HeldWeights(parameters))
     record = json.loads((tmp_path / "a" / ADAPTER_FILE).read_text())
     assert found.base_identity == record["base_identity"] == load_model(model, task="text-generation").identity
     assert {site.rpartition(".")[2] for site in found.sites} >= {"q_proj", "down_proj"}

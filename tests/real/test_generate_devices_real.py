@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import onnx_ir as ir
 
     from edgepeft.bundle import read_bundle
-    from edgepeft.graph.passes.unpack_int4 import set_accuracy_level
+    from edgepeft.graph.passes.unpack_int4 import SetAccuracyLevel
     from edgepeft.pipeline import quantize
     from edgepeft.pipeline._manifest import write_manifest
 
@@ -38,7 +38,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     manifest = read_bundle(exact).manifest
     file = manifest.variants["q4"].file
     graph = ir.load(exact / file)
-    set_accuracy_level(graph, 0)
+    SetAccuracyLevel(0)(graph)
     (exact / file).unlink()
     ir.save(graph, exact / file)
     write_manifest(exact, manifest, {name: entry for name, entry in manifest.files.items() if name != file})

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgepeft.graph.passes.decompose_fused import reshape_whole_gathers
+from edgepeft.graph.passes.decompose_fused import ReshapeWholeGathers
 from edgepeft.quantize.w8a16 import MARGIN, TOP, WEIGHT_TOP, quantize_symmetric, scale_of
 
 
@@ -78,7 +78,7 @@ def test_only_a_lookup_of_everything_in_order_is_a_reshape(
 ) -> None:
     model, data = looked_up((2, 3), places.astype(np.int64), **attributes), np.arange(6, dtype=np.float32).reshape(2, 3)
     expected = run(model, data)
-    assert reshape_whole_gathers(model) == int(plain)
+    assert ReshapeWholeGathers()(model).modified == plain
     assert [node.op_type for node in model.graph] == ["Reshape" if plain else "GatherND"]
     np.testing.assert_array_equal(run(model, data), expected)
     assert expected.shape == run(model, data).shape

@@ -7,9 +7,10 @@ from typing import Literal
 
 import numpy as np
 
+from ..base_weights import BaseWeights
 from ..checkpoint import Checkpoint
 from ..edits import Adapter, Array, LowRank, SiteEdit
-from .lowering import BaseWeights, Consumer
+from .lowering import Consumer
 from .svd import factor, not_worth_swapping, worst
 
 
@@ -24,12 +25,12 @@ def finish_dense(
 ) -> Adapter:
     """The adapter whose sites add ``deltas`` (``[out, in]``): as factors, or as whole weights where it is merged."""
     factors: dict[str, LowRank] = {}
-    found = []
+    exactnesses = []
     reason = "it was read for merging"
     if mode == "swap":
         for site, delta in deltas.items():
             factors[site], exactness = factor(delta.T, max_rank=max_rank)
-            found.append(exactness)
+            exactnesses.append(exactness)
         reason = not_worth_swapping(factors)
     if reason:
         for site, delta in deltas.items():
@@ -37,7 +38,7 @@ def finish_dense(
             consumer.override(f"{site}.weight", whole)
         return consumer.finish(name, method, merge_only=reason)
     consumer.sites.update({s: SiteEdit(low_rank=low_rank) for s, low_rank in factors.items() if low_rank.rank})
-    return consumer.finish(name, method, exactness=worst(found))
+    return consumer.finish(name, method, exactness=worst(exactnesses))
 
 
 def lower_shira(

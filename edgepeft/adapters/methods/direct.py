@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from ...errors import AdapterMismatchError, UnsupportedAdapterError
+from ..base_weights import BaseWeights
 from ..checkpoint import Checkpoint
 from ..edits import Adapter, InGain, OutGain, Override, SiteEdit
-from .lowering import BaseWeights, Consumer
+from .lowering import Consumer
 
 
 def lower_ia3(name: str, checkpoint: Checkpoint, weights: BaseWeights) -> Adapter:
@@ -63,9 +64,9 @@ def lower_trainable_tokens(name: str, checkpoint: Checkpoint, weights: BaseWeigh
     consumer = Consumer(checkpoint, weights)
     consumer.allow_options({"token_indices", "init_weights"})
     rows = [int(index) for index in checkpoint.config.get("token_indices") or ()]
-    found = {site: values for site, (values,) in consumer.matrices("trainable_tokens_delta").items()}
-    known = [values for site, values in found.items() if weights(f"{site}.weight") is not None]
-    for site, values in found.items():
+    trained = {site: values for site, (values,) in consumer.matrices("trainable_tokens_delta").items()}
+    known = [values for site, values in trained.items() if weights(f"{site}.weight") is not None]
+    for site, values in trained.items():
         if weights(f"{site}.weight") is None and any(np.array_equal(values, other) for other in known):
             continue  # a head tied to the embedding, saved once more: one parameter serves both
         table = np.array(consumer.base_weight(site))

@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 
 from ...errors import UnsupportedAdapterError
+from ..base_weights import BaseWeights
 from ..checkpoint import Checkpoint
 from ..edits import Adapter, Array, LowRank, SiteEdit
-from .lowering import BaseWeights, Consumer, pattern_value
+from .lowering import Consumer, pattern_value
 from .svd import not_worth_swapping
 
 #: Options that only matter in training, or at the first initialisation.

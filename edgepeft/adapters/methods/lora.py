@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
 from ...errors import AdapterError, AdapterMismatchError, NeedsPeftError, UnsupportedAdapterError
+from ..base_weights import BaseWeights
 from ..checkpoint import Checkpoint
 from ..edits import Adapter, LowRank, OutGain, SiteEdit
 from . import lora_targets as parameters
-from .lowering import BaseWeights, Consumer, pattern_value
+from .lowering import Consumer, pattern_value
 
 #: Options that change what the adapter computes and that no edit expresses.
 _REFUSED = {
@@ -230,6 +233,27 @@ def ungrouped(b: np.ndarray, rank: int) -> np.ndarray:
             group * size : (group + 1) * size
         ]
     return dense
+
+
+def edits_at(checkpoint: Checkpoint, site: str) -> tuple[str, int] | None:
+    """What a site becomes and its rank, by its tensors alone; ``None`` where they lie otherwise than in a linear layer."""
+    factor = checkpoint.tensors.get(f"{site}.lora_A.weight")
+    if factor is None:
+        return None
+    return "LowRank + OutGain" if checkpoint.config.get("use_dora") else "LowRank", int(factor.shape[0])
+
+
+def leaves_base_alone(config: Mapping[str, Any]) -> bool:
+    """Whether PEFT adds an adapter of this config beside the base's numbers and changes none of them when it loads it."""
+    inits = config.get("init_lora_weights", True)
+    return (
+        (isinstance(inits, bool) or inits == "gaussian")
+        and config.get("bias", "none") == "none"
+        and not any(
+            config.get(key)
+            for key in ("modules_to_save", "trainable_token_indices", "layer_replication", "target_parameters")
+        )
+    )
 
 
 def lower_lora(name: str, checkpoint: Checkpoint, weights: BaseWeights) -> Adapter:

@@ -9,12 +9,13 @@ is ``[out, rank * experts]``, in which a rank's experts stand side by side (``Pa
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from ..patterns import compiled
 
 _INNER = ".base_layer"
 Parts = dict[str, np.ndarray]
@@ -50,7 +51,7 @@ def targeted(module: str, config: Mapping[str, Any], shape: Shape) -> list[str]:
 
 def _is_target_module(module: str, targets: str | Sequence[str] | None) -> bool:
     if isinstance(targets, str):
-        return re.fullmatch(targets, module) is not None
+        return compiled(targets).fullmatch(module) is not None
     return any(f".{module}".endswith(f".{target}") for target in targets or ())
 
 

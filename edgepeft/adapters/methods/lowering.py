@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 
 from ...errors import AdapterError, AdapterMismatchError, NeedsPeftError, UnsupportedAdapterError
+from ..base_weights import BaseWeights
 from ..checkpoint import Checkpoint
 from ..edits import Adapter, Array, Exactness, Override, SiteEdit
 from ..layout import expert_weight
-
-#: Gives the base's parameter of a name (``…query.weight``) as PyTorch holds it, or ``None`` where there is none. Linear
-#: maps are ``[out, in]`` whatever the module: GPT-2's Conv1D, which holds ``[in, out]``, is given transposed. One that
-#: knows only a part of the base says so with an attribute ``complete = False``.
-BaseWeights = Callable[[str], np.ndarray | None]
+from ..patterns import keyed
 
 #: Options of every PEFT config that name things or steer training only.
 COMMON_OPTIONS = frozenset(
@@ -29,7 +26,7 @@ COMMON_OPTIONS = frozenset(
 
 def pattern_value(patterns: Mapping[str, Any] | None, site: str, default: Any) -> Any:
     """What PEFT takes from ``rank_pattern`` / ``alpha_pattern`` for a site: the first key that ends its path."""
-    return next((value for key, value in (patterns or {}).items() if re.match(rf"(.*\.)?({key})$", site)), default)
+    return next((value for key, value in (patterns or {}).items() if keyed(key).match(site)), default)
 
 
 #: What transformers calls embeddings of tokens and language models' heads: their rows are tokens, not labels.
@@ -73,16 +70,16 @@ class Consumer:
     def by_site(self, *parts: str) -> dict[str, dict[str, np.ndarray]]:
         """Take every tensor whose name ends in one of ``parts``; by site, then by part."""
         pattern = re.compile(rf"(?P<site>.+)\.(?P<part>{'|'.join(re.escape(part) for part in parts)})")
-        found: dict[str, dict[str, np.ndarray]] = {}
+        tensors: dict[str, dict[str, np.ndarray]] = {}
         for key in list(self.left):
             match = pattern.fullmatch(key)
             if match:
-                found.setdefault(match["site"], {})[match["part"]] = self.left.pop(key)
-        if not found:
+                tensors.setdefault(match["site"], {})[match["part"]] = self.left.pop(key)
+        if not tensors:
             raise AdapterError(
                 f"{self.checkpoint.source}: no tensor of {self.checkpoint.peft_type} ({', '.join(parts)}) in the checkpoint"
             )
-        return found
+        return tensors
 
     def matrices(self, *parts: str, ndim: int = 2) -> dict[str, tuple[np.ndarray, ...]]:
         """Take ``parts`` of every site, all of which must be there, as float64 arrays of ``ndim`` dimensions."""
@@ -101,8 +98,8 @@ class Consumer:
 
     def shared(self, name: str) -> np.ndarray | None:
         """Take a tensor that all sites share (``base_model.<name>``), if it was saved."""
-        found = self.left.pop(f"base_model.{name}", None)
-        return None if found is None else found.astype(np.float64)
+        tensor = self.left.pop(f"base_model.{name}", None)
+        return None if tensor is None else tensor.astype(np.float64)
 
     # ── the base ──
     def base_weight(self, site: str, shape: tuple[int, int] | None = None) -> np.ndarray:
@@ -124,18 +121,12 @@ class Consumer:
 
     def base_shape(self, site: str) -> tuple[int, ...] | None:
         """``(out, in)`` of the base's weight at ``site``, read from a manifest where that says it; ``None`` without one."""
-        shape = getattr(self.weights, "shape", None)
-        if shape is not None:
-            known: tuple[int, ...] | None = shape(f"{site}.weight")
-            if known is not None:
-                return known
-        weight = self.weights(f"{site}.weight")
-        return None if weight is None else tuple(weight.shape)
+        return self.weights.shape(f"{site}.weight")
 
     def base_bias(self, site: str) -> np.ndarray | None:
         """The base's bias at ``site``, ``None`` where it has none; an error where that cannot be known."""
         bias = self.weights(f"{site}.bias")
-        if bias is None and not getattr(self.weights, "complete", True):
+        if bias is None and not self.weights.complete:
             raise self.needs_peft(f"the adapter changes the bias at {site}, and this bundle has no slot for it")
         return None if bias is None else np.asarray(bias, dtype=np.float64)
 
@@ -258,7 +249,7 @@ class Consumer:
             method=method,
             sites=self.sites,
             overrides=self.overrides,
-            labels=tuple(record["labels"]) if record.get("labels") else None,
+            labels=self.checkpoint.labels,
             base_identity=record.get("base_identity"),
             base_name=self.config.get("base_model_name_or_path"),
             source=self.checkpoint.source,

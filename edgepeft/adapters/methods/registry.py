@@ -6,14 +6,15 @@ prints ``docs/methods.md``.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
+from ..base_weights import BaseWeights
 from ..checkpoint import Checkpoint
 from ..edits import Adapter
-from . import dense, direct, factors
-from .lora import lower_lora
-from .lowering import BaseWeights
+from . import dense, direct, factors, lora, tracing
+from .tracing import PLAIN, Tracing
 
 #: ``swap``: closed form in the five edits. ``svd``: a change of weights, swapped where its SVD is smaller than the weights
 #: and merged otherwise. ``merge``: a change of weights of full rank. ``bake``: no change of weights, but it can be traced.
@@ -61,6 +62,14 @@ class Method:
     virtual: Literal["", "states", "tokens"] = ""
     #: The option of its config that counts the tasks it holds, where each is an adapter of its own (``PATH#task=N``).
     tasks: str = ""
+    #: How it is traced, where its layers cannot be traced as they are.
+    tracing: Tracing = PLAIN
+    #: Whether a token's result depends on all tokens of its call, padding among them.
+    averages_over_tokens: bool = False
+    #: Whether PEFT leaves the base's numbers as they are when it loads a checkpoint of this config; none where it may not.
+    leaves_base_alone: Callable[[Mapping[str, Any]], bool] | None = None
+    #: What a site becomes and its rank, told by a checkpoint's tensors; none where only ``edits`` can be said.
+    edits_at: Callable[[Checkpoint, str], tuple[str, int] | None] | None = None
 
     @property
     def tensor_prefix(self) -> str:
@@ -86,16 +95,17 @@ _DRAWN = "its places are drawn by torch's generator at load, so reading it needs
 _RANK_R = "rank r, by SVD"
 
 _METHODS = (
-    Method("LORA", "LoRA", "swap", "LowRank; OutGain for DoRA; Override for biases and saved modules", lower=lower_lora),
+    Method("LORA", "LoRA", "swap", "LowRank; OutGain for DoRA; Override for biases and saved modules", lower=lora.lower_lora,
+        leaves_base_alone=lora.leaves_base_alone, edits_at=lora.edits_at),
     Method("ADALORA", "AdaLoRA", "swap", "LowRank", lower=factors.lower_adalora, prefix="lora_"),
     Method("ADAMSS", "AdaMSS", "svd", "LowRank by SVD", "subspaces come from an SVD and k-means of the base at load"),
-    Method("BOFT", "BOFT", "merge", "merged weight", _ORTHOGONAL),
+    Method("BOFT", "BOFT", "merge", "merged weight", _ORTHOGONAL, tracing=tracing.BOFT),
     Method("IA3", "IA3", "swap", "OutGain and bias Override (keys, values), InGain (feed-forward)", lower=direct.lower_ia3),
     Method("BEFT", "BEFT", "swap", "Override of biases", lower=direct.lower_beft),
     Method(
         "LILY", "Lily", "bake", "traced as it is",
         "a router mixes its factors by all tokens of a call, so its sites are not linear in their input; over language models "
-        "the prompt is a call and so is each token after it, as in PEFT"
+        "the prompt is a call and so is each token after it, as in PEFT", averages_over_tokens=True,
     ),
     Method(
         "LOHA", "LoHa", "swap", "LowRank at r²", "merged where r² factors outgrow the weights", lower=factors.lower_loha,
@@ -106,10 +116,11 @@ _METHODS = (
         "merged where that product outgrows the weights", lower=factors.lower_lokr,
     ),
     Method("OFT", "OFT", "merge", "merged weight", _ORTHOGONAL),
-    Method("POLY", "Poly", "swap", "LowRank (one task's mixture)", "one adapter a task", lower=factors.lower_poly, tasks="n_tasks"),
+    Method("POLY", "Poly", "swap", "LowRank (one task's mixture)", "one adapter a task", lower=factors.lower_poly, tasks="n_tasks",
+        tracing=tracing.POLY),
     Method("LN_TUNING", "LN tuning", "swap", "Override of norms", lower=direct.lower_ln_tuning),
     Method("VERA", "VeRA", "swap", "LowRank", "through PEFT where save_projection is false", lower=factors.lower_vera),
-    Method("FROD", "FRoD", "merge", "merged weight", "its rotated sparse change has full rank"),
+    Method("FROD", "FRoD", "merge", "merged weight", "its rotated sparse change has full rank", tracing=tracing.FROD),
     Method("PVERA", "PVeRA", "swap", "LowRank of the mean", "refused with sample_at_inference", lower=factors.lower_pvera),
     Method("FOURIERFT", "FourierFT", "svd", "LowRank by SVD", _DRAWN),
     Method("GLORA", "GLoRA", "merge", "merged weight and bias", "it scales the weight entry by entry: the change has full rank"),
@@ -117,7 +128,7 @@ _METHODS = (
         "XLORA", "X-LoRA", "refuse", "", "peft 0.21 saves no whole checkpoint of it: its experts must be called 0, 1, …, "
         "and the weights layers.0 of its classifier are left out as if they were of one of them",
     ),
-    Method("HRA", "HRA", "swap", "LowRank (compact WY form of its reflections)", lower=factors.lower_hra),
+    Method("HRA", "HRA", "swap", "LowRank (compact WY form of its reflections)", lower=factors.lower_hra, tracing=tracing.HRA),
     Method(
         "VBLORA", "VB-LoRA", "swap", "LowRank", "through PEFT where only the top-k weights were saved", lower=factors.lower_vblora
     ),
@@ -132,11 +143,11 @@ _METHODS = (
     Method("HIRA", "HiRA", "merge", "merged weight", "it scales the weight entry by entry: the change has full rank"),
     Method(
         "SHIRA", "SHiRA", "svd", "LowRank by SVD", "sparse entries seldom have a low rank, and are then merged",
-        lower_dense=dense.lower_shira,
+        lower_dense=dense.lower_shira, tracing=tracing.SHIRA,
     ),
     Method(
         "C3A", "C3A", "svd", "LowRank by SVD", "circulant blocks are usually of full rank, and then merged",
-        lower_dense=dense.lower_c3a,
+        lower_dense=dense.lower_c3a, tracing=tracing.C3A,
     ),
     Method("WAVEFT", "WaveFT", "svd", "LowRank by SVD", _DRAWN),
     Method(
@@ -147,7 +158,8 @@ _METHODS = (
     Method(
         "TINYLORA", "TinyLoRA", "svd", f"LowRank ({_RANK_R})", "which vector serves which site follows from the base's modules"
     ),
-    Method("PSOFT", "PSOFT", "svd", "LowRank by SVD", "it rotates a principal subspace; at a large rank it is merged"),
+    Method("PSOFT", "PSOFT", "svd", "LowRank by SVD", "it rotates a principal subspace; at a large rank it is merged",
+        tracing=tracing.PSOFT),
     Method("PEANUT", "PEANuT", "merge", "merged weight", "a network over the base's weight makes the change, of full rank"),
     Method(
         "SUPERTUNING", "Super tuning", "svd", "LowRank by SVD", "sparse entries seldom have a low rank, and are then merged",
@@ -173,8 +185,15 @@ _METHODS = (
     Method(
         "SHADOW", "Shadow", "bake", "traced as it is",
         "a second network, with a cache of its own, runs beside the base and changes its states; PEFT offers it for decoders only",
+        tracing=tracing.SHADOW,
     ),
 )  # fmt: skip
 
 #: By PEFT's name of the method.
 METHODS: dict[str, Method] = {method.peft_type: method for method in _METHODS}
+
+
+def method_in(model: Any) -> Method | None:
+    """The method of PEFT's ``model`` (a torch module, which has no types); ``None`` where it is a plain one."""
+    kind = getattr(model, "peft_type", None)
+    return None if kind is None else METHODS.get(str(getattr(kind, "value", kind)))

@@ -24,15 +24,15 @@ def _saved(checkpoint: Checkpoint, width: int | None) -> Array:
             f"{checkpoint.source}: {checkpoint.peft_type} also saved {others[0]} (of {len(others)} such tensors), which has no "
             "place before the sequence of a language model"
         )
-    found = checkpoint.tensors.get(_KEY)
+    prompts = checkpoint.tensors.get(_KEY)
     length = checkpoint.config.get("num_virtual_tokens")
-    if found is None or found.ndim != 2 or found.shape[0] != length or width not in (None, found.shape[1]):
-        shape = "none" if found is None else f"of shape {found.shape}"
+    if prompts is None or prompts.ndim != 2 or prompts.shape[0] != length or width not in (None, prompts.shape[1]):
+        shape = "none" if prompts is None else f"of shape {prompts.shape}"
         raise AdapterError(
             f"{checkpoint.source}: {checkpoint.peft_type} should hold {_KEY} of shape ({length}, {width or 'hidden size'}), found "
             f"{shape}; the file is damaged or its config was changed"
         )
-    return found
+    return prompts
 
 
 def _adapter(name: str, method: str, checkpoint: Checkpoint, states: Array) -> Adapter:

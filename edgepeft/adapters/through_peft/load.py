@@ -10,6 +10,7 @@ import numpy as np
 
 from ...errors import AdapterError, MissingExtraError
 from ..checkpoint import Checkpoint
+from ..patterns import check_patterns
 
 #: What PEFT's model puts before the names of its base.
 PREFIX = "base_model.model."
@@ -30,22 +31,56 @@ def fit_heads(base: Any, checkpoint: Checkpoint) -> None:
                 module.out_features = tensor.shape[0]
 
 
+def peft_over(base: Any, checkpoint: Checkpoint) -> Any:
+    """PEFT's model of ``checkpoint`` over ``base``, in eval mode: what ``PeftModel.from_pretrained`` makes of its folder.
+
+    It is made of what was read and hashed, so no file is opened again. PEFT's layers are put into ``base`` itself. Raises
+    whatever PEFT's tuners raise over a base or a config that does not suit them; :func:`wrap` gives that a type.
+    """
+    import torch
+    from peft import PeftConfig, PeftModel, set_peft_model_state_dict
+    from peft.auto import MODEL_TYPE_TO_PEFT_MODEL_MAPPING
+
+    options = {name: value for name, value in checkpoint.config.items() if name != "runtime_config"}
+    config = PeftConfig.from_peft_type(**PeftConfig.check_kwargs(**options))
+    config.inference_mode = True
+    model = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)(base, config)
+    set_peft_model_state_dict(model, {name: torch.tensor(array) for name, array in checkpoint.stored.items()})
+    if hasattr(model.base_model, "_cast_adapter_dtype"):
+        model.base_model._cast_adapter_dtype(adapter_name="default", autocast_adapter_dtype=True)
+    return model.eval()
+
+
+def wrap(base: Any, checkpoint: Checkpoint) -> Any:
+    """PEFT's model over ``base`` with the checkpoint's adapter, in eval mode: :func:`peft_over` for a checkpoint from anywhere.
+
+    The config's regular expressions are tried on the names of the base's modules first: PEFT would run one without an end.
+
+    Raises:
+        AdapterError: PEFT cannot load it over this base.
+        MissingExtraError: The method needs another package.
+    """
+    check_patterns(checkpoint.config, (name for name, _ in base.named_modules()), checkpoint.source)
+    try:
+        return peft_over(base, checkpoint)
+    except ImportError as error:
+        raise MissingExtraError(f"PEFT needs another package for {checkpoint.peft_type}: {error}") from error
+    # PEFT has no exceptions of its own: these are what its tuners raise over a base or config that does not suit them.
+    except (
+        RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError, MemoryError,
+    ) as error:  # fmt: skip
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise AdapterError(f"PEFT cannot load {checkpoint.source} over this base: {first}") from error
+
+
 def load_in_peft(base: Any, checkpoint: Checkpoint) -> Any:
     """PEFT's model over ``base``, in float64 and eval mode; every tensor of the checkpoint must have arrived."""
     import torch
-    from peft import PeftModel
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT warns of what is checked below, and of transformers' deprecations
-        try:
-            model = PeftModel.from_pretrained(base, str(checkpoint.path)).eval()
-            check_arrived(checkpoint, model)
-        except ImportError as error:
-            raise MissingExtraError(f"PEFT needs another package for {checkpoint.peft_type}: {error}") from error
-        # PEFT has no exceptions of its own: these are what its tuners raise over a base or config that does not suit them.
-        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError) as error:
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise AdapterError(f"PEFT cannot load {checkpoint.source} over this base: {first}") from error
+        model = wrap(base, checkpoint)
+        check_arrived(checkpoint, model)
     model.double()
     for module in model.modules():
         if vars(module).get("dtype") is torch.float32:  # AdaMSS casts its input to a type of its own

@@ -6,6 +6,7 @@ lowered and nothing can be swapped, but what PEFT computes runs on the device. C
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -14,10 +15,10 @@ from typing import Any
 
 import onnx_ir as ir
 
-from ...adapters.checkpoint import Checkpoint, read_checkpoint
+from ...adapters.checkpoint import Checkpoint, Source, read_checkpoint
 from ...adapters.read import method_of
-from ...adapters.through_peft.load import ask_for_task, check_arrived, fit_heads
-from ...errors import AdapterError, CaptureError, EdgepeftError, InputError
+from ...adapters.through_peft.load import ask_for_task, check_arrived, fit_heads, wrap
+from ...errors import CaptureError, EdgepeftError, InputError
 from ..base import Base
 from ..capture import capped
 from ..load import Loaded, load_model, sample_batches
@@ -30,17 +31,11 @@ from .traceable_layers import traceable
 
 
 def _peft(loaded: Loaded, checkpoint: Checkpoint) -> Any:
-    from peft import PeftModel
-
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT warns of transformers' deprecations
-        try:
-            fit_heads(loaded.model, checkpoint)
-            wrapped = PeftModel.from_pretrained(loaded.model, str(checkpoint.path)).eval()
-            check_arrived(checkpoint, wrapped)
-        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, NotImplementedError) as error:
-            first = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise AdapterError(f"PEFT cannot load {checkpoint.source} over {loaded.source}: {first}") from error
+        fit_heads(loaded.model, checkpoint)
+        wrapped = wrap(loaded.model, checkpoint)
+        check_arrived(checkpoint, wrapped)
     ask_for_task(wrapped, checkpoint.task)
     return wrapped
 
@@ -64,7 +59,7 @@ def _plain(wrapped: Any) -> Any:
 
 def bake(
     source: str | Path,
-    adapter: str | Path,
+    adapter: Source,
     *,
     task: str | None = None,
     peft_task: str | None = None,
@@ -73,8 +68,8 @@ def bake(
 ) -> Base:
     """The model ``source`` with the PEFT checkpoint ``adapter`` traced in; its ``weights`` are PEFT's own parameters.
 
-    ``max_length`` caps a language model's context in tokens. Raises :class:`CaptureError` where the method cannot be
-    traced, or the graph computes something else than PEFT.
+    Its ``reference`` is the base without the adapter. ``max_length`` caps a language model's context in tokens. Raises
+    :class:`CaptureError` where the method cannot be traced, or the graph computes something else than PEFT.
     """
     checkpoint = read_checkpoint(adapter)
     method = method_of(checkpoint)
@@ -86,6 +81,7 @@ def bake(
             f"{loaded.source} is for {loaded.task}"
         )
     loaded = capped(loaded, max_length, announce)
+    untouched = copy.deepcopy(loaded.model)  # PEFT puts its layers into the model it is given
     before = with_states(loaded, checkpoint) if causal and method.before_sequence(checkpoint) else None
     reference = _peft(loaded, checkpoint)
     if not causal:
@@ -97,19 +93,19 @@ def bake(
     elif before is not None:
         plain = before
     else:
-        plain = replace(loaded, model=with_layers(reference, checkpoint.task), fresh=())
+        plain = replace(loaded, model=with_layers(reference, method.tracing, checkpoint.task), fresh=())
     judged = replace(loaded, model=reference, max_length=plain.max_length)
     failures = []
     for fusions in (True, False):
         try:
-            with traceable(lambda: _run(judged)):
+            with traceable(method.tracing, lambda: _run(judged)):
                 graph = (export_causal if causal else export_graph)(plain, fusions=fusions)
             difference = (graph_causal_parity if causal else parity)(graph, judged)
-            return _base(loaded, plain, graph, difference)
+            return _base(loaded, untouched, plain, graph, difference)
         except EdgepeftError as error:
             failures.append(str(error))
             announce(f"capture route {'traced+fused' if fusions else 'traced'} dropped: {error}")
-    raise CaptureError(f"{adapter} over {source} cannot be baked. " + " | ".join(dict.fromkeys(failures)))
+    raise CaptureError(f"{checkpoint.source} over {source} cannot be baked. " + " | ".join(dict.fromkeys(failures)))
 
 
 def _run(loaded: Loaded) -> None:
@@ -121,7 +117,7 @@ def _run(loaded: Loaded) -> None:
     loaded.model(**{name: torch.from_numpy(array) for name, array in sample.items()}, **options)
 
 
-def _base(loaded: Loaded, plain: Loaded, graph: ir.Model, difference: float) -> Base:
+def _base(loaded: Loaded, untouched: Any, plain: Loaded, graph: ir.Model, difference: float) -> Base:
     labels = None
     if loaded.task.endswith("-classification"):
         names = plain.model.config.id2label
@@ -133,7 +129,7 @@ def _base(loaded: Loaded, plain: Loaded, graph: ir.Model, difference: float) -> 
         source=loaded.source,
         task=loaded.task,
         config=plain.model.config.to_dict(),
-        architecture=type(loaded.model).__name__,
+        architecture=type(untouched).__name__,
         labels=labels,
         identity=loaded.identity,
         fresh=(),
@@ -142,7 +138,7 @@ def _base(loaded: Loaded, plain: Loaded, graph: ir.Model, difference: float) -> 
         captured_by="baked",
         max_length=plain.max_length,
         files=loaded.files,
-        reference=plain.model,
+        reference=untouched,
         tied={},
         head=None,
         parity=difference,

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import ShapeInferencePass
+from onnx_ir.passes.common import InlinePass, LiftSubgraphInitializersToMainGraphPass, ShapeInferencePass
 
 from ...adapters.layout import as_linear
 from ...errors import CaptureError
 from ...graph.locate.by_content import float_initializers, locate
-from ...graph.passes.fold_transposes import fold_transposes
-from ...graph.passes.name_dimensions import name_dimensions
+from ...graph.passes.fold_transposes import FoldTransposes
+from ...graph.passes.name_dimensions import NameDimensions
 from ..captured import Captured
 from ..load import Loaded
 from ..parity import parity
@@ -20,11 +20,18 @@ from ..tied import untie
 
 
 def read_graph(path: Path) -> ir.Model:
-    """The ONNX file at ``path`` with its weights in memory; raises :class:`CaptureError` where it cannot be read."""
+    """The ONNX file at ``path`` with its weights in memory; raises :class:`CaptureError` where it cannot be read.
+
+    Functions are inlined, and weights that the bodies of control flow hold are the main graph's: there passes, slots and
+    the search by content look.
+    """
     if not path.is_file():
         raise CaptureError(f"no ONNX file at {path}")
     try:
         graph = ir.load(path)
+        if graph.functions:
+            InlinePass()(graph)
+        LiftSubgraphInitializersToMainGraphPass()(graph)
         for value in graph.graph.initializers.values():
             if isinstance(value.const_value, ir.ExternalTensor):
                 value.const_value = ir.tensor(value.const_value.numpy().copy(), name=value.name)
@@ -40,8 +47,8 @@ def open_existing(path: Path, loaded: Loaded) -> Captured:
     one that is already quantized is refused.
     """
     graph = read_graph(path)
-    fold_transposes(graph)
-    name_dimensions(graph, loaded.inputs)
+    FoldTransposes()(graph)
+    NameDimensions(loaded.inputs)(graph)
     # Slots must know which activations are 2-D, and many exporters declare no shapes inside the graph.
     graph = ShapeInferencePass()(graph).model
     accepted = {value.name for value in graph.graph.inputs if value.name not in graph.graph.initializers}

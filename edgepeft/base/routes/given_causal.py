@@ -10,7 +10,8 @@ import onnx_ir as ir
 from ...bundle.cache_names import LAYER_PAST, present_of
 from ...errors import CaptureError
 from ...graph.nodes import is_linear
-from ...graph.passes.logits_from import logits_from
+from ...graph.passes.logits_from import AddLogitsFrom
+from ...graph.passes.name_causal import NameCausal
 from ...graph.run import run_graph
 from ..captured import Captured
 from ..load import Loaded
@@ -18,7 +19,6 @@ from ..parity import graph_causal_parity
 from ..parity_causal import empty_cache
 from ..quantized_reference import computing_with, exact_activations, find_parameters, variant_of
 from .given import read_graph
-from .traced_causal import name_causal
 
 _TAKEN = {"input_ids", "attention_mask", "position_ids", "logits_from"}
 
@@ -32,29 +32,28 @@ def open_existing_causal(path: Path, loaded: Loaded) -> Captured:
     """
     graph = read_graph(path)
     _check_layout(path, graph, loaded.model.config)
-    name_causal(graph)
-    found = find_parameters(graph, loaded.model)
-    matrices = [name for name, array in found.weights.items() if array.ndim == 2]
-    missing = [name for name in matrices if name not in loaded.fresh and not found.locations[name]]
+    NameCausal()(graph)
+    match = find_parameters(graph, loaded.model)
+    matrices = [name for name, array in match.weights.items() if array.ndim == 2]
+    missing = [name for name in matrices if name not in loaded.fresh and not match.locations[name]]
     if len(missing) > len(matrices) // 2:
-        shape = found.weights[missing[0]].shape
+        shape = match.weights[missing[0]].shape
         raise CaptureError(
             f"{path} does not hold the weights of {loaded.source}: {len(missing)} of {len(matrices)} matrices were found "
             f"neither by content nor by rounded content, the first is {missing[0]} {shape}. It was exported from another "
             "checkpoint, or quantized in a form that is not read here (MatMulNBits and GatherBlockQuantized are)."
         )
-    if "logits_from" not in graph.graph.initializers:
-        logits_from(graph)
-    with computing_with(loaded.model, found.rounded), exact_activations(graph):
+    AddLogitsFrom()(graph)
+    with computing_with(loaded.model, match.rounded), exact_activations(graph):
         difference = graph_causal_parity(graph, loaded)
     _declare_ranks(graph)
     return Captured(
         graph=graph,
-        locations=found.locations,
-        weights=found.weights,
+        locations=match.locations,
+        weights=match.weights,
         parity=difference,
         variant=variant_of(graph),
-        matched=found.matched,
+        matched=match.matched,
     )
 
 

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import onnx_ir as ir
 
-from ...adapters.layout import as_linear, conv1d_weights
 from ...errors import CaptureError, MissingExtraError
-from ...graph.locate.by_content import locate
 from ...graph.mapped_weights import spill
 from ..captured import Captured
 from ..load import Loaded, quiet
-from ..markers import adopt, left_marked, mark, parameters_of, unmark, unmark_graph
+from ..markers import Built, capture_marked
 from ..parity import graph_causal_parity
-from ..tied import untie
-from .mobius_fixes import mend
+from .mobius_fixes import fixes_for
 
 
 @contextmanager
@@ -92,45 +89,39 @@ def _graph(loaded: Loaded) -> ir.Model:
     return graph
 
 
-def build(loaded: Loaded, *, leave: Collection[str] = ()) -> Captured:
+def _spilled_graph(loaded: Loaded) -> Built:
+    """The model's graph as the bundle promises it, its weights in a scratch file."""
+    try:
+        with _quiet_mobius():
+            graph = _graph(loaded)
+    except CaptureError:
+        raise
+    except Exception as error:  # mobius raises whatever its builders and onnxscript raise
+        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        raise CaptureError(
+            f"mobius cannot build {type(loaded.model).__name__}: {type(error).__name__}: {first}"
+        ) from error
+    for fix in fixes_for(loaded):
+        fix(graph)
+    spilled = spill(graph)
+    for value in graph.graph.initializers.values():
+        value.const_value = None  # something in mobius keeps its graph alive, and with it PyTorch's memory
+    return Built((spilled.graph,), spilled)
+
+
+def build(loaded: Loaded) -> Captured:
     """Build ``loaded``'s graph with mobius; raises :class:`CaptureError` where mobius cannot.
 
-    Parameters in ``leave`` are not marked: mobius lays some out so anew that they are not found again.
+    mobius lays some parameters out so anew that they are not found again; it builds the graph once more without markers
+    in those.
     """
     try:
         import mobius  # noqa: F401 - asked for here, so that the message names the extra
     except ImportError as error:
         raise MissingExtraError(f"capturing with mobius needs: pip install 'edgepeft[export]' ({error})") from error
-    originals = mark(loaded.model, loaded.fresh, leave)
-    try:
-        try:
-            with _quiet_mobius():
-                graph = _graph(loaded)
-        except CaptureError:
-            raise
-        except Exception as error:  # mobius raises whatever its builders and onnxscript raise
-            first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-            raise CaptureError(
-                f"mobius cannot build {type(loaded.model).__name__}: {type(error).__name__}: {first}"
-            ) from error
-        mend(graph, loaded)
-        spilled = spill(graph)
-        for value in graph.graph.initializers.values():
-            value.const_value = None  # something in mobius keeps its graph alive, and with it PyTorch's memory
-        graph = spilled.graph
-        held = as_linear(loaded.model, parameters_of(loaded.model))
-        located = locate(graph, held, settle=spilled.forget)
-        del held
-        adopt(loaded.model, spilled, located, {*originals, *conv1d_weights(loaded.model)})
-        spilled.forget()
-        difference = graph_causal_parity(graph, loaded, spilled)
-    finally:
-        unmark(loaded.model, originals)
-    lost = left_marked(loaded.model, originals, located)
-    if lost:  # the graph may hold their markers for good
-        return build(loaded, leave={*leave, *lost})
-    turned = as_linear(loaded.model, originals)
-    unmark_graph(graph, located, turned, loaded.model)
-    spilled.forget()
-    locations, weights = untie(loaded.model, graph, located, as_linear(loaded.model, parameters_of(loaded.model)))
-    return Captured(graph=graph, locations=locations, weights=weights, parity=difference, spilled=spilled)
+    return capture_marked(
+        loaded,
+        lambda: _spilled_graph(loaded),
+        lambda built: graph_causal_parity(built.graphs[0], loaded, built.spilled),
+        rebuild=True,
+    )

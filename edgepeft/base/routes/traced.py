@@ -11,15 +11,13 @@ from typing import Any
 
 import onnx_ir as ir
 
-from ...adapters.layout import as_linear
 from ...errors import CaptureError
-from ...graph.locate.by_content import Location, locate
-from ...graph.passes.name_dimensions import name_dimensions
+from ...graph.locate.by_content import Location
+from ...graph.passes.name_dimensions import NameDimensions
 from ..captured import Captured
 from ..load import Loaded, quiet, sample_batches
-from ..markers import left_marked, mark, parameters_of, unmark, unmark_graph
+from ..markers import Built, capture_marked
 from ..parity import parity
-from ..tied import untie
 
 #: 20 is the lowest opset with Gelu and the highest below RotaryEmbedding/Attention (23), which ONNX Runtime rejects.
 OPSET = 20
@@ -48,12 +46,12 @@ def _optimize(graph: ir.Model) -> None:
     from onnxscript.rewriter import rewrite
     from onnxscript.rewriter.rules.common import fuse_pad_into_conv_rule
 
-    from ...graph.passes.fold_transposes import fold_transposes
+    from ...graph.passes.fold_transposes import FoldTransposes
 
     inline(graph)
     fold_constants(graph)
     rewrite(graph, pattern_rewrite_rules=[fuse_pad_into_conv_rule])
-    fold_transposes(graph)
+    FoldTransposes()(graph)
     for tidy in (CommonSubexpressionEliminationPass(), RemoveUnusedNodesPass()):
         tidy(graph)
 
@@ -92,7 +90,7 @@ def export_graph(loaded: Loaded, *, fusions: bool) -> ir.Model:
                 _optimize(graph)
     except Exception as error:  # the exporter raises whatever torch, onnxscript or a model's own code raises
         raise cannot_be_traced(loaded.model, error) from error
-    name_dimensions(graph, loaded.inputs)
+    NameDimensions(loaded.inputs)(graph)
     return graph
 
 
@@ -108,22 +106,15 @@ def trace(loaded: Loaded, *, fusions: bool) -> Captured:
     ``fusions`` asks for ONNX Runtime's CPU operators (packed q/k/v, SkipLayerNormalization, BiasGelu). Raises
     :class:`CaptureError` where the exporter fails.
     """
-    originals = mark(loaded.model, loaded.fresh)
-    try:
-        graph = export_graph(loaded, fusions=fusions)
-        # With markers in place no head is zero and no norm is one, so nothing can agree by being nothing.
-        difference = parity(graph, loaded)
-        located = locate(graph, as_linear(loaded.model, parameters_of(loaded.model)))
-    finally:
-        unmark(loaded.model, originals)
-    unmark_graph(graph, located, as_linear(loaded.model, originals), loaded.model)
-    if left_marked(loaded.model, originals, located):
-        difference = max(difference, parity(graph, loaded))
-    own = {name: array.copy() for name, array in parameters_of(loaded.model).items()}
-    locations, weights = untie(loaded.model, graph, located, as_linear(loaded.model, own))
-    hidden = sorted(name for name, places in locations.items() if weights[name].ndim == 2 and _is_hidden(graph, places))
+    captured = capture_marked(
+        loaded,
+        lambda: Built((export_graph(loaded, fusions=fusions),)),
+        lambda built: parity(built.graphs[0], loaded),
+    )
+    matrices = [name for name in captured.locations if captured.weights[name].ndim == 2]
+    hidden = sorted(name for name in matrices if _is_hidden(captured.graph, captured.locations[name]))
     if fusions and hidden:
         raise CaptureError(
             f"a fused operator takes {hidden[0]} (and {len(hidden) - 1} more weights), where no adapter can reach it"
         )
-    return Captured(graph=graph, locations=locations, weights=weights, parity=difference)
+    return captured

@@ -7,7 +7,6 @@ A traced graph computes attention in plain operators (no GroupQueryAttention): s
 from __future__ import annotations
 
 import inspect
-import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,22 +15,19 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ...adapters.layout import as_linear
 from ...errors import CaptureError
-from ...graph.locate.by_content import locate
-from ...graph.passes.logits_from import logits_from
-from ...graph.passes.name_dimensions import declare_shapes
-from ...graph.passes.split_experts import split_experts
+from ...graph.passes.logits_from import AddLogitsFrom
+from ...graph.passes.name_causal import NameCausal
+from ...graph.passes.split_experts import SplitExperts
+from ...graph.passes.split_fused_matmul import SplitFusedMatMul
 from ..captured import Captured
 from ..load import Loaded
-from ..markers import left_marked, mark, parameters_of, unmark, unmark_graph
+from ..markers import Built, capture_marked
 from ..parity import graph_causal_parity
-from ..tied import untie
 from .traced import OPSET, cannot_be_traced, silenced_exporter
 
 #: The sample's batch, cached tokens and new tokens: unequal, and none is 0 or 1, which torch.export takes for constants.
 _BATCH, _PAST, _NEW = 2, 3, 4
-_CACHE = re.compile(r"(?:layers|past_key_values|present)\.(\d+)\.(key|value)s?$")
 
 
 def trace_causal(loaded: Loaded) -> Captured:
@@ -42,19 +38,11 @@ def trace_causal(loaded: Loaded) -> Captured:
     head_dim]``; outputs are ``logits`` and ``present.N.key``/``.value``. Raises :class:`CaptureError` where the exporter
     fails or the model keeps another state than keys and values, and :class:`ParityError` where the graph is not right.
     """
-    originals = mark(loaded.model, loaded.fresh)
-    try:
-        graph = export_causal(loaded)
-        difference = graph_causal_parity(graph, loaded)
-        located = locate(graph, as_linear(loaded.model, parameters_of(loaded.model)))
-    finally:
-        unmark(loaded.model, originals)
-    unmark_graph(graph, located, as_linear(loaded.model, originals), loaded.model)
-    if left_marked(loaded.model, originals, located):
-        difference = max(difference, graph_causal_parity(graph, loaded))
-    own = {name: array.copy() for name, array in parameters_of(loaded.model).items()}
-    locations, weights = untie(loaded.model, graph, located, as_linear(loaded.model, own))
-    return Captured(graph=graph, locations=locations, weights=weights, parity=difference)
+    return capture_marked(
+        loaded,
+        lambda: Built((export_causal(loaded),)),
+        lambda built: graph_causal_parity(built.graphs[0], loaded),
+    )
 
 
 def export_causal(loaded: Loaded, *, fusions: bool = True) -> ir.Model:
@@ -72,10 +60,8 @@ def export_causal(loaded: Loaded, *, fusions: bool = True) -> ir.Model:
             graph = OnnxExporter().export(loaded.model, inputs, config=config).program
     except Exception as error:  # the exporter raises whatever torch, onnxscript or a model's own code raises
         raise cannot_be_traced(loaded.model, error) from error
-    name_causal(graph)
-    _plain_products(graph)
-    split_experts(graph)
-    logits_from(graph)
+    for edit in (NameCausal(), SplitFusedMatMul(), SplitExperts(), AddLogitsFrom()):
+        edit(graph)
     return graph
 
 
@@ -131,12 +117,12 @@ def cache_of(model: Any) -> Any:
     import torch
 
     with torch.no_grad():
-        found = model(input_ids=_tokens(model)[:, :_PAST], use_cache=True).get("past_key_values")
-    layers = getattr(found, "layers", None)
+        cache = model(input_ids=_tokens(model)[:, :_PAST], use_cache=True).get("past_key_values")
+    layers = getattr(cache, "layers", None)
     if not layers or any(not hasattr(layer, "keys") or getattr(layer, "keys", None) is None for layer in layers):
         raise CaptureError(
             f"{type(model).__name__} keeps another state between tokens than one key and value a layer "
-            f"({type(found).__name__}), which the bundle's decoder inputs cannot carry"
+            f"({type(cache).__name__}), which the bundle's decoder inputs cannot carry"
         )
     return layers
 
@@ -161,65 +147,3 @@ def _sample(loaded: Loaded) -> tuple[dict[str, Any], dict[str, Any]]:
         inputs["position_ids"] = torch.arange(_PAST, _PAST + _NEW)[None].repeat(_BATCH, 1)
         dynamic["position_ids"] = {0: free, 1: free}
     return inputs, dynamic
-
-
-def name_causal(graph: ir.Model) -> None:
-    """Name inputs, outputs and free dimensions as Optimum, transformers.js and mobius do; raises :class:`CaptureError`."""
-    shapes = {
-        "input_ids": ("batch_size", "sequence_length"),
-        "position_ids": ("batch_size", "sequence_length"),
-        "attention_mask": ("batch_size", "total_sequence_length"),
-        "logits": ("batch_size", "sequence_length", None),
-    }
-    symbols: dict[str, str] = {}
-    for prefix, values, length in (
-        ("past_key_values", graph.graph.inputs, "past_sequence_length"),
-        ("present", graph.graph.outputs, "total_sequence_length"),
-    ):
-        for value in values:
-            match = _CACHE.search(value.name or "")
-            if match:
-                value.name = f"{prefix}.{match.group(1)}.{match.group(2)}"
-            elif value.name in graph.graph.initializers:
-                continue
-            elif value.name not in shapes:
-                raise CaptureError(f"the graph has {value.name!r}, which is neither a token input nor a cache")
-            names = ("batch_size", None, length, None) if match else shapes[value.name or ""]
-            dims = list(value.shape or ())
-            for position, name in enumerate(names):
-                if name is not None and not isinstance(dims[position], int):
-                    symbols.setdefault(str(dims[position].value), name)  # type: ignore[union-attr]
-                    dims[position] = ir.SymbolicDim(name)
-            value.shape = ir.Shape(dims)
-    declare_shapes(graph, symbols)
-
-
-def _transposed(graph: ir.Graph, table: ir.Value, user: ir.Node) -> ir.Value:
-    """``table`` behind a Transpose of its own, for ``user``."""
-    view = ir.node("Transpose", [table], {"perm": [1, 0]}, name=f"{user.name}/tied")
-    output = view.outputs[0]
-    output.name, output.type = f"{user.name}/tied_output", table.type
-    if table.shape is not None:
-        output.shape = ir.Shape(list(table.shape)[::-1])
-    graph.insert_before(user, view)
-    return output
-
-
-def _plain_products(graph: ir.Model) -> None:
-    """Write the FusedMatMul by a transposed weight, as the exporter's fusions leave a tied head, as Transpose and MatMul.
-
-    ONNX Runtime fuses them again when it opens the model; here a head must be a linear map that slots can find.
-    """
-    for node in list(graph.graph):
-        weight = node.inputs[1] if node.op_type == "FusedMatMul" else None
-        plain = {"alpha": 1.0, "transA": 0, "transB": 1, "transBatchA": 0, "transBatchB": 0}
-        found = {name: attribute.value for name, attribute in node.attributes.items()}
-        if weight is None or not weight.is_initializer() or {**plain, "transB": 0, **found} != plain:
-            continue
-        new = ir.node("MatMul", [node.inputs[0], _transposed(graph.graph, weight, node)], name=node.name)
-        old, output = node.outputs[0], new.outputs[0]
-        output.shape, output.type, name = old.shape, old.type, old.name
-        old.name, output.name = f"{name}.fused", name
-        graph.graph.insert_before(node, new)
-        old.replace_all_uses_with(output, replace_graph_outputs=True)
-        graph.graph.remove(node, safe=True)

@@ -13,19 +13,15 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ...adapters.layout import as_linear
 from ...bundle.cache_names import PAST, PRESENT, is_present
-from ...errors import CaptureError, ParityError
-from ...graph.editable import GraphPart
-from ...graph.locate.by_content import Location, locate
+from ...errors import ParityError
 from ...graph.run import open_graph
 from ..captured import Captured
 from ..load import Loaded, sample_batches
-from ..markers import left_marked, mark, parameters_of, unmark, unmark_graph
+from ..markers import Built, capture_marked
 from ..parity import TOLERANCE
 from ..parity_seq2seq import following_tokens, reference_logits, teacher_forced
-from ..tied import untie
-from .traced import OPSET, silenced_exporter
+from .traced import OPSET, cannot_be_traced, silenced_exporter
 
 
 def _modules(model: Any) -> tuple[Any, Any]:
@@ -100,10 +96,7 @@ def _trace(module: Any, inputs: Mapping[str, Any], dynamic: Mapping[str, Any], *
         with silenced_exporter(), torch.no_grad():
             program: ir.Model = OnnxExporter().export(module, dict(inputs), config=config).program
     except Exception as error:  # the exporter raises whatever torch, onnxscript or a model's own code raises
-        first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        raise CaptureError(
-            f"{type(module.model).__name__} cannot be traced: {type(error).__name__}: {first}"
-        ) from error
+        raise cannot_be_traced(module.model, error) from error
     return program
 
 
@@ -161,17 +154,18 @@ def _trace_both(loaded: Loaded, *, fusions: bool) -> tuple[ir.Model, ir.Model]:
     return first, second
 
 
-def _parity(encoder: ir.Model, decoder: ir.Model, loaded: Loaded) -> float:
+def _parity(built: Built, loaded: Loaded) -> float:
+    encoder, decoder = built.graphs
     config = loaded.model.config
     shapes = {v.name or "": [d if isinstance(d, int) else str(d) for d in v.shape or ()] for v in decoder.graph.inputs}
     worst = 0.0
     with open_graph(encoder) as encode, open_graph(decoder) as decode:
         for inputs in sample_batches(loaded):
             following = following_tokens(inputs, int(config.vocab_size), int(config.decoder_start_token_id))
-            found = teacher_forced(encode, decode, inputs, following, shapes)
+            actual = teacher_forced(encode, decode, inputs, following, shapes)
             expected = reference_logits(loaded.model, inputs, following)
             scale = max(1.0, float(np.abs(expected).max()))
-            worst = max(worst, float(np.abs(found - expected).max()) / scale)
+            worst = max(worst, float(np.abs(actual - expected).max()) / scale)
     if not worst <= TOLERANCE:
         raise ParityError(f"logits differ from PyTorch by {worst:.2g}, allowed is {TOLERANCE:.0e}")
     return worst
@@ -179,27 +173,8 @@ def _parity(encoder: ir.Model, decoder: ir.Model, loaded: Loaded) -> float:
 
 def build(loaded: Loaded, *, fusions: bool) -> Captured:
     """Both graphs of ``loaded``; raises :class:`CaptureError` where it cannot be traced."""
-    originals = mark(loaded.model, loaded.fresh)
-    try:
-        graphs = _trace_both(loaded, fusions=fusions)
-        difference = _parity(*graphs, loaded)
-        marked = as_linear(loaded.model, parameters_of(loaded.model))
-        located = [locate(graph, marked) for graph in graphs]
-    finally:
-        unmark(loaded.model, originals)
-    for graph, found in zip(graphs, located, strict=True):
-        unmark_graph(graph, found, as_linear(loaded.model, originals), loaded.model)
-    everywhere = {name: places + located[1][name] for name, places in located[0].items()}
-    if left_marked(loaded.model, originals, everywhere):
-        difference = max(difference, _parity(*graphs, loaded))
-    own = as_linear(loaded.model, {name: array.copy() for name, array in parameters_of(loaded.model).items()})
-    parts: list[tuple[dict[str, tuple[Location, ...]], dict[str, np.ndarray]]] = [
-        untie(loaded.model, graph, found, own) for graph, found in zip(graphs, located, strict=True)
-    ]
-    return Captured(
-        graph=graphs[0],
-        locations=parts[0][0],
-        weights=parts[0][1],
-        parity=difference,
-        decoder=GraphPart(graph=graphs[1], locations=parts[1][0]),
+    return capture_marked(
+        loaded,
+        lambda: Built(_trace_both(loaded, fusions=fusions)),
+        lambda built: _parity(built, loaded),
     )

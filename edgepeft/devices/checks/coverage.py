@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -21,6 +20,7 @@ from ...bundle import Bundle, read_bundle, rereading
 from ...errors import InputError
 from ...report.gate import Report, Table
 from ...runtime.active import read_tensors
+from ...scratch import scratch_folder
 from ...targets import Shape, parse_shape
 
 if TYPE_CHECKING:
@@ -213,7 +213,7 @@ def coverage_report(
         opened.slot_adapter(adapter)
     opened.verify((*opened.variant_files(name), *(a.onnx_adapter for a in opened.manifest.adapters.values())))
     found: list[Coverage] = []
-    with TemporaryDirectory(prefix="edgepeft-coverage-") as scratch:
+    with scratch_folder("coverage") as scratch:
         for graph, path in _graphs(opened, name, adapter, parse_shape(shape), Path(scratch)).items():
             model = onnx.load(path, load_external_data=False)
             for provider in _LISTS:

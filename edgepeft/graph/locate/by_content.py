@@ -62,12 +62,12 @@ def _digest(array: np.ndarray) -> bytes:
 
 def float_initializers(model: ir.Model) -> dict[str, np.ndarray]:
     """The float initializers of the main graph that hold more than one number, by name."""
-    found = {}
+    arrays = {}
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
         if tensor is not None and tensor.dtype in _FLOATS and tensor.size > 1:
-            found[name] = tensor.numpy()
-    return found
+            arrays[name] = tensor.numpy()
+    return arrays
 
 
 class _Index:
@@ -170,21 +170,21 @@ def runs(settled: Sequence[tuple[str, int]], lines: Mapping[str, int], *, transp
 
     ``settled`` is the initializer and the line in it of every row, ``lines`` how many lines each initializer has.
     """
-    found: list[list[int]] = []
+    spans: list[list[int]] = []
     names: list[str] = []
     order = sorted(range(len(settled)), key=lambda row: settled[row])
     for row in order:
         name, offset = settled[row]
-        last = found[-1] if found else None
+        last = spans[-1] if spans else None
         if last is not None and names[-1] == name and last[0] + last[1] == offset:
             first, size, start, step = last
             if size == 1 and row > start:
-                found[-1] = [first, 2, start, row - start]
+                spans[-1] = [first, 2, start, row - start]
                 continue
             if size > 1 and row == start + size * step:
                 last[1] += 1
                 continue
-        found.append([offset, 1, row, 1])
+        spans.append([offset, 1, row, 1])
         names.append(name)
     return tuple(
         Location(
@@ -197,7 +197,7 @@ def runs(settled: Sequence[tuple[str, int]], lines: Mapping[str, int], *, transp
             step=step,
             of=len(settled),
         )
-        for name, (offset, size, start, step) in zip(names, found, strict=True)
+        for name, (offset, size, start, step) in zip(names, spans, strict=True)
     )
 
 
@@ -205,14 +205,16 @@ def _beside(bias: np.ndarray, weight: tuple[Location, ...], arrays: Mapping[str,
     """A bias in the order in which its weight's rows were found, where one vector holds it so."""
     if not weight or weight[0].of != len(bias) or len({place.initializer for place in weight}) > 1:
         return ()
-    found = [
+    vectors = [
         name
         for name, array in arrays.items()
         if array.shape == bias.shape
         and all(np.array_equal(array[p.offset : p.offset + p.size], bias[p.rows]) for p in weight)
     ]
     return tuple(
-        Location(found[0], False, p.offset, p.size, p.packed, p.start, p.step, p.of) for p in weight if len(found) == 1
+        Location(vectors[0], False, p.offset, p.size, p.packed, p.start, p.step, p.of)
+        for p in weight
+        if len(vectors) == 1
     )
 
 
@@ -230,15 +232,17 @@ def locate(
     """
     index = _Index(float_initializers(model), settle)
     # A single number (CLIP's temperature) says nothing by its content.
-    found = {name: tuple(index.exact(array)) if array.size > 1 else () for name, array in parameters.items()}
-    index.taken = {location.initializer for locations in found.values() for location in locations}
-    for name, locations in found.items():
+    located = {name: tuple(index.exact(array)) if array.size > 1 else () for name, array in parameters.items()}
+    index.taken = {location.initializer for locations in located.values() for location in locations}
+    for name, locations in located.items():
         if not locations and parameters[name].ndim <= 2 and parameters[name].size > 1:
-            found[name] = tuple(index.blocks(parameters[name])) or index.scattered(parameters[name])
-    for name, locations in found.items():
+            located[name] = tuple(index.blocks(parameters[name])) or index.scattered(parameters[name])
+    for name, locations in located.items():
         if not locations and name.endswith(".bias") and parameters[name].size > 1:
-            found[name] = _beside(parameters[name], found.get(f"{name.removesuffix('bias')}weight", ()), index.arrays)
-    return found
+            located[name] = _beside(
+                parameters[name], located.get(f"{name.removesuffix('bias')}weight", ()), index.arrays
+            )
+    return located
 
 
 def shared(locations: Mapping[str, tuple[Location, ...]], parameter: str) -> list[str]:

@@ -6,6 +6,10 @@ import numpy as np
 import onnx_ir as ir
 
 from ..nodes import constant, is_linear
+from .edit import EditPass
+
+#: The input.
+NAME = "logits_from"
 
 
 def _head(graph: ir.Model) -> ir.Node | None:
@@ -25,24 +29,33 @@ def _head(graph: ir.Model) -> ir.Node | None:
     return None
 
 
-def logits_from(graph: ir.Model) -> bool:
-    """Let a run ask for the logits of its last positions only, through an input with a default: ``logits_from`` = 0.
+class AddLogitsFrom(EditPass[ir.passes.PassResult]):
+    """Lets a run ask for the logits of its last positions only, through an input with a default: ``logits_from`` = 0.
 
-    The head is a fifth of a small model's work; a prompt needs one row of it. False where the head was not found.
+    The head is a fifth of a small model's work; a prompt needs one row of it. Where no head is found in the main graph, or
+    the input is there already, nothing changes.
     """
-    head = _head(graph)
-    if head is None or head.op_type == "Gemm":
-        return False
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Add the input, and the Slice before the head."""
+        head = _head(model)
+        if head is None or head.op_type == "Gemm" or NAME in model.graph.initializers:
+            return ir.passes.PassResult(model, modified=False)
+        _slice(model.graph, head)
+        return ir.passes.PassResult(model, modified=True)
+
+
+def _slice(graph: ir.Graph, head: ir.Node) -> None:
     start = ir.Value(
-        name="logits_from",
+        name=NAME,
         shape=ir.Shape([1]),
         type=ir.TensorType(ir.DataType.INT64),
-        const_value=ir.tensor(np.zeros(1, np.int64), name="logits_from"),
+        const_value=ir.tensor(np.zeros(1, np.int64), name=NAME),
     )
-    graph.graph.inputs.append(start)
-    graph.graph.register_initializer(start)
-    end = constant(graph.graph, "edgepeft.end", np.array([np.iinfo(np.int64).max], np.int64))
-    axis = constant(graph.graph, "edgepeft.axis_1", np.array([1], np.int64))
+    graph.inputs.append(start)
+    graph.register_initializer(start)
+    end = constant(graph, "edgepeft.end", np.array([np.iinfo(np.int64).max], np.int64))
+    axis = constant(graph, "edgepeft.axis_1", np.array([1], np.int64))
     hidden = head.inputs[0]
     assert hidden is not None
     node = ir.node("Slice", [hidden, start, end, axis], name="logits_from/Slice")
@@ -50,9 +63,8 @@ def logits_from(graph: ir.Model) -> bool:
     node.outputs[0].type = hidden.type
     if hidden.shape is not None:
         node.outputs[0].shape = ir.Shape([hidden.shape[0], "logits_length", hidden.shape[2]])
-    graph.graph.insert_before(head, node)
+    graph.insert_before(head, node)
     head.replace_input_with(0, node.outputs[0])
-    for output in graph.graph.outputs:
+    for output in graph.outputs:
         if output.name == "logits" and output.shape is not None:
             output.shape = ir.Shape([output.shape[0], "logits_length", output.shape[2]])
-    return True

@@ -5,36 +5,47 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from .edit import EditPass, nodes_of, replace_node
+
 #: What MatMulNBits takes away from a 4-bit number where it is given no zero points, twice in a byte.
 _MIDDLE = 0x88
 
 
-def unpack_weights(model: ir.Model) -> int:
-    """Replace each 4-bit MatMulNBits by DequantizeLinear, Transpose and MatMul, in place; how many there were.
+class UnpackInt4(EditPass[ir.passes.PassResult]):
+    """Replaces each 4-bit MatMulNBits by DequantizeLinear, Transpose and MatMul.
 
     The quantized tensors keep their bytes, and where those lie: only their type and shape are said differently. A runtime
     that folds constants (``session.disable_quant_qdq`` for ONNX Runtime) then unpacks the weights once and multiplies in
     fp32; one without 4-bit kernels would unpack them in every run. Nodes whose zero points are padded to whole bytes, or
     that take more than weights, scales and zero points, stay.
     """
-    graph = model.graph
-    nodes = [node for node in graph if node.op_type == "MatMulNBits" and _fits(node)]
-    for node in nodes:
-        _replace(graph, node)
-    for name in [
-        name for name, value in graph.initializers.items() if not value.uses() and not value.is_graph_output()
-    ]:
-        del graph.initializers[name]
-    if nodes:
-        graph.opset_imports[""] = max(21, graph.opset_imports[""])  # blocked DequantizeLinear
-    return len(nodes)
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Replace them, and declare the opset that has blocks in DequantizeLinear."""
+        nodes = [node for node in nodes_of(model) if node.op_type == "MatMulNBits" and _fits(node)]
+        for node in nodes:
+            _replace(model.graph, node)
+        initializers = model.graph.initializers
+        unused = [name for name, value in initializers.items() if not value.uses() and not value.is_graph_output()]
+        for name in unused:
+            del initializers[name]
+        if nodes:
+            model.graph.opset_imports[""] = max(21, model.graph.opset_imports[""])
+        return ir.passes.PassResult(model, bool(nodes or unused))
 
 
-def set_accuracy_level(model: ir.Model, level: int) -> None:
-    """Have every MatMulNBits compute at ``level``: 0 is fp32 activations, 4 lets kernels use 8-bit ones."""
-    for node in model.graph:
-        if node.op_type == "MatMulNBits":
-            node.attributes.add(ir.AttrInt64("accuracy_level", level))
+class SetAccuracyLevel(EditPass[ir.passes.PassResult]):
+    """Has every MatMulNBits compute at ``level``: 0 is fp32 activations, 4 lets kernels use 8-bit ones."""
+
+    def __init__(self, level: int) -> None:
+        self.level = level
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Set it everywhere."""
+        nodes = [node for node in nodes_of(model) if node.op_type == "MatMulNBits"]
+        for node in nodes:
+            node.attributes.add(ir.AttrInt64("accuracy_level", self.level))
+        return ir.passes.PassResult(model, bool(nodes))
 
 
 def _fits(node: ir.Node) -> bool:
@@ -77,12 +88,7 @@ def _replace(graph: ir.Graph, node: ir.Node) -> None:
     turned = ir.node("Transpose", [unpacked.outputs[0]], {"perm": [1, 0]}, name=f"{name}/turn")
     product = ir.node("MatMul", [node.inputs[0], turned.outputs[0]], name=f"{name}/MatMul")
     unpacked.outputs[0].name, turned.outputs[0].name = f"{name}/unpacked", f"{name}/turned"
-    old, new = node.outputs[0], product.outputs[0]
-    graph.insert_before(node, [unpacked, turned, product])
-    new.name, new.shape, new.type = old.name, old.shape, old.type
-    old.name = f"{old.name}/packed_output"
-    old.replace_all_uses_with(new, replace_graph_outputs=True)
-    graph.remove(node, safe=True)
+    replace_node(node, [unpacked, turned, product])
 
 
 def _said(graph: ir.Graph, value: ir.Value, name: str, dtype: ir.DataType, dims: list[int]) -> ir.Value:

@@ -1,4 +1,4 @@
-"""``add_slots``: graph inputs through which adapters reach a base at run time."""
+"""Slots of one graph: inputs through which adapters reach a base at run time."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from ..nodes import (
     split_bias,
     weight_is_transposed,
 )
+from ..passes.edit import home_of
 from .conv_and_embedding import add_convolution, add_embedding
 from .overrides import Overrides
 from .sites import Sites, linear_sites, not_found
@@ -132,7 +133,7 @@ class _Inserter:
         if in_gain is not None:
             wide = before.add("Mul", [wide, in_gain], "in_gain")
             node.replace_input_with(0, before.squeeze(wide, "x_scaled") if flat else wide)
-        self.graph.insert_before(node, before.nodes)
+        home_of(node).insert_before(node, before.nodes)
         chain = Chain(self.graph, prefix)
         y = node.outputs[0] if out_gain is not None else behind_bias(node)
         delta = chain.add("MatMul", [chain.add("MatMul", [wide, a], "lora_A"), b], "lora_B")
@@ -159,7 +160,7 @@ def _wanted(adapters: Iterable[Adapter]) -> tuple[dict[str, SiteEdit], dict[str,
     return edits, gains, overrides
 
 
-def add_slots(
+def add_slots_to_graph(
     base: EditableBase,
     adapters: Sequence[Adapter] = (),
     *,
@@ -178,15 +179,15 @@ def add_slots(
     graph, weights, fresh = base.graph, base.weights, set(base.fresh)
     model = graph.clone()
     before = len(model.graph)
-    found = Sites(model.graph, base)
-    inserter, replaced = _Inserter(model.graph, found), Overrides(model, found)
+    graph_sites = Sites(model.graph, base)
+    inserter, replaced = _Inserter(model.graph, graph_sites), Overrides(model, graph_sites)
     edits, gains, overrides = _wanted(adapters)
     overrides.extend(name for name in weights if name in fresh and name not in overrides)
     overridden = {name.removesuffix(".weight") for name in overrides}
     sites = list(edits)
     if reserve == "all-linear":
         reserved = linear_sites(base)
-        heads = [site for site in reserved if found.is_head(f"{site}.weight")]
+        heads = [site for site in reserved if graph_sites.is_head(f"{site}.weight")]
         overrides.extend(f"{site}.weight" for site in heads if f"{site}.weight" not in overrides and site not in edits)
         overridden |= set(heads) - set(edits)
         sites.extend(site for site in reserved if site not in edits and site not in overridden)
@@ -194,8 +195,8 @@ def add_slots(
     by_initializer: dict[str, list[str]] = {}
     wanted_at: dict[str, Location] = {}
     for site in sites:
-        places = found.linear_locations(f"{site}.weight")
-        single = found.single(site, edits.get(site))
+        places = graph_sites.linear_locations(f"{site}.weight")
+        single = graph_sites.single(site, edits.get(site))
         if not places and single is None:
             raise SiteError(not_found(site, base))
         if site in overridden:

@@ -9,7 +9,8 @@ from ...bundle.slots import OverrideSlot
 from ...errors import SiteError
 from ..locate.by_content import Location, shared
 from ..nodes import Chain, is_flat, is_quantized, linear_users, slot_input, split_bias
-from ..passes.untie import separate
+from ..passes.edit import home_of
+from ..passes.untie import Untie
 from .sites import Sites
 
 
@@ -31,7 +32,7 @@ class Overrides:
                 f"parameter {parameter} is stored in blocks of few bits in this graph, and an adapter's whole tensor cannot take "
                 "its place; export the adapter over a base in fp32"
             )
-        self.sites.locations = separate(self.model, self.sites.locations, self.sites.tied, [parameter])
+        self.sites.locations = Untie(self.sites.locations, self.sites.tied, [parameter])(self.model).locations
         locations = self.sites.locations.get(parameter, ())
         if not locations or any(location.packed or location.of is not None for location in locations):
             apart = any(location.of is not None for location in locations)
@@ -100,7 +101,7 @@ class Overrides:
             assert squeeze.op_type == "Squeeze"
             assert squeeze.inputs[0] is not None
             total = chain.add("Add", [squeeze.inputs[0], slot], "Add")
-            self.graph.insert_before(squeeze, chain.nodes)
+            home_of(squeeze).insert_before(squeeze, chain.nodes)
             squeeze.replace_input_with(0, total)
             self._bypass(user, other)
         else:
@@ -119,7 +120,7 @@ class Overrides:
             old.name, value.name = f"{old.name}/base_output", old.name
             value.shape, value.type = old.shape, old.type
         old.replace_all_uses_with(value, replace_graph_outputs=True)
-        self.graph.remove(node, safe=True)
+        home_of(node).remove(node, safe=True)
 
     def _add_matmul(self, parameter: str, location: Location, out: str | None = None) -> None:
         """A linear weight as ``[adapter_batch, in, out]``, multiplied by a MatMul of its own."""
@@ -136,7 +137,7 @@ class Overrides:
             flat = is_flat(node)
             product = chain.add("MatMul", [chain.unsqueeze(x, "x") if flat else x, slot], "MatMul")
             chain.replace(y, chain.squeeze(product, "y") if flat else product)
-            self.graph.remove(node, safe=True)
+            home_of(node).remove(node, safe=True)
         del self.graph.initializers[location.initializer]
         self.slots.append(
             OverrideSlot(parameter=parameter, tensor=slot.name or "", shape=shape, layout="matmul", per_row=True)

@@ -45,12 +45,12 @@ class Sites:
 
     def linear_location(self, parameter: str) -> Location | None:
         """The one place where the parameter stands as the right side of a linear node."""
-        found = self.linear_locations(parameter)
-        if len(found) > 1:
+        places = self.linear_locations(parameter)
+        if len(places) > 1:
             raise SiteError(
-                f"{parameter} was found at {len(found)} places: {', '.join(loc.initializer for loc in found)}"
+                f"{parameter} was found at {len(places)} places: {', '.join(loc.initializer for loc in places)}"
             )
-        return found[0] if found else None
+        return places[0] if places else None
 
     def parts_of(self, initializer: str) -> list[SlotPart]:
         """All linear weights in an initializer, by column."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from ...bundle import Bundle
 from ...errors import BundleError, InputError
+from ...strict_json import kind
 from ..files import read_object, read_text
 
 Message = Mapping[str, Any]
@@ -19,60 +20,62 @@ class ChatTemplate:
     """A bundle's chat template.
 
     Rendered with jinja2's immutable sandbox, trimmed blocks, loop controls, ``raise_exception``, ``strftime_now`` and a
-    ``tojson`` that leaves Unicode as it is: what templates are written for. A bundle is untrusted input, and the sandbox
-    keeps its template from reaching anything but the messages.
+    ``tojson`` that leaves Unicode as it is: what templates are written for. A bundle is untrusted input: the sandbox keeps
+    its template from reaching anything but the messages, and ends one that does not end (:mod:`.sandbox`).
     """
 
     def __init__(self, source: str, special: Mapping[str, str], where: str) -> None:
         import jinja2
-        from jinja2.ext import Extension
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-        class Generation(Extension):
-            """``{% generation %}`` marks what the assistant says, for training; here its content is simply rendered."""
+        from .sandbox import MAX_SOURCE, TemplateEnvironment
 
-            tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
-
-            def parse(self, parser: Any) -> Any:
-                next(parser.stream)
-                return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
+        if len(source) > MAX_SOURCE:
+            raise BundleError(
+                f"the chat template in {where} has {len(source):,} characters, at most {MAX_SOURCE:,} are read"
+            )
+        environment = TemplateEnvironment(
+            {"tojson": _tojson},
+            {"raise_exception": _raise, "strftime_now": lambda form: datetime.datetime.now().strftime(form)},
         )
-        environment.filters["tojson"] = _tojson
-        environment.globals["raise_exception"] = _raise
-        environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
         self._where = where
         self._special = dict(special)
         try:
             self._template = environment.from_string(source)
-        except jinja2.TemplateError as error:
+        # Beside its own errors: Python's, over blocks nested too deep and numbers too long.
+        except (jinja2.TemplateError, SyntaxError, RecursionError, ValueError, OverflowError, MemoryError) as error:
             raise BundleError(
-                f"the chat template in {where} is not valid Jinja (line {getattr(error, 'lineno', '?')}): {error}; give a "
-                "plain prompt instead (--raw, in Python chat=False)"
+                f"the chat template in {where} is not valid Jinja (line {getattr(error, 'lineno', '?')}): "
+                f"{str(error)[:200]}; give a plain prompt instead (--raw, in Python chat=False)"
             ) from error
 
     def render(self, messages: Sequence[Message], *, add_generation_prompt: bool = True) -> str:
         """The messages as the text the model was trained on, ready for the assistant to go on.
 
-        Raises :class:`InputError` with the template's own words where it refuses the messages.
+        Raises :class:`InputError` with the template's own words where it refuses the messages, and where it does not end.
         """
         import jinja2
 
+        from .sandbox import bounded
+
         try:
-            return self._template.render(
-                messages=[dict(message) for message in messages],
-                tools=None,
-                documents=None,
-                add_generation_prompt=add_generation_prompt,
-                **self._special,
-            )
-        except (jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+            with bounded(
+                sum(len(value) for message in messages for value in message.values() if isinstance(value, str))
+            ):
+                return self._template.render(
+                    messages=[dict(message) for message in messages],
+                    tools=None,
+                    documents=None,
+                    add_generation_prompt=add_generation_prompt,
+                    **self._special,
+                )
+        except (
+            jinja2.TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError,
+            MemoryError, AssertionError,
+        ) as error:  # fmt: skip
             roles = ", ".join(str(message.get("role")) for message in messages)
             raise InputError(
-                f"the chat template in {self._where} cannot render these messages (roles: {roles}): {error}. Change the "
-                "messages, or give a plain prompt (--raw, in Python chat=False)."
+                f"the chat template in {self._where} cannot render these messages (roles: {roles[:200]}): {str(error)[:500]}. "
+                "Change the messages, or give a plain prompt (--raw, in Python chat=False)."
             ) from error
 
 
@@ -84,9 +87,14 @@ def read_chat_template(bundle: Bundle) -> ChatTemplate | None:
     if source is None:
         source = config.get("chat_template")
     if isinstance(source, list):  # several, by name
-        source = next((each.get("template") for each in source if each.get("name") == "default"), None)
+        named = {each.get("name"): each.get("template") for each in source if isinstance(each, dict)}
+        source = named.get("default")
     if source is None:
         return None
+    if not isinstance(source, str):
+        raise BundleError(
+            f"the chat template in {path} is {kind(source)} where a text is expected; export the bundle again"
+        )
     found = {name: value for name in _SPECIAL if (value := _token(config.get(name))) is not None}
     return ChatTemplate(source, found, str(path))
 
@@ -113,7 +121,11 @@ def _token(value: Any) -> str | None:
 
 def _tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, separators: Any = None,
             sort_keys: bool = False) -> str:  # fmt: skip
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    from .sandbox import check_indent
+
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=check_indent(indent), separators=separators, sort_keys=sort_keys
+    )
 
 
 def _raise(message: str) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...bundle import Bundle
+from ...bundle.slots import LIMIT
 from ...errors import BundleError, InputError
 from ..files import read_object
 from .sampling import Sampling
@@ -75,21 +76,21 @@ def read_defaults(bundle: Bundle) -> Defaults:
     )
     try:
         found = Defaults(
-            eos=frozenset(eos if isinstance(eos, list) else () if eos is None else (int(eos),)),
-            bos=bos,
-            pad=pad,
+            eos=frozenset(map(_token, eos if isinstance(eos, list) else () if eos is None else (eos,))),
+            bos=None if bos is None else _token(bos),
+            pad=None if pad is None else _token(pad),
             context=bundle.manifest.max_length,
-            new_tokens=of("max_new_tokens"),
+            new_tokens=None if of("max_new_tokens") is None else _token(of("max_new_tokens")),
             sample=bool(of("do_sample", False)),
             temperature=float(of("temperature", 1.0)),
             top_k=int(of("top_k", 0)),
             top_p=float(of("top_p", 1.0)),
             repetition_penalty=float(of("repetition_penalty", 1.0)),
-            start=None if start is None else int(start),
-            forced=None if forced is None else int(forced),
+            start=None if start is None else _token(start),
+            forced=None if forced is None else _token(forced),
         )
         found.sampling(None, None, None, None, None)
-    except (TypeError, ValueError, InputError) as error:
+    except (TypeError, ValueError, OverflowError, InputError) as error:
         raise BundleError(
             f"{bundle.file('generation_config.json')} holds a value that is not usable: {error}"
         ) from error
@@ -98,4 +99,12 @@ def read_defaults(bundle: Bundle) -> Defaults:
 
 def _first(config: dict[str, Any], name: str) -> Any:
     """A token id of ``config.json``, which models with several parts keep under ``text_config``."""
-    return config.get(name) if config.get(name) is not None else (config.get("text_config") or {}).get(name)
+    text = config.get("text_config")
+    return config.get(name) if config.get(name) is not None or not isinstance(text, dict) else text.get(name)
+
+
+def _token(value: Any) -> int:
+    """A token's id, or a number of tokens."""
+    if type(value) is not int or not 0 <= value < LIMIT:
+        raise ValueError(f"{value!r:.80} is no token's id and no number of tokens")
+    return value

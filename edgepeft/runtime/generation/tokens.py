@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from ...bundle import Bundle
 from ...errors import InputError
-from ..files import read_tokenizer
+from ..files import read_tokenizer, tokenizing
+from ..text import is_text
 
 #: How many tokens of the prompt the first piece is decoded with: some tokenizers drop a text's leading space.
 _CONTEXT = 6
@@ -18,20 +19,22 @@ class Tokens:
 
     def __init__(self, bundle: Bundle) -> None:
         self._tokenizer = read_tokenizer(bundle, "which generation from text needs")
+        self._where = bundle.file("tokenizer.json")
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
 
     def encode(self, text: str, *, special: bool) -> list[int]:
         """The tokens of ``text``; ``special`` adds what the tokenizer puts around a text (a BOS token, say)."""
-        try:
+        if not is_text(text):
+            raise InputError(f"{text!r:.200} is not a text (valid Unicode)")
+        with tokenizing(self._where, "cannot encode a text"):
             found: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
-        except (TypeError, UnicodeEncodeError) as error:
-            raise InputError(f"{text!r} is not a text (valid Unicode)") from error
         return found
 
     def decode(self, tokens: Sequence[int]) -> str:
         """The text of tokens, special ones left out."""
-        text: str = self._tokenizer.decode(list(tokens), skip_special_tokens=True)
+        with tokenizing(self._where, "cannot decode tokens"):
+            text: str = self._tokenizer.decode(list(tokens), skip_special_tokens=True)
         return text
 
 

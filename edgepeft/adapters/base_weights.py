@@ -1,0 +1,46 @@
+"""The base's parameters, as a lowering sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+
+
+class BaseWeights(Protocol):
+    """Gives the base's parameters by name (``…query.weight``), as PyTorch holds them.
+
+    Linear maps are ``[out, in]`` whatever the module: GPT-2's Conv1D, which holds ``[in, out]``, is given transposed.
+    """
+
+    @property
+    def complete(self) -> bool:
+        """Whether a parameter that is not given is not in the base either."""
+
+    def __call__(self, parameter: str, /) -> np.ndarray | None:
+        """The parameter's numbers; ``None`` where there is none of that name."""
+
+    def shape(self, parameter: str, /) -> tuple[int, ...] | None:
+        """The parameter's shape, without reading its numbers where that can be; ``None`` where there is none."""
+
+
+class HeldWeights:
+    """All parameters of a base, held in memory: ``arrays`` by name, in the layout that :class:`BaseWeights` says."""
+
+    def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
+        self._arrays = arrays
+
+    @property
+    def complete(self) -> bool:
+        """True: there are no others."""
+        return True
+
+    def __call__(self, parameter: str, /) -> np.ndarray | None:
+        """The parameter's numbers."""
+        return self._arrays.get(parameter)
+
+    def shape(self, parameter: str, /) -> tuple[int, ...] | None:
+        """The parameter's shape."""
+        array = self._arrays.get(parameter)
+        return None if array is None else tuple(array.shape)
