@@ -96,6 +96,6 @@ def require_shapes(manifest: Manifest, target: Target) -> None:
     raise TargetError(
         f"{why}; nothing was written. "
         + (f"Use --target {others[0]}, or write" if others else "Write")
-        + f' a target file of your own with extends = "{target.name}", graph.shapes = "dynamic" and graph.buckets = [], '
-        'and providers = ["CPUExecutionProvider"] below [runtime]'
+        + f' a target file of your own: a name, a summary, extends = "{target.name}", shapes = "dynamic" and buckets = [] below '
+        '[graph], providers = ["CPUExecutionProvider"] below [runtime]'
     )

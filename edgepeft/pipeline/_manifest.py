@@ -14,7 +14,7 @@ from ..bundle import (
     dump_manifest,
     hash_file,
 )
-from ..errors import InputError
+from ..errors import BundleError, InputError
 from ..json_text import config_text
 from ..quantize.recipes import preferred
 from ._genai import NAME as GENAI_CONFIG
@@ -61,6 +61,15 @@ def check_target_folder(target: Path) -> None:
     """Refuse to replace a folder that is not a bundle."""
     if target.exists() and not (target / MANIFEST_NAME).is_file() and (not target.is_dir() or any(target.iterdir())):
         raise InputError(f"{target} exists and is not a bundle; choose another --out or remove it")
+
+
+def require_onnx(bundle: Path, variant: Variant) -> None:
+    """:class:`BundleError` where a variant's graphs are in ORT format, which is written for a device and not changed again."""
+    if variant.file.endswith(".ort"):
+        raise BundleError(
+            f"{bundle}: {variant.file} is in ORT format, and graphs are made of ONNX files only. Give the bundle that it was "
+            "packed from"
+        )
 
 
 def _listed(folder: Path, known: Mapping[str, FileEntry]) -> dict[str, FileEntry]:

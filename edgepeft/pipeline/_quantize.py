@@ -20,6 +20,7 @@ from ..quantize.merge_error import NOTABLE
 from ..quantize.recipes import Recipe
 from ._calibrate import ROWS, check_texts, measure_ranges, measured_without
 from ._edit import Edit, copy_files, edit
+from ._manifest import require_onnx
 from ._web_graph import add_input_style
 
 Announce = Callable[[str], None]
@@ -105,6 +106,7 @@ def _check_wanted(manifest: Manifest, path: Path, variant: str, replace: bool) -
             f"{path} has no fp32 variant to quantize, only {', '.join(manifest.variants)}: it was made from a file that is "
             "quantized already. Export the model itself, without --onnx, to choose a precision."
         )
+    require_onnx(path, manifest.variants["fp32"])
 
 
 def _weights(manifest: Manifest) -> tuple[str, ...]:

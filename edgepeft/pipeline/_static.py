@@ -14,6 +14,7 @@ from ..graph.passes.freeze import freeze, freeze_inputs, slot_shapes
 from ..json_text import json_text
 from ..runtime.active import read_tensors
 from ..targets import Target, parse_shape
+from ._manifest import require_onnx
 
 
 @rereading
@@ -35,14 +36,15 @@ def write_static(
         )
     if opened.manifest.mode != "swap":
         raise InputError(f"{opened.path}: static graphs are made of a bundle with slots")
-    require_shapes(opened.manifest, target)
     (variant,) = choose_variants(opened.manifest, target, [variant] if variant else None)
+    if adapter is not None:
+        opened.slot_adapter(adapter)
+    require_shapes(opened.manifest, target)
+    require_onnx(opened.path, opened.manifest.variants[variant])
     limit = opened.manifest.max_length
     for bucket in target.graph.buckets:
         if limit is not None and parse_shape(bucket).sequence > limit:
             raise InputError(f"bucket {bucket} of {target.name}: {opened.path} takes at most {limit} tokens")
-    if adapter is not None:
-        opened.slot_adapter(adapter)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists and is not empty; choose another --out")
     files = (*opened.variant_files(variant), *(a.onnx_adapter for a in opened.manifest.adapters.values()))

@@ -16,6 +16,7 @@ from ..graph.passes.unpack_int4 import SetAccuracyLevel, UnpackInt4
 from ..runtime import open as open_bundle
 from ..validate.probe import bundle_probe, same_outputs
 from ._edit import Edit, edit
+from ._manifest import require_onnx
 from ._web_session import Fed
 
 Announce = Callable[[str], None]
@@ -60,6 +61,7 @@ def write_input_style(
             )
         names = [change.before.variant(variant)[0]] if variant is not None else list(manifest.variants)
         for name in names:
+            require_onnx(path, manifest.variants[name])
             change.before.verify(change.before.variant_files(name))
         add_input_style(change, names, announce)
     return change.after

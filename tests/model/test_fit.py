@@ -2,25 +2,147 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import all_equal
+from causal import build_causal
+from conftest import all_equal, save_lora
+from encoder_decoder import SEQ2SEQ, build_encoder_decoder
 
 from edgepeft import runtime
 from edgepeft.base.samples import bundle_batches
 from edgepeft.bundle import read_bundle
-from edgepeft.errors import InputError, TargetError
-from edgepeft.pipeline import export_for, fit, quantize
+from edgepeft.errors import BundleError, InputError, TargetError
+from edgepeft.pipeline import export, export_for, fit, quantize, write_input_style, write_static
 from edgepeft.targets import Target, list_targets, load_target
+from edgepeft.validate.probe import bundle_probe, same_outputs
 
 TARGETS = [target.name for target in list_targets()]
+#: Beside encoders: those whose cache is longer with every token.
+WRITERS = ["text-generation", SEQ2SEQ]
 
 
 def changed(target: Target, **keys: object) -> Target:
     return Target.model_validate({**target.model_dump(), **keys})
+
+
+@pytest.fixture(scope="module")
+def writers(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """``writers(task)``: a bundle with one adapter that has its int8 and q4 variants; do not change it."""
+    made: dict[str, Path] = {}
+
+    def get(task: str) -> Path:
+        if task not in made:
+            folder = tmp_path_factory.mktemp(task)
+            common = {"task": task, "scale": 0.2, "r": 2}
+            if task == SEQ2SEQ:
+                model = build_encoder_decoder(folder / "model", "T5")
+                save_lora(folder / "a", model, target_modules=["q", "wo"], task_type="SEQ_2_SEQ_LM", **common)
+            else:
+                model = build_causal(folder / "model", num_hidden_layers=1)
+                save_lora(folder / "a", model, target_modules=["q_proj", "down_proj"], task_type="CAUSAL_LM", **common)
+            export(model, {"a": folder / "a"}, folder / "bundle", task=task)
+            for variant in ("int8", "q4"):
+                quantize(folder / "bundle", variant)
+            made[task] = folder / "bundle"
+        return made[task]
+
+    return get
+
+
+@pytest.mark.parametrize("task", WRITERS)
+@pytest.mark.parametrize("name", TARGETS)
+def test_every_target_takes_what_writes_texts_or_says_why_not(
+    name: str, task: str, writers: Callable[[str], Path], tmp_path: Path
+) -> None:
+    target, source = load_target(name), writers(task)
+    if target.graph.shapes == "static":
+        with pytest.raises(TargetError, match=rf"{name} takes fixed shapes only \(1x32, 1x128\).*cache.*{task}"):
+            fit(source, target, tmp_path / "out")
+        with pytest.raises(TargetError, match=rf"{name} takes fixed shapes only"):
+            write_static(source, target, tmp_path / "out")
+        assert not list(tmp_path.iterdir())
+        return
+    done = fit(source, target, tmp_path / "out")
+    fitted = read_bundle(tmp_path / "out")
+    fitted.verify()
+    entry = fitted.manifest.variants[done.variant]
+    suffix = ".ort" if target.graph.format == "ort" else ".onnx"
+    assert {Path(file).suffix for file in entry.graphs()} == {suffix}
+    assert len(entry.graphs()) == (1 + (task == SEQ2SEQ)) * (1 + (target.slots == "input"))
+    on_disk = {p.relative_to(fitted.path).as_posix() for p in fitted.path.rglob("*") if p.is_file()}
+    assert on_disk == {*fitted.manifest.files, "edgepeft.json"}, "nothing else is deployed"
+    probe = bundle_probe(fitted)
+    before, after = runtime.open(source, variant=done.variant), runtime.open(fitted.path)
+    bare, adapted = (probe.run(after.adapter(adapter)) for adapter in (None, "a"))
+    assert probe.difference(bare, probe.run(before.adapter(None))) <= 1e-4
+    assert probe.difference(adapted, probe.run(before.adapter("a"))) <= 1e-4
+    assert not same_outputs(bare, adapted)
+    if task == "text-generation":
+        there, here = (json.loads((path / "genai_config.json").read_text()) for path in (source, fitted.path))
+        assert there["search"]["past_present_share_buffer"], "the model has GroupQueryAttention"
+        assert here["search"] == there["search"], "also of a file in ORT format"
+        assert here["model"]["decoder"]["filename"] == entry.file
+
+
+@pytest.mark.parametrize("task", WRITERS)
+def test_the_operators_of_both_halves_are_listed(task: str, writers: Callable[[str], Path], tmp_path: Path) -> None:
+    fitted = fit(writers(task), changed(load_target("android-arm64-cpu"), variants=("q4",)), tmp_path / "out").bundle
+    operators = fitted.file(fitted.manifest.provenance["required_operators"]).read_text()
+    assert re.search(r"^com\.microsoft;1;.*MatMulNBits", operators, re.MULTILINE), operators
+
+
+@pytest.mark.parametrize("task", WRITERS)
+@pytest.mark.parametrize("name", ["linux-arm64-cpu", "android-arm64-cpu", "web-wasm"])
+def test_the_variant_is_one_that_keeps_the_size_budget(
+    name: str, task: str, writers: Callable[[str], Path], tmp_path: Path
+) -> None:
+    target = load_target(name)
+    large = fit(writers(task), target, tmp_path / "large")
+    assert large.variant == "int8"
+    assert large.notes == ()
+    limit = large.size_mb - 0.001
+    small = changed(target, budgets={**target.budgets.model_dump(), "bundle_mb": limit, "adapter_mb": None})
+    done = fit(writers(task), small, tmp_path / "small")
+    assert done.variant == "q4"
+    assert done.size_mb <= limit
+    (note,) = done.notes
+    assert re.fullmatch(r"int8: \d\.\d MB, the budget is bundle_mb = \d\.\d+", note)
+
+
+def test_a_packed_ort_file_is_no_source(writers: Callable[[str], Path], bundle: Path, tmp_path: Path) -> None:
+    android = changed(load_target("android-arm64-cpu"), variants=("fp32",))
+    for at, source in enumerate((writers("text-generation"), bundle)):
+        packed = fit(source, android, tmp_path / f"packed-{at}").bundle.path
+        again = changed(load_target("linux-x64-cpu"), variants=("fp32",))
+        with pytest.raises(TargetError, match=r"fp32: onnx/model\.ort is in ORT format already; pack the bundle"):
+            fit(packed, again, tmp_path / "again")
+        assert not (tmp_path / "again").exists()
+        for change in (lambda path: quantize(path, "int8"), write_input_style):
+            with pytest.raises(
+                BundleError, match=r"onnx/model\.ort is in ORT format.*the bundle that it was packed from"
+            ):
+                change(packed)
+        read_bundle(packed).verify()
+
+
+def test_the_advice_for_a_target_of_fixed_shapes_helps(writers: Callable[[str], Path], tmp_path: Path) -> None:
+    with pytest.raises(TargetError) as refused:
+        fit(writers("text-generation"), load_target("ios-coreml"), tmp_path / "out")
+    assert 'extends = "ios-coreml"' in str(refused.value)
+    with pytest.raises(TargetError, match="Use --target android-arm64-cpu"):
+        fit(writers("text-generation"), load_target("android-nnapi"), tmp_path / "out")
+    own = tmp_path / "mine.toml"
+    own.write_text(
+        'extends = "ios-coreml"\nname = "ios-cpu"\nsummary = "iOS, the CPU"\n[runtime]\nproviders = ["CPUExecutionProvider"]\n'
+        '[graph]\nshapes = "dynamic"\nbuckets = []\n'
+    )
+    done = fit(writers("text-generation"), load_target(str(own)), tmp_path / "out")
+    assert runtime.open(done.bundle.path).adapter("a").generate("the film", max_new_tokens=2)
 
 
 @pytest.mark.parametrize("name", TARGETS)
