@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from ..adapters.bundle_graph import load_graph
 from ..bundle import read_bundle, rereading
-from ..devices.place import choose_variants
+from ..devices.place import choose_variants, require_shapes
 from ..errors import InputError
 from ..graph.passes.freeze import freeze, freeze_inputs, slot_shapes
 from ..json_text import json_text
@@ -25,7 +25,8 @@ def write_static(
     Without an adapter, ``model_<bucket>.onnx`` has slots as inputs whose fixed shapes ``slots.json`` lists: an adapter is padded
     with zeros to them. Fused operators are written out. ``variant`` is the first of the target's that the bundle has where
     it is not given. Raises :class:`InputError` for a target without buckets, a bundle without slots or the variant, and a
-    folder that is not empty, and :class:`UnknownAdapterError`.
+    folder that is not empty, :class:`TargetError` for a bundle that writes texts (its cache has no fixed shape), and
+    :class:`UnknownAdapterError`.
     """
     opened, out = read_bundle(bundle), Path(out)
     if not target.graph.buckets:
@@ -34,6 +35,7 @@ def write_static(
         )
     if opened.manifest.mode != "swap":
         raise InputError(f"{opened.path}: static graphs are made of a bundle with slots")
+    require_shapes(opened.manifest, target)
     (variant,) = choose_variants(opened.manifest, target, [variant] if variant else None)
     limit = opened.manifest.max_length
     for bucket in target.graph.buckets:
