@@ -80,9 +80,7 @@ def stage_for(
     raise TargetError(f"no variant of {opened.path} suits {target.name} ({', '.join(target.variants)}): {said}")
 
 
-def _make(
-    work: Path, variant: str, target: Target, data: Mapping[str, Examples] | None, announce: Announce
-) -> None:
+def _make(work: Path, variant: str, target: Target, data: Mapping[str, Examples] | None, announce: Announce) -> None:
     """Put a variant into ``work`` where it is not there yet, and hold its graphs against the target's rules."""
     variants = read_bundle(work).manifest.variants
     if variant not in variants:
