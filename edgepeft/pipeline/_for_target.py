@@ -43,9 +43,30 @@ def export_for(
     announce: Announce = lambda message: None,
     **options: Any,
 ) -> Exported:
-    """:func:`edgepeft.pipeline.export` with its ``options``, and :func:`fit` of each bundle to ``target`` in place of it.
+    """Export a base and its adapters, and write what a target gets of each bundle.
 
-    Nothing is at ``out`` before it fits: a bundle over the target's size budget is refused there.
+    Nothing is at ``out`` before it fits: a bundle over the target's size budget is refused.
+
+    Args:
+        target: The target (:func:`edgepeft.targets.load_target`).
+        model: The base: a folder or a Hugging Face id.
+        adapters: PEFT checkpoints by the names that they get.
+        out: The folder of the result.
+        data: Texts by adapter, as :func:`~edgepeft.pipeline.quantize` takes them, for recipes that measure activations.
+        lock_timeout: Seconds to wait for another process that changes the bundle.
+        announce: Is called with a line of text for each step.
+        options: Further options of :func:`edgepeft.pipeline.export`.
+
+    Returns:
+        What :func:`~edgepeft.pipeline.export` returns, of the bundles made for the target.
+
+    Raises:
+        TargetError: No variant suits, or a result is over the size budget.
+        EdgepeftError: Whatever :func:`~edgepeft.pipeline.export` raises.
+
+    Example:
+        >>> target = load_target("web-wasm")
+        >>> export_for(target, "org/model", {"reviews": "./reviews-lora"}, "for-web")
     """
     out = Path(out)
     if not (options.get("mode") in {"merge", "bake"} and len(adapters) > 1):
@@ -87,13 +108,31 @@ def fit(
     lock_timeout: float = LOCK_TIMEOUT,
     announce: Announce = lambda message: None,
 ) -> Fitted:
-    """Write to ``out`` what ``target`` gets of ``bundle``: its preferred variant, slot style and file format.
+    """Write what a target gets of a bundle: its preferred variant, slot style and file format. Needs no torch.
 
-    The first of the target's variants that the bundle has, or that a recipe makes of fp32 (with texts in ``data``, as
-    :func:`~edgepeft.pipeline.quantize` takes them, where it measures activations), whose operators the target has, and that
-    keeps the size budget. Opened as the target's threads say by default. The result must give what the variant gave before,
-    adapter by adapter. Raises :class:`TargetError` where no variant suits, the opset is too high, every variant is over the
-    size budget, or the target takes fixed shapes only and the bundle writes texts: ``out`` is then as it was. Needs no torch.
+    The variant is the first of the target's that the bundle has, or that a recipe makes of fp32, whose operators the target
+    has, and that keeps the size budget. The result must give what the variant gave before, adapter by adapter.
+
+    Args:
+        bundle: The bundle's folder, which stays as it is.
+        target: The target (:func:`edgepeft.targets.load_target`). By default the result is opened as its threads say.
+        out: The folder of the result.
+        data: Texts by adapter, as :func:`~edgepeft.pipeline.quantize` takes them, for recipes that measure activations.
+        lock_timeout: Seconds to wait for another process that changes the bundle.
+        announce: Is called with a line of text for each step.
+
+    Returns:
+        The bundle, its variant, its size in MB, and what was done to it.
+
+    Raises:
+        TargetError: No variant suits, the opset is too high, every variant is over the size budget, or the target takes fixed
+            shapes only and the bundle writes texts; ``out`` stays as it was.
+        ParityError: The result gives other outputs than the variant.
+        BusyBundleError: Another process changes ``out`` and did not end in time.
+
+    Example:
+        >>> fit("bundle", load_target("android-arm64-cpu"), "for-android").variant
+        'int8'
     """
     out = Path(out)
     check_target_folder(out)
