@@ -16,6 +16,8 @@ MAX_DEPTH = 64
 #: Integers are those of 64 bits: what other readers of the same file can hold.
 _MAX_INT = 2**64
 _INT_DIGITS = len(str(_MAX_INT)) + 1
+#: Digits of a whole number in files that others wrote.
+_FOREIGN_DIGITS = 64
 
 
 class _UnusableError(ValueError):
@@ -27,6 +29,13 @@ def _int(digits: str) -> int:
     if len(digits) > _INT_DIGITS or not -_MAX_INT < (number := int(digits)) < _MAX_INT:
         raise _UnusableError(f"the number {digits[:12]}… has {len(digits)} digits, which no field takes")
     return number
+
+
+def _any_int(digits: str) -> int:
+    """A whole number of a file that others wrote: transformers writes a length without limit as 10**30."""
+    if len(digits) > _FOREIGN_DIGITS:
+        raise _UnusableError(f"the number {digits[:12]}… has {len(digits)} digits, which no field takes")
+    return int(digits)
 
 
 def _float(digits: str) -> float:
@@ -51,7 +60,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 _STRICT = json.JSONDecoder(parse_int=_int, parse_float=_float, parse_constant=_constant, object_pairs_hook=_object)
 #: For files that Python's own writer made, which may hold NaN and Infinity (some models' config.json).
-_WITH_CONSTANTS = json.JSONDecoder(parse_int=_int, object_pairs_hook=_object)
+_WITH_CONSTANTS = json.JSONDecoder(parse_int=_any_int, object_pairs_hook=_object)
 
 
 def _encode_texts(value: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -41,6 +42,10 @@ def test_what_is_json_is_read() -> None:
     text = '{"a": [1, -2.5, 1e300, true, null, "\\ud83d\\ude00é"], "b": {"c": 18446744073709551615}}'
     assert parse_json(text, "x") == {"a": [1, -2.5, 1e300, True, None, "😀é"], "b": {"c": 2**64 - 1}}
     assert parse_json("[Infinity]", "x", finite=False) == [float("inf")]
+    # transformers' length of a tokenizer without limit
+    assert parse_json(json.dumps({"model_max_length": int(1e30)}), "x", finite=False) == {"model_max_length": int(1e30)}
+    with pytest.raises(InputError, match="65 digits"):
+        parse_json("1" * 65, "x", finite=False)
     assert parse_json("[" * 64 + "]" * 64, "x")
 
 
