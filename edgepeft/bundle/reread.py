@@ -58,7 +58,7 @@ def _stamp(bundle: Path) -> tuple[tuple[int, ...] | None, ...]:
 def _identity(path: Path) -> tuple[int, ...] | None:
     try:
         found = path.stat()
-    except OSError:
+    except (OSError, ValueError):  # nothing there, or no path: a NUL, half of a surrogate pair
         return None
     # A folder's times change with what is written into it, a report for one: only which folder it is counts.
     times = () if stat.S_ISDIR(found.st_mode) else (found.st_size, found.st_mtime_ns)

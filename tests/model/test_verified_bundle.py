@@ -399,7 +399,7 @@ def test_a_bundle_made_in_memory_reads_its_own_files(own: Callable[[str], Path])
     rewrite = TestWhatAGraphNames().rewrite
     for content, says in (
         (b"{", "is not JSON"),
-        (b"[1]", "holds a list"),
+        (b"[1]", "holds an array"),
         (b"\xff", "is not UTF-8"),
         (b"[" * 9999, "not JSON"),
     ):

@@ -88,6 +88,7 @@ function expectation(keyword, node, error) {
   if (keyword === "minimum") return `${KINDS[node.type]} from ${node.minimum} on`;
   if (keyword === "maximum") return `${KINDS[node.type]} up to ${node.maximum}`;
   if (keyword === "exclusiveMinimum") return `${KINDS[node.type]} above ${node.exclusiveMinimum}`;
+  if (keyword === "exclusiveMaximum") return `${KINDS[node.type]} below ${node.exclusiveMaximum}`;
   return keyword === "type" || keyword === "enum" || keyword === "pattern" ? described(node) : `another value (${error})`;
 }
 
