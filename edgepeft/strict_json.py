@@ -54,6 +54,19 @@ _STRICT = json.JSONDecoder(parse_int=_int, parse_float=_float, parse_constant=_c
 _WITH_CONSTANTS = json.JSONDecoder(parse_int=_int, object_pairs_hook=_object)
 
 
+def _encode_texts(value: Any) -> None:
+    """``UnicodeEncodeError`` for a text with half of a surrogate pair, which no file or terminal takes."""
+    if isinstance(value, str):
+        value.encode("utf-8")
+    elif isinstance(value, list):
+        for item in value:
+            _encode_texts(item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            key.encode("utf-8")
+            _encode_texts(item)
+
+
 def _check_depth(value: Any) -> None:
     level = [value]
     for _ in range(MAX_DEPTH):
@@ -107,7 +120,7 @@ def parse_json(
         if isinstance(value, dict | list):
             _check_depth(value)
         if "\\u" in text or not text.isascii():
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
+            _encode_texts(value)
     except json.JSONDecodeError as wrong:
         raise error(
             f"cannot read {where}: {PurePath(where).name} is not JSON (line {wrong.lineno}: {wrong.msg}){tail}"

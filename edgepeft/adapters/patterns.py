@@ -136,7 +136,7 @@ def _endless(expressions: list[_Expression], names: list[str]) -> _Expression | 
     try:
         subprocess.run(
             [sys.executable, "-I", "-S", "-c", _TRY],
-            input=json.dumps([[(each.way, each.pattern) for each in expressions], names]).encode(),
+            input=json.dumps([[(each.way, each.pattern) for each in expressions], names], allow_nan=False).encode(),
             timeout=LIMIT_S,
             check=True,
             capture_output=True,

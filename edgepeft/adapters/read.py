@@ -134,16 +134,35 @@ def read_adapter(
     max_rank: int | None = None,
     layers: Sequence[Sequence[int]] = (),
 ) -> Adapter:
-    """Read a PEFT checkpoint and lower it.
+    """Read a PEFT checkpoint and lower it to edits of the base. Every tensor of the checkpoint is used, or it is an error.
 
-    ``source`` is a folder or a Hugging Face id, with ``#task=N`` behind it for one task of a checkpoint that holds several; or
-    the checkpoint, where it was read already.
-    ``weights`` gives the base's parameters by name, for methods whose
-    lowering depends on them (DoRA, PiSSA, IA3). ``module`` gives the base as a PyTorch model; it is asked for only where
-    a method or an option has no closed form. ``max_rank`` caps what an SVD may choose. With ``mode="merge"`` a method
-    without closed form brings whole weights. ``layers`` are the ranges of layers that the base was rebuilt from, which must be
-    the checkpoint's ``layer_replication``. Afterwards every tensor of the checkpoint has been consumed. Raises
-    :class:`AdapterError` and its subclasses; see their docstrings.
+    Args:
+        source: A folder or a Hugging Face id, with ``#task=N`` behind it for one task of a checkpoint that holds several; or
+            a checkpoint that was read already.
+        name: What the adapter is called in the bundle.
+        weights: Gives the base's parameters by name (``base.weight``), for methods whose lowering depends on them (DoRA,
+            PiSSA, IA3).
+        module: Gives the base as a PyTorch model. It is called only where a method or an option has no closed form.
+        mode: ``"merge"`` lets a method without a closed form bring whole weights; ``"swap"`` keeps what fits slots.
+        max_rank: The largest rank that an SVD may choose. By default the smallest whose relative residual is at
+            most 1e-4. Where its factors hold more numbers than the weights, the adapter can only be merged.
+        layers: Ranges ``[start, end)`` of layers that the base was rebuilt from. They must be the checkpoint's
+            ``layer_replication``.
+
+    Returns:
+        The edits by site. A low-rank edit is ``A [in, rank]`` and ``B [rank, out]``, float32, with the scale in ``B``.
+
+    Raises:
+        UnsupportedAdapterError: The method, or an option of it, has no lowering here.
+        NeedsPeftError: It has one only through PEFT, and ``module`` was not given.
+        AdapterMismatchError: The adapter was made for another base.
+        InputError: ``name`` cannot be used.
+        AdapterError: The checkpoint cannot be read, or a tensor of it was not used.
+
+    Example:
+        >>> adapter = read_adapter("./reviews-lora", name="reviews", weights=base.weight)
+        >>> adapter.scalable
+        True
     """
     try:
         check_name(name)

@@ -76,14 +76,34 @@ def capture(
     layers: LayerMap = (),
     announce: Callable[[str], None] = lambda message: None,
 ) -> Base:
-    """Capture a base model.
+    """Capture a base model as ONNX.
 
-    ``source`` is a folder or a Hugging Face id; ``onnx`` an ONNX file of the same base exported elsewhere, used instead
-    of tracing. Routes are tried from the fastest graph to the plainest; one whose outputs differ from PyTorch's by more
-    than ``TOLERANCE`` is dropped, which ``announce`` is told. ``max_length`` caps a language model's context in tokens (its
-    rotary tables grow with it); by default ``CONTEXT``, or the model's own where that is shorter. ``layers`` repeats
-    the base's layers, as an adapter with ``layer_replication`` asks for. Raises
-    :class:`CaptureError` when no route holds and :class:`InputError` for a context the model does not have.
+    Routes are tried from the fastest graph to the plainest. A route whose outputs differ from PyTorch's by more than
+    ``TOLERANCE`` (1e-4, relative to the largest output where that is above 1) is dropped.
+
+    Args:
+        source: A folder or a Hugging Face id.
+        task: The task, as Hugging Face names it (``"text-classification"``); by default inferred from ``peft_task`` and the
+            model's configuration.
+        peft_task: The task type that an adapter's checkpoint names (``"SEQ_CLS"``).
+        onnx: An ONNX file of the same base that was exported elsewhere. It is used instead of tracing.
+        max_length: The longest context of a language model in tokens; its rotary tables grow with it. By default ``CONTEXT``
+            (8192), or the model's own where that is shorter.
+        layers: Ranges ``[start, end)`` of layers that the base is rebuilt from, as ``layer_replication`` of an adapter asks.
+        announce: Is called with a line of text for each route that was dropped and each limit that was chosen.
+
+    Returns:
+        The graph, the parameters by Hugging Face name (float32, PyTorch's layout) and where in the graph they lie. An
+        encoder-decoder has a second graph in ``decoder``.
+
+    Raises:
+        CaptureError: No route gives PyTorch's outputs.
+        InputError: There is no such model or task, or the model has no context of ``max_length`` tokens.
+
+    Example:
+        >>> base = capture("org/model", task="text-classification")
+        >>> base.weight("classifier.weight").shape
+        (2, 384)
     """
     loaded = capped(load_model(source, task=task, peft_task=peft_task, layers=layers), max_length, announce)
     announce_gaps(loaded, announce)

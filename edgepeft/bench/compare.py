@@ -98,14 +98,38 @@ def check(
     runner: Runner = run_worker,
     progress: Progress = silent,
 ) -> CheckResult:
-    """Compare ``bundle`` with ``baseline`` (a bundle folder, or a ``.json`` that ``bench`` saved on this host).
+    """Compare a bundle with a baseline: is it slower or less accurate?
 
-    Latency is judged for each variant, adapter and shape that both have (those asked for must be in both), the
-    candidate's numbers against the target's budgets, and, where ``data`` maps adapter names (``"*"``: the others and
-    the base) to labelled examples, accuracy against the target's floors and the baseline. ``rules`` replaces the
-    target's ``[check]`` table. A gate that fails is a result; exceptions are for wrong calls and broken processes:
-    :class:`InputError` (what is missing, which field of the host differs), :class:`TargetError`,
-    :class:`MeasureError`.
+    Latency is judged for each variant, adapter and shape that both have; those that were asked for must be in both. The bundle's
+    own numbers are judged against the target's budgets. A gate that fails is a result, no exception.
+
+    Args:
+        bundle: The candidate's folder.
+        baseline: A bundle's folder, or a ``.json`` that ``bench`` saved on this host.
+        target: A target, its name, or the path of a target file.
+        adapters: Which adapters, ``None`` for the base; by default every adapter.
+        variants: Which variants; by default the target's preferred ones that the bundle has.
+        shapes: Input shapes as ``"1x128"`` (rows x tokens); by default those with a latency budget.
+        threads: ONNX Runtime's intra-op threads; by default the target's.
+        data: Labelled rows by adapter (``"*"``: the others and the base). Accuracy is judged against the target's floors and
+            the baseline.
+        correct: Says of each row whether it is answered right.
+        rules: Take the place of the target's ``[check]`` table.
+        sampling: How long each case is measured, in seconds and runs.
+        runner: What runs a job in a process.
+        progress: Is called with jobs done, jobs in all, and what was done.
+
+    Returns:
+        The gates, what was measured, and a verdict: pass, fail or inconclusive.
+
+    Raises:
+        InputError: Something that was asked for is missing, or the saved baseline is of another host.
+        TargetError: The target cannot be measured on this machine.
+        MeasureError: A process failed.
+
+    Example:
+        >>> check("bundle", "last-release", "linux-x64-cpu").verdict
+        'pass'
     """
     target = target if isinstance(target, Target) else load_target(target)
     rules = rules or target.check

@@ -105,12 +105,36 @@ def bench(
     runner: Runner = run_worker,
     progress: Progress = silent,
 ) -> BenchResult:
-    """Measure ``bundle`` on this host in ``processes`` fresh processes for each variant.
+    """Measure a bundle on this host, in fresh processes for each variant.
 
-    ``adapters``, ``variants``, ``shapes`` (``"1x128"``) and ``threads`` default as :func:`make_plan` says; ``swaps``
-    is the number of adapter swaps timed in each process (0: none). Nothing is judged here: see
-    :func:`edgepeft.bench.budget_gates`. Raises :class:`TargetError` where the target cannot be measured on this
-    machine, :class:`InputError` for a wrong call and :class:`MeasureError` when a process fails.
+    Nothing is judged here: :func:`edgepeft.bench.budget_gates` compares the result with the target's budgets.
+
+    Args:
+        bundle: The bundle's folder.
+        target: A target, its name, or the path of a target file.
+        adapters: Which adapters, ``None`` for the base; by default every adapter.
+        variants: Which variants; by default the target's preferred ones that the bundle has.
+        shapes: Input shapes as ``"1x128"`` (rows x tokens); by default those with a latency budget.
+        threads: ONNX Runtime's intra-op threads; by default the target's.
+        processes: Processes for each variant, at least 2.
+        swaps: Adapter swaps that are timed in each process; 0 for none.
+        sampling: How long each case is measured, in seconds and runs.
+        runner: What runs a job in a process.
+        progress: Is called with jobs done, jobs in all, and what was done.
+
+    Returns:
+        Latency and swap times in milliseconds, memory and sizes in MB, by variant.
+
+    Raises:
+        TargetError: The target cannot be measured on this machine.
+        InputError: There is no such variant, or a shape or a number is wrong.
+        UnknownAdapterError: The bundle has no adapter of that name.
+        MeasureError: A process failed.
+
+    Example:
+        >>> result = bench("bundle", "linux-x64-cpu", shapes=["1x128"])
+        >>> result.variants[0].variant
+        'fp32'
     """
     target = target if isinstance(target, Target) else load_target(target)
     if processes < 2:

@@ -5,7 +5,7 @@ The models below are the documentation of the format; :func:`json_schema` prints
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -197,23 +197,9 @@ class Manifest(Schema):
         return self
 
     def _graphs_make_up_the_task(self) -> None:
-        """An encoder without its decoder, say, opens and runs, and writes nothing: told here, not on the device."""
-        two = self.task == "text2text-generation"
         for name, variant in self.variants.items():
-            if two and variant.decoder_file is None:
-                raise ValueError(
-                    f"variant {name} has no decoder_file: {self.task} takes two graphs, the encoder and the decoder; slots and "
-                    "merges must cover both (edgepeft.pipeline.add_slots and merge do)"
-                )
-            if not two and variant.decoder_file is not None:
-                raise ValueError(f"variant {name} has a decoder_file; {self.task} takes one graph")
-        needed = {"logits"} if self.task == "text-generation" or self.task in _GIVES_LOGITS else set()
-        missing = needed - {value.name for value in self.outputs}
-        if missing:
-            raise ValueError(f"{self.task} takes a graph that gives {', '.join(sorted(missing))}; this one does not")
-        if self.task == "text-generation" and not self.prefix_tensors():
-            raise ValueError(
-                f"{self.task} takes a graph with key/value cache inputs (past_key_values.N.key and .value)"
+            check_graphs_of_task(
+                self.task, self.inputs, self.outputs, decoder=variant.decoder_file is not None, what=f"variant {name}"
             )
 
     def _check_provenance(self) -> None:
@@ -253,6 +239,37 @@ class Manifest(Schema):
 
 
 _AGAIN = "export the bundle again"
+
+
+def check_graphs_of_task(
+    task: str, inputs: Sequence[GraphInput], outputs: Sequence[GraphInput], *, decoder: bool, what: str
+) -> None:
+    """Refuse graphs that do not make up their task: an encoder without its decoder opens and runs, and writes nothing.
+
+    Args:
+        task: The task of the bundle.
+        inputs: Inputs of the first graph, without slots.
+        outputs: Its outputs.
+        decoder: Whether there is a second graph.
+        what: Whose graphs they are, for the message.
+
+    Raises:
+        ValueError: A graph, an input or an output is missing, or there is one graph too many.
+    """
+    two = task == "text2text-generation"
+    if two and not decoder:
+        raise ValueError(
+            f"{what} has no decoder_file: {task} takes two graphs, the encoder and the decoder; slots and "
+            "merges must cover both (edgepeft.pipeline.add_slots and merge do)"
+        )
+    if decoder and not two:
+        raise ValueError(f"{what} has a decoder_file; {task} takes one graph")
+    needed = {"logits"} if task == "text-generation" or task in _GIVES_LOGITS else set()
+    missing = needed - {value.name for value in outputs}
+    if missing:
+        raise ValueError(f"{task} takes a graph that gives {', '.join(sorted(missing))}; this one does not")
+    if task == "text-generation" and not prefix_tensors(inputs):
+        raise ValueError(f"{task} takes a graph with key/value cache inputs (past_key_values.N.key and .value)")
 
 
 def parse_manifest(text: str, where: str) -> Manifest:

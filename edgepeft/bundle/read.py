@@ -23,6 +23,7 @@ from ..strict_json import kind, parse_json
 from .adapter_checks import check_labels, check_ranks
 from .graphs import OpenGraph, check_graph, open_graph
 from .loads import Slots, loaded_files, variant_files
+from .lock import real_path
 from .manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, AdapterEntry, FileEntry, Manifest, Variant, parse_manifest
 from .opening import open_inside
 from .reread import rereading
@@ -166,12 +167,10 @@ def bundle_path(path: str | Path) -> Path:
     try:
         if b"\0" in os.fsencode(path):
             raise BundleError(f"no bundle at {str(path)[:200]!r}: no path holds a NUL")
-        full = path if path.name and ".." not in path.parts else path.resolve()
+        full = path if path.name and ".." not in path.parts else real_path(path)
         full.is_dir()
     except UnicodeEncodeError as error:
         raise BundleError(f"no bundle at {str(path)[:200]!r}: it is not valid Unicode") from error
-    except FileNotFoundError:
-        raise BundleError(f"no bundle at {path}: the current folder is gone; cd into it again") from None
     except OSError as error:
         raise BundleError(f"no bundle at {str(path)[:200]}: {error.strerror or error}") from error
     return full

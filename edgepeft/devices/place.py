@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..bundle import Bundle, Manifest
 from ..errors import InputError, TargetError
-from ..targets import Target
+from ..targets import Target, list_targets
 from ..units import MB
 from .executors.protocol import Executor
 from .executors.registry import executor_for
@@ -76,3 +76,26 @@ def require_size(bundle: Bundle, target: Target, variants: Sequence[str]) -> Non
                 f"{bundle.path} with {variant} has {size:.1f} MB, {target.name} allows bundle_mb = {limit:g}; "
                 f"nothing was copied. {fits}, or raise the budget in a target file of your own"
             )
+
+
+def refused_shapes(manifest: Manifest, target: Target) -> str:
+    """Why a target of fixed shapes cannot take a bundle that writes texts; empty where it can."""
+    if target.graph.shapes != "static" or not manifest.writes:
+        return ""
+    return (
+        f"{target.name} takes fixed shapes only ({', '.join(target.graph.buckets)}), and the key/value cache of a bundle for "
+        f"{manifest.task} is longer with every token"
+    )
+
+
+def require_shapes(manifest: Manifest, target: Target) -> None:
+    """:class:`TargetError` where a target of fixed shapes cannot take the bundle; it says what can."""
+    if not (why := refused_shapes(manifest, target)):
+        return
+    others = [each.name for each in list_targets() if (each.machine, each.graph.shapes) == (target.machine, "dynamic")]
+    raise TargetError(
+        f"{why}; nothing was written. "
+        + (f"Use --target {others[0]}, or write" if others else "Write")
+        + f' a target file of your own with extends = "{target.name}", graph.shapes = "dynamic" and graph.buckets = [], '
+        'and providers = ["CPUExecutionProvider"] below [runtime]'
+    )

@@ -11,6 +11,7 @@ Five functions with typed results make a checked bundle::
     assert validate(bundle).passed
 
 :func:`export` does the first four in one call and compares each adapter with PEFT before anything is written.
+Each stage's result has a type that is exported here too.
 Names are imported when they are used: ``add`` needs no torch, and neither does a look at this module.
 """
 
@@ -20,30 +21,59 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ..adapters.describe import AdapterPlan as AdapterPlan
+    from ..adapters.edits import Adapter as Adapter
     from ..adapters.read import read_adapter as read_adapter
+    from ..base.base import Base as Base
     from ..base.capture import capture as capture
+    from ..bench.compare import CheckResult as CheckResult
+    from ..bench.compare import check as check
+    from ..bench.measure import bench as bench
+    from ..bench.result import BenchResult as BenchResult
+    from ..bundle.read import Bundle as Bundle
     from ..graph.edit_base import add_slots as add_slots
+    from ..graph.edit_base import merge as merge
+    from ..graph.editable import MergedBase as MergedBase
+    from ..graph.editable import SlottedBase as SlottedBase
+    from ..report.accuracy import Accuracy as Accuracy
+    from ..report.gate import Gate as Gate
+    from ..report.gate import Report as Report
+    from ..train.adapter import TrainedAdapter as TrainedAdapter
     from ..train.adapter import train_adapter as train_adapter
+    from ..train.language import TrainedLanguageAdapter as TrainedLanguageAdapter
+    from ..train.language import train_language_adapter as train_language_adapter
+    from ..validate.result import AdapterParity as AdapterParity
+    from ..validate.result import Validation as Validation
     from ..validate.run import validate as validate
+    from ._add import Added as Added
     from ._add import add as add
     from ._blend import blend as blend
     from ._describe import describe as describe
+    from ._export import Exported as Exported
     from ._export import export as export
+    from ._for_target import Fitted as Fitted
     from ._for_target import export_for as export_for
     from ._for_target import fit as fit
+    from ._quantize import QuantizedBundle as QuantizedBundle
     from ._quantize import quantize as quantize
+    from ._remove import Removed as Removed
     from ._remove import remove as remove
     from ._static import write_static as write_static
     from ._web_graph import write_input_style as write_input_style
     from ._write import write_bundle as write_bundle
 
+#: Where each name lives: the stages, in the order of the pipeline, and then what they return.
 _HOME = {
     "train_adapter": "..train.adapter",
+    "train_language_adapter": "..train.language",
     "capture": "..base.capture",
     "read_adapter": "..adapters.read",
     "add_slots": "..graph.edit_base",
+    "merge": "..graph.edit_base",
     "write_bundle": "._write",
     "validate": "..validate.run",
+    "bench": "..bench.measure",
+    "check": "..bench.compare",
     "describe": "._describe",
     "export": "._export",
     "add": "._add",
@@ -54,15 +84,40 @@ _HOME = {
     "fit": "._for_target",
     "export_for": "._for_target",
     "write_static": "._static",
+    # what the stages return, and what is in it
+    "TrainedAdapter": "..train.adapter",
+    "TrainedLanguageAdapter": "..train.language",
+    "Base": "..base.base",
+    "Adapter": "..adapters.edits",
+    "SlottedBase": "..graph.editable",
+    "MergedBase": "..graph.editable",
+    "Bundle": "..bundle.read",
+    "Validation": "..validate.result",
+    "AdapterParity": "..validate.result",
+    "Accuracy": "..report.accuracy",
+    "Gate": "..report.gate",
+    "Report": "..report.gate",
+    "BenchResult": "..bench.result",
+    "CheckResult": "..bench.compare",
+    "AdapterPlan": "..adapters.describe",
+    "Exported": "._export",
+    "Added": "._add",
+    "Removed": "._remove",
+    "QuantizedBundle": "._quantize",
+    "Fitted": "._for_target",
 }
 
 __all__ = [  # noqa: RUF022 - in the order of the pipeline
     "train_adapter",
+    "train_language_adapter",
     "capture",
     "read_adapter",
     "add_slots",
+    "merge",
     "write_bundle",
     "validate",
+    "bench",
+    "check",
     "describe",
     "export",
     "add",
@@ -73,6 +128,26 @@ __all__ = [  # noqa: RUF022 - in the order of the pipeline
     "fit",
     "export_for",
     "write_static",
+    "TrainedAdapter",
+    "TrainedLanguageAdapter",
+    "Base",
+    "Adapter",
+    "SlottedBase",
+    "MergedBase",
+    "Bundle",
+    "Validation",
+    "AdapterParity",
+    "Accuracy",
+    "Gate",
+    "Report",
+    "BenchResult",
+    "CheckResult",
+    "AdapterPlan",
+    "Exported",
+    "Added",
+    "Removed",
+    "QuantizedBundle",
+    "Fitted",
 ]
 
 

@@ -143,12 +143,32 @@ def add(
     lock_timeout: float = LOCK_TIMEOUT,
     announce: Announce = lambda message: None,
 ) -> Added:
-    """Add an adapter to a bundle: a PEFT checkpoint (folder or Hugging Face id), or a file that edgepeft exported.
+    """Add an adapter to a bundle.
 
-    The base is not touched; the manifest and the adapter's files change all at once. Another process that changes the bundle
-    is waited for, ``lock_timeout`` seconds at most. Without ``replace`` an adapter of that name is kept and
-    :class:`InputError` raised. Raises :class:`AdapterMismatchError` for an adapter of another base or without slots here, and
-    :class:`BusyBundleError` after the wait.
+    The base is not touched. The manifest and the adapter's files change all at once, or not at all.
+
+    Args:
+        bundle: The bundle's folder.
+        name: What the adapter is called in the bundle.
+        source: A PEFT checkpoint (a folder or a Hugging Face id), or a file that edgepeft exported.
+        force: Accept a foreign checkpoint that names another base, where that has the same weights. A checkpoint with a
+            recorded identity must match all the same.
+        replace: Replace an adapter of that name.
+        lock_timeout: Seconds to wait for another process that changes the bundle.
+        announce: Is called with a line of text for each step.
+
+    Returns:
+        The bundle with the adapter, and whether the adapter changes the base's output.
+
+    Raises:
+        InputError: The name cannot be used, or an adapter has it and ``replace`` is false.
+        AdapterMismatchError: The adapter was made for another base, or has no slots here.
+        AdapterError: The checkpoint cannot be read, or gives outputs that are not finite.
+        BusyBundleError: Another process changes the bundle and did not end in time.
+
+    Example:
+        >>> add("bundle", "topics", "./topics-lora").changes_output
+        True
     """
     opened, tensors, metadata = _read(bundle, name, source, force, replace, announce)
     with edit(bundle, lock_timeout=lock_timeout) as change:

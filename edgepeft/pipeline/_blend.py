@@ -24,14 +24,27 @@ def blend(
     replace: bool = False,
     lock_timeout: float = LOCK_TIMEOUT,
 ) -> Added | Path:
-    """Write the weighted sum of a bundle's adapters: into the bundle as adapter ``out``, or to a file.
+    """Write the weighted sum of a bundle's adapters: into the bundle, or to a file.
 
-    ``out`` is a file where it ends in ``.onnx_adapter`` or ``.onnx``; both forms are then written side by side and the
-    path is returned, and ``add`` takes it into any copy of the base. ``head`` names the adapter whose replaced parameters
-    (head, biases, norms) are taken where they differ. Another process that changes the bundle is waited for,
-    ``lock_timeout`` seconds at most. Raises :class:`InputError` for what has no weighted sum (see
-    :func:`edgepeft.runtime.blend.blend`), and for a name or file that exists without ``replace``, and
-    :class:`BusyBundleError` after the wait.
+    Args:
+        bundle: The bundle's folder.
+        weights: Adapters with their weights, which may be negative: the sum of their changes is exact.
+        out: The new adapter's name; or a file, where it ends in ``.onnx_adapter`` or ``.onnx``. Both forms are then written
+            side by side, and ``add`` takes them into any copy of the base.
+        head: The adapter whose replaced parameters (head, biases, norms) are taken where they differ.
+        replace: Replace an adapter or a file of that name.
+        lock_timeout: Seconds to wait for another process that changes the bundle.
+
+    Returns:
+        What :func:`add` returns, or the path of the file.
+
+    Raises:
+        InputError: The adapters have no weighted sum, or the name or file exists and ``replace`` is false.
+        UnknownAdapterError: The bundle has no adapter of that name.
+        BusyBundleError: Another process changes the bundle and did not end in time.
+
+    Example:
+        >>> blend("bundle", {"reviews": 0.7, "topics": 0.3}, "mix", head="reviews")
     """
     path = Path(out)
     if path.suffix in {".onnx", ".onnx_adapter"}:

@@ -13,11 +13,23 @@ from ..bundle import MANIFEST_NAME, read_bundle, rereading
 
 
 def describe(source: Source, base: str | Path | None = None, *, max_rank: int | None = None) -> AdapterPlan:
-    """How the PEFT checkpoint at ``source`` will ship.
+    """Say how a PEFT checkpoint will ship.
 
-    ``base`` is the model it was trained over (a folder or a Hugging Face id), or a bundle of it: then the adapter is lowered
-    and the plan says what came out. A bundle needs no torch, where the method has a closed form. Raises
-    :class:`AdapterError` for a checkpoint that cannot be read and for one that does not fit the base.
+    Args:
+        source: The checkpoint: a folder or a Hugging Face id.
+        base: The model that it was trained over (a folder or a Hugging Face id), or a bundle of it. The adapter is then lowered,
+            and the plan says what came out. A bundle needs no torch, where the method has a closed form.
+        max_rank: The largest rank that an SVD may choose.
+
+    Returns:
+        The way it ships, its sites, and its size in bytes.
+
+    Raises:
+        AdapterError: The checkpoint cannot be read, or does not fit the base.
+
+    Example:
+        >>> describe("./reviews-lora").mode
+        'swap'
     """
     checkpoint = read_checkpoint(source)
     if base is None:

@@ -80,14 +80,38 @@ def export(
     lock_timeout: float = LOCK_TIMEOUT,
     announce: Announce = lambda message: None,
 ) -> Exported:
-    """Export a base and its adapters.
+    """Export a base and its adapters. Each adapter is compared with PEFT before anything takes its place at ``out``.
 
-    ``swap`` writes one bundle with every adapter beside the base; ``merge`` folds one adapter into the base, and with
-    several writes ``out/<name>`` for each; ``bake`` does so with the model as PEFT runs it, unmerged. Every adapter is run
-    in ONNX Runtime and compared with PEFT before anything takes its place at ``out``; raises :class:`ParityError` where one
-    differs, and :class:`UnsupportedAdapterError` for an adapter that can only be merged or baked. ``max_rank`` caps the rank
-    of methods that are factored by SVD, ``max_length`` the context of a language model in tokens. Another process that
-    changes a bundle at ``out`` is waited for at the end, ``lock_timeout`` seconds at most; :class:`BusyBundleError` then.
+    Args:
+        model: The base: a folder or a Hugging Face id.
+        adapters: PEFT checkpoints by the names that they get: folders or Hugging Face ids.
+        out: The bundle's folder.
+        mode: ``"swap"`` writes one bundle with every adapter beside the base. ``"merge"`` folds one adapter into the base, and
+            with several writes ``out/<name>`` for each. ``"bake"`` does so with the model as PEFT runs it, unmerged.
+        task: The task, as Hugging Face names it; by default what the checkpoints say.
+        slots: ``"all-linear"`` adds slots at every linear site, for adapters to come.
+        onnx: An ONNX file of the same base that was exported elsewhere.
+        force: Accept a foreign checkpoint that names another base, where that has the same weights. A checkpoint with a
+            recorded identity must match all the same.
+        max_rank: The largest rank that an SVD may choose, for methods without a closed form.
+        max_length: The longest context of a language model in tokens.
+        lock_timeout: Seconds to wait for another process that changes the bundle.
+        announce: Is called with a line of text for each step.
+
+    Returns:
+        The bundles, and each adapter's largest difference from PEFT.
+
+    Raises:
+        ParityError: An adapter does not give PEFT's outputs.
+        UnsupportedAdapterError: An adapter can only be merged or baked, or not shipped at all.
+        InputError: A name, a path or an option is wrong.
+        CaptureError: The base could not be captured.
+        BusyBundleError: Another process changes the bundle and did not end in time.
+
+    Example:
+        >>> done = export("org/model", {"reviews": "./reviews-lora"}, "bundle")
+        >>> done.bundles[0].manifest.adapters.keys()
+        dict_keys(['reviews'])
     """
     out = Path(out)
     write = partial(write_bundle, lock_timeout=lock_timeout)

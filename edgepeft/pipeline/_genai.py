@@ -113,7 +113,7 @@ def note_genai(folder: Path, manifest: Manifest) -> bool:
             manifest,
             _read(folder / "config.json"),
             _read(folder / "generation_config.json"),
-            shared=shares_buffers(ir.load(folder / variant.file)),
+            shared=_shares(folder, variant.file),
         ),
         indent=2,
     )
@@ -123,6 +123,16 @@ def note_genai(folder: Path, manifest: Manifest) -> bool:
     path.unlink(missing_ok=True)  # it may be a link to the old bundle's
     path.write_text(text, encoding="utf-8")
     return True
+
+
+def _shares(folder: Path, file: str) -> bool:
+    """:func:`shares_buffers` of a graph file; of one in ORT format, which cannot be read here, as it was noted before.
+
+    Where nothing was noted, no: separate buffers for past and present suit every graph.
+    """
+    if not file.endswith(".ort"):
+        return shares_buffers(ir.load(folder / file))
+    return _read(folder / NAME).get("search", {}).get("past_present_share_buffer") is True
 
 
 def _read(path: Path) -> dict[str, Any]:

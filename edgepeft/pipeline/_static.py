@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from ..adapters.bundle_graph import load_graph
 from ..bundle import read_bundle, rereading
-from ..devices.place import choose_variants
+from ..devices.place import choose_variants, require_shapes
 from ..errors import InputError
 from ..graph.passes.freeze import freeze, freeze_inputs, slot_shapes
 from ..json_text import json_text
@@ -20,12 +20,26 @@ from ..targets import Target, parse_shape
 def write_static(
     bundle: str | Path, target: Target, out: str | Path, *, adapter: str | None = None, variant: str | None = None
 ) -> tuple[Path, ...]:
-    """Write ``<adapter>_<bucket>.onnx`` for each bucket of ``target``, with the adapter's tensors as constants.
+    """Write a graph of fixed shapes for each bucket of a target. Fused operators are written out.
 
-    Without an adapter, ``model_<bucket>.onnx`` has slots as inputs whose fixed shapes ``slots.json`` lists: an adapter is padded
-    with zeros to them. Fused operators are written out. ``variant`` is the first of the target's that the bundle has where
-    it is not given. Raises :class:`InputError` for a target without buckets, a bundle without slots or the variant, and a
-    folder that is not empty, and :class:`UnknownAdapterError`.
+    Args:
+        bundle: The bundle's folder.
+        target: A target with buckets: fixed input shapes of rows x tokens.
+        out: A folder that is empty or not there.
+        adapter: Its tensors become constants, in ``<adapter>_<bucket>.onnx``. Without it, ``model_<bucket>.onnx`` has slots as
+            inputs, whose fixed shapes ``slots.json`` lists: pad an adapter with zeros to them.
+        variant: By default the first of the target's variants that the bundle has.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        InputError: The target has no buckets, the bundle no slots or no such variant, or the folder is not empty.
+        TargetError: The bundle writes texts: its cache has no fixed shape.
+        UnknownAdapterError: The bundle has no adapter of that name.
+
+    Example:
+        >>> files = write_static("bundle", load_target("android-qnn"), "static", adapter="reviews")
     """
     opened, out = read_bundle(bundle), Path(out)
     if not target.graph.buckets:
@@ -34,6 +48,7 @@ def write_static(
         )
     if opened.manifest.mode != "swap":
         raise InputError(f"{opened.path}: static graphs are made of a bundle with slots")
+    require_shapes(opened.manifest, target)
     (variant,) = choose_variants(opened.manifest, target, [variant] if variant else None)
     limit = opened.manifest.max_length
     for bucket in target.graph.buckets:

@@ -39,7 +39,7 @@ def write_input_style(
     lock_timeout: float = LOCK_TIMEOUT,
     announce: Announce = lambda message: None,
 ) -> Bundle:
-    """Give a variant of a bundle (all by default) a second graph file whose slots are plain inputs.
+    """Give a variant of a bundle a second graph file whose slots are plain inputs.
 
     ONNX Runtime Web cannot override initializers, so there every slot is fed on every run. The new graph shares the
     variant's weights file; a variant that keeps its weights inside the graph is written with them beside it first. The
@@ -47,10 +47,23 @@ def write_input_style(
     ONNX Runtime Web has no kernels, are then unpacked when a session is made (:mod:`edgepeft.graph.passes.unpack_int4`),
     checked against the same graph with fp32 activations. Needs no torch.
 
-    Raises :class:`InputError` for a merged bundle (it has no slots: deploy it as it is) and :class:`ParityError` where the
-    two graphs differ; the bundle then stays as it was.
+    Args:
+        bundle: The bundle's folder.
+        variant: Which variant; by default all.
+        lock_timeout: Seconds to wait for another process that changes the bundle.
+        announce: Is called with a line of text for each step.
 
-    Another process that changes the bundle is waited for, ``lock_timeout`` seconds at most; :class:`BusyBundleError` then.
+    Returns:
+        The bundle, whose variants name their ``input_file``.
+
+    Raises:
+        InputError: The bundle is merged: it has no slots, so deploy it as it is.
+        ParityError: The two graphs differ; the bundle stays as it was.
+        BusyBundleError: Another process changes the bundle and did not end in time.
+
+    Example:
+        >>> write_input_style("bundle", "q4").manifest.variants["q4"].input_file
+        'onnx/model_q4_web.onnx'
     """
     with edit(bundle, lock_timeout=lock_timeout) as change:
         manifest, path = change.manifest, change.before.path

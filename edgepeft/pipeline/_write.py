@@ -23,7 +23,7 @@ from ..bundle import (
     Variant,
     replacing,
 )
-from ..bundle.manifest import prefix_tensors
+from ..bundle.manifest import check_graphs_of_task, prefix_tensors
 from ..errors import InputError
 from ..graph.editable import MergedBase, SlottedBase
 from ..json_text import config_text
@@ -68,13 +68,33 @@ def write_bundle(
     check: Callable[[Bundle], None] = lambda bundle: None,
     lock_timeout: float = LOCK_TIMEOUT,
 ) -> Bundle:
-    """Write a bundle to a temporary sibling of ``target``, ``check`` it there, and put it in ``target``'s place.
+    """Write a bundle to a temporary sibling of ``target``, check it there, and put it in ``target``'s place.
 
-    ``content`` is the base with slots, which ``adapters`` fill, or the base merged with one adapter. ``recipe`` goes into
-    the manifest's provenance. Where anything raises, ``check`` included, an old bundle at ``target`` stays as it was.
-    Another process that changes it is waited for at the end, ``lock_timeout`` seconds at most; :class:`BusyBundleError` then.
-    Raises :class:`InputError` where ``target`` is another kind of folder and :class:`AdapterMismatchError` where an
-    adapter does not fit the slots.
+    Where anything raises, ``check`` included, an old bundle at ``target`` stays as it was.
+
+    Args:
+        target: The bundle's folder. A bundle there is replaced.
+        base: The captured base.
+        content: The base with slots, which ``adapters`` fill, or the base merged with one adapter. An encoder-decoder's
+            content has both graphs.
+        adapters: Adapters of this base; none for a merged base.
+        recipe: What the manifest's provenance says of how the bundle was made.
+        check: Is called with the bundle before it takes its place.
+        lock_timeout: Seconds to wait for another process that changes the bundle.
+
+    Returns:
+        The bundle at ``target``.
+
+    Raises:
+        InputError: ``target`` is another kind of folder, the graphs do not make up the base's task, or a merged base has
+            further adapters.
+        AdapterMismatchError: An adapter does not fit the slots.
+        BusyBundleError: Another process changes the bundle and did not end in time.
+
+    Example:
+        >>> slotted = add_slots(base, [adapter])
+        >>> write_bundle("bundle", base, slotted, [adapter]).manifest.mode
+        'swap'
     """
     target = Path(target)
     check_target_folder(target)
@@ -89,6 +109,13 @@ def write_bundle(
         labels = base.labels
     graph = content.graph
     inputs = _io(graph.graph.inputs, table)
+    outputs = _io(graph.graph.outputs, table)
+    try:
+        check_graphs_of_task(
+            base.task, inputs, outputs, decoder=content.decoder is not None, what=f"the content for {target}"
+        )
+    except ValueError as error:
+        raise InputError(f"nothing was written: {error}") from error
     before = prefix_tensors(inputs)
     filled = [fill(adapter, table, base.fresh, before, base.config, base.max_length) for adapter in adapters]
     with replacing(target, keep=False, lock_timeout=lock_timeout) as folder:
@@ -124,7 +151,7 @@ def write_bundle(
                 layers=base.layers,
             ),
             inputs=inputs,
-            outputs=_io(graph.graph.outputs, table),
+            outputs=outputs,
             labels=labels,
             max_length=base.max_length,
             slots=table,

@@ -1,8 +1,27 @@
 """The on-device part: open a bundle, choose adapters, run. Imports neither torch nor transformers."""
 
-from .generation import Conversation, Generation, TextStream
+from ..bundle import Bundle, Manifest
+from .generation import Conversation, GenerateOptions, Generation, Generator, TextStream
+from .generation.chat import ChatTemplate
+from .generation.loop import Steps
 from .runtime import Runtime, open
-from .text import Prediction
-from .views import View
+from .text import Prediction, TextEncoder
+from .views import Calls, View
 
-__all__ = ["Conversation", "Generation", "Prediction", "Runtime", "TextStream", "View", "open"]
+__all__ = [
+    "Bundle",
+    "Calls",
+    "ChatTemplate",
+    "Conversation",
+    "GenerateOptions",
+    "Generation",
+    "Generator",
+    "Manifest",
+    "Prediction",
+    "Runtime",
+    "Steps",
+    "TextEncoder",
+    "TextStream",
+    "View",
+    "open",
+]

@@ -95,25 +95,59 @@ def train_language_adapter(
     threads: int | None = None,
     progress: bool | None = None,
 ) -> TrainedLanguageAdapter:
-    """Fine-tune a LoRA adapter of the causal language model ``model`` and write it to the folder ``out``.
+    """Fine-tune a LoRA adapter of a causal language model and write it to a folder.
 
-    ``data`` (and ``validation``) is what :func:`.corpus.read_corpus` reads: rows with the columns ``prompt`` and
-    ``completion``, ``messages``, or ``text``, or text files. The loss is on what the model is to say: completions with
-    the end-of-sequence token, the assistant's turns, all of a text. ``chat`` lays prompt and completion out with the
-    chat template (by default where the tokenizer has one); ``chat_template`` is a Jinja file that takes the place of
-    the tokenizer's own and is saved with the adapter. Without ``validation``, a ``validation_fraction`` of the distinct
-    prompts or texts is held out; of either at most ``max_validation_tokens`` learnt tokens are measured.
+    The loss is on what the model is to say: completions with the end-of-sequence token, the assistant's turns, all of a
+    text. ``out`` appears whole or not at all. The same call on the same machine gives the same weights.
 
-    ``target_modules`` are module names, by default ``"all-linear"``: every linear layer of the decoder, the head not
-    among them. ``packing`` joins sequences to blocks of ``max_length`` tokens without letting them see each other (by
-    default for text); else they are padded. ``max_length`` counts tokens (512, or the model's limit where that is
-    lower). ``batch_size`` sequences or blocks are computed at once, ``gradient_accumulation`` such batches make a step.
-    ``schedule`` is ``linear``, ``cosine`` or ``constant``, after ``warmup`` (a share of the steps). Training stops after
-    ``epochs``, ``max_steps``, or ``patience`` epochs without a better perplexity; the best epoch is kept. The same
-    arguments on the same machine give the same weights.
+    Args:
+        model: The base: a folder or a Hugging Face id.
+        data: What :func:`.corpus.read_corpus` reads: rows with the columns ``prompt`` and ``completion``, ``messages``, or
+            ``text``; or text files.
+        out: The adapter's folder. An adapter that edgepeft wrote there is replaced; any other folder is refused.
+        text: The column of texts.
+        prompt: The column of prompts.
+        completion: The column of completions.
+        messages: The column of chats.
+        validation: Rows to measure on, as ``data``.
+        validation_fraction: The share of distinct prompts or texts that is held out where ``validation`` is not given.
+        max_validation_tokens: The most learnt tokens that are measured.
+        chat: Whether prompt and completion go through the chat template; by default where the tokenizer has one.
+        chat_template: A Jinja file that takes the place of the tokenizer's own, and is saved with the adapter.
+        packing: Whether sequences are joined to blocks of ``max_length`` tokens, without seeing each other; by default for
+            texts. Else they are padded.
+        rank: LoRA's rank.
+        alpha: LoRA's alpha; the change is scaled by ``alpha / rank``.
+        dropout: LoRA's dropout, a share.
+        target_modules: Module names; by default ``"all-linear"``: every linear layer of the decoder but the head.
+        use_dora: Train DoRA.
+        use_rslora: Scale by ``alpha / sqrt(rank)``.
+        epochs: The most passes over the data.
+        max_steps: The most steps.
+        learning_rate: The learning rate at its highest.
+        schedule: ``"linear"``, ``"cosine"`` or ``"constant"``, after the warm-up.
+        warmup: The share of the steps in which the learning rate rises, 0 to 1.
+        batch_size: Sequences or blocks that are computed at once.
+        gradient_accumulation: Batches in a step.
+        gradient_checkpointing: Compute activations again in the backward pass: less memory, more time.
+        max_length: Tokens of a sequence or block; by default 512, or the model's limit where that is lower.
+        patience: Epochs without a better perplexity after which training stops (``None``: never). The best epoch is kept.
+        seed: Of the initial weights and the order of rows.
+        threads: PyTorch's threads.
+        progress: Show the bar or not; by default on a terminal.
 
-    ``out`` appears whole or not at all; an adapter that edgepeft wrote there before is replaced, any other folder is
-    refused. Raises :class:`InputError` (:class:`DataError` for the data, :class:`MissingExtraError` without the extra).
+    Returns:
+        The folder, the perplexities before and after, counts of tokens, and the seconds in the training loop.
+
+    Raises:
+        DataError: A row of the data is wrong.
+        MissingExtraError: The extra ``train`` is not installed.
+        InputError: An option is wrong, or ``out`` is another kind of folder.
+
+    Example:
+        >>> trained = train_language_adapter("org/language-model", "support.jsonl", "support-lora")
+        >>> trained.layout
+        'chat'
     """
     arguments = arguments_of(locals())
     out = Path(out)

@@ -33,14 +33,35 @@ def validate(
     max_drop: float = 0.01,
     progress: Callable[[str], None] = lambda message: None,
 ) -> Validation:
-    """Validate a bundle.
+    """Compare a bundle with PEFT, and measure its accuracy.
 
-    ``data`` maps an adapter to labelled rows it was not trained on. With ``reference`` every adapter whose PEFT checkpoint
-    is at hand (``adapters``, else where the manifest says it came from) is compared with PEFT over the model ``base``:
-    parity on ragged batches in fp32 (over the rounded numbers, where the bundle was made from a quantized file), accuracy
-    on ``data`` in every variant. Base and adapters must give finite numbers in every variant. ``max_drop`` is the accuracy
-    a variant may lose against PEFT, as a share. Raises :class:`InputError` for an
-    unknown adapter or variant.
+    An adapter whose PEFT checkpoint is at hand is compared with PEFT over the base: outputs on ragged padded batches in fp32.
+    A bundle that was made from a quantized file is compared over the rounded numbers. Base and adapters must give finite numbers
+    in every variant.
+
+    Args:
+        bundle: The bundle, or its folder.
+        data: Labelled rows by adapter, which the adapter was not trained on. Accuracy is measured on them in every variant.
+        adapters: PEFT checkpoints by adapter; by default from where the manifest says that they came.
+        base: The model that PEFT runs (a folder or a Hugging Face id); by default the one that the manifest names.
+        variants: Which variants; by default all.
+        reference: ``False`` leaves out what needs PEFT, and so torch.
+        max_drop: How much accuracy a variant may lose against PEFT, as a share: 0.01 is one point.
+        progress: Is called with a line of text for each step.
+
+    Returns:
+        What was measured, and a gate for each claim. ``passed`` says whether all hold; ``unchecked`` names adapters that were
+        not compared.
+
+    Raises:
+        InputError: There is no such adapter or variant.
+        ManifestError: The manifest is not valid; graphs that do not make up the task are such a case.
+        BundleError: The bundle cannot be opened.
+
+    Example:
+        >>> result = validate("bundle")
+        >>> result.passed, result.problems
+        (True, ())
     """
     opened = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
     manifest = opened.manifest

@@ -58,7 +58,7 @@ def test_a_folder_that_is_gone(bundle: Path, tmp_path: Path) -> None:
         [sys.executable, "-c", code, "run", ".", "x"], cwd=gone, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    assert "cd into it again" in done.stderr
+    assert "Change into it again" in done.stderr
 
 
 ASCII = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import subprocess
 import sys
+import typing
+from typing import Any
 
 import pytest
 
@@ -16,36 +19,115 @@ HEAVY = {"torch", "transformers", "peft", "onnx", "onnx_ir", "onnxscript", "onnx
          "accelerate", "tokenizers", "huggingface_hub", "scipy", "pandas"}  # fmt: skip
 
 
+STAGES = [
+    "train_adapter",
+    "train_language_adapter",
+    "capture",
+    "read_adapter",
+    "add_slots",
+    "merge",
+    "write_bundle",
+    "validate",
+    "bench",
+    "check",
+    "describe",
+    "export",
+    "add",
+    "remove",
+    "blend",
+    "quantize",
+    "write_input_style",
+    "fit",
+    "export_for",
+    "write_static",
+]
+RESULTS = [
+    "TrainedAdapter",
+    "TrainedLanguageAdapter",
+    "Base",
+    "Adapter",
+    "SlottedBase",
+    "MergedBase",
+    "Bundle",
+    "Validation",
+    "AdapterParity",
+    "Accuracy",
+    "Gate",
+    "Report",
+    "BenchResult",
+    "CheckResult",
+    "AdapterPlan",
+    "Exported",
+    "Added",
+    "Removed",
+    "QuantizedBundle",
+    "Fitted",
+]
+
+
 def test_pinned() -> None:
     """A name that comes or goes here is a change for users: say so in the release notes."""
     assert edgepeft.__all__ == ["errors", "pipeline", "runtime"]
-    assert edgepeft.pipeline.__all__ == [
-        "train_adapter",
-        "capture",
-        "read_adapter",
-        "add_slots",
-        "write_bundle",
-        "validate",
-        "describe",
-        "export",
-        "add",
-        "remove",
-        "blend",
-        "quantize",
-        "write_input_style",
-        "fit",
-        "export_for",
-        "write_static",
-    ]
+    assert edgepeft.pipeline.__all__ == [*STAGES, *RESULTS]
     assert edgepeft.runtime.__all__ == [
+        "Bundle",
+        "Calls",
+        "ChatTemplate",
         "Conversation",
+        "GenerateOptions",
         "Generation",
+        "Generator",
+        "Manifest",
         "Prediction",
         "Runtime",
+        "Steps",
+        "TextEncoder",
         "TextStream",
         "View",
         "open",
     ]
+
+
+def own_classes(annotation: Any) -> set[type]:
+    """The classes of edgepeft in a resolved annotation: ``Added | Path`` gives ``{Added}``."""
+    inner = typing.get_args(annotation)
+    if inner:
+        return set().union(*(own_classes(each) for each in inner))
+    ours = isinstance(annotation, type) and annotation.__module__.startswith("edgepeft.")
+    return {annotation} if ours else set()
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_stage_returns_what_is_exported(name: str) -> None:
+    returned = typing.get_type_hints(getattr(edgepeft.pipeline, name))["return"]
+    exported = {getattr(edgepeft.pipeline, result) for result in RESULTS}
+    assert own_classes(returned) <= exported
+    assert own_classes(returned) or name == "write_static"  # which gives the paths of files
+
+
+def test_results_are_types_that_stages_give() -> None:
+    """Every result type is what a stage returns, or a field or a report of that."""
+    returned = [typing.get_type_hints(getattr(edgepeft.pipeline, name))["return"] for name in STAGES]
+    direct = set().union(*(own_classes(each) for each in returned))
+    fields = set().union(*(own_classes(hint) for each in direct for hint in typing.get_type_hints(each).values()))
+    others = {getattr(edgepeft.pipeline, name) for name in RESULTS} - direct - fields
+    assert others == {edgepeft.pipeline.Report}  # which people and CI read of a Validation, BenchResult or CheckResult
+
+
+@pytest.mark.parametrize("kind", ["Runtime", "View", "Conversation", "TextStream"])
+def test_a_runtime_returns_what_is_exported(kind: str) -> None:
+    """Public methods and properties; attributes that a constructor sets (``engine``) are for the package's own use."""
+    exported = {getattr(edgepeft.runtime, name) for name in edgepeft.runtime.__all__}
+    calls = {
+        name: call for name, call in inspect.getmembers(getattr(edgepeft.runtime, kind)) if not name.startswith("_")
+    }
+    checked = 0
+    for name, call in calls.items():
+        function = call.fget if isinstance(call, property) else call
+        if inspect.isfunction(function):
+            checked += 1
+            assert own_classes(typing.get_type_hints(function).get("return")) <= exported, f"{kind}.{name}"
+    assert checked
 
 
 @pytest.mark.parametrize("module", [edgepeft, edgepeft.pipeline, edgepeft.runtime])

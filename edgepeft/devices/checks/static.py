@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from importlib.util import find_spec
 
@@ -9,7 +10,7 @@ from ...bundle import Bundle
 from ...report.gate import Gate, Report, Table
 from ...targets import Target
 from ...units import MB
-from ..place import deployed_mb
+from ..place import deployed_mb, refused_shapes
 
 #: How the gate begins that says whether something executed the bundle; a target that is static by choice is not held to it.
 EXECUTED = "executed on "
@@ -34,6 +35,8 @@ def graph_gates(bundle: Bundle, target: Target, variants: Sequence[str]) -> tupl
     """Opset, operators and slot style of each variant's graph against ``[graph]``; and notes on what could not be seen."""
     gates: list[Gate] = []
     notes: list[str] = []
+    if why := refused_shapes(bundle.manifest, target):
+        gates.append(Gate.holds("fixed shapes", False, why))
     for name in variants:
         variant = bundle.manifest.variants[name]
         fits = variant.slots in (target.slots, "none") or (target.slots == "input" and variant.input_file is not None)
@@ -51,7 +54,7 @@ def graph_gates(bundle: Bundle, target: Target, variants: Sequence[str]) -> tupl
         if find_spec("onnx") is None:
             notes.append("the graph was not looked at: pip install 'edgepeft[export]'")
             continue
-        opset, ops = graph_facts(bundle, variant.file)
+        opset, ops = variant_facts(bundle, name)
         gates.append(Gate.at_most(f"opset {name}", opset, target.graph.opset, "opset"))
         if target.graph.forbidden_ops:
             bad = {op: ops[op] for op in target.graph.forbidden_ops if op in ops}
@@ -60,7 +63,21 @@ def graph_gates(bundle: Bundle, target: Target, variants: Sequence[str]) -> tupl
     return tuple(gates), tuple(dict.fromkeys(notes))
 
 
-def graph_facts(bundle: Bundle, file: str) -> tuple[int, dict[str, int]]:
+def variant_facts(bundle: Bundle, variant: str) -> tuple[int, dict[str, int]]:
+    """The highest opset of a variant's graphs, and how often each operator occurs in them.
+
+    Both halves of an encoder-decoder count. The graphs are ONNX files: one in ORT format has no opset to read.
+    """
+    entry = bundle.manifest.variants[variant]
+    opset, ops = 0, Counter[str]()
+    for file in filter(None, (entry.file, entry.decoder_file)):
+        own, counts = _graph_facts(bundle, file)
+        opset = max(opset, own)
+        ops.update(counts)
+    return opset, dict(ops)
+
+
+def _graph_facts(bundle: Bundle, file: str) -> tuple[int, dict[str, int]]:
     """Opset of the default domain, and how often each operator occurs (``Op`` or ``domain.Op``), weights left unread."""
     import onnx
 
