@@ -16,11 +16,20 @@ from typing import Any
 import numpy as np
 
 from ..errors import AdapterError, InputError, MissingExtraError
+from .layouts import (
+    CONFIG_NAME,
+    WEIGHTS_NAME,
+    check_gathered,
+    refuse_file,
+    refuse_folder,
+    refuse_foreign_config,
+    refuse_foreign_tensors,
+    refuse_weightless,
+    unwrapped,
+)
 from .patterns import check_patterns
 from .peft_config import read_config, read_record
 
-CONFIG_NAME = "adapter_config.json"
-WEIGHTS_NAME = "adapter_model.safetensors"
 #: What edgepeft writes beside an adapter that it trained.
 RECORD_NAME = "edgepeft_adapter.json"
 
@@ -34,13 +43,13 @@ _PREFIX = "base_model.model."
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A PEFT checkpoint. ``tensors`` are keyed as in the file, less PEFT's ``base_model.model.``; float32 or integer."""
+    """A PEFT checkpoint. ``tensors`` are keyed as PEFT does, less its ``base_model.model.``; float32 or integer."""
 
     path: Path
     source: str
     config: Mapping[str, Any]
     tensors: Mapping[str, np.ndarray]
-    #: The same arrays by the names that the file gives them, which is how PEFT loads them.
+    #: The same arrays by the names that PEFT itself gives them, which is how PEFT loads them.
     stored: Mapping[str, np.ndarray]
     #: Of the weights file, as hex digits.
     sha256: str
@@ -129,22 +138,20 @@ def read_checkpoint(source: Source) -> Checkpoint:
     path = Path(where)
     if not path.is_dir():
         if path.exists():
-            raise AdapterError(f"{path} is a file; give the folder that holds {CONFIG_NAME} and {WEIGHTS_NAME}")
+            raise refuse_file(path)
         path = _fetch(where)
     if not (path / CONFIG_NAME).is_file():
-        raise AdapterError(f"{path} holds no {CONFIG_NAME}; it is not a PEFT checkpoint")
+        raise refuse_folder(path)
+    config = read_config(path / CONFIG_NAME)
+    refuse_foreign_config(path / CONFIG_NAME, config)
     weights = path / WEIGHTS_NAME
     if not weights.is_file():
-        pickle = path / "adapter_model.bin"
-        if pickle.is_file():
-            raise AdapterError(
-                f"{pickle} is a pickle, which can run code when it is opened; edgepeft reads safetensors only. Convert it "
-                "where you trust it: load it with peft and call save_pretrained(folder, safe_serialization=True)."
-            )
-        raise AdapterError(f"{path} holds no {WEIGHTS_NAME}")
+        raise refuse_weightless(path)
     record = path / RECORD_NAME
-    config = read_config(path / CONFIG_NAME)
-    stored, sha256 = _read_weights(weights)
+    read, sha256 = _read_weights(weights)
+    refuse_foreign_tensors(weights, read)
+    check_gathered(read, weights)
+    stored = unwrapped(read, weights)
     tensors = {name.removeprefix(_PREFIX): tensor for name, tensor in stored.items()}
     check_patterns(config, _modules(tensors), str(path / CONFIG_NAME))
     return Checkpoint(

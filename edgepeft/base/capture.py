@@ -10,6 +10,7 @@ from ..errors import CaptureError, EdgepeftError, InputError
 from .base import Base
 from .captured import Captured
 from .load import Loaded, load_model
+from .missing import some
 from .replicate import LayerMap
 from .routes.traced import trace
 from .tied import output_head, tied_linears
@@ -57,6 +58,14 @@ def capped(loaded: Loaded, wanted: int | None, announce: Callable[[str], None]) 
     return loaded if wanted is None else replace(loaded, max_length=wanted)
 
 
+def announce_gaps(loaded: Loaded, announce: Callable[[str], None]) -> None:
+    """Say by name which parts the checkpoint lacks, and which of its weights the model does not use."""
+    if loaded.fresh:
+        announce(f"the checkpoint holds no {some(loaded.fresh)}: zero until an adapter brings them")
+    if loaded.unexpected:
+        announce(f"not used for {loaded.task}: {some(loaded.unexpected)}, which the checkpoint also holds")
+
+
 def capture(
     source: str | Path,
     *,
@@ -97,6 +106,7 @@ def capture(
         (2, 384)
     """
     loaded = capped(load_model(source, task=task, peft_task=peft_task, layers=layers), max_length, announce)
+    announce_gaps(loaded, announce)
     failures = []
     for name, attempt in _attempts(onnx, loaded.task):
         try:

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..errors import CaptureError, InputError, MissingExtraError
 from .identity import identity_of_model
+from .missing import check_missing
 from .ragged import SHAPES
 from .replicate import LayerMap, replicate_layers
 from .samples import Shapes, input_shapes, random_batches, vocabulary
@@ -48,6 +49,8 @@ class Loaded:
     files: Mapping[str, Path]
     #: Ranges of the checkpoint's layers that the model was rebuilt from, where they were repeated.
     layers: tuple[tuple[int, int], ...] = ()
+    #: Weights of the checkpoint that the model has no place for (another task's head, most often).
+    unexpected: tuple[str, ...] = ()
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -148,11 +151,12 @@ def _check_float(source: str, config: Any) -> None:
 def load_model(
     source: str | Path, *, task: str | None = None, peft_task: str | None = None, layers: LayerMap = ()
 ) -> Loaded:
-    """Load a base in fp32, eval mode, on the CPU; weights that the checkpoint lacks are set to zero.
+    """Load a base in fp32, eval mode, on the CPU; a fresh head, which the checkpoint lacks, is set to zero.
 
     ``source`` is a folder or a Hugging Face id. ``task`` is inferred where it is not given. ``layers`` repeats the base's
     layers (LoRA's ``layer_replication``). Raises
-    :class:`InputError` for an unknown task or a source that cannot be loaded.
+    :class:`InputError` for an unknown task or a source that cannot be loaded, and :class:`CaptureError` for a checkpoint
+    that lacks weights of the base itself.
     """
     try:
         import torch
@@ -192,14 +196,17 @@ def load_model(
         raise CaptureError(
             f"{source!r}: the checkpoint's shapes differ from its config: {sorted(info['mismatched_keys'])}"
         )
-    if layers:
-        replicate_layers(model, layers, source)
     parameters = dict(model.named_parameters())
     if fresh and len(fresh) > len(parameters) // 2:
         raise CaptureError(
             f"{source!r} holds {len(parameters) - len(fresh)} of the {len(parameters)} parameters that {type(model).__name__} "
             f"needs for {task}; it is a checkpoint of another architecture"
         )
+    unexpected = tuple(sorted(info.get("unexpected_keys") or ()))
+    check_missing(model, source, task, fresh, unexpected)
+    if layers:
+        replicate_layers(model, layers, source)
+        parameters = dict(model.named_parameters())
     identity = identity_of_model(model, fresh)
     with torch.no_grad():
         for name in fresh:
@@ -217,6 +224,7 @@ def load_model(
         max_length=_max_length(config, files) if "input_ids" in inputs else None,
         files=files,
         layers=tuple((int(start), int(end)) for start, end in layers),
+        unexpected=unexpected,
     )
 
 

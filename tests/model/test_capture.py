@@ -322,7 +322,7 @@ class TestExisting:
 )
 def test_wrong_tasks(options: dict[str, str], error: type[Exception], words: str, models: Models) -> None:
     with pytest.raises(error, match=words):
-        capture(models("bert"), **options)
+        capture(models("bert", "fill-mask"), **options)  # which holds every weight that a language model of BERT needs
 
 
 def test_not_a_model(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from ...adapters.read import method_of
 from ...adapters.through_peft.load import ask_for_task, check_arrived, fit_heads, wrap
 from ...errors import CaptureError, EdgepeftError, InputError
 from ..base import Base
-from ..capture import capped
+from ..capture import announce_gaps, capped
 from ..load import Loaded, load_model, sample_batches
 from ..markers import parameters_of
 from ..parity import graph_causal_parity, parity
@@ -74,6 +74,7 @@ def bake(
     checkpoint = read_checkpoint(adapter)
     method = method_of(checkpoint)
     loaded = load_model(source, task=task, peft_task=peft_task)
+    announce_gaps(loaded, announce)
     causal = loaded.task == "text-generation"
     if "input_ids" not in loaded.inputs or (loaded.task.endswith("-generation") and not causal):
         raise InputError(
