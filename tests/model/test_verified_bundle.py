@@ -401,7 +401,7 @@ def test_a_bundle_made_in_memory_reads_its_own_files(own: Callable[[str], Path])
         (b"{", "is not JSON"),
         (b"[1]", "holds an array"),
         (b"\xff", "is not UTF-8"),
-        (b"[" * 9999, "not JSON"),
+        (b"[" * 9999, "nested without end"),
     ):
         (folder / "config.json").write_bytes(content)
         rewrite(folder, lambda manifest: None, "config.json")
