@@ -36,7 +36,7 @@ def graph_gates(bundle: Bundle, target: Target, variants: Sequence[str]) -> tupl
     gates: list[Gate] = []
     notes: list[str] = []
     if why := refused_shapes(bundle.manifest, target):
-        gates.append(Gate.holds("fixed shapes", False, why))
+        notes.append(why)
     for name in variants:
         variant = bundle.manifest.variants[name]
         fits = variant.slots in (target.slots, "none") or (target.slots == "input" and variant.input_file is not None)
