@@ -81,7 +81,7 @@ def readable(path: Path, name: str) -> Iterator[None]:
     """Turn what ONNX Runtime raises over an adapter's file into :class:`CorruptBundleError`; its types are not public."""
     try:
         yield
-    except Exception as error:
+    except Exception as error:  # ONNX Runtime raises types of its own, which are not public
         raise CorruptBundleError(
             f"{path} is not an adapter that ONNX Runtime can load: {str(error)[:300]}. Copy the bundle again, or add {name!r} "
             "again from its checkpoint."

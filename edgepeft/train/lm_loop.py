@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
+from ..scratch import scratch_folder
 from .encode import Tokens, collate, pack
 from .perplexity import Losses, measure, summarize
 from .trainer import COMMON, finite_trainer, seeded, train_shown
@@ -92,7 +92,7 @@ def fit_language(
             self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
             return metrics
 
-    with seeded(schedule.seed, schedule.threads), tempfile.TemporaryDirectory(prefix="edgepeft-train-") as scratch:
+    with seeded(schedule.seed, schedule.threads), scratch_folder("train") as scratch:
         if packed_length is not None:
             _check_isolation(model, blocks, pad_id)
         trainer = LanguageTrainer(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from ..scratch import scratch_folder
 from .tokenizer import HubTokenizer
 from .trainer import COMMON, finite_trainer, seeded, train_shown
 
@@ -80,7 +80,7 @@ def fit(
 
     # Sorted, so that evaluation pads as little as training does; the metrics do not depend on the order.
     validation = sorted(validation, key=lambda row: len(row["input_ids"]))
-    with seeded(schedule.seed, schedule.threads), tempfile.TemporaryDirectory(prefix="edgepeft-train-") as scratch:
+    with seeded(schedule.seed, schedule.threads), scratch_folder("train") as scratch:
         trainer = finite_trainer()(
             model=model,
             args=TrainingArguments(

@@ -82,7 +82,7 @@ class BoundedServer(socketserver.TCPServer):
     def _serve(self, request: socket.socket, client_address: Any) -> None:
         try:
             self.finish_request(request, client_address)
-        except Exception:
+        except Exception:  # one request that fails is reported, and the server goes on (as socketserver does)
             self.handle_error(request, client_address)
         finally:
             # Forgotten before it is closed: its number may be another connection's at once.
