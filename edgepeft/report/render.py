@@ -6,6 +6,7 @@ import json
 import re
 import xml.etree.ElementTree as ET
 from dataclasses import asdict
+from datetime import datetime
 
 from .gate import Cell, Gate, Report, Table, Verdict
 
@@ -15,14 +16,19 @@ _MARKS = {Verdict.PASS: "✅ pass", Verdict.FAIL: "❌ fail", Verdict.INCONCLUSI
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def to_json(report: Report) -> str:
-    """The report as JSON: ``schema_version``, ``kind``, ``title``, ``verdict``, ``gates``, ``notes`` and ``data``."""
+def to_json(report: Report, created: datetime | None = None) -> str:
+    """The report as JSON: ``schema_version``, ``kind``, ``created``, ``title``, ``verdict``, ``gates``, ``tables``, ``notes`` and ``data``.
+
+    ``created`` is left out where it is not given.
+    """
     value = {
         "schema_version": 1,
         "kind": report.kind,
+        **({} if created is None else {"created": created.isoformat(timespec="seconds")}),
         "title": report.title,
         "verdict": report.verdict.value,
         "gates": [{**asdict(gate), "verdict": gate.verdict.value, "margin": gate.margin} for gate in report.gates],
+        "tables": [asdict(table) for table in report.tables],
         "notes": list(report.notes),
         "data": dict(report.data),
     }
