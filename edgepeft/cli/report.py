@@ -21,10 +21,10 @@ from .show import print_json
 @json_option
 @guarded
 def report(sources: tuple[Path, ...], out: Path | None, show: bool, as_json: bool) -> None:
-    """Join what validate, bench and check measured into one HTML page.
+    """Join what was measured into one HTML page.
 
-    SOURCES are bundles (what is in their report folder, their sizes and hashes), folders of reports, or single .json
-    reports; several bench reports make a history. The page is one file that loads nothing, in light and dark, for
+    Takes bundles (the reports of validate, bench and check in them, sizes and hashes), folders of reports, or single
+    .json reports; several bench reports make a history. The page is one file that loads nothing, in light and dark, for
     screens and paper. It shows verdicts and has none of its own: the exit code is 0 where the page was written.
     """
     from ..html_report import write_html_report

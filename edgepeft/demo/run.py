@@ -182,9 +182,7 @@ def _sizes(bundle: Bundle) -> Table:
     )
 
 
-def _closing(
-    bundle: Bundle, gates: list[Gate], verdict: Verdict, measured: BenchResult, page: Path
-) -> tuple[str, ...]:
+def _closing(bundle: Bundle, gates: list[Gate], verdict: Verdict, measured: BenchResult, page: Path) -> tuple[str, ...]:
     host = measured.host
     lines = [f"{gate.verdict.value}: {gate.name} {gate.value} {gate.unit}" for gate in gates if not gate.ok]
     passed = sum(gate.ok for gate in gates)

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -30,10 +31,13 @@ _VARIABLES = {INK: "--ink", MUTED: "--muted", GRID: "--grid", PASS: "--pass", FA
 #: Inches. A phone shows a chart of this width almost without shrinking it; wide screens put two beside each other.
 WIDTH = 4.6
 
-_STYLE: dict[str, Any] = {
+#: ``Any``: matplotlib types its keys as one literal each.
+_STYLE: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 8.5,
+    # A name may hold a dollar sign, which would start a formula.
+    "text.parse_math": False,
     "text.color": INK,
     "axes.edgecolor": GRID,
     "axes.labelcolor": MUTED,
@@ -53,6 +57,24 @@ _STYLE: dict[str, Any] = {
 }
 
 
+#: Characters of a name that a chart shows; its table has it whole.
+_NAME_LENGTH = 30
+
+
+def short(name: str) -> str:
+    """A name as a chart shows it: one line, its middle left out where it is long.
+
+    Example:
+        >>> short("int8/" + "a" * 40)
+        'int8/aaaaaaaaa…aaaaaaaaaaaaaaa'
+    """
+    name = " ".join(name.split())
+    if len(name) <= _NAME_LENGTH:
+        return name
+    half = (_NAME_LENGTH - 1) // 2
+    return f"{name[:half]}…{name[-(_NAME_LENGTH - 1 - half) :]}"
+
+
 def colour(position: int) -> str:
     """The stand-in of the series at ``position``; they repeat after six."""
     return SERIES[position % len(SERIES)]
@@ -63,13 +85,29 @@ def marker(position: int) -> str:
     return MARKERS[position % len(MARKERS)]
 
 
+#: Letters of a legend that stand beside each other in a chart, marks and gaps counted as letters.
+_LEGEND_WIDTH = 62
+_MARK_WIDTH = 8
+
+
+def _legend_columns(names: Sequence[str]) -> int:
+    longest = max((len(short(name)) for name in names), default=0)
+    return max(1, min(len(names), _LEGEND_WIDTH // (longest + _MARK_WIDTH)))
+
+
+def legend(figure: Figure, axes: Axes, names: Sequence[str]) -> None:
+    """The names of a chart's series below it, in as many columns as fit."""
+    figure.legend(handles=axes.get_legend_handles_labels()[0], loc="outside lower center", ncols=_legend_columns(names))
+
+
 @contextmanager
-def drawing(rows: float, *, extra: float = 0.7) -> Iterator[tuple[Figure, Axes, list[str]]]:
+def drawing(rows: float, *, extra: float = 0.7, names: Sequence[str] = ()) -> Iterator[tuple[Figure, Axes, list[str]]]:
     """A chart with room for ``rows`` rows of marks; when the block ends, the list holds its SVG.
 
     Args:
         rows: How many rows (or for a chart with two axes, how many rows' height) it has.
-        extra: Inches for axes and legend.
+        extra: Inches for the axis below.
+        names: The series that :func:`legend` will name, which need room.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -83,16 +121,24 @@ def drawing(rows: float, *, extra: float = 0.7) -> Iterator[tuple[Figure, Axes, 
         ) from error
     out: list[str] = []
     with mpl.rc_context(_STYLE):
-        figure = NewFigure(figsize=(WIDTH, extra + 0.26 * rows), layout="constrained")
+        lines = -(-len(names) // _legend_columns(names)) if names else 0
+        figure = NewFigure(figsize=(WIDTH, extra + 0.26 * rows + 0.2 * lines), layout="constrained")
         yield figure, figure.add_subplot(), out
         out.append(_svg(figure))
 
 
 def _svg(figure: Figure) -> str:
     buffer = io.StringIO()
+    with warnings.catch_warnings():
+        # The browser has the glyphs: matplotlib only measures with its own font.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        _save(figure, buffer)
+    return buffer.getvalue()
+
+
+def _save(figure: Figure, buffer: io.StringIO) -> None:
     # No date and no creator: the same numbers give the same page.
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    return buffer.getvalue()
 
 
 _TAG = re.compile(r"<svg[^>]*viewBox=\"([^\"]+)\"[^>]*>")

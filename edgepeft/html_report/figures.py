@@ -119,13 +119,15 @@ def latency_chart(title: str, rows: Sequence[Latency]) -> Chart:
 def front_chart(title: str, rows: Sequence[Choice], axis: str) -> Chart:
     """Accuracy with its interval against a cost, a series an adapter, and each adapter's Pareto front as a line."""
     adapters = list(dict.fromkeys(row.adapter for row in rows))
-    with charts.drawing(7) as (_, axes, out):
+    with charts.drawing(7, names=adapters) as (figure, axes, out):
         for position, adapter in enumerate(adapters):
             mine = sorted((row for row in rows if row.adapter == adapter), key=lambda row: row.cost)
-            colour = charts.colour(position)
-            axes.vlines([r.cost for r in mine], [r.lower for r in mine], [r.upper for r in mine], colors=colour, alpha=0.5)
+            colour, named = charts.colour(position), charts.short(adapter)
+            axes.vlines(
+                [r.cost for r in mine], [r.lower for r in mine], [r.upper for r in mine], colors=colour, alpha=0.5
+            )
             axes.plot(
-                [row.cost for row in mine], [row.accuracy for row in mine], charts.marker(position), color=colour, label=adapter
+                [row.cost for row in mine], [row.accuracy for row in mine], charts.marker(position), color=colour, label=named
             )  # fmt: skip
             front = pareto(mine)
             axes.plot([row.cost for row in front], [row.accuracy for row in front], color=colour, linewidth=1)
@@ -137,9 +139,11 @@ def front_chart(title: str, rows: Sequence[Choice], axis: str) -> Chart:
         axes.set_xlim(left=0)
         axes.set_xlabel(axis)
         axes.set_ylabel("accuracy")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=min(3, len(adapters)))
+        charts.legend(figure, axes, adapters)
     label = "; ".join(f"{row.adapter} {row.variant}: {row.accuracy:.3f} at {row.cost:.3g}" for row in rows)
-    caption = "Vertical lines: 95 % intervals. A line joins an adapter's Pareto front: nothing is both cheaper and better."
+    caption = (
+        "Vertical lines: 95 % intervals. A line joins an adapter's Pareto front: nothing is both cheaper and better."
+    )
     numbers = Table(
         title,
         ("adapter", "variant", axis, "accuracy", "lower", "upper", "on the front"),
@@ -177,18 +181,27 @@ def pareto(rows: Sequence[Choice]) -> list[Choice]:
 def size_chart(title: str, parts: dict[str, dict[str, float]]) -> Chart:
     """What a device stores, a bar a variant, stacked by part; ``parts`` maps a bar to its parts in MB."""
     names = list(dict.fromkeys(part for bar in parts.values() for part in bar))
-    with charts.drawing(len(parts) * 1.3, extra=0.9) as (_, axes, out):
+    with charts.drawing(len(parts) * 1.3, names=names) as (figure, axes, out):
         for place, bar in enumerate(parts.values()):
             start = 0.0
             for position, name in enumerate(names):
                 width = bar.get(name, 0.0)
-                axes.barh(place, width, left=start, height=0.6, color=charts.colour(position), label=name if place == 0 else None)
+                axes.barh(
+                    place,
+                    width,
+                    left=start,
+                    height=0.6,
+                    color=charts.colour(position),
+                    label=charts.short(name) if place == 0 else None,
+                )
                 start += width
-            axes.annotate(f"{start:.1f} MB", (start, place), (4, 0), textcoords="offset points", va="center", fontsize=8)
+            axes.annotate(
+                f"{start:.1f} MB", (start, place), (4, 0), textcoords="offset points", va="center", fontsize=8
+            )
         _name_rows(axes, list(parts))
         axes.margins(x=0.18)
         axes.set_xlabel("MB (1,000,000 bytes)")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.35 if len(parts) > 1 else -0.6), ncols=2)
+        charts.legend(figure, axes, names)
     label = "; ".join(f"{name}: {sum(bar.values()):.1f} MB" for name, bar in parts.items())
     numbers = Table(
         title,
@@ -207,7 +220,7 @@ def history_chart(title: str, runs: Sequence[str], series: dict[str, list[Latenc
         series: By case, one value for each run; ``None`` where the run has not measured it.
     """
     shown = dict(list(series.items())[: len(charts.MARKERS)])
-    with charts.drawing(8) as (_, axes, out):
+    with charts.drawing(8, names=list(shown)) as (figure, axes, out):
         for position, (name, values) in enumerate(shown.items()):
             known = [(at, value) for at, value in enumerate(values) if value is not None]
             colour = charts.colour(position)
@@ -215,12 +228,18 @@ def history_chart(title: str, runs: Sequence[str], series: dict[str, list[Latenc
                 [at for at, _ in known], [min(v.medians) for _, v in known], [max(v.medians) for _, v in known],
                 colors=colour, alpha=0.5,
             )  # fmt: skip
-            axes.plot([at for at, _ in known], [v.p50 for _, v in known], charts.marker(position) + "-", color=colour, label=name)
+            axes.plot(
+                [at for at, _ in known],
+                [v.p50 for _, v in known],
+                charts.marker(position) + "-",
+                color=colour,
+                label=name,
+            )
         axes.set_xticks(range(len(runs)), [str(number) for number in range(1, len(runs) + 1)])
         axes.set_ylim(bottom=0)
         axes.set_xlabel("run, oldest first")
         axes.set_ylabel("p50 ms")
-        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18), ncols=2)
+        charts.legend(figure, axes, list(shown))
     numbers = Table(
         title,
         ("run", *series),
@@ -239,6 +258,6 @@ def budgets_of(gates: Sequence[Gate]) -> dict[str, float]:
 
 
 def _name_rows(axes, names: Sequence[str]) -> None:  # type: ignore[no-untyped-def] # matplotlib is imported late
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), [charts.short(name) for name in names])
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from .. import __version__
 from ..bundle import Bundle, read_bundle
 from ..bundle.manifest import MANIFEST_NAME
 from ..errors import InputError
@@ -60,6 +60,12 @@ def write_html_report(sources: Sequence[str | Path], out: str | Path | None = No
         found, bundle = _read_source(source)
         paths += found
         bundles += [bundle] if bundle is not None else []
+    if not paths:
+        names = " ".join(map(str, sources))
+        raise InputError(
+            f"{names} has no reports; make one with: edgepeft validate BUNDLE, edgepeft bench BUNDLE, "
+            "or edgepeft check BUNDLE --baseline OLD"
+        )
     reports = read_reports(dict.fromkeys(path.resolve() for path in paths))
     out = Path(out) if out is not None else _default(Path(sources[0]))
     text = render(reports, bundles)
@@ -79,10 +85,6 @@ def _read_source(source: Path) -> tuple[list[Path], Bundle | None]:
         raise InputError(f"{source} is neither a bundle, nor a folder of reports, nor a report")
     bundle = read_bundle(source) if (source / MANIFEST_NAME).is_file() else None
     found = find_reports(source)
-    if not found:
-        raise InputError(
-            f"{source} has no reports; make one with: edgepeft validate {source}, edgepeft bench {source} or edgepeft check {source} --baseline …"
-        )
     return found, bundle
 
 
@@ -115,7 +117,7 @@ def render(reports: Sequence[SavedReport], bundles: Sequence[Bundle]) -> str:
         numbered=_Inlined(),
         provenance=[provenance(bundle) for bundle in bundles],
         hosts=_hosts(now),
-        version=__version__,
+        version=version("edgepeft"),
     )
 
 
@@ -157,7 +159,10 @@ def provenance(bundle: Bundle) -> Table:
         ("base", f"{base.source}: {base.architecture}, {base.parameters:,} parameters, captured by {base.captured_by}"),
         ("base identity", base.identity),
         ("slots", manifest.slots.hash),
-        *((f"variant {name}", f"{v.recipe}; {v.file} sha256 {manifest.files[v.file].sha256}") for name, v in manifest.variants.items()),
+        *(
+            (f"variant {name}", f"{v.recipe}; {v.file} sha256 {manifest.files[v.file].sha256}")
+            for name, v in manifest.variants.items()
+        ),
         *(
             (f"adapter {name}", f"{a.method} from {a.source}; sha256 {manifest.files[a.onnx_adapter].sha256}")
             for name, a in manifest.adapters.items()
@@ -174,7 +179,6 @@ def _template() -> Any:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["cell"] = format_cell
     environment.filters["numeric"] = lambda table: [
-        bool(table.rows) and all(not isinstance(row[at], str) for row in table.rows)
-        for at in range(len(table.columns))
+        bool(table.rows) and all(not isinstance(row[at], str) for row in table.rows) for at in range(len(table.columns))
     ]
     return environment.from_string(files(__package__).joinpath("page.html.j2").read_text(encoding="utf-8"))

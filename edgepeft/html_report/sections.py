@@ -12,6 +12,7 @@ from ..bundle import Bundle
 from ..errors import InputError
 from ..report.gate import Table, Verdict
 from ..units import MB
+from . import explanations
 from .figures import (
     Chart,
     Choice,
@@ -93,18 +94,11 @@ def baseline_section(saved: SavedReport) -> Section:
         charts.append(ratio_chart("Latency over the baseline", ratios, "times the baseline (below 1: faster)"))
     if drops:
         charts.append(ratio_chart("Accuracy lost against the baseline", drops, "share of rows (below 0: better)"))
-    paired = saved.data.get("paired", True)
-    how = (
-        "Candidate and baseline ran in turns (A B B A), each round in fresh processes; a ratio is the geometric mean of the rounds' paired ratios, "
-        "its interval is Student's on their logarithms, corrected for repeated looks and for the number of cases."
-        if paired
-        else "The baseline is a saved report, so the interval (Welch's) is widened by the drift of a host between sessions."
-    )
+    how = explanations.PAIRED if saved.data.get("paired", True) else explanations.AGAINST_SAVED
     return Section(
         "baseline",
         f"Against the baseline: {saved.report.title}",
-        f"{how} A case passes where its whole interval is below the dashed limit and fails where it is above; anything else is inconclusive. "
-        "Accuracy is compared on the same rows (McNemar's exact test; the interval is Bonett and Price's).",
+        f"{how} {explanations.JUDGED}",
         tuple(charts),
         _plain(saved, covered=("Latency against", "Sizes")),
     )
@@ -122,8 +116,7 @@ def latency_section(saved: SavedReport) -> Section:
     return Section(
         "latency",
         f"Latency: {saved.report.title}",
-        "Each dot is the median of one fresh process after a warm-up; p50 is the median of these. p95 and p99 come from all iterations together and are "
-        "left out where these are too few to support them. Times are wall time of one run on the host named below.",
+        explanations.LATENCY,
         tuple(latency_chart(f"Steady latency, {shape}", rows) for shape, rows in by_shape.items()),
         _plain(saved, covered=("Steady latency", "Sizes")),
     )
@@ -156,8 +149,7 @@ def quality_section(
     return Section(
         "quality",
         "Quality: does it do on the device what was trained?",
-        "Parity is the largest difference of an output from PyTorch with PEFT, in fp32, on ragged padded batches. Accuracy is the share of right rows with "
-        "Wilson's 95 % interval (vertical lines). A line joins the Pareto front: no other variant is both cheaper and better.",
+        explanations.QUALITY,
         tuple(charts),
         tuple(table for saved in validations for table in _plain(saved)),
     )
@@ -183,8 +175,7 @@ def size_section(bundles: Sequence[Bundle]) -> Section | None:
     return Section(
         "sizes",
         "Sizes",
-        "Bytes of the files that a device with one variant needs, as the manifest lists them (1 MB = 1,000,000 bytes). Each adapter is there in two forms, "
-        "ONNX Runtime's own and ONNX; an app may leave out the one that it does not use.",
+        explanations.SIZES,
         charts,
     )
 
@@ -216,7 +207,9 @@ def history_section(benches: Sequence[SavedReport]) -> Section | None:
     by_host: dict[str, list[tuple[SavedReport, BenchResult]]] = {}
     for saved in benches:
         result = BenchResult.model_validate(dict(saved.data))
-        by_host.setdefault(f"{result.host.cpu}, {result.host.threads} threads", []).append((saved, result))
+        by_host.setdefault(
+            f"{result.host.cpu}, {result.host.threads} thread{'s' if result.host.threads != 1 else ''}", []
+        ).append((saved, result))
     charts = []
     for host, runs in by_host.items():
         if len(runs) < 2:
@@ -235,8 +228,7 @@ def history_section(benches: Sequence[SavedReport]) -> Section | None:
     return Section(
         "history",
         "History",
-        "Medians of runs made at different times: a host drifts between sessions by some per cent, so a difference here is a reason to run edgepeft check, "
-        "which measures old and new in turns, and no verdict.",
+        explanations.HISTORY,
         tuple(charts),
     )
 
@@ -244,5 +236,3 @@ def history_section(benches: Sequence[SavedReport]) -> Section | None:
 def _plain(saved: SavedReport, covered: Sequence[str] = ()) -> tuple[Table, ...]:
     """The report's own tables, without those whose numbers a chart's table has."""
     return tuple(table for table in saved.report.tables if not table.title.startswith(tuple(covered) or ("\0",)))
-
-

@@ -79,7 +79,11 @@ def write_reports(folder: str | Path, stem: str, report: Report) -> ReportFiles:
     folder = Path(folder)
     files = ReportFiles.of(folder, stem)
     # All texts first: a report that cannot be rendered replaces nothing.
-    texts = {files.json: to_json(report, datetime.now(UTC)), files.markdown: to_markdown(report), files.junit: to_junit(report)}
+    texts = {
+        files.json: to_json(report, datetime.now(UTC)),
+        files.markdown: to_markdown(report),
+        files.junit: to_junit(report),
+    }
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path, text in texts.items():
