@@ -16,7 +16,7 @@ from .show import print_json
 
 @cloup.command()
 @argument("sources", type=PATH, nargs=-1, required=True, metavar="BUNDLE|REPORT…")
-@option("--out", type=PATH, help="The page.  [default: report/report.html of the first bundle]")
+@option("--out", type=PATH, help="The page; without it report/report.html of the first bundle.")
 @option("--open", "show", is_flag=True, help="Show the page in the browser.")
 @json_option
 @guarded
