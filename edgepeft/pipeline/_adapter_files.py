@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, get_args
 
 from ..adapters.edits import Adapter, Array
 from ..adapters.files import write_adapter_onnx, write_onnx_adapter
@@ -15,7 +17,11 @@ from ..bundle import (
     AdapterEntry,
     SlotTable,
 )
+from ..bundle.manifest import TextName
 from ..bundle.slots import Dim
+
+#: The text files that an adapter may bring.
+TEXT_NAMES: tuple[str, ...] = get_args(TextName)
 
 
 @dataclass(frozen=True)
@@ -62,12 +68,37 @@ def adapter_metadata(filled: Filled, *, base_identity: str, slots_hash: str) -> 
     }
 
 
-def write_adapter(folder: Path, name: str, tensors: Mapping[str, Any], metadata: Mapping[str, Any]) -> AdapterEntry:
-    """Write both files of an adapter below ``folder`` (replacing old ones, never writing into them); its entry."""
+def text_hashes(text: Mapping[str, str]) -> dict[str, str]:
+    """The sha256 of each text file, by which an adapter's ``.onnx`` file names those that belong to it."""
+    return {file: hashlib.sha256(content.encode()).hexdigest() for file, content in text.items()}
+
+
+def write_text(folder: Path, text: Mapping[str, str]) -> None:
+    """Write an adapter's text files into a folder of their own, in place of those of an earlier one; none makes no folder."""
+    for file in TEXT_NAMES:
+        (folder / file).unlink(missing_ok=True)
+    for file, content in text.items():
+        folder.mkdir(exist_ok=True)
+        (folder / file).write_text(content, encoding="utf-8", newline="")
+
+
+def write_adapter(
+    folder: Path,
+    name: str,
+    tensors: Mapping[str, Any],
+    metadata: Mapping[str, Any],
+    text: Mapping[str, str] = MappingProxyType({}),
+) -> AdapterEntry:
+    """Write an adapter's files below ``folder`` (replacing old ones, never writing into them); its entry.
+
+    ``text`` are the text files of its own, by name: they stand in a folder beside its tensors.
+    """
     (folder / "adapters").mkdir(exist_ok=True)
     files = {"onnx_adapter": f"adapters/{name}.onnx_adapter", "onnx": f"adapters/{name}.onnx"}
     for file in files.values():
         (folder / file).unlink(missing_ok=True)
+    write_text(folder / "adapters" / name, text)
+    metadata = {**metadata, "text": text_hashes(text)}
     write_onnx_adapter(
         folder / files["onnx_adapter"],
         tensors,
@@ -79,6 +110,7 @@ def write_adapter(folder: Path, name: str, tensors: Mapping[str, Any], metadata:
         {
             **files,
             **metadata,
+            "text": {file: f"adapters/{name}/{file}" for file in text},
             "tensors": {tensor: tuple(array.shape) for tensor, array in tensors.items()},
             "bytes": (folder / files["onnx_adapter"]).stat().st_size,
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,19 @@ from ..adapters.bundle_weights import BundleWeights
 from ..adapters.contract import check_belongs
 from ..adapters.files import AdapterFile, contract_of, read_adapter_onnx, read_onnx_adapter, version_number
 from ..adapters.fill import check_shape
+from ..adapters.folder_text import FolderText, folder_text, read_folder_text
 from ..adapters.read import read_adapter
-from ..bundle import LOCK_TIMEOUT, AdapterEntry, Bundle, Manifest, check_name, read_bundle, rereading
+from ..adapters.text_contract import text_changes
+from ..bundle import LOCK_TIMEOUT, AdapterEntry, Bundle, Manifest, check_name, hash_file, read_bundle, rereading
 from ..bundle.adapter_checks import check_labels, check_ranks
 from ..bundle.names import check_distinct
 from ..bundle.read import check_prefix_tensors
-from ..errors import AdapterError, AdapterMismatchError, InputError
+from ..errors import AdapterError, AdapterMismatchError, BundleError, InputError
 from ..validate.probe import bundle_probe, same_outputs
 from ._adapter_files import adapter_metadata, fill, write_adapter
 from ._calibrate import measured_without
 from ._edit import Edit, edit
+from ._write import embedding_rows
 
 Announce = Callable[[str], None]
 
@@ -57,7 +60,7 @@ def _exported_file(path: Path) -> AdapterFile:
     return found
 
 
-def _from_file(bundle: Bundle, name: str, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _from_file(bundle: Bundle, name: str, path: Path) -> tuple[dict[str, Any], dict[str, Any], FolderText]:
     if not path.is_file():
         raise InputError(f"adapter {name!r}: no file at {path}")
     found = _exported_file(path)
@@ -85,7 +88,32 @@ def _from_file(bundle: Bundle, name: str, path: Path) -> tuple[dict[str, Any], d
     check_prefix_tensors(what, found_shapes, found.metadata.get("prefix_length", 0), manifest)
     check_ranks(what, found_shapes, found.metadata["ranks"], manifest)
     check_labels(what, found_shapes, labels, manifest)
-    return dict(found.tensors), dict(found.metadata)
+    own = _text_beside(path, found.metadata.get("text") or {})
+    return dict(found.tensors), {k: v for k, v in found.metadata.items() if k != "text"}, own
+
+
+def _text_beside(path: Path, hashes: Mapping[str, str]) -> FolderText:
+    """The text of an adapter that edgepeft exported, from the folder beside its file; each file must be the one named."""
+    folder = path.with_suffix("")
+    for file, sha256 in hashes.items():
+        beside = folder / file
+        if not beside.is_file():
+            raise AdapterError(
+                f"{path.name} has a {file} of its own, which is missing: put the folder {folder.name}, which was exported with it, "
+                "beside it"
+            )
+        if hash_file(beside).sha256 != sha256:
+            raise AdapterError(f"{beside} is not the file that was exported with {path.name}; copy both again")
+    return read_folder_text(folder) if hashes else FolderText()
+
+
+def bundle_text(bundle: Bundle) -> FolderText:
+    """The base's text in a bundle, from verified files."""
+
+    def read(file: str) -> str | None:
+        return bundle.read_text(file) if file in bundle.manifest.files else None
+
+    return folder_text(read, bundle.path, BundleError)
 
 
 def base_module(bundle: Bundle) -> Any:
@@ -104,7 +132,7 @@ def base_module(bundle: Bundle) -> Any:
 
 def _from_checkpoint(
     bundle: Bundle, name: str, source: str, force: bool, announce: Announce
-) -> tuple[dict[str, Any], dict[str, Any]]:
+) -> tuple[dict[str, Any], dict[str, Any], FolderText]:
     manifest = bundle.manifest
     adapter = read_adapter(
         source,
@@ -119,7 +147,7 @@ def _from_checkpoint(
     config = bundle.read_json("config.json") if adapter.prefix is not None else {}
     filled = fill(adapter, manifest.slots, manifest.base.fresh, manifest.prefix_tensors(), config, manifest.max_length)
     metadata = adapter_metadata(filled, base_identity=manifest.base.identity, slots_hash=manifest.slots.hash)
-    return filled.tensors, metadata
+    return filled.tensors, metadata, adapter.text
 
 
 def _changes_output(bundle: Bundle, name: str) -> bool:
@@ -170,10 +198,13 @@ def add(
         >>> add("bundle", "topics", "./topics-lora").changes_output
         True
     """
-    opened, tensors, metadata = _read(bundle, name, source, force, replace, announce)
+    opened, tensors, metadata, own = _read(bundle, name, source, force, replace, announce)
+    text = text_changes(bundle_text(opened), own, embedding_rows(opened.read_json("config.json")), name)
+    for note in text.notes:
+        announce(f"adapter {name}: {note}")
     with edit(bundle, lock_timeout=lock_timeout) as change:
         change.refuse_another_base(opened.manifest, f"adapter {name!r} was being read")
-        entry, changes = put_adapter(change, name, tensors, metadata, replace=replace)
+        entry, changes = put_adapter(change, name, tensors, metadata, text.files, replace=replace)
     added = Added(bundle=change.after, entry=entry, changes_output=changes)
     for variant in added.bundle.manifest.provenance.get("calibration", {}):
         announce(measured_without(variant, name))
@@ -183,8 +214,8 @@ def add(
 @rereading
 def _read(
     bundle: str | Path, name: str, source: str | Path, force: bool, replace: bool, announce: Announce
-) -> tuple[Bundle, dict[str, Any], dict[str, Any]]:
-    """The adapter's slot tensors and contract over the bundle as it is now; nobody is kept out meanwhile."""
+) -> tuple[Bundle, dict[str, Any], dict[str, Any], FolderText]:
+    """The adapter's slot tensors, contract and text over the bundle as it is now; nobody is kept out meanwhile."""
     opened = read_bundle(bundle)
     try:
         check_name(name)
@@ -211,14 +242,23 @@ def _check_free(manifest: Manifest, path: Path, name: str, replace: bool) -> Non
 
 
 def put_adapter(
-    change: Edit, name: str, tensors: dict[str, Any], metadata: dict[str, Any], *, replace: bool
+    change: Edit,
+    name: str,
+    tensors: dict[str, Any],
+    metadata: dict[str, Any],
+    text: Mapping[str, str],
+    *,
+    replace: bool,
 ) -> tuple[AdapterEntry, bool]:
-    """Stage an adapter's slot tensors in a change of a bundle, and run it once: its entry, and whether it changes outputs.
+    """Stage an adapter's tensors and text in a change of a bundle, and run it once: its entry, and whether it changes outputs.
 
     Raises :class:`InputError` where the bundle has an adapter of that name by now and ``replace`` is not set.
     """
     _check_free(change.manifest, change.before.path, name, replace)
-    entry = write_adapter(change.folder, name, tensors, metadata)
+    if name in change.manifest.adapters:
+        others = {file for n, e in change.manifest.adapters.items() if n != name for file in e.files()}
+        change.drop(set(change.manifest.adapters[name].files()) - others)
+    entry = write_adapter(change.folder, name, tensors, metadata, text)
     adapters = {**change.manifest.adapters, name: entry}
-    staged = change.stage(written=(entry.onnx, entry.onnx_adapter), adapters=adapters)
+    staged = change.stage(written=entry.files(), adapters=adapters)
     return entry, _changes_output(staged, name)

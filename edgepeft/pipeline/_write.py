@@ -12,6 +12,8 @@ from typing import Any
 import onnx_ir as ir
 
 from ..adapters.edits import Adapter
+from ..adapters.folder_text import read_folder_text
+from ..adapters.text_contract import text_changes
 from ..base.base import Base
 from ..bundle import (
     LOCK_TIMEOUT,
@@ -67,6 +69,7 @@ def write_bundle(
     recipe: Mapping[str, Any] | None = None,
     check: Callable[[Bundle], None] = lambda bundle: None,
     lock_timeout: float = LOCK_TIMEOUT,
+    announce: Callable[[str], None] = lambda message: None,
 ) -> Bundle:
     """Write a bundle to a temporary sibling of ``target``, check it there, and put it in ``target``'s place.
 
@@ -81,6 +84,7 @@ def write_bundle(
         recipe: What the manifest's provenance says of how the bundle was made.
         check: Is called with the bundle before it takes its place.
         lock_timeout: Seconds to wait for another process that changes the bundle.
+        announce: Is called with a line of text for each thing about text that an adapter changes.
 
     Returns:
         The bundle at ``target``.
@@ -120,6 +124,17 @@ def write_bundle(
     filled = [fill(adapter, table, base.fresh, before, base.config, base.max_length) for adapter in adapters]
     with replacing(target, keep=False, lock_timeout=lock_timeout) as folder:
         _model_files(folder, base, labels)
+        text = read_folder_text(folder, InputError)
+        changed = {
+            adapter.name: text_changes(text, adapter.text, embedding_rows(base.config), adapter.name)
+            for adapter in (adapters if merged is None else [merged])
+        }
+        for name, changes in changed.items():
+            for note in changes.notes:
+                announce(f"adapter {name}: {note}")
+        if merged is not None:
+            for name, content_of in changed[merged.name].files.items():
+                (folder / name).write_text(content_of, encoding="utf-8", newline="")
         (folder / "onnx").mkdir()
         whole = "model" if base.variant == "fp32" else f"model_{base.variant}"
         names = [whole] if content.decoder is None else ["encoder_model", "decoder_with_past_model"]
@@ -134,6 +149,7 @@ def write_bundle(
                 each.adapter.name,
                 each.tensors,
                 adapter_metadata(each, base_identity=base.identity, slots_hash=table.hash),
+                changed[each.adapter.name].files,
             )
             for each in filled
         }
@@ -178,6 +194,12 @@ def write_bundle(
         manifest = write_manifest(folder, manifest, manifest.files)
         check(Bundle(path=folder, manifest=manifest))
     return Bundle(path=target, manifest=manifest)
+
+
+def embedding_rows(config: Mapping[str, Any]) -> int | None:
+    """How many tokens the base has embeddings for, by its config; ``None`` for one that reads no tokens."""
+    rows = config.get("vocab_size") or (config.get("text_config") or {}).get("vocab_size")
+    return rows if isinstance(rows, int) else None
 
 
 def merged_labels(base: Base, adapter: Adapter) -> tuple[str, ...] | None:
