@@ -9,6 +9,7 @@ from pathlib import Path
 from ..errors import CaptureError, EdgepeftError, InputError
 from .base import Base
 from .captured import Captured
+from .head import own_head
 from .load import Loaded, load_model
 from .missing import some
 from .replicate import LayerMap
@@ -123,14 +124,14 @@ def capture(
 
 def _base(loaded: Loaded, captured: Captured, route: str) -> Base:
     config = loaded.model.config
-    classifies = loaded.task.endswith("-classification") and not loaded.task.startswith("zero-shot")
+    head = own_head(config, loaded.task, captured.weights)
     return Base(
         graph=captured.graph,
         source=loaded.source,
         task=loaded.task,
         config=config.to_dict(),
         architecture=type(loaded.model).__name__,
-        labels=tuple(config.id2label[i] for i in range(config.num_labels)) if classifies else None,
+        labels=head.labels,
         identity=loaded.identity,
         fresh=loaded.fresh,
         weights=captured.weights,
@@ -147,4 +148,6 @@ def _base(loaded: Loaded, captured: Captured, route: str) -> Base:
         spilled=captured.spilled,
         variant=captured.variant,
         matched=captured.matched,
+        problem_type=head.problem_type,
+        activation=head.activation,
     )
