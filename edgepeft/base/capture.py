@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,6 +75,7 @@ def capture(
     onnx: str | Path | None = None,
     max_length: int | None = None,
     layers: LayerMap = (),
+    heads: Collection[str] = (),
     announce: Callable[[str], None] = lambda message: None,
 ) -> Base:
     """Capture a base model as ONNX.
@@ -91,6 +92,7 @@ def capture(
         max_length: The longest context of a language model in tokens; its rotary tables grow with it. By default ``CONTEXT``
             (8192), or the model's own where that is shorter.
         layers: Ranges ``[start, end)`` of layers that the base is rebuilt from, as ``layer_replication`` of an adapter asks.
+        heads: Parameters of heads that adapters without a task type bring, from which the task of a bare encoder is inferred.
         announce: Is called with a line of text for each route that was dropped and each limit that was chosen.
 
     Returns:
@@ -106,7 +108,9 @@ def capture(
         >>> base.weight("classifier.weight").shape
         (2, 384)
     """
-    loaded = capped(load_model(source, task=task, peft_task=peft_task, layers=layers), max_length, announce)
+    loaded = capped(
+        load_model(source, task=task, peft_task=peft_task, layers=layers, heads=heads), max_length, announce
+    )
     announce_gaps(loaded, announce)
     failures = []
     for name, attempt in _attempts(onnx, loaded.task):

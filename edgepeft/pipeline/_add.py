@@ -16,6 +16,7 @@ from ..adapters.contract import check_belongs
 from ..adapters.files import AdapterFile, contract_of, read_adapter_onnx, read_onnx_adapter, version_number
 from ..adapters.fill import check_shape
 from ..adapters.read import read_adapter
+from ..base.task import check_task
 from ..bundle import LOCK_TIMEOUT, AdapterEntry, Bundle, Head, Manifest, check_name, head_of, read_bundle, rereading
 from ..bundle.adapter_checks import check_labels, check_ranks
 from ..bundle.names import check_distinct
@@ -110,6 +111,7 @@ def _from_checkpoint(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     manifest = bundle.manifest
     checkpoint = read_checkpoint(source)
+    check_task(name, source, checkpoint.config.get("task_type"), [manifest.task], str(bundle.path))
     adapter = read_adapter(
         checkpoint,
         name=name,

@@ -17,6 +17,7 @@ from ..adapters.read import layers_of, method_of, opaque_adapter, task_ids
 from ..base.base import Base
 from ..base.capture import capture
 from ..base.replicate import LayerMap
+from ..base.task import check_task
 from ..bundle import LOCK_TIMEOUT, Bundle, Head, check_name
 from ..errors import InputError
 from ..graph.edit_base import add_slots, merge
@@ -149,8 +150,11 @@ def export(
         onnx=onnx,
         max_length=max_length,
         layers=layers,
+        heads=_heads_brought(checkpoints),
         announce=announce,
     )
+    for name, checkpoint in checkpoints.items():
+        check_task(name, checkpoint.source, checkpoint.config.get("task_type"), [base.task], "this base")
     announce(f"captured {base.architecture} ({base.captured_by}), {base.parity:.1e} from PyTorch{_matched(base)}")
     read: list[Adapter] = []
     for name, checkpoint in checkpoints.items():
@@ -170,6 +174,12 @@ def export(
     if mode == "merge":
         return _merge(base, read, checkpoints, out, write, announce)
     return _swap(base, read, checkpoints, out, slots, write, announce, Path(onnx) if onnx is not None else None)
+
+
+def _heads_brought(checkpoints: Mapping[str, Checkpoint]) -> set[str]:
+    """Parameters of heads in checkpoints that name no task."""
+    names = {name for each in checkpoints.values() if not each.config.get("task_type") for name in each.tensors}
+    return {name for name in names if name.split(".")[0] in {"classifier", "score", "classification_head"}}
 
 
 def _matched(base: Base) -> str:
