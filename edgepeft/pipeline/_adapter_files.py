@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, get_args
+from typing import Any
 
 from ..adapters.edits import Adapter, Array
 from ..adapters.files import write_adapter_onnx, write_onnx_adapter
 from ..adapters.fill import FilledSlots, fill_slots
 from ..adapters.prefix import fill_prefix
-from ..bundle import (
-    AdapterEntry,
-    SlotTable,
-)
-from ..bundle.manifest import TextName
+from ..bundle import AdapterEntry, Head, SlotTable
+from ..bundle.heads import inherited
 from ..bundle.slots import Dim
-
-#: The text files that an adapter may bring.
-TEXT_NAMES: tuple[str, ...] = get_args(TextName)
+from ._text import text_hashes, write_text
 
 
 @dataclass(frozen=True)
@@ -48,38 +42,30 @@ def fill(
     return Filled(adapter, slots, fill_prefix(adapter, prefix, config, max_length))
 
 
-def adapter_metadata(filled: Filled, *, base_identity: str, slots_hash: str) -> dict[str, Any]:
-    """The adapter's contract, as its ``.onnx`` file carries it; enough to add that file to another copy of the base."""
+def adapter_metadata(
+    filled: Filled, *, base_identity: str, slots_hash: str, base: Head, table: SlotTable
+) -> dict[str, Any]:
+    """The adapter's contract, as its ``.onnx`` file carries it; enough to add that file to another copy of the base.
+
+    ``base`` is the base's own head, from which the adapter's takes what nobody said of it.
+    """
     adapter = filled.adapter
-    labels = adapter.labels
-    if labels is None and filled.slots.labels is not None:
-        labels = tuple(f"LABEL_{i}" for i in range(filled.slots.labels))
+    own = Head(adapter.labels, adapter.problem_type, adapter.activation, adapter.task)
+    head = inherited(own, base, filled.slots.labels, [slot.parameter for slot in table.overrides])
     return {
         "method": adapter.method,
         "source": adapter.source,
         "base_identity": base_identity,
         "slots_hash": slots_hash,
         "ranks": filled.slots.ranks,
-        "labels": labels,
+        "labels": head.labels,
+        "problem_type": head.problem_type,
+        "activation": head.activation,
         "scalable": adapter.scalable,
         "per_row": filled.slots.per_row and not filled.prefix,
         "prefix_length": adapter.prefix.states.shape[3] if adapter.prefix is not None else 0,
         "residual": None if adapter.exactness.exact else adapter.exactness.residual,
     }
-
-
-def text_hashes(text: Mapping[str, str]) -> dict[str, str]:
-    """The sha256 of each text file, by which an adapter's ``.onnx`` file names those that belong to it."""
-    return {file: hashlib.sha256(content.encode()).hexdigest() for file, content in text.items()}
-
-
-def write_text(folder: Path, text: Mapping[str, str]) -> None:
-    """Write an adapter's text files into a folder of their own, in place of those of an earlier one; none makes no folder."""
-    for file in TEXT_NAMES:
-        (folder / file).unlink(missing_ok=True)
-    for file, content in text.items():
-        folder.mkdir(exist_ok=True)
-        (folder / file).write_text(content, encoding="utf-8", newline="")
 
 
 def write_adapter(

@@ -11,9 +11,9 @@ from ..bundle import LOCK_TIMEOUT, Bundle, check_name, read_bundle, rereading
 from ..errors import InputError
 from ..runtime.blend import blend as blend_tensors
 from ..runtime.blend import describe
-from ._adapter_files import text_hashes, write_text
 from ._add import Added, put_adapter
 from ._edit import edit
+from ._text import text_hashes, write_text
 
 
 def blend(
@@ -92,7 +92,9 @@ def _sum(
         "base_identity": manifest.base.identity,
         "slots_hash": manifest.slots.hash,
         "ranks": summed.ranks,
-        "labels": summed.labels,
+        "labels": summed.head.labels,
+        "problem_type": summed.head.problem_type,
+        "activation": summed.head.activation,
         "scalable": True,
         "per_row": summed.per_row,
         "residual": summed.residual,

@@ -128,8 +128,6 @@ def read_chat_template(bundle: Bundle, own: OwnText = NO_TEXT) -> ChatTemplate |
     if isinstance(declared, list):  # several, by name
         named = {each.get("name"): each.get("template") for each in declared if isinstance(each, dict)}
         source = named.get("default") if jinja is None else jinja
-    if source is None and named:  # transformers asks for a name then; a model that has tool_use alone is given it
-        source = next((template for template in named.values() if isinstance(template, str)), None)
     if source is None:
         return None
     if not isinstance(source, str):
