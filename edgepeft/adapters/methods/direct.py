@@ -67,8 +67,10 @@ def lower_trainable_tokens(name: str, checkpoint: Checkpoint, weights: BaseWeigh
     rows = [int(index) for index in checkpoint.config.get("token_indices") or ()]
     trained = {site: values for site, (values,) in consumer.matrices("trainable_tokens_delta").items()}
     known = [values for site, values in trained.items() if weights(f"{site}.weight") is not None]
+    heads = {head for site in trained if (head := weights.tied_head(f"{site}.weight")) is not None}
     for site, values in trained.items():
-        if weights(f"{site}.weight") is None and any(np.array_equal(values, other) for other in known):
+        again = f"{site}.weight" in heads or weights(f"{site}.weight") is None
+        if again and any(values is not other and np.array_equal(values, other) for other in known):
             continue  # a head tied to the embedding, saved once more: one parameter serves both
         take_rows(consumer, site, rows, values)
     return consumer.finish(name, "Trainable tokens")

@@ -143,6 +143,11 @@ class _Lowering(Consumer):
     def take_trained_tokens(self) -> None:
         """Lower ``trainable_token_indices``: rows of embeddings beside LoRA (one list of them, or one for each module)."""
         asked = self.config.get("trainable_token_indices")
+        if asked and not any(key.endswith(_TRAINED_ROWS) for key in self.left):
+            raise UnsupportedAdapterError(
+                f"{self.checkpoint.source}: trainable_token_indices={asked!r} says that rows of an embedding were trained, and the "
+                "checkpoint holds none. Save it again with PEFT."
+            )
         for key in [key for key in self.left if key.endswith(_TRAINED_ROWS)]:
             site = key.removesuffix(_TRAINED_ROWS)
             indices = pattern_value(asked, site, None) if isinstance(asked, Mapping) else asked
