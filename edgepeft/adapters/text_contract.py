@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -36,7 +37,10 @@ class _Vocabulary:
         # What is set anew for each use.
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        self.form: str = tokenizer.to_str()
+        raw = json.loads(tokenizer.to_str())
+        if (raw.get("post_processor") or {}).get("special_tokens") == {}:
+            raw["post_processor"] = None  # transformers 5 writes one that puts nothing around a text
+        self.form: str = json.dumps(raw, sort_keys=True)
         self.tokens: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
 
 
@@ -87,7 +91,7 @@ def _words(config: Mapping[str, Any]) -> dict[str, Any]:
     """What of ``tokenizer_config.json`` says how texts become tokens: paths, classes and versions of the writer do not."""
     skip = {"name_or_path", "tokenizer_class", "tokenizer_file", "special_tokens_map_file", "transformers_version",
             "processor_class", "auto_map", "backend", "is_local", "local_files_only", "clean_up_tokenization_spaces",
-            "extra_special_tokens", "additional_special_tokens", "added_tokens_decoder"}  # fmt: skip
+            "extra_special_tokens", "additional_special_tokens", "added_tokens_decoder", "model_max_length"}  # fmt: skip
     return {
         key: token_text(value) if key.endswith("_token") else value for key, value in config.items() if key not in skip
     }
@@ -108,7 +112,7 @@ def _check_rows(mine: _Vocabulary, rows: int | None, name: str) -> None:
 def _tokenizer_note(mine: _Vocabulary, theirs: _Vocabulary | None) -> str:
     if theirs is None:
         return "its tokenizer is used (the base has none)"
-    added = [token for token in mine.tokens if token not in theirs.tokens]
+    added = sorted((token for token in mine.tokens if token not in theirs.tokens), key=lambda token: mine.tokens[token])
     moved = sum(theirs.tokens.get(token, number) != number for token, number in mine.tokens.items())
     parts = []
     if added:
