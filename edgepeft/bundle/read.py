@@ -72,6 +72,11 @@ class Bundle:
         """:meth:`verify` as :attr:`verification` says: files that are known not to have changed are not hashed again."""
         self._check(self.manifest.files if files is None else files, self.files)
 
+    def look(self, files: Iterable[str]) -> None:
+        """Check that files are there, regular and of their size; what they hold is checked when they are opened to be used."""
+        for name in files:
+            self.files.look(name)
+
     def _check(self, names: Iterable[str], files: BundleFiles) -> None:
         graphs = {graph: variant for variant in self.manifest.variants.values() for graph in variant.graphs()}
         adapters = {entry.onnx for entry in self.manifest.adapters.values()}
@@ -220,10 +225,11 @@ def check_adapters(bundle: Bundle) -> None:
     """Refuse adapters whose contract is not with this base: identity, slots, tensor names and shapes."""
     manifest = bundle.manifest
     shapes = {**manifest.slots.tensors(), **manifest.prefix_tensors()}
+    slots_hash = manifest.slots.hash  # once: it is computed, and a bundle may hold many adapters
     for name, entry in manifest.adapters.items():
         for what, found, expected in (
             ("base identity", entry.base_identity, manifest.base.identity),
-            ("slot schema", entry.slots_hash, manifest.slots.hash),
+            ("slot schema", entry.slots_hash, slots_hash),
         ):
             if found != expected:
                 raise AdapterMismatchError(

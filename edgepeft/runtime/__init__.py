@@ -4,6 +4,7 @@ from ..bundle import Bundle, Manifest
 from .generation import Conversation, GenerateOptions, Generation, Generator, TextStream
 from .generation.chat import ChatTemplate
 from .generation.loop import Steps
+from .refresh import Refreshed
 from .runtime import Runtime, open
 from .text import Prediction, TextEncoder
 from .views import Calls, View
@@ -18,6 +19,7 @@ __all__ = [
     "Generator",
     "Manifest",
     "Prediction",
+    "Refreshed",
     "Runtime",
     "Steps",
     "TextEncoder",

@@ -34,6 +34,8 @@ class ActiveAdapter:
     row_names: tuple[str | None, ...] | None = None
     handle: Any = None
     feeds: Mapping[str, Any] = field(default_factory=dict)
+    #: The slot tensors behind ``handle`` as OrtValues, for runs with IO binding; ``None`` where only ``options`` run it.
+    values: Mapping[str, Any] | None = None
     #: What else equals this adapter: keys and values computed with an adapter of the same identity may be reused.
     identity: tuple[Any, ...] = ()
     #: Keys and values that stand before every sequence, ``[1, heads, length, head_dim]`` by cache input.
@@ -59,7 +61,7 @@ class ActiveAdapter:
 
 
 def load_adapter(bundle: Bundle, name: str) -> ActiveAdapter:
-    """Map an adapter file into memory and make it ready to run."""
+    """Verify an adapter file, map it into memory and make it ready to run."""
     import onnxruntime as ort
 
     entry = bundle.adapter(name)
@@ -71,6 +73,10 @@ def load_adapter(bundle: Bundle, name: str) -> ActiveAdapter:
     with bundle.open(entry.onnx_adapter) as file, readable(bundle.file(entry.onnx_adapter), name):
         handle.Load(file.load_path)
         options.add_active_adapter(handle)
+        form = ort.AdapterFormat.read_adapter(file.load_path)
+        found = {tensor: (tuple(v.shape()), v.data_type()) for tensor, v in form.get_parameters().items()}
+    bundle.files.known.save()
+    check_shapes(bundle, name, entry, found)
     return ActiveAdapter(
         name=name, scale=1.0, labels=entry.labels, options=options, handle=handle, identity=(name, 1.0)
     )
@@ -137,21 +143,29 @@ def read_tensors(bundle: Bundle, name: str, entry: AdapterEntry) -> dict[str, np
 
     with bundle.open(entry.onnx_adapter) as file, readable(bundle.file(entry.onnx_adapter), name):
         form = ort.AdapterFormat.read_adapter(file.load_path)
-        tensors = {tensor: value.numpy().copy() for tensor, value in form.get_parameters().items()}
-    check_tensors(bundle, name, entry, tensors)
+        values = form.get_parameters()
+        found = {tensor: (tuple(value.shape()), value.data_type()) for tensor, value in values.items()}
+        tensors = {tensor: value.numpy().copy() for tensor, value in values.items()}
+    bundle.files.known.save()
+    check_shapes(bundle, name, entry, found)
     return tensors
 
 
-def check_tensors(bundle: Bundle, name: str, entry: AdapterEntry, tensors: Mapping[str, np.ndarray]) -> None:
-    """Refuse a file that does not hold exactly what the manifest says: ONNX Runtime would run it and say nothing."""
+def check_shapes(
+    bundle: Bundle, name: str, entry: AdapterEntry, tensors: Mapping[str, tuple[tuple[int, ...], str]]
+) -> None:
+    """Refuse a file that does not hold exactly what the manifest says: ONNX Runtime would run it and say nothing.
+
+    ``tensors`` are shapes and ONNX Runtime's names of types (``tensor(float)``).
+    """
     expected = {tensor: tuple(shape) for tensor, shape in entry.tensors.items()}
-    found = {tensor: tuple(array.shape) for tensor, array in tensors.items()}
+    found = {tensor: shape for tensor, (shape, _) in tensors.items()}
     if expected != found:
         odd = sorted(set(expected.items()) ^ set(found.items()))[0][0]
         raise AdapterMismatchError(
             f"{bundle.file(entry.onnx_adapter)}: adapter {name!r} should hold {odd} with shape {expected.get(odd)}, "
             f"the file has {found.get(odd)}"
         )
-    wrong = next((tensor for tensor, array in tensors.items() if array.dtype != np.float32), None)
+    wrong = next((tensor for tensor, (_, kind) in tensors.items() if kind != "tensor(float)"), None)
     if wrong is not None:
-        raise AdapterMismatchError(f"adapter {name!r}: {wrong} is {tensors[wrong].dtype}, slots take float32")
+        raise AdapterMismatchError(f"adapter {name!r}: {wrong} is {tensors[wrong][1]}, slots take float32")

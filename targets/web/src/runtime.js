@@ -5,6 +5,8 @@ import { blendLabels, blendTensors, checkBlend, describeBlend } from "./blend.js
 import { BundleError, InputError, NonFiniteError, UnknownAdapterError } from "./errors.js";
 import { findAdapter } from "./manifest.js";
 import { checkMixed, mixedTensors } from "./mixed.js";
+import { compareManifests } from "./refresh.js";
+import { Residents } from "./residents.js";
 import { readChecked } from "./source.js";
 
 /**
@@ -36,7 +38,8 @@ export class Runtime {
   /** Of an encoder-decoder, whose encoder is the session. @type {InferenceSession | null} */ #decoder;
   /** @type {Active} */ #base;
   /** @type {Active} */ #active;
-  /** @type {Map<string, { tensors: Map<string, SlotTensor>, active: Active }>} */ #loaded = new Map();
+  /** @type {Residents<{ tensors: Map<string, SlotTensor>, active: Active }>} */ #loaded;
+  /** @type {() => Promise<Manifest>} */ #readManifest;
   /** Runs one after the other: ONNX Runtime Web does not take two at a time. @type {Promise<unknown>} */ #last = Promise.resolve();
   /** @type {Promise<import("./generate.js").Generator> | null} */ #generator = null;
   /** @type {Promise<import("./seq2seq.js").Seq2Seq> | null} */ #seq2seq = null;
@@ -45,10 +48,13 @@ export class Runtime {
 
   /**
    * @param {{ source: Source, name: string, manifest: Manifest, variant: string, backend: Backend, session: InferenceSession,
-   *   decoder: InferenceSession | null, placement: Placement | null, encoder: TextEncoder | null, defaults: Feeds }} parts
+   *   decoder: InferenceSession | null, placement: Placement | null, encoder: TextEncoder | null, defaults: Feeds, resident: number,
+   *   readManifest: () => Promise<Manifest> }} parts
    */
-  constructor({ source, name, manifest, variant, backend, session, decoder, placement, encoder, defaults }) {
+  constructor({ source, name, manifest, variant, backend, session, decoder, placement, encoder, defaults, resident, readManifest }) {
     this.#source = source;
+    this.#loaded = new Residents(resident);
+    this.#readManifest = readManifest;
     this.#backend = backend;
     this.#session = session;
     this.#decoder = decoder;
@@ -105,6 +111,38 @@ export class Runtime {
    */
   async load(adapter) {
     await this.#load(adapter);
+  }
+
+  /** The adapters in memory, the one used longest ago first: at most as many as `openBundle`'s `resident` says. */
+  get resident() {
+    return this.#loaded.names;
+  }
+
+  /**
+   * Let go of an adapter's memory. The one in use goes on, and is freed when another is used; the next {@link use} fetches it again.
+   *
+   * @param {string} adapter
+   * @throws {UnknownAdapterError} Naming the adapters there are.
+   */
+  unload(adapter) {
+    findAdapter(this.manifest, this.name, adapter);
+    this.#loaded.delete(adapter);
+  }
+
+  /**
+   * Read the manifest again, so that adapters that were added since can be used and removed ones are gone. The adapter in use
+   * stays as it is, whatever became of it.
+   *
+   * @returns {Promise<import("./refresh.js").Refreshed>}
+   * @throws {BundleError} Where the base is no longer the one that is open: open the bundle again.
+   * @throws {AdapterMismatchError} Where an adapter was made for another base.
+   */
+  async refresh() {
+    const now = await this.#readManifest();
+    const found = compareManifests(this.manifest, now, this.variant, this.name);
+    for (const name of [...found.removed, ...found.replaced]) this.#loaded.delete(name);
+    this.manifest = now;
+    return found;
   }
 
   /**
@@ -170,11 +208,12 @@ export class Runtime {
 
   /** @param {string} adapter */
   async #load(adapter) {
-    const entry = findAdapter(this.manifest, this.name, adapter);
-    const bytes = await readChecked(this.#source, entry.onnx_adapter, /** @type {FileEntry} */ (this.manifest.files[entry.onnx_adapter]));
+    const { manifest } = this;
+    const entry = findAdapter(manifest, this.name, adapter);
+    const bytes = await readChecked(this.#source, entry.onnx_adapter, /** @type {FileEntry} */ (manifest.files[entry.onnx_adapter]));
     const tensors = adapterTensors(bytes, adapter, entry, `${this.name}/${entry.onnx_adapter}`);
-    const found = { tensors, active: makeActive(this.#backend, this.#base, adapter, entry.labels, tensors, this.manifest) };
-    this.#loaded.set(adapter, found);
+    const found = { tensors, active: makeActive(this.#backend, this.#base, adapter, entry.labels, tensors, manifest) };
+    if (manifest === this.manifest) this.#loaded.set(adapter, found); // otherwise refreshed meanwhile: it may be another now
     return found;
   }
 
