@@ -1,6 +1,7 @@
 """Bundles: the manifest, reading and checking, all-or-nothing writing."""
 
 from .graphs import OpenGraph
+from .heads import Head
 from .loads import TEXT_FILES, loaded_files, variant_files, variant_graphs
 from .lock import LOCK_TIMEOUT, locked, staying
 from .manifest import (
@@ -15,6 +16,7 @@ from .manifest import (
     json_schema,
     parse_manifest,
 )
+from .manifest_heads import head_of
 from .names import check_name
 from .read import Bundle, hash_file, read_bundle
 from .reread import rereading
@@ -34,6 +36,7 @@ __all__ = [
     "FactoredSlot",
     "FileEntry",
     "GraphInput",
+    "Head",
     "LinearSlot",
     "Manifest",
     "OpenGraph",
@@ -46,6 +49,7 @@ __all__ = [
     "check_name",
     "dump_manifest",
     "hash_file",
+    "head_of",
     "json_schema",
     "loaded_files",
     "locked",

@@ -4,9 +4,10 @@ from ..bundle import Bundle, Manifest
 from .generation import Conversation, GenerateOptions, Generation, Generator, TextStream
 from .generation.chat import ChatTemplate
 from .generation.loop import Steps
+from .predictions import MultiLabelPrediction, Prediction, Score
 from .refresh import Refreshed
 from .runtime import Runtime, open
-from .text import Prediction, TextEncoder
+from .text import TextEncoder
 from .views import Calls, View
 
 __all__ = [
@@ -18,9 +19,11 @@ __all__ = [
     "Generation",
     "Generator",
     "Manifest",
+    "MultiLabelPrediction",
     "Prediction",
     "Refreshed",
     "Runtime",
+    "Score",
     "Steps",
     "TextEncoder",
     "TextStream",

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle import Bundle, Manifest
+from ..bundle import Bundle, Manifest, head_of
 from ..bundle.manifest import MAX_THREADS
 from ..errors import InputError, UnknownAdapterError
 from .active import ActiveAdapter, scaled_adapter
@@ -61,7 +61,9 @@ class Engine:
         self._decoder_session = Once(self._open_decoder)
         self._encoder = Once(lambda: TextEncoder(self.bundle))
         self._generator = Once(lambda: generator_for(self))
-        self.base = ActiveAdapter(name="", scale=1.0, labels=bundle.manifest.labels)
+        self.base = ActiveAdapter(
+            name="", scale=1.0, labels=bundle.manifest.labels, head=head_of(bundle.manifest, None)
+        )
 
     @property
     def bundle(self) -> Bundle:
@@ -125,7 +127,7 @@ class Engine:
             changed = compare(before.bundle, bundle, self.variant)
             bundle.files.take_over(before.bundle.files)
             unchanged = set(bundle.manifest.adapters) - {*changed.added, *changed.replaced}
-            self.base = replace(self.base, labels=bundle.manifest.labels)
+            self.base = replace(self.base, labels=bundle.manifest.labels, head=head_of(bundle.manifest, None))
             self.resident = before.moved(bundle, unchanged)
             if not same_text(before.bundle, bundle):
                 self._encoder = Once(lambda: TextEncoder(self.bundle))
@@ -168,7 +170,8 @@ class Engine:
         return ActiveAdapter(
             name=describe(weights),
             scale=scale,
-            labels=summed.labels,
+            labels=summed.head.labels,
+            head=summed.head,
             feeds=as_values(summed.tensors),
             identity=("blend", *weights.items(), scale, head),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..bundle import Bundle, Verify, read_bundle, rereading
+from ..bundle import Bundle, Verify, head_of, read_bundle, rereading
 from ..bundle.loads import TEXT_FILES
 from ..errors import BundleError, UnknownAdapterError
 
@@ -61,7 +61,8 @@ def same_text(before: Bundle, now: Bundle) -> bool:
 
 def _same(before: Bundle, now: Bundle, name: str) -> bool:
     old, new = before.adapter(name), now.adapter(name)
-    return old == new and before.manifest.files[old.onnx_adapter] == now.manifest.files[new.onnx_adapter]
+    same_head = head_of(before.manifest, name) == head_of(now.manifest, name)
+    return old == new and same_head and before.manifest.files[old.onnx_adapter] == now.manifest.files[new.onnx_adapter]
 
 
 def added_since(bundle: Bundle, name: str) -> UnknownAdapterError | None:

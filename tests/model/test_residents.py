@@ -168,7 +168,7 @@ class TestRefresh:
     def test_removed_and_replaced(self, own_bundle: Path, checkpoints: dict[str, Path]) -> None:
         model = runtime.open(own_bundle, threads=1)
         plain, dora = model.adapter("plain"), model.adapter("dora")
-        before = plain.logits(TEXTS), dora.logits(TEXTS)
+        before, labels = (plain.logits(TEXTS), dora.logits(TEXTS)), plain.labels
         pipeline.add(own_bundle, "plain", str(checkpoints["head"]), replace=True)  # five labels where there were three
         pipeline.remove(own_bundle, adapter="dora")
         changed = model.refresh()
@@ -179,7 +179,8 @@ class TestRefresh:
         with pytest.raises(UnknownAdapterError, match="no adapter 'dora'"):
             model.adapter("dora")
         new = model.adapter("plain")
-        assert (new.labels, plain.labels) == (("a", "b", "c", "d", "e"), None)
+        assert (new.labels, plain.labels) == (("a", "b", "c", "d", "e"), labels)
+        assert labels != new.labels
         np.testing.assert_array_equal(new.logits(TEXTS), model.adapter("head").logits(TEXTS))
         # Sessions were opened over the old folder, and run on.
         np.testing.assert_array_equal(model.base.logits(TEXTS), runtime.open(own_bundle, threads=1).base.logits(TEXTS))
