@@ -79,6 +79,7 @@ def test_pinned() -> None:
         "Generator",
         "Manifest",
         "Prediction",
+        "Refreshed",
         "Runtime",
         "Steps",
         "TextEncoder",
