@@ -8,7 +8,7 @@ from typing import Any
 
 from .. import runtime as runtimes
 from ..adapters.checkpoint import Source, read_checkpoint, split_task
-from ..bundle import Bundle
+from ..bundle import Bundle, Manifest
 from ..errors import InputError, ParityError
 from ..runtime import Runtime
 from ..runtime.finite import count_not_finite
@@ -37,16 +37,28 @@ def peft_outputs(
     labels = manifest.labels if manifest.mode != "swap" else manifest.adapters[name].labels
     checkpoint = read_checkpoint(source)
     with peft_reference(
-        base, checkpoint, task=manifest.task, num_labels=head_width(checkpoint, labels), module=module, rounded=rounded
+        base,
+        checkpoint,
+        task=task_of(manifest, name),
+        num_labels=head_width(checkpoint, labels),
+        module=module,
+        rounded=rounded,
     ) as reference:
         return probe.reference(reference)
+
+
+def task_of(manifest: Manifest, name: str) -> str:
+    """The task of an adapter: the bundle's, or over a base of several its own."""
+    entry = manifest.adapters.get(name)
+    return manifest.task if entry is None or entry.task is None else entry.task
 
 
 def adapter_parity(runtime: Runtime, name: str, expected: Found, probe: Probe) -> AdapterParity:
     """Compare an adapter in a bundle with what PEFT computes, ``expected``."""
     merged = runtime.manifest.mode != "swap"
-    without = None if merged else probe.run(runtime.base)
-    found = probe.run(runtime.base if merged else runtime.adapter(name))
+    view = runtime.base if merged else runtime.adapter(name)
+    without = None if merged else probe.run(runtime.adapter(None, task=view.task))
+    found = probe.run(view)
     sides = ((f"ONNX Runtime ({runtime.variant})", found), ("PEFT", expected))
     return AdapterParity(
         adapter=name,
