@@ -264,7 +264,9 @@ class Calls(ABC):
             places.setdefault(head_of(view.manifest, name).task, []).append(place)
         found: dict[int, dict[str, Any]] = {}
         for task, mine in places.items():
-            chosen = view.engine.mixed([adapters[place] for place in mine])
+            names = [adapters[place] for place in mine]
+            # One adapter for all of them needs no batch of several, which some adapters cannot be in.
+            chosen = view.engine.mixed(names) if len(set(names)) > 1 else view.engine.adapter(names[0])
             run = view._texts([rows[place] for place in mine], chosen)
             results = (
                 [each.as_dict() for each in run.predictions(threshold)]

@@ -50,7 +50,7 @@ class Overrides:
         if places and self.sites.is_head(f"{site}.weight"):
             self._add_head(site, places[0], self.sites.label_axis(f"{site}.weight"))
             return
-        if len(places) == 1 and site.endswith(".qa_outputs"):  # of two outputs whoever trained it
+        if len(places) == 1 and self._is_fresh_layer(site):
             self._add_head(site, places[0], None)
             return
         if leaf == "weight" and (location := self.sites.linear_location(parameter)) is not None:
@@ -72,6 +72,17 @@ class Overrides:
                 per_row=False,
             )
         )
+
+    def _is_fresh_layer(self, site: str) -> bool:
+        """Whether adapters bring a linear layer whole (a pooler, a head's inner layer), and its bias is added plainly.
+
+        Rows of a batch may then differ in it. Elsewhere a bias has one value for the batch, as fused operators take it.
+        """
+        places = self.sites.locations.get(f"{site}.bias", ())
+        if not {f"{site}.weight", f"{site}.bias"} <= self.sites.fresh or len(places) != 1:
+            return False
+        uses = [(user.op_type, user.domain) for user, _ in self.sites.value(places[0]).uses()]
+        return uses in ([("Add", "")], [("Gemm", "")])
 
     def _add_head(self, site: str, location: Location, axis: str | None) -> None:
         """Classifier weight and bias as ``[adapter_batch, hidden, labels]`` and ``[adapter_batch, 1, labels]``.

@@ -26,6 +26,7 @@ class Sites:
         self.locations: Locations = base.locations
         self.weights = base.weights
         self.head_widths = base.head_widths
+        self.fresh = set(base.fresh)
         #: Embeddings whose numbers a head multiplies by: the linear site at that place is the head's, not theirs.
         self.embeddings = set(base.tied.values())
 
