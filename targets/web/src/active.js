@@ -14,7 +14,7 @@ import { factoredSlots, prefixTensors } from "./slots.js";
  * @typedef {object} Active
  * @property {string | null} name  `a=0.7, b=0.3` for a blend, `null` for the base.
  * @property {number} scale
- * @property {string[] | null} labels
+ * @property {import("./heads.js").Head} head  What its outputs mean.
  * @property {Feeds} feeds  One tensor for every slot.
  * @property {Feeds | null} prefix  `[1, heads, length, head_dim]` by cache input.
  * @property {number} prefixLength  Places of the context that the states take.
@@ -34,12 +34,12 @@ export function adapterTensors(bytes, name, entry, where) {
 /**
  * An adapter over the base's own tensors.
  *
- * @param {Backend} backend @param {Active} base @param {string} name @param {string[] | null} labels
+ * @param {Backend} backend @param {Active} base @param {string} name @param {import("./heads.js").Head} head
  * @param {Map<string, SlotTensor>} tensors
  * @param {Manifest} manifest
  * @returns {Active}
  */
-export function makeActive(backend, base, name, labels, tensors, manifest) {
+export function makeActive(backend, base, name, head, tensors, manifest) {
   const states = prefixTensors(manifest);
   /** @type {Feeds} */
   const feeds = Object.assign(Object.create(null), base.feeds);
@@ -51,7 +51,7 @@ export function makeActive(backend, base, name, labels, tensors, manifest) {
     else prefix[past.input] = backend.tensor("float32", data, dims);
   }
   const length = Object.values(prefix)[0]?.dims[2] ?? 0;
-  return { name, scale: 1, labels, feeds, prefix: length ? prefix : null, prefixLength: length };
+  return { name, scale: 1, head, feeds, prefix: length ? prefix : null, prefixLength: length };
 }
 
 /**
