@@ -281,18 +281,15 @@ def test_data_have_names_or_numbers(copy: Path) -> None:
         validate(copy, data={"same": Examples(tuple(TEXTS[:2]), ("1", "7"))}, reference=False)
 
 
-def peft_logits(base: Path, adapter: Path, texts: list[Any], labels: int) -> np.ndarray:
+def peft_logits(base: Path, adapter: Path, inputs: dict[str, np.ndarray], labels: int) -> np.ndarray:
     import torch
     from peft import PeftModel
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification
 
     model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=labels, ignore_mismatched_sizes=True)
     wrapped = PeftModel.from_pretrained(model, adapter).eval()
-    given = [list(part) for part in zip(*texts, strict=True)] if isinstance(texts[0], tuple) else [texts]
-    encoded = AutoTokenizer.from_pretrained(base)(*given, padding=True, return_tensors="pt")
-    accepted = {"input_ids", "attention_mask", "token_type_ids"}
     with torch.no_grad():
-        found = wrapped(**{name: array for name, array in encoded.items() if name in accepted})
+        found = wrapped(**{name: torch.from_numpy(array) for name, array in inputs.items()})
     logits: np.ndarray = found.logits.numpy()
     return logits
 
@@ -303,7 +300,7 @@ def test_a_cross_encoder_scores_pairs(one: Path, tmp_path: Path, mode: Any) -> N
     adapter = save_adapter(one, tmp_path / "rank", labels=1)
     export(one, {"rank": adapter}, tmp_path / "b", mode=mode)
     view = runtime.open(tmp_path / "b").adapter("rank")
-    logits = peft_logits(one, adapter, PAIRS, 1)[:, 0]
+    logits = peft_logits(one, adapter, view.encode(PAIRS), 1)[:, 0]
     assert np.abs(view.logits(PAIRS)[:, 0] - logits).max() < CLOSE
     scores = view.predict(PAIRS)
     assert all(isinstance(each, Score) for each in scores)
@@ -341,8 +338,9 @@ def test_a_head_of_one_output_over_a_base_of_three(base: Path, copy: Path, tmp_p
     """The problem type of three labels does not suit one number."""
     adapter = save_adapter(base, tmp_path / "rank", labels=1)
     add(copy, "rank", adapter)
-    found = runtime.open(copy).adapter("rank").predict(TEXTS)
-    logits = peft_logits(base, adapter, TEXTS, 1)[:, 0]
+    view = runtime.open(copy).adapter("rank")
+    found = view.predict(TEXTS)
+    logits = peft_logits(base, adapter, view.encode(TEXTS), 1)[:, 0]
     assert [type(each) for each in found] == [Score] * len(TEXTS)
     assert np.abs(np.array([each.score for each in found]) - 1 / (1 + np.exp(-logits))).max() < CLOSE
 
@@ -374,5 +372,5 @@ def test_a_fresh_part_that_nobody_brings_is_named(tmp_path: Path) -> None:
         folder, tmp_path / "full", labels=2, target_modules=["query_proj"], modules=["pooler", "classifier"]
     )
     export(folder, {"full": full}, tmp_path / "b", slots="all-linear")
-    found = runtime.open(tmp_path / "b").adapter("full").logits(TEXTS)
-    assert np.abs(found - peft_logits(folder, full, TEXTS, 2)).max() < CLOSE
+    view = runtime.open(tmp_path / "b").adapter("full")
+    assert np.abs(view.logits(TEXTS) - peft_logits(folder, full, view.encode(TEXTS), 2)).max() < CLOSE
