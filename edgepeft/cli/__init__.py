@@ -18,6 +18,7 @@ from .inspect import inspect
 from .quantize import quantize
 from .relabel import relabel
 from .remove import remove
+from .report import report
 from .run import run
 from .targets import targets
 from .train import train
@@ -30,7 +31,7 @@ from .web import web
         Section("Start here", [demo]),
         Section("Make and change", [train, export, add, relabel, remove, blend, quantize]),
         Section("Use", [run, inspect, web]),
-        Section("Measure and judge", [validate, bench, check, targets]),
+        Section("Measure and judge", [validate, bench, check, report, targets]),
     ],
     context_settings=Context.settings(
         help_option_names=["-h", "--help"], max_content_width=110, show_default=True, align_option_groups=False

@@ -152,13 +152,13 @@ def measured(folder: Path | None, bundle: Path, stem: str) -> Iterator[None]:
 def finish(report, folder: Path | None, bundle: Path, stem: str, as_json: bool) -> None:  # type: ignore[no-untyped-def] # targets.Report, not imported at start
     """Write the report, print it, and exit with its verdict\'s code."""
     from ..bundle import staying
-    from ..report import to_json, write_reports
+    from ..report import write_reports
 
     # A command that changes the bundle meanwhile would take the report away with the old folder.
     with staying(bundle) if folder is None else nullcontext():
         files = write_reports(folder or bundle / "report", stem, report)
     if as_json:
-        print_json(json.loads(to_json(report)))
+        print_json(json.loads(files.json.read_text(encoding="utf-8")))
     else:
         print_report(report)
         click.echo(f"reports: {files.json}, {files.markdown.name}, {files.junit.name}")

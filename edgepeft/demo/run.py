@@ -11,6 +11,7 @@ from ..bench import BenchResult, bench, bench_report, budget_gates
 from ..bundle import Bundle, hash_file, read_bundle
 from ..data import read_examples
 from ..errors import BundleError
+from ..html_report import write_html_report
 from ..json_text import json_text
 from ..pipeline import export, quantize, train_adapter
 from ..report import write_reports
@@ -78,11 +79,12 @@ def run_demo(out: Path, *, fresh: bool = False, announce: Announce = lambda mess
     reports = (validation_report(validation), bench_report(measured, target))
     for report in reports:
         write_reports(bundle.path / "report", report.kind, report)
+    page = write_html_report([bundle.path])
     gates = [gate for report in reports for gate in report.gates]
     verdict = overall(gate.verdict for gate in gates)
     return DemoResult(
         tables=(spoken, _results(validation, measured, target), _sizes(bundle)),
-        lines=_closing(bundle, gates, verdict, measured),
+        lines=_closing(bundle, gates, verdict, measured, page.path),
         verdict=verdict,
         validation=validation,
         measured=measured,
@@ -180,7 +182,7 @@ def _sizes(bundle: Bundle) -> Table:
     )
 
 
-def _closing(bundle: Bundle, gates: list[Gate], verdict: Verdict, measured: BenchResult) -> tuple[str, ...]:
+def _closing(bundle: Bundle, gates: list[Gate], verdict: Verdict, measured: BenchResult, page: Path) -> tuple[str, ...]:
     host = measured.host
     lines = [f"{gate.verdict.value}: {gate.name} {gate.value} {gate.unit}" for gate in gates if not gate.ok]
     passed = sum(gate.ok for gate in gates)
@@ -188,6 +190,7 @@ def _closing(bundle: Bundle, gates: list[Gate], verdict: Verdict, measured: Benc
     lines.append(
         f"{passed} of {len(gates)} gates pass; verdict: {verdict.value}. Reports are in {bundle.path / 'report'}"
     )
+    lines.append(f"look at it: {page.resolve().as_uri()}")
     lines.append(
         f"try it: edgepeft run {bundle.path} --adapter reviews {json_text('I would buy it again', indent=None)}"
     )

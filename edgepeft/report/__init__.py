@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .render import format_cell, gates_table, table_to_markdown, to_json, to_junit, to_markdown
+from .render import format_cell, gates_table, summary, table_to_markdown, to_json, to_junit, to_markdown
 from .write import ReportFiles, replacing_report, write_reports
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "format_cell",
     "gates_table",
     "replacing_report",
+    "summary",
     "table_to_markdown",
     "to_json",
     "to_junit",

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import json
 import re
 import xml.etree.ElementTree as ET
+from collections.abc import Iterable
 from dataclasses import asdict
+from datetime import datetime
 
 from .gate import Cell, Gate, Report, Table, Verdict
 
@@ -15,14 +18,19 @@ _MARKS = {Verdict.PASS: "✅ pass", Verdict.FAIL: "❌ fail", Verdict.INCONCLUSI
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
-def to_json(report: Report) -> str:
-    """The report as JSON: ``schema_version``, ``kind``, ``title``, ``verdict``, ``gates``, ``notes`` and ``data``."""
+def to_json(report: Report, created: datetime | None = None) -> str:
+    """The report as JSON: schema version, kind, when it was created, title, verdict, gates, tables, notes and data.
+
+    ``created`` is left out where it is not given.
+    """
     value = {
         "schema_version": 1,
         "kind": report.kind,
+        **({} if created is None else {"created": created.isoformat(timespec="seconds")}),
         "title": report.title,
         "verdict": report.verdict.value,
         "gates": [{**asdict(gate), "verdict": gate.verdict.value, "margin": gate.margin} for gate in report.gates],
+        "tables": [asdict(table) for table in report.tables],
         "notes": list(report.notes),
         "data": dict(report.data),
     }
@@ -58,19 +66,18 @@ def table_to_markdown(table: Table) -> str:
     return "\n".join(lines) + "\n"
 
 
-def gates_table(gates: tuple[Gate, ...]) -> Table:
-    """The gates as a table, worst verdicts first."""
+def gates_table(gates: Iterable[Gate], title: str = "Gates") -> Table:
+    """Gates as a table that fits a pull request's 860 pixels, worst verdicts first; a detail may wrap, a number not."""
     order = [Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.PASS]
     return Table(
-        "Gates",
-        ("verdict", "gate", "value", "limit", "unit", "margin", "detail"),
+        title,
+        ("verdict", "gate", "value", "limit", "room", "detail"),
         tuple(
             (
                 _MARKS[gate.verdict],
                 gate.name,
-                gate.value,
+                None if gate.value is None else f"{format_cell(gate.value)} {gate.unit}".strip(),
                 gate.limit_text,
-                gate.unit,
                 None if gate.margin is None else f"{gate.margin:+.0%}",
                 gate.detail,
             )
@@ -79,16 +86,54 @@ def gates_table(gates: tuple[Gate, ...]) -> Table:
     )
 
 
+def summary(report: Report) -> str:
+    """The verdict and how many gates say what, in one line.
+
+    Example:
+        >>> summary(Report("check", "new", (Gate.holds("parity", True),)))
+        '✅ pass: 1 gate passes'
+    """
+    if not report.gates:
+        return "no gate was judged"
+    counts = [
+        (sum(gate.verdict is verdict for gate in report.gates), one, many)
+        for verdict, one, many in (
+            (Verdict.FAIL, "fails", "fail"),
+            (Verdict.INCONCLUSIVE, "is inconclusive", "are inconclusive"),
+            (Verdict.PASS, "passes", "pass"),
+        )
+    ]
+    said = [
+        f"{count} {'gate ' if count == 1 else 'gates '}{one if count == 1 else many}"
+        for count, one, many in counts
+        if count
+    ]
+    return f"{_MARKS[report.verdict]}: {', '.join(said)}"
+
+
 def to_markdown(report: Report) -> str:
-    """The report for people: verdict, gates, tables, notes."""
-    parts = [f"# {report.title}\n", f"**{_MARKS[report.verdict]}**\n"] if report.gates else [f"# {report.title}\n"]
-    tables = (gates_table(report.gates), *report.tables) if report.gates else report.tables
-    for table in tables:
-        parts.append(f"## {table.title}\n")
-        parts.append(table_to_markdown(table))
+    """The report for people: the verdict in one line, what does not pass, then all else folded, notes last.
+
+    GitHub and GitLab show it as a summary or comment of a pull request.
+    """
+    parts = [f"# {report.title}\n"]
+    if report.gates:
+        parts.append(f"**{summary(report)}**\n")
+    bad, good = [gate for gate in report.gates if not gate.ok], [gate for gate in report.gates if gate.ok]
+    if bad:
+        parts.append(f"## What does not pass\n\n{table_to_markdown(gates_table(bad))}")
+    if good:
+        count = f"{len(good)} gate passes" if len(good) == 1 else f"{len(good)} gates pass"
+        parts.append(_folded(count, table_to_markdown(gates_table(good))))
+    parts += [_folded(table.title, table_to_markdown(table)) for table in report.tables]
     if report.notes:
         parts.append("\n".join(f"- {_escape(note)}" for note in report.notes) + "\n")
     return "\n".join(parts)
+
+
+def _folded(title: str, body: str) -> str:
+    """A part that opens with a click; Markdown inside needs the empty lines."""
+    return f"<details><summary>{html.escape(title, quote=False)}</summary>\n\n{body}\n</details>\n"
 
 
 def to_junit(report: Report) -> str:

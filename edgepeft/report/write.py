@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
 from ..errors import InputError, TargetError, UnknownAdapterError
@@ -78,17 +79,22 @@ def write_reports(folder: str | Path, stem: str, report: Report) -> ReportFiles:
     folder = Path(folder)
     files = ReportFiles.of(folder, stem)
     # All texts first: a report that cannot be rendered replaces nothing.
-    texts = {files.json: to_json(report), files.markdown: to_markdown(report), files.junit: to_junit(report)}
+    texts = {
+        files.json: to_json(report, datetime.now(UTC)),
+        files.markdown: to_markdown(report),
+        files.junit: to_junit(report),
+    }
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for path, text in texts.items():
-            _replace(path, text)
+            replace_text(path, text)
     except OSError as error:
         raise InputError(f"cannot write the report to {folder}: {error.strerror or error}") from error
     return files
 
 
-def _replace(path: Path, text: str) -> None:
+def replace_text(path: Path, text: str) -> None:
+    """Write a file in one step, readable by all: a reader sees the old one or the new one whole."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     temporary = Path(name)
     try:

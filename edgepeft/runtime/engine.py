@@ -19,10 +19,11 @@ from .buffers import as_values
 from .generation import Generator, generator_for
 from .mixed import hide_padding, mixed_adapter
 from .once import Once
+from .per_text import PerText
 from .prefix import after_prefix
 from .resident import ResidentAdapters
 from .sessions import check_session, open_graph_session, run_values
-from .text import TextEncoder
+from .text import TextEncoder, encode_rows
 
 
 class Engine:
@@ -59,8 +60,8 @@ class Engine:
         }
         self._slots = {value.name for value in self._session.get_overridable_initializers()}
         self._decoder_session = Once(self._open_decoder)
-        self._encoder = Once(lambda: TextEncoder(bundle))
-        self._generator = Once(lambda: generator_for(self))
+        self._encoders: PerText[TextEncoder] = PerText(bundle, lambda own: TextEncoder(bundle, own))
+        self._generators: PerText[Generator] = PerText(bundle, lambda own: generator_for(self, own))
         self.resident = ResidentAdapters(bundle)
         self.base = ActiveAdapter(
             name="", scale=1.0, labels=bundle.manifest.labels, head=head_of(bundle.manifest, None)
@@ -92,15 +93,27 @@ class Engine:
 
     @property
     def encoder(self) -> TextEncoder:
-        """The bundle's tokenizer, padding and cutting for the base."""
+        """The base's tokenizer, padding and cutting for the base."""
+        return self.encoder_of(None)
+
+    def encoder_of(self, adapter: str | None) -> TextEncoder:
+        """An adapter's tokenizer: its own, or the base's where it brings none (and for ``None``)."""
         self.check_open()
-        return self._encoder.get()
+        return self._encoders.get(adapter)
+
+    def encode(self, texts: Sequence[Any], active: ActiveAdapter) -> dict[str, np.ndarray]:
+        """Padded arrays ``[batch, sequence]`` for texts, each as its adapter's tokenizer cuts it."""
+        return encode_rows([self.encoder_of(active.text_of(row)) for row in range(len(texts))], texts)
 
     @property
     def generator(self) -> Generator:
-        """What generation needs of this bundle; :class:`InputError` for one whose task does not write."""
+        """What generation with the base needs; :class:`InputError` for a bundle whose task does not write."""
+        return self.generator_of(None)
+
+    def generator_of(self, adapter: str | None) -> Generator:
+        """What generation with an adapter needs: its tokenizer, template and defaults, or the base's (and for ``None``)."""
         self.check_open()
-        return self._generator.get()
+        return self._generators.get(adapter)
 
     def check_open(self) -> None:
         """Raise :class:`InputError` once closed."""
@@ -111,7 +124,7 @@ class Engine:
         """Give up sessions and adapters. Runs that have begun end as they began; their memory is freed then."""
         self._session = None
         self._decoder_session = Once(self._open_decoder)
-        self._generator = Once(lambda: generator_for(self))
+        self._generators.forget()
         self.resident.forget()
 
     def adapter(
@@ -161,6 +174,7 @@ class Engine:
             scale=scale,
             labels=summed.head.labels,
             head=summed.head,
+            text=summed.text,
             feeds=as_values(summed.tensors),
             identity=("blend", *weights.items(), scale, head),
         )

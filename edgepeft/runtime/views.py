@@ -75,12 +75,12 @@ class Calls(ABC):
     @property
     def end_tokens(self) -> frozenset[int]:
         """The tokens that end what is generated."""
-        return self.view.engine.generator.defaults.eos
+        return self.generator.defaults.eos
 
     @property
     def template(self) -> ChatTemplate | None:
         """The chat template that prompts go through; ``None`` where there is none."""
-        return self.view.engine.generator.template
+        return self.generator.template
 
     @property
     def labels_are_untrained(self) -> bool:
@@ -91,13 +91,15 @@ class Calls(ABC):
 
     @property
     def encoder(self) -> TextEncoder:
-        """The bundle's tokenizer."""
-        return self.view.engine.encoder
+        """The tokenizer: the adapter's own, else the bundle's."""
+        view = self.view
+        return view.engine.encoder_of(view.active.text)
 
     @property
     def generator(self) -> Generator:
         """What generation needs of this bundle; :class:`InputError` for one whose task does not write."""
-        return self.view.engine.generator
+        view = self.view
+        return view.engine.generator_of(view.active.text)
 
     def encode(self, texts: Texts | str) -> dict[str, np.ndarray]:
         """Padded int64 arrays ``[batch, sequence]`` by input name; pairs of texts are encoded as pairs.
@@ -291,13 +293,12 @@ class Calls(ABC):
 
     def _texts(self, texts: list[Any], active: ActiveAdapter) -> TaskRun:
         engine = self.view.engine
-        inputs = engine.encoder.encode(texts)
+        inputs = engine.encode(texts, active)
         if active.head.task == "question-answering" and active is not engine.base and "token_type_ids" in inputs:
             # PEFT's model for questions (0.21) passes none on, in training too: its adapters know but one type.
-            inputs["token_type_ids"] = np.zeros_like(inputs["token_type_ids"])
-        return TaskRun(
-            texts, inputs, engine.run(inputs, active), active, engine.encoder, engine.variant, engine.bundle.path
-        )
+            inputs = {**inputs, "token_type_ids": np.zeros_like(inputs["token_type_ids"])}
+        encoders = [engine.encoder_of(active.text_of(row)) for row in range(len(texts))]
+        return TaskRun(texts, inputs, engine.run(inputs, active), active, encoders, engine.variant, engine.bundle.path)
 
     @overload
     def generate(  # type: ignore[overload-overlap] # as above
@@ -328,12 +329,12 @@ class Calls(ABC):
         model or the options cannot do.
         """
         view = self.view
-        return view.engine.generator.generate(prompt, view.active, adapters, batch_size, Options(**options))
+        return view.generator.generate(prompt, view.active, adapters, batch_size, Options(**options))
 
     def stream(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> TextStream:
         """:meth:`generate` from one prompt, as pieces of text while they come; options are the same."""
         view = self.view
-        run = view.engine.generator.run([prompt], Options(**options), view.active, [view.name])
+        run = view.generator.run([prompt], Options(**options), view.active, [view.name])
         return TextStream(run)
 
     def conversation(self, system: str | None = None) -> Conversation:
@@ -341,10 +342,16 @@ class Calls(ABC):
 
         A view's conversation stays with the view. A runtime's takes, at each turn, the adapter that is in use then.
         """
-        generator = self.view.engine.generator
+        view = self.view
+        generator = view.generator
         if not generator.continues:
             raise InputError(f"{self.bundle.path} is an encoder-decoder: it has no conversation to go on with")
-        return Conversation(generator, lambda: self.view.active, system)
+
+        def current() -> tuple[Generator, ActiveAdapter]:
+            now = self.view
+            return now.generator, now.active
+
+        return Conversation(current, system)
 
     def decoder(self, rows: int, capacity: int) -> Steps:
         """The steps that :meth:`generate` runs, for callers that choose tokens themselves.
@@ -357,7 +364,7 @@ class Calls(ABC):
             A fresh cache with the adapter's tensors bound: ``prefill`` prompts, then ``step`` token by token. One thread at a time.
         """
         view = self.view
-        return view.engine.generator.decoder(view.active, rows, capacity)
+        return view.generator.decoder(view.active, rows, capacity)
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)

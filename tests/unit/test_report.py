@@ -6,6 +6,7 @@ import json
 import os
 import stat
 import xml.etree.ElementTree as ET
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ REPORT = Report(
 
 def test_json_carries_gates_and_data() -> None:
     value = json.loads(to_json(REPORT))
-    assert list(value) == ["schema_version", "kind", "title", "verdict", "gates", "notes", "data"]
+    assert list(value) == ["schema_version", "kind", "title", "verdict", "gates", "tables", "notes", "data"]
     assert value["verdict"] == "fail"
     assert value["data"] == {"kind": "check", "n": 1}
     assert value["gates"][0] == {
@@ -49,21 +50,30 @@ def test_markdown_is_pinned() -> None:
     assert to_markdown(report) == (
         "# Check of new against old\n"
         "\n"
-        "**❔ inconclusive**\n"
+        "**❔ inconclusive: 1 gate is inconclusive, 1 gate passes**\n"
         "\n"
-        "## Gates\n"
+        "## What does not pass\n"
         "\n"
-        "| verdict | gate | value | limit | unit | margin | detail |\n"
-        "| --- | --- | ---: | --- | --- | --- | --- |\n"
-        "| ❔ inconclusive | accuracy a | 0.850 | ≥ 0.8 | share | +6% | 85 of 100 rows |\n"
-        "| ✅ pass | p50 fp32/a 1x32 | 11.2 | ≤ 35 | ms | +68% | median of 3 processes |\n"
+        "| verdict | gate | value | limit | room | detail |\n"
+        "| --- | --- | --- | --- | --- | --- |\n"
+        "| ❔ inconclusive | accuracy a | 0.850 share | ≥ 0.8 | +6% | 85 of 100 rows |\n"
         "\n"
-        "## Sizes\n"
+        "<details><summary>1 gate passes</summary>\n"
+        "\n"
+        "| verdict | gate | value | limit | room | detail |\n"
+        "| --- | --- | --- | --- | --- | --- |\n"
+        "| ✅ pass | p50 fp32/a 1x32 | 11.2 ms | ≤ 35 | +68% | median of 3 processes |\n"
+        "\n"
+        "</details>\n"
+        "\n"
+        "<details><summary>Sizes</summary>\n"
         "\n"
         "| part | MB |\n"
         "| --- | ---: |\n"
         "| bundle\\|x | 90.2 |\n"
         "| adapter | – |\n"
+        "\n"
+        "</details>\n"
         "\n"
         "- one note\n"
     )
@@ -99,7 +109,10 @@ def test_files_are_written_whole_and_a_second_run_replaces_them(tmp_path: Path) 
     write_reports(folder, "check", Report("check", "old"))
     files = write_reports(folder, "check", REPORT)
     assert sorted(path.name for path in folder.iterdir()) == ["check.json", "check.junit.xml", "check.md"]
-    assert files.json.read_text(encoding="utf-8") == to_json(REPORT)
+    saved = json.loads(files.json.read_text(encoding="utf-8"))
+    written = datetime.fromisoformat(saved.pop("created"))
+    assert abs((datetime.now(UTC) - written).total_seconds()) < 60
+    assert saved == json.loads(to_json(REPORT))
     assert files.markdown.read_text(encoding="utf-8") == to_markdown(REPORT)
     assert files.junit.read_text(encoding="utf-8") == to_junit(REPORT)
     assert stat.S_IMODE(files.json.stat().st_mode) == 0o644 or os.name == "nt"
@@ -107,6 +120,7 @@ def test_files_are_written_whole_and_a_second_run_replaces_them(tmp_path: Path) 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = write_reports(tmp_path, "check", REPORT)
+    before = files.json.read_text(encoding="utf-8")
 
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
@@ -114,7 +128,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(InputError, match=r"cannot write the report to .*No space left on device"):
         write_reports(tmp_path, "check", Report("check", "new"))
-    assert files.json.read_text(encoding="utf-8") == to_json(REPORT)
+    assert files.json.read_text(encoding="utf-8") == before
     assert len(list(tmp_path.iterdir())) == 3
 
 

@@ -25,9 +25,13 @@ class Conversation:
     old adapter. Answers are the same as without a cache, up to rounding. One call at a time.
     """
 
-    def __init__(self, generator: Generator, active: Callable[[], ActiveAdapter], system: str | None = None) -> None:
-        self._generator = generator
-        self._active = active
+    def __init__(
+        self,
+        current: Callable[[], tuple[Generator, ActiveAdapter]],
+        system: str | None = None,
+    ) -> None:
+        # What a turn runs with: the adapter, and the tokenizer and template that belong to it.
+        self._current = current
         self._messages: list[dict[str, Any]] = [] if system is None else [{"role": "system", "content": system}]
         self._decoder: Steps | None = None
         self._identity: tuple[Any, ...] | None = None
@@ -73,17 +77,15 @@ class Conversation:
         if self._busy:
             raise InputError("this conversation is still answering; read its stream to the end, or close it")
         started = perf_counter()
-        generator = self._generator
+        generator, active = self._current()
         _ = generator.graphs.session  # a closed model is refused, though the cache still holds its session
-        active = self._active()
         tokens = generator.encode(prompt, options, active.prefix_length)
         plan = generator.plan([tokens], options, active.prefix_length)
-        decoder, reused = self._ready(active, tokens, len(tokens) + plan.max_new_tokens)
+        decoder, reused = self._ready(generator, active, tokens, len(tokens) + plan.max_new_tokens)
         run = Run(
             decoder,
             [tokens],
-            plan,
-            generator.tokens,
+            [plan],
             [active.name or None],
             started,
             reused,
@@ -101,10 +103,12 @@ class Conversation:
 
         return TextStream(run, ended)
 
-    def _ready(self, active: ActiveAdapter, tokens: Sequence[int], capacity: int) -> tuple[Steps, int]:
+    def _ready(
+        self, generator: Generator, active: ActiveAdapter, tokens: Sequence[int], capacity: int
+    ) -> tuple[Steps, int]:
         """A decoder that holds a prefix of ``tokens``, and that prefix's length; the last token is always computed."""
         if self._decoder is None or self._identity != active.identity:
-            self._decoder = self._generator.decoder(active, 1, capacity)
+            self._decoder = generator.decoder(active, 1, capacity)
             self._identity, self._cached = active.identity, []
         shared = 0
         for mine, theirs in zip(self._cached, tokens[:-1], strict=False):

@@ -83,6 +83,11 @@ export function blendHead(manifest, weights, head) {
   return headOf(manifest, head ?? names.find((name) => manifest.adapters[name]?.labels) ?? names[0] ?? null);
 }
 
+/** The adapter whose tokenizer and template a blend has: the one with the largest share. @param {Record<string, number>} weights */
+export function blendText(weights) {
+  return Object.keys(weights).reduce((best, name) => (Math.abs(weights[name] ?? 0) > Math.abs(weights[best] ?? 0) ? name : best));
+}
+
 /** @param {SlotTensor} tensor @param {number} factor @returns {SlotTensor} */
 const times = ({ dims, data }, factor) => ({ dims, data: multiplied(data, factor) });
 

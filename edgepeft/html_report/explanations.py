@@ -1,0 +1,41 @@
+"""How the numbers of each section were made, in the words that a reader of the page needs."""
+
+from __future__ import annotations
+
+PAIRED = (
+    "Candidate and baseline ran in turns (A B B A), each round in fresh processes. A ratio is the geometric mean of "
+    "the rounds' paired ratios; its interval is Student's on their logarithms, corrected for repeated looks and for "
+    "the number of cases."
+)
+
+AGAINST_SAVED = (
+    "The baseline is a saved report, so the interval (Welch's) is widened by what a host drifts between sessions."
+)
+
+JUDGED = (
+    "A case passes where its whole interval is below the dashed limit and fails where it is above; anything else is "
+    "inconclusive. Accuracy is compared on the same rows (McNemar's exact test; the interval is Bonett and Price's)."
+)
+
+LATENCY = (
+    "Each dot is the median of one fresh process after a warm-up; p50 is the median of these. p95 and p99 come from "
+    "all iterations together and are left out where these are too few to support them. Times are wall time of one run "
+    "on the host named below."
+)
+
+QUALITY = (
+    "Parity is the largest difference of an output from PyTorch with PEFT, in fp32, on ragged padded batches. "
+    "Accuracy is the share of right rows with Wilson's 95 % interval (vertical lines). A line joins the Pareto front: "
+    "no other variant is both cheaper and better."
+)
+
+SIZES = (
+    "Bytes of the files that a device with one variant needs, as the manifest lists them (1 MB = 1,000,000 bytes). "
+    "Each adapter is there in two forms, ONNX Runtime's own and ONNX; an app may leave out the one that it does not "
+    "use."
+)
+
+HISTORY = (
+    "Medians of runs made at different times. A host drifts between sessions by some per cent, so a difference here "
+    "is a reason to run edgepeft check, which measures old and new in turns, and no verdict."
+)
