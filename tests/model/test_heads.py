@@ -15,7 +15,7 @@ from conftest import build_model, randomize
 
 from edgepeft import runtime
 from edgepeft.cli import main
-from edgepeft.data import Examples
+from edgepeft.data import Examples, read_examples
 from edgepeft.errors import AdapterError, AdapterMismatchError, InputError
 from edgepeft.pipeline import Head, add, blend, export, relabel, validate
 from edgepeft.runtime import MultiLabelPrediction, Prediction, Score
@@ -374,3 +374,53 @@ def test_a_fresh_part_that_nobody_brings_is_named(tmp_path: Path) -> None:
     export(folder, {"full": full}, tmp_path / "b", slots="all-linear")
     view = runtime.open(tmp_path / "b").adapter("full")
     assert np.abs(view.logits(TEXTS) - peft_logits(folder, full, view.encode(TEXTS), 2)).max() < CLOSE
+
+
+def rows_file(path: Path, labels: list[Any]) -> Path:
+    lines = [json.dumps({"text": text, "label": label}) for text, label in zip(TEXTS, labels, strict=True)]
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_sets_of_labels_are_judged_as_sets(copy: Path, tmp_path: Path) -> None:
+    """A row is right where all of its labels are and no other; lists, separators, numbers and 0/1 vectors say the same."""
+    view = runtime.open(copy).adapter("wide")
+    found = [set(each["labels"]) for each in view.run(TEXTS)]
+    names = list(view.labels or ())
+    wrong = [names[0]] if found[-1] != {names[0]} else [names[1]]
+    sets = [*map(sorted, found[:-1]), wrong]
+    forms: list[list[Any]] = [
+        sets,
+        ["|".join(each) or "[]" for each in sets],
+        [[names.index(label) for label in each] for each in sets],
+        [[int(name in each) for name in names] for each in sets],
+    ]
+    for form in forms:
+        data = {"wide": read_examples(rows_file(tmp_path / "rows.jsonl", form))}
+        (row,) = validate(copy, data=data, reference=False).accuracy
+        assert (row.hits, row.rows) == (2, 3), form
+    checked = validate(copy, data=data)  # PEFT's checkpoints are where the manifest says
+    assert checked.passed
+    assert [(a.peft.hits, a.peft.same_label) for a in checked.accuracy if a.peft is not None] == [(2, 3)]
+    bad = read_examples(rows_file(tmp_path / "rows.jsonl", [["LABEL_0"], ["nobody"], []]))
+    with pytest.raises(InputError, match=r"rows\.jsonl, line 2: label 'nobody' is not one of the adapter's"):
+        validate(copy, data={"wide": bad}, reference=False)
+
+
+def test_numbers_are_judged_by_their_error(one: Path, tmp_path: Path) -> None:
+    folder = set_config(Path(shutil.copytree(one, tmp_path / "base")), problem_type="regression")
+    export(folder, {"rating": save_adapter(folder, tmp_path / "rating", labels=1)}, tmp_path / "b")
+    view = runtime.open(tmp_path / "b").adapter("rating")
+    given = [each.score for each in view.predict(TEXTS)]
+    data = {"rating": read_examples(rows_file(tmp_path / "rows.jsonl", [given[0], given[1] + 0.5, given[2] - 1.0]))}
+    result = validate(tmp_path / "b", data=data)
+    (row,) = result.accuracy
+    assert row.hits is None
+    assert row.error == pytest.approx(0.5, abs=CLOSE)
+    assert row.peft is not None
+    assert row.peft.error == pytest.approx(0.5, abs=CLOSE)
+    assert [gate.name for gate in result.gates if "error" in gate.name] == ["mean error rating fp32"]
+    assert result.passed
+    bad = read_examples(rows_file(tmp_path / "rows.jsonl", [1, "good", 2]))
+    with pytest.raises(InputError, match=r"line 2: label 'good' is not a number, which is what this head gives"):
+        validate(tmp_path / "b", data={"rating": bad}, reference=False)
