@@ -95,6 +95,7 @@ def _sum(
         "labels": summed.head.labels,
         "problem_type": summed.head.problem_type,
         "activation": summed.head.activation,
+        "task": next(iter({manifest.adapters[name].task for name in weights})),
         "scalable": True,
         "per_row": summed.per_row,
         "residual": summed.residual,

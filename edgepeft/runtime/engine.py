@@ -11,6 +11,7 @@ import numpy as np
 
 from ..bundle import NO_TEXT, Bundle, Manifest, OwnText, head_of
 from ..bundle.manifest import MAX_THREADS
+from ..bundle.manifest_heads import base_head, task_outputs
 from ..errors import InputError, UnknownAdapterError
 from .active import ActiveAdapter, scaled_adapter
 from .arrays import Inputs, check_arrays
@@ -56,7 +57,12 @@ class Engine:
         self._session: Any = open_graph_session(bundle, self._entry.file, threads=threads)
         if self._entry.decoder_file is None:
             check_session(self._session, bundle.file(self._entry.file), bundle.manifest)
-        self._outputs = [output.name for output in self._session.get_outputs()]
+        given = [output.name for output in self._session.get_outputs()]
+        tasks = bundle.manifest.tasks
+        #: What a run of each task gives: the task's own names of outputs → the graph's.
+        self._outputs = {task: task_outputs(bundle.manifest, task) for task in tasks} or {
+            bundle.manifest.task: {name: name for name in given}
+        }
         self._slots = {value.name for value in self._session.get_overridable_initializers()}
         self._refreshing = threading.Lock()
         self._decoder_session = Once(self._open_decoder)
@@ -148,10 +154,16 @@ class Engine:
         return changed
 
     def adapter(
-        self, adapter: str | Mapping[str, float] | None, scale: float = 1.0, head: str | None = None
+        self,
+        adapter: str | Mapping[str, float] | None,
+        scale: float = 1.0,
+        head: str | None = None,
+        task: str | None = None,
     ) -> ActiveAdapter:
         """An adapter of the bundle, the weighted sum of several or the base, ready to run; see :meth:`Runtime.adapter`."""
         self.check_open()
+        if task is not None:
+            return self._base_for(adapter, task)
         if isinstance(adapter, Mapping):
             return self._blend(adapter, scale, head)
         if head is not None:
@@ -174,6 +186,14 @@ class Engine:
             return scaled_adapter(resident.bundle, adapter, resident.tensors(adapter), scale)
         except UnknownAdapterError as error:
             raise added_since(resident.bundle, adapter) or error from None
+
+    def _base_for(self, adapter: str | Mapping[str, float] | None, task: str) -> ActiveAdapter:
+        if adapter is not None:
+            raise InputError(f"task={task!r} is for the base; an adapter has its own")
+        if task not in self._outputs:
+            raise InputError(f"{self.bundle.path} is not for {task}; it is for: {', '.join(self._outputs)}")
+        own = base_head(self.manifest, task)
+        return replace(self.base, labels=own.labels, head=own)
 
     def _blend(self, weights: Mapping[str, float], scale: float, head: str | None) -> ActiveAdapter:
         if self.manifest.merged is not None:
@@ -225,11 +245,12 @@ class Engine:
         if self._entry.decoder_file is not None:
             # The other graph's slots are unknown to this one, which RunOptions would refuse.
             slots = {name: value for name, value in self.slot_values(active).items() if name in self._slots}
-            return run_values(session, self._outputs, inputs, slots)
+            return run_values(session, list(next(iter(self._outputs.values()))), inputs, slots)
+        names = self._outputs.get(active.head.task or "") or self._outputs[self.manifest.task]
         if active.feeds:
-            return run_values(session, self._outputs, inputs, active.feeds, active.options)
-        found = session.run(self._outputs, dict(inputs), active.options)
-        return dict(zip(self._outputs, found, strict=True))
+            found = run_values(session, list(names.values()), inputs, active.feeds, active.options)
+            return {own: found[name] for own, name in names.items()}
+        return dict(zip(names, session.run(list(names.values()), dict(inputs), active.options), strict=True))
 
     def slot_values(self, active: ActiveAdapter) -> Mapping[str, Any]:
         """An adapter's slot tensors as OrtValues by name, for runs that take them as inputs; none for the base."""

@@ -51,7 +51,12 @@ class Runtime(Calls):
         return self.adapter(None)
 
     def adapter(
-        self, adapter: str | Mapping[str, float] | None, *, scale: float = 1.0, head: str | None = None
+        self,
+        adapter: str | Mapping[str, float] | None,
+        *,
+        scale: float = 1.0,
+        head: str | None = None,
+        task: str | None = None,
     ) -> View:
         """A view with an adapter, or with the blend ``{"a": 0.7, "b": 0.3}``; the adapter in use stays.
 
@@ -59,6 +64,7 @@ class Runtime(Calls):
             adapter: A name, or names with their weights: the exact weighted sum of the adapters' changes. ``None``: the base.
             scale: Multiplies the low-rank part.
             head: For a blend whose adapters replace a parameter differently (a classification head): whose is taken.
+            task: For ``None`` over a base of several tasks: which one's outputs the view gives.
 
         Returns:
             A view. The first time the adapter's file is mapped into memory.
@@ -72,7 +78,7 @@ class Runtime(Calls):
             >>> reviews.predict("I would buy it again").label
             'positive'
         """
-        return View(self.engine, self.engine.adapter(adapter, scale, head))
+        return View(self.engine, self.engine.adapter(adapter, scale, head, task))
 
     def use(self, adapter: str | Mapping[str, float] | None, *, scale: float = 1.0, head: str | None = None) -> Runtime:
         """Swap the adapter in use to what :meth:`adapter` gives, or back to the base with ``None``; returns ``self``.

@@ -72,6 +72,12 @@ class TextEncoder:
             encodings: list[Any] = self._tokenizer.encode_batch(list(texts))
         return encodings
 
+    def encoding(self, text: str | tuple[str, str]) -> Any:
+        """One text as the tokenizer encodes it, cut and unpadded: tokens with their offsets, words and text of a pair."""
+        inputs = (text,) if isinstance(text, str) else text
+        with tokenizing(self._where, "cannot encode a text"):
+            return self._tokenizer.encode(*inputs)
+
     def tokens(self, text: str | tuple[str, str]) -> list[str]:
         """The tokens of one text, special ones included."""
         inputs = (text,) if isinstance(text, str) else text
