@@ -100,5 +100,5 @@ def _sum(
         "per_row": summed.per_row,
         "residual": summed.residual,
     }
-    text = {name: opened.read_text(file) for name, file in opened.text_of(summed.text).items()}
+    text = {name: opened.read_text(file) for name, file in opened.text_of(summed.text).paths}
     return opened, dict(summed.tensors), metadata, text

@@ -341,7 +341,8 @@ def _bake(
 
 def _announce_parity(parity: list[AdapterParity], announce: Announce) -> None:
     for result in parity:
-        announce(f"adapter {result.adapter}: {result.max_difference:.1e} from PEFT")
+        why = f", allowed {result.allowed:.1e}: {result.noise}" if result.noise else ""
+        announce(f"adapter {result.adapter}: {result.max_difference:.1e} from PEFT{why}")
         if not result.changes_output:
             announce(
                 f"adapter {result.adapter}: WARNING, it changes nothing (its B matrices are zero: was it trained?)"

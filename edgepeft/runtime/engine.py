@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from ..bundle import Bundle, Manifest, head_of
+from ..bundle import NO_TEXT, Bundle, Manifest, OwnText, head_of
 from ..bundle.manifest import MAX_THREADS
 from ..bundle.manifest_heads import base_head, task_outputs
 from ..errors import InputError, UnknownAdapterError
-from .active import ActiveAdapter, read_tensors, scaled_adapter
+from .active import ActiveAdapter, scaled_adapter
 from .arrays import Inputs, check_arrays
 from .blend import blend, describe
 from .buffers import as_values
@@ -21,7 +22,8 @@ from .mixed import hide_padding, mixed_adapter
 from .once import Once
 from .per_text import PerText
 from .prefix import after_prefix
-from .resident import ResidentAdapters
+from .refresh import Refreshed, added_since, compare, read_again, same_text
+from .resident import RESIDENT, ResidentAdapters
 from .sessions import check_session, open_graph_session, run_values
 from .text import TextEncoder, encode_rows
 
@@ -33,8 +35,9 @@ class Engine:
     the run has ended. No lock is held while a graph runs.
     """
 
-    def __init__(self, bundle: Bundle, variant: str | None, threads: int | None) -> None:
-        self.bundle = bundle
+    def __init__(self, bundle: Bundle, variant: str | None, threads: int | None, resident: int = RESIDENT) -> None:
+        #: The bundle and those of its adapters that are in memory; :meth:`refresh` puts another in its place, at once.
+        self.resident = ResidentAdapters(bundle, resident)
         self.variant, self._entry = bundle.variant(variant)
         if threads is None:
             # A bundle made for a target knows how many threads it has there.
@@ -46,9 +49,11 @@ class Engine:
         self.threads: int | None = threads
         # Opening a graph verifies it and its weights; a decoder, opened when it is first used, is verified here all the same.
         opened = {self._entry.file, *(() if self._entry.decoder_file is not None else self._entry.data)}
-        bundle.check(name for name in bundle.loaded_files(self.variant) if name not in opened)
-        for name, adapter in bundle.manifest.adapters.items():
-            read_tensors(bundle, name, adapter)
+        # An adapter is verified when it is first used: of many, an app uses a few.
+        adapters = {adapter.onnx_adapter for adapter in bundle.manifest.adapters.values()}
+        later = adapters if bundle.verification != "always" else set()
+        bundle.check(name for name in bundle.loaded_files(self.variant) if name not in opened | later)
+        bundle.look(later)
         self._session: Any = open_graph_session(bundle, self._entry.file, threads=threads)
         if self._entry.decoder_file is None:
             check_session(self._session, bundle.file(self._entry.file), bundle.manifest)
@@ -59,13 +64,18 @@ class Engine:
             bundle.manifest.task: {name: name for name in given}
         }
         self._slots = {value.name for value in self._session.get_overridable_initializers()}
+        self._refreshing = threading.Lock()
         self._decoder_session = Once(self._open_decoder)
-        self._encoders: PerText[TextEncoder] = PerText(bundle, lambda own: TextEncoder(bundle, own))
-        self._generators: PerText[Generator] = PerText(bundle, lambda own: generator_for(self, own))
-        self.resident = ResidentAdapters(bundle)
+        self._encoders: PerText[TextEncoder] = PerText(lambda own: TextEncoder(self.bundle, own))
+        self._generators: PerText[Generator] = PerText(lambda own: generator_for(self, own))
         self.base = ActiveAdapter(
             name="", scale=1.0, labels=bundle.manifest.labels, head=head_of(bundle.manifest, None)
         )
+
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle as it was opened, or last read again by :meth:`refresh`."""
+        return self.resident.bundle
 
     @property
     def manifest(self) -> Manifest:
@@ -94,12 +104,12 @@ class Engine:
     @property
     def encoder(self) -> TextEncoder:
         """The base's tokenizer, padding and cutting for the base."""
-        return self.encoder_of(None)
+        return self.encoder_of(NO_TEXT)
 
-    def encoder_of(self, adapter: str | None) -> TextEncoder:
-        """An adapter's tokenizer: its own, or the base's where it brings none (and for ``None``)."""
+    def encoder_of(self, own: OwnText) -> TextEncoder:
+        """The tokenizer of an adapter with this text."""
         self.check_open()
-        return self._encoders.get(adapter)
+        return self._encoders.get(own)
 
     def encode(self, texts: Sequence[Any], active: ActiveAdapter) -> dict[str, np.ndarray]:
         """Padded arrays ``[batch, sequence]`` for texts, each as its adapter's tokenizer cuts it."""
@@ -108,12 +118,12 @@ class Engine:
     @property
     def generator(self) -> Generator:
         """What generation with the base needs; :class:`InputError` for a bundle whose task does not write."""
-        return self.generator_of(None)
+        return self.generator_of(NO_TEXT)
 
-    def generator_of(self, adapter: str | None) -> Generator:
-        """What generation with an adapter needs: its tokenizer, template and defaults, or the base's (and for ``None``)."""
+    def generator_of(self, own: OwnText) -> Generator:
+        """What generation with an adapter of this text needs: its tokenizer, template and defaults."""
         self.check_open()
-        return self._generators.get(adapter)
+        return self._generators.get(own)
 
     def check_open(self) -> None:
         """Raise :class:`InputError` once closed."""
@@ -126,6 +136,22 @@ class Engine:
         self._decoder_session = Once(self._open_decoder)
         self._generators.forget()
         self.resident.forget()
+
+    def refresh(self) -> Refreshed:
+        """Read the manifest again: see :meth:`Runtime.refresh`."""
+        self.check_open()
+        with self._refreshing:
+            before = self.resident
+            bundle = read_again(before.bundle.path, before.bundle.verification)
+            changed = compare(before.bundle, bundle, self.variant)
+            bundle.files.take_over(before.bundle.files)
+            unchanged = set(bundle.manifest.adapters) - {*changed.added, *changed.replaced}
+            self.base = replace(self.base, labels=bundle.manifest.labels, head=head_of(bundle.manifest, None))
+            self.resident = before.moved(bundle, unchanged)
+            if not same_text(before.bundle, bundle):
+                self._encoders.forget()
+                self._generators.forget()
+        return changed
 
     def adapter(
         self,
@@ -153,9 +179,13 @@ class Engine:
             return self.base
         if adapter is None:
             return self.base
-        if scale == 1.0:
-            return self.resident.get(adapter)
-        return scaled_adapter(self.bundle, adapter, self.resident.tensors(adapter), scale)
+        resident = self.resident
+        try:
+            if scale == 1.0:
+                return resident.get(adapter)
+            return scaled_adapter(resident.bundle, adapter, resident.tensors(adapter), scale)
+        except UnknownAdapterError as error:
+            raise added_since(resident.bundle, adapter) or error from None
 
     def _base_for(self, adapter: str | Mapping[str, float] | None, task: str) -> ActiveAdapter:
         if adapter is not None:
@@ -168,13 +198,14 @@ class Engine:
     def _blend(self, weights: Mapping[str, float], scale: float, head: str | None) -> ActiveAdapter:
         if self.manifest.merged is not None:
             raise InputError(f"{self.bundle.path} is merged with {self.manifest.merged!r}; it has no adapters to blend")
-        summed = blend(self.bundle, weights, scale=scale, head=head, read=self.resident.tensors)
+        resident = self.resident
+        summed = blend(resident.bundle, weights, scale=scale, head=head, read=resident.tensors)
         return ActiveAdapter(
             name=describe(weights),
             scale=scale,
             labels=summed.head.labels,
             head=summed.head,
-            text=summed.text,
+            text=self.bundle.text_of(summed.text),
             feeds=as_values(summed.tensors),
             identity=("blend", *weights.items(), scale, head),
         )
@@ -182,7 +213,8 @@ class Engine:
     def mixed(self, adapters: Sequence[str | None]) -> ActiveAdapter:
         """An adapter of its own for each row of a batch (``None``: the base), as one."""
         self.check_open()
-        return mixed_adapter(self.bundle, adapters, self.resident.tensors)
+        resident = self.resident
+        return mixed_adapter(resident.bundle, adapters, resident.tensors)
 
     def run(self, inputs: Inputs, active: ActiveAdapter) -> dict[str, np.ndarray]:
         """Run arrays through the base with an adapter; raw outputs by name.
@@ -222,6 +254,8 @@ class Engine:
 
     def slot_values(self, active: ActiveAdapter) -> Mapping[str, Any]:
         """An adapter's slot tensors as OrtValues by name, for runs that take them as inputs; none for the base."""
+        if active.values is not None:
+            return active.values
         return active.feeds if active.handle is None else self.resident.values(active.name)
 
     def _open_decoder(self) -> Any:

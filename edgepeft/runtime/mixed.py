@@ -39,6 +39,7 @@ def mixed_adapter(bundle: Bundle, rows: Sequence[str | None], read: Callable[[st
         labels=None,
         row_labels=labels,
         row_names=tuple(rows),
+        row_texts=tuple(bundle.text_of(name) for name in rows),
         row_heads=heads,
         head=Head(task=tasks[0]),
         feeds=as_values(tensors),

@@ -337,10 +337,18 @@ class Calls(ABC):
         run = view.generator.run([prompt], Options(**options), view.active, [view.name])
         return TextStream(run)
 
-    def conversation(self, system: str | None = None) -> Conversation:
-        """A conversation that keeps its keys and values from turn to turn; ``system`` is its system message.
+    def conversation(self, system: str | None = None, *, drop_oldest: bool = False) -> Conversation:
+        """A conversation that keeps its keys and values from turn to turn.
 
         A view's conversation stays with the view. A runtime's takes, at each turn, the adapter that is in use then.
+
+        Args:
+            system: Its system message.
+            drop_oldest: Go on without the oldest turns where the context has no room for all, in place of
+                :class:`ContextLengthError`. A turn is a user's message and its answer; the system message stays.
+
+        Raises:
+            InputError: The bundle's task is not to write, or it is an encoder-decoder.
         """
         view = self.view
         generator = view.generator
@@ -351,7 +359,7 @@ class Calls(ABC):
             now = self.view
             return now.generator, now.active
 
-        return Conversation(current, system)
+        return Conversation(current, system, drop_oldest=drop_oldest)
 
     def decoder(self, rows: int, capacity: int) -> Steps:
         """The steps that :meth:`generate` runs, for callers that choose tokens themselves.

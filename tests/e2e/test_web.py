@@ -117,7 +117,7 @@ def test_the_module_against_python(webbed: Path, tmp_path: Path) -> None:
         shutil.copytree(packages.web_folder(), tmp_path / "web", ignore=shutil.ignore_patterns("node_modules"))
     )
     (module / "node_modules").symlink_to(packages.install() / "node_modules")
-    names = ("against_python/bundle", "manifest", "heads", "backend", "source")
+    names = ("against_python/bundle", "manifest", "heads", "backend", "source", "residents")
     tests = [str(module / "test" / f"{name}.test.js") for name in names]
     done = subprocess.run(
         ["node", "--test", *tests],

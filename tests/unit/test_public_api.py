@@ -82,6 +82,7 @@ def test_pinned() -> None:
         "Manifest",
         "MultiLabelPrediction",
         "Prediction",
+        "Refreshed",
         "Runtime",
         "Score",
         "Steps",

@@ -7,9 +7,8 @@ from functools import cached_property
 
 import numpy as np
 
-from ...bundle import Bundle
-from ...errors import InputError
-from ..files import NO_TEXT, OwnText
+from ...bundle import NO_TEXT, Bundle, OwnText
+from ...errors import ContextLengthError, InputError
 from .chat import NO_ARGUMENTS, ChatTemplate, Message, TemplateArguments, check_messages, read_chat_template
 from .defaults import Defaults, read_defaults
 from .tokens import Tokens
@@ -94,7 +93,7 @@ class PromptEncoder:
         if not tokens:
             raise InputError("the prompt has no tokens; give at least one word")
         if limit is not None and len(tokens) >= limit:
-            raise InputError(
+            raise ContextLengthError(
                 f"the prompt has {len(tokens)} tokens; this model's context is {limit} tokens{beside(before)}, prompt and answer "
                 "together. Shorten the prompt."
             )
@@ -115,7 +114,7 @@ class PromptEncoder:
             raise InputError(f"max_new_tokens must be a whole number of at least 1, found {wanted!r}")
         left = self.left(longest, before)
         if left is not None and wanted > left:
-            raise InputError(self._too_many(longest, wanted, left, before))
+            raise ContextLengthError(self._too_many(longest, wanted, left, before))
         return wanted
 
     def _too_many(self, longest: int, wanted: int, left: int, before: int) -> str:

@@ -4,6 +4,7 @@ import { readAdapter } from "./adapter.js";
 import { joined, openBackend } from "./backend.js";
 import { AdapterMismatchError, BundleError, InputError } from "./errors.js";
 import { findVariant, MANIFEST_NAME, parseManifest } from "./manifest.js";
+import { checkResident, RESIDENT } from "./residents.js";
 import { Runtime } from "./runtime.js";
 import { checkAdapters, slotSignature, slotTensors } from "./slots.js";
 import { openSource, readChecked, sha256 } from "./source.js";
@@ -23,6 +24,8 @@ import { Texts } from "./texts.js";
  * @property {boolean} [placement]  Whether to find out which nodes run where; with WebGPU, that opens the session twice.
  * @property {number} [threads]  Threads of the wasm backend; more than one needs a cross-origin isolated page. Default 1.
  *   ONNX Runtime Web reads it once: the first bundle opened on a page decides.
+ * @property {number} [resident]  Adapters that stay in memory, 8 by default: each is fetched at its first use, and the one used
+ *   longest ago is let go.
  * @property {(file: string, bytes: number, total: number) => void} [onProgress]  Told while files arrive, in bytes.
  */
 
@@ -43,17 +46,16 @@ const MANIFEST_LIMIT = 64 << 20;
  * @throws {AdapterMismatchError} Where an adapter was made for another base.
  */
 export async function openBundle(where, options = {}) {
-  const { threads = 1, device = "wasm", onProgress = () => {} } = options;
+  const { threads = 1, device = "wasm", onProgress = () => {}, resident = RESIDENT } = options;
+  checkResident(resident);
   if (!Number.isInteger(threads) || threads < 1) throw new InputError(`threads must be a whole number from 1 on, found ${threads}`);
   if (threads > 1 && typeof process !== "undefined" && process.versions?.node) {
     throw new InputError(`ONNX Runtime Web runs with one thread in Node, found threads ${threads}; native onnxruntime runs with more`);
   }
   const source = openSource(where);
   const name = source.name.replace(/\/$/, "");
-  const bytes = await source.read(MANIFEST_NAME, MANIFEST_LIMIT, () => {});
-  if (bytes === null) throw new BundleError(`${name} is not a bundle: it holds no ${MANIFEST_NAME}. Make one with \`edgepeft export\`.`);
-  const manifest = parseManifest(new TextDecoder().decode(bytes), `${name}/${MANIFEST_NAME}`);
-  checkAdapters(manifest, name, await sha256(new globalThis.TextEncoder().encode(slotSignature(manifest))));
+  const readManifest = () => readCheckedManifest(source, name);
+  const manifest = await readManifest();
   const [variant, entry] = findVariant(manifest, name, options.variant);
   const graph = graphFile(name, variant, entry);
   const decoderFile = entry.slots === "overridable" ? entry.decoder_input_file : entry.decoder_file;
@@ -91,7 +93,18 @@ export async function openBundle(where, options = {}) {
     encoder,
     texts,
     defaults,
+    resident,
+    readManifest,
   });
+}
+
+/** @param {Source} source @param {string} name @returns {Promise<Manifest>} */
+async function readCheckedManifest(source, name) {
+  const bytes = await source.read(MANIFEST_NAME, MANIFEST_LIMIT, () => {});
+  if (bytes === null) throw new BundleError(`${name} is not a bundle: it holds no ${MANIFEST_NAME}. Make one with \`edgepeft export\`.`);
+  const manifest = parseManifest(new TextDecoder().decode(bytes), `${name}/${MANIFEST_NAME}`);
+  checkAdapters(manifest, name, await sha256(new globalThis.TextEncoder().encode(slotSignature(manifest))));
+  return manifest;
 }
 
 /** @param {Variant} entry @param {string} graph @param {Map<string, Uint8Array>} contents @returns {import("./backend.js").SessionOptions} */

@@ -6,6 +6,8 @@ import { BundleError, InputError, NonFiniteError, UnknownAdapterError } from "./
 import { baseHead, headOf, prediction, taskOutputs } from "./heads.js";
 import { findAdapter } from "./manifest.js";
 import { checkMixed, hidePadding, mixedTensors } from "./mixed.js";
+import { compareManifests } from "./refresh.js";
+import { Residents } from "./residents.js";
 import { readChecked } from "./source.js";
 import { NO_TEXT } from "./texts.js";
 
@@ -39,7 +41,8 @@ export class Runtime {
   /** Of an encoder-decoder, whose encoder is the session. @type {InferenceSession | null} */ #decoder;
   /** @type {Active} */ #base;
   /** @type {Active} */ #active;
-  /** @type {Map<string, { tensors: Map<string, SlotTensor>, active: Active }>} */ #loaded = new Map();
+  /** @type {Residents<{ tensors: Map<string, SlotTensor>, active: Active }>} */ #loaded;
+  /** @type {() => Promise<Manifest>} */ #readManifest;
   /** Runs one after the other: ONNX Runtime Web does not take two at a time. @type {Promise<unknown>} */ #last = Promise.resolve();
   /** By the text of the adapter. @type {Map<string, Promise<import("./generate.js").Generator>>} */ #generators = new Map();
   /** @type {Map<string, Promise<import("./seq2seq.js").Seq2Seq>>} */ #writers = new Map();
@@ -49,10 +52,13 @@ export class Runtime {
 
   /**
    * @param {{ source: Source, name: string, manifest: Manifest, variant: string, backend: Backend, session: InferenceSession,
-   *   decoder: InferenceSession | null, placement: Placement | null, encoder: TextEncoder | null, texts: Texts, defaults: Feeds }} parts
+   *   decoder: InferenceSession | null, placement: Placement | null, encoder: TextEncoder | null, texts: Texts, defaults: Feeds,
+   *   resident: number, readManifest: () => Promise<Manifest> }} parts
    */
-  constructor({ source, name, manifest, variant, backend, session, decoder, placement, encoder, texts, defaults }) {
+  constructor({ source, name, manifest, variant, backend, session, decoder, placement, encoder, texts, defaults, resident, readManifest }) {
     this.#source = source;
+    this.#loaded = new Residents(resident);
+    this.#readManifest = readManifest;
     this.#backend = backend;
     this.#session = session;
     this.#decoder = decoder;
@@ -121,6 +127,39 @@ export class Runtime {
     await this.#load(adapter);
   }
 
+  /** The adapters in memory, the one used longest ago first: at most as many as `openBundle`'s `resident` says. */
+  get resident() {
+    return this.#loaded.names;
+  }
+
+  /**
+   * Let go of an adapter's memory. The one in use goes on, and is freed when another is used; the next {@link use} fetches it again.
+   *
+   * @param {string} adapter
+   * @throws {UnknownAdapterError} Naming the adapters there are.
+   */
+  unload(adapter) {
+    findAdapter(this.manifest, this.name, adapter);
+    this.#loaded.delete(adapter);
+  }
+
+  /**
+   * Read the manifest again, so that adapters that were added since can be used and removed ones are gone. The adapter in use
+   * stays as it is, whatever became of it.
+   *
+   * @returns {Promise<import("./refresh.js").Refreshed>}
+   * @throws {BundleError} Where the base is no longer the one that is open: open the bundle again.
+   * @throws {AdapterMismatchError} Where an adapter was made for another base.
+   */
+  async refresh() {
+    const now = await this.#readManifest();
+    const found = compareManifests(this.manifest, now, this.variant, this.name);
+    for (const name of [...found.removed, ...found.replaced]) this.#loaded.delete(name);
+    this.manifest = now;
+    this.#texts = this.#texts.of(now);
+    return found;
+  }
+
   /**
    * Swap to an adapter, to a blend `{ a: 0.7, b: 0.3 }`, or back to the base with `null`. A run that has begun ends with the
    * adapter it began with; where a call fails, the adapter in use stays.
@@ -185,12 +224,13 @@ export class Runtime {
 
   /** @param {string} adapter */
   async #load(adapter) {
-    const entry = findAdapter(this.manifest, this.name, adapter);
-    const bytes = await readChecked(this.#source, entry.onnx_adapter, /** @type {FileEntry} */ (this.manifest.files[entry.onnx_adapter]));
+    const { manifest } = this;
+    const entry = findAdapter(manifest, this.name, adapter);
+    const bytes = await readChecked(this.#source, entry.onnx_adapter, /** @type {FileEntry} */ (manifest.files[entry.onnx_adapter]));
     const tensors = adapterTensors(bytes, adapter, entry, `${this.name}/${entry.onnx_adapter}`);
-    const made = makeActive(this.#backend, this.#base, adapter, headOf(this.manifest, adapter), tensors, this.manifest);
+    const made = makeActive(this.#backend, this.#base, adapter, headOf(manifest, adapter), tensors, manifest);
     const found = { tensors, active: { ...made, own: entry.text, encoder: await this.#texts.encoder(entry.text) } };
-    this.#loaded.set(adapter, found);
+    if (manifest === this.manifest) this.#loaded.set(adapter, found); // otherwise refreshed meanwhile: it may be another now
     return found;
   }
 

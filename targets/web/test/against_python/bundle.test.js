@@ -276,6 +276,42 @@ describe("opening", () => {
     });
   }
 
+  test("adapters come and go while it is open, a bounded number in memory", async () => {
+    const folder = await damaged(async () => {});
+    try {
+      const place = join(folder, "edgepeft.json");
+      const whole = await readFile(place, "utf8");
+      const names = Object.keys(expected.adapters);
+      const [first = "", second = ""] = names;
+      await edit(folder, (m) => delete m.adapters[second]);
+      const model = await openBundle(folder, { resident: 1 });
+      await assert.rejects(model.use(second), UnknownAdapterError);
+      await model.use(first);
+      assert.deepEqual(await model.refresh(), { added: [], removed: [], replaced: [] });
+      await writeFile(place, whole);
+      assert.deepEqual(await model.refresh(), { added: [second], removed: [], replaced: [] });
+      assert.deepEqual(model.resident, [first]);
+      for (const name of [second, first, second]) {
+        await model.use(name);
+        assert.deepEqual(model.resident, [name]);
+        assert.ok(difference(await model.logits(texts), expected.adapters[name].logits) < 1e-5, name);
+      }
+      model.unload(second);
+      assert.deepEqual(model.resident, []);
+      assert.ok(difference(await model.logits(texts), expected.adapters[second].logits) < 1e-5, "the one in use goes on");
+      assert.throws(() => model.unload("nope"), UnknownAdapterError);
+      await edit(folder, (m) => delete m.adapters[second]);
+      assert.deepEqual((await model.refresh()).removed, [second]);
+      await assert.rejects(model.use(second), UnknownAdapterError);
+      await edit(folder, (m) => (m.max_length = 7));
+      await assert.rejects(model.refresh(), (e) => e instanceof BundleError && /holds another base.*max_length differs/.test(e.message));
+      await model.close();
+      await assert.rejects(openBundle(folder, { resident: 0 }), (e) => e instanceof InputError && /resident must be/.test(e.message));
+    } finally {
+      await rm(folder, { recursive: true });
+    }
+  });
+
   test("an adapter file that was put in another's place is refused when it is used", async () => {
     const folder = await damaged(async (path) => {
       const manifest = JSON.parse(await readFile(join(path, "edgepeft.json"), "utf8"));
