@@ -254,3 +254,31 @@ def test_tasks_for_adapters_to_come(made: tuple[Path, dict[str, Path], Path], tm
     shown = CliRunner().invoke(main, ["inspect", str(tmp_path / "b")])
     assert "text-classification" in shown.output
     assert "token-classification" in shown.output
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["a fresh head", "a trained head"])
+def test_questions_alone(trained: bool, tmp_path: Path) -> None:
+    """A bundle of one task that answers questions, over a bare encoder and over a checkpoint that answers by itself."""
+    import transformers
+    from conftest import randomize
+
+    base = build_model(tmp_path / "base", encoder_only=True)
+    if trained:
+        model = transformers.AutoModelForQuestionAnswering.from_pretrained(base)
+        randomize(model, 4)
+        model.save_pretrained(base)
+    adapter = save_adapter(base, tmp_path / "answers", "answers")
+    export(base, {"answers": adapter}, tmp_path / "b")
+    model = runtime.open(tmp_path / "b")
+    assert model.manifest.task == "question-answering"
+    assert not model.manifest.tasks
+    view = model.adapter("answers")
+    inputs = view.encode(QUESTIONS)
+    expected = peft_outputs(base, adapter, "answers", inputs)
+    mask = inputs["attention_mask"].astype(bool)
+    for name, array in view.forward(inputs).items():
+        assert np.abs(array - expected[name].numpy())[mask].max() < CLOSE
+    for (_, context), found in zip(QUESTIONS, view.run(QUESTIONS), strict=True):
+        assert found["answer"] == context[found["start"] : found["end"]] != ""
+    merged = export(base, {"answers": adapter}, tmp_path / "m", mode="merge")
+    assert merged.parity[0].max_difference < 1e-4
