@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Protocol
 
 import numpy as np
@@ -24,12 +25,19 @@ class BaseWeights(Protocol):
     def shape(self, parameter: str, /) -> tuple[int, ...] | None:
         """The parameter's shape, without reading its numbers where that can be; ``None`` where there is none."""
 
+    def tied_head(self, embedding: str, /) -> str | None:
+        """The linear weight that is this embedding's too (a language model's head); ``None`` where none is."""
+
 
 class HeldWeights:
-    """All parameters of a base, held in memory: ``arrays`` by name, in the layout that :class:`BaseWeights` says."""
+    """All parameters of a base, held in memory: ``arrays`` by name, in the layout that :class:`BaseWeights` says.
 
-    def __init__(self, arrays: Mapping[str, np.ndarray]) -> None:
+    ``tied`` maps heads to the embeddings whose numbers they share.
+    """
+
+    def __init__(self, arrays: Mapping[str, np.ndarray], tied: Mapping[str, str] = MappingProxyType({})) -> None:
         self._arrays = arrays
+        self._heads = {embedding: head for head, embedding in tied.items()}
 
     @property
     def complete(self) -> bool:
@@ -44,3 +52,7 @@ class HeldWeights:
         """The parameter's shape."""
         array = self._arrays.get(parameter)
         return None if array is None else tuple(array.shape)
+
+    def tied_head(self, embedding: str, /) -> str | None:
+        """The head that was said to be tied to the embedding."""
+        return self._heads.get(embedding)

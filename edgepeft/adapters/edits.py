@@ -14,6 +14,7 @@ import numpy as np
 
 from ..bundle.heads import Activation, ProblemType
 from ..errors import AdapterError
+from .folder_text import NO_FOLDER_TEXT, FolderText
 
 #: float32 once an edit holds it; what is given to one may be wider.
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -175,6 +176,8 @@ class Adapter:
     #: What was done to lower it that its users should know, one sentence each.
     notes: tuple[str, ...] = ()
     exactness: Exactness = Exactness()
+    #: What its folder says about text: tokenizer, special tokens, chat templates, generation defaults.
+    text: FolderText = NO_FOLDER_TEXT
     #: Why the adapter can only be merged, empty where it can be swapped.
     merge_only: str = ""
 

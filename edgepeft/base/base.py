@@ -75,7 +75,7 @@ class Base:
     @property
     def weight(self) -> BaseWeights:
         """The parameters as ``read_adapter(weights=…)`` takes them: ``base.weight(name)`` is an array or ``None``."""
-        return HeldWeights(self.weights)
+        return HeldWeights(self.weights, self.tied)
 
     @property
     def parameters(self) -> int:

@@ -30,6 +30,7 @@ _TOKENIZER_FILES = (
     "preprocessor_config.json",
     "added_tokens.json",
     "chat_template.jinja",
+    "chat_template.json",
     "generation_config.json",
 )
 

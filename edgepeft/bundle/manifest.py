@@ -88,6 +88,10 @@ class Variant(Schema):
         return (*self.graphs(), *self.data)
 
 
+#: The text files that an adapter may bring.
+TextName = Literal["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"]
+
+
 class BaseEntry(Schema):
     """What the base is and where it came from."""
 
@@ -148,11 +152,25 @@ class AdapterEntry(Schema):
     per_row: bool = True
     #: How many places of the key/value cache its ``prefix.N.key/value`` tensors take before the sequence; 0 without any.
     prefix_length: Count = 0
+    #: Text files that take the place of the bundle's for this adapter: its tokenizer, special tokens, chat template and
+    #: generation defaults, by Hugging Face's names, as paths in the bundle.
+    text: dict[TextName, str] = Field(default_factory=dict)
     #: For an adapter that was factored by SVD: the largest relative residual of a site. ``None``: a closed form, exact.
     residual: float | None = Field(default=None, ge=0, allow_inf_nan=False, strict=True)
     bytes: Large
 
     _relative = field_validator("onnx_adapter", "onnx")(check_relative)
+
+    @field_validator("text")
+    @classmethod
+    def _relative_text(cls, text: dict[TextName, str]) -> dict[TextName, str]:
+        for path in text.values():
+            check_relative(path)
+        return text
+
+    def files(self) -> tuple[str, ...]:
+        """Every file of the adapter: both forms of its tensors, and its text."""
+        return tuple(dict.fromkeys((self.onnx_adapter, self.onnx, *self.text.values())))
 
 
 class Manifest(Schema):
@@ -197,7 +215,7 @@ class Manifest(Schema):
         if self.slot_defaults is not None and self.slot_defaults not in self.files:
             raise ValueError(f"slot_defaults {self.slot_defaults} is not listed under files")
         for adapter in self.adapters.values():
-            for path in (adapter.onnx_adapter, adapter.onnx):
+            for path in adapter.files():
                 if path not in self.files:
                     raise ValueError(f"adapter file {path} is not listed under files")
         if not self.variants:

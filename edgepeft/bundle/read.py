@@ -136,6 +136,10 @@ class Bundle:
         """The graphs of a variant and their weights."""
         return variant_files(self.manifest, name, slots)
 
+    def text_of(self, adapter: str | None) -> Mapping[str, str]:
+        """The text files that take the place of the bundle's for an adapter, as paths by name; none for the base."""
+        return {} if adapter is None else {str(name): path for name, path in self.adapter(adapter).text.items()}
+
     def loaded_files(self, name: str, slots: Slots = "overridable") -> tuple[str, ...]:
         """Every file that running a variant reads: graphs, weights, tokenizer, configuration, template, adapters."""
         return loaded_files(self.manifest, name, slots)

@@ -108,7 +108,8 @@ def _bundle(path: Path, as_json: bool) -> None:
         )
         for name, entry in manifest.adapters.items():
             before = f", {entry.prefix_length} states before the sequence" if entry.prefix_length else ""
-            click.echo(f"{name} from {entry.source}{before}")
+            own = f", with its own {', '.join(entry.text)}" if entry.text else ""
+            click.echo(f"{name} from {entry.source}{before}{own}")
 
 
 def _facts(facts: dict[str, str]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ..adapters.edits import Adapter, Array
@@ -14,6 +15,7 @@ from ..adapters.prefix import fill_prefix
 from ..bundle import AdapterEntry, Head, SlotTable
 from ..bundle.heads import inherited
 from ..bundle.slots import Dim
+from ._text import text_hashes, write_text
 
 
 @dataclass(frozen=True)
@@ -66,12 +68,23 @@ def adapter_metadata(
     }
 
 
-def write_adapter(folder: Path, name: str, tensors: Mapping[str, Any], metadata: Mapping[str, Any]) -> AdapterEntry:
-    """Write both files of an adapter below ``folder`` (replacing old ones, never writing into them); its entry."""
+def write_adapter(
+    folder: Path,
+    name: str,
+    tensors: Mapping[str, Any],
+    metadata: Mapping[str, Any],
+    text: Mapping[str, str] = MappingProxyType({}),
+) -> AdapterEntry:
+    """Write an adapter's files below ``folder`` (replacing old ones, never writing into them); its entry.
+
+    ``text`` are the text files of its own, by name: they stand in a folder beside its tensors.
+    """
     (folder / "adapters").mkdir(exist_ok=True)
     files = {"onnx_adapter": f"adapters/{name}.onnx_adapter", "onnx": f"adapters/{name}.onnx"}
     for file in files.values():
         (folder / file).unlink(missing_ok=True)
+    write_text(folder / "adapters" / name, text)
+    metadata = {**metadata, "text": text_hashes(text)}
     write_onnx_adapter(
         folder / files["onnx_adapter"],
         tensors,
@@ -83,6 +96,7 @@ def write_adapter(folder: Path, name: str, tensors: Mapping[str, Any], metadata:
         {
             **files,
             **metadata,
+            "text": {file: f"adapters/{name}/{file}" for file in text},
             "tensors": {tensor: tuple(array.shape) for tensor, array in tensors.items()},
             "bytes": (folder / files["onnx_adapter"]).stat().st_size,
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,21 @@ from ..adapters.checkpoint import read_checkpoint
 from ..adapters.contract import check_belongs
 from ..adapters.files import AdapterFile, contract_of, read_adapter_onnx, read_onnx_adapter, version_number
 from ..adapters.fill import check_shape
+from ..adapters.folder_text import FolderText
 from ..adapters.read import read_adapter
+from ..adapters.text_contract import text_changes
 from ..base.task import check_task
-from ..bundle import LOCK_TIMEOUT, AdapterEntry, Bundle, Head, Manifest, check_name, head_of, read_bundle, rereading
+from ..bundle import (
+    LOCK_TIMEOUT,
+    AdapterEntry,
+    Bundle,
+    Head,
+    Manifest,
+    check_name,
+    head_of,
+    read_bundle,
+    rereading,
+)
 from ..bundle.adapter_checks import check_labels, check_ranks
 from ..bundle.names import check_distinct
 from ..bundle.read import check_prefix_tensors
@@ -27,6 +39,7 @@ from ._adapter_files import adapter_metadata, fill, write_adapter
 from ._calibrate import measured_without
 from ._edit import Edit, edit
 from ._heads import said, say_labels, with_head
+from ._text import bundle_text, embedding_rows, text_beside
 
 Announce = Callable[[str], None]
 
@@ -60,7 +73,9 @@ def _exported_file(path: Path) -> AdapterFile:
     return found
 
 
-def _from_file(bundle: Bundle, name: str, path: Path, head: Head | None) -> tuple[dict[str, Any], dict[str, Any]]:
+def _from_file(
+    bundle: Bundle, name: str, path: Path, head: Head | None
+) -> tuple[dict[str, Any], dict[str, Any], FolderText]:
     if not path.is_file():
         raise InputError(f"adapter {name!r}: no file at {path}")
     found = _exported_file(path)
@@ -89,7 +104,8 @@ def _from_file(bundle: Bundle, name: str, path: Path, head: Head | None) -> tupl
     check_prefix_tensors(what, found_shapes, found.metadata.get("prefix_length", 0), manifest)
     check_ranks(what, found_shapes, found.metadata["ranks"], manifest)
     check_labels(what, found_shapes, labels, manifest)
-    return dict(found.tensors), metadata
+    own = text_beside(path, metadata.pop("text", None) or {})
+    return dict(found.tensors), metadata, own
 
 
 def base_module(bundle: Bundle) -> Any:
@@ -108,7 +124,7 @@ def base_module(bundle: Bundle) -> Any:
 
 def _from_checkpoint(
     bundle: Bundle, name: str, source: str, force: bool, head: Head | None, announce: Announce
-) -> tuple[dict[str, Any], dict[str, Any]]:
+) -> tuple[dict[str, Any], dict[str, Any], FolderText]:
     manifest = bundle.manifest
     checkpoint = read_checkpoint(source)
     check_task(name, source, checkpoint.config.get("task_type"), [manifest.task], str(bundle.path))
@@ -129,7 +145,7 @@ def _from_checkpoint(
     metadata = adapter_metadata(
         filled, base_identity=manifest.base.identity, slots_hash=manifest.slots.hash, base=base, table=manifest.slots
     )
-    return filled.tensors, metadata
+    return filled.tensors, metadata, adapter.text
 
 
 def _changes_output(bundle: Bundle, name: str) -> bool:
@@ -183,10 +199,13 @@ def add(
         >>> add("bundle", "topics", "./topics-lora").changes_output
         True
     """
-    opened, tensors, metadata = _read(bundle, name, source, force, replace, head, announce)
+    opened, tensors, metadata, own = _read(bundle, name, source, force, replace, head, announce)
+    text = text_changes(bundle_text(opened), own, embedding_rows(opened.read_json("config.json")), name)
+    for note in text.notes:
+        announce(f"adapter {name}: {note}")
     with edit(bundle, lock_timeout=lock_timeout) as change:
         change.refuse_another_base(opened.manifest, f"adapter {name!r} was being read")
-        entry, changes = put_adapter(change, name, tensors, metadata, replace=replace)
+        entry, changes = put_adapter(change, name, tensors, metadata, text.files, replace=replace)
     say_labels(name, head is not None and head.labels is not None, entry, head_of(opened.manifest, None), announce)
     added = Added(bundle=change.after, entry=entry, changes_output=changes)
     for variant in added.bundle.manifest.provenance.get("calibration", {}):
@@ -197,8 +216,8 @@ def add(
 @rereading
 def _read(
     bundle: str | Path, name: str, source: str | Path, force: bool, replace: bool, head: Head | None, announce: Announce
-) -> tuple[Bundle, dict[str, Any], dict[str, Any]]:
-    """The adapter's slot tensors and contract over the bundle as it is now; nobody is kept out meanwhile."""
+) -> tuple[Bundle, dict[str, Any], dict[str, Any], FolderText]:
+    """The adapter's slot tensors, contract and text over the bundle as it is now; nobody is kept out meanwhile."""
     opened = read_bundle(bundle)
     try:
         check_name(name)
@@ -225,14 +244,23 @@ def _check_free(manifest: Manifest, path: Path, name: str, replace: bool) -> Non
 
 
 def put_adapter(
-    change: Edit, name: str, tensors: dict[str, Any], metadata: dict[str, Any], *, replace: bool
+    change: Edit,
+    name: str,
+    tensors: dict[str, Any],
+    metadata: dict[str, Any],
+    text: Mapping[str, str],
+    *,
+    replace: bool,
 ) -> tuple[AdapterEntry, bool]:
-    """Stage an adapter's slot tensors in a change of a bundle, and run it once: its entry, and whether it changes outputs.
+    """Stage an adapter's tensors and text in a change of a bundle, and run it once: its entry, and whether it changes outputs.
 
     Raises :class:`InputError` where the bundle has an adapter of that name by now and ``replace`` is not set.
     """
     _check_free(change.manifest, change.before.path, name, replace)
-    entry = write_adapter(change.folder, name, tensors, metadata)
+    if name in change.manifest.adapters:
+        others = {file for n, e in change.manifest.adapters.items() if n != name for file in e.files()}
+        change.drop(set(change.manifest.adapters[name].files()) - others)
+    entry = write_adapter(change.folder, name, tensors, metadata, text)
     adapters = {**change.manifest.adapters, name: entry}
-    staged = change.stage(written=(entry.onnx, entry.onnx_adapter), adapters=adapters)
+    staged = change.stage(written=entry.files(), adapters=adapters)
     return entry, _changes_output(staged, name)

@@ -119,7 +119,7 @@ def export(
         dict_keys(['reviews'])
     """
     out = Path(out)
-    write = partial(write_bundle, lock_timeout=lock_timeout)
+    write = partial(write_bundle, lock_timeout=lock_timeout, announce=announce)
     for name in adapters:
         try:
             check_name(name)

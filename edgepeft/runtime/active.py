@@ -40,6 +40,8 @@ class ActiveAdapter:
     feeds: Mapping[str, Any] = field(default_factory=dict)
     #: The slot tensors behind ``handle`` as OrtValues, for runs with IO binding; ``None`` where only ``options`` run it.
     values: Mapping[str, Any] | None = None
+    #: The adapter whose tokenizer, template and end tokens count; ``None``: the base's.
+    text: str | None = None
     #: What else equals this adapter: keys and values computed with an adapter of the same identity may be reused.
     identity: tuple[Any, ...] = ()
     #: Keys and values that stand before every sequence, ``[1, heads, length, head_dim]`` by cache input.
@@ -53,6 +55,10 @@ class ActiveAdapter:
     def name_of(self, row: int) -> str | None:
         """The adapter of one row of a batch; ``None`` for the base."""
         return self.name or None if self.row_names is None else self.row_names[row]
+
+    def text_of(self, row: int) -> str | None:
+        """The adapter whose text counts for one row of a batch; ``None`` for the base's."""
+        return self.text if self.row_names is None else self.row_names[row]
 
     def labels_of(self, row: int) -> tuple[str, ...] | None:
         """The labels of one row of a batch."""
@@ -87,7 +93,14 @@ def load_adapter(bundle: Bundle, name: str) -> ActiveAdapter:
     check_shapes(bundle, name, entry, found)
     head = head_of(bundle.manifest, name)
     return ActiveAdapter(
-        name=name, scale=1.0, labels=head.labels, options=options, head=head, handle=handle, identity=(name, 1.0)
+        name=name,
+        scale=1.0,
+        labels=head.labels,
+        head=head,
+        text=name,
+        options=options,
+        handle=handle,
+        identity=(name, 1.0),
     )
 
 
@@ -114,6 +127,7 @@ def _before_sequence(bundle: Bundle, name: str, entry: AdapterEntry) -> ActiveAd
         scale=1.0,
         labels=head.labels,
         head=head,
+        text=name,
         feeds=as_values({n: array for n, array in tensors.items() if n not in pasts}),
         identity=(name, 1.0),
         prefix={past: tensors[tensor].astype(types[past]) for tensor, past in pasts.items()},
@@ -146,7 +160,9 @@ def scaled_adapter(bundle: Bundle, name: str, tensors: Mapping[str, np.ndarray],
     factors = {slot.b for slot in bundle.manifest.slots.factored}
     feeds = as_values({n: array * np.float32(scale) if n in factors else array for n, array in tensors.items()})
     head = head_of(bundle.manifest, name)
-    return ActiveAdapter(name=name, scale=scale, labels=head.labels, head=head, feeds=feeds, identity=(name, scale))
+    return ActiveAdapter(
+        name=name, scale=scale, labels=head.labels, head=head, text=name, feeds=feeds, identity=(name, scale)
+    )
 
 
 def read_tensors(bundle: Bundle, name: str, entry: AdapterEntry) -> dict[str, np.ndarray]:

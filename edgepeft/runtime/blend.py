@@ -23,6 +23,8 @@ class Blend:
     #: Whether rows of a batch may differ in it, and the largest SVD residual among its adapters (``None``: all exact).
     per_row: bool
     residual: float | None
+    #: The adapter whose tokenizer, template and end tokens count.
+    text: str
 
 
 def describe(weights: Mapping[str, float]) -> str:
@@ -72,7 +74,13 @@ def blend(
         head=_head(bundle, entries, head),
         per_row=all(entry.per_row for entry in entries.values()),
         residual=max(residuals, default=None),
+        text=head if head is not None else text_of_blend(weights),
     )
+
+
+def text_of_blend(weights: Mapping[str, float]) -> str:
+    """The adapter whose text a blend without a head has: the one with the largest share, the first of equal ones."""
+    return max(weights, key=lambda name: abs(weights[name]))
 
 
 def _check(bundle: Bundle, weights: Mapping[str, float], scale: float, head: str | None) -> dict[str, AdapterEntry]:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from copy import copy
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,11 +19,20 @@ from .buffers import as_values
 from .generation import Generator, generator_for
 from .mixed import hide_padding, mixed_adapter
 from .once import Once
+from .per_text import PerText
 from .prefix import after_prefix
-from .refresh import Refreshed, added_since, compare, read_again, same_text
+from .refresh import Refreshed, added_since, compare, read_again
 from .resident import RESIDENT, ResidentAdapters
 from .sessions import check_session, open_graph_session, run_values
-from .text import TextEncoder
+from .text import TextEncoder, encode_rows
+
+
+@dataclass
+class _Sessions:
+    """The sessions of a variant, which every state of its bundle shares; ``first`` is ``None`` once they are closed."""
+
+    first: Any
+    decoder: Once[Any]
 
 
 class Engine:
@@ -34,7 +43,7 @@ class Engine:
     """
 
     def __init__(self, bundle: Bundle, variant: str | None, threads: int | None, resident: int = RESIDENT) -> None:
-        #: The bundle and those of its adapters that are in memory; :meth:`refresh` puts another in its place, at once.
+        self.bundle = bundle
         self.resident = ResidentAdapters(bundle, resident)
         self.variant, self._entry = bundle.variant(variant)
         if threads is None:
@@ -52,23 +61,22 @@ class Engine:
         later = adapters if bundle.verification != "always" else set()
         bundle.check(name for name in bundle.loaded_files(self.variant) if name not in opened | later)
         bundle.look(later)
-        self._session: Any = open_graph_session(bundle, self._entry.file, threads=threads)
+        session = open_graph_session(bundle, self._entry.file, threads=threads)
         if self._entry.decoder_file is None:
-            check_session(self._session, bundle.file(self._entry.file), bundle.manifest)
-        self._outputs = [output.name for output in self._session.get_outputs()]
-        self._slots = {value.name for value in self._session.get_overridable_initializers()}
-        self._refreshing = threading.Lock()
-        self._decoder_session = Once(self._open_decoder)
-        self._encoder = Once(lambda: TextEncoder(self.bundle))
-        self._generator = Once(lambda: generator_for(self))
+            check_session(session, bundle.file(self._entry.file), bundle.manifest)
+        self._outputs = [output.name for output in session.get_outputs()]
+        self._slots = {value.name for value in session.get_overridable_initializers()}
+        self._sessions = _Sessions(session, Once(self._open_decoder))
+        self._read_texts()
+
+    def _read_texts(self) -> None:
+        """Make what stands on the text that the bundle holds: tokenizers, generators, labels."""
+        bundle = self.bundle
+        self._encoders: PerText[TextEncoder] = PerText(bundle, lambda own: TextEncoder(bundle, own))
+        self._generators: PerText[Generator] = PerText(bundle, lambda own: generator_for(self, own))
         self.base = ActiveAdapter(
             name="", scale=1.0, labels=bundle.manifest.labels, head=head_of(bundle.manifest, None)
         )
-
-    @property
-    def bundle(self) -> Bundle:
-        """The bundle as it was opened, or last read again by :meth:`refresh`."""
-        return self.resident.bundle
 
     @property
     def manifest(self) -> Manifest:
@@ -78,12 +86,12 @@ class Engine:
     @property
     def closed(self) -> bool:
         """Whether :meth:`close` was called."""
-        return self._session is None
+        return self._sessions.first is None
 
     @property
     def session(self) -> Any:
         """The session of the variant's graph (of an encoder-decoder: its encoder); :class:`InputError` once closed."""
-        session = self._session
+        session = self._sessions.first
         if session is None:
             raise InputError(f"{self.bundle.path} was closed; open it again with runtime.open")
         return session
@@ -92,47 +100,61 @@ class Engine:
     def decoder_session(self) -> Any:
         """The session of an encoder-decoder's decoder, opened at its first use; :class:`InputError` without one."""
         self.check_open()
-        return self._decoder_session.get()
+        return self._sessions.decoder.get()
 
     @property
     def encoder(self) -> TextEncoder:
-        """The bundle's tokenizer, padding and cutting for the base."""
+        """The base's tokenizer, padding and cutting for the base."""
+        return self.encoder_of(None)
+
+    def encoder_of(self, adapter: str | None) -> TextEncoder:
+        """An adapter's tokenizer: its own, or the base's where it brings none (and for ``None``)."""
         self.check_open()
-        return self._encoder.get()
+        return self._encoders.get(adapter)
+
+    def encode(self, texts: Sequence[Any], active: ActiveAdapter) -> dict[str, np.ndarray]:
+        """Padded arrays ``[batch, sequence]`` for texts, each as its adapter's tokenizer cuts it."""
+        return encode_rows([self.encoder_of(active.text_of(row)) for row in range(len(texts))], texts)
 
     @property
     def generator(self) -> Generator:
-        """What generation needs of this bundle; :class:`InputError` for one whose task does not write."""
+        """What generation with the base needs; :class:`InputError` for a bundle whose task does not write."""
+        return self.generator_of(None)
+
+    def generator_of(self, adapter: str | None) -> Generator:
+        """What generation with an adapter needs: its tokenizer, template and defaults, or the base's (and for ``None``)."""
         self.check_open()
-        return self._generator.get()
+        return self._generators.get(adapter)
 
     def check_open(self) -> None:
         """Raise :class:`InputError` once closed."""
-        if self._session is None:
+        if self.closed:
             _ = self.session
 
     def close(self) -> None:
         """Give up sessions and adapters. Runs that have begun end as they began; their memory is freed then."""
-        self._session = None
-        self._decoder_session = Once(self._open_decoder)
-        self._generator = Once(lambda: generator_for(self))
+        self._sessions.first = None
+        self._sessions.decoder = Once(self._open_decoder)
+        self._generators.forget()
         self.resident.forget()
 
-    def refresh(self) -> Refreshed:
-        """Read the manifest again: see :meth:`Runtime.refresh`."""
+    def refreshed(self) -> tuple[Engine, Refreshed]:
+        """An engine over the same sessions and the bundle as it is now, and what changed: see :meth:`Runtime.refresh`.
+
+        This one stays as it is, for the views that it gave: their labels, tokenizers and adapters are those of before.
+        """
         self.check_open()
-        with self._refreshing:
-            before = self.resident
-            bundle = read_again(before.bundle.path, before.bundle.verification)
-            changed = compare(before.bundle, bundle, self.variant)
-            bundle.files.take_over(before.bundle.files)
-            unchanged = set(bundle.manifest.adapters) - {*changed.added, *changed.replaced}
-            self.base = replace(self.base, labels=bundle.manifest.labels, head=head_of(bundle.manifest, None))
-            self.resident = before.moved(bundle, unchanged)
-            if not same_text(before.bundle, bundle):
-                self._encoder = Once(lambda: TextEncoder(self.bundle))
-                self._generator = Once(lambda: generator_for(self))
-        return changed
+        before = self.bundle
+        bundle = read_again(before.path, before.verification)
+        changed = compare(before, bundle, self.variant)
+        bundle.files.take_over(before.files)
+        engine = copy(self)
+        engine.bundle = bundle
+        engine.resident = self.resident.moved(
+            bundle, set(bundle.manifest.adapters) - {*changed.added, *changed.replaced}
+        )
+        engine._read_texts()
+        return engine, changed
 
     def adapter(
         self, adapter: str | Mapping[str, float] | None, scale: float = 1.0, head: str | None = None
@@ -154,24 +176,23 @@ class Engine:
             return self.base
         if adapter is None:
             return self.base
-        resident = self.resident
         try:
             if scale == 1.0:
-                return resident.get(adapter)
-            return scaled_adapter(resident.bundle, adapter, resident.tensors(adapter), scale)
+                return self.resident.get(adapter)
+            return scaled_adapter(self.bundle, adapter, self.resident.tensors(adapter), scale)
         except UnknownAdapterError as error:
-            raise added_since(resident.bundle, adapter) or error from None
+            raise added_since(self.bundle, adapter) or error from None
 
     def _blend(self, weights: Mapping[str, float], scale: float, head: str | None) -> ActiveAdapter:
         if self.manifest.merged is not None:
             raise InputError(f"{self.bundle.path} is merged with {self.manifest.merged!r}; it has no adapters to blend")
-        resident = self.resident
-        summed = blend(resident.bundle, weights, scale=scale, head=head, read=resident.tensors)
+        summed = blend(self.bundle, weights, scale=scale, head=head, read=self.resident.tensors)
         return ActiveAdapter(
             name=describe(weights),
             scale=scale,
             labels=summed.head.labels,
             head=summed.head,
+            text=summed.text,
             feeds=as_values(summed.tensors),
             identity=("blend", *weights.items(), scale, head),
         )
@@ -179,8 +200,7 @@ class Engine:
     def mixed(self, adapters: Sequence[str | None]) -> ActiveAdapter:
         """An adapter of its own for each row of a batch (``None``: the base), as one."""
         self.check_open()
-        resident = self.resident
-        return mixed_adapter(resident.bundle, adapters, resident.tensors)
+        return mixed_adapter(self.bundle, adapters, self.resident.tensors)
 
     def run(self, inputs: Inputs, active: ActiveAdapter) -> dict[str, np.ndarray]:
         """Run arrays through the base with an adapter; raw outputs by name.

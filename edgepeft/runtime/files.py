@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ..bundle import Bundle
 from ..errors import BundleError
 
+#: Paths of an adapter's own text files by the names of those whose place they take; see ``AdapterEntry.text``.
+OwnText = Mapping[str, str]
+NO_TEXT: OwnText = MappingProxyType({})
 
-def read_text(bundle: Bundle, name: str) -> str | None:
-    """The verified text of a file of the bundle; ``None`` where the manifest does not list it."""
-    return bundle.read_text(name) if name in bundle.manifest.files else None
+
+def read_text(bundle: Bundle, name: str, own: OwnText = NO_TEXT) -> str | None:
+    """The verified text of a file of the bundle, or of the one in its place; ``None`` where the manifest lists neither."""
+    path = own.get(name, name)
+    return bundle.read_text(path) if path in bundle.manifest.files else None
 
 
-def read_object(bundle: Bundle, name: str) -> dict[str, Any]:
-    """The JSON object in a file of the bundle, verified; empty where the manifest does not list it.
+def read_object(bundle: Bundle, name: str, own: OwnText = NO_TEXT) -> dict[str, Any]:
+    """The JSON object in a file of the bundle, or in the one in its place, verified; empty where the manifest lists neither.
 
     Raises:
         BundleError: The file is not JSON, or holds something else than an object.
     """
-    return bundle.read_json(name) if name in bundle.manifest.files else {}
+    path = own.get(name, name)
+    return bundle.read_json(path) if path in bundle.manifest.files else {}
 
 
 @contextmanager
@@ -39,7 +46,7 @@ def tokenizing(path: Path, cannot: str) -> Iterator[None]:
         raise BundleError(f"{path} {cannot}: {str(error)[:300]}; export the bundle again") from error
 
 
-def read_tokenizer(bundle: Bundle, without: str) -> Any:
+def read_tokenizer(bundle: Bundle, without: str, own: OwnText = NO_TEXT) -> Any:
     """A ``tokenizers.Tokenizer`` of its own for the caller, which may set its padding and truncation.
 
     Raises:
@@ -47,8 +54,8 @@ def read_tokenizer(bundle: Bundle, without: str) -> Any:
     """
     from tokenizers import Tokenizer
 
-    text = read_text(bundle, "tokenizer.json")
+    text = read_text(bundle, "tokenizer.json", own)
     if text is None:
         raise BundleError(f"{bundle.path} holds no tokenizer.json, {without}")
-    with tokenizing(bundle.file("tokenizer.json"), "is not a tokenizer"):
+    with tokenizing(bundle.file(own.get("tokenizer.json", "tokenizer.json")), "is not a tokenizer"):
         return Tokenizer.from_str(text)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ..bundle import Verify, read_bundle, rereading
+from ..bundle import Bundle, Manifest, Verify, read_bundle, rereading
 from .engine import Engine
 from .refresh import Refreshed
 from .resident import RESIDENT
@@ -23,12 +24,23 @@ class Runtime(Calls):
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self._refreshing = threading.Lock()
         self._view = View(engine, engine.base)
 
     @property
     def view(self) -> View:
         """The view in use: the base's, until :meth:`use` swaps it."""
         return self._view
+
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle as it was opened, or last read again by :meth:`refresh`."""
+        return self.engine.bundle
+
+    @property
+    def manifest(self) -> Manifest:
+        """Its manifest."""
+        return self.engine.manifest
 
     @property
     def session(self) -> Any:
@@ -103,7 +115,16 @@ class Runtime(Calls):
             ('reviews',)
             >>> model.use("reviews")
         """
-        return self.engine.refresh()
+        with self._refreshing:
+            engine, changed = self.engine.refreshed()
+            view = self._view
+            gone = {*changed.removed, *changed.replaced}
+            if view.name is None:
+                self._view = View(engine, engine.base)
+            elif not gone or (view.name in engine.manifest.adapters and view.name not in gone):
+                self._view = View(engine, view.active)
+            self.engine = engine
+        return changed
 
     def unload(self, adapter: str) -> None:
         """Let go of an adapter's memory; one that is not in memory stays so.

@@ -26,7 +26,8 @@ class TaskRun:
     inputs: Arrays
     outputs: Arrays
     active: ActiveAdapter
-    encoder: TextEncoder
+    #: The tokenizer of each row.
+    encoders: Sequence[TextEncoder]
     #: The variant and the bundle's folder, for messages.
     variant: str
     path: Path
@@ -57,7 +58,7 @@ def _tokens(run: TaskRun) -> list[dict[str, Any]]:
     results = []
     for place, text in enumerate(run.texts):
         logits, head = run.row(place), run.active.head_of(place)
-        tokens = run.encoder.tokens(text)
+        tokens = run.encoders[place].tokens(text)
         found = [prediction(each, head) for each in run.finite(place, logits[: len(tokens)], "logits")]
         results.append(
             {"tokens": [{"token": t, "label": p.label, "score": p.score} for t, p in zip(tokens, found, strict=True)]}
@@ -66,13 +67,13 @@ def _tokens(run: TaskRun) -> list[dict[str, Any]]:
 
 
 def _fills(run: TaskRun) -> list[dict[str, Any]]:
-    encoder = run.encoder
-    mask_id = next((i for t in ("[MASK]", "<mask>") if (i := encoder.token_id(t)) is not None), None)
-    if mask_id is None:
-        raise InputError("the bundle's tokenizer has no [MASK] or <mask> token")
     results = []
     rows_of_all = zip(run.texts, run.inputs["input_ids"], run.outputs["logits"], strict=True)
     for place, (text, ids, rows) in enumerate(rows_of_all):
+        encoder = run.encoders[place]
+        mask_id = next((i for t in ("[MASK]", "<mask>") if (i := encoder.token_id(t)) is not None), None)
+        if mask_id is None:
+            raise InputError("the bundle's tokenizer has no [MASK] or <mask> token")
         positions = np.flatnonzero(ids == mask_id)
         if positions.size == 0:
             raise InputError(f"nothing to fill in {text!r}: put {encoder.token(mask_id)} where a word is missing")

@@ -70,12 +70,12 @@ class Calls(ABC):
     @property
     def end_tokens(self) -> frozenset[int]:
         """The tokens that end what is generated."""
-        return self.view.engine.generator.defaults.eos
+        return self.generator.defaults.eos
 
     @property
     def template(self) -> ChatTemplate | None:
         """The chat template that prompts go through; ``None`` where there is none."""
-        return self.view.engine.generator.template
+        return self.generator.template
 
     @property
     def labels_are_untrained(self) -> bool:
@@ -86,13 +86,15 @@ class Calls(ABC):
 
     @property
     def encoder(self) -> TextEncoder:
-        """The bundle's tokenizer."""
-        return self.view.engine.encoder
+        """The tokenizer: the adapter's own, else the bundle's."""
+        view = self.view
+        return view.engine.encoder_of(view.active.text)
 
     @property
     def generator(self) -> Generator:
         """What generation needs of this bundle; :class:`InputError` for one whose task does not write."""
-        return self.view.engine.generator
+        view = self.view
+        return view.engine.generator_of(view.active.text)
 
     def encode(self, texts: Texts | str) -> dict[str, np.ndarray]:
         """Padded int64 arrays ``[batch, sequence]`` by input name; pairs of texts are encoded as pairs.
@@ -262,10 +264,9 @@ class Calls(ABC):
 
     def _texts(self, texts: list[Any], active: ActiveAdapter) -> TaskRun:
         engine = self.view.engine
-        inputs = engine.encoder.encode(texts)
-        return TaskRun(
-            texts, inputs, engine.run(inputs, active), active, engine.encoder, engine.variant, engine.bundle.path
-        )
+        inputs = engine.encode(texts, active)
+        encoders = [engine.encoder_of(active.text_of(row)) for row in range(len(texts))]
+        return TaskRun(texts, inputs, engine.run(inputs, active), active, encoders, engine.variant, engine.bundle.path)
 
     @overload
     def generate(  # type: ignore[overload-overlap] # as above
@@ -296,12 +297,12 @@ class Calls(ABC):
         model or the options cannot do.
         """
         view = self.view
-        return view.engine.generator.generate(prompt, view.active, adapters, batch_size, Options(**options))
+        return view.generator.generate(prompt, view.active, adapters, batch_size, Options(**options))
 
     def stream(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> TextStream:
         """:meth:`generate` from one prompt, as pieces of text while they come; options are the same."""
         view = self.view
-        run = view.engine.generator.run([prompt], Options(**options), view.active, [view.name])
+        run = view.generator.run([prompt], Options(**options), view.active, [view.name])
         return TextStream(run)
 
     def conversation(self, system: str | None = None, *, drop_oldest: bool = False) -> Conversation:
@@ -317,10 +318,16 @@ class Calls(ABC):
         Raises:
             InputError: The bundle's task is not to write, or it is an encoder-decoder.
         """
-        generator = self.view.engine.generator
+        view = self.view
+        generator = view.generator
         if not generator.continues:
             raise InputError(f"{self.bundle.path} is an encoder-decoder: it has no conversation to go on with")
-        return Conversation(generator, lambda: self.view.active, system, drop_oldest=drop_oldest)
+
+        def current() -> tuple[Generator, ActiveAdapter]:
+            now = self.view
+            return now.generator, now.active
+
+        return Conversation(current, system, drop_oldest=drop_oldest)
 
     def decoder(self, rows: int, capacity: int) -> Steps:
         """The steps that :meth:`generate` runs, for callers that choose tokens themselves.
@@ -333,7 +340,7 @@ class Calls(ABC):
             A fresh cache with the adapter's tensors bound: ``prefill`` prompts, then ``step`` token by token. One thread at a time.
         """
         view = self.view
-        return view.engine.generator.decoder(view.active, rows, capacity)
+        return view.generator.decoder(view.active, rows, capacity)
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)

@@ -119,7 +119,7 @@ class _PeftLogits:
         labels = manifest.labels if manifest.mode != "swap" else manifest.adapters[name].labels
         source = self._sources[name]
         module = peft_model(self._base, source, task=manifest.task, num_labels=head_width(source, labels))
-        encoder = TextEncoder(self._bundle)
+        encoder = TextEncoder(self._bundle, self._bundle.text_of(name if manifest.mode == "swap" else None))
         texts: Any = (
             examples.texts if examples.pairs is None else tuple(zip(examples.texts, examples.pairs, strict=True))
         )

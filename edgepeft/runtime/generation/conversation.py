@@ -24,6 +24,7 @@ class _Turn:
     """A prompt that fits, with the adapter it was encoded for."""
 
     started: float
+    generator: Generator
     active: ActiveAdapter
     tokens: list[int]
     plan: Plan
@@ -43,19 +44,19 @@ class Conversation:
 
     def __init__(
         self,
-        generator: Generator,
-        active: Callable[[], ActiveAdapter],
+        current: Callable[[], tuple[Generator, ActiveAdapter]],
         system: str | None = None,
         *,
         drop_oldest: bool = False,
     ) -> None:
+        # What a turn runs with: the adapter, and the tokenizer and template that belong to it.
+        self._current = current
         self._drop_oldest = drop_oldest
         self._dropped = 0
-        self._generator = generator
-        self._active = active
         self._messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
         self._decoder: Steps | None = None
         self._identity: tuple[Any, ...] | None = None
+        self._graphs: Any = None
         self._cached: list[int] = []
         self._busy = False
 
@@ -107,25 +108,23 @@ class Conversation:
         if self._busy:
             raise InputError("this conversation is still answering; read its stream to the end, or close it")
         started = perf_counter()
-        generator = self._generator
+        generator, active = self._current()
         _ = generator.graphs.session  # a closed model is refused, though the cache still holds its session
-        active = self._active()
         tokens = generator.encode(prompt, options, active.prefix_length)
         plan = generator.plan([tokens], options, active.prefix_length)
         room = generator.prompts.room(active.prefix_length)
         if room_for_answer and options.max_new_tokens is None and room is not None:
             wanted = min(generator.defaults.new_tokens or NEW_TOKENS, max(1, int(room * ANSWER_SHARE)))
             generator.prompts.new_tokens(len(tokens), wanted, active.prefix_length)
-        return _Turn(started, active, tokens, plan)
+        return _Turn(started, generator, active, tokens, plan)
 
     def _stream(self, turn: _Turn, said: Callable[[Generation], None]) -> TextStream:
-        generator, active, tokens, plan = self._generator, turn.active, turn.tokens, turn.plan
-        decoder, reused = self._ready(active, tokens, len(tokens) + plan.max_new_tokens)
+        generator, active, tokens, plan = turn.generator, turn.active, turn.tokens, turn.plan
+        decoder, reused = self._ready(generator, active, tokens, len(tokens) + plan.max_new_tokens)
         run = Run(
             decoder,
             [tokens],
-            plan,
-            generator.tokens,
+            [plan],
             [active.name or None],
             turn.started,
             reused,
@@ -143,11 +142,14 @@ class Conversation:
 
         return TextStream(run, ended)
 
-    def _ready(self, active: ActiveAdapter, tokens: Sequence[int], capacity: int) -> tuple[Steps, int]:
+    def _ready(
+        self, generator: Generator, active: ActiveAdapter, tokens: Sequence[int], capacity: int
+    ) -> tuple[Steps, int]:
         """A decoder that holds a prefix of ``tokens``, and that prefix's length; the last token is always computed."""
-        if self._decoder is None or self._identity != active.identity:
-            self._decoder = self._generator.decoder(active, 1, capacity)
-            self._identity, self._cached = active.identity, []
+        # A bundle that was read again may hold another adapter of the same name.
+        if self._decoder is None or self._identity != active.identity or self._graphs is not generator.graphs:
+            self._decoder = generator.decoder(active, 1, capacity)
+            self._identity, self._graphs, self._cached = active.identity, generator.graphs, []
         shared = 0
         for mine, theirs in zip(self._cached, tokens[:-1], strict=False):
             if mine != theirs:

@@ -8,7 +8,7 @@ from typing import Any
 from ...bundle import Bundle
 from ...bundle.slots import LIMIT
 from ...errors import BundleError, InputError
-from ..files import read_object
+from ..files import NO_TEXT, OwnText, read_object
 from .sampling import Sampling
 
 #: New tokens where neither the caller nor the model says how many.
@@ -62,9 +62,13 @@ class Defaults:
         return checked if sample else Sampling(repetition_penalty=checked.repetition_penalty, seed=seed)
 
 
-def read_defaults(bundle: Bundle) -> Defaults:
-    """The defaults in a bundle's files. Raises :class:`BundleError` for a file that is not JSON or a value that is not one."""
-    config, generation = read_object(bundle, "config.json"), read_object(bundle, "generation_config.json")
+def read_defaults(bundle: Bundle, own: OwnText = NO_TEXT) -> Defaults:
+    """The defaults in a bundle's files, or in an adapter's own.
+
+    Raises:
+        BundleError: A file is not JSON, or holds a value that is not one.
+    """
+    config, generation = read_object(bundle, "config.json"), read_object(bundle, "generation_config.json", own)
 
     def of(name: str, otherwise: Any = None) -> Any:
         value = generation.get(name)
@@ -92,7 +96,7 @@ def read_defaults(bundle: Bundle) -> Defaults:
         found.sampling(None, None, None, None, None)
     except (TypeError, ValueError, OverflowError, InputError) as error:
         raise BundleError(
-            f"{bundle.file('generation_config.json')} holds a value that is not usable: {error}"
+            f"{bundle.file(own.get('generation_config.json', 'generation_config.json'))} holds a value that is not usable: {error}"
         ) from error
     return found
 

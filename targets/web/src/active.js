@@ -10,6 +10,7 @@ import { factoredSlots, prefixTensors } from "./slots.js";
  * @typedef {import("./backend.js").Feeds} Feeds
  * @typedef {import("./manifest.js").AdapterEntry} AdapterEntry
  * @typedef {import("./manifest.js").Manifest} Manifest
+ * @typedef {import("./tokenizer.js").TextEncoder} TextEncoder
  *
  * @typedef {object} Active
  * @property {string | null} name  `a=0.7, b=0.3` for a blend, `null` for the base.
@@ -18,6 +19,9 @@ import { factoredSlots, prefixTensors } from "./slots.js";
  * @property {Feeds} feeds  One tensor for every slot.
  * @property {Feeds | null} prefix  `[1, heads, length, head_dim]` by cache input.
  * @property {number} prefixLength  Places of the context that the states take.
+ * @property {TextEncoder | null} encoder  Its tokenizer: its own, or the base's.
+ * @property {import("./texts.js").OwnText} own  Its own text files.
+ * @property {import("./texts.js").Texts} texts  Where they are read: in the bundle as it was when the adapter was made.
  */
 
 /**
@@ -51,7 +55,8 @@ export function makeActive(backend, base, name, labels, tensors, manifest) {
     else prefix[past.input] = backend.tensor("float32", data, dims);
   }
   const length = Object.values(prefix)[0]?.dims[2] ?? 0;
-  return { name, scale: 1, labels, feeds, prefix: length ? prefix : null, prefixLength: length };
+  const { encoder, own, texts } = base;
+  return { name, scale: 1, labels, feeds, prefix: length ? prefix : null, prefixLength: length, encoder, own, texts };
 }
 
 /**

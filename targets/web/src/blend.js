@@ -82,6 +82,11 @@ export function blendLabels(manifest, weights, head) {
   return names.map((name) => manifest.adapters[name]?.labels ?? null).find((labels) => labels !== null) ?? null;
 }
 
+/** The adapter whose tokenizer and template a blend has: the one with the largest share. @param {Record<string, number>} weights */
+export function blendText(weights) {
+  return Object.keys(weights).reduce((best, name) => (Math.abs(weights[name] ?? 0) > Math.abs(weights[best] ?? 0) ? name : best));
+}
+
 /** @param {SlotTensor} tensor @param {number} factor @returns {SlotTensor} */
 const times = ({ dims, data }, factor) => ({ dims, data: multiplied(data, factor) });
 

@@ -36,6 +36,7 @@ export const MANIFEST_NAME = "edgepeft.json";
  * @property {boolean} scalable
  * @property {boolean} per_row  Whether rows of a batch may differ in it.
  * @property {number} prefix_length  Places of the cache that its states take before the sequence; 0 without any.
+ * @property {Record<string, string>} text  Text files that take the place of the bundle's for it, as paths by name.
  * @typedef {object} Manifest
  * @property {string} task
  * @property {"swap" | "merge" | "bake"} mode
@@ -98,7 +99,10 @@ function checkFiles(manifest, where) {
     for (const key of /** @type {const} */ (["file", "input_file", "decoder_file", "decoder_input_file"])) named.push([["variants", name, key], entry[key]]);
     for (const file of entry.data) named.push([["variants", name, "data"], file]);
   }
-  for (const [name, entry] of Object.entries(manifest.adapters)) named.push([["adapters", name, "onnx_adapter"], entry.onnx_adapter]);
+  for (const [name, entry] of Object.entries(manifest.adapters)) {
+    named.push([["adapters", name, "onnx_adapter"], entry.onnx_adapter]);
+    for (const [file, path] of Object.entries(entry.text)) named.push([["adapters", name, "text", file], path]);
+  }
   for (const name of Object.keys(manifest.files)) if (!staysInside(name)) fail(where, ["files"], "relative paths inside the bundle", name);
   for (const [path, file] of named) {
     if (file === null) continue;

@@ -8,7 +8,7 @@ import { checkResident, RESIDENT } from "./residents.js";
 import { Runtime } from "./runtime.js";
 import { checkAdapters, slotSignature, slotTensors } from "./slots.js";
 import { openSource, readChecked, sha256 } from "./source.js";
-import { TextEncoder } from "./tokenizer.js";
+import { Texts } from "./texts.js";
 
 /**
  * @typedef {import("./backend.js").Backend} Backend
@@ -69,7 +69,8 @@ export async function openBundle(where, options = {}) {
   const backend = await openBackend(device);
   const fetched = await Promise.all(files.map((file) => readChecked(source, file, fileEntry(manifest, file), onProgress)));
   const contents = new Map(files.map((file, i) => [file, /** @type {Uint8Array} */ (fetched[i])]));
-  const encoder = await readEncoder(source, manifest, name);
+  const texts = new Texts(source, manifest, name);
+  const encoder = await texts.encoder();
   const defaults = await readDefaults(source, manifest, name, entry, backend);
   /** @type {import("./backend.js").Placement | null} */
   let placement = null;
@@ -90,6 +91,7 @@ export async function openBundle(where, options = {}) {
     decoder,
     placement,
     encoder,
+    texts,
     defaults,
     resident,
     readManifest,
@@ -127,19 +129,6 @@ function graphFile(name, variant, entry) {
 
 /** @param {Manifest} manifest @param {string} file */
 const fileEntry = (manifest, file) => /** @type {FileEntry} */ (manifest.files[file]);
-
-/** @param {Source} source @param {Manifest} manifest @param {string} name */
-async function readEncoder(source, manifest, name) {
-  const entry = manifest.files["tokenizer.json"];
-  if (entry === undefined) return null;
-  const config = manifest.files["tokenizer_config.json"];
-  return new TextEncoder(
-    await readChecked(source, "tokenizer.json", entry),
-    config === undefined ? null : await readChecked(source, "tokenizer_config.json", config),
-    manifest.max_length,
-    name,
-  );
-}
 
 /**
  * A feed for every slot that gives the base: of no rank, or the base's own numbers where the slot has some.

@@ -12,7 +12,9 @@ import { BundleError } from "./errors.js";
  */
 
 /** What of the manifest an open session stands on. */
-const BASE = /** @type {const} */ (["task", "mode", "merged", "base", "inputs", "outputs", "slots", "slot_defaults", "max_length"]);
+const BASE = /** @type {const} */ (["task", "mode", "merged", "base", "labels", "inputs", "outputs", "slots", "slot_defaults", "max_length"]);
+/** What a runtime reads beside graphs and weights. */
+const TEXT_FILES = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"];
 
 /**
  * What became of the adapters.
@@ -22,16 +24,19 @@ const BASE = /** @type {const} */ (["task", "mode", "merged", "base", "inputs", 
  * @throws {BundleError} Where the variant that is open is not what the bundle holds now.
  */
 export function compareManifests(old, now, variant, where) {
-  const files = Object.values(old.variants[variant] ?? {}).flat();
+  const files = [...Object.values(old.variants[variant] ?? {}).flat(), ...TEXT_FILES];
   const what =
     BASE.find((key) => !same(old[key], now[key])) ??
     (same(old.variants[variant], now.variants[variant]) ? undefined : `variant ${variant}`) ??
-    files.find((file) => typeof file === "string" && file in old.files && !same(old.files[file], now.files[file]));
+    files.find((file) => typeof file === "string" && !same(old.files[file], now.files[file]));
   if (what !== undefined) {
     throw new BundleError(`${where} holds another base than when it was opened (${what} differs), and its session is of the old one. Open the bundle again.`);
   }
   /** @param {Manifest} manifest @param {string} name */
-  const state = (manifest, name) => [manifest.adapters[name], manifest.files[manifest.adapters[name]?.onnx_adapter ?? ""]];
+  const state = (manifest, name) => {
+    const entry = manifest.adapters[name];
+    return [entry, ...[entry?.onnx_adapter ?? "", ...Object.values(entry?.text ?? {})].map((file) => manifest.files[file])];
+  };
   const names = Object.keys(now.adapters);
   return {
     added: names.filter((name) => !(name in old.adapters)),

@@ -1,13 +1,14 @@
 /** A bundle in ONNX Runtime Web: adapters to swap, texts to classify and to go on with. */
 
 import { adapterTensors, checkLinear, makeActive, scaled } from "./active.js";
-import { blendLabels, blendTensors, checkBlend, describeBlend } from "./blend.js";
+import { blendLabels, blendTensors, blendText, checkBlend, describeBlend } from "./blend.js";
 import { BundleError, InputError, NonFiniteError, UnknownAdapterError } from "./errors.js";
 import { findAdapter } from "./manifest.js";
 import { checkMixed, mixedTensors } from "./mixed.js";
 import { compareManifests } from "./refresh.js";
 import { Residents } from "./residents.js";
 import { readChecked } from "./source.js";
+import { NO_TEXT, Texts } from "./texts.js";
 
 /**
  * @typedef {import("./active.js").Active} Active
@@ -41,24 +42,25 @@ export class Runtime {
   /** @type {Residents<{ tensors: Map<string, SlotTensor>, active: Active }>} */ #loaded;
   /** @type {() => Promise<Manifest>} */ #readManifest;
   /** Runs one after the other: ONNX Runtime Web does not take two at a time. @type {Promise<unknown>} */ #last = Promise.resolve();
-  /** @type {Promise<import("./generate.js").Generator> | null} */ #generator = null;
-  /** @type {Promise<import("./seq2seq.js").Seq2Seq> | null} */ #seq2seq = null;
+  /** By the text of the adapter. @type {Map<string, Promise<import("./generate.js").Generator>>} */ #generators = new Map();
+  /** @type {Map<string, Promise<import("./seq2seq.js").Seq2Seq>>} */ #writers = new Map();
+  /** @type {Texts} */ #texts;
   #asked = 0;
   #applied = 0;
 
   /**
    * @param {{ source: Source, name: string, manifest: Manifest, variant: string, backend: Backend, session: InferenceSession,
-   *   decoder: InferenceSession | null, placement: Placement | null, encoder: TextEncoder | null, defaults: Feeds, resident: number,
-   *   readManifest: () => Promise<Manifest> }} parts
+   *   decoder: InferenceSession | null, placement: Placement | null, encoder: TextEncoder | null, texts: Texts, defaults: Feeds,
+   *   resident: number, readManifest: () => Promise<Manifest> }} parts
    */
-  constructor({ source, name, manifest, variant, backend, session, decoder, placement, encoder, defaults, resident, readManifest }) {
+  constructor({ source, name, manifest, variant, backend, session, decoder, placement, encoder, texts, defaults, resident, readManifest }) {
     this.#source = source;
     this.#loaded = new Residents(resident);
     this.#readManifest = readManifest;
     this.#backend = backend;
     this.#session = session;
     this.#decoder = decoder;
-    this.#base = { name: null, scale: 1, labels: manifest.labels, feeds: defaults, prefix: null, prefixLength: 0 };
+    this.#base = { name: null, scale: 1, labels: manifest.labels, feeds: defaults, prefix: null, prefixLength: 0, encoder, own: NO_TEXT, texts };
     this.#active = this.#base;
     /** Where the bundle is from. */
     this.name = name;
@@ -71,7 +73,12 @@ export class Runtime {
     this.gpu = backend.gpu;
     /** Which nodes run where; `null` unless `openBundle` was asked to find out. */
     this.placement = placement;
-    this.encoder = encoder;
+    this.#texts = texts;
+  }
+
+  /** The tokenizer of the adapter in use: its own, or the base's; `null` where there is none. */
+  get encoder() {
+    return this.#active.encoder;
   }
 
   /** Names of the adapters in the bundle. */
@@ -142,6 +149,8 @@ export class Runtime {
     const found = compareManifests(this.manifest, now, this.variant, this.name);
     for (const name of [...found.removed, ...found.replaced]) this.#loaded.delete(name);
     this.manifest = now;
+    this.#texts = new Texts(this.#source, now, this.name);
+    this.#base = { ...this.#base, texts: this.#texts };
     return found;
   }
 
@@ -193,7 +202,10 @@ export class Runtime {
     checkBlend(this.manifest, this.name, weights, head);
     const tensors = blendTensors(this.manifest, weights, scale, head, await this.#tensorsOf(Object.keys(weights)));
     const labels = blendLabels(this.manifest, weights, head);
-    return { ...makeActive(this.#backend, this.#base, describeBlend(weights), labels, tensors, this.manifest), scale };
+    const own = this.manifest.adapters[head ?? blendText(weights)]?.text ?? NO_TEXT;
+    const made = makeActive(this.#backend, this.#base, describeBlend(weights), labels, tensors, this.manifest);
+    const texts = this.#texts;
+    return { ...made, scale, own, texts, encoder: await texts.encoder(own) };
   }
 
   /** @param {string[]} names @returns {Promise<Map<string, Map<string, SlotTensor>>>} */
@@ -209,10 +221,12 @@ export class Runtime {
   /** @param {string} adapter */
   async #load(adapter) {
     const { manifest } = this;
+    const texts = this.#texts;
     const entry = findAdapter(manifest, this.name, adapter);
     const bytes = await readChecked(this.#source, entry.onnx_adapter, /** @type {FileEntry} */ (manifest.files[entry.onnx_adapter]));
     const tensors = adapterTensors(bytes, adapter, entry, `${this.name}/${entry.onnx_adapter}`);
-    const found = { tensors, active: makeActive(this.#backend, this.#base, adapter, entry.labels, tensors, manifest) };
+    const made = makeActive(this.#backend, this.#base, adapter, entry.labels, tensors, manifest);
+    const found = { tensors, active: { ...made, own: entry.text, texts, encoder: await texts.encoder(entry.text) } };
     if (manifest === this.manifest) this.#loaded.set(adapter, found); // otherwise refreshed meanwhile: it may be another now
     return found;
   }
@@ -358,18 +372,14 @@ export class Runtime {
   async generate(prompt, options = {}) {
     const active = this.#active;
     if (this.#decoder !== null) return this.#write(prompt, options, active, this.#decoder);
-    const generator = await this.#generation();
+    const generator = await this.#generation(active);
     return generator.generate(prompt, options, (feeds) => this.#run(feeds, active), active);
   }
 
   /** @param {string | import("./generate.js").Message[]} text @param {import("./generate.js").GenerateOptions} options @param {Active} active @param {InferenceSession} decoder */
   async #write(text, options, active, decoder) {
     const { Seq2Seq } = await import("./seq2seq.js");
-    this.#seq2seq ??= Seq2Seq.open(this.name, this.encoder, this.#backend, (file) => this.#text(file)).catch((error) => {
-      this.#seq2seq = null;
-      throw error;
-    });
-    const writer = await this.#seq2seq;
+    const writer = await this.#once(this.#writers, active, (read) => Seq2Seq.open(this.name, active.encoder, this.#backend, read));
     if (typeof text !== "string") throw new InputError("an encoder-decoder reads one text, not messages");
     const inputs = this.#tensors(this.encode([text]));
     return writer.generate(
@@ -389,39 +399,41 @@ export class Runtime {
    */
   async nextLogits(text) {
     const active = this.#active;
-    const generator = await this.#generation();
+    const generator = await this.#generation(active);
     return generator.next(text, (feeds) => this.#run(feeds, active), active);
   }
 
   /** How many tokens of a prompt a language model reads at a time: few where a GPU computes more of them wrongly. */
   async tokensAtOnce() {
-    return (await this.#generation()).piece;
+    return (await this.#generation(this.#active)).piece;
   }
 
-  /** What generation needs, read when it is first asked for; read again where that failed. */
-  #generation() {
-    this.#generator ??= import("./generate.js")
-      .then(({ Generator }) =>
-        Generator.open(
-          this.manifest,
-          this.name,
-          this.encoder,
-          this.#backend,
-          (file) => this.#text(file),
-          (feeds) => this.#run(feeds, this.#base),
-        ),
-      )
-      .catch((error) => {
-        this.#generator = null;
-        throw error;
-      });
-    return this.#generator;
+  /** What generation with an adapter needs, read when it is first asked for. @param {Active} active */
+  #generation(active) {
+    return this.#once(this.#generators, active, async (read) => {
+      const { Generator } = await import("./generate.js");
+      return Generator.open(this.manifest, this.name, active.encoder, this.#backend, read, (feeds) => this.#run(feeds, this.#base));
+    });
   }
 
-  /** A file of the bundle, checked; `null` where there is none. @param {string} file */
-  async #text(file) {
-    const entry = this.manifest.files[file];
-    return entry === undefined ? null : new TextDecoder().decode(await readChecked(this.#source, file, entry));
+  /**
+   * What is made once for all adapters with the same text; made again where that failed.
+   *
+   * @template T
+   * @param {Map<string, Promise<T>>} made
+   * @param {Active} active
+   * @param {(read: (file: string) => Promise<string | null>) => Promise<T>} make  Reads files of the bundle, or the adapter's own.
+   * @returns {Promise<T>}
+   */
+  #once(made, { own, texts }, make) {
+    const key = texts.key(own);
+    let found = made.get(key);
+    if (found === undefined) {
+      found = make((file) => texts.read(file, own));
+      made.set(key, found);
+      found.catch(() => made.delete(key));
+    }
+    return found;
   }
 
   /** Free the session's memory; the runtime cannot be used afterwards. */
