@@ -129,7 +129,7 @@ def adapter_probe(bundle: Bundle, name: str, source: Source, base: str, plain: P
     probe, texts = with_text(plain, bundle, name)
     if texts is None:
         return AdapterProbe(probe, "")
-    encode = own_tokenizer(read_checkpoint(source).path, base, bundle.manifest.max_length)
+    encode = own_tokenizer(read_checkpoint(source), base, bundle.manifest.max_length)
     return AdapterProbe(probe, "" if encode is None else texts.difference(encode))
 
 

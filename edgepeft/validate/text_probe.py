@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..adapters.checkpoint import Checkpoint
 from ..base.load import quiet
 from ..base.parity_causal import CausalBatch
 from ..base.parity_seq2seq import following_tokens
@@ -140,11 +140,11 @@ def _left(batch: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     }
 
 
-def own_tokenizer(checkpoint: Path, base: str, max_length: int | None) -> Encode | None:
-    """Token ids as transformers gives them to who trained the adapter: with its folder's tokenizer and template, else the base's.
+def own_tokenizer(checkpoint: Checkpoint, base: str, max_length: int | None) -> Encode | None:
+    """Token ids as transformers gives them to who trained the adapter: by its folder's tokenizer and template, else the base's.
 
     Args:
-        checkpoint: The adapter's folder.
+        checkpoint: The adapter's checkpoint.
         base: Folder or id of the base.
         max_length: Where texts are cut.
 
@@ -153,15 +153,15 @@ def own_tokenizer(checkpoint: Path, base: str, max_length: int | None) -> Encode
     """
     from transformers import AutoTokenizer
 
-    folder = str(checkpoint) if (checkpoint / "tokenizer_config.json").is_file() else base
+    folder = base if checkpoint.text.tokenizer is None else str(checkpoint.path)
     try:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError, KeyError, AttributeError, ImportError):
         return None  # nothing to compare with: the bundle's tokenizer is not made from one that transformers opens
-    template = checkpoint / "chat_template.jinja"
-    if folder == base and template.is_file():
-        tokenizer.chat_template = template.read_text(encoding="utf-8")
+    template = checkpoint.text.templates.get("default")
+    if template is not None:
+        tokenizer.chat_template = template
 
     def encode(sample: Any) -> list[int]:
         if isinstance(sample, list):
