@@ -40,7 +40,7 @@ class _Vocabulary:
         raw = json.loads(tokenizer.to_str())
         if (raw.get("post_processor") or {}).get("special_tokens") == {}:
             raw["post_processor"] = None  # transformers 5 writes one that puts nothing around a text
-        self.form: str = json.dumps(raw, sort_keys=True)
+        self.form: dict[str, Any] = raw
         self.tokens: dict[str, int] = tokenizer.get_vocab(with_added_tokens=True)
 
 

@@ -18,6 +18,7 @@ from .manifest import (
 )
 from .manifest_heads import head_of
 from .names import check_name
+from .own_text import NO_TEXT, OwnText
 from .read import Bundle, hash_file, read_bundle
 from .reread import rereading
 from .slots import ConvSlot, EmbeddingSlot, FactoredSlot, LinearSlot, OverrideSlot, SlotPart, SlotTable
@@ -27,6 +28,7 @@ from .verified import VerifiedFile, Verify
 __all__ = [
     "LOCK_TIMEOUT",
     "MANIFEST_NAME",
+    "NO_TEXT",
     "TEXT_FILES",
     "AdapterEntry",
     "BaseEntry",
@@ -41,6 +43,7 @@ __all__ = [
     "Manifest",
     "OpenGraph",
     "OverrideSlot",
+    "OwnText",
     "SlotPart",
     "SlotTable",
     "Variant",

@@ -173,6 +173,23 @@ class AdapterEntry(Schema):
         return tuple(dict.fromkeys((self.onnx_adapter, self.onnx, *self.text.values())))
 
 
+class TaskEntry(Schema):
+    """One task of a base that serves several: an encoder whose features are read by heads, which adapters bring.
+
+    ``outputs`` is what the task's own model calls its outputs, and what the graph does. ``names`` maps the names of that model's
+    parameters to the graph's: the first pair whose first text a name begins with is put in its place.
+    """
+
+    outputs: dict[Name, Name]
+    names: tuple[tuple[Text, Text], ...] = Field(max_length=64)
+    #: Parameters that the checkpoint does not hold, by the graph's names: an adapter for the task brings them.
+    fresh: tuple[Name, ...] = ()
+    #: What the base's config says of the task's head.
+    labels: Labels | None = None
+    problem_type: ProblemType | None = None
+    activation: Activation | None = None
+
+
 class Manifest(Schema):
     """``edgepeft.json``."""
 
@@ -186,6 +203,8 @@ class Manifest(Schema):
     #: What the outputs of the base's head mean (a merged bundle's: of its adapter), and what makes scores of them.
     problem_type: ProblemType | None = None
     activation: Activation | None = None
+    #: The tasks of a base that serves several, by name; ``task`` is the one that it has without an adapter. Empty: that one.
+    tasks: dict[Text, TaskEntry] = Field(default_factory=dict)
     #: Longest input in tokens.
     max_length: Size | None = None
     slots: SlotTable
@@ -218,10 +237,24 @@ class Manifest(Schema):
             for path in adapter.files():
                 if path not in self.files:
                     raise ValueError(f"adapter file {path} is not listed under files")
+        self._check_tasks()
         if not self.variants:
             raise ValueError("a bundle holds at least one variant")
         self._graphs_make_up_the_task()
         return self
+
+    def _check_tasks(self) -> None:
+        """A task that an adapter is for, and an output that a task reads, must be there."""
+        known, outputs = {self.task, *self.tasks}, {value.name for value in self.outputs}
+        for name, adapter in self.adapters.items():
+            if adapter.task is not None and adapter.task not in known:
+                raise ValueError(f"adapter {name} is for {adapter.task}; the base serves {', '.join(sorted(known))}")
+        for task, entry in self.tasks.items():
+            lacking = sorted(set(entry.outputs.values()) - outputs)
+            if lacking:
+                raise ValueError(f"task {task} reads output {lacking[0]}, which is not listed under outputs")
+        if self.tasks and self.task not in self.tasks:
+            raise ValueError(f"task {self.task} is not listed under tasks")
 
     def _graphs_make_up_the_task(self) -> None:
         for name, variant in self.variants.items():

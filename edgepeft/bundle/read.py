@@ -26,6 +26,7 @@ from .loads import Slots, loaded_files, variant_files
 from .lock import real_path
 from .manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, AdapterEntry, FileEntry, Manifest, Variant, parse_manifest
 from .opening import open_inside
+from .own_text import NO_TEXT, OwnText
 from .reread import rereading
 from .slots import shape_fits
 from .transaction import recover
@@ -136,9 +137,9 @@ class Bundle:
         """The graphs of a variant and their weights."""
         return variant_files(self.manifest, name, slots)
 
-    def text_of(self, adapter: str | None) -> Mapping[str, str]:
-        """The text files that take the place of the bundle's for an adapter, as paths by name; none for the base."""
-        return {} if adapter is None else {str(name): path for name, path in self.adapter(adapter).text.items()}
+    def text_of(self, adapter: str | None) -> OwnText:
+        """The text files that take the place of the bundle's for an adapter; none for the base."""
+        return NO_TEXT if adapter is None else OwnText.of(self.adapter(adapter), self.manifest.files)
 
     def loaded_files(self, name: str, slots: Slots = "overridable") -> tuple[str, ...]:
         """Every file that running a variant reads: graphs, weights, tokenizer, configuration, template, adapters."""

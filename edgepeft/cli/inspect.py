@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import cloup
@@ -12,6 +13,9 @@ from ..errors import InputError
 from .guarded import guarded
 from .options import json_option
 from .show import megabytes, print_json, table
+
+if TYPE_CHECKING:
+    from ..bundle import Head
 
 
 @cloup.command()
@@ -71,6 +75,7 @@ def _bundle(path: Path, as_json: bool) -> None:
     facts = {
         "bundle": f"{path}, {manifest.mode}, {megabytes(bundle.size())}, all {len(manifest.files)} files verified",
         "task": manifest.task + (f" ({', '.join(manifest.labels)})" if manifest.labels and not base.fresh else ""),
+        **({"tasks": ", ".join(manifest.tasks)} if manifest.tasks else {}),
         "base": f"{base.source} ({base.architecture}, {base.parameters:,} parameters)",
         "captured": f"{base.captured_by}, identity {base.identity[:16]}…",
         "slots": f"{len(slots.factored)} at {sites} sites, {len(slots.overrides)} replaceable parameters",
@@ -90,16 +95,21 @@ def _bundle(path: Path, as_json: bool) -> None:
         ],
     )
     if manifest.adapters:
+        from ..bundle import head_of
+
+        heads = {name: head_of(manifest, name) for name in manifest.adapters}
         table(
             "Adapters",
-            ("adapter", "method", "size", "largest rank", "labels", "scalable", "mixed batches"),
+            ("adapter", "task", "method", "size", "largest rank", "labels", "meaning", "scalable", "mixed batches"),
             [
                 (
                     n,
+                    heads[n].task,
                     a.method,
                     megabytes(a.bytes),
                     max(a.ranks.values(), default=0),
-                    ", ".join(a.labels or ()) or None,
+                    ", ".join(heads[n].labels or ()) or None,
+                    _meaning(heads[n]),
                     a.scalable,
                     a.per_row,
                 )
@@ -208,3 +218,10 @@ def _checkpoint(path: Path, base: str | None, as_json: bool) -> None:
         table("Tensors", ("tensor", "shape"), _shapes(shapes))
     if not plan.measured and plan.mode != "refuse":
         click.echo("\nLower it over its base for sizes and residuals: --base MODEL, or --base BUNDLE")
+
+
+def _meaning(head: Head) -> str | None:
+    """What the outputs of a head are, and what makes scores of them; nothing for the usual: one label, a softmax."""
+    width = len(head.labels or ())
+    kind, function = (head.kind(width), head.function(width)) if width else ("", "softmax")
+    return None if not width or function == "softmax" else f"{kind.removesuffix('_classification')}, {function}"

@@ -14,6 +14,7 @@ from ..adapters.fill import FilledSlots, fill_slots
 from ..adapters.prefix import fill_prefix
 from ..bundle import AdapterEntry, Head, SlotTable
 from ..bundle.heads import inherited
+from ..bundle.manifest import TaskEntry
 from ..bundle.slots import Dim
 from ._text import text_hashes, write_text
 
@@ -42,6 +43,12 @@ def fill(
     return Filled(adapter, slots, fill_prefix(adapter, prefix, config, max_length))
 
 
+def required(tasks: Mapping[str, TaskEntry], adapter: Adapter, fresh: Sequence[str]) -> Sequence[str]:
+    """What an adapter must bring: all that the checkpoint lacks, or of several tasks what its own one reads."""
+    entry = tasks.get(adapter.task or "")
+    return fresh if entry is None else entry.fresh
+
+
 def adapter_metadata(
     filled: Filled, *, base_identity: str, slots_hash: str, base: Head, table: SlotTable
 ) -> dict[str, Any]:
@@ -61,6 +68,7 @@ def adapter_metadata(
         "labels": head.labels,
         "problem_type": head.problem_type,
         "activation": head.activation,
+        "task": adapter.task,
         "scalable": adapter.scalable,
         "per_row": filled.slots.per_row and not filled.prefix,
         "prefix_length": adapter.prefix.states.shape[3] if adapter.prefix is not None else 0,

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .. import runtime as runtimes
+from ..adapters.base_weights import BaseWeights, RenamedWeights
 from ..adapters.bundle_weights import BundleWeights
 from ..adapters.checkpoint import read_checkpoint
 from ..adapters.contract import check_belongs
@@ -19,26 +20,17 @@ from ..adapters.folder_text import FolderText
 from ..adapters.read import read_adapter
 from ..adapters.text_contract import text_changes
 from ..base.task import check_task
-from ..bundle import (
-    LOCK_TIMEOUT,
-    AdapterEntry,
-    Bundle,
-    Head,
-    Manifest,
-    check_name,
-    head_of,
-    read_bundle,
-    rereading,
-)
+from ..bundle import LOCK_TIMEOUT, AdapterEntry, Bundle, Head, Manifest, check_name, read_bundle, rereading
 from ..bundle.adapter_checks import check_labels, check_ranks
+from ..bundle.manifest_heads import base_head
 from ..bundle.names import check_distinct
 from ..bundle.read import check_prefix_tensors
 from ..errors import AdapterError, AdapterMismatchError, InputError
 from ..validate.probe import bundle_probe, same_outputs
-from ._adapter_files import adapter_metadata, fill, write_adapter
+from ._adapter_files import adapter_metadata, fill, required, write_adapter
 from ._calibrate import measured_without
 from ._edit import Edit, edit
-from ._heads import said, say_labels, with_head
+from ._heads import said, say_labels, task_in, with_head
 from ._text import bundle_text, embedding_rows, text_beside
 
 Announce = Callable[[str], None]
@@ -127,21 +119,34 @@ def _from_checkpoint(
 ) -> tuple[dict[str, Any], dict[str, Any], FolderText]:
     manifest = bundle.manifest
     checkpoint = read_checkpoint(source)
-    check_task(name, source, checkpoint.config.get("task_type"), [manifest.task], str(bundle.path))
+    check_task(name, source, checkpoint.config.get("task_type"), [manifest.task, *manifest.tasks], str(bundle.path))
+    task = task_in(manifest.tasks, checkpoint, name)
+    weights: BaseWeights = BundleWeights(bundle)
+    if task is not None:
+        weights = RenamedWeights(weights, manifest.tasks[task].names)
     adapter = read_adapter(
         checkpoint,
         name=name,
-        weights=BundleWeights(bundle),
-        module=lambda: base_module(bundle),
+        weights=weights,
+        module=None if task is not None else lambda: base_module(bundle),
         layers=manifest.base.layers,
     )
     check_belongs(adapter, identity=manifest.base.identity, source=manifest.base.source, force=force, announce=announce)
     for note in adapter.notes:
         announce(f"adapter {name}: {note}")
-    base = head_of(manifest, None)
+    if task is not None:
+        adapter = adapter.over(task, manifest.tasks[task].names)
+    base = base_head(manifest, task)
     adapter = with_head(adapter, checkpoint, head, base, announce)
     config = bundle.read_json("config.json") if adapter.prefix is not None else {}
-    filled = fill(adapter, manifest.slots, manifest.base.fresh, manifest.prefix_tensors(), config, manifest.max_length)
+    filled = fill(
+        adapter,
+        manifest.slots,
+        required(manifest.tasks, adapter, manifest.base.fresh),
+        manifest.prefix_tensors(),
+        config,
+        manifest.max_length,
+    )
     metadata = adapter_metadata(
         filled, base_identity=manifest.base.identity, slots_hash=manifest.slots.hash, base=base, table=manifest.slots
     )
@@ -152,8 +157,9 @@ def _changes_output(bundle: Bundle, name: str) -> bool:
     """Run the base and the adapter once: non-finite numbers are an error, equal ones a warning."""
     probe = bundle_probe(bundle)
     runtime = runtimes.open(bundle.path)
-    plain = probe.run(runtime.base)
-    edited = probe.run(runtime.adapter(name))
+    view = runtime.adapter(name)
+    plain = probe.run(runtime.adapter(None, task=view.task))
+    edited = probe.run(view)
     if not all(np.isfinite(array).all() for found in edited for array in found.values()):
         raise AdapterError(f"adapter {name!r} gives NaN or infinite outputs; the bundle was left as it was")
     return not same_outputs(edited, plain)
@@ -206,7 +212,9 @@ def add(
     with edit(bundle, lock_timeout=lock_timeout) as change:
         change.refuse_another_base(opened.manifest, f"adapter {name!r} was being read")
         entry, changes = put_adapter(change, name, tensors, metadata, text.files, replace=replace)
-    say_labels(name, head is not None and head.labels is not None, entry, head_of(opened.manifest, None), announce)
+    say_labels(
+        name, head is not None and head.labels is not None, entry, base_head(opened.manifest, entry.task), announce
+    )
     added = Added(bundle=change.after, entry=entry, changes_output=changes)
     for variant in added.bundle.manifest.provenance.get("calibration", {}):
         announce(measured_without(variant, name))

@@ -95,9 +95,10 @@ def _sum(
         "labels": summed.head.labels,
         "problem_type": summed.head.problem_type,
         "activation": summed.head.activation,
+        "task": next(iter({manifest.adapters[name].task for name in weights})),
         "scalable": True,
         "per_row": summed.per_row,
         "residual": summed.residual,
     }
-    text = {name: opened.read_text(file) for name, file in opened.text_of(summed.text).items()}
+    text = {name: opened.read_text(file) for name, file in opened.text_of(summed.text).paths}
     return opened, dict(summed.tensors), metadata, text

@@ -93,7 +93,7 @@ def _run(
     announce: Callable[[str], None],
 ) -> tuple[Ranges, dict[str, int]]:
     session = open_session(file)
-    encoders = PerText(bundle, lambda own: TextEncoder(bundle, own))
+    encoders = PerText(lambda own: TextEncoder(bundle, own))
     low, high = (np.zeros(len(names)) for _ in range(2))  # zero is always in a range: it must be exact
     outputs = [f"{name}/{part}" for part in ("min", "max") for name in names]
     for adapter, each in texts.items():
@@ -101,7 +101,7 @@ def _run(
         active = load_adapter(bundle, adapter) if adapter else None
         for start in range(0, len(each), _BATCH):
             feeds: dict[str, Any] = {
-                **encoders.get(adapter).encode(each[start : start + _BATCH]),
+                **encoders.get(bundle.text_of(adapter)).encode(each[start : start + _BATCH]),
                 **(active.feeds if active else {}),
             }
             found = np.array(session.run(outputs, feeds, active.options if active else None), np.float64)

@@ -30,7 +30,7 @@ from ..errors import InputError
 from ..graph.editable import MergedBase, SlottedBase
 from ..json_text import config_text
 from ..quantize.counts import count_quantized
-from ._adapter_files import adapter_metadata, fill, write_adapter
+from ._adapter_files import adapter_metadata, fill, required, write_adapter
 from ._manifest import _listed, check_target_folder, write_manifest
 from ._text import put_text, write_text
 
@@ -124,7 +124,10 @@ def write_bundle(
     except ValueError as error:
         raise InputError(f"nothing was written: {error}") from error
     before = prefix_tensors(inputs)
-    filled = [fill(adapter, table, base.fresh, before, base.config, base.max_length) for adapter in adapters]
+    filled = [
+        fill(adapter, table, required(base.tasks, adapter, base.fresh), before, base.config, base.max_length)
+        for adapter in adapters
+    ]
     with replacing(target, keep=False, lock_timeout=lock_timeout) as folder:
         _model_files(folder, base, head)
         changed = put_text(folder, base.config, adapters if merged is None else [merged], announce)
@@ -144,7 +147,11 @@ def write_bundle(
                 each.adapter.name,
                 each.tensors,
                 adapter_metadata(
-                    each, base_identity=base.identity, slots_hash=table.hash, base=base.own_head, table=table
+                    each,
+                    base_identity=base.identity,
+                    slots_hash=table.hash,
+                    base=base.head_for(each.adapter.task),
+                    table=table,
                 ),
                 changed[each.adapter.name],
             )
@@ -168,6 +175,7 @@ def write_bundle(
             labels=head.labels,
             problem_type=head.problem_type,
             activation=head.activation,
+            tasks=dict(base.tasks),
             max_length=base.max_length,
             slots=table,
             variants={

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle import AdapterEntry, Bundle, Head, head_of
+from ..bundle import NO_TEXT, AdapterEntry, Bundle, Head, OwnText, head_of
 from ..bundle.cache_names import PAST
 from ..errors import AdapterMismatchError, CorruptBundleError, InputError
 from .buffers import as_values
@@ -38,10 +38,12 @@ class ActiveAdapter:
     row_names: tuple[str | None, ...] | None = None
     handle: Any = None
     feeds: Mapping[str, Any] = field(default_factory=dict)
+    #: Whose tokenizer, template and end tokens count.
+    text: OwnText = NO_TEXT
+    #: The same for each row, where rows have adapters of their own.
+    row_texts: tuple[OwnText, ...] | None = None
     #: The slot tensors behind ``handle`` as OrtValues, for runs with IO binding; ``None`` where only ``options`` run it.
     values: Mapping[str, Any] | None = None
-    #: The adapter whose tokenizer, template and end tokens count; ``None``: the base's.
-    text: str | None = None
     #: What else equals this adapter: keys and values computed with an adapter of the same identity may be reused.
     identity: tuple[Any, ...] = ()
     #: Keys and values that stand before every sequence, ``[1, heads, length, head_dim]`` by cache input.
@@ -56,9 +58,9 @@ class ActiveAdapter:
         """The adapter of one row of a batch; ``None`` for the base."""
         return self.name or None if self.row_names is None else self.row_names[row]
 
-    def text_of(self, row: int) -> str | None:
-        """The adapter whose text counts for one row of a batch; ``None`` for the base's."""
-        return self.text if self.row_names is None else self.row_names[row]
+    def text_of(self, row: int) -> OwnText:
+        """Whose tokenizer and template count for one row of a batch."""
+        return self.text if self.row_texts is None else self.row_texts[row]
 
     def labels_of(self, row: int) -> tuple[str, ...] | None:
         """The labels of one row of a batch."""
@@ -97,11 +99,16 @@ def load_adapter(bundle: Bundle, name: str) -> ActiveAdapter:
         scale=1.0,
         labels=head.labels,
         head=head,
-        text=name,
+        text=bundle.text_of(name),
         options=options,
         handle=handle,
-        identity=(name, 1.0),
+        identity=(name, 1.0, content_of(bundle, name)),
     )
+
+
+def content_of(bundle: Bundle, name: str) -> str:
+    """What tells an adapter from another one that takes its name later: the hash of its file."""
+    return bundle.manifest.files[bundle.adapter(name).onnx_adapter].sha256
 
 
 @contextmanager
@@ -127,9 +134,9 @@ def _before_sequence(bundle: Bundle, name: str, entry: AdapterEntry) -> ActiveAd
         scale=1.0,
         labels=head.labels,
         head=head,
-        text=name,
+        text=bundle.text_of(name),
         feeds=as_values({n: array for n, array in tensors.items() if n not in pasts}),
-        identity=(name, 1.0),
+        identity=(name, 1.0, content_of(bundle, name)),
         prefix={past: tensors[tensor].astype(types[past]) for tensor, past in pasts.items()},
     )
 
@@ -161,7 +168,13 @@ def scaled_adapter(bundle: Bundle, name: str, tensors: Mapping[str, np.ndarray],
     feeds = as_values({n: array * np.float32(scale) if n in factors else array for n, array in tensors.items()})
     head = head_of(bundle.manifest, name)
     return ActiveAdapter(
-        name=name, scale=scale, labels=head.labels, head=head, text=name, feeds=feeds, identity=(name, scale)
+        name=name,
+        scale=scale,
+        labels=head.labels,
+        head=head,
+        text=bundle.text_of(name),
+        feeds=feeds,
+        identity=(name, scale, content_of(bundle, name)),
     )
 
 

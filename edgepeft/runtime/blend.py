@@ -93,6 +93,10 @@ def _check(bundle: Bundle, weights: Mapping[str, float], scale: float, head: str
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
             raise InputError(f"the weight of adapter {name!r} must be a finite number, found {weight!r}")
         check_linear(name, entries[name], "blended")
+    tasks = {name: head_of(bundle.manifest, name).task for name in weights}
+    if len(set(tasks.values())) > 1:
+        said = ", ".join(f"{name}: {task}" for name, task in tasks.items())
+        raise InputError(f"adapters of different tasks have no blend ({said})")
     if head is not None and head not in weights:
         raise InputError(f"head {head!r} is not among the adapters of the blend: {', '.join(weights)}")
     return entries

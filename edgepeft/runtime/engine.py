@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
-from copy import copy
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from ..bundle import Bundle, Manifest, head_of
+from ..bundle import NO_TEXT, Bundle, Manifest, OwnText, head_of
 from ..bundle.manifest import MAX_THREADS
+from ..bundle.manifest_heads import base_head, task_outputs
 from ..errors import InputError, UnknownAdapterError
-from .active import ActiveAdapter, scaled_adapter
+from .active import ActiveAdapter, content_of, scaled_adapter
 from .arrays import Inputs, check_arrays
 from .blend import blend, describe
 from .buffers import as_values
@@ -21,18 +22,10 @@ from .mixed import hide_padding, mixed_adapter
 from .once import Once
 from .per_text import PerText
 from .prefix import after_prefix
-from .refresh import Refreshed, added_since, compare, read_again
+from .refresh import Refreshed, added_since, compare, read_again, same_text
 from .resident import RESIDENT, ResidentAdapters
 from .sessions import check_session, open_graph_session, run_values
 from .text import TextEncoder, encode_rows
-
-
-@dataclass
-class _Sessions:
-    """The sessions of a variant, which every state of its bundle shares; ``first`` is ``None`` once they are closed."""
-
-    first: Any
-    decoder: Once[Any]
 
 
 class Engine:
@@ -43,7 +36,7 @@ class Engine:
     """
 
     def __init__(self, bundle: Bundle, variant: str | None, threads: int | None, resident: int = RESIDENT) -> None:
-        self.bundle = bundle
+        #: The bundle and those of its adapters that are in memory; :meth:`refresh` puts another in its place, at once.
         self.resident = ResidentAdapters(bundle, resident)
         self.variant, self._entry = bundle.variant(variant)
         if threads is None:
@@ -61,22 +54,28 @@ class Engine:
         later = adapters if bundle.verification != "always" else set()
         bundle.check(name for name in bundle.loaded_files(self.variant) if name not in opened | later)
         bundle.look(later)
-        session = open_graph_session(bundle, self._entry.file, threads=threads)
+        self._session: Any = open_graph_session(bundle, self._entry.file, threads=threads)
         if self._entry.decoder_file is None:
-            check_session(session, bundle.file(self._entry.file), bundle.manifest)
-        self._outputs = [output.name for output in session.get_outputs()]
-        self._slots = {value.name for value in session.get_overridable_initializers()}
-        self._sessions = _Sessions(session, Once(self._open_decoder))
-        self._read_texts()
-
-    def _read_texts(self) -> None:
-        """Make what stands on the text that the bundle holds: tokenizers, generators, labels."""
-        bundle = self.bundle
-        self._encoders: PerText[TextEncoder] = PerText(bundle, lambda own: TextEncoder(bundle, own))
-        self._generators: PerText[Generator] = PerText(bundle, lambda own: generator_for(self, own))
+            check_session(self._session, bundle.file(self._entry.file), bundle.manifest)
+        given = [output.name for output in self._session.get_outputs()]
+        tasks = bundle.manifest.tasks
+        #: What a run of each task gives: the task's own names of outputs → the graph's.
+        self._outputs = {task: task_outputs(bundle.manifest, task) for task in tasks} or {
+            bundle.manifest.task: {name: name for name in given}
+        }
+        self._slots = {value.name for value in self._session.get_overridable_initializers()}
+        self._refreshing = threading.Lock()
+        self._decoder_session = Once(self._open_decoder)
+        self._encoders: PerText[TextEncoder] = PerText(lambda own: TextEncoder(self.bundle, own))
+        self._generators: PerText[Generator] = PerText(lambda own: generator_for(self, own))
         self.base = ActiveAdapter(
             name="", scale=1.0, labels=bundle.manifest.labels, head=head_of(bundle.manifest, None)
         )
+
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle as it was opened, or last read again by :meth:`refresh`."""
+        return self.resident.bundle
 
     @property
     def manifest(self) -> Manifest:
@@ -86,12 +85,12 @@ class Engine:
     @property
     def closed(self) -> bool:
         """Whether :meth:`close` was called."""
-        return self._sessions.first is None
+        return self._session is None
 
     @property
     def session(self) -> Any:
         """The session of the variant's graph (of an encoder-decoder: its encoder); :class:`InputError` once closed."""
-        session = self._sessions.first
+        session = self._session
         if session is None:
             raise InputError(f"{self.bundle.path} was closed; open it again with runtime.open")
         return session
@@ -100,17 +99,17 @@ class Engine:
     def decoder_session(self) -> Any:
         """The session of an encoder-decoder's decoder, opened at its first use; :class:`InputError` without one."""
         self.check_open()
-        return self._sessions.decoder.get()
+        return self._decoder_session.get()
 
     @property
     def encoder(self) -> TextEncoder:
         """The base's tokenizer, padding and cutting for the base."""
-        return self.encoder_of(None)
+        return self.encoder_of(NO_TEXT)
 
-    def encoder_of(self, adapter: str | None) -> TextEncoder:
-        """An adapter's tokenizer: its own, or the base's where it brings none (and for ``None``)."""
+    def encoder_of(self, own: OwnText) -> TextEncoder:
+        """The tokenizer of an adapter with this text."""
         self.check_open()
-        return self._encoders.get(adapter)
+        return self._encoders.get(own)
 
     def encode(self, texts: Sequence[Any], active: ActiveAdapter) -> dict[str, np.ndarray]:
         """Padded arrays ``[batch, sequence]`` for texts, each as its adapter's tokenizer cuts it."""
@@ -119,48 +118,52 @@ class Engine:
     @property
     def generator(self) -> Generator:
         """What generation with the base needs; :class:`InputError` for a bundle whose task does not write."""
-        return self.generator_of(None)
+        return self.generator_of(NO_TEXT)
 
-    def generator_of(self, adapter: str | None) -> Generator:
-        """What generation with an adapter needs: its tokenizer, template and defaults, or the base's (and for ``None``)."""
+    def generator_of(self, own: OwnText) -> Generator:
+        """What generation with an adapter of this text needs: its tokenizer, template and defaults."""
         self.check_open()
-        return self._generators.get(adapter)
+        return self._generators.get(own)
 
     def check_open(self) -> None:
         """Raise :class:`InputError` once closed."""
-        if self.closed:
+        if self._session is None:
             _ = self.session
 
     def close(self) -> None:
         """Give up sessions and adapters. Runs that have begun end as they began; their memory is freed then."""
-        self._sessions.first = None
-        self._sessions.decoder = Once(self._open_decoder)
+        self._session = None
+        self._decoder_session = Once(self._open_decoder)
         self._generators.forget()
         self.resident.forget()
 
-    def refreshed(self) -> tuple[Engine, Refreshed]:
-        """An engine over the same sessions and the bundle as it is now, and what changed: see :meth:`Runtime.refresh`.
-
-        This one stays as it is, for the views that it gave: their labels, tokenizers and adapters are those of before.
-        """
+    def refresh(self) -> Refreshed:
+        """Read the manifest again: see :meth:`Runtime.refresh`."""
         self.check_open()
-        before = self.bundle
-        bundle = read_again(before.path, before.verification)
-        changed = compare(before, bundle, self.variant)
-        bundle.files.take_over(before.files)
-        engine = copy(self)
-        engine.bundle = bundle
-        engine.resident = self.resident.moved(
-            bundle, set(bundle.manifest.adapters) - {*changed.added, *changed.replaced}
-        )
-        engine._read_texts()
-        return engine, changed
+        with self._refreshing:
+            before = self.resident
+            bundle = read_again(before.bundle.path, before.bundle.verification)
+            changed = compare(before.bundle, bundle, self.variant)
+            bundle.files.take_over(before.bundle.files)
+            unchanged = set(bundle.manifest.adapters) - {*changed.added, *changed.replaced}
+            self.base = replace(self.base, labels=bundle.manifest.labels, head=head_of(bundle.manifest, None))
+            self.resident = before.moved(bundle, unchanged)
+            if not same_text(before.bundle, bundle):
+                self._encoders.forget()
+                self._generators.forget()
+        return changed
 
     def adapter(
-        self, adapter: str | Mapping[str, float] | None, scale: float = 1.0, head: str | None = None
+        self,
+        adapter: str | Mapping[str, float] | None,
+        scale: float = 1.0,
+        head: str | None = None,
+        task: str | None = None,
     ) -> ActiveAdapter:
         """An adapter of the bundle, the weighted sum of several or the base, ready to run; see :meth:`Runtime.adapter`."""
         self.check_open()
+        if task is not None:
+            return self._base_for(adapter, task)
         if isinstance(adapter, Mapping):
             return self._blend(adapter, scale, head)
         if head is not None:
@@ -176,31 +179,42 @@ class Engine:
             return self.base
         if adapter is None:
             return self.base
+        resident = self.resident
         try:
             if scale == 1.0:
-                return self.resident.get(adapter)
-            return scaled_adapter(self.bundle, adapter, self.resident.tensors(adapter), scale)
+                return resident.get(adapter)
+            return scaled_adapter(resident.bundle, adapter, resident.tensors(adapter), scale)
         except UnknownAdapterError as error:
-            raise added_since(self.bundle, adapter) or error from None
+            raise added_since(resident.bundle, adapter) or error from None
+
+    def _base_for(self, adapter: str | Mapping[str, float] | None, task: str) -> ActiveAdapter:
+        if adapter is not None:
+            raise InputError(f"task={task!r} is for the base; an adapter has its own")
+        if task not in self._outputs:
+            raise InputError(f"{self.bundle.path} is not for {task}; it is for: {', '.join(self._outputs)}")
+        own = base_head(self.manifest, task)
+        return replace(self.base, labels=own.labels, head=own)
 
     def _blend(self, weights: Mapping[str, float], scale: float, head: str | None) -> ActiveAdapter:
         if self.manifest.merged is not None:
             raise InputError(f"{self.bundle.path} is merged with {self.manifest.merged!r}; it has no adapters to blend")
-        summed = blend(self.bundle, weights, scale=scale, head=head, read=self.resident.tensors)
+        resident = self.resident
+        summed = blend(resident.bundle, weights, scale=scale, head=head, read=resident.tensors)
         return ActiveAdapter(
             name=describe(weights),
             scale=scale,
             labels=summed.head.labels,
             head=summed.head,
-            text=summed.text,
+            text=self.bundle.text_of(summed.text),
             feeds=as_values(summed.tensors),
-            identity=("blend", *weights.items(), scale, head),
+            identity=("blend", *weights.items(), scale, head, *(content_of(resident.bundle, name) for name in weights)),
         )
 
     def mixed(self, adapters: Sequence[str | None]) -> ActiveAdapter:
         """An adapter of its own for each row of a batch (``None``: the base), as one."""
         self.check_open()
-        return mixed_adapter(self.bundle, adapters, self.resident.tensors)
+        resident = self.resident
+        return mixed_adapter(resident.bundle, adapters, resident.tensors)
 
     def run(self, inputs: Inputs, active: ActiveAdapter) -> dict[str, np.ndarray]:
         """Run arrays through the base with an adapter; raw outputs by name.
@@ -231,11 +245,12 @@ class Engine:
         if self._entry.decoder_file is not None:
             # The other graph's slots are unknown to this one, which RunOptions would refuse.
             slots = {name: value for name, value in self.slot_values(active).items() if name in self._slots}
-            return run_values(session, self._outputs, inputs, slots)
+            return run_values(session, list(next(iter(self._outputs.values()))), inputs, slots)
+        names = self._outputs.get(active.head.task or "") or self._outputs[self.manifest.task]
         if active.feeds:
-            return run_values(session, self._outputs, inputs, active.feeds, active.options)
-        found = session.run(self._outputs, dict(inputs), active.options)
-        return dict(zip(self._outputs, found, strict=True))
+            found = run_values(session, list(names.values()), inputs, active.feeds, active.options)
+            return {own: found[name] for own, name in names.items()}
+        return dict(zip(names, session.run(list(names.values()), dict(inputs), active.options), strict=True))
 
     def slot_values(self, active: ActiveAdapter) -> Mapping[str, Any]:
         """An adapter's slot tensors as OrtValues by name, for runs that take them as inputs; none for the base."""

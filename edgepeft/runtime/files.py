@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
-from ..bundle import Bundle
+from ..bundle import NO_TEXT, Bundle, OwnText
 from ..errors import BundleError
-
-#: Paths of an adapter's own text files by the names of those whose place they take; see ``AdapterEntry.text``.
-OwnText = Mapping[str, str]
-NO_TEXT: OwnText = MappingProxyType({})
 
 
 def read_text(bundle: Bundle, name: str, own: OwnText = NO_TEXT) -> str | None:
     """The verified text of a file of the bundle, or of the one in its place; ``None`` where the manifest lists neither."""
-    path = own.get(name, name)
-    return bundle.read_text(path) if path in bundle.manifest.files else None
+    path = own.path(name)
+    # A file of an adapter that is gone is an error: it must not pass for one that it never had.
+    return bundle.read_text(path) if path != name or path in bundle.manifest.files else None
 
 
 def read_object(bundle: Bundle, name: str, own: OwnText = NO_TEXT) -> dict[str, Any]:
@@ -28,8 +24,8 @@ def read_object(bundle: Bundle, name: str, own: OwnText = NO_TEXT) -> dict[str, 
     Raises:
         BundleError: The file is not JSON, or holds something else than an object.
     """
-    path = own.get(name, name)
-    return bundle.read_json(path) if path in bundle.manifest.files else {}
+    path = own.path(name)
+    return bundle.read_json(path) if path != name or path in bundle.manifest.files else {}
 
 
 @contextmanager
@@ -57,5 +53,5 @@ def read_tokenizer(bundle: Bundle, without: str, own: OwnText = NO_TEXT) -> Any:
     text = read_text(bundle, "tokenizer.json", own)
     if text is None:
         raise BundleError(f"{bundle.path} holds no tokenizer.json, {without}")
-    with tokenizing(bundle.file(own.get("tokenizer.json", "tokenizer.json")), "is not a tokenizer"):
+    with tokenizing(bundle.file(own.path("tokenizer.json")), "is not a tokenizer"):
         return Tokenizer.from_str(text)

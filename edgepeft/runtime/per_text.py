@@ -6,8 +6,7 @@ import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from ..bundle import Bundle
-from .files import OwnText
+from ..bundle import NO_TEXT, OwnText
 
 T = TypeVar("T")
 
@@ -16,27 +15,22 @@ class PerText(Generic[T]):
     """Makes a thing of an adapter's text files at its first use, once for all adapters whose files are the same.
 
     Args:
-        bundle: The bundle.
-        make: Makes the thing from the adapter's own text files, by name.
+        make: Makes the thing from an adapter's own text files.
     """
 
-    def __init__(self, bundle: Bundle, make: Callable[[OwnText], T]) -> None:
-        self._bundle = bundle
+    def __init__(self, make: Callable[[OwnText], T]) -> None:
         self._make = make
-        self._made: dict[tuple[tuple[str, str], ...], T] = {}
+        self._made: dict[OwnText, T] = {}
         self._lock = threading.Lock()
 
-    def get(self, adapter: str | None) -> T:
-        """The thing for an adapter; ``None`` is the base."""
-        own = self._bundle.text_of(adapter)
-        files = self._bundle.manifest.files
-        key = tuple(sorted((name, files[path].sha256) for name, path in own.items()))
-        found = self._made.get(key)
+    def get(self, own: OwnText = NO_TEXT) -> T:
+        """The thing for an adapter's text; for the base's by default."""
+        found = self._made.get(own)
         if found is None:
             with self._lock:
-                found = self._made.get(key)
+                found = self._made.get(own)
                 if found is None:
-                    found = self._made[key] = self._make(own)
+                    found = self._made[own] = self._make(own)
         return found
 
     def forget(self) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..bundle import Bundle, Verify, head_of, read_bundle, rereading
+from ..bundle.loads import TEXT_FILES
 from ..errors import BundleError, UnknownAdapterError
 
 #: What of the manifest an open session stands on.
@@ -53,11 +54,15 @@ def compare(before: Bundle, now: Bundle, variant: str) -> Refreshed:
     )
 
 
+def same_text(before: Bundle, now: Bundle) -> bool:
+    """Whether tokenizer, template and configuration are the same files."""
+    return all(before.manifest.files.get(name) == now.manifest.files.get(name) for name in TEXT_FILES)
+
+
 def _same(before: Bundle, now: Bundle, name: str) -> bool:
     old, new = before.adapter(name), now.adapter(name)
     same_head = head_of(before.manifest, name) == head_of(now.manifest, name)
-    files = (old.onnx_adapter, *old.text.values())
-    return old == new and same_head and all(before.manifest.files[f] == now.manifest.files.get(f) for f in files)
+    return old == new and same_head and all(before.manifest.files[f] == now.manifest.files[f] for f in old.files())
 
 
 def added_since(bundle: Bundle, name: str) -> UnknownAdapterError | None:

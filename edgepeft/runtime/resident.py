@@ -104,11 +104,7 @@ class ResidentAdapters:
             self._held.clear()
 
     def moved(self, bundle: Bundle, unchanged: Collection[str]) -> ResidentAdapters:
-        """The adapters of ``bundle``, a later state of the same folder, with those in memory that are ``unchanged``.
-
-        These let go of all of theirs: views of before hold their own.
-        """
+        """The adapters of ``bundle``, a later state of the same folder; those that are ``unchanged`` stay in memory."""
         with self._lock:
             held = {name: each for name, each in self._held.items() if name in unchanged}
-            self._held.clear()
         return ResidentAdapters(bundle, self.limit, held)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from ..bundle import Bundle, Manifest, Verify, read_bundle, rereading
+from ..bundle import Verify, read_bundle, rereading
 from .engine import Engine
 from .refresh import Refreshed
 from .resident import RESIDENT
@@ -24,23 +23,12 @@ class Runtime(Calls):
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
-        self._refreshing = threading.Lock()
         self._view = View(engine, engine.base)
 
     @property
     def view(self) -> View:
         """The view in use: the base's, until :meth:`use` swaps it."""
         return self._view
-
-    @property
-    def bundle(self) -> Bundle:
-        """The bundle as it was opened, or last read again by :meth:`refresh`."""
-        return self.engine.bundle
-
-    @property
-    def manifest(self) -> Manifest:
-        """Its manifest."""
-        return self.engine.manifest
 
     @property
     def session(self) -> Any:
@@ -63,7 +51,12 @@ class Runtime(Calls):
         return self.adapter(None)
 
     def adapter(
-        self, adapter: str | Mapping[str, float] | None, *, scale: float = 1.0, head: str | None = None
+        self,
+        adapter: str | Mapping[str, float] | None,
+        *,
+        scale: float = 1.0,
+        head: str | None = None,
+        task: str | None = None,
     ) -> View:
         """A view with an adapter, or with the blend ``{"a": 0.7, "b": 0.3}``; the adapter in use stays.
 
@@ -71,6 +64,7 @@ class Runtime(Calls):
             adapter: A name, or names with their weights: the exact weighted sum of the adapters' changes. ``None``: the base.
             scale: Multiplies the low-rank part.
             head: For a blend whose adapters replace a parameter differently (a classification head): whose is taken.
+            task: For ``None`` over a base of several tasks: which one's outputs the view gives.
 
         Returns:
             A view. The first time the adapter's file is mapped into memory.
@@ -84,7 +78,7 @@ class Runtime(Calls):
             >>> reviews.predict("I would buy it again").label
             'positive'
         """
-        return View(self.engine, self.engine.adapter(adapter, scale, head))
+        return View(self.engine, self.engine.adapter(adapter, scale, head, task))
 
     def use(self, adapter: str | Mapping[str, float] | None, *, scale: float = 1.0, head: str | None = None) -> Runtime:
         """Swap the adapter in use to what :meth:`adapter` gives, or back to the base with ``None``; returns ``self``.
@@ -115,16 +109,7 @@ class Runtime(Calls):
             ('reviews',)
             >>> model.use("reviews")
         """
-        with self._refreshing:
-            engine, changed = self.engine.refreshed()
-            view = self._view
-            gone = {*changed.removed, *changed.replaced}
-            if view.name is None:
-                self._view = View(engine, engine.base)
-            elif not gone or (view.name in engine.manifest.adapters and view.name not in gone):
-                self._view = View(engine, view.active)
-            self.engine = engine
-        return changed
+        return self.engine.refresh()
 
     def unload(self, adapter: str) -> None:
         """Let go of an adapter's memory; one that is not in memory stays so.

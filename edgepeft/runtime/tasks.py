@@ -11,6 +11,7 @@ import numpy as np
 
 from ..errors import InputError
 from .active import ActiveAdapter
+from .answers import answer
 from .finite import require_finite
 from .predictions import THRESHOLD, Prediction, prediction, softmax
 from .text import TextEncoder
@@ -89,10 +90,26 @@ def _embeddings(run: TaskRun) -> list[dict[str, Any]]:
     return [{"embedding": run.finite(row, each, "last_hidden_state").tolist()} for row, each in enumerate(pooled)]
 
 
+def _answers(run: TaskRun) -> list[dict[str, Any]]:
+    results = []
+    for row, text in enumerate(run.texts):
+        if not isinstance(text, tuple):
+            raise InputError(f"a question takes a context: give a pair (question, context), found {text!r:.80}")
+        encoding = run.encoders[row].encoding(text)
+        if 1 not in encoding.sequence_ids:
+            raise InputError(
+                f"no token of the context is left beside the question {text[0]!r:.80}: it is empty, or was cut off"
+            )
+        sides = (run.finite(row, run.outputs[name][row], name) for name in ("start_logits", "end_logits"))
+        results.append(answer(text[1], encoding, *sides))
+    return results
+
+
 #: What turns a run into results, for each task that reads texts; tasks that write go through generation.
 BY_TASK: dict[str, Callable[[TaskRun], list[dict[str, Any]]]] = {
     "text-classification": _classes,
     "token-classification": _tokens,
     "fill-mask": _fills,
+    "question-answering": _answers,
     "feature-extraction": _embeddings,
 }

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle import Bundle
+from ..bundle import NO_TEXT, Bundle, OwnText
 from ..errors import InputError
-from .files import NO_TEXT, OwnText, read_object, read_tokenizer, tokenizing
+from .files import read_object, read_tokenizer, tokenizing
 
 #: Texts, or pairs of texts.
 Texts = Sequence[str] | Sequence[tuple[str, str]]
@@ -26,7 +26,7 @@ class TextEncoder:
     def __init__(self, bundle: Bundle, own: OwnText = NO_TEXT) -> None:
         # Its padding and truncation are set here, once: threads share it.
         self._tokenizer = read_tokenizer(bundle, "so it runs on arrays only: pass a mapping of input_ids, …", own)
-        self._where = bundle.file(own.get("tokenizer.json", "tokenizer.json"))
+        self._where = bundle.file(own.path("tokenizer.json"))
         self._inputs = {value.name for value in bundle.manifest.inputs}
         pad_token, pad_id = self._padding(bundle, own)
         self.pad_id = pad_id
@@ -71,6 +71,12 @@ class TextEncoder:
         with tokenizing(self._where, "cannot encode a text"):
             encodings: list[Any] = self._tokenizer.encode_batch(list(texts))
         return encodings
+
+    def encoding(self, text: str | tuple[str, str]) -> Any:
+        """One text as the tokenizer encodes it, cut and unpadded: tokens with their offsets, words and text of a pair."""
+        inputs = (text,) if isinstance(text, str) else text
+        with tokenizing(self._where, "cannot encode a text"):
+            return self._tokenizer.encode(*inputs)
 
     def tokens(self, text: str | tuple[str, str]) -> list[str]:
         """The tokens of one text, special ones included."""

@@ -9,7 +9,7 @@ from typing import Any, Unpack, overload
 
 import numpy as np
 
-from ..bundle import Bundle, Manifest
+from ..bundle import Bundle, Manifest, head_of
 from ..errors import InputError
 from .active import ActiveAdapter
 from .arrays import Inputs, check_rows
@@ -68,6 +68,11 @@ class Calls(ABC):
         return self.view.active.labels
 
     @property
+    def task(self) -> str:
+        """What it is for: the bundle's task, or the adapter's over a base of several."""
+        return self.view.active.head.task or self.manifest.task
+
+    @property
     def end_tokens(self) -> frozenset[int]:
         """The tokens that end what is generated."""
         return self.generator.defaults.eos
@@ -81,7 +86,7 @@ class Calls(ABC):
     def labels_are_untrained(self) -> bool:
         """Whether the classification head is the zero one that stands in for what the checkpoint lacks."""
         view, manifest = self.view, self.manifest
-        classifies = manifest.task.endswith("-classification") and not manifest.task.startswith("zero-shot")
+        classifies = self.task.endswith("-classification") and not self.task.startswith("zero-shot")
         return classifies and not view.active.name and manifest.mode == "swap" and bool(manifest.base.fresh)
 
     @property
@@ -228,11 +233,14 @@ class Calls(ABC):
         Classification gives ``label``, ``score`` and ``probabilities``, with ``labels`` above ``threshold`` where a text may
         have several, and ``values`` with ``logits`` in place of probabilities where the head gives numbers; token
         classification ``tokens`` with a label each; fill-mask the five best ``fills``; feature extraction the mean-pooled
-        ``embedding``; what writes a text what
+        ``embedding``; question answering, of a pair of a question and a context, the ``answer`` with its ``score`` and its
+        ``start`` and ``end`` in characters; what writes a text what
         :class:`Generation` holds.
         """
         view, rows = self.view, _rows(texts, adapters)
-        task = view.manifest.task
+        task = view.task
+        if adapters is not None and view.manifest.tasks:
+            return view._by_task(rows, adapters, threshold)
         if view.manifest.writes:
             if not all(isinstance(text, str) for text in rows):
                 raise InputError("pairs of texts cannot be generated from")
@@ -250,11 +258,32 @@ class Calls(ABC):
             )
         return found[0] if isinstance(texts, str) else found
 
+    def _by_task(self, rows: list[Any], adapters: Adapters, threshold: float) -> list[dict[str, Any]]:
+        """Rows with adapters of several tasks: those of each task in a batch of their own."""
+        view = self.view
+        places: dict[str | None, list[int]] = {}
+        for place, name in enumerate(adapters):
+            places.setdefault(head_of(view.manifest, name).task, []).append(place)
+        found: dict[int, dict[str, Any]] = {}
+        for task, mine in places.items():
+            names = [adapters[place] for place in mine]
+            # One adapter for all of them needs no batch of several, which some adapters cannot be in.
+            chosen = view.engine.mixed(names) if len(set(names)) > 1 else view.engine.adapter(names[0])
+            run = view._texts([rows[place] for place in mine], chosen)
+            results = (
+                [each.as_dict() for each in run.predictions(threshold)]
+                if task == "text-classification"
+                else BY_TASK[task or ""](run)
+            )
+            found |= dict(zip(mine, results, strict=True))
+        return [found[place] for place in range(len(rows))]
+
     def _classified(self, texts: Texts | str, adapters: Adapters | None, batch_size: int) -> Iterator[TaskRun]:
         view, rows = self.view, _rows(texts, adapters)
         check_batch_size(batch_size)
-        if view.manifest.task != "text-classification":
-            raise InputError(f"this bundle's task is {view.manifest.task}; use encode and forward")
+        tasks = {view.task} if adapters is None else {head_of(view.manifest, name).task for name in adapters}
+        if odd := sorted(map(str, tasks - {"text-classification"})):
+            raise InputError(f"this bundle's task is {odd[0]}; use encode and forward")
         if not rows:
             raise InputError("no texts were given")
         for start in range(0, len(rows), batch_size):
@@ -265,6 +294,9 @@ class Calls(ABC):
     def _texts(self, texts: list[Any], active: ActiveAdapter) -> TaskRun:
         engine = self.view.engine
         inputs = engine.encode(texts, active)
+        if active.head.task == "question-answering" and active is not engine.base and "token_type_ids" in inputs:
+            # PEFT's model for questions (0.21) passes none on, in training too: its adapters know but one type.
+            inputs = {**inputs, "token_type_ids": np.zeros_like(inputs["token_type_ids"])}
         encoders = [engine.encoder_of(active.text_of(row)) for row in range(len(texts))]
         return TaskRun(texts, inputs, engine.run(inputs, active), active, encoders, engine.variant, engine.bundle.path)
 
@@ -373,7 +405,7 @@ class View(Calls):
         labels = f", labels={list(self.labels)}" if self.labels else ""
         closed = ", closed" if self.engine.closed else ""
         return (
-            f"<View of {str(self.bundle.path)!r}: {self.name or 'the base'}{scaled}{labels}, {self.manifest.task}, "
+            f"<View of {str(self.bundle.path)!r}: {self.name or 'the base'}{scaled}{labels}, {self.task}, "
             f"{self.variant}{closed}>"
         )
 

@@ -53,6 +53,16 @@ def validation_gates(
 
 
 def _accuracy_gates(row: Accuracy, max_drop: float) -> list[Gate]:
+    if row.peft is not None and row.peft.error is not None and row.spread is not None:
+        return [
+            Gate.at_most(
+                f"mean error {row.adapter} {row.variant}",
+                row.error,
+                row.peft.error + max_drop * row.spread,
+                "",
+                broken=row.broken,
+            )
+        ]
     if row.peft is None or row.peft_accuracy is None:
         return [Gate.holds(f"finite outputs {row.name} {row.variant} on {row.data}", False, row.broken)] * bool(
             row.not_finite
@@ -95,6 +105,29 @@ def validation_tables(result: Validation) -> list[Table]:
         )
     if result.accuracy:
         columns = ("adapter", "variant", "data", "rows", "ONNX", "PyTorch", "same label", "max |difference|")
+        labelled = [a for a in result.accuracy if a.error is None]
+        numbers = [a for a in result.accuracy if a.error is not None]
+        if numbers:
+            tables.append(
+                Table(
+                    "Mean |error| of numbers",
+                    ("adapter", "variant", "data", "rows", "ONNX", "PyTorch", "max |difference|"),
+                    tuple(
+                        (
+                            a.name,
+                            a.variant,
+                            a.data,
+                            a.rows,
+                            a.error,
+                            None if a.peft is None else a.peft.error,
+                            None if a.peft is None else a.peft.max_difference,
+                        )
+                        for a in numbers
+                    ),
+                )
+            )
+        if not labelled:
+            return tables
         tables.append(
             Table(
                 "Accuracy",
@@ -110,7 +143,7 @@ def validation_tables(result: Validation) -> list[Table]:
                         None if a.peft is None else a.peft.same_label,
                         None if a.peft is None else a.peft.max_difference,
                     )
-                    for a in result.accuracy
+                    for a in labelled
                 ),
             )
         )

@@ -11,7 +11,7 @@ from typing import Any
 from .. import runtime as runtimes
 from ..adapters.checkpoint import Source, read_checkpoint, split_task
 from ..base.rounding import TOLERANCE, Noise, rounding_noise
-from ..bundle import Bundle
+from ..bundle import Bundle, Manifest
 from ..errors import InputError, ParityError
 from ..runtime import Runtime
 from ..runtime.finite import count_not_finite
@@ -41,9 +41,20 @@ def peft_outputs(
     labels = manifest.labels if manifest.mode != "swap" else manifest.adapters[name].labels
     checkpoint = read_checkpoint(source)
     with peft_reference(
-        base, checkpoint, task=manifest.task, num_labels=head_width(checkpoint, labels), module=module, rounded=rounded
+        base,
+        checkpoint,
+        task=task_of(manifest, name),
+        num_labels=head_width(checkpoint, labels),
+        module=module,
+        rounded=rounded,
     ) as reference:
         return probe.reference(reference)
+
+
+def task_of(manifest: Manifest, name: str) -> str:
+    """The task of an adapter: the bundle's, or over a base of several its own."""
+    entry = manifest.adapters.get(name)
+    return manifest.task if entry is None or entry.task is None else entry.task
 
 
 def peft_noise(
@@ -62,7 +73,12 @@ def peft_noise(
     labels = manifest.labels if manifest.mode != "swap" else manifest.adapters[name].labels
     checkpoint = read_checkpoint(source)
     with peft_reference(
-        base, checkpoint, task=manifest.task, num_labels=head_width(checkpoint, labels), module=module, rounded=rounded
+        base,
+        checkpoint,
+        task=task_of(manifest, name),
+        num_labels=head_width(checkpoint, labels),
+        module=module,
+        rounded=rounded,
     ) as reference:
         return rounding_noise(reference, probe.reference, probe.difference, expected)
 
@@ -75,8 +91,9 @@ def adapter_parity(
     ``noise`` measures how much of that is rounding; it is asked only where the difference is beyond ``TOLERANCE``.
     """
     merged = runtime.manifest.mode != "swap"
-    without = None if merged else probe.run(runtime.base)
-    found = probe.run(runtime.base if merged else runtime.adapter(name))
+    view = runtime.base if merged else runtime.adapter(name)
+    without = None if merged else probe.run(runtime.adapter(None, task=view.task))
+    found = probe.run(view)
     sides = ((f"ONNX Runtime ({runtime.variant})", found), ("PEFT", expected))
     difference = probe.difference(found, expected)
     measured = noise() if noise is not None and TOLERANCE < difference < math.inf else None

@@ -79,4 +79,5 @@ def _accuracy(row: Accuracy) -> dict[str, Any]:
         "reference_accuracy": row.peft_accuracy,
         "same_argmax": None if peft is None else peft.same_label,
         "max_difference": None if peft is None else peft.max_difference,
+        **({} if row.error is None else {"error": row.error, "reference_error": None if peft is None else peft.error}),
     }

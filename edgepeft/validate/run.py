@@ -16,7 +16,16 @@ from ..report.gate import Report
 from ..runtime import Runtime
 from .accuracy import accuracy
 from .gates import validation_gates, validation_tables
-from .parity import adapter_parity, adapter_probe, adapter_sources, base_restored, not_finite, peft_noise, peft_outputs
+from .parity import (
+    adapter_parity,
+    adapter_probe,
+    adapter_sources,
+    base_restored,
+    not_finite,
+    peft_noise,
+    peft_outputs,
+    task_of,
+)
 from .probe import bundle_probe
 from .quantized_base import comparable
 from .reference import check_base, head_width, peft_model
@@ -107,7 +116,9 @@ def validate(
         module = None
         if name in sources:
             labels = manifest.labels if manifest.mode != "swap" else manifest.adapters[name].labels
-            module = peft_model(base, sources[name], task=manifest.task, num_labels=head_width(sources[name], labels))
+            module = peft_model(
+                base, sources[name], task=task_of(manifest, name), num_labels=head_width(sources[name], labels)
+            )
         for variant in names:
             progress(f"accuracy of {name}, {variant}")
             rows.append(accuracy(open_variant(variant), name, examples, module=module))

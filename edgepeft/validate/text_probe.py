@@ -13,10 +13,10 @@ from ..adapters.checkpoint import Checkpoint
 from ..base.load import quiet
 from ..base.parity_causal import CausalBatch
 from ..base.parity_seq2seq import following_tokens
-from ..bundle import Bundle
+from ..bundle import Bundle, OwnText
 from ..errors import ContextLengthError, InputError
 from ..runtime import TextEncoder
-from ..runtime.files import OwnText, read_object, read_text
+from ..runtime.files import read_object, read_text
 from ..runtime.generation import PromptEncoder
 from ..runtime.generation.decoder import padded
 from .probe import BatchProbe, CausalProbe, Probe, Seq2SeqProbe

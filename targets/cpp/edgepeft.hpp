@@ -22,8 +22,8 @@
 namespace edgepeft {
 
 struct Logits {
-  std::vector<float> values;  // [rows, labels], row by row
-  int64_t rows = 0, labels = 0;
+  std::vector<float> values;  // [rows, labels], row by row; of a task with numbers for each token [rows, tokens, labels]
+  int64_t rows = 0, labels = 0, tokens = 1;
 };
 
 using Tensors = std::map<std::string, Ort::Value>;
@@ -98,8 +98,10 @@ class Model {
     active_ = name;
   }
 
-  // Each input is int64 [rows, tokens], row by row.
-  Logits run(const std::map<std::string, std::vector<int64_t>>& inputs, int64_t rows, int64_t tokens) {
+  // Each input is int64 [rows, tokens], row by row. Over a base of several tasks `output` is the adapter's: `tasks.<task>.outputs`
+  // in edgepeft.json, for example "token-classification.logits".
+  Logits run(const std::map<std::string, std::vector<int64_t>>& inputs, int64_t rows, int64_t tokens,
+             const std::string& output = "logits") {
     if (active_states_ != nullptr) throw std::logic_error("this adapter puts states before a sequence: use a Generator");
     auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
     const int64_t shape[] = {rows, tokens};
@@ -111,11 +113,12 @@ class Model {
       names.push_back(name.c_str());
       values.push_back(Ort::Value::CreateTensor<int64_t>(memory, const_cast<int64_t*>(data.data()), data.size(), shape, 2));
     }
-    const char* outputs[] = {"logits"};
+    const char* outputs[] = {output.c_str()};
     auto result = session_.Run(run_options_, names.data(), values.data(), values.size(), outputs, 1);
     auto found = result[0].GetTensorTypeAndShapeInfo().GetShape();
     const float* data = result[0].GetTensorData<float>();
-    return {{data, data + found[0] * found[1]}, found[0], found[1]};
+    const int64_t middle = found.size() == 3 ? found[1] : 1, labels = found.back();
+    return {{data, data + found[0] * middle * labels}, found[0], labels, middle};
   }
 
   // For what runs the graph otherwise, with the adapter in use: see edgepeft_generate.hpp.

@@ -172,9 +172,11 @@ def test_schema_keys_are_pinned() -> None:
                 "slot_defaults",
                 "slots",
                 "task",
+                "tasks",
                 "variants",
             ]
         ),
+        "TaskEntry": ["activation", "fresh", "labels", "names", "outputs", "problem_type"],
         "AdapterEntry": sorted(
             [
                 "base_identity",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from ...bundle import NO_TEXT, OwnText
 from ...errors import InputError
-from ..files import NO_TEXT, OwnText
 from .conversation import Conversation
 from .encoder import Prompt, PromptEncoder
 from .encoder_decoder import Writer

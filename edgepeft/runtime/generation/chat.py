@@ -8,10 +8,10 @@ from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from ...bundle import Bundle
+from ...bundle import NO_TEXT, Bundle, OwnText
 from ...errors import BundleError, InputError
 from ...strict_json import kind
-from ..files import NO_TEXT, OwnText, read_object, read_text
+from ..files import read_object, read_text
 
 Message = Mapping[str, Any]
 #: Variables of a template beside the messages: ``tools``, ``documents``, ``enable_thinking``, …
@@ -122,7 +122,7 @@ def read_chat_template(bundle: Bundle, own: OwnText = NO_TEXT) -> ChatTemplate |
     config = read_object(bundle, "tokenizer_config.json", own)
     jinja: Any = read_text(bundle, "chat_template.jinja", own)
     name = "tokenizer_config.json" if jinja is None else "chat_template.jinja"
-    path = bundle.file(own.get(name, name))
+    path = bundle.file(own.path(name))
     declared = config.get("chat_template")
     source, named = (declared if jinja is None else jinja), {}
     if isinstance(declared, list):  # several, by name

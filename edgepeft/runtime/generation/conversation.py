@@ -49,14 +49,13 @@ class Conversation:
         *,
         drop_oldest: bool = False,
     ) -> None:
-        # What a turn runs with: the adapter, and the tokenizer and template that belong to it.
-        self._current = current
         self._drop_oldest = drop_oldest
         self._dropped = 0
+        # What a turn runs with: the adapter, and the tokenizer and template that belong to it.
+        self._current = current
         self._messages: list[Message] = [] if system is None else [{"role": "system", "content": system}]
         self._decoder: Steps | None = None
         self._identity: tuple[Any, ...] | None = None
-        self._graphs: Any = None
         self._cached: list[int] = []
         self._busy = False
 
@@ -146,10 +145,9 @@ class Conversation:
         self, generator: Generator, active: ActiveAdapter, tokens: Sequence[int], capacity: int
     ) -> tuple[Steps, int]:
         """A decoder that holds a prefix of ``tokens``, and that prefix's length; the last token is always computed."""
-        # A bundle that was read again may hold another adapter of the same name.
-        if self._decoder is None or self._identity != active.identity or self._graphs is not generator.graphs:
+        if self._decoder is None or self._identity != active.identity:
             self._decoder = generator.decoder(active, 1, capacity)
-            self._identity, self._graphs, self._cached = active.identity, generator.graphs, []
+            self._identity, self._cached = active.identity, []
         shared = 0
         for mine, theirs in zip(self._cached, tokens[:-1], strict=False):
             if mine != theirs:

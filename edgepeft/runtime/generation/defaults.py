@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ...bundle import Bundle
+from ...bundle import NO_TEXT, Bundle, OwnText
 from ...bundle.slots import LIMIT
 from ...errors import BundleError, InputError
-from ..files import NO_TEXT, OwnText, read_object
+from ..files import read_object
 from .sampling import Sampling
 
 #: New tokens where neither the caller nor the model says how many.
@@ -96,7 +96,7 @@ def read_defaults(bundle: Bundle, own: OwnText = NO_TEXT) -> Defaults:
         found.sampling(None, None, None, None, None)
     except (TypeError, ValueError, OverflowError, InputError) as error:
         raise BundleError(
-            f"{bundle.file(own.get('generation_config.json', 'generation_config.json'))} holds a value that is not usable: {error}"
+            f"{bundle.file(own.path('generation_config.json'))} holds a value that is not usable: {error}"
         ) from error
     return found
 

@@ -7,9 +7,8 @@ from functools import cached_property
 
 import numpy as np
 
-from ...bundle import Bundle
+from ...bundle import NO_TEXT, Bundle, OwnText
 from ...errors import ContextLengthError, InputError
-from ..files import NO_TEXT, OwnText
 from .chat import NO_ARGUMENTS, ChatTemplate, Message, TemplateArguments, check_messages, read_chat_template
 from .defaults import Defaults, read_defaults
 from .tokens import Tokens

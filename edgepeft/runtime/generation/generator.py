@@ -7,9 +7,9 @@ from functools import cached_property
 from time import perf_counter
 from typing import Any
 
+from ...bundle import NO_TEXT, OwnText
 from ...errors import InputError
 from ..active import ActiveAdapter
-from ..files import NO_TEXT, OwnText
 from .chat import ChatTemplate
 from .decoder import Decoder
 from .defaults import NEW_TOKENS, Defaults

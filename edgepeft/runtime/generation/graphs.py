@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ...bundle import Bundle
+from ...bundle import Bundle, OwnText
 from ..active import ActiveAdapter
 from .encoder import Prompt
 from .loop import Plan
@@ -49,8 +49,8 @@ class Graphs(Protocol):
     def slot_values(self, active: ActiveAdapter) -> Mapping[str, Any]:
         """An adapter's slot tensors as OrtValues by name."""
 
-    def generator_of(self, adapter: str | None) -> Planner:
-        """What turns prompts of an adapter into tokens and plans, by its tokenizer, template and defaults."""
+    def generator_of(self, own: OwnText) -> Planner:
+        """What turns prompts into tokens and plans, by an adapter's tokenizer, template and defaults."""
 
     def mixed(self, adapters: Sequence[str | None]) -> ActiveAdapter:
         """An adapter of its own for each row of a batch, as one."""

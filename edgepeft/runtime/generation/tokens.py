@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 
-from ...bundle import Bundle
+from ...bundle import NO_TEXT, Bundle, OwnText
 from ...bundle.slots import LIMIT
 from ...errors import InputError
-from ..files import NO_TEXT, OwnText, read_tokenizer, tokenizing
+from ..files import read_tokenizer, tokenizing
 from ..text import is_text
 
 #: How many tokens of the prompt the first piece is decoded with: some tokenizers drop a text's leading space.
@@ -21,7 +21,7 @@ class Tokens:
 
     def __init__(self, bundle: Bundle, own: OwnText = NO_TEXT) -> None:
         self._tokenizer = read_tokenizer(bundle, "which generation from text needs", own)
-        self._where = bundle.file(own.get("tokenizer.json", "tokenizer.json"))
+        self._where = bundle.file(own.path("tokenizer.json"))
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
 

@@ -15,13 +15,12 @@ import { factoredSlots, prefixTensors } from "./slots.js";
  * @typedef {object} Active
  * @property {string | null} name  `a=0.7, b=0.3` for a blend, `null` for the base.
  * @property {number} scale
- * @property {string[] | null} labels
+ * @property {import("./heads.js").Head} head  What its outputs mean.
  * @property {Feeds} feeds  One tensor for every slot.
  * @property {Feeds | null} prefix  `[1, heads, length, head_dim]` by cache input.
  * @property {number} prefixLength  Places of the context that the states take.
  * @property {TextEncoder | null} encoder  Its tokenizer: its own, or the base's.
  * @property {import("./texts.js").OwnText} own  Its own text files.
- * @property {import("./texts.js").Texts} texts  Where they are read: in the bundle as it was when the adapter was made.
  */
 
 /**
@@ -38,12 +37,12 @@ export function adapterTensors(bytes, name, entry, where) {
 /**
  * An adapter over the base's own tensors.
  *
- * @param {Backend} backend @param {Active} base @param {string} name @param {string[] | null} labels
+ * @param {Backend} backend @param {Active} base @param {string} name @param {import("./heads.js").Head} head
  * @param {Map<string, SlotTensor>} tensors
  * @param {Manifest} manifest
  * @returns {Active}
  */
-export function makeActive(backend, base, name, labels, tensors, manifest) {
+export function makeActive(backend, base, name, head, tensors, manifest) {
   const states = prefixTensors(manifest);
   /** @type {Feeds} */
   const feeds = Object.assign(Object.create(null), base.feeds);
@@ -55,8 +54,8 @@ export function makeActive(backend, base, name, labels, tensors, manifest) {
     else prefix[past.input] = backend.tensor("float32", data, dims);
   }
   const length = Object.values(prefix)[0]?.dims[2] ?? 0;
-  const { encoder, own, texts } = base;
-  return { name, scale: 1, labels, feeds, prefix: length ? prefix : null, prefixLength: length, encoder, own, texts };
+  const { encoder, own } = base;
+  return { name, scale: 1, head, feeds, prefix: length ? prefix : null, prefixLength: length, encoder, own };
 }
 
 /**

@@ -9,6 +9,9 @@ export const MANIFEST_NAME = "edgepeft.json";
 /**
  * @typedef {number | string} Dim  A fixed size, or the name of a symbolic one.
  * @typedef {{ sha256: string, bytes: number }} FileEntry
+ * @typedef {"single_label_classification" | "multi_label_classification" | "regression"} ProblemType
+ * @typedef {"softmax" | "sigmoid" | "identity"} Activation
+ * @typedef {{ outputs: Record<string, string>, labels: string[] | null, problem_type: ProblemType | null, activation: Activation | null }} TaskEntry  One task of a base that serves several.
  * @typedef {{ file: string, input_file: string | null, input_unpacked: boolean, decoder_file: string | null, decoder_input_file: string | null, data: string[], slots: "overridable" | "input" | "none" }} Variant
  * @typedef {{ name: string, dtype: string, shape: Dim[] }} GraphInput
  * @typedef {{ site: string, offset: number, size: number, start: number, step: number, of: number | null }} SlotPart  Some of a site's outputs say which of how many (`of`).
@@ -33,6 +36,9 @@ export const MANIFEST_NAME = "edgepeft.json";
  * @property {string} slots_hash
  * @property {Record<string, number[]>} tensors  Exactly the tensors the file holds, with their shapes.
  * @property {string[] | null} labels
+ * @property {ProblemType | null} problem_type
+ * @property {Activation | null} activation
+ * @property {string | null} task  Where that is not the bundle's.
  * @property {boolean} scalable
  * @property {boolean} per_row  Whether rows of a batch may differ in it.
  * @property {number} prefix_length  Places of the cache that its states take before the sequence; 0 without any.
@@ -44,6 +50,9 @@ export const MANIFEST_NAME = "edgepeft.json";
  * @property {GraphInput[]} inputs
  * @property {GraphInput[]} outputs
  * @property {string[] | null} labels
+ * @property {ProblemType | null} problem_type
+ * @property {Activation | null} activation
+ * @property {Record<string, TaskEntry>} tasks  Those of a base that serves several; empty for one.
  * @property {number | null} max_length
  * @property {Slots} slots
  * @property {string | null} slot_defaults

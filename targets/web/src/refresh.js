@@ -12,9 +12,7 @@ import { BundleError } from "./errors.js";
  */
 
 /** What of the manifest an open session stands on. */
-const BASE = /** @type {const} */ (["task", "mode", "merged", "base", "labels", "inputs", "outputs", "slots", "slot_defaults", "max_length"]);
-/** What a runtime reads beside graphs and weights. */
-const TEXT_FILES = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"];
+const BASE = /** @type {const} */ (["task", "mode", "merged", "base", "inputs", "outputs", "slots", "slot_defaults", "max_length"]);
 
 /**
  * What became of the adapters.
@@ -24,18 +22,18 @@ const TEXT_FILES = ["config.json", "generation_config.json", "tokenizer.json", "
  * @throws {BundleError} Where the variant that is open is not what the bundle holds now.
  */
 export function compareManifests(old, now, variant, where) {
-  const files = [...Object.values(old.variants[variant] ?? {}).flat(), ...TEXT_FILES];
+  const files = Object.values(old.variants[variant] ?? {}).flat();
   const what =
     BASE.find((key) => !same(old[key], now[key])) ??
     (same(old.variants[variant], now.variants[variant]) ? undefined : `variant ${variant}`) ??
-    files.find((file) => typeof file === "string" && !same(old.files[file], now.files[file]));
+    files.find((file) => typeof file === "string" && file in old.files && !same(old.files[file], now.files[file]));
   if (what !== undefined) {
     throw new BundleError(`${where} holds another base than when it was opened (${what} differs), and its session is of the old one. Open the bundle again.`);
   }
   /** @param {Manifest} manifest @param {string} name */
   const state = (manifest, name) => {
     const entry = manifest.adapters[name];
-    return [entry, ...[entry?.onnx_adapter ?? "", ...Object.values(entry?.text ?? {})].map((file) => manifest.files[file])];
+    return [entry, [entry?.onnx_adapter ?? "", ...Object.values(entry?.text ?? {})].map((file) => manifest.files[file])];
   };
   const names = Object.keys(now.adapters);
   return {

@@ -1,14 +1,15 @@
 /** A bundle in ONNX Runtime Web: adapters to swap, texts to classify and to go on with. */
 
 import { adapterTensors, checkLinear, makeActive, scaled } from "./active.js";
-import { blendLabels, blendTensors, blendText, checkBlend, describeBlend } from "./blend.js";
+import { blendHead, blendTensors, blendText, checkBlend, describeBlend } from "./blend.js";
 import { BundleError, InputError, NonFiniteError, UnknownAdapterError } from "./errors.js";
+import { baseHead, headOf, prediction, taskOutputs } from "./heads.js";
 import { findAdapter } from "./manifest.js";
-import { checkMixed, mixedTensors } from "./mixed.js";
+import { checkMixed, hidePadding, mixedTensors } from "./mixed.js";
 import { compareManifests } from "./refresh.js";
 import { Residents } from "./residents.js";
 import { readChecked } from "./source.js";
-import { NO_TEXT, Texts } from "./texts.js";
+import { NO_TEXT } from "./texts.js";
 
 /**
  * @typedef {import("./active.js").Active} Active
@@ -22,8 +23,9 @@ import { NO_TEXT, Texts } from "./texts.js";
  * @typedef {import("./manifest.js").Manifest} Manifest
  * @typedef {import("./source.js").Source} Source
  * @typedef {import("./tokenizer.js").Text} Text
+ * @typedef {import("./texts.js").Texts} Texts
  * @typedef {import("./tokenizer.js").TextEncoder} TextEncoder
- * @typedef {{ label: string, score: number, probabilities: Record<string, number> }} Prediction
+ * @typedef {import("./heads.js").Prediction} Prediction
  * @typedef {{ data: Float32Array, dims: readonly number[] }} Output
  *
  * @typedef {object} UseOptions
@@ -60,7 +62,7 @@ export class Runtime {
     this.#backend = backend;
     this.#session = session;
     this.#decoder = decoder;
-    this.#base = { name: null, scale: 1, labels: manifest.labels, feeds: defaults, prefix: null, prefixLength: 0, encoder, own: NO_TEXT, texts };
+    this.#base = { name: null, scale: 1, head: baseHead(manifest), feeds: defaults, prefix: null, prefixLength: 0, encoder, own: NO_TEXT };
     this.#active = this.#base;
     /** Where the bundle is from. */
     this.name = name;
@@ -93,13 +95,18 @@ export class Runtime {
 
   /** Labels of the adapter in use, or of the base. */
   get labels() {
-    return this.#active.labels;
+    return this.#active.head.labels;
+  }
+
+  /** What the adapter in use is for; over a base of several tasks, its own. */
+  get task() {
+    return this.#active.head.task;
   }
 
   /** Whether the head in use is the zero one that stands in for what the base's checkpoint lacks. */
   get labelsAreUntrained() {
-    const { task, mode, base } = this.manifest;
-    return task.endsWith("-classification") && this.active === null && mode === "swap" && base.fresh.length > 0;
+    const { mode, base } = this.manifest;
+    return this.task.endsWith("-classification") && this.active === null && mode === "swap" && base.fresh.length > 0;
   }
 
   /** Size of the base's vocabulary, from `config.json`. @returns {Promise<number>} */
@@ -149,8 +156,7 @@ export class Runtime {
     const found = compareManifests(this.manifest, now, this.variant, this.name);
     for (const name of [...found.removed, ...found.replaced]) this.#loaded.delete(name);
     this.manifest = now;
-    this.#texts = new Texts(this.#source, now, this.name);
-    this.#base = { ...this.#base, texts: this.#texts };
+    this.#texts = this.#texts.of(now);
     return found;
   }
 
@@ -201,11 +207,9 @@ export class Runtime {
   async #blend(weights, scale, head) {
     checkBlend(this.manifest, this.name, weights, head);
     const tensors = blendTensors(this.manifest, weights, scale, head, await this.#tensorsOf(Object.keys(weights)));
-    const labels = blendLabels(this.manifest, weights, head);
     const own = this.manifest.adapters[head ?? blendText(weights)]?.text ?? NO_TEXT;
-    const made = makeActive(this.#backend, this.#base, describeBlend(weights), labels, tensors, this.manifest);
-    const texts = this.#texts;
-    return { ...made, scale, own, texts, encoder: await texts.encoder(own) };
+    const made = makeActive(this.#backend, this.#base, describeBlend(weights), blendHead(this.manifest, weights, head), tensors, this.manifest);
+    return { ...made, scale, own, encoder: await this.#texts.encoder(own) };
   }
 
   /** @param {string[]} names @returns {Promise<Map<string, Map<string, SlotTensor>>>} */
@@ -221,12 +225,11 @@ export class Runtime {
   /** @param {string} adapter */
   async #load(adapter) {
     const { manifest } = this;
-    const texts = this.#texts;
     const entry = findAdapter(manifest, this.name, adapter);
     const bytes = await readChecked(this.#source, entry.onnx_adapter, /** @type {FileEntry} */ (manifest.files[entry.onnx_adapter]));
     const tensors = adapterTensors(bytes, adapter, entry, `${this.name}/${entry.onnx_adapter}`);
-    const made = makeActive(this.#backend, this.#base, adapter, entry.labels, tensors, manifest);
-    const found = { tensors, active: { ...made, own: entry.text, texts, encoder: await texts.encoder(entry.text) } };
+    const made = makeActive(this.#backend, this.#base, adapter, headOf(manifest, adapter), tensors, manifest);
+    const found = { tensors, active: { ...made, own: entry.text, encoder: await this.#texts.encoder(entry.text) } };
     if (manifest === this.manifest) this.#loaded.set(adapter, found); // otherwise refreshed meanwhile: it may be another now
     return found;
   }
@@ -235,7 +238,7 @@ export class Runtime {
    * Run token ids through the base with the adapter in use.
    *
    * @param {Record<string, number[][]>} inputs  Rows of equal length by input name: exactly the bundle's inputs.
-   * @returns {Promise<Record<string, Output>>} Raw outputs by name.
+   * @returns {Promise<Record<string, Output>>} Raw outputs by name, over a base of several tasks those of the adapter's.
    * @throws {InputError} Where names or shapes are wrong, or ONNX Runtime cannot run them.
    */
   async forward(inputs) {
@@ -247,23 +250,30 @@ export class Runtime {
    *
    * @param {Record<string, number[][]>} inputs  As {@link forward} takes them.
    * @param {(string | null)[]} adapters  One for each row.
-   * @returns {Promise<Record<string, Output>>} Raw outputs by name.
-   * @throws {InputError} For adapters that cannot share a batch: of different label counts, or with edits that cannot differ by row.
+   * @returns {Promise<Record<string, Output>>} Raw outputs by name. Where rows have heads of different label counts, `logits` is as
+   *   wide as the widest, and minus infinity stands behind the labels of the others.
+   * @throws {InputError} For adapters that cannot share a batch: of different tasks, or with edits that cannot differ by row.
    */
   async forwardMixed(inputs, adapters) {
     const tokens = this.#tensors(inputs);
     const rows = Object.values(tokens)[0]?.dims[0];
     if (rows !== adapters.length) throw new InputError(`${adapters.length} adapters for inputs with ${rows} rows; give one for each row`);
     const names = checkMixed(this.manifest, this.name, adapters);
-    const tensors = mixedTensors(this.manifest, adapters, await this.#tensorsOf(names));
-    return this.#forward(tokens, makeActive(this.#backend, this.#base, "", null, tensors, this.manifest));
+    const heads = adapters.map((name) => headOf(this.manifest, name));
+    const counts = heads.map(({ labels }) => labels?.length ?? 0);
+    const tensors = mixedTensors(this.manifest, adapters, await this.#tensorsOf(names), counts);
+    const head = /** @type {import("./heads.js").Head} */ (heads[0]);
+    const found = await this.#forward(tokens, makeActive(this.#backend, this.#base, "", { ...head, labels: null }, tensors, this.manifest));
+    if (found.logits !== undefined) hidePadding(found.logits, counts);
+    return found;
   }
 
   /** @param {Feeds} tokens @param {Active} active @returns {Promise<Record<string, Output>>} */
   async #forward(tokens, active) {
     try {
       const found = await this.#run(tokens, active);
-      return Object.fromEntries(Object.entries(found).map(([name, tensor]) => [name, { data: /** @type {Float32Array} */ (tensor.data), dims: tensor.dims }]));
+      const outputs = taskOutputs(this.manifest, active.head.task).map(([own, name]) => /** @type {const} */ ([own, /** @type {Tensor} */ (found[name])]));
+      return Object.fromEntries(outputs.map(([own, tensor]) => [own, { data: /** @type {Float32Array} */ (tensor.data), dims: tensor.dims }]));
     } catch (error) {
       const shapes = Object.entries(tokens).map(([name, tensor]) => `${name} [${tensor.dims}]`);
       throw new InputError(
@@ -328,7 +338,7 @@ export class Runtime {
    * @returns {Promise<number[][]>}
    */
   async logits(texts, { batchSize = 32 } = {}) {
-    if (this.manifest.task !== "text-classification") throw new InputError(`this bundle's task is ${this.manifest.task}; use encode and forward`);
+    if (this.task !== "text-classification") throw new InputError(`this bundle's task is ${this.task}; use encode and forward`);
     if (!Number.isInteger(batchSize) || batchSize < 1) throw new InputError(`batchSize must be a whole number from 1 on, found ${batchSize}`);
     if (!Array.isArray(texts) || !texts.length) throw new InputError("no texts were given: pass a list of texts");
     const rows = [];
@@ -342,22 +352,26 @@ export class Runtime {
   }
 
   /**
-   * The best label of each text, with the adapter in use and its own labels.
+   * What the head of the adapter in use says of each text: the best label, every label above `threshold` where it may be several, or
+   * numbers, as the head's `problem_type` says.
    *
    * @param {Text[]} texts
-   * @param {{ batchSize?: number }} [options]
+   * @param {{ batchSize?: number, threshold?: number }} [options]
    * @returns {Promise<Prediction[]>}
    * @throws {NonFiniteError} For logits that are NaN or infinite; `logits` gives them as they are.
    */
-  async predict(texts, options) {
-    const { labels, active } = this;
+  async predict(texts, options = {}) {
+    const { active } = this;
+    const { head } = this.#active;
+    const { threshold = 0.5 } = options;
+    if (!(threshold >= 0 && threshold <= 1)) throw new InputError(`threshold must lie between 0 and 1, found ${threshold}`);
     const rows = await this.logits(texts, options);
     if (!rows.every((row) => row.every(Number.isFinite))) {
       throw new NonFiniteError(
         `${this.name}: ${active === null ? "the base" : `adapter '${active}'`} gives logits that are not finite numbers; try another variant or adapter`,
       );
     }
-    return rows.map((row) => prediction(row, labels ?? row.map((_, i) => `LABEL_${i}`)));
+    return rows.map((row) => prediction(row, head, threshold));
   }
 
   /**
@@ -425,11 +439,11 @@ export class Runtime {
    * @param {(read: (file: string) => Promise<string | null>) => Promise<T>} make  Reads files of the bundle, or the adapter's own.
    * @returns {Promise<T>}
    */
-  #once(made, { own, texts }, make) {
-    const key = texts.key(own);
+  #once(made, { own }, make) {
+    const key = this.#texts.key(own);
     let found = made.get(key);
     if (found === undefined) {
-      found = make((file) => texts.read(file, own));
+      found = make((file) => this.#texts.read(file, own));
       made.set(key, found);
       found.catch(() => made.delete(key));
     }
@@ -442,19 +456,4 @@ export class Runtime {
     await this.#session.release();
     await this.#decoder?.release();
   }
-}
-
-/** @param {number[]} logits @param {string[]} labels @returns {Prediction} */
-function prediction(logits, labels) {
-  if (logits.length !== labels.length) throw new InputError(`${logits.length} logits but ${labels.length} labels: ${labels.join(", ")}`);
-  const top = Math.max(...logits);
-  const exps = logits.map((x) => Math.exp(x - top));
-  const sum = exps.reduce((total, x) => total + x, 0);
-  const probabilities = exps.map((x) => x / sum);
-  const best = logits.indexOf(top);
-  return {
-    label: labels[best] ?? "",
-    score: probabilities[best] ?? 0,
-    probabilities: Object.fromEntries(labels.map((label, i) => [label, probabilities[i] ?? 0])),
-  };
 }

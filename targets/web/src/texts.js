@@ -27,6 +27,14 @@ export class Texts {
     this.#name = name;
   }
 
+  /** The text of the same bundle with another manifest; what was made of files that stay is kept. @param {Manifest} manifest */
+  of(manifest) {
+    const texts = new Texts(this.#source, manifest, this.#name);
+    const same = (/** @type {string} */ file) => this.#manifest.files[file]?.sha256 === manifest.files[file]?.sha256;
+    if (["tokenizer.json", "tokenizer_config.json"].every(same)) texts.#encoders = this.#encoders;
+    return texts;
+  }
+
   /** The same for adapters whose files are the same. @param {OwnText} own */
   key(own) {
     const files = Object.entries(own).map(([name, path]) => [name, this.#manifest.files[path]?.sha256]);

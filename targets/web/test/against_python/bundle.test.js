@@ -88,16 +88,23 @@ describe("a bundle", () => {
     });
   }
 
-  test("each row of a batch has its own adapter", async () => {
-    const { adapters, logits } = expected.mixed;
-    await model.use("register");
-    const found = await model.forwardMixed(expected.encoded, adapters);
-    const width = logits[0].length;
-    const rows = logits.map((/** @type {number[]} */ _, /** @type {number} */ i) => Array.from(found.logits?.data.subarray(i * width, (i + 1) * width) ?? []));
-    assert.deepEqual(found.logits?.dims, [logits.length, width]);
-    assert.ok(difference(rows, logits) < 1e-5);
-    assert.equal(model.active, "register");
-  });
+  for (const { adapters, logits } of expected.mixed) {
+    test(`each row of a batch has its own adapter: ${adapters}`, async () => {
+      await model.use("register");
+      const found = await model.forwardMixed(expected.encoded, adapters);
+      const width = logits[0].length;
+      assert.deepEqual(found.logits?.dims, [logits.length, width]);
+      const all = Array.from(found.logits?.data ?? []);
+      // Behind the labels of a narrower head stands minus infinity, which JSON holds as null.
+      const expectedNumbers = logits.flat();
+      assert.deepEqual(
+        all.map((x) => x === Number.NEGATIVE_INFINITY),
+        expectedNumbers.map((/** @type {number | null} */ x) => x === null),
+      );
+      assert.ok(all.every((x, i) => expectedNumbers[i] === null || Math.abs(x - expectedNumbers[i]) < 1e-5));
+      assert.equal(model.active, "register");
+    });
+  }
 
   for (const { call, says } of expected.refused) {
     test(`${JSON.stringify(call)} is refused as in Python`, async () => {
