@@ -15,9 +15,8 @@ from ..errors import CaptureError, InputError, MissingExtraError
 from .identity import identity_of_model
 from .language_part import is_multimodal, load_language_part
 from .missing import check_missing
-from .ragged import SHAPES
 from .replicate import LayerMap, replicate_layers
-from .samples import Shapes, input_shapes, random_batches, vocabulary
+from .samples import Shapes, input_shapes, model_shapes, random_batches, vocabulary
 from .task import TASKS, infer_task
 
 _TOKENIZER_FILES = (
@@ -243,7 +242,9 @@ def load_model(
     )
 
 
-def sample_batches(loaded: Loaded, *, shapes: tuple[tuple[int, int], ...] = SHAPES) -> list[dict[str, np.ndarray]]:
-    """Random batches that fit ``loaded``; see :func:`edgepeft.base.samples.random_batches`."""
+def sample_batches(loaded: Loaded, *, shapes: tuple[tuple[int, int], ...] | None = None) -> list[dict[str, np.ndarray]]:
+    """Random batches that fit ``loaded``, by default of the lengths that matter; see :mod:`edgepeft.base.samples`."""
+    if shapes is None:
+        shapes = model_shapes(loaded.model, loaded.inputs, loaded.max_length)
     vocab, pad_id = vocabulary(loaded.model.config.to_dict())
     return random_batches(loaded.inputs, vocab=vocab, pad_id=pad_id, max_length=loaded.max_length, shapes=shapes)

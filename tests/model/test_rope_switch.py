@@ -95,8 +95,8 @@ def test_what_a_config_says() -> None:
         "sliding_window": 512, "original_max_position_embeddings": 4096,
         "rope_parameters": {"full_attention": {"rope_type": "longrope", "original_max_position_embeddings": 2048}},
     }  # fmt: skip
-    assert lengths_that_matter(config) == (512, 2048, 4096)
-    assert lengths_that_matter(config, 2048) == (512,)
+    assert lengths_that_matter(config) == (512, 513, 2048, 2049, 4096, 4097)
+    assert lengths_that_matter(config, 2048) == (512, 513, 2048)
 
 
 @pytest.mark.usefixtures("pieces")
