@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
+from ..adapters.contract import original_of
+from ..adapters.folder_text import NO_FOLDER_TEXT, FolderText, read_folder_text
 from ..errors import CaptureError, InputError, MissingExtraError
 from .identity import identity_of_model
 from .language_part import is_multimodal, load_language_part
 from .missing import check_missing
+from .pad_token import needs_pad_token, settle_pad_token
 from .replicate import LayerMap, replicate_layers
 from .samples import Shapes, input_shapes, model_shapes, random_batches, vocabulary
 from .task import TASKS, infer_task
@@ -96,7 +100,7 @@ def check_source(source: str) -> None:
         ) from error
 
 
-def _files(source: str) -> dict[str, Path]:
+def model_files(source: str) -> dict[str, Path]:
     """Tokenizer files of a local folder or of the hub cache, by name."""
     folder = Path(source)
     if folder.is_dir():
@@ -111,6 +115,12 @@ def _files(source: str) -> dict[str, Path]:
         if path is not None:
             files[name] = Path(path)
     return files
+
+
+def base_text(files: Mapping[str, Path]) -> FolderText:
+    """What a base's files say about text."""
+    folder = next((path.parent for path in files.values()), None)
+    return NO_FOLDER_TEXT if folder is None else read_folder_text(folder, InputError)
 
 
 def _max_length(config: Any, files: Mapping[str, Path]) -> int | None:
@@ -134,18 +144,30 @@ def _max_length(config: Any, files: Mapping[str, Path]) -> int | None:
     return min(limits) if limits else None
 
 
-def _check_float(source: str, config: Any) -> None:
-    """Refuse a checkpoint that is stored in few bits: its weights cannot be read without the tool that packed them."""
+def float_options(source: str, config: Any) -> dict[str, Any]:
+    """What ``from_pretrained`` is asked for a checkpoint that is stored in few bits, so that it gives floats.
+
+    transformers itself unpacks MXFP4 (gpt-oss as published). Of any other kind the weights cannot be read without the tool that
+    packed them: :class:`InputError` says so.
+    """
     settings = getattr(config, "quantization_config", None)
     if not settings:
-        return
+        return {}
     said = settings if isinstance(settings, dict) else vars(settings)
     method = str(getattr(said.get("quant_method"), "value", said.get("quant_method") or "an unknown method"))
+    if method == "mxfp4":
+        from transformers import Mxfp4Config
+
+        return {"quantization_config": Mxfp4Config(dequantize=True)}
     bits = said.get("bits") or (4 if said.get("load_in_4bit") else 8 if said.get("load_in_8bit") else None)
     stored = f"in {bits} bits by {method}" if bits else f"quantized by {method}"
+    original = original_of(source)
+    over = (
+        f"the model it was quantized from ({original}, by its name)" if original else "the model it was quantized from"
+    )
     raise InputError(
         f"base model {source!r} is stored {stored}, which only {method} itself can read. An adapter trained over it is exported "
-        "over the model it was quantized from (--mode swap, then `edgepeft quantize --variant q4`: the adapter stays in fp32), "
+        f"over {over} (--mode swap, then `edgepeft quantize --variant q4`: the adapter stays in fp32), "
         "or, to have the very numbers it was trained over, over a float copy: load it where that tool is installed, "
         "model.dequantize(), save_pretrained(FOLDER). An ONNX file of it in 4 or 8 bits is taken with --onnx."
     )
@@ -158,11 +180,16 @@ def load_model(
     peft_task: str | None = None,
     layers: LayerMap = (),
     heads: Collection[str] = (),
+    pad_token: str | int | None = None,
+    texts: Mapping[str, FolderText] = MappingProxyType({}),
+    announce: Callable[[str], None] = lambda message: None,
 ) -> Loaded:
     """Load a base in fp32, eval mode, on the CPU; a fresh head, which the checkpoint lacks, is set to zero.
 
     ``source`` is a folder or a Hugging Face id. ``task`` is inferred where it is not given. ``layers`` repeats the base's
-    layers (LoRA's ``layer_replication``), and ``heads`` are parameters of heads that adapters bring. Raises
+    layers (LoRA's ``layer_replication``), and ``heads`` are parameters of heads that adapters bring. A classifier over a
+    decoder without a padding token gets ``pad_token``, or what its tokenizer or the ``texts`` of adapters name, which ``announce``
+    is told. Raises
     :class:`InputError` for an unknown task or a source that cannot be loaded, and :class:`CaptureError` for a checkpoint
     that lacks weights of the base itself.
     """
@@ -182,7 +209,7 @@ def load_model(
                 f"base model {source!r} is neither a folder with config.json nor a Hugging Face id that can be fetched: "
                 f"{str(error).strip().splitlines()[0]}"
             ) from error
-        _check_float(source, config)
+        unpacked = float_options(source, config)
         task = task or infer_task(config, peft_task, heads)
         if task not in TASKS:
             raise InputError(f"task {task!r} is not supported yet; this version exports: {', '.join(TASKS)}")
@@ -192,7 +219,7 @@ def load_model(
             model, info = (
                 load_language_part(source, config)
                 if part
-                else auto.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+                else auto.from_pretrained(source, dtype=torch.float32, output_loading_info=True, **unpacked)
             )
             if task == "feature-extraction" and any(name.startswith("pooler.") for name in info["missing_keys"]):
                 # A pooler that nobody trained would be noise in PyTorch and zero here; the embedding does not need it.
@@ -225,7 +252,9 @@ def load_model(
         for name in fresh:
             if name in parameters:
                 parameters[name].zero_()
-    files = _files(source)
+    files = model_files(source)
+    if needs_pad_token(model.config, task):
+        settle_pad_token(model.config, source, {source: base_text(files), **texts}, pad_token, announce)
     inputs = input_shapes(model)
     return Loaded(
         model=model,
