@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import CaptureError, InputError, MissingExtraError
+from .forward_inputs import check_inputs
 from .identity import identity_of_model
 from .missing import check_missing
 from .replicate import LayerMap, replicate_layers
@@ -219,6 +220,7 @@ def load_model(
                 parameters[name].zero_()
     files = _files(source)
     inputs = input_shapes(model)
+    check_inputs(model, inputs, task)
     return Loaded(
         model=model,
         source=source,

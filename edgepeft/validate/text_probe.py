@@ -34,6 +34,9 @@ _CHAT = (
 #: Tasks whose base reads one text, or a pair of them, at once.
 _READS = {"text-classification", "token-classification", "feature-extraction", "fill-mask"}
 
+#: What a tokenizer gives. Boxes of words and images come from elsewhere.
+_TOKENIZED = {"input_ids", "attention_mask", "token_type_ids"}
+
 #: Token ids of a text, of a pair of texts, or of the messages of a chat.
 Encode = Callable[[Any], list[int]]
 
@@ -61,7 +64,8 @@ def with_text(probe: Probe, bundle: Bundle, name: str | None) -> tuple[Probe, Te
     own = bundle.text_of(name if bundle.manifest.mode == "swap" else None)
     if read_text(bundle, "tokenizer.json", own) is None:
         return probe, None
-    if isinstance(probe, BatchProbe) and bundle.manifest.task in _READS:
+    required = {value.name for value in bundle.manifest.inputs if not value.optional}
+    if isinstance(probe, BatchProbe) and bundle.manifest.task in _READS and required <= _TOKENIZED:
         return _read(probe, bundle, own)
     if isinstance(probe, CausalProbe):
         return _prompts(probe, bundle, own, name)
