@@ -58,6 +58,26 @@ def switches(config: Mapping[str, Any]) -> tuple[int, ...]:
     return tuple(sorted(found))
 
 
+def rope_switch(config: Mapping[str, Any]) -> int | None:
+    """The longest sequence that LongRoPE rotates by its short frequencies; ``None`` for a model without it.
+
+    Longer ones are rotated by the long frequencies from their first token on (Ding et al. 2024, arXiv:2402.13753;
+    transformers' ``longrope_frequency_update``), so a cache of keys belongs to one side of the switch.
+
+    Example:
+        >>> rope_switch({"rope_parameters": {"rope_type": "longrope", "original_max_position_embeddings": 4096}})
+        4096
+    """
+    for text in _texts(config):
+        for rope in _ropes(text):
+            if str(rope.get("rope_type", rope.get("type"))) in {"longrope", "su"}:
+                key = "original_max_position_embeddings"
+                found = [*_whole(rope.get(key)), *_whole(text.get(key))]
+                if found:
+                    return found[0]
+    return None
+
+
 def original_contexts(config: Mapping[str, Any]) -> tuple[int, ...]:
     """Contexts that a model had before it was stretched (yarn, llama3, linear), shortest first."""
     key = "original_max_position_embeddings"

@@ -14,6 +14,7 @@ import numpy as np
 from ..errors import CaptureError, InputError, MissingExtraError
 from .forward_inputs import check_inputs
 from .identity import identity_of_model
+from .language_part import is_multimodal, load_language_part
 from .missing import check_missing
 from .replicate import LayerMap, replicate_layers
 from .samples import Shapes, input_shapes, model_shapes, random_batches, vocabulary
@@ -52,6 +53,8 @@ class Loaded:
     layers: tuple[tuple[int, int], ...] = ()
     #: Weights of the checkpoint that the model has no place for (another task's head, most often).
     unexpected: tuple[str, ...] = ()
+    #: The multimodal model whose language part this is, by its ``model_type``.
+    part_of: str | None = None
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -185,8 +188,13 @@ def load_model(
         if task not in TASKS:
             raise InputError(f"task {task!r} is not supported yet; this version exports: {', '.join(TASKS)}")
         auto = TasksManager.get_model_class_for_task(task)
+        part = task == "text-generation" and is_multimodal(config)
         try:
-            model, info = auto.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+            model, info = (
+                load_language_part(source, config)
+                if part
+                else auto.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+            )
             if task == "feature-extraction" and any(name.startswith("pooler.") for name in info["missing_keys"]):
                 # A pooler that nobody trained would be noise in PyTorch and zero here; the embedding does not need it.
                 model, info = auto.from_pretrained(
@@ -228,10 +236,11 @@ def load_model(
         fresh=fresh,
         identity=identity,
         inputs=inputs,
-        max_length=_max_length(config, files) if "input_ids" in inputs else None,
+        max_length=_max_length(model.config if part else config, files) if "input_ids" in inputs else None,
         files=files,
         layers=tuple((int(start), int(end)) for start, end in layers),
         unexpected=unexpected,
+        part_of=config.model_type if part else None,
     )
 
 

@@ -59,6 +59,8 @@ def output_difference(
             return float("inf")
         if mask is not None and expected.ndim == 3 and expected.shape[:2] == mask.shape:
             difference = difference * mask[:, :, None]
+        elif mask is not None and name.endswith(("start_logits", "end_logits")) and expected.shape == mask.shape:
+            difference = difference * mask
         worst = max(worst, float(difference.max(initial=0.0)) / max(1.0, float(np.abs(expected).max(initial=0.0))))
     return worst
 

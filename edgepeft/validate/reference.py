@@ -47,8 +47,7 @@ def peft_model(
     the base to compute with in place of its own.
     """
     try:
-        import torch
-        from optimum.exporters.tasks import TasksManager
+        import optimum.exporters.tasks  # noqa: F401 - asked for here, so that the message names the extra
 
         from ..base.quantized_reference import replace_parameters
     except ImportError as error:
@@ -59,8 +58,7 @@ def peft_model(
     with quiet():
         # PEFT repeats layers when it loads an adapter with layer_replication, where ``module`` has them repeated already.
         if module is None or checkpoint.config.get("layer_replication"):
-            auto = TasksManager.get_model_class_for_task(task)
-            model = auto.from_pretrained(base, dtype=torch.float32, **options)
+            model = _base_model(base, task, options)
         else:
             model = copy.deepcopy(module)
             fit_heads(model, checkpoint)
@@ -70,6 +68,22 @@ def peft_model(
     # Afterwards: checkpoints may bring the base's own embedding and head, which PEFT puts back.
     replace_parameters(wrapped.get_base_model(), numbers)
     return called(wrapped.eval(), checkpoint)
+
+
+def _base_model(base: str, task: str, options: Mapping[str, Any]) -> Any:
+    """The base as it is captured for a task: of a multimodal model the language part."""
+    import torch
+    from optimum.exporters.tasks import TasksManager
+    from transformers import AutoConfig
+
+    from ..base.language_part import is_multimodal, load_language_part
+
+    if task == "text-generation":
+        config = AutoConfig.from_pretrained(base)
+        if is_multimodal(config):
+            return load_language_part(base, config)[0]
+    auto = TasksManager.get_model_class_for_task(task)
+    return auto.from_pretrained(base, dtype=torch.float32, **options)
 
 
 def called(wrapped: Any, checkpoint: Checkpoint) -> Any:

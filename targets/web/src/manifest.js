@@ -54,6 +54,7 @@ export const MANIFEST_NAME = "edgepeft.json";
  * @property {Activation | null} activation
  * @property {Record<string, TaskEntry>} tasks  Those of a base that serves several; empty for one.
  * @property {number | null} max_length
+ * @property {number | null} rope_switch  The longest sequence of a language model whose rotary frequencies depend on it.
  * @property {Slots} slots
  * @property {string | null} slot_defaults
  * @property {Record<string, Variant>} variants
