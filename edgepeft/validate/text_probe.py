@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..adapters.checkpoint import Checkpoint
+from ..base.lengths import switches
 from ..base.load import quiet
 from ..base.parity_causal import CausalBatch
 from ..base.parity_seq2seq import following_tokens
@@ -118,9 +119,18 @@ def _prompts(probe: CausalProbe, bundle: Bundle, own: OwnText, name: str | None)
         ids.append(encoded)
     if not ids:
         return probe, None
-    following = np.random.default_rng(11).integers(0, int(bundle.read_json("config.json")["vocab_size"]), (len(ids), 2))
-    batch = CausalBatch(*padded(ids), following.astype(np.int64))
-    return replace(probe, batches=[*probe.batches, batch]), Texts(tuple(samples), tuple(ids))
+    config = bundle.read_json("config.json")
+    following = np.random.default_rng(11).integers(0, int(config["vocab_size"]), (len(ids), 2), np.int64)
+    switched = switches(config)
+    # Beyond a switch the positions of a whole batch are computed otherwise: there each text is a batch of its own, and one
+    # that would cross a switch with the tokens that follow is only encoded.
+    rows = [slice(row, row + 1) for row in range(len(ids))] if switched else [slice(len(ids))]
+    batches = [
+        CausalBatch(*padded(ids[part]), following[part])
+        for part in rows
+        if not any(len(ids[part][0]) + before <= at < len(ids[part][0]) + before + 2 for at in switched)
+    ]
+    return replace(probe, batches=[*probe.batches, *batches]), Texts(tuple(samples), tuple(ids))
 
 
 def _sentences(bundle: Bundle, own: OwnText) -> tuple[str, ...]:

@@ -69,7 +69,7 @@ def test_texts_chats_pairs_and_special_tokens(causal: Path, encoder: tuple[Bundl
         lambda sample: [1] if isinstance(sample, list) else encode(sample)
     )
 
-    bundle, _, base = encoder
+    bundle, _, _ = encoder
     read, texts = with_text(bundle_probe(bundle), bundle, "one")
     assert isinstance(read, BatchProbe)
     assert texts is not None
