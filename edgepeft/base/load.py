@@ -15,6 +15,7 @@ import numpy as np
 from ..adapters.contract import original_of
 from ..adapters.folder_text import NO_FOLDER_TEXT, FolderText, read_folder_text
 from ..errors import CaptureError, InputError, MissingExtraError
+from .forward_inputs import check_inputs
 from .identity import identity_of_model
 from .language_part import is_multimodal, load_language_part
 from .missing import check_missing
@@ -256,6 +257,7 @@ def load_model(
     if needs_pad_token(model.config, task):
         settle_pad_token(model.config, source, {source: base_text(files), **texts}, pad_token, announce)
     inputs = input_shapes(model)
+    check_inputs(model, inputs, task)
     return Loaded(
         model=model,
         source=source,
