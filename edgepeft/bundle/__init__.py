@@ -1,5 +1,6 @@
 """Bundles: the manifest, reading and checking, all-or-nothing writing."""
 
+from .embedding import Embedding
 from .graphs import OpenGraph
 from .loads import TEXT_FILES, loaded_files, variant_files, variant_graphs
 from .lock import LOCK_TIMEOUT, locked, staying
@@ -30,6 +31,7 @@ __all__ = [
     "BaseEntry",
     "Bundle",
     "ConvSlot",
+    "Embedding",
     "EmbeddingSlot",
     "FactoredSlot",
     "FileEntry",

@@ -19,6 +19,7 @@ from ..errors import ManifestError
 from ..json_text import json_text
 from ..strict_json import kind, parse_json
 from .cache_names import LAYER_PAST, PAST
+from .embedding import Embedding
 from .names import check_distinct, check_name, check_relative
 from .slots import MAX_DIMENSIONS, Count, Dim, Name, Schema, Size, SlotTable
 
@@ -144,6 +145,8 @@ class AdapterEntry(Schema):
     prefix_length: Count = 0
     #: For an adapter that was factored by SVD: the largest relative residual of a site. ``None``: a closed form, exact.
     residual: float | None = Field(default=None, ge=0, allow_inf_nan=False, strict=True)
+    #: How texts are embedded with it, where its checkpoint says so; ``None``: as the base embeds them.
+    embedding: Embedding | None = None
     bytes: Large
 
     _relative = field_validator("onnx_adapter", "onnx")(check_relative)
@@ -161,6 +164,8 @@ class Manifest(Schema):
     labels: Labels | None = None
     #: Longest input in tokens.
     max_length: Size | None = None
+    #: How texts are embedded; ``None``: by the mean over their tokens, or the task is another.
+    embedding: Embedding | None = None
     slots: SlotTable
     #: An ``.onnx_adapter`` file with the base's own numbers for slots that have some, to be fed to an ``input_file``.
     slot_defaults: str | None = None
@@ -191,6 +196,9 @@ class Manifest(Schema):
             for path in (adapter.onnx_adapter, adapter.onnx):
                 if path not in self.files:
                     raise ValueError(f"adapter file {path} is not listed under files")
+        for embedding in self.embeddings:
+            if embedding.graph not in self.files:
+                raise ValueError(f"embedding graph {embedding.graph} is not listed under files")
         if not self.variants:
             raise ValueError("a bundle holds at least one variant")
         self._graphs_make_up_the_task()
@@ -220,6 +228,12 @@ class Manifest(Schema):
     def prefix_tensors(self) -> dict[str, tuple[Dim, ...]]:
         """:func:`prefix_tensors` of this base."""
         return prefix_tensors(self.inputs)
+
+    @property
+    def embeddings(self) -> tuple[Embedding, ...]:
+        """How texts are embedded, by the base and by the adapters that say so."""
+        own = (self.embedding, *(adapter.embedding for adapter in self.adapters.values()))
+        return tuple(each for each in own if each is not None)
 
     @property
     def slot_adapters(self) -> dict[str, AdapterEntry]:

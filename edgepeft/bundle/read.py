@@ -74,9 +74,10 @@ class Bundle:
 
     def _check(self, names: Iterable[str], files: BundleFiles) -> None:
         graphs = {graph: variant for variant in self.manifest.variants.values() for graph in variant.graphs()}
-        adapters = {entry.onnx for entry in self.manifest.adapters.values()}
+        others = {entry.onnx for entry in self.manifest.adapters.values()}
+        others |= {embedding.graph for embedding in self.manifest.embeddings}
         for name in names:
-            if name in graphs or name in adapters:
+            if name in graphs or name in others:
                 check_graph(files, name, graphs[name].data if name in graphs else ())
             else:
                 files.open(name).close()
