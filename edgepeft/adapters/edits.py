@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from ..bundle.heads import Activation, ProblemType
 from ..errors import AdapterError
 
 #: float32 once an edit holds it; what is given to one may be wider.
@@ -161,6 +162,11 @@ class Adapter:
     overrides: Mapping[str, Override] = field(default_factory=dict)
     prefix: Prefix | None = None
     labels: tuple[str, ...] | None = None
+    #: What its head's outputs mean and what makes scores of them, where its folder or its user says so.
+    problem_type: ProblemType | None = None
+    activation: Activation | None = None
+    #: The task it is for, as its checkpoint says.
+    task: str | None = None
     base_identity: str | None = None
     base_name: str | None = None
     source: str = ""

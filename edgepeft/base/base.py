@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..adapters.base_weights import BaseWeights, HeldWeights
+from ..bundle.heads import Activation, Head, ProblemType
 from ..graph.editable import GraphPart
 from ..graph.locate.by_content import Location
 from ..graph.mapped_weights import Spilled
@@ -57,6 +58,14 @@ class Base:
     layers: tuple[tuple[int, int], ...] = ()
     #: Where the graph's weights lie in a file and not in memory.
     spilled: Spilled | None = None
+    #: What the outputs of its head mean, and what makes scores of them.
+    problem_type: ProblemType | None = None
+    activation: Activation | None = None
+
+    @property
+    def own_head(self) -> Head:
+        """What the outputs of its own head mean."""
+        return Head(self.labels, self.problem_type, self.activation, self.task)
 
     def forget(self) -> None:
         """Give back the memory of weights that can be read from their file again; ``reference`` must be as captured."""

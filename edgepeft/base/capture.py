@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 
 from ..errors import CaptureError, EdgepeftError, InputError
 from .base import Base
 from .captured import Captured
+from .head import own_head
 from .load import Loaded, load_model
 from .missing import some
 from .replicate import LayerMap
@@ -74,6 +75,7 @@ def capture(
     onnx: str | Path | None = None,
     max_length: int | None = None,
     layers: LayerMap = (),
+    heads: Collection[str] = (),
     announce: Callable[[str], None] = lambda message: None,
 ) -> Base:
     """Capture a base model as ONNX.
@@ -90,6 +92,7 @@ def capture(
         max_length: The longest context of a language model in tokens; its rotary tables grow with it. By default ``CONTEXT``
             (8192), or the model's own where that is shorter.
         layers: Ranges ``[start, end)`` of layers that the base is rebuilt from, as ``layer_replication`` of an adapter asks.
+        heads: Parameters of heads that adapters without a task type bring, from which the task of a bare encoder is inferred.
         announce: Is called with a line of text for each route that was dropped and each limit that was chosen.
 
     Returns:
@@ -105,7 +108,9 @@ def capture(
         >>> base.weight("classifier.weight").shape
         (2, 384)
     """
-    loaded = capped(load_model(source, task=task, peft_task=peft_task, layers=layers), max_length, announce)
+    loaded = capped(
+        load_model(source, task=task, peft_task=peft_task, layers=layers, heads=heads), max_length, announce
+    )
     announce_gaps(loaded, announce)
     failures = []
     for name, attempt in _attempts(onnx, loaded.task):
@@ -123,14 +128,14 @@ def capture(
 
 def _base(loaded: Loaded, captured: Captured, route: str) -> Base:
     config = loaded.model.config
-    classifies = loaded.task.endswith("-classification") and not loaded.task.startswith("zero-shot")
+    head = own_head(config, loaded.task, captured.weights)
     return Base(
         graph=captured.graph,
         source=loaded.source,
         task=loaded.task,
         config=config.to_dict(),
         architecture=type(loaded.model).__name__,
-        labels=tuple(config.id2label[i] for i in range(config.num_labels)) if classifies else None,
+        labels=head.labels,
         identity=loaded.identity,
         fresh=loaded.fresh,
         weights=captured.weights,
@@ -147,4 +152,6 @@ def _base(loaded: Loaded, captured: Captured, route: str) -> Base:
         spilled=captured.spilled,
         variant=captured.variant,
         matched=captured.matched,
+        problem_type=head.problem_type,
+        activation=head.activation,
     )

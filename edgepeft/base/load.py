@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,12 +149,17 @@ def _check_float(source: str, config: Any) -> None:
 
 
 def load_model(
-    source: str | Path, *, task: str | None = None, peft_task: str | None = None, layers: LayerMap = ()
+    source: str | Path,
+    *,
+    task: str | None = None,
+    peft_task: str | None = None,
+    layers: LayerMap = (),
+    heads: Collection[str] = (),
 ) -> Loaded:
     """Load a base in fp32, eval mode, on the CPU; a fresh head, which the checkpoint lacks, is set to zero.
 
     ``source`` is a folder or a Hugging Face id. ``task`` is inferred where it is not given. ``layers`` repeats the base's
-    layers (LoRA's ``layer_replication``). Raises
+    layers (LoRA's ``layer_replication``), and ``heads`` are parameters of heads that adapters bring. Raises
     :class:`InputError` for an unknown task or a source that cannot be loaded, and :class:`CaptureError` for a checkpoint
     that lacks weights of the base itself.
     """
@@ -175,7 +180,7 @@ def load_model(
                 f"{str(error).strip().splitlines()[0]}"
             ) from error
         _check_float(source, config)
-        task = task or infer_task(config, peft_task)
+        task = task or infer_task(config, peft_task, heads)
         if task not in TASKS:
             raise InputError(f"task {task!r} is not supported yet; this version exports: {', '.join(TASKS)}")
         auto = TasksManager.get_model_class_for_task(task)

@@ -124,8 +124,12 @@ def mark(model: Any, fresh: tuple[str, ...], leave: Collection[str] = ()) -> dic
     marked = {name for names in seen.values() if len(names) > 1 for name in names} | (set(fresh) & set(arrays))
     # A bias of zeros or a norm of ones may be optimized away, and then nothing could replace it.
     marked |= {name for name, array in arrays.items() if array.size < _SMALL and array.min() == array.max()}
-    # A single number (CLIP's temperature) is never found again by its content.
-    originals = {name: arrays[name].copy() for name in sorted(marked - set(leave)) if arrays[name].size > 1}
+    # A single number (CLIP's temperature) is never found again by its content; a bias of one output is, behind its weight.
+    originals = {
+        name: arrays[name].copy()
+        for name in sorted(marked - set(leave))
+        if arrays[name].size > 1 or _is_bias_of_one(name, arrays)
+    }
     rng = np.random.default_rng(20_26)
     parameters = dict(model.named_parameters())
     with torch.no_grad():
@@ -133,6 +137,11 @@ def mark(model: Any, fresh: tuple[str, ...], leave: Collection[str] = ()) -> dic
             noise = rng.standard_normal(array.shape).astype(np.float32) * 0.05
             parameters[name].copy_(torch.from_numpy(array + noise))
     return originals
+
+
+def _is_bias_of_one(name: str, arrays: Mapping[str, np.ndarray]) -> bool:
+    weight = arrays.get(f"{name.removesuffix('bias')}weight") if name.endswith(".bias") else None
+    return arrays[name].shape == (1,) and weight is not None and weight.ndim == 2 and len(weight) == 1
 
 
 def left_marked(
@@ -169,7 +178,7 @@ def unmark_graph(
     starts = [start for start, _ in theirs]
     touched = {place.initializer for name in originals for place in located.get(name, ())}
     arrays = {}
-    for name, array in float_initializers(graph).items():
+    for name, array in float_initializers(graph, also=touched).items():
         start = np.lib.array_utils.byte_bounds(array)[0]
         before = bisect.bisect_right(starts, start) - 1
         if name in touched or (before >= 0 and start < theirs[before][1]):

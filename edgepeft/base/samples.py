@@ -16,6 +16,10 @@ Shapes = dict[str, tuple[Dim, ...]]
 
 #: Tensors of tokens, ``[batch, sequence]``.
 TOKENS = ("input_ids", "attention_mask", "token_type_ids")
+#: The dimension of a wave: samples of sound.
+SAMPLES = "sample_length"
+#: Samples for each token of a batch's shape: what the convolutions of wav2vec 2.0 make one frame of, and its first frame.
+_SAMPLES_A_FRAME, _FIRST_FRAME = 320, 400
 _TEXT: tuple[Dim, ...] = ("batch_size", "sequence_length")
 
 
@@ -27,6 +31,17 @@ def _image(config: Any, batch: str) -> tuple[Dim, ...]:
     vision = getattr(config, "vision_config", config)
     # Networks of convolutions take any size; the config of some (ResNet) then names none.
     return (batch, int(getattr(vision, "num_channels", 3)), *_pair(getattr(vision, "image_size", None) or 224))
+
+
+def _sound(config: Any) -> Shapes:
+    """A spectrogram of fixed size (AST), or samples of a wave with a mask where the model was trained with one (wav2vec 2.0)."""
+    bins = getattr(config, "num_mel_bins", None)
+    if bins is not None and getattr(config, "max_length", None):
+        return {"input_values": ("batch_size", int(config.max_length), int(bins))}
+    wave: tuple[Dim, ...] = ("batch_size", SAMPLES)
+    # Models whose first layer normalizes over the group of all samples were trained without a mask: zeros pad them.
+    masked = getattr(config, "feat_extract_norm", "layer") == "layer"
+    return {"input_values": wave, "attention_mask": wave} if masked else {"input_values": wave}
 
 
 def input_shapes(model: Any) -> Shapes:
@@ -46,6 +61,8 @@ def input_shapes(model: Any) -> Shapes:
             shapes["token_type_ids"] = text
     if "pixel_values" in accepted:
         shapes["pixel_values"] = _image(config, "image_batch_size" if both else "batch_size")
+    if "input_values" in accepted:
+        shapes |= _sound(config)
     if "input_features" in accepted:  # Whisper: log-mel frames, two for each position of its encoder
         shapes["input_features"] = ("batch_size", int(config.num_mel_bins), 2 * int(config.max_source_positions))
     return shapes
@@ -77,7 +94,11 @@ def random_batches(
     )
     rng = np.random.default_rng(seed + 1)
     for batch, (rows, length) in zip(batches, shapes, strict=True):
-        sizes = {"batch_size": rows, "image_batch_size": rows + 1, "sequence_length": length}
+        samples = _FIRST_FRAME + _SAMPLES_A_FRAME * length
+        sizes = {"batch_size": rows, "image_batch_size": rows + 1, "sequence_length": length, SAMPLES: samples}
+        if inputs.get("attention_mask", ())[-1:] == (SAMPLES,):
+            ends = [max(_FIRST_FRAME, samples - 3 * row * _SAMPLES_A_FRAME) for row in range(rows)]
+            batch["attention_mask"] = (np.arange(samples) < np.array(ends)[:, None]).astype(np.int64)
         for name, dims in inputs.items():
             if name not in batch:
                 shape = tuple(sizes.get(dim, rows) if isinstance(dim, str) else dim for dim in dims)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
-from ..errors import InputError
+from ..errors import AdapterMismatchError, InputError
 
 TASKS = (
     "text-classification",
@@ -29,13 +30,88 @@ PEFT_TASKS = {
 }
 
 
-def infer_task(config: Any, peft_task: str | None) -> str:
-    """The task of a base: from an adapter's PEFT task type, else from the architecture in its config."""
-    if peft_task:
-        task = PEFT_TASKS.get(peft_task)
-        if task is None:
-            raise InputError(f"PEFT task type {peft_task!r} is unknown; give --task, one of: {', '.join(TASKS)}")
+#: Tasks that adapters of another PEFT task type are trained for: PEFT has no types for images, sound and masked words.
+_ALSO_SERVES = {
+    "image-classification": {"text-classification"},
+    "audio-classification": {"text-classification"},
+    "zero-shot-image-classification": {"feature-extraction"},
+    "fill-mask": {"token-classification", "feature-extraction", "text-generation"},
+}
+
+
+def task_of(peft_task: str | None) -> str | None:
+    """The task of a PEFT task type; ``None`` where there is none."""
+    if not peft_task:
+        return None
+    task = PEFT_TASKS.get(peft_task)
+    if task is None:
+        raise InputError(f"PEFT task type {peft_task!r} is unknown; give --task, one of: {', '.join(TASKS)}")
+    return task
+
+
+def check_task(adapter: str, source: str, peft_task: str | None, served: Collection[str], what: str) -> None:
+    """Refuse an adapter that was trained for a task which a base is not captured for: its outputs would mean something else.
+
+    Args:
+        adapter: The adapter's name.
+        source: Where its checkpoint is.
+        peft_task: The task type in its ``adapter_config.json``; without one nothing is refused.
+        served: The tasks of the base.
+        what: The bundle, as the message names it.
+
+    Raises:
+        AdapterMismatchError: Names both tasks, and what to do.
+    """
+    task = PEFT_TASKS.get(peft_task or "")
+    if task is None or task in served or any(task in _ALSO_SERVES.get(each, ()) for each in served):
+        return
+    raise AdapterMismatchError(
+        f"adapter {adapter!r} ({source}) was trained for {task} (task_type {peft_task} in its adapter_config.json); {what} is for "
+        f"{', '.join(served)}, and what it gives would not be this adapter's answer. Export the base with an adapter of each "
+        "task together (edgepeft export --adapter … --adapter …), or this adapter into a bundle of its own."
+    )
+
+
+def infer_task(config: Any, peft_task: str | None, heads: Collection[str] = ()) -> str:
+    """The task of a base: from an adapter's PEFT task type, else from the architecture in its config.
+
+    Args:
+        config: The base's configuration.
+        peft_task: The task type that adapters name.
+        heads: Parameters of heads that adapters without a task type bring (``classifier.weight``). Over a bare encoder of
+            images or sound they say that it is to classify; over one of texts they may be any of several.
+    """
+    task = task_of(peft_task) or _of_architecture(config)
+    sense = _sense(config)
+    if task == "text-classification" and sense is not None:
+        return f"{sense}-classification"
+    if peft_task or task != "feature-extraction" or not heads:
         return task
+    if sense is not None:
+        return f"{sense}-classification"
+    raise InputError(
+        f"an adapter brings a head ({sorted(heads)[0]}) and neither it nor the base says for which task: give "
+        "--task text-classification (a label for a text) or --task token-classification (a label for each token)"
+    )
+
+
+def _sense(config: Any) -> str | None:
+    """``image`` or ``audio`` for a model that classifies these and no texts; ``None`` for any other."""
+    from transformers import (
+        MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING,
+        MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING,
+        MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    )
+
+    kind = type(config)
+    if kind in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        return None
+    if kind in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
+        return "image"
+    return "audio" if kind in MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING else None
+
+
+def _of_architecture(config: Any) -> str:
     name = (getattr(config, "architectures", None) or [""])[0]
     for suffix, task in (
         ("ForSequenceClassification", "text-classification"),

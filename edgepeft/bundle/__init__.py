@@ -2,6 +2,7 @@
 
 from .embedding import Embedding
 from .graphs import OpenGraph
+from .heads import Head
 from .loads import TEXT_FILES, loaded_files, variant_files, variant_graphs
 from .lock import LOCK_TIMEOUT, locked, staying
 from .manifest import (
@@ -16,6 +17,7 @@ from .manifest import (
     json_schema,
     parse_manifest,
 )
+from .manifest_heads import head_of
 from .names import check_name
 from .read import Bundle, hash_file, read_bundle
 from .reread import rereading
@@ -36,6 +38,7 @@ __all__ = [
     "FactoredSlot",
     "FileEntry",
     "GraphInput",
+    "Head",
     "LinearSlot",
     "Manifest",
     "OpenGraph",
@@ -48,6 +51,7 @@ __all__ = [
     "check_name",
     "dump_manifest",
     "hash_file",
+    "head_of",
     "json_schema",
     "loaded_files",
     "locked",

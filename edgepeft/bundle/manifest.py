@@ -20,6 +20,7 @@ from ..json_text import json_text
 from ..strict_json import kind, parse_json
 from .cache_names import LAYER_PAST, PAST
 from .embedding import Embedding
+from .heads import Activation, ProblemType
 from .names import check_distinct, check_name, check_relative
 from .slots import MAX_DIMENSIONS, Count, Dim, Name, Schema, Size, SlotTable
 
@@ -137,6 +138,11 @@ class AdapterEntry(Schema):
     tensors: dict[Name, Annotated[tuple[Size, ...], Field(max_length=MAX_DIMENSIONS)]]
     ranks: dict[Name, Count]
     labels: Labels | None = None
+    #: What its outputs mean, and what makes scores of them; ``None``: as the base's, see :func:`.heads.head_of`.
+    problem_type: ProblemType | None = None
+    activation: Activation | None = None
+    #: The task it is for, where that is not the bundle's (see ``Manifest.tasks``).
+    task: Text | None = None
     #: False where the edits are not linear in a scale (gains, and a magnitude frozen at lowering).
     scalable: bool = True
     #: False where one of its slots cannot differ by row of a batch.
@@ -162,6 +168,9 @@ class Manifest(Schema):
     inputs: tuple[GraphInput, ...]
     outputs: tuple[GraphInput, ...]
     labels: Labels | None = None
+    #: What the outputs of the base's head mean (a merged bundle's: of its adapter), and what makes scores of them.
+    problem_type: ProblemType | None = None
+    activation: Activation | None = None
     #: Longest input in tokens.
     max_length: Size | None = None
     #: How texts are embedded; ``None``: by the mean over their tokens, or the task is another.

@@ -16,6 +16,7 @@ from .demo import demo
 from .export import export
 from .inspect import inspect
 from .quantize import quantize
+from .relabel import relabel
 from .remove import remove
 from .report import report
 from .run import run
@@ -28,7 +29,7 @@ from .web import web
 @group(
     sections=[
         Section("Start here", [demo]),
-        Section("Make and change", [train, export, add, remove, blend, quantize]),
+        Section("Make and change", [train, export, add, relabel, remove, blend, quantize]),
         Section("Use", [run, inspect, web]),
         Section("Measure and judge", [validate, bench, check, report, targets]),
     ],

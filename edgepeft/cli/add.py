@@ -9,6 +9,7 @@ import cloup
 from cloup import option, option_group
 
 from .guarded import guarded
+from .head_options import head_options, parse_heads
 from .options import bundle_argument, force_option, json_option, lock_option
 from .show import megabytes, print_json, steps, warn
 from .values import named
@@ -28,28 +29,52 @@ _UNTRAINED = "changes nothing (its B matrices are zero: was it trained?)"
         "file that edgepeft exported.",
     ),
 )
+@head_options
 @option("--replace", is_flag=True, help="Replace an adapter of the same name.")
 @force_option
 @lock_option
 @json_option
 @guarded
-def add(bundle: Path, adapter: str, replace: bool, force: bool, lock_timeout: float, as_json: bool) -> None:
+def add(
+    bundle: Path,
+    adapter: str,
+    labels: tuple[str, ...],
+    problem_types: tuple[str, ...],
+    activations: tuple[str, ...],
+    replace: bool,
+    force: bool,
+    lock_timeout: float,
+    as_json: bool,
+) -> None:
     """Add an adapter to a bundle.
 
     The base is not touched and torch is not imported.
     """
     ((name, source),) = named([adapter], "--adapter").items()
     from ..pipeline import add as run
+    from ..pipeline._heads import check_names
+
+    heads = parse_heads(labels, problem_types, activations)
+    check_names(heads, {name: source})
 
     with steps() as announce:
-        result = run(bundle, name, source, force=force, replace=replace, lock_timeout=lock_timeout, announce=announce)
+        result = run(
+            bundle,
+            name,
+            source,
+            force=force,
+            replace=replace,
+            head=heads.get(name),
+            lock_timeout=lock_timeout,
+            announce=announce,
+        )
     if not result.changes_output:
         warn(f"{name} {_UNTRAINED}")
     entry = result.entry
     if as_json:
         print_json({"adapter": name, **entry.model_dump(mode="json"), "changes_output": result.changes_output})
         return
-    labels = f", labels {', '.join(entry.labels)}" if entry.labels else ""
+    shown = f", labels {', '.join(entry.labels)}" if entry.labels else ""
     click.echo(
-        f"{bundle}: added {name} ({entry.method}, {len(entry.tensors)} tensors, {megabytes(entry.bytes)}{labels})"
+        f"{bundle}: added {name} ({entry.method}, {len(entry.tensors)} tensors, {megabytes(entry.bytes)}{shown})"
     )

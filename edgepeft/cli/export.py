@@ -11,6 +11,7 @@ from cloup import option, option_group
 
 from ..errors import InputError
 from .guarded import guarded
+from .head_options import head_options, parse_heads
 from .options import PATH, calibration_option, force_option, json_option, lock_option, pair_option, text_option
 from .show import megabytes, print_json, steps, table
 from .values import calibration_texts, named
@@ -75,6 +76,7 @@ from .values import calibration_texts, named
         help="Context of a language model; its rotary tables grow with it.",
     ),
 )
+@head_options
 @option_group("Data", calibration_option, text_option, pair_option)
 @force_option
 @lock_option
@@ -91,6 +93,9 @@ def export(
     onnx: Path | None,
     max_rank: int | None,
     max_length: int | None,
+    labels: tuple[str, ...],
+    problem_types: tuple[str, ...],
+    activations: tuple[str, ...],
     data: tuple[str, ...],
     text: str,
     pair: str | None,
@@ -125,6 +130,7 @@ def export(
             onnx=onnx,
             max_rank=max_rank,
             max_length=max_length,
+            heads=parse_heads(labels, problem_types, activations),
             force=force,
             lock_timeout=lock_timeout,
             announce=announce,

@@ -37,6 +37,13 @@ from .values import parse_weights
     ),
     option("--head", metavar="NAME", help="For a blend: the adapter whose head it takes."),
     option("--scale", default=1.0, metavar="X", help="Multiply the adapter's low-rank part."),
+    option(
+        "--threshold",
+        type=click.FloatRange(0, 1),
+        default=0.5,
+        metavar="P",
+        help="For heads of several labels a text: the probability above which a label is chosen.",
+    ),
     option("--variant", metavar="NAME", show_default="fp32", help="The variant of the base to run."),
     option(
         "--verify",
@@ -58,6 +65,7 @@ def run(
     adapter: str | None,
     head: str | None,
     scale: float,
+    threshold: float,
     variant: str | None,
     threads: int | None,
     verify: Verify,
@@ -88,7 +96,7 @@ def run(
         )
     results: list[dict[str, Any]] = []
     for start in range(0, len(texts), 32):
-        results.extend(opened.run(texts[start : start + 32]))
+        results.extend(opened.run(texts[start : start + 32], threshold=threshold))
     if cut := opened.truncated(texts):
         warn(
             f"{len(cut)} of {len(texts)} texts were cut to {opened.manifest.max_length} tokens, the first is text {cut[0] + 1}"
@@ -105,6 +113,15 @@ def _given(text: str | tuple[str, str]) -> dict[str, str]:
 
 
 def _short(result: dict[str, Any]) -> str:
+    if "values" in result:
+        values = {name: f"{value:.4f}" for name, value in result["values"].items()}
+        return (
+            ", ".join(f"{name} {value}" for name, value in values.items())
+            if len(values) > 1
+            else f"{result['score']:.4f}"
+        )
+    if "labels" in result:
+        return ", ".join(f"{name} {result['probabilities'][name]:.3f}" for name in result["labels"]) or "(none)"
     if "label" in result:
         return f"{result['label']} {result['score']:.3f}"
     if "tokens" in result:

@@ -61,7 +61,7 @@ def merge_graph(base: EditableBase, adapter: Adapter) -> MergedBase:
     model = graph.clone()
     touched = (*(f"{site}.weight" for site in adapter.sites), *adapter.overrides)
     locations = Untie(locations, base.tied, touched)(model).locations
-    arrays = float_initializers(model)
+    arrays = float_initializers(model, also={place.initializer for places in locations.values() for place in places})
     changed: dict[str, np.ndarray] = {}
 
     def put(parameter: str, tensor: Array) -> None:

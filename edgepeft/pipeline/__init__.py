@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from ..bench.compare import check as check
     from ..bench.measure import bench as bench
     from ..bench.result import BenchResult as BenchResult
+    from ..bundle.heads import Head as Head
     from ..bundle.read import Bundle as Bundle
     from ..graph.edit_base import add_slots as add_slots
     from ..graph.edit_base import merge as merge
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from ._for_target import fit as fit
     from ._quantize import QuantizedBundle as QuantizedBundle
     from ._quantize import quantize as quantize
+    from ._relabel import relabel as relabel
     from ._remove import Removed as Removed
     from ._remove import remove as remove
     from ._static import write_static as write_static
@@ -78,6 +80,7 @@ _HOME = {
     "export": "._export",
     "add": "._add",
     "remove": "._remove",
+    "relabel": "._relabel",
     "blend": "._blend",
     "quantize": "._quantize",
     "write_input_style": "._web_graph",
@@ -92,6 +95,7 @@ _HOME = {
     "SlottedBase": "..graph.editable",
     "MergedBase": "..graph.editable",
     "Bundle": "..bundle.read",
+    "Head": "..bundle.heads",
     "Validation": "..validate.result",
     "AdapterParity": "..validate.result",
     "Accuracy": "..report.accuracy",
@@ -122,6 +126,7 @@ __all__ = [  # noqa: RUF022 - in the order of the pipeline
     "export",
     "add",
     "remove",
+    "relabel",
     "blend",
     "quantize",
     "write_input_style",
@@ -135,6 +140,7 @@ __all__ = [  # noqa: RUF022 - in the order of the pipeline
     "SlottedBase",
     "MergedBase",
     "Bundle",
+    "Head",
     "Validation",
     "AdapterParity",
     "Accuracy",

@@ -11,10 +11,8 @@ from ..adapters.edits import Adapter, Array
 from ..adapters.files import write_adapter_onnx, write_onnx_adapter
 from ..adapters.fill import FilledSlots, fill_slots
 from ..adapters.prefix import fill_prefix
-from ..bundle import (
-    AdapterEntry,
-    SlotTable,
-)
+from ..bundle import AdapterEntry, Head, SlotTable
+from ..bundle.heads import inherited
 from ..bundle.slots import Dim
 
 
@@ -42,19 +40,25 @@ def fill(
     return Filled(adapter, slots, fill_prefix(adapter, prefix, config, max_length))
 
 
-def adapter_metadata(filled: Filled, *, base_identity: str, slots_hash: str) -> dict[str, Any]:
-    """The adapter's contract, as its ``.onnx`` file carries it; enough to add that file to another copy of the base."""
+def adapter_metadata(
+    filled: Filled, *, base_identity: str, slots_hash: str, base: Head, table: SlotTable
+) -> dict[str, Any]:
+    """The adapter's contract, as its ``.onnx`` file carries it; enough to add that file to another copy of the base.
+
+    ``base`` is the base's own head, from which the adapter's takes what nobody said of it.
+    """
     adapter = filled.adapter
-    labels = adapter.labels
-    if labels is None and filled.slots.labels is not None:
-        labels = tuple(f"LABEL_{i}" for i in range(filled.slots.labels))
+    own = Head(adapter.labels, adapter.problem_type, adapter.activation, adapter.task)
+    head = inherited(own, base, filled.slots.labels, [slot.parameter for slot in table.overrides])
     return {
         "method": adapter.method,
         "source": adapter.source,
         "base_identity": base_identity,
         "slots_hash": slots_hash,
         "ranks": filled.slots.ranks,
-        "labels": labels,
+        "labels": head.labels,
+        "problem_type": head.problem_type,
+        "activation": head.activation,
         "scalable": adapter.scalable,
         "per_row": filled.slots.per_row and not filled.prefix,
         "prefix_length": adapter.prefix.states.shape[3] if adapter.prefix is not None else 0,

@@ -11,11 +11,13 @@ import numpy as np
 
 from .. import runtime as runtimes
 from ..adapters.bundle_weights import BundleWeights
+from ..adapters.checkpoint import read_checkpoint
 from ..adapters.contract import check_belongs
 from ..adapters.files import AdapterFile, contract_of, read_adapter_onnx, read_onnx_adapter, version_number
 from ..adapters.fill import check_shape
 from ..adapters.read import read_adapter
-from ..bundle import LOCK_TIMEOUT, AdapterEntry, Bundle, Manifest, check_name, read_bundle, rereading
+from ..base.task import check_task
+from ..bundle import LOCK_TIMEOUT, AdapterEntry, Bundle, Head, Manifest, check_name, head_of, read_bundle, rereading
 from ..bundle.adapter_checks import check_labels, check_ranks
 from ..bundle.names import check_distinct
 from ..bundle.read import check_prefix_tensors
@@ -24,6 +26,7 @@ from ..validate.probe import bundle_probe, same_outputs
 from ._adapter_files import adapter_metadata, fill, write_adapter
 from ._calibrate import measured_without
 from ._edit import Edit, edit
+from ._heads import said, say_labels, with_head
 
 Announce = Callable[[str], None]
 
@@ -57,7 +60,7 @@ def _exported_file(path: Path) -> AdapterFile:
     return found
 
 
-def _from_file(bundle: Bundle, name: str, path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def _from_file(bundle: Bundle, name: str, path: Path, head: Head | None) -> tuple[dict[str, Any], dict[str, Any]]:
     if not path.is_file():
         raise InputError(f"adapter {name!r}: no file at {path}")
     found = _exported_file(path)
@@ -81,11 +84,12 @@ def _from_file(bundle: Bundle, name: str, path: Path) -> tuple[dict[str, Any], d
             raise AdapterMismatchError(f"adapter {name!r} fills {tensor}, which is not a slot of this base")
         check_shape(array.shape, shapes[tensor], f"adapter {name!r}, {tensor}")
     found_shapes = {tensor: tuple(array.shape) for tensor, array in found.tensors.items()}
-    what, labels = f"adapter {name!r} ({path})", found.metadata.get("labels")
+    metadata = {**found.metadata, **said(head or Head())}
+    what, labels = f"adapter {name!r} ({path})", metadata.get("labels")
     check_prefix_tensors(what, found_shapes, found.metadata.get("prefix_length", 0), manifest)
     check_ranks(what, found_shapes, found.metadata["ranks"], manifest)
     check_labels(what, found_shapes, labels, manifest)
-    return dict(found.tensors), dict(found.metadata)
+    return dict(found.tensors), metadata
 
 
 def base_module(bundle: Bundle) -> Any:
@@ -103,11 +107,13 @@ def base_module(bundle: Bundle) -> Any:
 
 
 def _from_checkpoint(
-    bundle: Bundle, name: str, source: str, force: bool, announce: Announce
+    bundle: Bundle, name: str, source: str, force: bool, head: Head | None, announce: Announce
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     manifest = bundle.manifest
+    checkpoint = read_checkpoint(source)
+    check_task(name, source, checkpoint.config.get("task_type"), [manifest.task], str(bundle.path))
     adapter = read_adapter(
-        source,
+        checkpoint,
         name=name,
         weights=BundleWeights(bundle),
         module=lambda: base_module(bundle),
@@ -116,9 +122,13 @@ def _from_checkpoint(
     check_belongs(adapter, identity=manifest.base.identity, source=manifest.base.source, force=force, announce=announce)
     for note in adapter.notes:
         announce(f"adapter {name}: {note}")
+    base = head_of(manifest, None)
+    adapter = with_head(adapter, checkpoint, head, base, announce)
     config = bundle.read_json("config.json") if adapter.prefix is not None else {}
     filled = fill(adapter, manifest.slots, manifest.base.fresh, manifest.prefix_tensors(), config, manifest.max_length)
-    metadata = adapter_metadata(filled, base_identity=manifest.base.identity, slots_hash=manifest.slots.hash)
+    metadata = adapter_metadata(
+        filled, base_identity=manifest.base.identity, slots_hash=manifest.slots.hash, base=base, table=manifest.slots
+    )
     return filled.tensors, metadata
 
 
@@ -140,6 +150,7 @@ def add(
     *,
     force: bool = False,
     replace: bool = False,
+    head: Head | None = None,
     lock_timeout: float = LOCK_TIMEOUT,
     announce: Announce = lambda message: None,
 ) -> Added:
@@ -154,6 +165,8 @@ def add(
         force: Accept a foreign checkpoint that names another base, where that has the same weights. A checkpoint with a
             recorded identity must match all the same.
         replace: Replace an adapter of that name.
+        head: What its outputs mean: names of its labels, problem type, activation. What is not said is taken from its folder,
+            else from the base's config.
         lock_timeout: Seconds to wait for another process that changes the bundle.
         announce: Is called with a line of text for each step.
 
@@ -170,10 +183,11 @@ def add(
         >>> add("bundle", "topics", "./topics-lora").changes_output
         True
     """
-    opened, tensors, metadata = _read(bundle, name, source, force, replace, announce)
+    opened, tensors, metadata = _read(bundle, name, source, force, replace, head, announce)
     with edit(bundle, lock_timeout=lock_timeout) as change:
         change.refuse_another_base(opened.manifest, f"adapter {name!r} was being read")
         entry, changes = put_adapter(change, name, tensors, metadata, replace=replace)
+    say_labels(name, head is not None and head.labels is not None, entry, head_of(opened.manifest, None), announce)
     added = Added(bundle=change.after, entry=entry, changes_output=changes)
     for variant in added.bundle.manifest.provenance.get("calibration", {}):
         announce(measured_without(variant, name))
@@ -182,7 +196,7 @@ def add(
 
 @rereading
 def _read(
-    bundle: str | Path, name: str, source: str | Path, force: bool, replace: bool, announce: Announce
+    bundle: str | Path, name: str, source: str | Path, force: bool, replace: bool, head: Head | None, announce: Announce
 ) -> tuple[Bundle, dict[str, Any], dict[str, Any]]:
     """The adapter's slot tensors and contract over the bundle as it is now; nobody is kept out meanwhile."""
     opened = read_bundle(bundle)
@@ -197,8 +211,8 @@ def _read(
     _check_free(opened.manifest, opened.path, name, replace)
     path = Path(source)
     if path.suffix in {".onnx", ".onnx_adapter"}:
-        return opened, *_from_file(opened, name, path)
-    return opened, *_from_checkpoint(opened, name, str(source), force, announce)
+        return opened, *_from_file(opened, name, path, head)
+    return opened, *_from_checkpoint(opened, name, str(source), force, head, announce)
 
 
 def _check_free(manifest: Manifest, path: Path, name: str, replace: bool) -> None:

@@ -17,7 +17,8 @@ from ..adapters.read import layers_of, method_of, opaque_adapter, task_ids
 from ..base.base import Base
 from ..base.capture import capture
 from ..base.replicate import LayerMap
-from ..bundle import LOCK_TIMEOUT, Bundle, check_name
+from ..base.task import check_task
+from ..bundle import LOCK_TIMEOUT, Bundle, Head, check_name
 from ..errors import InputError
 from ..graph.edit_base import add_slots, merge
 from ..graph.editable import MergedBase
@@ -26,6 +27,7 @@ from ..quantize.merge_error import lost_by_rounding
 from ..validate.parity import check_parity
 from ..validate.quantized_base import check_given
 from ..validate.result import AdapterParity
+from ._heads import check_names, say_labels, with_head
 from ._manifest import check_target_folder
 from ._write import write_bundle
 
@@ -77,6 +79,7 @@ def export(
     force: bool = False,
     max_rank: int | None = None,
     max_length: int | None = None,
+    heads: Mapping[str, Head] | None = None,
     lock_timeout: float = LOCK_TIMEOUT,
     announce: Announce = lambda message: None,
 ) -> Exported:
@@ -95,6 +98,8 @@ def export(
             recorded identity must match all the same.
         max_rank: The largest rank that an SVD may choose, for methods without a closed form.
         max_length: The longest context of a language model in tokens.
+        heads: What the outputs of adapters mean, by adapter: names of labels, problem type, activation. What is not said is
+            taken from the adapter's folder (edgepeft's record, a config.json or label file), else from the base's config.
         lock_timeout: Seconds to wait for another process that changes the bundle.
         announce: Is called with a line of text for each step.
 
@@ -124,13 +129,15 @@ def export(
         raise InputError(f"--mode {mode} needs at least one --adapter NAME=PATH")
     if mode == "swap" or len(adapters) == 1:
         check_target_folder(out)
+    heads = dict(heads or {})
+    check_names(heads, adapters)
     checkpoints = {name: read_checkpoint(source) for name, source in adapters.items()}
     peft_task = _peft_task(checkpoints)
     if mode == "bake":
         if onnx is not None:
             raise InputError("--mode bake traces PEFT's model; an ONNX file of the base (--onnx) has no place in that")
         return _bake(
-            str(model), checkpoints, out, task, None if task else peft_task, max_length, force, write, announce
+            str(model), checkpoints, out, task, None if task else peft_task, max_length, force, heads, write, announce
         )
     layers = _layers(checkpoints)
     announce(f"capturing {model}")
@@ -143,8 +150,11 @@ def export(
         onnx=onnx,
         max_length=max_length,
         layers=layers,
+        heads=_heads_brought(checkpoints),
         announce=announce,
     )
+    for name, checkpoint in checkpoints.items():
+        check_task(name, checkpoint.source, checkpoint.config.get("task_type"), [base.task], "this base")
     announce(f"captured {base.architecture} ({base.captured_by}), {base.parity:.1e} from PyTorch{_matched(base)}")
     read: list[Adapter] = []
     for name, checkpoint in checkpoints.items():
@@ -160,10 +170,16 @@ def export(
         check_belongs(adapter, identity=base.identity, source=base.source, force=force, announce=announce)
         for note in adapter.notes:
             announce(f"adapter {name}: {note}")
-        read.append(adapter)
+        read.append(with_head(adapter, checkpoint, heads.get(name), base.own_head, announce))
     if mode == "merge":
         return _merge(base, read, checkpoints, out, write, announce)
     return _swap(base, read, checkpoints, out, slots, write, announce, Path(onnx) if onnx is not None else None)
+
+
+def _heads_brought(checkpoints: Mapping[str, Checkpoint]) -> set[str]:
+    """Parameters of heads in checkpoints that name no task."""
+    names = {name for each in checkpoints.values() if not each.config.get("task_type") for name in each.tensors}
+    return {name for name in names if name.split(".")[0] in {"classifier", "score", "classification_head"}}
 
 
 def _matched(base: Base) -> str:
@@ -203,6 +219,10 @@ def _swap(
         recipe={"slots": reserve, "added_nodes": slotted.added_nodes, "checkpoints": _hashes(read)},
         check=check,
     )
+    for adapter in read:
+        say_labels(
+            adapter.name, adapter.labels is not None, bundle.manifest.adapters[adapter.name], base.own_head, announce
+        )
     _announce_parity(parity, announce)
     return Exported(bundles=(bundle,), parity=tuple(parity), capture_parity=base.parity)
 
@@ -252,6 +272,7 @@ def _bake(
     peft_task: str | None,
     max_length: int | None,
     force: bool,
+    heads: Mapping[str, Head],
     write: Write,
     announce: Announce,
 ) -> Exported:
@@ -266,6 +287,7 @@ def _bake(
         base = bake(model, checkpoint, task=task, peft_task=peft_task, max_length=max_length, announce=announce)
         captured = max(captured, base.parity)
         check_belongs(adapter, identity=base.identity, source=base.source, force=force, announce=announce)
+        adapter = with_head(adapter, checkpoint, heads.get(name), base.own_head, announce)
 
         def check(bundle: Bundle, base: Base = base, name: str = name, checkpoint: Checkpoint = checkpoint) -> None:
             parity.extend(check_parity(bundle, {name: checkpoint}, model, module=base.reference))

@@ -18,11 +18,13 @@ from ..bundle import (
     BaseEntry,
     Bundle,
     GraphInput,
+    Head,
     Manifest,
     SlotTable,
     Variant,
     replacing,
 )
+from ..bundle.heads import inherited
 from ..bundle.manifest import check_graphs_of_task, prefix_tensors
 from ..errors import InputError
 from ..graph.editable import MergedBase, SlottedBase
@@ -48,11 +50,13 @@ def _io(values: Sequence[ir.Value], slots: SlotTable) -> tuple[GraphInput, ...]:
     )
 
 
-def _model_files(folder: Path, base: Base, labels: Sequence[str] | None) -> None:
+def _model_files(folder: Path, base: Base, head: Head) -> None:
     config = json.loads(json.dumps(dict(base.config), default=str))
-    if labels is not None:
-        config["id2label"] = {str(i): label for i, label in enumerate(labels)}
-        config["label2id"] = {label: i for i, label in enumerate(labels)}
+    if head.labels is not None:
+        config["id2label"] = {str(i): label for i, label in enumerate(head.labels)}
+        config["label2id"] = {label: i for i, label in enumerate(head.labels)}
+    if head.problem_type is not None:
+        config["problem_type"] = head.problem_type
     (folder / "config.json").write_text(config_text(config), encoding="utf-8")
     for name, path in base.files.items():
         shutil.copyfile(path, folder / name)
@@ -103,10 +107,10 @@ def write_bundle(
             raise InputError("a merged base has no slots for further adapters")
         table, merged = SlotTable(), content.adapter
         baked = content.baked
-        labels = merged.labels or base.labels if baked else merged_labels(base, merged)
+        head = merged_head(base, merged, baked=baked)
     else:
         table, merged, baked = content.table, None, False
-        labels = base.labels
+        head = base.own_head
     graph = content.graph
     inputs = _io(graph.graph.inputs, table)
     outputs = _io(graph.graph.outputs, table)
@@ -119,7 +123,7 @@ def write_bundle(
     before = prefix_tensors(inputs)
     filled = [fill(adapter, table, base.fresh, before, base.config, base.max_length) for adapter in adapters]
     with replacing(target, keep=False, lock_timeout=lock_timeout) as folder:
-        _model_files(folder, base, labels)
+        _model_files(folder, base, head)
         (folder / "onnx").mkdir()
         whole = "model" if base.variant == "fp32" else f"model_{base.variant}"
         names = [whole] if content.decoder is None else ["encoder_model", "decoder_with_past_model"]
@@ -133,7 +137,9 @@ def write_bundle(
                 folder,
                 each.adapter.name,
                 each.tensors,
-                adapter_metadata(each, base_identity=base.identity, slots_hash=table.hash),
+                adapter_metadata(
+                    each, base_identity=base.identity, slots_hash=table.hash, base=base.own_head, table=table
+                ),
             )
             for each in filled
         }
@@ -152,7 +158,9 @@ def write_bundle(
             ),
             inputs=inputs,
             outputs=outputs,
-            labels=labels,
+            labels=head.labels,
+            problem_type=head.problem_type,
+            activation=head.activation,
             max_length=base.max_length,
             slots=table,
             variants={
@@ -180,9 +188,14 @@ def write_bundle(
     return Bundle(path=target, manifest=manifest)
 
 
-def merged_labels(base: Base, adapter: Adapter) -> tuple[str, ...] | None:
-    """The labels of a base merged with ``adapter``: the adapter's own, else as many as its head has."""
-    if base.labels is None or adapter.labels is not None:
-        return adapter.labels or base.labels
-    sizes = {o.tensor.shape[0] for n, o in adapter.overrides.items() if o.tensor.shape != base.weights[n].shape}
-    return tuple(f"LABEL_{i}" for i in range(sizes.pop())) if sizes else base.labels
+def merged_head(base: Base, adapter: Adapter, *, baked: bool) -> Head:
+    """The head of a base merged with ``adapter``: what the adapter says, else as many labels as its head has."""
+    own = Head(adapter.labels, adapter.problem_type, adapter.activation, base.task)
+    if base.labels is None:
+        return own
+    sizes = {
+        override.tensor.shape[0]
+        for name, override in adapter.overrides.items()
+        if not baked and override.tensor.shape != base.weights[name].shape
+    }
+    return inherited(own, base.own_head, sizes.pop() if sizes else None, base.weights)

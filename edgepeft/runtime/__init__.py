@@ -4,8 +4,9 @@ from ..bundle import Bundle, Manifest
 from .generation import Conversation, GenerateOptions, Generation, Generator, TextStream
 from .generation.chat import ChatTemplate
 from .generation.loop import Steps
+from .predictions import MultiLabelPrediction, Prediction, Score
 from .runtime import Runtime, open
-from .text import Prediction, TextEncoder
+from .text import TextEncoder
 from .views import Calls, View
 
 __all__ = [
@@ -17,8 +18,10 @@ __all__ = [
     "Generation",
     "Generator",
     "Manifest",
+    "MultiLabelPrediction",
     "Prediction",
     "Runtime",
+    "Score",
     "Steps",
     "TextEncoder",
     "TextStream",

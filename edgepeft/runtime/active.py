@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle import AdapterEntry, Bundle
+from ..bundle import AdapterEntry, Bundle, Head, head_of
 from ..bundle.cache_names import PAST
 from ..errors import AdapterMismatchError, CorruptBundleError, InputError
 from .buffers import as_values
@@ -28,6 +28,10 @@ class ActiveAdapter:
     scale: float
     labels: tuple[str, ...] | None
     options: Any = None
+    #: What its head's outputs mean.
+    head: Head = field(default_factory=Head)
+    #: The same for each row, where rows have adapters of their own.
+    row_heads: tuple[Head, ...] | None = None
     #: The labels of each row, where rows have adapters of their own.
     row_labels: tuple[tuple[str, ...] | None, ...] | None = None
     #: The adapter of each row, where rows have adapters of their own.
@@ -52,6 +56,10 @@ class ActiveAdapter:
         """The labels of one row of a batch."""
         return self.labels if self.row_labels is None else self.row_labels[row]
 
+    def head_of(self, row: int) -> Head:
+        """What the outputs of one row of a batch mean."""
+        return self.head if self.row_heads is None else self.row_heads[row]
+
     def logits_of(self, row: int, logits: np.ndarray) -> np.ndarray:
         """A row's logits ``[..., labels]`` without what pads them where other rows of the batch have wider heads."""
         labels = None if self.row_labels is None else self.row_labels[row]
@@ -71,8 +79,9 @@ def load_adapter(bundle: Bundle, name: str) -> ActiveAdapter:
     with bundle.open(entry.onnx_adapter) as file, readable(bundle.file(entry.onnx_adapter), name):
         handle.Load(file.load_path)
         options.add_active_adapter(handle)
+    head = head_of(bundle.manifest, name)
     return ActiveAdapter(
-        name=name, scale=1.0, labels=entry.labels, options=options, handle=handle, identity=(name, 1.0)
+        name=name, scale=1.0, labels=head.labels, options=options, head=head, handle=handle, identity=(name, 1.0)
     )
 
 
@@ -93,10 +102,12 @@ def _before_sequence(bundle: Bundle, name: str, entry: AdapterEntry) -> ActiveAd
     tensors = read_tensors(bundle, name, entry)
     types = {value.name: value.dtype for value in bundle.manifest.inputs}
     pasts = {tensor: PAST + tensor.removeprefix("prefix.") for tensor in bundle.manifest.prefix_tensors()}
+    head = head_of(bundle.manifest, name)
     return ActiveAdapter(
         name=name,
         scale=1.0,
-        labels=entry.labels,
+        labels=head.labels,
+        head=head,
         feeds=as_values({n: array for n, array in tensors.items() if n not in pasts}),
         identity=(name, 1.0),
         prefix={past: tensors[tensor].astype(types[past]) for tensor, past in pasts.items()},
@@ -128,7 +139,8 @@ def scaled_adapter(bundle: Bundle, name: str, tensors: Mapping[str, np.ndarray],
         raise InputError(f"scale must be a finite number, found {scale}")
     factors = {slot.b for slot in bundle.manifest.slots.factored}
     feeds = as_values({n: array * np.float32(scale) if n in factors else array for n, array in tensors.items()})
-    return ActiveAdapter(name=name, scale=scale, labels=entry.labels, feeds=feeds, identity=(name, scale))
+    head = head_of(bundle.manifest, name)
+    return ActiveAdapter(name=name, scale=scale, labels=head.labels, head=head, feeds=feeds, identity=(name, scale))
 
 
 def read_tensors(bundle: Bundle, name: str, entry: AdapterEntry) -> dict[str, np.ndarray]:

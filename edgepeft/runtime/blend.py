@@ -8,18 +8,18 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..bundle import AdapterEntry, Bundle, OverrideSlot
+from ..bundle import AdapterEntry, Bundle, Head, OverrideSlot, head_of
 from ..errors import InputError
 from .active import check_linear, read_tensors
 
 
 @dataclass(frozen=True)
 class Blend:
-    """Slot tensors of a weighted sum, the rank it has in each slot, and the labels of its head."""
+    """Slot tensors of a weighted sum, the rank it has in each slot, and what its head's outputs mean."""
 
     tensors: dict[str, np.ndarray]
     ranks: dict[str, int]
-    labels: tuple[str, ...] | None
+    head: Head
     #: Whether rows of a batch may differ in it, and the largest SVD residual among its adapters (``None``: all exact).
     per_row: bool
     residual: float | None
@@ -69,7 +69,7 @@ def blend(
     return Blend(
         tensors=tensors,
         ranks=ranks,
-        labels=_labels(entries, head),
+        head=_head(bundle, entries, head),
         per_row=all(entry.per_row for entry in entries.values()),
         residual=max(residuals, default=None),
     )
@@ -108,7 +108,7 @@ def _override(
     return first
 
 
-def _labels(entries: Mapping[str, AdapterEntry], head: str | None) -> tuple[str, ...] | None:
-    if head is not None:
-        return entries[head].labels
-    return next((entry.labels for entry in entries.values() if entry.labels is not None), None)
+def _head(bundle: Bundle, entries: Mapping[str, AdapterEntry], chosen: str | None) -> Head:
+    """The head that a blend runs with: the chosen adapter's, else the first that has labels of its own."""
+    named = chosen or next((name for name, entry in entries.items() if entry.labels is not None), None)
+    return head_of(bundle.manifest, named or next(iter(entries)))

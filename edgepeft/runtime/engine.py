@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle import Bundle, Manifest
+from ..bundle import Bundle, Manifest, head_of
 from ..bundle.manifest import MAX_THREADS
 from ..errors import InputError, UnknownAdapterError
 from .active import ActiveAdapter, read_tensors, scaled_adapter
@@ -55,7 +55,9 @@ class Engine:
         self._encoder = Once(lambda: TextEncoder(bundle))
         self._generator = Once(lambda: generator_for(self))
         self.resident = ResidentAdapters(bundle)
-        self.base = ActiveAdapter(name="", scale=1.0, labels=bundle.manifest.labels)
+        self.base = ActiveAdapter(
+            name="", scale=1.0, labels=bundle.manifest.labels, head=head_of(bundle.manifest, None)
+        )
 
     @property
     def manifest(self) -> Manifest:
@@ -136,7 +138,8 @@ class Engine:
         return ActiveAdapter(
             name=describe(weights),
             scale=scale,
-            labels=summed.labels,
+            labels=summed.head.labels,
+            head=summed.head,
             feeds=as_values(summed.tensors),
             identity=("blend", *weights.items(), scale, head),
         )

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from ..bundle import AdapterEntry, Bundle
+from ..bundle import AdapterEntry, Bundle, head_of
+from ..bundle.heads import numbered
 from ..errors import InputError
 from .active import ActiveAdapter
 from .buffers import as_values
@@ -24,13 +25,15 @@ def mixed_adapter(bundle: Bundle, rows: Sequence[str | None], read: Callable[[st
     entries = _check(bundle, rows)
     counts = label_counts(bundle, rows)
     tensors = mixed_tensors(bundle, rows, {name: read(name) for name in entries}, counts)
-    labels = tuple(_labels(bundle, name, count) for name, count in zip(rows, counts, strict=True))
+    heads = tuple(head_of(bundle.manifest, name) for name in rows)
+    labels = tuple(head.labels or numbered(count) or None for head, count in zip(heads, counts, strict=True))
     return ActiveAdapter(
         name="",
         scale=1.0,
         labels=None,
         row_labels=labels,
         row_names=tuple(rows),
+        row_heads=heads,
         feeds=as_values(tensors),
         identity=("mixed", *rows),
     )
@@ -54,17 +57,9 @@ def _check(bundle: Bundle, rows: Sequence[str | None]) -> dict[str, AdapterEntry
     return entries
 
 
-def _labels(bundle: Bundle, name: str | None, count: int) -> tuple[str, ...] | None:
-    """The labels that a row has when it runs alone, with a name for each where its adapter names none."""
-    named = bundle.manifest.labels if name is None else bundle.manifest.adapters[name].labels
-    return named or (tuple(f"LABEL_{i}" for i in range(count)) or None)
-
-
 def label_counts(bundle: Bundle, rows: Sequence[str | None]) -> list[int]:
     """How many labels each row's head has; 0 where neither adapter nor base names any."""
-    manifest = bundle.manifest
-    base = len(manifest.labels or ())
-    return [base if name is None else len(manifest.adapters[name].labels or ()) or base for name in rows]
+    return [len(head_of(bundle.manifest, name).labels or ()) for name in rows]
 
 
 def mixed_tensors(

@@ -12,7 +12,8 @@ import numpy as np
 from ..errors import InputError
 from .active import ActiveAdapter
 from .finite import require_finite
-from .text import Prediction, TextEncoder, prediction, softmax
+from .predictions import THRESHOLD, Prediction, prediction, softmax
+from .text import TextEncoder
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -34,17 +35,18 @@ class TaskRun:
         """``numbers`` of a row's output ``name``; :class:`NonFiniteError` where some are NaN or infinite."""
         return require_finite(numbers, name, self.active.name_of(row), self.variant, self.path)
 
-    def row(self, row: int) -> tuple[np.ndarray, tuple[str, ...]]:
-        """A row's logits ``[..., labels]``, and its labels."""
-        logits = self.active.logits_of(row, self.outputs["logits"][row])
-        return logits, self.active.labels_of(row) or tuple(f"LABEL_{i}" for i in range(logits.shape[-1]))
+    def row(self, row: int) -> np.ndarray:
+        """A row's logits ``[..., labels]``."""
+        return self.active.logits_of(row, self.outputs["logits"][row])
 
-    def predictions(self) -> list[Prediction]:
-        """The best label of each row."""
+    def predictions(self, threshold: float = THRESHOLD) -> list[Prediction]:
+        """What each row's head says of it; see :func:`.predictions.prediction`."""
         if self.active.row_names is None:  # one adapter: say how much of the whole batch is broken
             self.finite(0, self.outputs["logits"], "logits")
-        rows = (self.row(row) for row in range(len(self.texts)))
-        return [prediction(self.finite(row, logits, "logits"), labels) for row, (logits, labels) in enumerate(rows)]
+        return [
+            prediction(self.finite(row, self.row(row), "logits"), self.active.head_of(row), threshold=threshold)
+            for row in range(len(self.texts))
+        ]
 
 
 def _classes(run: TaskRun) -> list[dict[str, Any]]:
@@ -54,9 +56,9 @@ def _classes(run: TaskRun) -> list[dict[str, Any]]:
 def _tokens(run: TaskRun) -> list[dict[str, Any]]:
     results = []
     for place, text in enumerate(run.texts):
-        logits, labels = run.row(place)
+        logits, head = run.row(place), run.active.head_of(place)
         tokens = run.encoder.tokens(text)
-        found = [prediction(each, labels) for each in run.finite(place, logits[: len(tokens)], "logits")]
+        found = [prediction(each, head) for each in run.finite(place, logits[: len(tokens)], "logits")]
         results.append(
             {"tokens": [{"token": t, "label": p.label, "score": p.score} for t, p in zip(tokens, found, strict=True)]}
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -100,36 +99,3 @@ def is_text(value: object) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """A label with its probability; ``probabilities`` by label, where the task has labels."""
-
-    label: str
-    score: float
-    probabilities: dict[str, float]
-
-    def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
-        return {"label": self.label, "score": self.score, "probabilities": self.probabilities}
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Probabilities over the last axis."""
-    shifted = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    result: np.ndarray = shifted / shifted.sum(axis=-1, keepdims=True)
-    return result
-
-
-def prediction(logits: np.ndarray, labels: Sequence[str]) -> Prediction:
-    """The best label of one row of logits ``[labels]``."""
-    if len(labels) != logits.shape[-1]:
-        raise InputError(f"{logits.shape[-1]} logits but {len(labels)} labels: {', '.join(labels)}")
-    probabilities = softmax(logits.astype(np.float64))
-    best = int(probabilities.argmax())
-    return Prediction(
-        label=labels[best],
-        score=float(probabilities[best]),
-        probabilities={label: float(p) for label, p in zip(labels, probabilities, strict=True)},
-    )

@@ -18,9 +18,10 @@ from .generation import Conversation, GenerateOptions, Generation, Generator, Op
 from .generation.chat import ChatTemplate, Message
 from .generation.generator import check_adapters, check_batch_size
 from .generation.loop import Steps
+from .predictions import THRESHOLD, Prediction, check_threshold
 from .sessions import run_values
 from .tasks import BY_TASK, TaskRun
-from .text import Prediction, TextEncoder, Texts
+from .text import TextEncoder, Texts
 
 #: The adapter of each row of a batch; ``None`` is the base.
 Adapters = Sequence[str | None]
@@ -155,21 +156,45 @@ class Calls(ABC):
         """
         found: list[np.ndarray] = []
         for run in self._classified(texts, adapters, batch_size):
-            found += [run.row(row)[0] for row in range(len(run.texts))]
+            found += [run.row(row) for row in range(len(run.texts))]
         if isinstance(texts, str):
             return found[0]
         return found if adapters is not None else np.stack(found)
 
     @overload
-    def predict(self, texts: str, *, adapters: None = None, batch_size: int = 32) -> Prediction: ...  # type: ignore[overload-overlap] # a text is a sequence of texts to mypy
+    def predict(  # type: ignore[overload-overlap] # a text is a sequence of texts to mypy
+        self, texts: str, *, adapters: None = None, batch_size: int = 32, threshold: float = THRESHOLD
+    ) -> Prediction: ...
 
     @overload
-    def predict(self, texts: Texts, *, adapters: Adapters | None = None, batch_size: int = 32) -> list[Prediction]: ...
+    def predict(
+        self, texts: Texts, *, adapters: Adapters | None = None, batch_size: int = 32, threshold: float = THRESHOLD
+    ) -> list[Prediction]: ...
 
     def predict(
-        self, texts: Texts | str, *, adapters: Adapters | None = None, batch_size: int = 32
+        self,
+        texts: Texts | str,
+        *,
+        adapters: Adapters | None = None,
+        batch_size: int = 32,
+        threshold: float = THRESHOLD,
     ) -> Prediction | list[Prediction]:
-        """The best label of each text, among the labels of its adapter.
+        """What the head of each text's adapter says of it.
+
+        Args:
+            texts: One text or a list; pairs for a head over two texts.
+            adapters: An adapter for each text.
+            batch_size: Texts in one run.
+            threshold: The probability above which a label of a multi-label head is among ``labels``.
+
+        Returns:
+            For each text a :class:`Prediction` (the best label, with a softmax over all), a :class:`MultiLabelPrediction` (a
+            sigmoid for each label, and those above ``threshold``) or a :class:`Score` (the numbers of a regression, a reward
+            model or a cross-encoder), as the ``problem_type`` of the adapter's head says.
+
+        Raises:
+            InputError: The adapter's task is another one, or an option is wrong.
+            NonFiniteError: Logits that are NaN or infinite.
 
         Example:
             >>> model.adapter("reviews").predict("I would buy it again").label
@@ -177,22 +202,31 @@ class Calls(ABC):
             >>> [p.label for p in model.predict(texts, adapters=["reviews", "topics"])]
             ['negative', 'Sports']
         """
+        check_threshold(threshold)
         found: list[Prediction] = []
         for run in self._classified(texts, adapters, batch_size):
-            found += run.predictions()
+            found += run.predictions(threshold)
         return found[0] if isinstance(texts, str) else found
 
     @overload
-    def run(self, texts: str, *, adapters: None = None) -> dict[str, Any]: ...  # type: ignore[overload-overlap] # as above
+    def run(  # type: ignore[overload-overlap] # as above
+        self, texts: str, *, adapters: None = None, threshold: float = THRESHOLD
+    ) -> dict[str, Any]: ...
 
     @overload
-    def run(self, texts: Texts, *, adapters: Adapters | None = None) -> list[dict[str, Any]]: ...
+    def run(
+        self, texts: Texts, *, adapters: Adapters | None = None, threshold: float = THRESHOLD
+    ) -> list[dict[str, Any]]: ...
 
-    def run(self, texts: Texts | str, *, adapters: Adapters | None = None) -> dict[str, Any] | list[dict[str, Any]]:
+    def run(
+        self, texts: Texts | str, *, adapters: Adapters | None = None, threshold: float = THRESHOLD
+    ) -> dict[str, Any] | list[dict[str, Any]]:
         """Each text's result in the shape of the bundle's task, ready for JSON.
 
-        Classification gives ``label``, ``score`` and ``probabilities``; token classification ``tokens`` with a label
-        each; fill-mask the five best ``fills``; feature extraction the mean-pooled ``embedding``; what writes a text what
+        Classification gives ``label``, ``score`` and ``probabilities``, with ``labels`` above ``threshold`` where a text may
+        have several, and ``values`` with ``logits`` in place of probabilities where the head gives numbers; token
+        classification ``tokens`` with a label each; fill-mask the five best ``fills``; feature extraction the mean-pooled
+        ``embedding``; what writes a text what
         :class:`Generation` holds.
         """
         view, rows = self.view, _rows(texts, adapters)
@@ -203,7 +237,7 @@ class Calls(ABC):
             written = view.generate([str(text) for text in rows], adapters=adapters)
             found = [each.as_dict() for each in written]
         elif task == "text-classification":
-            found = [each.as_dict() for each in view.predict(rows, adapters=adapters)]
+            found = [each.as_dict() for each in view.predict(rows, adapters=adapters, threshold=threshold)]
         elif task in BY_TASK:
             active = view.active if adapters is None else view.engine.mixed(adapters)
             found = BY_TASK[task](view._texts(rows, active))

@@ -19,14 +19,20 @@ BATCH = 32
 
 
 def label_ids(examples: Examples, labels: Sequence[str]) -> np.ndarray:
-    """Row labels as positions in ``labels``; :class:`DataError` names a label that the adapter does not know."""
+    """Row labels as positions in ``labels``; :class:`DataError` names a label that the adapter does not know.
+
+    Data have the names of labels, or their numbers: where no row has a name, whole numbers below the count are positions.
+    """
     if examples.labels is None:
         raise DataError(f"{examples.source} was read without labels")
     index = {label: i for i, label in enumerate(labels)}
+    if not any(label in index for label in examples.labels):
+        index = {str(i): i for i in range(len(labels))}
     unknown = next((row for row, label in enumerate(examples.labels) if label not in index), None)
     if unknown is not None:
         raise DataError(
-            f"{examples.where(unknown)}: label {examples.labels[unknown]!r} is not one of the adapter's: {', '.join(labels)}"
+            f"{examples.where(unknown)}: label {examples.labels[unknown]!r} is not one of the adapter's: {', '.join(labels)} "
+            f"(or 0 to {len(labels) - 1}). Names are given by: edgepeft relabel BUNDLE --labels NAME=a,b,…"
         )
     return np.array([index[label] for label in examples.labels])
 

@@ -21,6 +21,7 @@ from ...adapters.through_peft.load import ask_for_task, check_arrived, fit_heads
 from ...errors import CaptureError, EdgepeftError, InputError
 from ..base import Base
 from ..capture import announce_gaps, capped
+from ..head import own_head
 from ..load import Loaded, load_model, sample_batches
 from ..markers import parameters_of
 from ..parity import graph_causal_parity, parity
@@ -120,6 +121,7 @@ def _run(loaded: Loaded) -> None:
 
 def _base(loaded: Loaded, untouched: Any, plain: Loaded, graph: ir.Model, difference: float) -> Base:
     labels = None
+    said = own_head(plain.model.config, loaded.task, (name for name, _ in plain.model.named_parameters()))
     if loaded.task.endswith("-classification"):
         names = plain.model.config.id2label
         logits = next(value for value in graph.graph.outputs if value.name == "logits")
@@ -143,4 +145,6 @@ def _base(loaded: Loaded, untouched: Any, plain: Loaded, graph: ir.Model, differ
         tied={},
         head=None,
         parity=difference,
+        problem_type=said.problem_type,
+        activation=said.activation,
     )

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
+
+from ..nodes import linear_users
 
 _FLOATS = {ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE}
 
@@ -60,12 +62,12 @@ def _digest(array: np.ndarray) -> bytes:
     return hashlib.blake2b(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data, digest_size=16).digest()
 
 
-def float_initializers(model: ir.Model) -> dict[str, np.ndarray]:
-    """The float initializers of the main graph that hold more than one number, by name."""
+def float_initializers(model: ir.Model, also: Collection[str] = ()) -> dict[str, np.ndarray]:
+    """The float initializers of the main graph by name: those that hold more than one number, and ``also`` these."""
     arrays = {}
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
-        if tensor is not None and tensor.dtype in _FLOATS and tensor.size > 1:
+        if tensor is not None and tensor.dtype in _FLOATS and (tensor.size > 1 or name in also):
             arrays[name] = tensor.numpy()
     return arrays
 
@@ -218,6 +220,20 @@ def _beside(bias: np.ndarray, weight: tuple[Location, ...], arrays: Mapping[str,
     )
 
 
+def _one_number(model: ir.Model, bias: np.ndarray, weight: tuple[Location, ...]) -> tuple[Location, ...]:
+    """The bias of a linear layer of one output: its content says nothing, but its place behind the weight does."""
+    values = {}
+    for place in weight:
+        for node in linear_users(model.graph.initializers[place.initializer]) if not place.packed else ():
+            behind = [user for user, _ in node.outputs[0].uses() if user.op_type == "Add"]
+            beside = list(node.inputs[2:]) if node.op_type == "Gemm" else [v for user in behind for v in user.inputs]
+            for value in beside:
+                tensor = value.const_value if value is not None and value.name in model.graph.initializers else None
+                if tensor is not None and tensor.size == 1 and tensor.numpy().reshape(-1)[0] == bias.reshape(-1)[0]:
+                    values[value.name or ""] = tensor  # type: ignore[union-attr] # it has a tensor
+    return tuple(Location(name, transposed=False, offset=0, size=1, packed=False) for name in values)
+
+
 def locate(
     model: ir.Model, parameters: Mapping[str, np.ndarray], *, settle: Callable[[], None] = lambda: None
 ) -> dict[str, tuple[Location, ...]]:
@@ -238,10 +254,11 @@ def locate(
         if not locations and parameters[name].ndim <= 2 and parameters[name].size > 1:
             located[name] = tuple(index.blocks(parameters[name])) or index.scattered(parameters[name])
     for name, locations in located.items():
-        if not locations and name.endswith(".bias") and parameters[name].size > 1:
-            located[name] = _beside(
-                parameters[name], located.get(f"{name.removesuffix('bias')}weight", ()), index.arrays
-            )
+        weight = located.get(f"{name.removesuffix('bias')}weight", ())
+        if not locations and name.endswith(".bias") and parameters[name].shape == (1,):
+            located[name] = _one_number(model, parameters[name], weight)
+        elif not locations and name.endswith(".bias") and parameters[name].size > 1:
+            located[name] = _beside(parameters[name], weight, index.arrays)
     return located
 
 

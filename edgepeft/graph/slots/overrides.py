@@ -106,6 +106,7 @@ class Overrides:
             self._bypass(user, other)
         else:
             user.replace_input_with(index, slot)
+        self.sites.gone(value.name or "")
         del self.graph.initializers[value.name or ""]
         self.slots.append(
             OverrideSlot(
@@ -139,6 +140,7 @@ class Overrides:
             chain.replace(y, chain.squeeze(product, "y") if flat else product)
             home_of(node).remove(node, safe=True)
         del self.graph.initializers[location.initializer]
+        self.sites.gone(location.initializer)
         self.slots.append(
             OverrideSlot(parameter=parameter, tensor=slot.name or "", shape=shape, layout="matmul", per_row=True)
         )

@@ -33,6 +33,13 @@ class Sites:
         """The initializer at a place."""
         return self.graph.initializers[location.initializer]
 
+    def gone(self, initializer: str) -> None:
+        """Forget the places in an initializer that a slot has taken the place of."""
+        self.locations = {
+            name: tuple(place for place in places if place.initializer != initializer)
+            for name, places in self.locations.items()
+        }
+
     def linear_locations(self, parameter: str) -> list[Location]:
         """Where the parameter stands as the right side of a linear node.
 
