@@ -11,27 +11,17 @@ from typing import Any
 
 import numpy as np
 
+from ..embedding.modules import EmbeddingModules
 from ..errors import CaptureError, InputError, MissingExtraError
 from .identity import identity_of_model
+from .limits import longest, positions
 from .missing import check_missing
 from .ragged import SHAPES
 from .replicate import LayerMap, replicate_layers
 from .samples import Shapes, input_shapes, random_batches, vocabulary
+from .sources import embedding_of, embeds_texts, model_class, model_source
 from .task import TASKS, infer_task
-
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "spiece.model",
-    "preprocessor_config.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "generation_config.json",
-)
+from .tokenizer_files import lower_cased, model_files
 
 
 @dataclass(frozen=True)
@@ -46,11 +36,15 @@ class Loaded:
     #: Inputs by name; strings are free dimensions.
     inputs: Shapes
     max_length: int | None
-    files: Mapping[str, Path]
+    files: Mapping[str, bytes]
     #: Ranges of the checkpoint's layers that the model was rebuilt from, where they were repeated.
     layers: tuple[tuple[int, int], ...] = ()
     #: Weights of the checkpoint that the model has no place for (another task's head, most often).
     unexpected: tuple[str, ...] = ()
+    #: How texts are embedded, of a base that sentence-transformers saved for that.
+    embedding: EmbeddingModules | None = None
+    #: How many tokens the model has positions for; ``max_length`` may be less.
+    positions: int | None = None
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -93,44 +87,6 @@ def check_source(source: str) -> None:
         ) from error
 
 
-def _files(source: str) -> dict[str, Path]:
-    """Tokenizer files of a local folder or of the hub cache, by name."""
-    folder = Path(source)
-    if folder.is_dir():
-        return {name: folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()}
-    from transformers.utils import cached_file
-
-    files = {}
-    for name in _TOKENIZER_FILES:
-        path = cached_file(
-            source, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
-        )
-        if path is not None:
-            files[name] = Path(path)
-    return files
-
-
-def _max_length(config: Any, files: Mapping[str, Path]) -> int | None:
-    """Longest input in tokens: positions the model has, and the tokenizer's own limit where it is lower."""
-    import json
-
-    limits = []
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if isinstance(positions, int) and positions > 0:
-        # RoBERTa-like models number positions from pad_token_id + 1 on, so that many rows are never used.
-        offset = (
-            (config.pad_token_id or 0) + 1
-            if config.model_type in {"roberta", "xlm-roberta", "camembert", "mpnet"}
-            else 0
-        )
-        limits.append(positions - offset)
-    if "tokenizer_config.json" in files:
-        declared = json.loads(files["tokenizer_config.json"].read_text(encoding="utf-8")).get("model_max_length")
-        if isinstance(declared, int) and 0 < declared < 1_000_000:
-            limits.append(declared)
-    return min(limits) if limits else None
-
-
 def _check_float(source: str, config: Any) -> None:
     """Refuse a checkpoint that is stored in few bits: its weights cannot be read without the tool that packed them."""
     settings = getattr(config, "quantization_config", None)
@@ -165,31 +121,33 @@ def load_model(
     """
     try:
         import torch
-        from optimum.exporters.tasks import TasksManager
         from transformers import AutoConfig
     except ImportError as error:
         raise MissingExtraError(f"capturing a base needs: pip install 'edgepeft[export]' ({error})") from error
     source = str(source)
     check_source(source)
+    where, sentence = model_source(source), embeds_texts(source)
     with quiet():
         try:
-            config = AutoConfig.from_pretrained(source)
+            config = AutoConfig.from_pretrained(where)
         except (OSError, ValueError, KeyError) as error:
             raise InputError(
                 f"base model {source!r} is neither a folder with config.json nor a Hugging Face id that can be fetched: "
                 f"{str(error).strip().splitlines()[0]}"
             ) from error
         _check_float(source, config)
+        if task is None and sentence and not peft_task and not heads:
+            task = "feature-extraction"
         task = task or infer_task(config, peft_task, heads)
         if task not in TASKS:
             raise InputError(f"task {task!r} is not supported yet; this version exports: {', '.join(TASKS)}")
-        auto = TasksManager.get_model_class_for_task(task)
+        auto = model_class(config, task, sentence=sentence)
         try:
-            model, info = auto.from_pretrained(source, dtype=torch.float32, output_loading_info=True)
+            model, info = auto.from_pretrained(where, dtype=torch.float32, output_loading_info=True)
             if task == "feature-extraction" and any(name.startswith("pooler.") for name in info["missing_keys"]):
                 # A pooler that nobody trained would be noise in PyTorch and zero here; the embedding does not need it.
                 model, info = auto.from_pretrained(
-                    source, dtype=torch.float32, output_loading_info=True, add_pooling_layer=False
+                    where, dtype=torch.float32, output_loading_info=True, add_pooling_layer=False
                 )
         except (OSError, ValueError, RuntimeError) as error:
             raise InputError(f"cannot load {source!r} for {task}: {str(error).strip().splitlines()[0]}") from error
@@ -208,7 +166,7 @@ def load_model(
             f"needs for {task}; it is a checkpoint of another architecture"
         )
     unexpected = tuple(sorted(info.get("unexpected_keys") or ()))
-    check_missing(model, source, task, fresh, unexpected)
+    check_missing(model, where, task, fresh, unexpected)
     if layers:
         replicate_layers(model, layers, source)
         parameters = dict(model.named_parameters())
@@ -217,8 +175,15 @@ def load_model(
         for name in fresh:
             if name in parameters:
                 parameters[name].zero_()
-    files = _files(source)
+    embedding = embedding_of(source, task)
+    with quiet():
+        files = model_files(where, source)
+    if embedding is not None and embedding.lower_case:
+        files = lower_cased(files)
     inputs = input_shapes(model)
+    generates = task in {"text-generation", "text2text-generation"}
+    rows = positions(model, inputs, generates=generates) if "input_ids" in inputs else None
+    said = None if embedding is None else embedding.max_length
     return Loaded(
         model=model,
         source=source,
@@ -226,10 +191,12 @@ def load_model(
         fresh=fresh,
         identity=identity,
         inputs=inputs,
-        max_length=_max_length(config, files) if "input_ids" in inputs else None,
+        max_length=longest(rows, files, said) if "input_ids" in inputs else None,
+        positions=rows,
         files=files,
         layers=tuple((int(start), int(end)) for start, end in layers),
         unexpected=unexpected,
+        embedding=embedding,
     )
 
 

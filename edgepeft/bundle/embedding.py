@@ -58,7 +58,9 @@ class Embedding(Schema):
     @model_validator(mode="after")
     def _known_prompt(self) -> Embedding:
         if self.default_prompt is not None and self.default_prompt not in self.prompts:
-            raise ValueError(f"default_prompt {self.default_prompt!r} is not one of the prompts: {', '.join(self.prompts)}")
+            raise ValueError(
+                f"default_prompt {self.default_prompt!r} is not one of the prompts: {', '.join(self.prompts)}"
+            )
         return self
 
 

@@ -131,7 +131,9 @@ def _check_transformer(settings: Mapping[str, Any], folder: Path) -> None:
     """Refuse a first module that gives something else than a hidden state for each token of a text."""
     task = settings.get("transformer_task", "feature-extraction")
     if task != "feature-extraction":
-        raise InputError(f"{folder}: its transformer_task is {task!r}; embeddings are exported of feature-extraction only")
+        raise InputError(
+            f"{folder}: its transformer_task is {task!r}; embeddings are exported of feature-extraction only"
+        )
     modalities = settings.get("modality_config")
     if modalities is None:
         return
@@ -187,7 +189,9 @@ def _pooling(path: Path) -> Pooling:
     modes = (found,) if isinstance(found, str) else tuple(found)
     unknown = [mode for mode in modes if mode not in POOLING.values()]
     if unknown or not modes:
-        raise InputError(f"{path}: pooling_mode {unknown or modes} is unknown; known are: {', '.join(POOLING.values())}")
+        raise InputError(
+            f"{path}: pooling_mode {unknown or modes} is unknown; known are: {', '.join(POOLING.values())}"
+        )
     return Pooling(modes=modes, include_prompt=config.get("include_prompt", True) is not False)
 
 
@@ -233,9 +237,7 @@ def _weights(folder: Path) -> Mapping[str, np.ndarray]:
         else:
             import torch
 
-            held = {
-                name: tensor.float().numpy() for name, tensor in torch.load(old, "cpu", weights_only=True).items()
-            }
+            held = {name: tensor.float().numpy() for name, tensor in torch.load(old, "cpu", weights_only=True).items()}
     except ImportError as error:
         raise MissingExtraError(f"reading {folder} needs: pip install 'edgepeft[export]' ({error})") from error
     except Exception as error:  # both libraries raise types of their own over damaged files

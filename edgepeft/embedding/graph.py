@@ -106,7 +106,9 @@ def _pooled(graph: _Graph, pooling: Pooling, states: ir.Value, mask: ir.Value, p
     scalar = graph.op("Squeeze", count)
     places = graph.op("Range", np.array(0, np.int64), scalar, np.array(1, np.int64))
     places = graph.op("Unsqueeze", places, _axes(0))  # [1, tokens]
-    begin = graph.op("ArgMax", real, axis=1, keepdims=1)  # [rows, 1]: the first token, where rows are padded on the left
+    begin = graph.op(
+        "ArgMax", real, axis=1, keepdims=1
+    )  # [rows, 1]: the first token, where rows are padded on the left
     kept = real
     if not pooling.include_prompt:
         inside = graph.op("GreaterOrEqual", places, graph.op("Add", begin, prompt))
@@ -145,10 +147,9 @@ def _dense(graph: _Graph, module: Dense, value: ir.Value) -> ir.Value:
     activation = ACTIVATIONS[module.activation]
     if activation is not None:
         name, attributes = activation
-        if name == "SiLU":
-            result = graph.op("Mul", result, graph.op("Sigmoid", result))
-        else:
-            result = graph.op(name, result, **attributes)
+        silu = name == "SiLU"
+        activated = graph.op("Sigmoid", result) if silu else graph.op(name, result, **attributes)
+        result = graph.op("Mul", result, activated) if silu else activated
     if isinstance(module.residual, np.ndarray):
         result = graph.op("Add", result, graph.op("MatMul", value, module.residual.T))
     elif module.residual:

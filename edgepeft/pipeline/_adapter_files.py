@@ -12,6 +12,7 @@ from ..adapters.files import write_adapter_onnx, write_onnx_adapter
 from ..adapters.fill import FilledSlots, fill_slots
 from ..adapters.prefix import fill_prefix
 from ..bundle import AdapterEntry, Head, SlotTable
+from ..bundle.embedding import ADAPTERS_FOLDER, settled
 from ..bundle.heads import inherited
 from ..bundle.slots import Dim
 
@@ -67,7 +68,7 @@ def adapter_metadata(
 
 
 def write_adapter(folder: Path, name: str, tensors: Mapping[str, Any], metadata: Mapping[str, Any]) -> AdapterEntry:
-    """Write both files of an adapter below ``folder`` (replacing old ones, never writing into them); its entry."""
+    """Write the files of an adapter below ``folder`` (replacing old ones, never writing into them); its entry."""
     (folder / "adapters").mkdir(exist_ok=True)
     files = {"onnx_adapter": f"adapters/{name}.onnx_adapter", "onnx": f"adapters/{name}.onnx"}
     for file in files.values():
@@ -79,10 +80,16 @@ def write_adapter(folder: Path, name: str, tensors: Mapping[str, Any], metadata:
         slots_hash=metadata["slots_hash"],
     )
     write_adapter_onnx(folder / files["onnx"], tensors, metadata)
+    graph = folder / ADAPTERS_FOLDER / f"{name}.onnx"
+    graph.unlink(missing_ok=True)
+    contract, content = settled(metadata, f"{ADAPTERS_FOLDER}/{name}.onnx")
+    if content is not None:
+        graph.parent.mkdir(parents=True, exist_ok=True)
+        graph.write_bytes(content)
     return AdapterEntry.model_validate(
         {
             **files,
-            **metadata,
+            **contract,
             "tensors": {tensor: tuple(array.shape) for tensor, array in tensors.items()},
             "bytes": (folder / files["onnx_adapter"]).stat().st_size,
         }

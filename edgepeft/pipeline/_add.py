@@ -26,6 +26,7 @@ from ..validate.probe import bundle_probe, same_outputs
 from ._adapter_files import adapter_metadata, fill, write_adapter
 from ._calibrate import measured_without
 from ._edit import Edit, edit
+from ._embedding import contract, embedding_file, hidden_of, read_embedding
 from ._heads import said, say_labels, with_head
 
 Announce = Callable[[str], None]
@@ -129,6 +130,11 @@ def _from_checkpoint(
     metadata = adapter_metadata(
         filled, base_identity=manifest.base.identity, slots_hash=manifest.slots.hash, base=base, table=manifest.slots
     )
+    hidden = hidden_of(manifest)
+    tokenizer = {"tokenizer.json": bundle.read("tokenizer.json")} if "tokenizer.json" in manifest.files else {}
+    modules = read_embedding(name, checkpoint, manifest.task, tokenizer, manifest.max_length, announce)
+    if modules is not None and hidden is not None:
+        metadata["embedding"] = contract(modules, hidden)
     return filled.tensors, metadata
 
 
@@ -234,5 +240,6 @@ def put_adapter(
     _check_free(change.manifest, change.before.path, name, replace)
     entry = write_adapter(change.folder, name, tensors, metadata)
     adapters = {**change.manifest.adapters, name: entry}
-    staged = change.stage(written=(entry.onnx, entry.onnx_adapter), adapters=adapters)
+    written = (entry.onnx, entry.onnx_adapter, *embedding_file(entry.embedding))
+    staged = change.stage(written=written, adapters=adapters)
     return entry, _changes_output(staged, name)

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..adapters.files import write_adapter_onnx, write_onnx_adapter
 from ..bundle import LOCK_TIMEOUT, Bundle, check_name, read_bundle, rereading
+from ..bundle.embedding import travelling
 from ..errors import InputError
 from ..runtime.blend import blend as blend_tensors
 from ..runtime.blend import describe
@@ -97,4 +98,6 @@ def _sum(
         "per_row": summed.per_row,
         "residual": summed.residual,
     }
+    if summed.embedding is not None:
+        metadata["embedding"] = travelling(summed.embedding, opened.read(summed.embedding.graph))
     return opened, dict(summed.tensors), metadata

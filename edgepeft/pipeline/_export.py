@@ -19,6 +19,7 @@ from ..base.capture import capture
 from ..base.replicate import LayerMap
 from ..base.task import check_task
 from ..bundle import LOCK_TIMEOUT, Bundle, Head, check_name
+from ..embedding.modules import EmbeddingModules
 from ..errors import InputError
 from ..graph.edit_base import add_slots, merge
 from ..graph.editable import MergedBase
@@ -27,6 +28,7 @@ from ..quantize.merge_error import lost_by_rounding
 from ..validate.parity import check_parity
 from ..validate.quantized_base import check_given
 from ..validate.result import AdapterParity
+from ._embedding import announce_base, read_embedding, widened
 from ._heads import check_names, say_labels, with_head
 from ._manifest import check_target_folder
 from ._write import write_bundle
@@ -156,6 +158,10 @@ def export(
     for name, checkpoint in checkpoints.items():
         check_task(name, checkpoint.source, checkpoint.config.get("task_type"), [base.task], "this base")
     announce(f"captured {base.architecture} ({base.captured_by}), {base.parity:.1e} from PyTorch{_matched(base)}")
+    announce_base(base.embedding, announce)
+    if max_length is None:
+        base = widened(base, checkpoints)
+    write = partial(write, embeddings=_embeddings(base, checkpoints, announce))
     read: list[Adapter] = []
     for name, checkpoint in checkpoints.items():
         adapter = read_adapter(
@@ -174,6 +180,15 @@ def export(
     if mode == "merge":
         return _merge(base, read, checkpoints, out, write, announce)
     return _swap(base, read, checkpoints, out, slots, write, announce, Path(onnx) if onnx is not None else None)
+
+
+def _embeddings(base: Base, checkpoints: Mapping[str, Checkpoint], announce: Announce) -> dict[str, EmbeddingModules]:
+    """How adapters embed texts, those whose folders say so."""
+    found = {
+        name: read_embedding(name, checkpoint, base.task, base.files, base.max_length, announce)
+        for name, checkpoint in checkpoints.items()
+    }
+    return {name: modules for name, modules in found.items() if modules is not None}
 
 
 def _heads_brought(checkpoints: Mapping[str, Checkpoint]) -> set[str]:
@@ -294,7 +309,10 @@ def _bake(
 
         content = MergedBase(graph=base.graph, adapter=adapter, baked=True)
         target = out if len(checkpoints) == 1 else out / name
-        bundles.append(write(target, base, content, recipe={"checkpoints": _hashes([adapter])}, check=check))
+        own = _embeddings(base, {name: checkpoint}, announce)
+        bundles.append(
+            write(target, base, content, embeddings=own, recipe={"checkpoints": _hashes([adapter])}, check=check)
+        )
     _announce_parity(parity, announce)
     return Exported(bundles=tuple(bundles), parity=tuple(parity), capture_parity=captured)
 

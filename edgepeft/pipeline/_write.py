@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,11 +25,13 @@ from ..bundle import (
 )
 from ..bundle.heads import inherited
 from ..bundle.manifest import check_graphs_of_task, prefix_tensors
+from ..embedding.modules import EmbeddingModules
 from ..errors import InputError
 from ..graph.editable import MergedBase, SlottedBase
 from ..json_text import config_text
 from ..quantize.counts import count_quantized
 from ._adapter_files import adapter_metadata, fill, write_adapter
+from ._embedding import contract, embeds, write_base
 from ._manifest import _listed, check_target_folder, write_manifest
 
 _PACKAGES = ("edgepeft", "torch", "transformers", "peft", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
@@ -58,8 +59,8 @@ def _model_files(folder: Path, base: Base, head: Head) -> None:
     if head.problem_type is not None:
         config["problem_type"] = head.problem_type
     (folder / "config.json").write_text(config_text(config), encoding="utf-8")
-    for name, path in base.files.items():
-        shutil.copyfile(path, folder / name)
+    for name, content in base.files.items():
+        (folder / name).write_bytes(content)
 
 
 def write_bundle(
@@ -68,6 +69,7 @@ def write_bundle(
     content: SlottedBase | MergedBase,
     adapters: Sequence[Adapter] = (),
     *,
+    embeddings: Mapping[str, EmbeddingModules] | None = None,
     recipe: Mapping[str, Any] | None = None,
     check: Callable[[Bundle], None] = lambda bundle: None,
     lock_timeout: float = LOCK_TIMEOUT,
@@ -82,6 +84,7 @@ def write_bundle(
         content: The base with slots, which ``adapters`` fill, or the base merged with one adapter. An encoder-decoder's
             content has both graphs.
         adapters: Adapters of this base; none for a merged base.
+        embeddings: How texts are embedded with an adapter (also the one that is merged), where that is not the base's way.
         recipe: What the manifest's provenance says of how the bundle was made.
         check: Is called with the bundle before it takes its place.
         lock_timeout: Seconds to wait for another process that changes the bundle.
@@ -121,6 +124,7 @@ def write_bundle(
     except ValueError as error:
         raise InputError(f"nothing was written: {error}") from error
     before = prefix_tensors(inputs)
+    hidden, own = embeds(base.task, inputs, outputs), dict(embeddings or {})
     filled = [fill(adapter, table, base.fresh, before, base.config, base.max_length) for adapter in adapters]
     with replacing(target, keep=False, lock_timeout=lock_timeout) as folder:
         _model_files(folder, base, head)
@@ -131,6 +135,9 @@ def write_bundle(
             assert part is not None
             ir.save(part, folder / "onnx" / f"{name}.onnx", external_data=f"{name}.onnx_data")
         base.forget()
+        embedding = None
+        if hidden is not None:
+            embedding = write_base(folder, own.get(merged.name if merged else "", base.embedding), hidden)
         data = tuple(sorted(f"onnx/{p.name}" for p in (folder / "onnx").iterdir() if p.suffix == ".onnx_data"))
         entries = {
             each.adapter.name: write_adapter(
@@ -139,6 +146,11 @@ def write_bundle(
                 each.tensors,
                 adapter_metadata(
                     each, base_identity=base.identity, slots_hash=table.hash, base=base.own_head, table=table
+                )
+                | (
+                    {"embedding": contract(own[each.adapter.name], hidden)}
+                    if hidden and each.adapter.name in own
+                    else {}
                 ),
             )
             for each in filled
@@ -162,6 +174,7 @@ def write_bundle(
             problem_type=head.problem_type,
             activation=head.activation,
             max_length=base.max_length,
+            embedding=embedding,
             slots=table,
             variants={
                 base.variant: Variant(

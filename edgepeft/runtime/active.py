@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle import AdapterEntry, Bundle, Head, head_of
+from ..bundle import AdapterEntry, Bundle, Embedding, Head, head_of
 from ..bundle.cache_names import PAST
 from ..errors import AdapterMismatchError, CorruptBundleError, InputError
 from .buffers import as_values
@@ -36,6 +36,8 @@ class ActiveAdapter:
     row_labels: tuple[tuple[str, ...] | None, ...] | None = None
     #: The adapter of each row, where rows have adapters of their own.
     row_names: tuple[str | None, ...] | None = None
+    #: How a blend embeds texts, where its adapters say so; an adapter's own is in its entry.
+    embedding: Embedding | None = None
     handle: Any = None
     feeds: Mapping[str, Any] = field(default_factory=dict)
     #: What else equals this adapter: keys and values computed with an adapter of the same identity may be reused.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..bundle import AdapterEntry, Bundle, Head, OverrideSlot, head_of
+from ..bundle import AdapterEntry, Bundle, Embedding, Head, OverrideSlot, head_of
 from ..errors import InputError
 from .active import check_linear, read_tensors
 
@@ -20,6 +20,8 @@ class Blend:
     tensors: dict[str, np.ndarray]
     ranks: dict[str, int]
     head: Head
+    #: How texts are embedded with it; ``None``: as the base does.
+    embedding: Embedding | None
     #: Whether rows of a batch may differ in it, and the largest SVD residual among its adapters (``None``: all exact).
     per_row: bool
     residual: float | None
@@ -70,6 +72,7 @@ def blend(
         tensors=tensors,
         ranks=ranks,
         head=_head(bundle, entries, head),
+        embedding=_embedding(bundle, entries, head),
         per_row=all(entry.per_row for entry in entries.values()),
         residual=max(residuals, default=None),
     )
@@ -112,3 +115,24 @@ def _head(bundle: Bundle, entries: Mapping[str, AdapterEntry], chosen: str | Non
     """The head that a blend runs with: the chosen adapter's, else the first that has labels of its own."""
     named = chosen or next((name for name, entry in entries.items() if entry.labels is not None), None)
     return head_of(bundle.manifest, named or next(iter(entries)))
+
+
+def _embedding(bundle: Bundle, entries: Mapping[str, AdapterEntry], chosen: str | None) -> Embedding | None:
+    """How a blend embeds texts: as the chosen adapter does, else as all of them do."""
+    manifest = bundle.manifest
+    if chosen is not None:
+        return entries[chosen].embedding
+    ways = {}
+    for name, entry in entries.items():
+        found = entry.embedding or manifest.embedding
+        # Two files that hold the same graph are one way to embed.
+        content = None if found is None else manifest.files[found.graph].sha256
+        ways[name] = (content, None if found is None else found.model_copy(update={"graph": ""}))
+    first_name, first = next(iter(ways.items()))
+    other = next((name for name, way in ways.items() if way != first), None)
+    if other is not None:
+        raise InputError(
+            f"adapters {first_name!r} and {other!r} embed texts differently (pooling, prompts or limits), which has no weighted "
+            f"sum. Say whose way to take, for example --head {first_name} (in Python head={first_name!r})."
+        )
+    return next(iter(entries.values())).embedding

@@ -17,6 +17,7 @@ from .buffers import as_values
 from .generation import Generator, generator_for
 from .mixed import hide_padding, mixed_adapter
 from .once import Once
+from .pooling import EmbeddingGraphs
 from .prefix import after_prefix
 from .resident import ResidentAdapters
 from .sessions import check_session, open_graph_session, run_values
@@ -53,6 +54,8 @@ class Engine:
         self._slots = {value.name for value in self._session.get_overridable_initializers()}
         self._decoder_session = Once(self._open_decoder)
         self._encoder = Once(lambda: TextEncoder(bundle))
+        self._encoders: dict[int | None, Once[TextEncoder]] = {bundle.manifest.max_length: self._encoder}
+        self.embeddings = EmbeddingGraphs(bundle, self.threads)
         self._generator = Once(lambda: generator_for(self))
         self.resident = ResidentAdapters(bundle)
         self.base = ActiveAdapter(
@@ -89,6 +92,11 @@ class Engine:
         self.check_open()
         return self._encoder.get()
 
+    def encoder_to(self, limit: int | None) -> TextEncoder:
+        """The bundle's tokenizer, cutting texts to ``limit`` tokens."""
+        self.check_open()
+        return self._encoders.setdefault(limit, Once(lambda: TextEncoder(self.bundle, limit))).get()
+
     @property
     def generator(self) -> Generator:
         """What generation needs of this bundle; :class:`InputError` for one whose task does not write."""
@@ -106,6 +114,7 @@ class Engine:
         self._decoder_session = Once(self._open_decoder)
         self._generator = Once(lambda: generator_for(self))
         self.resident.forget()
+        self.embeddings.forget()
 
     def adapter(
         self, adapter: str | Mapping[str, float] | None, scale: float = 1.0, head: str | None = None
@@ -140,6 +149,7 @@ class Engine:
             scale=scale,
             labels=summed.head.labels,
             head=summed.head,
+            embedding=summed.embedding,
             feeds=as_values(summed.tensors),
             identity=("blend", *weights.items(), scale, head),
         )

@@ -82,16 +82,9 @@ def _fills(run: TaskRun) -> list[dict[str, Any]]:
     return results
 
 
-def _embeddings(run: TaskRun) -> list[dict[str, Any]]:
-    mask = run.inputs["attention_mask"][:, :, None]
-    pooled = (run.outputs["last_hidden_state"] * mask).sum(axis=1) / mask.sum(axis=1)
-    return [{"embedding": run.finite(row, each, "last_hidden_state").tolist()} for row, each in enumerate(pooled)]
-
-
 #: What turns a run into results, for each task that reads texts; tasks that write go through generation.
 BY_TASK: dict[str, Callable[[TaskRun], list[dict[str, Any]]]] = {
     "text-classification": _classes,
     "token-classification": _tokens,
     "fill-mask": _fills,
-    "feature-extraction": _embeddings,
 }

@@ -16,19 +16,25 @@ Texts = Sequence[str] | Sequence[tuple[str, str]]
 
 
 class TextEncoder:
-    """The bundle's own tokenizer with padding and truncation set for its base."""
+    """The bundle's own tokenizer with padding and truncation set for its base.
 
-    def __init__(self, bundle: Bundle) -> None:
+    Args:
+        bundle: The bundle.
+        limit: Longest text in tokens, where that is not the base's longest input.
+    """
+
+    def __init__(self, bundle: Bundle, limit: int | None = None) -> None:
         # Its padding and truncation are set here, once: threads share it.
         self._tokenizer = read_tokenizer(bundle, "so it runs on arrays only: pass a mapping of input_ids, …")
         self._where = bundle.file("tokenizer.json")
         self._inputs = {value.name for value in bundle.manifest.inputs}
         pad_token, pad_id = self._padding(bundle)
         self._tokenizer.enable_padding(pad_id=pad_id, pad_token=pad_token)
-        if bundle.manifest.max_length:
+        limit = limit or bundle.manifest.max_length
+        if limit:
             # It refuses where the special tokens alone are longer.
             with tokenizing(self._where, "cannot cut texts"):
-                self._tokenizer.enable_truncation(bundle.manifest.max_length)
+                self._tokenizer.enable_truncation(limit)
 
     def _padding(self, bundle: Bundle) -> tuple[str, int]:
         """The pad token the model was trained with; without one, token 0 (the mask hides it)."""
@@ -72,6 +78,16 @@ class TextEncoder:
         with tokenizing(self._where, "cannot encode a text"):
             tokens: list[str] = self._tokenizer.encode(*inputs).tokens
         return tokens
+
+    def prompt_length(self, prompt: str) -> int:
+        """How many tokens a prompt takes at the begin of a text, those before it included, as sentence-transformers counts."""
+        if not prompt:
+            return 0
+        ids = self._encodings([prompt])[0].ids
+        known = self._tokenizer.get_added_tokens_decoder()
+        # A token that ends every text (SEP, EOS) stands behind the text that follows.
+        ends = bool(ids) and ids[-1] in known and known[ids[-1]].special
+        return len(ids) - int(ends)
 
     def decode(self, numbers: Sequence[int]) -> str:
         """The text of some tokens, special ones left out."""

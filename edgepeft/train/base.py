@@ -44,9 +44,10 @@ def load_base(source: str | Path, labels: Sequence[str]) -> BaseModel:
 
     from ..base.identity import identity_of_model
     from ..base.load import check_source
+    from ..base.sources import model_source
 
-    name = str(source)
-    check_source(name)
+    check_source(str(source))
+    name = model_source(str(source))
     with quiet_transformers():
         try:
             tokenizer = AutoTokenizer.from_pretrained(name)
@@ -81,7 +82,7 @@ def load_base(source: str | Path, labels: Sequence[str]) -> BaseModel:
         model.config.pad_token_id = tokenizer.pad_token_id
     missing = tuple(sorted(info["missing_keys"]))
     return BaseModel(
-        source=name,
+        source=str(source),
         model=model,
         tokenizer=tokenizer,
         missing=missing,
@@ -102,9 +103,10 @@ def load_language_base(source: str | Path, chat_template: str | None = None) -> 
 
     from ..base.identity import identity_of_model
     from ..base.load import check_source
+    from ..base.sources import model_source
 
-    name = str(source)
-    check_source(name)
+    check_source(str(source))
+    name = model_source(str(source))
     with quiet_transformers():
         try:
             tokenizer = AutoTokenizer.from_pretrained(name)
@@ -142,7 +144,7 @@ def load_language_base(source: str | Path, chat_template: str | None = None) -> 
         tokenizer.chat_template = chat_template
     model.config.use_cache = False  # a cache would also hide from transformers that rows are packed
     return BaseModel(
-        source=name,
+        source=str(source),
         model=model,
         tokenizer=tokenizer,
         missing=(),

@@ -48,9 +48,10 @@ def peft_model(
     """
     try:
         import torch
-        from optimum.exporters.tasks import TasksManager
+        from transformers import AutoConfig
 
         from ..base.quantized_reference import replace_parameters
+        from ..base.sources import embeds_texts, model_class, model_source
     except ImportError as error:
         raise MissingExtraError(f"comparing with PEFT needs: pip install 'edgepeft[export]' ({error})") from error
     checkpoint = read_checkpoint(adapter)
@@ -59,8 +60,9 @@ def peft_model(
     with quiet():
         # PEFT repeats layers when it loads an adapter with layer_replication, where ``module`` has them repeated already.
         if module is None or checkpoint.config.get("layer_replication"):
-            auto = TasksManager.get_model_class_for_task(task)
-            model = auto.from_pretrained(base, dtype=torch.float32, **options)
+            where = model_source(base)
+            auto = model_class(AutoConfig.from_pretrained(where), task, sentence=embeds_texts(base))
+            model = auto.from_pretrained(where, dtype=torch.float32, **options)
         else:
             model = copy.deepcopy(module)
             fit_heads(model, checkpoint)
