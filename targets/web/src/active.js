@@ -15,6 +15,7 @@ import { factoredSlots, prefixTensors } from "./slots.js";
  * @property {string | null} name  `a=0.7, b=0.3` for a blend, `null` for the base.
  * @property {number} scale
  * @property {string[] | null} labels
+ * @property {import("./manifest.js").Embedding | null} [embedding]  How a blend embeds texts; an adapter's own is in its entry.
  * @property {Feeds} feeds  One tensor for every slot.
  * @property {Feeds | null} prefix  `[1, heads, length, head_dim]` by cache input.
  * @property {number} prefixLength  Places of the context that the states take.

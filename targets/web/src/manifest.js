@@ -26,6 +26,14 @@ export const MANIFEST_NAME = "edgepeft.json";
  * @typedef {{ rows: number, width: number, a: string, b: string, rank: string }} EmbeddingSlot
  * @typedef {{ parameter: string, tensor: string, shape: Dim[] }} OverrideSlot
  * @typedef {{ linear: LinearSlot[], overrides: OverrideSlot[], convolutions: ConvSlot[], embeddings: EmbeddingSlot[] }} Slots
+ * @typedef {object} Embedding  How texts are embedded: see edgepeft/bundle/embedding.py.
+ * @property {string} graph
+ * @property {number} dimension
+ * @property {string[]} modules
+ * @property {Record<string, string>} prompts
+ * @property {string | null} default_prompt
+ * @property {boolean} include_prompt
+ * @property {number | null} max_length
  * @typedef {object} AdapterEntry
  * @property {string} onnx_adapter
  * @property {string} method
@@ -36,6 +44,7 @@ export const MANIFEST_NAME = "edgepeft.json";
  * @property {boolean} scalable
  * @property {boolean} per_row  Whether rows of a batch may differ in it.
  * @property {number} prefix_length  Places of the cache that its states take before the sequence; 0 without any.
+ * @property {Embedding | null} embedding  `null`: as the base embeds them.
  * @typedef {object} Manifest
  * @property {string} task
  * @property {"swap" | "merge" | "bake"} mode
@@ -44,6 +53,7 @@ export const MANIFEST_NAME = "edgepeft.json";
  * @property {GraphInput[]} outputs
  * @property {string[] | null} labels
  * @property {number | null} max_length
+ * @property {Embedding | null} embedding
  * @property {Slots} slots
  * @property {string | null} slot_defaults
  * @property {Record<string, Variant>} variants

@@ -2,6 +2,7 @@
 
 import { adapterTensors, checkLinear, makeActive, scaled } from "./active.js";
 import { blendLabels, blendTensors, checkBlend, describeBlend } from "./blend.js";
+import { blendEmbedding, Embedder, embeddingOf } from "./embedding.js";
 import { BundleError, InputError, NonFiniteError, UnknownAdapterError } from "./errors.js";
 import { findAdapter } from "./manifest.js";
 import { checkMixed, mixedTensors } from "./mixed.js";
@@ -40,6 +41,7 @@ export class Runtime {
   /** Runs one after the other: ONNX Runtime Web does not take two at a time. @type {Promise<unknown>} */ #last = Promise.resolve();
   /** @type {Promise<import("./generate.js").Generator> | null} */ #generator = null;
   /** @type {Promise<import("./seq2seq.js").Seq2Seq> | null} */ #seq2seq = null;
+  /** @type {Embedder} */ #embedder;
   #asked = 0;
   #applied = 0;
 
@@ -66,6 +68,7 @@ export class Runtime {
     /** Which nodes run where; `null` unless `openBundle` was asked to find out. */
     this.placement = placement;
     this.encoder = encoder;
+    this.#embedder = new Embedder(source, manifest, name, backend, encoder);
   }
 
   /** Names of the adapters in the bundle. */
@@ -155,7 +158,8 @@ export class Runtime {
     checkBlend(this.manifest, this.name, weights, head);
     const tensors = blendTensors(this.manifest, weights, scale, head, await this.#tensorsOf(Object.keys(weights)));
     const labels = blendLabels(this.manifest, weights, head);
-    return { ...makeActive(this.#backend, this.#base, describeBlend(weights), labels, tensors, this.manifest), scale };
+    const embedding = blendEmbedding(this.manifest, weights, head);
+    return { ...makeActive(this.#backend, this.#base, describeBlend(weights), labels, tensors, this.manifest), scale, embedding };
   }
 
   /** @param {string[]} names @returns {Promise<Map<string, Map<string, SlotTensor>>>} */
@@ -265,6 +269,21 @@ export class Runtime {
     const { ids, mask, types } = this.encoder.encodeBatch(texts);
     const rows = /** @type {Record<string, number[][]>} */ ({ input_ids: ids, attention_mask: mask, token_type_ids: types });
     return Object.fromEntries(Object.entries(rows).filter(([name]) => this.manifest.inputs.some((input) => input.name === name)));
+  }
+
+  /**
+   * Embeddings of texts with the adapter in use, as sentence-transformers' `encode` gives them for the folder that was exported.
+   *
+   * @param {string[]} texts
+   * @param {import("./embedding.js").EmbedOptions} [options]
+   * @returns {Promise<number[][]>} A row for each text.
+   * @throws {InputError} Where the bundle's task is another, or an option is wrong.
+   * @throws {NonFiniteError} For embeddings that are NaN or infinite.
+   */
+  async embed(texts, options = {}) {
+    const active = this.#active;
+    const who = active.name === null ? "the base" : `adapter '${active.name}'`;
+    return this.#embedder.embed(texts, embeddingOf(this.manifest, active), options, who, (inputs) => this.#forward(this.#tensors(inputs), active));
   }
 
   /**
@@ -390,6 +409,7 @@ export class Runtime {
     await this.#last;
     await this.#session.release();
     await this.#decoder?.release();
+    await this.#embedder.close();
   }
 }
 
