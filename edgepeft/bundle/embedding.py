@@ -24,6 +24,8 @@ BASE_FILE = "embedding/model.onnx"
 ADAPTERS_FOLDER = "embedding/adapters"
 #: In a contract that travels by itself, the key of the graph's bytes.
 _CONTENT = "graph_base64"
+#: What a file in ONNX Runtime's own format holds behind its first four bytes.
+_ORT_FORMAT = b"ORTM"
 
 #: A text that is put before what is embedded.
 Prompt = Annotated[str, Field(max_length=65_536, strict=True)]
@@ -69,12 +71,12 @@ def travelling(embedding: Embedding, graph: bytes) -> dict[str, Any]:
     return {**embedding.model_dump(mode="json", exclude={"graph"}), _CONTENT: base64.b64encode(graph).decode("ascii")}
 
 
-def settled(contract: Mapping[str, Any], file: str) -> tuple[dict[str, Any], bytes | None]:
+def settled(contract: Mapping[str, Any], stem: str) -> tuple[dict[str, Any], bytes | None]:
     """An adapter's contract with its embedding's graph as a file of a bundle, and what that file holds.
 
     Args:
         contract: The contract; where it has an ``embedding``, that is as :func:`travelling` makes it.
-        file: The path that the graph gets in the bundle.
+        stem: The path that the graph gets in the bundle, less its suffix.
 
     Returns:
         The contract as an entry of a manifest holds it, and the bytes of the graph; ``None`` where there is no embedding.
@@ -91,5 +93,6 @@ def settled(contract: Mapping[str, Any], file: str) -> tuple[dict[str, Any], byt
         graph = base64.b64decode(content, validate=True)
     except binascii.Error as error:
         raise ValueError(f"its embedding's graph is not base64: {error}") from error
+    file = stem + (".ort" if graph[4:8] == _ORT_FORMAT else ".onnx")
     placed = {**{key: value for key, value in embedding.items() if key != _CONTENT}, "graph": file}
     return {**contract, "embedding": placed}, graph

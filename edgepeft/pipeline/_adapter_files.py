@@ -80,10 +80,12 @@ def write_adapter(folder: Path, name: str, tensors: Mapping[str, Any], metadata:
         slots_hash=metadata["slots_hash"],
     )
     write_adapter_onnx(folder / files["onnx"], tensors, metadata)
-    graph = folder / ADAPTERS_FOLDER / f"{name}.onnx"
-    graph.unlink(missing_ok=True)
-    contract, content = settled(metadata, f"{ADAPTERS_FOLDER}/{name}.onnx")
+    stem = f"{ADAPTERS_FOLDER}/{name}"
+    for suffix in (".onnx", ".ort"):
+        (folder / f"{stem}{suffix}").unlink(missing_ok=True)
+    contract, content = settled(metadata, stem)
     if content is not None:
+        graph = folder / contract["embedding"]["graph"]
         graph.parent.mkdir(parents=True, exist_ok=True)
         graph.write_bytes(content)
     return AdapterEntry.model_validate(

@@ -10,12 +10,13 @@ from typing import Any
 from ..adapters.checkpoint import Checkpoint
 from ..base.base import Base
 from ..base.tokenizer_files import lowers_case
-from ..bundle import Embedding, GraphInput, Manifest
+from ..bundle import Bundle, Embedding, GraphInput, Manifest
 from ..bundle.embedding import BASE_FILE, EMBEDDING, HIDDEN, MASK, travelling
 from ..embedding.folder import MODULES, read_sentence_folder
 from ..embedding.graph import embedding_bytes
 from ..embedding.modules import EmbeddingModules
 from ..errors import InputError, UnsupportedAdapterError
+from ._ort_format import convert_to_ort
 
 Announce = Callable[[str], None]
 
@@ -138,3 +139,25 @@ def embedding_file(embedding: Embedding | None) -> tuple[str, ...]:
 def hidden_of(manifest: Manifest) -> int | None:
     """:func:`embeds` of a bundle."""
     return embeds(manifest.task, manifest.inputs, manifest.outputs)
+
+
+def embeddings_in_ort_format(staged: Bundle) -> Manifest:
+    """Convert the graphs of embeddings of a bundle that is being written to ORT format; its manifest with their new files.
+
+    Each has its own list of the operators that a reduced build of ONNX Runtime needs, beside it.
+    """
+    manifest = staged.manifest
+
+    def converted(embedding: Embedding | None) -> Embedding | None:
+        if embedding is None:
+            return None
+        path = staged.file(embedding.graph)
+        convert_to_ort([path])
+        path.unlink()
+        return embedding.model_copy(update={"graph": str(Path(embedding.graph).with_suffix(".ort").as_posix())})
+
+    adapters = {
+        name: entry.model_copy(update={"embedding": converted(entry.embedding)})
+        for name, entry in manifest.adapters.items()
+    }
+    return manifest.model_copy(update={"embedding": converted(manifest.embedding), "adapters": adapters})
