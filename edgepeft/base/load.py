@@ -176,12 +176,12 @@ def load_model(
             if name in parameters:
                 parameters[name].zero_()
     embedding = embedding_of(source, task)
-    with quiet():
-        files = model_files(where, source)
-    if embedding is not None and embedding.lower_case:
-        files = lower_cased(files)
     inputs = input_shapes(model)
     generates = task in {"text-generation", "text2text-generation"}
+    with quiet():
+        files = model_files(where, source, texts=generates or "input_ids" in inputs)
+    if embedding is not None and embedding.lower_case:
+        files = lower_cased(files)
     rows = positions(model, inputs, generates=generates) if "input_ids" in inputs else None
     said = None if embedding is None else embedding.max_length
     return Loaded(

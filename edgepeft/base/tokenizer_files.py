@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..errors import CaptureError, InputError
+from ..errors import CaptureError, InputError, MissingExtraError
 from ..scratch import scratch_folder
 
 #: Files that are copied as they are.
@@ -61,7 +62,7 @@ CORPUS = (
 )
 
 
-def model_files(source: str, outer: str) -> dict[str, bytes]:
+def model_files(source: str, outer: str, *, texts: bool = True) -> dict[str, bytes]:
     """The files of a model's source that a bundle keeps, by name, with a ``tokenizer.json`` where its tokenizer has one.
 
     A tokenizer without one (``vocab.json`` and ``merges.txt``, ``vocab.txt``, a sentencepiece model) is converted by transformers,
@@ -70,15 +71,20 @@ def model_files(source: str, outer: str) -> dict[str, bytes]:
     Args:
         source: The folder or Hugging Face id that holds the model.
         outer: The folder that holds ``source``, of a model that sentence-transformers saved; else the same.
+        texts: Whether the model reads or writes texts; without, a tokenizer is not needed and not converted.
 
     Raises:
         InputError: The tokenizer has no fast form, or cannot be loaded.
+        MissingExtraError: Reading a sentencepiece model needs the package of that name.
         CaptureError: The converted tokenizer gives other tokens.
     """
     files = {**_found(outer, KEPT), **_found(source, KEPT)} if outer != source else _found(source, KEPT)
-    if "tokenizer.json" in files or not _found(source, _VOCABULARIES):
+    if "tokenizer.json" in files or not texts:
         return files
-    return {**files, **_converted(source)}
+    vocabularies = _found(source, _VOCABULARIES)
+    if not vocabularies and "tokenizer_config.json" not in files:
+        return files
+    return {**files, **_converted(source, tuple(vocabularies))}
 
 
 def _found(source: str, names: tuple[str, ...]) -> dict[str, bytes]:
@@ -98,9 +104,15 @@ def _found(source: str, names: tuple[str, ...]) -> dict[str, bytes]:
     return files
 
 
-def _converted(source: str) -> dict[str, bytes]:
-    """``tokenizer.json`` and the files that transformers writes with it."""
+def _converted(source: str, vocabularies: tuple[str, ...]) -> dict[str, bytes]:
+    """``tokenizer.json`` and the files that transformers writes with it; none for a folder that names a tokenizer and has none."""
     from transformers import AutoTokenizer
+
+    pieces = [name for name in vocabularies if name.endswith((".model", ".spm"))]
+    if pieces and find_spec("sentencepiece") is None:
+        raise MissingExtraError(
+            f"{source} has {pieces[0]} and no tokenizer.json: reading it needs: pip install sentencepiece"
+        )
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
@@ -109,6 +121,8 @@ def _converted(source: str) -> dict[str, bytes]:
             f"{source} has no tokenizer.json, and reading its tokenizer needs another package: {_first(error)}"
         ) from error
     except Exception as error:  # transformers and tokenizers raise many types over files that do not belong together
+        if not vocabularies:
+            return {}  # its files are elsewhere, or were left out
         raise InputError(
             f"{source} has no tokenizer.json, and transformers cannot make one of its files: {_first(error)}. Save it once with "
             "AutoTokenizer.from_pretrained(…).save_pretrained(FOLDER) where that works, or remove the vocabulary files to export "
@@ -118,7 +132,7 @@ def _converted(source: str) -> dict[str, bytes]:
     if not getattr(tokenizer, "is_fast", False):
         raise InputError(
             f"{source}: its tokenizer ({name}) has no fast form, so there is no tokenizer.json that a device could run. Remove "
-            "its vocabulary files to export without a tokenizer, and give the bundle token ids"
+            f"{', '.join(vocabularies) or 'tokenizer_config.json'} to export without a tokenizer, and give the bundle token ids"
         )
     with scratch_folder("tokenizer") as scratch:
         tokenizer.save_pretrained(scratch)
