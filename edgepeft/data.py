@@ -168,7 +168,9 @@ def read_examples(
         texts.append(row[text])
         lines.append(line)
         if label is not None:
-            value = str(row[label]).strip()
+            value = (
+                json.dumps(row[label], allow_nan=False) if isinstance(row[label], list) else str(row[label])
+            ).strip()
             if not value:
                 raise DataError(f"{path}, line {line}: the label is empty")
             labels.append(value)

@@ -5,6 +5,7 @@
     EdgepeftError
     ├── InputError               a call, option or file given by the user is wrong
     │   ├── DataError            a row of a data file is wrong (carries the row number)
+    │   ├── ContextLengthError   a prompt, or a prompt and its answer, are longer than the model's context
     │   └── MissingExtraError    a capability was used whose extra is not installed
     ├── AssetError               a pinned asset could not be fetched or does not match its hash
     ├── AdapterError             an adapter checkpoint or file cannot be used
@@ -41,6 +42,10 @@ class InputError(EdgepeftError):
 
 class DataError(InputError):
     """A row of a data file is wrong; the message carries the file and the row number."""
+
+
+class ContextLengthError(InputError):
+    """A prompt, or a prompt and the tokens that shall follow it, are longer than the model's context."""
 
 
 class MissingExtraError(InputError):

@@ -73,6 +73,27 @@ class BundleWeights:
         array = self(parameter)
         return None if array is None else tuple(array.shape)
 
+    def tied_head(self, embedding: str, /) -> str | None:
+        """The site with a slot that holds the embedding's numbers.
+
+        Raises:
+            NeedsPeftError: The base writes texts and says that its head is tied, and the bundle has no slot at a head.
+        """
+        shape = self.shape(embedding)
+        table = self(embedding) if shape is not None else None
+        for site, (slot, part) in self._sites.items():
+            if table is None or (part.features, slot.in_features) != shape:
+                continue
+            weight = self(f"{site}.weight")
+            if weight is not None and np.array_equal(weight, table):
+                return f"{site}.weight"
+        if self._bundle.manifest.writes and self._bundle.read_json("config.json").get("tie_word_embeddings", True):
+            raise NeedsPeftError(
+                f"{self._bundle.path} has no slot at the head that is tied to {embedding}: an adapter with trained tokens changes "
+                "both. Export the base again with this adapter."
+            )
+        return None
+
     def _linear_shape(self, parameter: str) -> tuple[int, int] | None:
         """``(out, in)`` of a linear weight with a slot; ``None`` where there is none."""
         served = self._sites.get(parameter.removesuffix(".weight")) if parameter.endswith(".weight") else None

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import AdapterError, InputError, MissingExtraError
+from .folder_text import NO_FOLDER_TEXT, FolderText, read_folder_text
 from .layouts import (
     CONFIG_NAME,
     WEIGHTS_NAME,
@@ -55,6 +56,8 @@ class Checkpoint:
     sha256: str
     #: What edgepeft recorded when it trained the adapter, empty for a foreign one.
     record: Mapping[str, Any]
+    #: What its folder says about text: tokenizer, special tokens, chat templates, generation defaults.
+    text: FolderText = NO_FOLDER_TEXT
     #: The task that was asked for (``PATH#task=2``) of a checkpoint that holds several.
     task: int | None = None
 
@@ -118,7 +121,7 @@ def _fetch(repo: str) -> Path:
     except ImportError as error:
         raise MissingExtraError(f"fetching {repo} needs: pip install 'edgepeft[export]' ({error})") from error
     try:
-        return Path(snapshot_download(repo, allow_patterns=["*.json", "*.safetensors", "*.bin"]))
+        return Path(snapshot_download(repo, allow_patterns=["*.json", "*.safetensors", "*.bin", "*.jinja"]))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise AdapterError(
@@ -162,6 +165,7 @@ def read_checkpoint(source: Source) -> Checkpoint:
         stored=stored,
         sha256=sha256,
         record=read_record(record) if record.is_file() else {},
+        text=read_folder_text(path),
         task=task,
     )
 

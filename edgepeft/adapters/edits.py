@@ -6,7 +6,7 @@ Arrays are float32, C-contiguous and laid out as the graph uses them (``x @ A``)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 
 from ..bundle.heads import Activation, ProblemType
 from ..errors import AdapterError
+from .folder_text import NO_FOLDER_TEXT, FolderText
 
 #: float32 once an edit holds it; what is given to one may be wider.
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -175,6 +176,8 @@ class Adapter:
     #: What was done to lower it that its users should know, one sentence each.
     notes: tuple[str, ...] = ()
     exactness: Exactness = Exactness()
+    #: What its folder says about text: tokenizer, special tokens, chat templates, generation defaults.
+    text: FolderText = NO_FOLDER_TEXT
     #: Why the adapter can only be merged, empty where it can be swapped.
     merge_only: str = ""
 
@@ -192,6 +195,17 @@ class Adapter:
                 total += edit.low_rank.a.size + edit.low_rank.b.size
             total += sum(g.gain.size for g in (edit.out_gain, edit.in_gain) if g is not None)
         return int(total + (self.prefix.states.size if self.prefix is not None else 0))
+
+    def over(self, task: str, names: Sequence[tuple[str, str]]) -> Adapter:
+        """The same adapter with the names that a base of several tasks gives its sites and parameters."""
+        from .base_weights import renamed
+
+        return replace(
+            self,
+            task=task,
+            sites={renamed(f"{site}.weight", names).removesuffix(".weight"): edit for site, edit in self.sites.items()},
+            overrides={renamed(name, names): override for name, override in self.overrides.items()},
+        )
 
     def renamed(self, name: str) -> Adapter:
         """The same adapter under another name."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..bundle.heads import is_label_axis
 from ..bundle.slots import ConvSlot, Dim, EmbeddingSlot, LinearSlot, OverrideSlot, SlotPart, SlotTable, shape_fits
 from ..errors import AdapterMismatchError, UnsupportedAdapterError
 from .edits import Adapter, Array, SiteEdit
@@ -183,7 +184,7 @@ def fill_slots(adapter: Adapter, table: SlotTable, *, fresh: Collection[str] = (
             tensor = adapter.overrides[override.parameter].tensor
             tensors[override.tensor] = _fill_override(adapter, override, tensor)
             per_row &= override.per_row
-            if "labels" in override.shape:
+            if override.shape and is_label_axis(override.shape[-1]):
                 if labels is not None and labels != tensor.shape[0]:
                     raise AdapterMismatchError(
                         f"adapter {adapter.name!r}: its head has {labels} labels in one parameter and {tensor.shape[0]} in "

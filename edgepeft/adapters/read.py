@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -61,6 +62,7 @@ def opaque_adapter(source: Source, *, name: str) -> Adapter:
         base_name=checkpoint.config.get("base_model_name_or_path"),
         source=checkpoint.source,
         checkpoint_sha256=checkpoint.sha256,
+        text=checkpoint.text,
     )
 
 
@@ -171,9 +173,23 @@ def read_adapter(
     if max_rank is not None and max_rank < 1:
         raise InputError(f"max_rank must be at least 1, found {max_rank}")
     checkpoint = read_checkpoint(source)
+    _check_layers(checkpoint, layers)
+    lowered = _lowered(checkpoint, name, weights, module, mode, max_rank, layers)
+    return replace(lowered, text=checkpoint.text)
+
+
+def _lowered(
+    checkpoint: Checkpoint,
+    name: str,
+    weights: BaseWeights,
+    module: BaseModule | None,
+    mode: Ship,
+    max_rank: int | None,
+    layers: Sequence[Sequence[int]],
+) -> Adapter:
+    """The checkpoint's edits: in closed form where its method has one, else by running it in PEFT."""
     method = method_of(checkpoint)
     task = task_ids(checkpoint, method.tasks)
-    _check_layers(checkpoint, layers)
     if method.before_sequence(checkpoint):
         if mode == "merge":
             raise UnsupportedAdapterError(

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from ..adapters.base_weights import BaseWeights, HeldWeights
+from ..adapters.base_weights import BaseWeights, HeldWeights, RenamedWeights
 from ..bundle.heads import Activation, Head, ProblemType
+from ..bundle.manifest import TaskEntry
 from ..embedding.modules import EmbeddingModules
 from ..graph.editable import GraphPart
 from ..graph.locate.by_content import Location
@@ -65,11 +66,35 @@ class Base:
     #: What the outputs of its head mean, and what makes scores of them.
     problem_type: ProblemType | None = None
     activation: Activation | None = None
+    #: The tasks of a base that serves several, by name.
+    tasks: Mapping[str, TaskEntry] = field(default_factory=dict)
 
     @property
     def own_head(self) -> Head:
         """What the outputs of its own head mean."""
         return Head(self.labels, self.problem_type, self.activation, self.task)
+
+    @property
+    def head_widths(self) -> Mapping[str, int]:
+        """How many labels a head has, by what the names of its parameters begin with."""
+        if self.tasks:
+            return {
+                pair[1]: len(entry.labels)
+                for entry in self.tasks.values()
+                for pair in entry.names[-1:]
+                if entry.labels is not None
+            }
+        return {} if self.labels is None else {"": len(self.labels)}
+
+    def head_for(self, task: str | None) -> Head:
+        """What the outputs of its head for a task mean."""
+        entry = self.tasks.get(task or "")
+        return self.own_head if entry is None else Head(entry.labels, entry.problem_type, entry.activation, task)
+
+    def weight_for(self, task: str | None) -> BaseWeights:
+        """The parameters by the names that a task's own model gives them."""
+        entry = self.tasks.get(task or "")
+        return self.weight if entry is None else RenamedWeights(self.weight, entry.names)
 
     def forget(self) -> None:
         """Give back the memory of weights that can be read from their file again; ``reference`` must be as captured."""
@@ -79,7 +104,7 @@ class Base:
     @property
     def weight(self) -> BaseWeights:
         """The parameters as ``read_adapter(weights=…)`` takes them: ``base.weight(name)`` is an array or ``None``."""
-        return HeldWeights(self.weights)
+        return HeldWeights(self.weights, self.tied)
 
     @property
     def parameters(self) -> int:

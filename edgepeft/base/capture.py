@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,6 +76,7 @@ def capture(
     max_length: int | None = None,
     layers: LayerMap = (),
     heads: Collection[str] = (),
+    tasks: Sequence[str] = (),
     announce: Callable[[str], None] = lambda message: None,
 ) -> Base:
     """Capture a base model as ONNX.
@@ -93,6 +94,7 @@ def capture(
             (8192), or the model's own where that is shorter.
         layers: Ranges ``[start, end)`` of layers that the base is rebuilt from, as ``layer_replication`` of an adapter asks.
         heads: Parameters of heads that adapters without a task type bring, from which the task of a bare encoder is inferred.
+        tasks: Several tasks that the base is to serve, each with a head behind one encoder; ``task`` is left out then.
         announce: Is called with a line of text for each route that was dropped and each limit that was chosen.
 
     Returns:
@@ -108,10 +110,38 @@ def capture(
         >>> base.weight("classifier.weight").shape
         (2, 384)
     """
+    if tasks:
+        return _capture_shared(source, tasks, onnx=onnx, layers=layers, announce=announce)
     loaded = capped(
         load_model(source, task=task, peft_task=peft_task, layers=layers, heads=heads), max_length, announce
     )
     announce_gaps(loaded, announce)
+    return _captured(loaded, onnx, announce)
+
+
+def _capture_shared(
+    source: str | Path,
+    tasks: Sequence[str],
+    *,
+    onnx: str | Path | None,
+    layers: LayerMap,
+    announce: Callable[[str], None],
+) -> Base:
+    """A base of several tasks."""
+    from .shared import load_shared
+
+    if onnx is not None or layers:
+        raise InputError(
+            f"a base for {', '.join(tasks)} is traced with the heads of all of them: --onnx and layer_replication have no "
+            "place in it"
+        )
+    shared = load_shared(source, tasks)
+    announce_gaps(shared.loaded, announce)
+    base = _captured(shared.loaded, None, announce)
+    return replace(base, tasks=shared.tasks, labels=None)
+
+
+def _captured(loaded: Loaded, onnx: str | Path | None, announce: Callable[[str], None]) -> Base:
     failures = []
     for name, attempt in _attempts(onnx, loaded.task):
         try:
@@ -122,7 +152,8 @@ def capture(
             continue
         return _base(loaded, captured, name)
     raise CaptureError(
-        f"{source}: no route captures this base ({type(loaded.model).__name__}) correctly. " + " | ".join(failures)
+        f"{loaded.source}: no route captures this base ({type(loaded.model).__name__}) correctly. "
+        + " | ".join(failures)
     )
 
 

@@ -44,7 +44,7 @@ def untrained_heads(model: Any, task: str, missing: Collection[str]) -> set[str]
             continue
         last, top = name.rpartition(".")[2], "." not in name
         beside = module is not base if base is not model else last in _HEADS
-        is_head = task.endswith("-classification") and top and beside
+        is_head = (task.endswith("-classification") or task == "question-answering") and top and beside
         if not is_head and last not in _POOLERS:
             continue
         own = {f"{name}.{parameter}" for parameter, _ in module.named_parameters()}

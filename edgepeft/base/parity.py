@@ -10,23 +10,26 @@ import numpy as np
 from ..errors import ParityError
 from .load import Loaded, sample_batches
 from .parity_causal import causal_batches, causal_difference, reference_causal, run_causal
+from .rounding import TOLERANCE, judge, rounding_noise
+
+__all__ = ["TOLERANCE", "graph_causal_parity", "output_difference", "parity", "reference_outputs"]
 
 if TYPE_CHECKING:
     import onnx_ir as ir
 
     from ..graph.mapped_weights import Spilled
 
-#: max |difference| of any output against PyTorch fp32, relative to max(1, max |output|): the sum over a layer in
-#: another order costs about 1e-7 a step, six to twelve layers stay two orders below this.
-TOLERANCE = 1e-4
-
 
 def reference_outputs(module: Any, inputs: Mapping[str, np.ndarray], names: list[str]) -> dict[str, np.ndarray]:
-    """What the PyTorch ``module`` computes for ``inputs``, by output name."""
+    """What the PyTorch ``module`` computes for ``inputs``, by output name; in the precision of its parameters."""
     import torch
 
+    floating = next((p.dtype for p in module.parameters() if p.dtype.is_floating_point), torch.float32)
+    tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
     with torch.no_grad():
-        outputs = module(**{name: torch.from_numpy(array) for name, array in inputs.items()})
+        outputs = module(
+            **{name: each.to(floating) if each.is_floating_point() else each for name, each in tensors.items()}
+        )
     return {name: found.numpy() for name in names if (found := _output(outputs, name)) is not None}
 
 
@@ -62,7 +65,8 @@ def output_difference(
 def graph_causal_parity(graph: ir.Model, loaded: Loaded, spilled: Spilled | None = None) -> float:
     """max |logit difference| of a causal LM's ``graph`` against PyTorch, prompts and decode steps, ragged and padded.
 
-    ``spilled`` is the graph where its weights lie in a file. Raises :class:`ParityError` where it exceeds ``TOLERANCE``.
+    ``spilled`` is the graph where its weights lie in a file. Raises :class:`ParityError` where it exceeds ``TOLERANCE``
+    and the model's own rounding.
     """
     from ..graph.run import open_graph
 
@@ -77,33 +81,41 @@ def graph_causal_parity(graph: ir.Model, loaded: Loaded, spilled: Spilled | None
         value.name or "": [d if isinstance(d, int) else str(d.value) for d in value.shape or ()]
         for value in graph.graph.inputs
     }
-    expected = [reference_causal(loaded.model, batch) for batch in batches]
+
+    def references(module: Any) -> list[tuple[np.ndarray, np.ndarray]]:
+        return [reference_causal(module, batch) for batch in batches]
+
+    def difference(mine: list[tuple[np.ndarray, np.ndarray]], theirs: list[tuple[np.ndarray, np.ndarray]]) -> float:
+        return max(causal_difference(a, b, batch.mask) for a, b, batch in zip(mine, theirs, batches, strict=True))
+
+    expected = references(loaded.model)
     if spilled is not None:
         spilled.forget(copies=True)  # PyTorch has read them all, and nobody has written yet
     with open_graph(graph if spilled is None else spilled.path) as step:
-        worst = max(
-            causal_difference(run_causal(step, shapes, batch), reference, batch.mask)
-            for batch, reference in zip(batches, expected, strict=True)
-        )
-    if not worst <= TOLERANCE:
-        raise ParityError(f"logits differ from PyTorch by {worst:.2g}, allowed is {TOLERANCE:.0e}")
+        worst = difference([run_causal(step, shapes, batch) for batch in batches], expected)
+    judge("logits", worst, lambda: rounding_noise(loaded.model, references, difference, expected))
     return worst
 
 
 def parity(graph: ir.Model, loaded: Loaded) -> float:
     """max |difference| of ``graph`` against the PyTorch model on ragged padded batches.
 
-    Raises :class:`ParityError` where it exceeds ``TOLERANCE``.
+    Raises :class:`ParityError` where it exceeds ``TOLERANCE`` and the model's own rounding.
     """
     from ..graph.run import run_graph
 
     outputs = [value.name or "" for value in graph.graph.outputs]
     batches = sample_batches(loaded)
     results = run_graph(graph, batches)
-    worst = max(
-        output_difference(mine, reference_outputs(loaded.model, inputs, outputs), inputs.get("attention_mask"))
-        for inputs, mine in zip(batches, results, strict=True)
-    )
-    if not worst <= TOLERANCE:
-        raise ParityError(f"outputs differ from PyTorch by {worst:.2g}, allowed is {TOLERANCE:.0e}")
+
+    def references(module: Any) -> list[dict[str, np.ndarray]]:
+        return [reference_outputs(module, inputs, outputs) for inputs in batches]
+
+    def difference(mine: list[dict[str, np.ndarray]], theirs: list[dict[str, np.ndarray]]) -> float:
+        masks = [inputs.get("attention_mask") for inputs in batches]
+        return max(output_difference(a, b, mask) for a, b, mask in zip(mine, theirs, masks, strict=True))
+
+    expected = references(loaded.model)
+    worst = difference(results, expected)
+    judge("outputs", worst, lambda: rounding_noise(loaded.model, references, difference, expected))
     return worst

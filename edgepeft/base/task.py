@@ -16,6 +16,7 @@ TASKS = (
     "text2text-generation",
     "image-classification",
     "audio-classification",
+    "question-answering",
     "zero-shot-image-classification",
 )
 
@@ -116,6 +117,7 @@ def _of_architecture(config: Any) -> str:
     for suffix, task in (
         ("ForSequenceClassification", "text-classification"),
         ("ForTokenClassification", "token-classification"),
+        ("ForQuestionAnswering", "question-answering"),
         ("ForMaskedLM", "fill-mask"),
         ("ForPreTraining", "fill-mask"),
         ("ForImageClassification", "image-classification"),

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from ..data import Examples
 from ..errors import InputError, MeasureError
-from ..report.accuracy import NO_LABEL, Accuracy, Beside, chosen_labels
+from ..report.accuracy import NO_LABEL, Accuracy, Beside
+from ..report.answers import expected_answers, given_answers, require_labels
 from ..report.gate import Gate, Verdict
 from ..targets import CheckRules
 from .gates import floor_gate
@@ -27,24 +30,17 @@ def predict_correct(bundle: Path, variant: str, adapter: str | None, examples: E
     model.use(adapter)
     if examples.labels is None:
         raise InputError(f"{examples.source or 'the examples'}: accuracy needs labels")
-    known = set(model.labels or examples.labels)
-    unknown = next((row for row, label in enumerate(examples.labels) if label not in known), None)
-    if unknown is not None:
-        raise InputError(
-            f"{examples.where(unknown)}: label {examples.labels[unknown]!r} is none of {adapter or 'the base'}'s labels: "
-            f"{', '.join(model.labels or ())}"
-        )
     texts = examples.texts if examples.pairs is None else tuple(zip(examples.texts, examples.pairs, strict=True))
     logits = model.logits(texts)
-    names = model.labels or tuple(f"LABEL_{i}" for i in range(logits.shape[-1]))
-    return answers(
-        chosen_labels(logits), [names.index(label) if label in names else NO_LABEL for label in examples.labels]
-    )
+    head, width = model.view.active.head, logits.shape[-1]
+    require_labels(head, width, adapter or "the base")
+    return answers(given_answers(logits, head), expected_answers(examples, head, width))
 
 
-def answers(chosen: Iterable[int], expected: Iterable[int]) -> list[bool | None]:
-    """Whether each chosen label is the expected one; ``None`` for one that is :data:`NO_LABEL`."""
-    return [None if mine == NO_LABEL else bool(mine == right) for mine, right in zip(chosen, expected, strict=True)]
+def answers(chosen: np.ndarray, expected: np.ndarray) -> list[bool | None]:
+    """Whether each answer is the expected one; ``None`` for one that is :data:`NO_LABEL`."""
+    pairs = zip(chosen, expected, strict=True)
+    return [None if np.any(mine == NO_LABEL) else bool(np.all(mine == right)) for mine, right in pairs]
 
 
 def check_accuracy(

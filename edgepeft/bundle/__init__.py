@@ -1,6 +1,6 @@
 """Bundles: the manifest, reading and checking, all-or-nothing writing."""
 
-from .embedding import Embedding
+from .embedding import Embedding, OwnEmbedding
 from .graphs import OpenGraph
 from .heads import Head
 from .loads import TEXT_FILES, loaded_files, variant_files, variant_graphs
@@ -19,6 +19,7 @@ from .manifest import (
 )
 from .manifest_heads import head_of
 from .names import check_name
+from .own_text import NO_TEXT, OwnText
 from .read import Bundle, hash_file, read_bundle
 from .reread import rereading
 from .slots import ConvSlot, EmbeddingSlot, FactoredSlot, LinearSlot, OverrideSlot, SlotPart, SlotTable
@@ -28,6 +29,7 @@ from .verified import VerifiedFile, Verify
 __all__ = [
     "LOCK_TIMEOUT",
     "MANIFEST_NAME",
+    "NO_TEXT",
     "TEXT_FILES",
     "AdapterEntry",
     "BaseEntry",
@@ -43,6 +45,8 @@ __all__ = [
     "Manifest",
     "OpenGraph",
     "OverrideSlot",
+    "OwnEmbedding",
+    "OwnText",
     "SlotPart",
     "SlotTable",
     "Variant",

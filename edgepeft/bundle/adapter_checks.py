@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..errors import AdapterMismatchError
+from .heads import is_label_axis
 from .manifest import Manifest
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -23,9 +24,9 @@ def check_labels(what: str, tensors: Shapes, labels: tuple[str, ...] | None, man
         AdapterMismatchError: The counts differ, or the tensors of the head disagree with each other.
     """
     widths = {
-        tensor: tensors[tensor][slot.shape.index("labels")]
+        tensor: tensors[tensor][-1]
         for slot in manifest.slots.overrides
-        if "labels" in slot.shape and (tensor := slot.tensor) in tensors
+        if slot.shape and is_label_axis(slot.shape[-1]) and (tensor := slot.tensor) in tensors
     }
     if len(set(widths.values())) > 1:
         sizes = ", ".join(f"{tensor} {width}" for tensor, width in widths.items())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import Field, field_validator, model_validator
@@ -64,6 +65,18 @@ class Embedding(Schema):
                 f"default_prompt {self.default_prompt!r} is not one of the prompts: {', '.join(self.prompts)}"
             )
         return self
+
+
+@dataclass(frozen=True)
+class OwnEmbedding:
+    """How an adapter, or the base, embeds texts, with the hash of its graph: it stays what it is when the bundle is read again."""
+
+    says: Embedding
+    sha256: str
+
+    def same(self, other: OwnEmbedding) -> bool:
+        """Whether both embed alike, wherever their graphs lie."""
+        return self.sha256 == other.sha256 and self.says == other.says.model_copy(update={"graph": self.says.graph})
 
 
 def travelling(embedding: Embedding, graph: bytes) -> dict[str, Any]:

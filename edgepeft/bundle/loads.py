@@ -45,7 +45,9 @@ def loaded_files(manifest: Manifest, variant: str, slots: Slots = "overridable")
     return (
         *variant_files(manifest, variant, slots),
         *(name for name in TEXT_FILES if name in manifest.files),
-        *(adapter.onnx_adapter for adapter in manifest.adapters.values()),
-        *(embedding.graph for embedding in manifest.embeddings),
+        *dict.fromkeys(
+            file for adapter in manifest.adapters.values() for file in (adapter.onnx_adapter, *adapter.text.values())
+        ),
+        *dict.fromkeys(embedding.graph for embedding in manifest.embeddings),
         *(() if defaults is None else (defaults,)),
     )

@@ -89,6 +89,10 @@ class Variant(Schema):
         return (*self.graphs(), *self.data)
 
 
+#: The text files that an adapter may bring.
+TextName = Literal["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"]
+
+
 class BaseEntry(Schema):
     """What the base is and where it came from."""
 
@@ -149,6 +153,9 @@ class AdapterEntry(Schema):
     per_row: bool = True
     #: How many places of the key/value cache its ``prefix.N.key/value`` tensors take before the sequence; 0 without any.
     prefix_length: Count = 0
+    #: Text files that take the place of the bundle's for this adapter: its tokenizer, special tokens, chat template and
+    #: generation defaults, by Hugging Face's names, as paths in the bundle.
+    text: dict[TextName, str] = Field(default_factory=dict)
     #: For an adapter that was factored by SVD: the largest relative residual of a site. ``None``: a closed form, exact.
     residual: float | None = Field(default=None, ge=0, allow_inf_nan=False, strict=True)
     #: How texts are embedded with it, where its checkpoint says so; ``None``: as the base embeds them.
@@ -156,6 +163,35 @@ class AdapterEntry(Schema):
     bytes: Large
 
     _relative = field_validator("onnx_adapter", "onnx")(check_relative)
+
+    @field_validator("text")
+    @classmethod
+    def _relative_text(cls, text: dict[TextName, str]) -> dict[TextName, str]:
+        for path in text.values():
+            check_relative(path)
+        return text
+
+    def files(self) -> tuple[str, ...]:
+        """Every file of the adapter: both forms of its tensors, its text, and the graph of its embeddings."""
+        graph = () if self.embedding is None else (self.embedding.graph,)
+        return tuple(dict.fromkeys((self.onnx_adapter, self.onnx, *self.text.values(), *graph)))
+
+
+class TaskEntry(Schema):
+    """One task of a base that serves several: an encoder whose features are read by heads, which adapters bring.
+
+    ``outputs`` is what the task's own model calls its outputs, and what the graph does. ``names`` maps the names of that model's
+    parameters to the graph's: the first pair whose first text a name begins with is put in its place.
+    """
+
+    outputs: dict[Name, Name]
+    names: tuple[tuple[Text, Text], ...] = Field(max_length=64)
+    #: Parameters that the checkpoint does not hold, by the graph's names: an adapter for the task brings them.
+    fresh: tuple[Name, ...] = ()
+    #: What the base's config says of the task's head.
+    labels: Labels | None = None
+    problem_type: ProblemType | None = None
+    activation: Activation | None = None
 
 
 class Manifest(Schema):
@@ -171,6 +207,8 @@ class Manifest(Schema):
     #: What the outputs of the base's head mean (a merged bundle's: of its adapter), and what makes scores of them.
     problem_type: ProblemType | None = None
     activation: Activation | None = None
+    #: The tasks of a base that serves several, by name; ``task`` is the one that it has without an adapter. Empty: that one.
+    tasks: dict[Text, TaskEntry] = Field(default_factory=dict)
     #: Longest input in tokens.
     max_length: Size | None = None
     #: How texts are embedded; ``None``: by the mean over their tokens, or the task is another.
@@ -202,16 +240,30 @@ class Manifest(Schema):
         if self.slot_defaults is not None and self.slot_defaults not in self.files:
             raise ValueError(f"slot_defaults {self.slot_defaults} is not listed under files")
         for adapter in self.adapters.values():
-            for path in (adapter.onnx_adapter, adapter.onnx):
+            for path in adapter.files():
                 if path not in self.files:
                     raise ValueError(f"adapter file {path} is not listed under files")
         for embedding in self.embeddings:
             if embedding.graph not in self.files:
                 raise ValueError(f"embedding graph {embedding.graph} is not listed under files")
+        self._check_tasks()
         if not self.variants:
             raise ValueError("a bundle holds at least one variant")
         self._graphs_make_up_the_task()
         return self
+
+    def _check_tasks(self) -> None:
+        """A task that an adapter is for, and an output that a task reads, must be there."""
+        known, outputs = {self.task, *self.tasks}, {value.name for value in self.outputs}
+        for name, adapter in self.adapters.items():
+            if adapter.task is not None and adapter.task not in known:
+                raise ValueError(f"adapter {name} is for {adapter.task}; the base serves {', '.join(sorted(known))}")
+        for task, entry in self.tasks.items():
+            lacking = sorted(set(entry.outputs.values()) - outputs)
+            if lacking:
+                raise ValueError(f"task {task} reads output {lacking[0]}, which is not listed under outputs")
+        if self.tasks and self.task not in self.tasks:
+            raise ValueError(f"task {self.task} is not listed under tasks")
 
     def _graphs_make_up_the_task(self) -> None:
         for name, variant in self.variants.items():

@@ -21,11 +21,13 @@ from ..errors import (
 )
 from ..strict_json import kind, parse_json
 from .adapter_checks import check_labels, check_ranks
+from .embedding import OwnEmbedding
 from .graphs import OpenGraph, check_graph, open_graph
 from .loads import Slots, loaded_files, variant_files
 from .lock import real_path
 from .manifest import MANIFEST_NAME, MAX_MANIFEST_BYTES, AdapterEntry, FileEntry, Manifest, Variant, parse_manifest
 from .opening import open_inside
+from .own_text import NO_TEXT, OwnText
 from .reread import rereading
 from .slots import shape_fits
 from .transaction import recover
@@ -71,6 +73,11 @@ class Bundle:
     def check(self, files: Iterable[str] | None = None) -> None:
         """:meth:`verify` as :attr:`verification` says: files that are known not to have changed are not hashed again."""
         self._check(self.manifest.files if files is None else files, self.files)
+
+    def look(self, files: Iterable[str]) -> None:
+        """Check that files are there, regular and of their size; what they hold is checked when they are opened to be used."""
+        for name in files:
+            self.files.look(name)
 
     def _check(self, names: Iterable[str], files: BundleFiles) -> None:
         graphs = {graph: variant for variant in self.manifest.variants.values() for graph in variant.graphs()}
@@ -131,6 +138,16 @@ class Bundle:
     def variant_files(self, name: str, slots: Slots = "overridable") -> tuple[str, ...]:
         """The graphs of a variant and their weights."""
         return variant_files(self.manifest, name, slots)
+
+    def text_of(self, adapter: str | None) -> OwnText:
+        """The text files that take the place of the bundle's for an adapter; none for the base."""
+        return NO_TEXT if adapter is None else OwnText.of(self.adapter(adapter), self.manifest.files)
+
+    def embedding_of(self, adapter: str | None) -> OwnEmbedding | None:
+        """How texts are embedded with an adapter: as it says, else as the base does; ``None`` for the mean over the tokens."""
+        own = None if adapter is None else self.adapter(adapter).embedding
+        says = own or self.manifest.embedding
+        return None if says is None else OwnEmbedding(says, self.manifest.files[says.graph].sha256)
 
     def loaded_files(self, name: str, slots: Slots = "overridable") -> tuple[str, ...]:
         """Every file that running a variant reads: graphs, weights, tokenizer, configuration, template, adapters."""
@@ -221,10 +238,11 @@ def check_adapters(bundle: Bundle) -> None:
     """Refuse adapters whose contract is not with this base: identity, slots, tensor names and shapes."""
     manifest = bundle.manifest
     shapes = {**manifest.slots.tensors(), **manifest.prefix_tensors()}
+    slots_hash = manifest.slots.hash  # once: it is computed, and a bundle may hold many adapters
     for name, entry in manifest.adapters.items():
         for what, found, expected in (
             ("base identity", entry.base_identity, manifest.base.identity),
-            ("slot schema", entry.slots_hash, manifest.slots.hash),
+            ("slot schema", entry.slots_hash, slots_hash),
         ):
             if found != expected:
                 raise AdapterMismatchError(

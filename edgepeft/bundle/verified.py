@@ -192,6 +192,21 @@ class BundleFiles:
             self._hashed[file.identity] = found
             self.known.remember(file.identity, found)
 
+    def look(self, name: str) -> None:
+        """Take a file as what the bundle was opened with, without reading it: it is regular and has its size.
+
+        It is hashed when it is first opened, where the mode asks for that. Raises as :meth:`open` does.
+        """
+        file = self.open_unverified(name)
+        self.note_opened(file)
+        file.close()
+
+    def take_over(self, other: BundleFiles) -> None:
+        """Take what ``other``, over the same folder, knows of the files that are the same in both manifests."""
+        same = {name for name, entry in self.entries.items() if other.entries.get(name) == entry}
+        self._opened.update({name: seen for name, seen in other._opened.items() if name in same})
+        self._hashed.update(other._hashed)
+
     def note_opened(self, file: VerifiedFile) -> None:
         """Take a file as what the bundle was opened with: whatever is found under its name later must hold the same."""
         self._opened.setdefault(file.name, file.identity)
@@ -209,7 +224,7 @@ class BundleFiles:
         return content
 
     def _differs(self, file: VerifiedFile, found: str, expected: str, what: str) -> CorruptBundleError:
-        if file.name in self._opened:
+        if self._opened.get(file.name, file.identity) != file.identity:
             return CorruptBundleError(
                 f"{file.path} was changed since the bundle was opened: {found}, the manifest then said {expected}. Open the "
                 "bundle again."

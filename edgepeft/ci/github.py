@@ -18,6 +18,7 @@ from typing import Any
 
 from ..errors import EdgepeftError, InputError
 from ..html_report.saved import read_report
+from ..json_text import json_text
 from ..report.gate import Gate, Report, Verdict
 from ..report.render import summary, to_markdown
 
@@ -58,7 +59,7 @@ class PullRequest:
         call = urllib.request.Request(
             f"{self.api}/repos/{self.repository}/{path}",
             method=method,
-            data=None if body is None else json.dumps(body).encode(),
+            data=None if body is None else json_text(dict(body)).encode(),
             headers={
                 "Authorization": f"Bearer {self.token}",
                 "Accept": "application/vnd.github+json",

@@ -142,6 +142,7 @@ def export(
                 "bytes": [b.size() for b in result.bundles],
                 "capture_parity": result.capture_parity,
                 "parity": {p.adapter: p.max_difference for p in result.parity},
+                "allowed": {p.adapter: p.allowed for p in result.parity},
                 "changes_output": {p.adapter: p.changes_output for p in result.parity},
             }
         )
@@ -149,8 +150,8 @@ def export(
     if result.parity:
         table(
             "Parity with PEFT on ragged padded batches",
-            ("adapter", "max |difference|", "changes the output"),
-            [(p.adapter, p.max_difference, p.changes_output) for p in result.parity],
+            ("adapter", "max |difference|", "allowed", "changes the output"),
+            [(p.adapter, p.max_difference, p.allowed, p.changes_output) for p in result.parity],
         )
     for bundle in result.bundles:
         base = megabytes(bundle.size(bundle.variant_files(bundle.variant()[0])))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import cloup
@@ -13,6 +14,9 @@ from .embedding_text import embedding_text
 from .guarded import guarded
 from .options import json_option
 from .show import megabytes, print_json, table
+
+if TYPE_CHECKING:
+    from ..bundle import Head
 
 
 @cloup.command()
@@ -72,6 +76,7 @@ def _bundle(path: Path, as_json: bool) -> None:
     facts = {
         "bundle": f"{path}, {manifest.mode}, {megabytes(bundle.size())}, all {len(manifest.files)} files verified",
         "task": manifest.task + (f" ({', '.join(manifest.labels)})" if manifest.labels and not base.fresh else ""),
+        **({"tasks": ", ".join(manifest.tasks)} if manifest.tasks else {}),
         "base": f"{base.source} ({base.architecture}, {base.parameters:,} parameters)",
         "captured": f"{base.captured_by}, identity {base.identity[:16]}…",
         "slots": f"{len(slots.factored)} at {sites} sites, {len(slots.overrides)} replaceable parameters",
@@ -95,16 +100,21 @@ def _bundle(path: Path, as_json: bool) -> None:
         ],
     )
     if manifest.adapters:
+        from ..bundle import head_of
+
+        heads = {name: head_of(manifest, name) for name in manifest.adapters}
         table(
             "Adapters",
-            ("adapter", "method", "size", "largest rank", "labels", "scalable", "mixed batches"),
+            ("adapter", "task", "method", "size", "largest rank", "labels", "meaning", "scalable", "mixed batches"),
             [
                 (
                     n,
+                    heads[n].task,
                     a.method,
                     megabytes(a.bytes),
                     max(a.ranks.values(), default=0),
-                    ", ".join(a.labels or ()) or None,
+                    ", ".join(heads[n].labels or ()) or None,
+                    _meaning(heads[n]),
                     a.scalable,
                     a.per_row,
                 )
@@ -113,7 +123,8 @@ def _bundle(path: Path, as_json: bool) -> None:
         )
         for name, entry in manifest.adapters.items():
             before = f", {entry.prefix_length} states before the sequence" if entry.prefix_length else ""
-            own = f"; embeds by {embedding_text(entry.embedding)}" if entry.embedding is not None else ""
+            own = f", with its own {', '.join(entry.text)}" if entry.text else ""
+            own += f"; embeds by {embedding_text(entry.embedding)}" if entry.embedding is not None else ""
             click.echo(f"{name} from {entry.source}{before}{own}")
 
 
@@ -213,3 +224,10 @@ def _checkpoint(path: Path, base: str | None, as_json: bool) -> None:
         table("Tensors", ("tensor", "shape"), _shapes(shapes))
     if not plan.measured and plan.mode != "refuse":
         click.echo("\nLower it over its base for sizes and residuals: --base MODEL, or --base BUNDLE")
+
+
+def _meaning(head: Head) -> str | None:
+    """What the outputs of a head are, and what makes scores of them; nothing for the usual: one label, a softmax."""
+    width = len(head.labels or ())
+    kind, function = (head.kind(width), head.function(width)) if width else ("", "softmax")
+    return None if not width or function == "softmax" else f"{kind.removesuffix('_classification')}, {function}"

@@ -1,4 +1,4 @@
-"""``edgepeft relabel``: names for the labels of a bundle's adapters."""
+"""``edgepeft relabel``: names for labels, and what outputs mean."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def relabel(
     lock_timeout: float,
     as_json: bool,
 ) -> None:
-    """Name the labels of a bundle's adapters, and say what their outputs mean.
+    """Name the labels of adapters and what their outputs mean.
 
     No weight changes. NAME is an adapter, or base for the head of the base itself.
     """

@@ -145,6 +145,8 @@ def _short(result: dict[str, Any]) -> str:
         return ", ".join(f"{name} {result['probabilities'][name]:.3f}" for name in result["labels"]) or "(none)"
     if "label" in result:
         return f"{result['label']} {result['score']:.3f}"
+    if "answer" in result:
+        return f"{result['answer']} {result['score']:.3f}"
     if "tokens" in result:
         return " ".join(f"{t['token']}/{t['label']}" for t in result["tokens"])
     if "fills" in result:

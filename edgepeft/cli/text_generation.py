@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from cloup import option, option_group
 
 from ..errors import InputError
+from ..strict_json import read_json
 from .show import print_json
 
 if TYPE_CHECKING:
@@ -23,7 +26,12 @@ generation_options = option_group(
     option("--system", metavar="TEXT", help="System message before the prompt."),
     option("--max-new-tokens", type=int, metavar="N", show_default="256, or what the context leaves",
            help="Stop after so many tokens."),
-    option("--stop", multiple=True, metavar="TEXT", help="Stop before this text; repeat for several."),
+    option("--stop", multiple=True, metavar="TEXT",
+           help="Stop before this text, or at this special token; repeat for several."),
+    option("--eos", multiple=True, metavar="TOKEN",
+           help="A further token that ends the text, as the vocabulary has it or by number; repeat for several."),
+    option("--template-arg", "template_arg", multiple=True, metavar="NAME=JSON",
+           help="A variable of the chat template: tools, documents, enable_thinking, …; repeat for several."),
     option("--temperature", type=float, metavar="X", show_default="the model's, else greedy",
            help="Sample at this temperature; 0 is greedy."),
     option("--top-k", type=int, metavar="N", help="Sample among the N likeliest tokens."),
@@ -42,11 +50,34 @@ def refuse_generation(given: Mapping[str, Any], where: str) -> None:
             raise InputError(f"--{name.replace('_', '-')} is for text generation; {where}")
 
 
+def template_options(given: Sequence[str]) -> dict[str, Any]:
+    """The variables of ``--template-arg NAME=JSON``; what is no JSON is a text, and ``@FILE`` a file of JSON."""
+    found: dict[str, Any] = {}
+    for each in given:
+        name, equals, value = each.partition("=")
+        if not name.isidentifier() or not equals:
+            raise InputError(f"--template-arg takes NAME=JSON, for example enable_thinking=false, found {each!r}")
+        if value.startswith("@"):
+            found[name] = read_json(Path(value[1:]), what=f"--template-arg {name}")
+            continue
+        try:
+            found[name] = json.loads(value)
+        except ValueError:
+            found[name] = value
+    if not found:
+        return {}
+    tools, documents = found.pop("tools", None), found.pop("documents", None)
+    return {"chat_template_kwargs": found, "tools": tools, "documents": documents}
+
+
 def run_prompts(opened: Runtime, prompts: Sequence[str], given: Mapping[str, Any], as_json: bool) -> None:
     """Generate from prompts and print: one as it comes, several when they are done, with what it took on standard error."""
     if not all(isinstance(prompt, str) for prompt in prompts):
         raise InputError("pairs of texts cannot be generated from; leave out --pair")
-    options: dict[str, Any] = {name: value for name, value in given.items() if name not in ("prompt", "raw")}
+    own = ("prompt", "raw", "eos", "template_arg")
+    options: dict[str, Any] = {name: value for name, value in given.items() if name not in own}
+    options["eos"] = [int(token) if token.isdecimal() else token for token in given["eos"]]
+    options |= template_options(given["template_arg"])
     if given["raw"]:
         options["chat"] = False
     if as_json:

@@ -10,13 +10,12 @@ import numpy as np
 
 from ..bench import Correct, Job, Progress, Rows, bench, bench_report, check, check_report
 from ..bench.accuracy import answers
-from ..bundle import Bundle, read_bundle, rereading
+from ..bundle import Bundle, head_of, read_bundle, rereading
 from ..data import Examples
 from ..errors import InputError
-from ..report.accuracy import chosen_labels
+from ..report.answers import expected_answers, given_answers, require_labels
 from ..report.gate import Report
 from ..targets import Target
-from .checks.classification import labels_of
 from .checks.emulated import Counts, Emulated, compare_counts, emulated_report, measure_emulated, saved_counts
 from .checks.static import static_report
 from .executors.protocol import Executor
@@ -76,8 +75,6 @@ def bench_on(
 def correct_on(executor: Executor) -> Correct:
     """What :func:`edgepeft.bench.check` asks for: whether each row is answered right, by the executor."""
 
-    from ..validate.accuracy import label_ids
-
     def correct(bundle: Path, variant: str, adapter: str | None, examples: Examples) -> list[bool | None]:
         manifest = read_bundle(bundle).manifest
         if examples.labels is None:
@@ -85,8 +82,9 @@ def correct_on(executor: Executor) -> Correct:
         rows = Rows(adapter=adapter, texts=examples.texts, pairs=examples.pairs, batch=16)
         answer = executor.run(Job(bundle=str(bundle), variant=variant, threads=1, rows=(rows,)))
         logits = np.array(answer.rows[0].logits)
-        expected = label_ids(examples, labels_of(manifest, adapter, logits.shape[1]))
-        return answers(chosen_labels(logits), expected)
+        head, width = head_of(manifest, adapter), logits.shape[1]
+        require_labels(head, width, adapter or "the base")
+        return answers(given_answers(logits, head), expected_answers(examples, head, width))
 
     return correct
 

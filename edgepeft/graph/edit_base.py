@@ -27,6 +27,7 @@ class _DecoderOf:
         self.weights = base.weights
         self.fresh = base.fresh
         self.labels = base.labels
+        self.head_widths = base.head_widths
         self.tied = base.tied
         self.head = base.head
         self.decoder = None

@@ -46,6 +46,10 @@ class EditableBase(Protocol):
         """Labels of the base's head, where it classifies."""
 
     @property
+    def head_widths(self) -> Mapping[str, int]:
+        """How many labels a head has, by what the names of its parameters begin with; empty where nothing has labels."""
+
+    @property
     def decoder(self) -> GraphPart | None:
         """The second graph of an encoder-decoder."""
 

@@ -110,7 +110,7 @@ def _gate(raw: Mapping[str, Any]) -> Gate:
     bound = raw.get("bound", "max")
     if bound not in {"max", "min"}:
         raise ValueError(f"gate {raw['name']!r:.80} has the bound {bound!r:.40}; max and min are known")
-    return Gate(
+    return Gate.decided(
         str(raw["name"]), Verdict(raw["verdict"]), value, limit, str(raw["unit"]), str(raw.get("detail", "")), bound
     )
 

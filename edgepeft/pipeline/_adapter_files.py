@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ..adapters.edits import Adapter, Array
@@ -14,7 +15,9 @@ from ..adapters.prefix import fill_prefix
 from ..bundle import AdapterEntry, Head, SlotTable
 from ..bundle.embedding import ADAPTERS_FOLDER, settled
 from ..bundle.heads import inherited
+from ..bundle.manifest import TaskEntry
 from ..bundle.slots import Dim
+from ._text import text_hashes, write_text
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,12 @@ def fill(
     return Filled(adapter, slots, fill_prefix(adapter, prefix, config, max_length))
 
 
+def required(tasks: Mapping[str, TaskEntry], adapter: Adapter, fresh: Sequence[str]) -> Sequence[str]:
+    """What an adapter must bring: all that the checkpoint lacks, or of several tasks what its own one reads."""
+    entry = tasks.get(adapter.task or "")
+    return fresh if entry is None else entry.fresh
+
+
 def adapter_metadata(
     filled: Filled, *, base_identity: str, slots_hash: str, base: Head, table: SlotTable
 ) -> dict[str, Any]:
@@ -60,6 +69,7 @@ def adapter_metadata(
         "labels": head.labels,
         "problem_type": head.problem_type,
         "activation": head.activation,
+        "task": adapter.task,
         "scalable": adapter.scalable,
         "per_row": filled.slots.per_row and not filled.prefix,
         "prefix_length": adapter.prefix.states.shape[3] if adapter.prefix is not None else 0,
@@ -67,12 +77,23 @@ def adapter_metadata(
     }
 
 
-def write_adapter(folder: Path, name: str, tensors: Mapping[str, Any], metadata: Mapping[str, Any]) -> AdapterEntry:
-    """Write the files of an adapter below ``folder`` (replacing old ones, never writing into them); its entry."""
+def write_adapter(
+    folder: Path,
+    name: str,
+    tensors: Mapping[str, Any],
+    metadata: Mapping[str, Any],
+    text: Mapping[str, str] = MappingProxyType({}),
+) -> AdapterEntry:
+    """Write an adapter's files below ``folder`` (replacing old ones, never writing into them); its entry.
+
+    ``text`` are the text files of its own, by name: they stand in a folder beside its tensors.
+    """
     (folder / "adapters").mkdir(exist_ok=True)
     files = {"onnx_adapter": f"adapters/{name}.onnx_adapter", "onnx": f"adapters/{name}.onnx"}
     for file in files.values():
         (folder / file).unlink(missing_ok=True)
+    write_text(folder / "adapters" / name, text)
+    metadata = {**metadata, "text": text_hashes(text)}
     write_onnx_adapter(
         folder / files["onnx_adapter"],
         tensors,
@@ -92,6 +113,7 @@ def write_adapter(folder: Path, name: str, tensors: Mapping[str, Any], metadata:
         {
             **files,
             **contract,
+            "text": {file: f"adapters/{name}/{file}" for file in text},
             "tensors": {tensor: tuple(array.shape) for tensor, array in tensors.items()},
             "bytes": (folder / files["onnx_adapter"]).stat().st_size,
         }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,24 +10,29 @@ from typing import Any
 import numpy as np
 
 from .. import runtime as runtimes
+from ..adapters.base_weights import BaseWeights, RenamedWeights
 from ..adapters.bundle_weights import BundleWeights
 from ..adapters.checkpoint import read_checkpoint
 from ..adapters.contract import check_belongs
 from ..adapters.files import AdapterFile, contract_of, read_adapter_onnx, read_onnx_adapter, version_number
 from ..adapters.fill import check_shape
+from ..adapters.folder_text import FolderText
 from ..adapters.read import read_adapter
+from ..adapters.text_contract import text_changes
 from ..base.task import check_task
-from ..bundle import LOCK_TIMEOUT, AdapterEntry, Bundle, Head, Manifest, check_name, head_of, read_bundle, rereading
+from ..bundle import LOCK_TIMEOUT, AdapterEntry, Bundle, Head, Manifest, check_name, read_bundle, rereading
 from ..bundle.adapter_checks import check_labels, check_ranks
+from ..bundle.manifest_heads import base_head
 from ..bundle.names import check_distinct
 from ..bundle.read import check_prefix_tensors
 from ..errors import AdapterError, AdapterMismatchError, InputError
 from ..validate.probe import bundle_probe, same_outputs
-from ._adapter_files import adapter_metadata, fill, write_adapter
+from ._adapter_files import adapter_metadata, fill, required, write_adapter
 from ._calibrate import measured_without
 from ._edit import Edit, edit
-from ._embedding import contract, embedding_file, hidden_of, read_embedding
-from ._heads import said, say_labels, with_head
+from ._embedding import contract, hidden_of, read_embedding
+from ._heads import said, say_labels, task_in, with_head
+from ._text import bundle_text, embedding_rows, text_beside
 
 Announce = Callable[[str], None]
 
@@ -61,7 +66,9 @@ def _exported_file(path: Path) -> AdapterFile:
     return found
 
 
-def _from_file(bundle: Bundle, name: str, path: Path, head: Head | None) -> tuple[dict[str, Any], dict[str, Any]]:
+def _from_file(
+    bundle: Bundle, name: str, path: Path, head: Head | None
+) -> tuple[dict[str, Any], dict[str, Any], FolderText]:
     if not path.is_file():
         raise InputError(f"adapter {name!r}: no file at {path}")
     found = _exported_file(path)
@@ -90,7 +97,8 @@ def _from_file(bundle: Bundle, name: str, path: Path, head: Head | None) -> tupl
     check_prefix_tensors(what, found_shapes, found.metadata.get("prefix_length", 0), manifest)
     check_ranks(what, found_shapes, found.metadata["ranks"], manifest)
     check_labels(what, found_shapes, labels, manifest)
-    return dict(found.tensors), metadata
+    own = text_beside(path, metadata.pop("text", None) or {})
+    return dict(found.tensors), metadata, own
 
 
 def base_module(bundle: Bundle) -> Any:
@@ -109,41 +117,56 @@ def base_module(bundle: Bundle) -> Any:
 
 def _from_checkpoint(
     bundle: Bundle, name: str, source: str, force: bool, head: Head | None, announce: Announce
-) -> tuple[dict[str, Any], dict[str, Any]]:
+) -> tuple[dict[str, Any], dict[str, Any], FolderText]:
     manifest = bundle.manifest
     checkpoint = read_checkpoint(source)
-    check_task(name, source, checkpoint.config.get("task_type"), [manifest.task], str(bundle.path))
+    check_task(name, source, checkpoint.config.get("task_type"), [manifest.task, *manifest.tasks], str(bundle.path))
+    task = task_in(manifest.tasks, checkpoint, name)
+    weights: BaseWeights = BundleWeights(bundle)
+    if task is not None:
+        weights = RenamedWeights(weights, manifest.tasks[task].names)
     adapter = read_adapter(
         checkpoint,
         name=name,
-        weights=BundleWeights(bundle),
-        module=lambda: base_module(bundle),
+        weights=weights,
+        module=None if task is not None else lambda: base_module(bundle),
         layers=manifest.base.layers,
     )
     check_belongs(adapter, identity=manifest.base.identity, source=manifest.base.source, force=force, announce=announce)
     for note in adapter.notes:
         announce(f"adapter {name}: {note}")
-    base = head_of(manifest, None)
+    if task is not None:
+        adapter = adapter.over(task, manifest.tasks[task].names)
+    base = base_head(manifest, task)
     adapter = with_head(adapter, checkpoint, head, base, announce)
     config = bundle.read_json("config.json") if adapter.prefix is not None else {}
-    filled = fill(adapter, manifest.slots, manifest.base.fresh, manifest.prefix_tensors(), config, manifest.max_length)
+    filled = fill(
+        adapter,
+        manifest.slots,
+        required(manifest.tasks, adapter, manifest.base.fresh),
+        manifest.prefix_tensors(),
+        config,
+        manifest.max_length,
+    )
     metadata = adapter_metadata(
         filled, base_identity=manifest.base.identity, slots_hash=manifest.slots.hash, base=base, table=manifest.slots
     )
     hidden = hidden_of(manifest)
     tokenizer = {"tokenizer.json": bundle.read("tokenizer.json")} if "tokenizer.json" in manifest.files else {}
-    modules = read_embedding(name, checkpoint, manifest.task, tokenizer, manifest.max_length, announce)
+    task = adapter.task or manifest.task
+    modules = read_embedding(name, checkpoint, task, tokenizer, manifest.max_length, announce)
     if modules is not None and hidden is not None:
         metadata["embedding"] = contract(modules, hidden)
-    return filled.tensors, metadata
+    return filled.tensors, metadata, adapter.text
 
 
 def _changes_output(bundle: Bundle, name: str) -> bool:
     """Run the base and the adapter once: non-finite numbers are an error, equal ones a warning."""
     probe = bundle_probe(bundle)
     runtime = runtimes.open(bundle.path)
-    plain = probe.run(runtime.base)
-    edited = probe.run(runtime.adapter(name))
+    view = runtime.adapter(name)
+    plain = probe.run(runtime.adapter(None, task=view.task))
+    edited = probe.run(view)
     if not all(np.isfinite(array).all() for found in edited for array in found.values()):
         raise AdapterError(f"adapter {name!r} gives NaN or infinite outputs; the bundle was left as it was")
     return not same_outputs(edited, plain)
@@ -189,11 +212,16 @@ def add(
         >>> add("bundle", "topics", "./topics-lora").changes_output
         True
     """
-    opened, tensors, metadata = _read(bundle, name, source, force, replace, head, announce)
+    opened, tensors, metadata, own = _read(bundle, name, source, force, replace, head, announce)
+    text = text_changes(bundle_text(opened), own, embedding_rows(opened.read_json("config.json")), name)
+    for note in text.notes:
+        announce(f"adapter {name}: {note}")
     with edit(bundle, lock_timeout=lock_timeout) as change:
         change.refuse_another_base(opened.manifest, f"adapter {name!r} was being read")
-        entry, changes = put_adapter(change, name, tensors, metadata, replace=replace)
-    say_labels(name, head is not None and head.labels is not None, entry, head_of(opened.manifest, None), announce)
+        entry, changes = put_adapter(change, name, tensors, metadata, text.files, replace=replace)
+    say_labels(
+        name, head is not None and head.labels is not None, entry, base_head(opened.manifest, entry.task), announce
+    )
     added = Added(bundle=change.after, entry=entry, changes_output=changes)
     for variant in added.bundle.manifest.provenance.get("calibration", {}):
         announce(measured_without(variant, name))
@@ -203,8 +231,8 @@ def add(
 @rereading
 def _read(
     bundle: str | Path, name: str, source: str | Path, force: bool, replace: bool, head: Head | None, announce: Announce
-) -> tuple[Bundle, dict[str, Any], dict[str, Any]]:
-    """The adapter's slot tensors and contract over the bundle as it is now; nobody is kept out meanwhile."""
+) -> tuple[Bundle, dict[str, Any], dict[str, Any], FolderText]:
+    """The adapter's slot tensors, contract and text over the bundle as it is now; nobody is kept out meanwhile."""
     opened = read_bundle(bundle)
     try:
         check_name(name)
@@ -231,15 +259,23 @@ def _check_free(manifest: Manifest, path: Path, name: str, replace: bool) -> Non
 
 
 def put_adapter(
-    change: Edit, name: str, tensors: dict[str, Any], metadata: dict[str, Any], *, replace: bool
+    change: Edit,
+    name: str,
+    tensors: dict[str, Any],
+    metadata: dict[str, Any],
+    text: Mapping[str, str],
+    *,
+    replace: bool,
 ) -> tuple[AdapterEntry, bool]:
-    """Stage an adapter's slot tensors in a change of a bundle, and run it once: its entry, and whether it changes outputs.
+    """Stage an adapter's tensors and text in a change of a bundle, and run it once: its entry, and whether it changes outputs.
 
     Raises :class:`InputError` where the bundle has an adapter of that name by now and ``replace`` is not set.
     """
     _check_free(change.manifest, change.before.path, name, replace)
-    entry = write_adapter(change.folder, name, tensors, metadata)
+    if name in change.manifest.adapters:
+        others = {file for n, e in change.manifest.adapters.items() if n != name for file in e.files()}
+        change.drop(set(change.manifest.adapters[name].files()) - others)
+    entry = write_adapter(change.folder, name, tensors, metadata, text)
     adapters = {**change.manifest.adapters, name: entry}
-    written = (entry.onnx, entry.onnx_adapter, *embedding_file(entry.embedding))
-    staged = change.stage(written=written, adapters=adapters)
+    staged = change.stage(written=entry.files(), adapters=adapters)
     return entry, _changes_output(staged, name)

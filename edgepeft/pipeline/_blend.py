@@ -14,6 +14,7 @@ from ..runtime.blend import blend as blend_tensors
 from ..runtime.blend import describe
 from ._add import Added, put_adapter
 from ._edit import edit
+from ._text import text_hashes, write_text
 
 
 def blend(
@@ -49,7 +50,7 @@ def blend(
     """
     path = Path(out)
     if path.suffix in {".onnx", ".onnx_adapter"}:
-        opened, tensors, metadata = _sum(bundle, weights, head)
+        opened, tensors, metadata, text = _sum(bundle, weights, head)
         files = path.with_suffix(".onnx_adapter"), path.with_suffix(".onnx")
         existing = next((file for file in files if file.exists()), None)
         if existing is not None and not replace:
@@ -58,7 +59,8 @@ def blend(
             raise InputError(f"{path.parent} is not a folder")
         base = opened.manifest.base
         write_onnx_adapter(files[0], tensors, base_identity=base.identity, slots_hash=opened.manifest.slots.hash)
-        write_adapter_onnx(files[1], tensors, metadata)
+        write_text(path.with_suffix(""), text)
+        write_adapter_onnx(files[1], tensors, {**metadata, "text": text_hashes(text)})
         return path
     try:
         check_name(out)
@@ -67,16 +69,16 @@ def blend(
     if out in weights:
         raise InputError(f"--out {out!r} is one of the blended adapters; choose another name")
     with edit(bundle, lock_timeout=lock_timeout) as change:  # around the sum too: it is of these adapters
-        _, tensors, metadata = _sum(change.before, weights, head)
-        entry, changes = put_adapter(change, out, tensors, metadata, replace=replace)
+        _, tensors, metadata, text = _sum(change.before, weights, head)
+        entry, changes = put_adapter(change, out, tensors, metadata, text, replace=replace)
     return Added(bundle=change.after, entry=entry, changes_output=changes)
 
 
 @rereading
 def _sum(
     bundle: str | Path | Bundle, weights: Mapping[str, float], head: str | None
-) -> tuple[Bundle, dict[str, Any], dict[str, Any]]:
-    """The sum's slot tensors and contract."""
+) -> tuple[Bundle, dict[str, Any], dict[str, Any], dict[str, str]]:
+    """The sum's slot tensors, contract and text."""
     opened = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
     manifest = opened.manifest
     if manifest.mode != "swap":
@@ -94,10 +96,14 @@ def _sum(
         "labels": summed.head.labels,
         "problem_type": summed.head.problem_type,
         "activation": summed.head.activation,
+        "task": next(iter({manifest.adapters[name].task for name in weights})),
         "scalable": True,
         "per_row": summed.per_row,
         "residual": summed.residual,
     }
-    if summed.embedding is not None:
-        metadata["embedding"] = travelling(summed.embedding, opened.read(summed.embedding.graph))
-    return opened, dict(summed.tensors), metadata
+    own = any(manifest.adapters[name].embedding for name in weights)
+    if own and summed.embedding is not None:
+        says = summed.embedding.says
+        metadata["embedding"] = travelling(says, opened.read(says.graph))
+    text = {name: opened.read_text(file) for name, file in opened.text_of(summed.text).paths}
+    return opened, dict(summed.tensors), metadata, text

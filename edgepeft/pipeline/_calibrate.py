@@ -14,6 +14,7 @@ from ..errors import BundleError, InputError, UnknownAdapterError
 from ..quantize.recipes import without_texts
 from ..quantize.w8a16 import Ranges, with_extremes
 from ..runtime.active import load_adapter
+from ..runtime.per_text import PerText
 from ..runtime.sessions import open_session
 from ..runtime.text import TextEncoder
 from ..scratch import scratch_folder
@@ -92,14 +93,17 @@ def _run(
     announce: Callable[[str], None],
 ) -> tuple[Ranges, dict[str, int]]:
     session = open_session(file)
-    encoder = TextEncoder(bundle)
+    encoders = PerText(lambda own: TextEncoder(bundle, own))
     low, high = (np.zeros(len(names)) for _ in range(2))  # zero is always in a range: it must be exact
     outputs = [f"{name}/{part}" for part in ("min", "max") for name in names]
     for adapter, each in texts.items():
         announce(f"measuring activations of {adapter or 'the base'} on {len(each)} texts")
         active = load_adapter(bundle, adapter) if adapter else None
         for start in range(0, len(each), _BATCH):
-            feeds: dict[str, Any] = {**encoder.encode(each[start : start + _BATCH]), **(active.feeds if active else {})}
+            feeds: dict[str, Any] = {
+                **encoders.get(bundle.text_of(adapter)).encode(each[start : start + _BATCH]),
+                **(active.feeds if active else {}),
+            }
             found = np.array(session.run(outputs, feeds, active.options if active else None), np.float64)
             low, high = np.minimum(low, found[: len(names)]), np.maximum(high, found[len(names) :])
     wrong = ~(np.isfinite(low) & np.isfinite(high))

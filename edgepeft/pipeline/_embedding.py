@@ -131,11 +131,6 @@ def widened(base: Base, others: Mapping[str, Checkpoint]) -> Base:
     return replace(base, max_length=longest if base.positions is None else min(longest, base.positions))
 
 
-def embedding_file(embedding: Embedding | None) -> tuple[str, ...]:
-    """The file that comes and goes with an entry."""
-    return () if embedding is None else (embedding.graph,)
-
-
 def hidden_of(manifest: Manifest) -> int | None:
     """:func:`embeds` of a bundle."""
     return embeds(manifest.task, manifest.inputs, manifest.outputs)

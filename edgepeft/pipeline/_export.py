@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -16,8 +16,10 @@ from ..adapters.contract import check_belongs
 from ..adapters.read import layers_of, method_of, opaque_adapter, task_ids
 from ..base.base import Base
 from ..base.capture import capture
+from ..base.load import load_model
 from ..base.replicate import LayerMap
-from ..base.task import check_task
+from ..base.shared import check_shareable
+from ..base.task import check_task, task_of
 from ..bundle import LOCK_TIMEOUT, Bundle, Head, check_name
 from ..embedding.modules import EmbeddingModules
 from ..errors import InputError
@@ -29,7 +31,7 @@ from ..validate.parity import check_parity
 from ..validate.quantized_base import check_given
 from ..validate.result import AdapterParity
 from ._embedding import announce_base, read_embedding, widened
-from ._heads import check_names, say_labels, with_head
+from ._heads import check_names, say_labels, task_in, with_head
 from ._manifest import check_target_folder
 from ._write import write_bundle
 
@@ -47,15 +49,34 @@ class Exported:
     capture_parity: float
 
 
-def _peft_task(checkpoints: Mapping[str, Checkpoint]) -> str | None:
-    """The one task type that the checkpoints name; several are an error, and so is a method that nobody knows."""
+def _peft_tasks(checkpoints: Mapping[str, Checkpoint]) -> list[str]:
+    """The task types that the checkpoints name; a method that nobody knows is an error."""
     for checkpoint in checkpoints.values():
         task_ids(checkpoint, method_of(checkpoint).tasks)
     types = {name: checkpoint.config.get("task_type") for name, checkpoint in checkpoints.items()}
-    named = {value for value in types.values() if value}
-    if len(named) > 1:
-        raise InputError(f"adapters are for different tasks: {types}; one bundle serves one task")
-    return named.pop() if named else None
+    named = list(dict.fromkeys(value for value in types.values() if value))
+    unnamed = [name for name, value in types.items() if not value]
+    if len(named) > 1 and unnamed:
+        raise InputError(
+            f"adapters are for different tasks ({', '.join(named)}), and {unnamed[0]!r} does not say for which: put task_type "
+            "into its adapter_config.json, or export it apart with --task"
+        )
+    return named
+
+
+def _tasks(task: str | None, peft_tasks: Sequence[str], mode: str) -> tuple[str, ...]:
+    """The tasks of a base that is to serve several; empty for one."""
+    asked = tuple(dict.fromkeys(each.strip() for each in task.split(","))) if task and "," in task else ()
+    found = asked or (() if task else tuple(filter(None, map(task_of, peft_tasks))))
+    if len(found) < 2:
+        return ()
+    check_shareable(found)
+    if mode != "swap":
+        raise InputError(
+            f"adapters are for different tasks: {', '.join(found)}; --mode {mode} folds each into a base of its own task. "
+            "Export those of each task apart"
+        )
+    return found
 
 
 def _layers(checkpoints: Mapping[str, Checkpoint]) -> LayerMap:
@@ -93,7 +114,8 @@ def export(
         out: The bundle's folder.
         mode: ``"swap"`` writes one bundle with every adapter beside the base. ``"merge"`` folds one adapter into the base, and
             with several writes ``out/<name>`` for each. ``"bake"`` does so with the model as PEFT runs it, unmerged.
-        task: The task, as Hugging Face names it; by default what the checkpoints say.
+        task: The task, as Hugging Face names it; by default what the checkpoints say. Several, with commas between them or as the
+            checkpoints name them, make one base of features with a head for each.
         slots: ``"all-linear"`` adds slots at every linear site, for adapters to come.
         onnx: An ONNX file of the same base that was exported elsewhere.
         force: Accept a foreign checkpoint that names another base, where that has the same weights. A checkpoint with a
@@ -121,7 +143,7 @@ def export(
         dict_keys(['reviews'])
     """
     out = Path(out)
-    write = partial(write_bundle, lock_timeout=lock_timeout)
+    write = partial(write_bundle, lock_timeout=lock_timeout, announce=announce)
     for name in adapters:
         try:
             check_name(name)
@@ -134,7 +156,9 @@ def export(
     heads = dict(heads or {})
     check_names(heads, adapters)
     checkpoints = {name: read_checkpoint(source) for name, source in adapters.items()}
-    peft_task = _peft_task(checkpoints)
+    peft_tasks = _peft_tasks(checkpoints)
+    tasks = _tasks(task, peft_tasks, mode)
+    peft_task = peft_tasks[0] if peft_tasks and not tasks else None
     if mode == "bake":
         if onnx is not None:
             raise InputError("--mode bake traces PEFT's model; an ONNX file of the base (--onnx) has no place in that")
@@ -153,10 +177,11 @@ def export(
         max_length=max_length,
         layers=layers,
         heads=_heads_brought(checkpoints),
+        tasks=tasks,
         announce=announce,
     )
     for name, checkpoint in checkpoints.items():
-        check_task(name, checkpoint.source, checkpoint.config.get("task_type"), [base.task], "this base")
+        check_task(name, checkpoint.source, checkpoint.config.get("task_type"), [base.task, *tasks], "this base")
     announce(f"captured {base.architecture} ({base.captured_by}), {base.parity:.1e} from PyTorch{_matched(base)}")
     announce_base(base.embedding, announce)
     if max_length is None:
@@ -164,11 +189,12 @@ def export(
     write = partial(write, embeddings=_embeddings(base, checkpoints, announce))
     read: list[Adapter] = []
     for name, checkpoint in checkpoints.items():
+        own = task_in(base.tasks, checkpoint, name)
         adapter = read_adapter(
             checkpoint,
             name=name,
-            weights=base.weight,
-            module=lambda: base.reference,
+            weights=base.weight_for(own),
+            module=partial(_module, base, own),
             mode=mode,
             max_rank=max_rank,
             layers=base.layers,
@@ -176,7 +202,9 @@ def export(
         check_belongs(adapter, identity=base.identity, source=base.source, force=force, announce=announce)
         for note in adapter.notes:
             announce(f"adapter {name}: {note}")
-        read.append(with_head(adapter, checkpoint, heads.get(name), base.own_head, announce))
+        if own is not None:
+            adapter = adapter.over(own, base.tasks[own].names)
+        read.append(with_head(adapter, checkpoint, heads.get(name), base.head_for(own), announce))
     if mode == "merge":
         return _merge(base, read, checkpoints, out, write, announce)
     return _swap(base, read, checkpoints, out, slots, write, announce, Path(onnx) if onnx is not None else None)
@@ -184,11 +212,18 @@ def export(
 
 def _embeddings(base: Base, checkpoints: Mapping[str, Checkpoint], announce: Announce) -> dict[str, EmbeddingModules]:
     """How adapters embed texts, those whose folders say so."""
-    found = {
-        name: read_embedding(name, checkpoint, base.task, base.files, base.max_length, announce)
-        for name, checkpoint in checkpoints.items()
-    }
-    return {name: modules for name, modules in found.items() if modules is not None}
+    found = {}
+    for name, checkpoint in checkpoints.items():
+        task = task_of(checkpoint.config.get("task_type")) or base.task
+        modules = read_embedding(name, checkpoint, task, base.files, base.max_length, announce)
+        if modules is not None:
+            found[name] = modules
+    return found
+
+
+def _module(base: Base, task: str | None) -> Any:
+    """The base as PyTorch runs it, for one of its tasks."""
+    return base.reference if task is None else load_model(base.source, task=task).model
 
 
 def _heads_brought(checkpoints: Mapping[str, Checkpoint]) -> set[str]:
@@ -224,7 +259,15 @@ def _swap(
             announce("comparing every adapter with PEFT")
         if given is not None and base.variant != "fp32":
             check_given(bundle, given)
-        parity.extend(check_parity(bundle, checkpoints, base.source, module=base.reference, settle=base.forget))
+        parity.extend(
+            check_parity(
+                bundle,
+                checkpoints,
+                base.source,
+                module=None if base.tasks else base.reference,
+                settle=base.forget,
+            )
+        )
 
     bundle = write(
         out,
@@ -235,9 +278,8 @@ def _swap(
         check=check,
     )
     for adapter in read:
-        say_labels(
-            adapter.name, adapter.labels is not None, bundle.manifest.adapters[adapter.name], base.own_head, announce
-        )
+        entry = bundle.manifest.adapters[adapter.name]
+        say_labels(adapter.name, adapter.labels is not None, entry, base.head_for(adapter.task), announce)
     _announce_parity(parity, announce)
     return Exported(bundles=(bundle,), parity=tuple(parity), capture_parity=base.parity)
 
@@ -319,7 +361,8 @@ def _bake(
 
 def _announce_parity(parity: list[AdapterParity], announce: Announce) -> None:
     for result in parity:
-        announce(f"adapter {result.adapter}: {result.max_difference:.1e} from PEFT")
+        why = f", allowed {result.allowed:.1e}: {result.noise}" if result.noise else ""
+        announce(f"adapter {result.adapter}: {result.max_difference:.1e} from PEFT{why}")
         if not result.changes_output:
             announce(
                 f"adapter {result.adapter}: WARNING, it changes nothing (its B matrices are zero: was it trained?)"

@@ -9,12 +9,30 @@ from typing import Any
 from ..adapters.checkpoint import Checkpoint
 from ..adapters.edits import Adapter
 from ..adapters.head_files import head_beside
+from ..base.task import task_of
 from ..bundle import AdapterEntry, Head
 from ..bundle.heads import is_numbered
+from ..bundle.manifest import TaskEntry
 from ..errors import InputError
 
 Announce = Callable[[str], None]
 _SHOWN = 6
+
+
+def task_in(tasks: Mapping[str, TaskEntry], checkpoint: Checkpoint, name: str) -> str | None:
+    """The task of a checkpoint over a base of several; ``None`` over a base of one.
+
+    Raises :class:`InputError` where the checkpoint names none: its head could stand behind several tasks.
+    """
+    if not tasks:
+        return None
+    task = task_of(checkpoint.config.get("task_type"))
+    if task is None or task not in tasks:
+        raise InputError(
+            f"adapter {name!r} ({checkpoint.source}) does not say for which of the base's tasks it is ({', '.join(tasks)}): put "
+            "task_type into its adapter_config.json"
+        )
+    return task
 
 
 def check_names(heads: Mapping[str, Head], adapters: Mapping[str, object]) -> None:

@@ -15,7 +15,6 @@ from ..errors import InputError
 from ..json_text import config_text
 from ._adapter_files import write_adapter
 from ._edit import Edit, edit
-from ._embedding import embedding_file
 from ._heads import said
 
 #: What the base's own head is called here, where no adapter has that name.
@@ -73,16 +72,7 @@ def _adapter(change: Edit, name: str, head: Head) -> None:
     found = read_adapter_onnx(change.folder / entry.onnx)
     written = write_adapter(change.folder, name, found.tensors, {**found.metadata, **said(head)})
     adapters = {**change.manifest.adapters, name: written}
-    change.stage(
-        written=(
-            entry.onnx,
-            entry.onnx_adapter,
-            written.onnx,
-            written.onnx_adapter,
-            *embedding_file(written.embedding),
-        ),
-        adapters=adapters,
-    )
+    change.stage(written={*entry.files(), *written.files()}, adapters=adapters)
 
 
 def _base(change: Edit, head: Head) -> None:

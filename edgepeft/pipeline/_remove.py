@@ -8,7 +8,6 @@ from pathlib import Path
 from ..bundle import LOCK_TIMEOUT, Bundle
 from ..errors import BundleError, InputError
 from ._edit import Edit, edit
-from ._embedding import embedding_file
 
 
 @dataclass(frozen=True)
@@ -58,8 +57,8 @@ def remove(
 def _adapter(change: Edit, name: str) -> None:
     entry = change.before.adapter(name)
     left = {n: e for n, e in change.manifest.adapters.items() if n != name}
-    used = {file for e in left.values() for file in (e.onnx, e.onnx_adapter)}
-    change.drop({entry.onnx, entry.onnx_adapter, *embedding_file(entry.embedding)} - used)
+    used = {file for e in left.values() for file in e.files()}
+    change.drop(set(entry.files()) - used)
     change.stage(adapters=left)
 
 

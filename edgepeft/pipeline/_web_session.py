@@ -11,6 +11,7 @@ import numpy as np
 from ..adapters.bundle_graph import load_graph
 from ..adapters.files import read_onnx_adapter
 from ..bundle import Bundle, Manifest, variant_graphs
+from ..bundle.manifest_heads import task_outputs
 from ..errors import InputError
 from ..runtime.active import read_tensors
 from ..runtime.sessions import open_graph_session, open_session, run_values
@@ -68,16 +69,19 @@ class Fed:
             **{name: tensor.numpy() for name, tensor in optional.items() if tensor is not None},
         }
         self._tensors: dict[str, np.ndarray] = {}
+        self._task: str | None = None
 
     def use(self, adapter: str | None) -> Fed:
         """Swap as a runtime does."""
         entries = self.manifest.adapters
+        self._task = None if adapter is None else entries[adapter].task
         self._tensors = {} if adapter is None else read_tensors(self.bundle, adapter, entries[adapter])
         return self
 
     def forward(self, inputs: Arrays) -> dict[str, np.ndarray]:
         """Raw outputs by name."""
-        return self._graph.run({**self._empty, **self._tensors, **inputs})
+        found = self._graph.run({**self._empty, **self._tensors, **inputs})
+        return {own: found[name] for own, name in task_outputs(self.manifest, self._task).items()}
 
     @property
     def decoder_shapes(self) -> Mapping[str, Sequence[int | str]]:

@@ -30,9 +30,10 @@ from ..errors import InputError
 from ..graph.editable import MergedBase, SlottedBase
 from ..json_text import config_text
 from ..quantize.counts import count_quantized
-from ._adapter_files import adapter_metadata, fill, write_adapter
+from ._adapter_files import adapter_metadata, fill, required, write_adapter
 from ._embedding import contract, embeds, write_base
 from ._manifest import _listed, check_target_folder, write_manifest
+from ._text import put_text, write_text
 
 _PACKAGES = ("edgepeft", "torch", "transformers", "peft", "onnx", "onnx-ir", "onnxscript", "onnxruntime")
 
@@ -73,6 +74,7 @@ def write_bundle(
     recipe: Mapping[str, Any] | None = None,
     check: Callable[[Bundle], None] = lambda bundle: None,
     lock_timeout: float = LOCK_TIMEOUT,
+    announce: Callable[[str], None] = lambda message: None,
 ) -> Bundle:
     """Write a bundle to a temporary sibling of ``target``, check it there, and put it in ``target``'s place.
 
@@ -88,6 +90,7 @@ def write_bundle(
         recipe: What the manifest's provenance says of how the bundle was made.
         check: Is called with the bundle before it takes its place.
         lock_timeout: Seconds to wait for another process that changes the bundle.
+        announce: Is called with a line of text for each thing about text that an adapter changes.
 
     Returns:
         The bundle at ``target``.
@@ -125,9 +128,15 @@ def write_bundle(
         raise InputError(f"nothing was written: {error}") from error
     before = prefix_tensors(inputs)
     hidden, own = embeds(base.task, inputs, outputs), dict(embeddings or {})
-    filled = [fill(adapter, table, base.fresh, before, base.config, base.max_length) for adapter in adapters]
+    filled = [
+        fill(adapter, table, required(base.tasks, adapter, base.fresh), before, base.config, base.max_length)
+        for adapter in adapters
+    ]
     with replacing(target, keep=False, lock_timeout=lock_timeout) as folder:
         _model_files(folder, base, head)
+        changed = put_text(folder, base.config, adapters if merged is None else [merged], announce)
+        if merged is not None:
+            write_text(folder, changed[merged.name])
         (folder / "onnx").mkdir()
         whole = "model" if base.variant == "fp32" else f"model_{base.variant}"
         names = [whole] if content.decoder is None else ["encoder_model", "decoder_with_past_model"]
@@ -145,13 +154,18 @@ def write_bundle(
                 each.adapter.name,
                 each.tensors,
                 adapter_metadata(
-                    each, base_identity=base.identity, slots_hash=table.hash, base=base.own_head, table=table
+                    each,
+                    base_identity=base.identity,
+                    slots_hash=table.hash,
+                    base=base.head_for(each.adapter.task),
+                    table=table,
                 )
                 | (
                     {"embedding": contract(own[each.adapter.name], hidden)}
                     if hidden and each.adapter.name in own
                     else {}
                 ),
+                changed[each.adapter.name],
             )
             for each in filled
         }
@@ -173,6 +187,7 @@ def write_bundle(
             labels=head.labels,
             problem_type=head.problem_type,
             activation=head.activation,
+            tasks=dict(base.tasks),
             max_length=base.max_length,
             embedding=embedding,
             slots=table,

@@ -25,6 +25,8 @@ class Beside:
     drop: float | None = None
     drop_bounds: tuple[float, float] | None = None
     p_value: float | None = None
+    #: Of a head of numbers: the mean absolute difference from the data's.
+    error: float | None = None
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,9 @@ class Accuracy:
     peft: Beside | None = None
     native: Beside | None = None
     baseline: Beside | None = None
+    #: Of a head of numbers: the mean absolute difference from the data's, and how far apart those are at most.
+    error: float | None = None
+    spread: float | None = None
 
     @property
     def name(self) -> str:
@@ -83,5 +88,9 @@ def chosen_labels(logits: np.ndarray) -> np.ndarray:
 
 
 def count_same(one: np.ndarray, other: np.ndarray) -> int:
-    """Rows of two arrays of chosen labels that are the same label; ``NO_LABEL`` is the same as nothing."""
-    return int(((one == other) & (one != NO_LABEL)).sum())
+    """Rows of two arrays of answers that are the same: a label ``[rows]``, or a set of them ``[rows, labels]``.
+
+    ``NO_LABEL`` is the same as nothing.
+    """
+    same = (one == other) & (one != NO_LABEL)
+    return int((same if same.ndim == 1 else same.all(axis=-1)).sum())

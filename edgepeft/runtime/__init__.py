@@ -5,6 +5,7 @@ from .generation import Conversation, GenerateOptions, Generation, Generator, Te
 from .generation.chat import ChatTemplate
 from .generation.loop import Steps
 from .predictions import MultiLabelPrediction, Prediction, Score
+from .refresh import Refreshed
 from .runtime import Runtime, open
 from .text import TextEncoder
 from .views import Calls, View
@@ -20,6 +21,7 @@ __all__ = [
     "Manifest",
     "MultiLabelPrediction",
     "Prediction",
+    "Refreshed",
     "Runtime",
     "Score",
     "Steps",

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle import AdapterEntry, Bundle, Embedding, Head, head_of
+from ..bundle import NO_TEXT, AdapterEntry, Bundle, Head, OwnEmbedding, OwnText, head_of
 from ..bundle.cache_names import PAST
 from ..errors import AdapterMismatchError, CorruptBundleError, InputError
 from .buffers import as_values
@@ -36,10 +36,18 @@ class ActiveAdapter:
     row_labels: tuple[tuple[str, ...] | None, ...] | None = None
     #: The adapter of each row, where rows have adapters of their own.
     row_names: tuple[str | None, ...] | None = None
-    #: How a blend embeds texts, where its adapters say so; an adapter's own is in its entry.
-    embedding: Embedding | None = None
     handle: Any = None
     feeds: Mapping[str, Any] = field(default_factory=dict)
+    #: Whose tokenizer, template and end tokens count.
+    text: OwnText = NO_TEXT
+    #: The same for each row, where rows have adapters of their own.
+    row_texts: tuple[OwnText, ...] | None = None
+    #: How texts are embedded with it; ``None``: by the mean over their tokens.
+    embedding: OwnEmbedding | None = None
+    #: The same for each row, where rows have adapters of their own.
+    row_embeddings: tuple[OwnEmbedding | None, ...] | None = None
+    #: The slot tensors behind ``handle`` as OrtValues, for runs with IO binding; ``None`` where only ``options`` run it.
+    values: Mapping[str, Any] | None = None
     #: What else equals this adapter: keys and values computed with an adapter of the same identity may be reused.
     identity: tuple[Any, ...] = ()
     #: Keys and values that stand before every sequence, ``[1, heads, length, head_dim]`` by cache input.
@@ -53,6 +61,14 @@ class ActiveAdapter:
     def name_of(self, row: int) -> str | None:
         """The adapter of one row of a batch; ``None`` for the base."""
         return self.name or None if self.row_names is None else self.row_names[row]
+
+    def text_of(self, row: int) -> OwnText:
+        """Whose tokenizer and template count for one row of a batch."""
+        return self.text if self.row_texts is None else self.row_texts[row]
+
+    def embedding_of(self, row: int) -> OwnEmbedding | None:
+        """How the text of one row of a batch is embedded."""
+        return self.embedding if self.row_embeddings is None else self.row_embeddings[row]
 
     def labels_of(self, row: int) -> tuple[str, ...] | None:
         """The labels of one row of a batch."""
@@ -69,7 +85,7 @@ class ActiveAdapter:
 
 
 def load_adapter(bundle: Bundle, name: str) -> ActiveAdapter:
-    """Map an adapter file into memory and make it ready to run."""
+    """Verify an adapter file, map it into memory and make it ready to run."""
     import onnxruntime as ort
 
     entry = bundle.adapter(name)
@@ -81,9 +97,21 @@ def load_adapter(bundle: Bundle, name: str) -> ActiveAdapter:
     with bundle.open(entry.onnx_adapter) as file, readable(bundle.file(entry.onnx_adapter), name):
         handle.Load(file.load_path)
         options.add_active_adapter(handle)
+        form = ort.AdapterFormat.read_adapter(file.load_path)
+        found = {tensor: (tuple(v.shape()), v.data_type()) for tensor, v in form.get_parameters().items()}
+    bundle.files.known.save()
+    check_shapes(bundle, name, entry, found)
     head = head_of(bundle.manifest, name)
     return ActiveAdapter(
-        name=name, scale=1.0, labels=head.labels, options=options, head=head, handle=handle, identity=(name, 1.0)
+        name=name,
+        scale=1.0,
+        labels=head.labels,
+        head=head,
+        text=bundle.text_of(name),
+        embedding=bundle.embedding_of(name),
+        options=options,
+        handle=handle,
+        identity=(name, 1.0),
     )
 
 
@@ -110,6 +138,8 @@ def _before_sequence(bundle: Bundle, name: str, entry: AdapterEntry) -> ActiveAd
         scale=1.0,
         labels=head.labels,
         head=head,
+        text=bundle.text_of(name),
+        embedding=bundle.embedding_of(name),
         feeds=as_values({n: array for n, array in tensors.items() if n not in pasts}),
         identity=(name, 1.0),
         prefix={past: tensors[tensor].astype(types[past]) for tensor, past in pasts.items()},
@@ -142,7 +172,16 @@ def scaled_adapter(bundle: Bundle, name: str, tensors: Mapping[str, np.ndarray],
     factors = {slot.b for slot in bundle.manifest.slots.factored}
     feeds = as_values({n: array * np.float32(scale) if n in factors else array for n, array in tensors.items()})
     head = head_of(bundle.manifest, name)
-    return ActiveAdapter(name=name, scale=scale, labels=head.labels, head=head, feeds=feeds, identity=(name, scale))
+    return ActiveAdapter(
+        name=name,
+        scale=scale,
+        labels=head.labels,
+        head=head,
+        text=bundle.text_of(name),
+        embedding=bundle.embedding_of(name),
+        feeds=feeds,
+        identity=(name, scale),
+    )
 
 
 def read_tensors(bundle: Bundle, name: str, entry: AdapterEntry) -> dict[str, np.ndarray]:
@@ -151,21 +190,29 @@ def read_tensors(bundle: Bundle, name: str, entry: AdapterEntry) -> dict[str, np
 
     with bundle.open(entry.onnx_adapter) as file, readable(bundle.file(entry.onnx_adapter), name):
         form = ort.AdapterFormat.read_adapter(file.load_path)
-        tensors = {tensor: value.numpy().copy() for tensor, value in form.get_parameters().items()}
-    check_tensors(bundle, name, entry, tensors)
+        values = form.get_parameters()
+        found = {tensor: (tuple(value.shape()), value.data_type()) for tensor, value in values.items()}
+        tensors = {tensor: value.numpy().copy() for tensor, value in values.items()}
+    bundle.files.known.save()
+    check_shapes(bundle, name, entry, found)
     return tensors
 
 
-def check_tensors(bundle: Bundle, name: str, entry: AdapterEntry, tensors: Mapping[str, np.ndarray]) -> None:
-    """Refuse a file that does not hold exactly what the manifest says: ONNX Runtime would run it and say nothing."""
+def check_shapes(
+    bundle: Bundle, name: str, entry: AdapterEntry, tensors: Mapping[str, tuple[tuple[int, ...], str]]
+) -> None:
+    """Refuse a file that does not hold exactly what the manifest says: ONNX Runtime would run it and say nothing.
+
+    ``tensors`` are shapes and ONNX Runtime's names of types (``tensor(float)``).
+    """
     expected = {tensor: tuple(shape) for tensor, shape in entry.tensors.items()}
-    found = {tensor: tuple(array.shape) for tensor, array in tensors.items()}
+    found = {tensor: shape for tensor, (shape, _) in tensors.items()}
     if expected != found:
         odd = sorted(set(expected.items()) ^ set(found.items()))[0][0]
         raise AdapterMismatchError(
             f"{bundle.file(entry.onnx_adapter)}: adapter {name!r} should hold {odd} with shape {expected.get(odd)}, "
             f"the file has {found.get(odd)}"
         )
-    wrong = next((tensor for tensor, array in tensors.items() if array.dtype != np.float32), None)
+    wrong = next((tensor for tensor, (_, kind) in tensors.items() if kind != "tensor(float)"), None)
     if wrong is not None:
-        raise AdapterMismatchError(f"adapter {name!r}: {wrong} is {tensors[wrong].dtype}, slots take float32")
+        raise AdapterMismatchError(f"adapter {name!r}: {wrong} is {tensors[wrong][1]}, slots take float32")

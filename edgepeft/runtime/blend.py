@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..bundle import AdapterEntry, Bundle, Embedding, Head, OverrideSlot, head_of
+from ..bundle import AdapterEntry, Bundle, Head, OverrideSlot, OwnEmbedding, head_of
 from ..errors import InputError
 from .active import check_linear, read_tensors
 
@@ -21,10 +21,12 @@ class Blend:
     ranks: dict[str, int]
     head: Head
     #: How texts are embedded with it; ``None``: as the base does.
-    embedding: Embedding | None
+    embedding: OwnEmbedding | None
     #: Whether rows of a batch may differ in it, and the largest SVD residual among its adapters (``None``: all exact).
     per_row: bool
     residual: float | None
+    #: The adapter whose tokenizer, template and end tokens count.
+    text: str
 
 
 def describe(weights: Mapping[str, float]) -> str:
@@ -75,7 +77,13 @@ def blend(
         embedding=_embedding(bundle, entries, head),
         per_row=all(entry.per_row for entry in entries.values()),
         residual=max(residuals, default=None),
+        text=head if head is not None else text_of_blend(weights),
     )
+
+
+def text_of_blend(weights: Mapping[str, float]) -> str:
+    """The adapter whose text a blend without a head has: the one with the largest share, the first of equal ones."""
+    return max(weights, key=lambda name: abs(weights[name]))
 
 
 def _check(bundle: Bundle, weights: Mapping[str, float], scale: float, head: str | None) -> dict[str, AdapterEntry]:
@@ -88,6 +96,10 @@ def _check(bundle: Bundle, weights: Mapping[str, float], scale: float, head: str
         if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not math.isfinite(weight):
             raise InputError(f"the weight of adapter {name!r} must be a finite number, found {weight!r}")
         check_linear(name, entries[name], "blended")
+    tasks = {name: head_of(bundle.manifest, name).task for name in weights}
+    if len(set(tasks.values())) > 1:
+        said = ", ".join(f"{name}: {task}" for name, task in tasks.items())
+        raise InputError(f"adapters of different tasks have no blend ({said})")
     if head is not None and head not in weights:
         raise InputError(f"head {head!r} is not among the adapters of the blend: {', '.join(weights)}")
     return entries
@@ -117,22 +129,16 @@ def _head(bundle: Bundle, entries: Mapping[str, AdapterEntry], chosen: str | Non
     return head_of(bundle.manifest, named or next(iter(entries)))
 
 
-def _embedding(bundle: Bundle, entries: Mapping[str, AdapterEntry], chosen: str | None) -> Embedding | None:
+def _embedding(bundle: Bundle, entries: Mapping[str, AdapterEntry], chosen: str | None) -> OwnEmbedding | None:
     """How a blend embeds texts: as the chosen adapter does, else as all of them do."""
-    manifest = bundle.manifest
     if chosen is not None:
-        return entries[chosen].embedding
-    ways = {}
-    for name, entry in entries.items():
-        found = entry.embedding or manifest.embedding
-        # Two files that hold the same graph are one way to embed.
-        content = None if found is None else manifest.files[found.graph].sha256
-        ways[name] = (content, None if found is None else found.model_copy(update={"graph": ""}))
+        return bundle.embedding_of(chosen)
+    ways = {name: bundle.embedding_of(name) for name in entries}
     first_name, first = next(iter(ways.items()))
-    other = next((name for name, way in ways.items() if way != first), None)
-    if other is not None:
-        raise InputError(
-            f"adapters {first_name!r} and {other!r} embed texts differently (pooling, prompts or limits), which has no weighted "
-            f"sum. Say whose way to take, for example --head {first_name} (in Python head={first_name!r})."
-        )
-    return next(iter(entries.values())).embedding
+    for name, other in ways.items():
+        if other is not None and first is not None and not first.same(other):
+            raise InputError(
+                f"adapters {first_name!r} and {name!r} embed texts differently (pooling, prompts or limits), which has no "
+                f"weighted sum. Say whose way to take, for example --head {first_name} (in Python head={first_name!r})."
+            )
+    return first

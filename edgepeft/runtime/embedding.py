@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypedDict
 
 import numpy as np
 
-from ..bundle import Embedding, Manifest
+from ..bundle import Manifest, OwnEmbedding, OwnText
 from ..bundle.embedding import EMBEDDING, HIDDEN, MASK
 from ..errors import InputError
 from .active import ActiveAdapter
 from .engine import Engine
 from .finite import require_finite
+from .text import encode_rows
 
 
 class EmbedOptions(TypedDict, total=False):
@@ -35,22 +36,16 @@ class _Row:
 
     text: Any
     prompt: str
-    embedding: Embedding | None
+    embedding: OwnEmbedding | None
+    #: Whose tokenizer reads it.
+    own: OwnText
 
     @property
     def whole(self) -> Any:
         return self.text if not self.prompt else self.prompt + self.text
 
 
-def embedding_of(manifest: Manifest, active: ActiveAdapter, row: int = 0) -> Embedding | None:
-    """How a row's text is embedded: as its adapter says, else as the base does; ``None`` for the mean."""
-    name = active.name_of(row)
-    if name is not None and name in manifest.adapters:
-        return manifest.adapters[name].embedding or manifest.embedding
-    return active.embedding or manifest.embedding
-
-
-def prompt_of(embedding: Embedding | None, prompt: str | None, name: str | None) -> str:
+def prompt_of(embedding: OwnEmbedding | None, prompt: str | None, name: str | None) -> str:
     """The text that is put before a text: the one that is given, else the named one, else the default.
 
     Raises:
@@ -58,44 +53,42 @@ def prompt_of(embedding: Embedding | None, prompt: str | None, name: str | None)
     """
     if prompt is not None:
         return prompt
-    prompts = {} if embedding is None else embedding.prompts
+    prompts = {} if embedding is None else embedding.says.prompts
     if name is not None:
         if name not in prompts:
             raise InputError(f"there is no prompt {name!r:.80} here; known are: {', '.join(prompts) or 'none'}")
         return prompts[name]
-    default = None if embedding is None else embedding.default_prompt
+    default = None if embedding is None else embedding.says.default_prompt
     return "" if default is None else prompts[default]
 
 
-def rows_of(
-    manifest: Manifest, texts: Sequence[Any], active: Callable[[int], ActiveAdapter], options: EmbedOptions
-) -> list[_Row]:
-    """Each text with its prompt; ``active`` gives the adapter of a row's text by its position."""
+def rows_of(texts: Sequence[Any], active: ActiveAdapter, options: EmbedOptions) -> list[_Row]:
+    """Each text with its prompt, and how its adapter embeds it."""
     prompt, name = options.get("prompt"), options.get("prompt_name")
     rows = []
     for place, text in enumerate(texts):
-        embedding = embedding_of(manifest, active(place), place)
+        embedding = active.embedding_of(place)
         before = prompt_of(embedding, prompt, name)
         if before and not isinstance(text, str):
             raise InputError('a prompt is put before one text, not before a pair of texts: embed pairs with prompt=""')
-        rows.append(_Row(text, before, embedding))
+        rows.append(_Row(text, before, embedding, active.text_of(place)))
     return rows
 
 
-def limit_of(manifest: Manifest, embedding: Embedding | None) -> int | None:
+def limit_of(manifest: Manifest, embedding: OwnEmbedding | None) -> int | None:
     """Longest text in tokens."""
-    limits = [manifest.max_length, None if embedding is None else embedding.max_length]
+    limits = [manifest.max_length, None if embedding is None else embedding.says.max_length]
     return min((limit for limit in limits if limit is not None), default=None)
 
 
 def truncated(engine: Engine, texts: Sequence[Any], active: ActiveAdapter, options: EmbedOptions) -> list[int]:
     """Positions of the texts that have more tokens, their prompts included, than are embedded."""
-    rows = rows_of(engine.manifest, texts, lambda place: active, options)
-    found = []
-    for limit, places in _by_limit(engine.manifest, rows):
-        cut = engine.encoder_to(limit).truncated([rows[place].whole for place in places])
-        found += [places[row] for row in cut]
-    return sorted(found)
+    rows = rows_of(texts, active, options)
+    return [
+        place
+        for place, row in enumerate(rows)
+        if engine.encoder_of(row.own, limit_of(engine.manifest, row.embedding)).truncated([row.whole])
+    ]
 
 
 def embed(
@@ -113,25 +106,28 @@ def embed(
         NonFiniteError: An embedding holds NaN or infinity.
     """
     manifest = engine.manifest
-    if manifest.task != "feature-extraction":
-        raise InputError(f"{engine.bundle.path} is for {manifest.task}; it does not embed texts")
     whole = active if adapters is None else engine.mixed(adapters)
-    rows = rows_of(manifest, texts, lambda place: whole, options)
+    task = whole.head.task or manifest.task
+    if task != "feature-extraction":
+        raise InputError(f"{engine.bundle.path} is for {task}; it does not embed texts")
+    rows = rows_of(texts, whole, options)
     found: list[np.ndarray | None] = [None] * len(rows)
     for limit, places in _by_limit(manifest, rows):
-        encoder = engine.encoder_to(limit)
         for start in range(0, len(places), batch_size):
             part = places[start : start + batch_size]
             chosen = active if adapters is None else engine.mixed([adapters[place] for place in part])
-            inputs = encoder.encode([rows[place].whole for place in part])
+            encoders = [engine.encoder_of(rows[place].own, limit) for place in part]
+            inputs = encode_rows(encoders, [rows[place].whole for place in part])
             states = engine.run(inputs, chosen)[HIDDEN]
             mask = inputs[MASK]
-            for (embedding, before), members in _alike([rows[place] for place in part]):
-                length = 0 if embedding is None or embedding.include_prompt else encoder.prompt_length(before)
-                pooled = engine.embeddings.pooled(embedding, states[members], mask[members], length)
-                for row, vector in zip(members, pooled, strict=True):
-                    require_finite(vector, EMBEDDING, chosen.name_of(row), engine.variant, engine.bundle.path)
-                    found[part[row]] = _cut(vector, options)
+            for members in _alike([rows[place] for place in part]):
+                row = rows[part[members[0]]]
+                skips = row.embedding is not None and not row.embedding.says.include_prompt
+                length = encoders[members[0]].prompt_length(row.prompt) if skips else 0
+                pooled = engine.embeddings.pooled(row.embedding, states[members], mask[members], length)
+                for member, vector in zip(members, pooled, strict=True):
+                    require_finite(vector, EMBEDDING, chosen.name_of(member), engine.variant, engine.bundle.path)
+                    found[part[member]] = _cut(vector, options)
     return [vector for vector in found if vector is not None]
 
 
@@ -143,14 +139,13 @@ def _by_limit(manifest: Manifest, rows: Sequence[_Row]) -> Iterator[tuple[int | 
     yield from groups.items()
 
 
-def _alike(rows: Sequence[_Row]) -> Iterator[tuple[tuple[Embedding | None, str], list[int]]]:
-    """Positions of the rows that one graph pools in one run: of the same embedding and prompt."""
-    groups: dict[tuple[str, str], tuple[Embedding | None, list[int]]] = {}
+def _alike(rows: Sequence[_Row]) -> Iterable[list[int]]:
+    """Positions of the rows that one graph pools in one run: of the same embedding, prompt and tokenizer."""
+    groups: dict[tuple[str, str, OwnText], list[int]] = {}
     for place, row in enumerate(rows):
-        key = ("" if row.embedding is None else row.embedding.graph, row.prompt)
-        groups.setdefault(key, (row.embedding, []))[1].append(place)
-    for (_, prompt), (embedding, places) in groups.items():
-        yield (embedding, prompt), places
+        key = ("" if row.embedding is None else row.embedding.sha256, row.prompt, row.own)
+        groups.setdefault(key, []).append(place)
+    return groups.values()
 
 
 def _cut(vector: np.ndarray, options: EmbedOptions) -> np.ndarray:

@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from ..bundle import Bundle, Manifest, head_of
+from ..bundle import NO_TEXT, Bundle, Manifest, OwnText, head_of
 from ..bundle.manifest import MAX_THREADS
+from ..bundle.manifest_heads import base_head, task_outputs
 from ..errors import InputError, UnknownAdapterError
-from .active import ActiveAdapter, read_tensors, scaled_adapter
+from .active import ActiveAdapter, scaled_adapter
 from .arrays import Inputs, check_arrays
 from .blend import blend, describe
 from .buffers import as_values
 from .generation import Generator, generator_for
 from .mixed import hide_padding, mixed_adapter
 from .once import Once
+from .per_text import PerText
 from .pooling import EmbeddingGraphs
 from .prefix import after_prefix
-from .resident import ResidentAdapters
+from .refresh import Refreshed, added_since, compare, read_again, same_text
+from .resident import RESIDENT, ResidentAdapters
 from .sessions import check_session, open_graph_session, run_values
-from .text import TextEncoder
+from .text import TextEncoder, encode_rows
 
 
 class Engine:
@@ -31,8 +36,9 @@ class Engine:
     the run has ended. No lock is held while a graph runs.
     """
 
-    def __init__(self, bundle: Bundle, variant: str | None, threads: int | None) -> None:
-        self.bundle = bundle
+    def __init__(self, bundle: Bundle, variant: str | None, threads: int | None, resident: int = RESIDENT) -> None:
+        #: The bundle and those of its adapters that are in memory; :meth:`refresh` puts another in its place, at once.
+        self.resident = ResidentAdapters(bundle, resident)
         self.variant, self._entry = bundle.variant(variant)
         if threads is None:
             # A bundle made for a target knows how many threads it has there.
@@ -44,23 +50,36 @@ class Engine:
         self.threads: int | None = threads
         # Opening a graph verifies it and its weights; a decoder, opened when it is first used, is verified here all the same.
         opened = {self._entry.file, *(() if self._entry.decoder_file is not None else self._entry.data)}
-        bundle.check(name for name in bundle.loaded_files(self.variant) if name not in opened)
-        for name, adapter in bundle.manifest.adapters.items():
-            read_tensors(bundle, name, adapter)
+        # An adapter is verified when it is first used: of many, an app uses a few.
+        adapters = {adapter.onnx_adapter for adapter in bundle.manifest.adapters.values()}
+        later = adapters if bundle.verification != "always" else set()
+        bundle.check(name for name in bundle.loaded_files(self.variant) if name not in opened | later)
+        bundle.look(later)
         self._session: Any = open_graph_session(bundle, self._entry.file, threads=threads)
         if self._entry.decoder_file is None:
             check_session(self._session, bundle.file(self._entry.file), bundle.manifest)
-        self._outputs = [output.name for output in self._session.get_outputs()]
+        given = [output.name for output in self._session.get_outputs()]
+        tasks = bundle.manifest.tasks
+        #: What a run of each task gives: the task's own names of outputs → the graph's.
+        self._outputs = {task: task_outputs(bundle.manifest, task) for task in tasks} or {
+            bundle.manifest.task: {name: name for name in given}
+        }
         self._slots = {value.name for value in self._session.get_overridable_initializers()}
+        self._refreshing = threading.Lock()
         self._decoder_session = Once(self._open_decoder)
-        self._encoder = Once(lambda: TextEncoder(bundle))
-        self._encoders: dict[int | None, Once[TextEncoder]] = {bundle.manifest.max_length: self._encoder}
-        self.embeddings = EmbeddingGraphs(bundle, self.threads)
-        self._generator = Once(lambda: generator_for(self))
-        self.resident = ResidentAdapters(bundle)
+        self._encoders: PerText[TextEncoder] = PerText(lambda own: TextEncoder(self.bundle, own))
+        self._cutting: dict[int, PerText[TextEncoder]] = {}
+        self._generators: PerText[Generator] = PerText(lambda own: generator_for(self, own))
+        self.embeddings = EmbeddingGraphs(lambda: self.bundle, self.threads)
         self.base = ActiveAdapter(
-            name="", scale=1.0, labels=bundle.manifest.labels, head=head_of(bundle.manifest, None)
-        )
+            name="", scale=1.0, labels=bundle.manifest.labels, head=head_of(bundle.manifest, None),
+            embedding=bundle.embedding_of(None),
+        )  # fmt: skip
+
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle as it was opened, or last read again by :meth:`refresh`."""
+        return self.resident.bundle
 
     @property
     def manifest(self) -> Manifest:
@@ -88,20 +107,30 @@ class Engine:
 
     @property
     def encoder(self) -> TextEncoder:
-        """The bundle's tokenizer, padding and cutting for the base."""
-        self.check_open()
-        return self._encoder.get()
+        """The base's tokenizer, padding and cutting for the base."""
+        return self.encoder_of(NO_TEXT)
 
-    def encoder_to(self, limit: int | None) -> TextEncoder:
-        """The bundle's tokenizer, cutting texts to ``limit`` tokens."""
+    def encoder_of(self, own: OwnText, limit: int | None = None) -> TextEncoder:
+        """The tokenizer of an adapter with this text, cutting texts to ``limit`` tokens, or to the base's longest input."""
         self.check_open()
-        return self._encoders.setdefault(limit, Once(lambda: TextEncoder(self.bundle, limit))).get()
+        if limit is None or limit == self.manifest.max_length:
+            return self._encoders.get(own)
+        cutting = self._cutting.setdefault(limit, PerText(lambda text: TextEncoder(self.bundle, text, limit)))
+        return cutting.get(own)
+
+    def encode(self, texts: Sequence[Any], active: ActiveAdapter) -> dict[str, np.ndarray]:
+        """Padded arrays ``[batch, sequence]`` for texts, each as its adapter's tokenizer cuts it."""
+        return encode_rows([self.encoder_of(active.text_of(row)) for row in range(len(texts))], texts)
 
     @property
     def generator(self) -> Generator:
-        """What generation needs of this bundle; :class:`InputError` for one whose task does not write."""
+        """What generation with the base needs; :class:`InputError` for a bundle whose task does not write."""
+        return self.generator_of(NO_TEXT)
+
+    def generator_of(self, own: OwnText) -> Generator:
+        """What generation with an adapter of this text needs: its tokenizer, template and defaults."""
         self.check_open()
-        return self._generator.get()
+        return self._generators.get(own)
 
     def check_open(self) -> None:
         """Raise :class:`InputError` once closed."""
@@ -112,15 +141,41 @@ class Engine:
         """Give up sessions and adapters. Runs that have begun end as they began; their memory is freed then."""
         self._session = None
         self._decoder_session = Once(self._open_decoder)
-        self._generator = Once(lambda: generator_for(self))
+        self._generators.forget()
         self.resident.forget()
         self.embeddings.forget()
 
+    def refresh(self) -> Refreshed:
+        """Read the manifest again: see :meth:`Runtime.refresh`."""
+        self.check_open()
+        with self._refreshing:
+            before = self.resident
+            bundle = read_again(before.bundle.path, before.bundle.verification)
+            changed = compare(before.bundle, bundle, self.variant)
+            bundle.files.take_over(before.bundle.files)
+            unchanged = set(bundle.manifest.adapters) - {*changed.added, *changed.replaced}
+            self.base = replace(
+                self.base, labels=bundle.manifest.labels, head=head_of(bundle.manifest, None),
+                embedding=bundle.embedding_of(None),
+            )  # fmt: skip
+            self.resident = before.moved(bundle, unchanged)
+            if not same_text(before.bundle, bundle):
+                self._encoders.forget()
+                self._cutting.clear()
+                self._generators.forget()
+        return changed
+
     def adapter(
-        self, adapter: str | Mapping[str, float] | None, scale: float = 1.0, head: str | None = None
+        self,
+        adapter: str | Mapping[str, float] | None,
+        scale: float = 1.0,
+        head: str | None = None,
+        task: str | None = None,
     ) -> ActiveAdapter:
         """An adapter of the bundle, the weighted sum of several or the base, ready to run; see :meth:`Runtime.adapter`."""
         self.check_open()
+        if task is not None:
+            return self._base_for(adapter, task)
         if isinstance(adapter, Mapping):
             return self._blend(adapter, scale, head)
         if head is not None:
@@ -136,20 +191,34 @@ class Engine:
             return self.base
         if adapter is None:
             return self.base
-        if scale == 1.0:
-            return self.resident.get(adapter)
-        return scaled_adapter(self.bundle, adapter, self.resident.tensors(adapter), scale)
+        resident = self.resident
+        try:
+            if scale == 1.0:
+                return resident.get(adapter)
+            return scaled_adapter(resident.bundle, adapter, resident.tensors(adapter), scale)
+        except UnknownAdapterError as error:
+            raise added_since(resident.bundle, adapter) or error from None
+
+    def _base_for(self, adapter: str | Mapping[str, float] | None, task: str) -> ActiveAdapter:
+        if adapter is not None:
+            raise InputError(f"task={task!r} is for the base; an adapter has its own")
+        if task not in self._outputs:
+            raise InputError(f"{self.bundle.path} is not for {task}; it is for: {', '.join(self._outputs)}")
+        own = base_head(self.manifest, task)
+        return replace(self.base, labels=own.labels, head=own)
 
     def _blend(self, weights: Mapping[str, float], scale: float, head: str | None) -> ActiveAdapter:
         if self.manifest.merged is not None:
             raise InputError(f"{self.bundle.path} is merged with {self.manifest.merged!r}; it has no adapters to blend")
-        summed = blend(self.bundle, weights, scale=scale, head=head, read=self.resident.tensors)
+        resident = self.resident
+        summed = blend(resident.bundle, weights, scale=scale, head=head, read=resident.tensors)
         return ActiveAdapter(
             name=describe(weights),
             scale=scale,
             labels=summed.head.labels,
             head=summed.head,
             embedding=summed.embedding,
+            text=self.bundle.text_of(summed.text),
             feeds=as_values(summed.tensors),
             identity=("blend", *weights.items(), scale, head),
         )
@@ -157,7 +226,8 @@ class Engine:
     def mixed(self, adapters: Sequence[str | None]) -> ActiveAdapter:
         """An adapter of its own for each row of a batch (``None``: the base), as one."""
         self.check_open()
-        return mixed_adapter(self.bundle, adapters, self.resident.tensors)
+        resident = self.resident
+        return mixed_adapter(resident.bundle, adapters, resident.tensors)
 
     def run(self, inputs: Inputs, active: ActiveAdapter) -> dict[str, np.ndarray]:
         """Run arrays through the base with an adapter; raw outputs by name.
@@ -188,14 +258,17 @@ class Engine:
         if self._entry.decoder_file is not None:
             # The other graph's slots are unknown to this one, which RunOptions would refuse.
             slots = {name: value for name, value in self.slot_values(active).items() if name in self._slots}
-            return run_values(session, self._outputs, inputs, slots)
+            return run_values(session, list(next(iter(self._outputs.values()))), inputs, slots)
+        names = self._outputs.get(active.head.task or "") or self._outputs[self.manifest.task]
         if active.feeds:
-            return run_values(session, self._outputs, inputs, active.feeds, active.options)
-        found = session.run(self._outputs, dict(inputs), active.options)
-        return dict(zip(self._outputs, found, strict=True))
+            found = run_values(session, list(names.values()), inputs, active.feeds, active.options)
+            return {own: found[name] for own, name in names.items()}
+        return dict(zip(names, session.run(list(names.values()), dict(inputs), active.options), strict=True))
 
     def slot_values(self, active: ActiveAdapter) -> Mapping[str, Any]:
         """An adapter's slot tensors as OrtValues by name, for runs that take them as inputs; none for the base."""
+        if active.values is not None:
+            return active.values
         return active.feeds if active.handle is None else self.resident.values(active.name)
 
     def _open_decoder(self) -> Any:

@@ -7,22 +7,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ..bundle import Bundle
+from ..bundle import NO_TEXT, Bundle, OwnText
 from ..errors import BundleError
 
 
-def read_text(bundle: Bundle, name: str) -> str | None:
-    """The verified text of a file of the bundle; ``None`` where the manifest does not list it."""
-    return bundle.read_text(name) if name in bundle.manifest.files else None
+def read_text(bundle: Bundle, name: str, own: OwnText = NO_TEXT) -> str | None:
+    """The verified text of a file of the bundle, or of the one in its place; ``None`` where the manifest lists neither."""
+    path = own.path(name)
+    # A file of an adapter that is gone is an error: it must not pass for one that it never had.
+    return bundle.read_text(path) if path != name or path in bundle.manifest.files else None
 
 
-def read_object(bundle: Bundle, name: str) -> dict[str, Any]:
-    """The JSON object in a file of the bundle, verified; empty where the manifest does not list it.
+def read_object(bundle: Bundle, name: str, own: OwnText = NO_TEXT) -> dict[str, Any]:
+    """The JSON object in a file of the bundle, or in the one in its place, verified; empty where the manifest lists neither.
 
     Raises:
         BundleError: The file is not JSON, or holds something else than an object.
     """
-    return bundle.read_json(name) if name in bundle.manifest.files else {}
+    path = own.path(name)
+    return bundle.read_json(path) if path != name or path in bundle.manifest.files else {}
 
 
 @contextmanager
@@ -39,7 +42,7 @@ def tokenizing(path: Path, cannot: str) -> Iterator[None]:
         raise BundleError(f"{path} {cannot}: {str(error)[:300]}; export the bundle again") from error
 
 
-def read_tokenizer(bundle: Bundle, without: str) -> Any:
+def read_tokenizer(bundle: Bundle, without: str, own: OwnText = NO_TEXT) -> Any:
     """A ``tokenizers.Tokenizer`` of its own for the caller, which may set its padding and truncation.
 
     Raises:
@@ -47,8 +50,8 @@ def read_tokenizer(bundle: Bundle, without: str) -> Any:
     """
     from tokenizers import Tokenizer
 
-    text = read_text(bundle, "tokenizer.json")
+    text = read_text(bundle, "tokenizer.json", own)
     if text is None:
         raise BundleError(f"{bundle.path} holds no tokenizer.json, {without}")
-    with tokenizing(bundle.file("tokenizer.json"), "is not a tokenizer"):
+    with tokenizing(bundle.file(own.path("tokenizer.json")), "is not a tokenizer"):
         return Tokenizer.from_str(text)

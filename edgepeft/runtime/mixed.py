@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from ..bundle import AdapterEntry, Bundle, head_of
-from ..bundle.heads import numbered
+from ..bundle import AdapterEntry, Bundle, Head, head_of
+from ..bundle.heads import is_label_axis, numbered
 from ..errors import InputError
 from .active import ActiveAdapter
 from .buffers import as_values
@@ -23,9 +23,15 @@ def mixed_adapter(bundle: Bundle, rows: Sequence[str | None], read: Callable[[st
         InputError: An adapter cannot be mixed: it replaces parameters that are one for the whole batch, or begins sequences.
     """
     entries = _check(bundle, rows)
+    heads = tuple(head_of(bundle.manifest, name) for name in rows)
+    tasks = list(dict.fromkeys(head.task for head in heads))
+    if len(tasks) > 1:
+        raise InputError(
+            f"the adapters of a batch are for {', '.join(map(str, tasks))}, whose outputs differ in shape; run the rows of each "
+            "task in a batch of their own (run() does)"
+        )
     counts = label_counts(bundle, rows)
     tensors = mixed_tensors(bundle, rows, {name: read(name) for name in entries}, counts)
-    heads = tuple(head_of(bundle.manifest, name) for name in rows)
     labels = tuple(head.labels or numbered(count) or None for head, count in zip(heads, counts, strict=True))
     return ActiveAdapter(
         name="",
@@ -33,7 +39,10 @@ def mixed_adapter(bundle: Bundle, rows: Sequence[str | None], read: Callable[[st
         labels=None,
         row_labels=labels,
         row_names=tuple(rows),
+        row_texts=tuple(bundle.text_of(name) for name in rows),
+        row_embeddings=tuple(bundle.embedding_of(name) for name in rows),
         row_heads=heads,
+        head=Head(task=tasks[0]),
         feeds=as_values(tensors),
         identity=("mixed", *rows),
     )
@@ -85,7 +94,7 @@ def mixed_tensors(
                 f"some rows replace {override.parameter} and others keep the base's; run them in batches of their own"
             )
         shape = [max(array.shape[axis] for array in present) for axis in (1, 2)]
-        if override is not None and override.shape[-1] == "labels":
+        if override is not None and is_label_axis(override.shape[-1]):
             _check_head(rows, mine, counts)
             shape[1] = max(shape[1], *counts)
         fill = np.ones if tensor in gains else np.zeros

@@ -80,6 +80,11 @@ _FUNCTIONS: dict[Activation, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
+def scores(logits: np.ndarray, head: Head) -> np.ndarray:
+    """What a head's activation makes of logits ``[..., labels]``."""
+    return _FUNCTIONS[head.function(logits.shape[-1])](logits)
+
+
 def check_threshold(threshold: float) -> None:
     """:class:`InputError` for a threshold that is no probability."""
     if not isinstance(threshold, (int, float)) or isinstance(threshold, bool) or not 0 <= threshold <= 1:
@@ -102,15 +107,15 @@ def prediction(logits: np.ndarray, head: Head, *, threshold: float = THRESHOLD) 
     if len(names) != width:
         raise InputError(f"{width} logits but {len(names)} labels: {', '.join(names)}")
     wide = logits.astype(np.float64)
-    scores = _FUNCTIONS[head.function(width)](wide)
-    by_name = {name: float(score) for name, score in zip(names, scores, strict=True)}
+    found = scores(wide, head)
+    by_name = {name: float(score) for name, score in zip(names, found, strict=True)}
     kind = head.kind(width)
     if kind == "regression":
         raw = {name: float(value) for name, value in zip(names, wide, strict=True)}
-        return Score(names[0], float(scores[0]), {}, values=by_name, logits=raw)
-    best = int(scores.argmax())
+        return Score(names[0], float(found[0]), {}, values=by_name, logits=raw)
+    best = int(found.argmax())
     if kind == "single_label_classification":
-        return Prediction(names[best], float(scores[best]), by_name)
-    order = np.argsort(-scores, kind="stable")
-    chosen = tuple(names[int(place)] for place in order if scores[place] > threshold)
-    return MultiLabelPrediction(names[best], float(scores[best]), by_name, labels=chosen)
+        return Prediction(names[best], float(found[best]), by_name)
+    order = np.argsort(-found, kind="stable")
+    chosen = tuple(names[int(place)] for place in order if found[place] > threshold)
+    return MultiLabelPrediction(names[best], float(found[best]), by_name, labels=chosen)

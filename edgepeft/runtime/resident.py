@@ -1,65 +1,110 @@
-"""The adapters that an engine holds in memory."""
+"""The adapters that an engine holds in memory: opened at their first use, and no more of them than it was told."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections import OrderedDict
+from collections.abc import Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from ..bundle import Bundle
+from ..errors import InputError
 from .active import ActiveAdapter, load_adapter, read_tensors
 from .buffers import as_values, packed
+from .once import Once
+
+#: Adapters that stay in memory where ``runtime.open`` is not told how many.
+RESIDENT = 8
+
+
+class Resident:
+    """One adapter in the forms that runs take. Each is read, and verified, at its first use.
+
+    ``mapped`` is for runs that name the adapter in ``RunOptions``. ``tensors`` are its slot tensors by name, laid out in the order
+    in which the graph reads them, for scales, blends and mixed batches.
+    """
+
+    def __init__(self, bundle: Bundle, name: str) -> None:
+        # No reference to itself: an adapter that is let go is freed at once, not when cycles are collected.
+        tensors: Once[Mapping[str, np.ndarray]] = Once(lambda: _read(bundle, name))
+        self.tensors = tensors
+        self.mapped = Once(lambda: _load(bundle, name, tensors))
+
+
+def _read(bundle: Bundle, name: str) -> Mapping[str, np.ndarray]:
+    return packed(read_tensors(bundle, name, bundle.adapter(name)), bundle.manifest.slots.tensors())
+
+
+def _load(bundle: Bundle, name: str, tensors: Once[Mapping[str, np.ndarray]]) -> ActiveAdapter:
+    active = load_adapter(bundle, name)
+    if active.handle is None or not bundle.manifest.writes:
+        return active
+    # A generator binds tensors. The view that holds them needs its file no more, whatever becomes of it.
+    return replace(active, values=as_values(tensors.get()))
 
 
 class ResidentAdapters:
-    """Loads each adapter of a bundle once, however many threads ask for it, and holds it.
+    """Opens each adapter of a bundle at its first use, once however many threads ask, and holds the ``limit`` last used ones.
 
-    An adapter is held in up to two forms: mapped from its file, for runs that name it in ``RunOptions``, and as tensors, for
-    runs that take them as inputs (generation, scales, blends, mixed batches). Each is read at its first use.
+    One that is let go, because others were used since or by :meth:`unload`, stays in memory as long as a view or a run holds it;
+    the next use reads its file again.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
-        self._bundle = bundle
-        self._mapped: dict[str, ActiveAdapter] = {}
-        self._tensors: dict[str, Mapping[str, np.ndarray]] = {}
-        self._values: dict[str, Mapping[str, Any]] = {}
-        # Held while a file is read, never while a graph runs. Reading an entry of a dict needs no lock.
+    def __init__(self, bundle: Bundle, limit: int = RESIDENT, held: Mapping[str, Resident] | None = None) -> None:
+        if type(limit) is not int or limit < 1:
+            raise InputError(f"resident must be a whole number of adapters, at least 1, found {limit!r:.80}")
+        self.bundle = bundle
+        self.limit = limit
+        #: By name, the one used longest ago first.
+        self._held: OrderedDict[str, Resident] = OrderedDict(held or {})
+        # Held while entries come and go, never while a file is read or a graph runs.
         self._lock = threading.Lock()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Those in memory, the one used longest ago first."""
+        with self._lock:
+            return tuple(self._held)
+
+    def _get(self, name: str) -> Resident:
+        with self._lock:
+            found = self._held.get(name)
+            if found is None:
+                self.bundle.adapter(name)  # raises for a name that there is not
+                found = self._held[name] = Resident(self.bundle, name)
+            self._held.move_to_end(name)
+            while len(self._held) > self.limit:
+                self._held.popitem(last=False)
+            return found
 
     def get(self, name: str) -> ActiveAdapter:
         """An adapter, ready to run; :class:`UnknownAdapterError` names those there are."""
-        found = self._mapped.get(name)
-        if found is None:
-            with self._lock:
-                found = self._mapped.get(name)
-                if found is None:
-                    found = self._mapped[name] = load_adapter(self._bundle, name)
-        return found
+        return self._get(name).mapped.get()
 
     def tensors(self, name: str) -> Mapping[str, np.ndarray]:
         """Its slot tensors by name, laid out in the order in which the graph reads them. They are shared: do not change them."""
-        found = self._tensors.get(name)
-        if found is None:
-            with self._lock:
-                found = self._tensors.get(name)
-                if found is None:
-                    tensors = read_tensors(self._bundle, name, self._bundle.adapter(name))
-                    found = packed(tensors, self._bundle.manifest.slots.tensors())
-                    self._tensors[name] = found
-        return found
+        return self._get(name).tensors.get()
 
     def values(self, name: str) -> Mapping[str, Any]:
         """:meth:`tensors` as OrtValues over the same memory, for runs that take them as inputs."""
-        found = self._values.get(name)
-        if found is None:
-            found = self._values.setdefault(name, as_values(self.tensors(name)))
-        return found
+        return as_values(self.tensors(name))
+
+    def unload(self, name: str) -> None:
+        """Let go of one; :class:`UnknownAdapterError` names those that the bundle has."""
+        self.bundle.adapter(name)
+        with self._lock:
+            self._held.pop(name, None)
 
     def forget(self) -> None:
-        """Let go of all of them. What runs with an adapter holds it until it ends; the next use reads the file again."""
+        """Let go of all of them."""
         with self._lock:
-            self._mapped.clear()
-            self._tensors.clear()
-            self._values.clear()
+            self._held.clear()
+
+    def moved(self, bundle: Bundle, unchanged: Collection[str]) -> ResidentAdapters:
+        """The adapters of ``bundle``, a later state of the same folder; those that are ``unchanged`` stay in memory."""
+        with self._lock:
+            held = {name: each for name, each in self._held.items() if name in unchanged}
+        return ResidentAdapters(bundle, self.limit, held)

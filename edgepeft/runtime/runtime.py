@@ -9,6 +9,8 @@ from typing import Any
 
 from ..bundle import Verify, read_bundle, rereading
 from .engine import Engine
+from .refresh import Refreshed
+from .resident import RESIDENT
 from .views import Calls, View
 
 
@@ -49,7 +51,12 @@ class Runtime(Calls):
         return self.adapter(None)
 
     def adapter(
-        self, adapter: str | Mapping[str, float] | None, *, scale: float = 1.0, head: str | None = None
+        self,
+        adapter: str | Mapping[str, float] | None,
+        *,
+        scale: float = 1.0,
+        head: str | None = None,
+        task: str | None = None,
     ) -> View:
         """A view with an adapter, or with the blend ``{"a": 0.7, "b": 0.3}``; the adapter in use stays.
 
@@ -57,6 +64,7 @@ class Runtime(Calls):
             adapter: A name, or names with their weights: the exact weighted sum of the adapters' changes. ``None``: the base.
             scale: Multiplies the low-rank part.
             head: For a blend whose adapters replace a parameter differently (a classification head): whose is taken.
+            task: For ``None`` over a base of several tasks: which one's outputs the view gives.
 
         Returns:
             A view. The first time the adapter's file is mapped into memory.
@@ -70,7 +78,7 @@ class Runtime(Calls):
             >>> reviews.predict("I would buy it again").label
             'positive'
         """
-        return View(self.engine, self.engine.adapter(adapter, scale, head))
+        return View(self.engine, self.engine.adapter(adapter, scale, head, task))
 
     def use(self, adapter: str | Mapping[str, float] | None, *, scale: float = 1.0, head: str | None = None) -> Runtime:
         """Swap the adapter in use to what :meth:`adapter` gives, or back to the base with ``None``; returns ``self``.
@@ -80,6 +88,44 @@ class Runtime(Calls):
         """
         self._view = self.adapter(adapter, scale=scale, head=head)
         return self
+
+    def refresh(self) -> Refreshed:
+        """Read the bundle's manifest again, so that adapters that were added since can be used and removed ones are gone.
+
+        Adapters that did not change stay in memory. Views, conversations and streams go on with the adapter that they hold, the
+        one in use included, whatever became of it; :meth:`use` or :meth:`adapter` gives the new one.
+
+        Returns:
+            The names that came, went or were replaced; false where there are none.
+
+        Raises:
+            BundleError: The base in the folder is no longer the one that is open; open the bundle again.
+            CorruptBundleError: A file of an adapter is missing or has another size.
+            AdapterMismatchError: An adapter does not fit this base.
+
+        Example:
+            >>> edgepeft.pipeline.add("bundle", "reviews", "my-checkpoint")
+            >>> model.refresh().added
+            ('reviews',)
+            >>> model.use("reviews")
+        """
+        return self.engine.refresh()
+
+    def unload(self, adapter: str) -> None:
+        """Let go of an adapter's memory; one that is not in memory stays so.
+
+        A view that holds it goes on, the one in use included, and the memory is freed with the last of them. The next
+        :meth:`use` reads the file again.
+
+        Raises:
+            UnknownAdapterError: The bundle has no adapter of that name; the message lists those there are.
+        """
+        self.engine.resident.unload(adapter)
+
+    @property
+    def resident(self) -> tuple[str, ...]:
+        """The adapters in memory, the one used longest ago first: at most as many as ``open(resident=…)`` says."""
+        return self.engine.resident.names
 
     def close(self) -> None:
         """Give up the session and the adapters; calls raise :class:`InputError` from now on.
@@ -107,7 +153,12 @@ class Runtime(Calls):
 
 @rereading
 def open(
-    path: str | Path, *, variant: str | None = None, threads: int | None = None, verify: Verify = "changed"
+    path: str | Path,
+    *,
+    variant: str | None = None,
+    threads: int | None = None,
+    verify: Verify = "changed",
+    resident: int = RESIDENT,
 ) -> Runtime:
     """Open a bundle for inference.
 
@@ -119,7 +170,10 @@ def open(
             ``"changed"``: unless this user's cache remembers a file with the same device, inode, size and times; what a disk
             loses without a write goes unseen. ``"never"``: not at all, for files that something else vouches for (a
             read-only image, a signed package). Whatever it is, links out of the folder, pipes, devices, wrong sizes and
-            weights that the manifest does not list are refused, and what was opened stays what is used.
+            weights that the manifest does not list are refused, and what was opened stays what is used. An adapter's content is
+            checked at its first use (``"always"``: also here).
+        resident: How many adapters stay in memory. Each is opened at its first use; beyond that number the one used longest ago
+            is let go, and read again when it is next used. A view keeps its adapter in memory as long as it lives.
 
     Returns:
         A runtime; use it in ``with``, or call ``close`` when it is no longer needed.
@@ -133,4 +187,4 @@ def open(
         >>> with runtime.open("bundle", threads=2) as model:
         ...     model.adapter("reviews").predict("I would buy it again")
     """
-    return Runtime(Engine(read_bundle(path, verify=verify), variant, threads))
+    return Runtime(Engine(read_bundle(path, verify=verify), variant, threads, resident))

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..errors import InputError
 from .active import ActiveAdapter
+from .answers import answer
 from .finite import require_finite
 from .predictions import THRESHOLD, Prediction, prediction, softmax
 from .text import TextEncoder
@@ -26,7 +27,8 @@ class TaskRun:
     inputs: Arrays
     outputs: Arrays
     active: ActiveAdapter
-    encoder: TextEncoder
+    #: The tokenizer of each row.
+    encoders: Sequence[TextEncoder]
     #: The variant and the bundle's folder, for messages.
     variant: str
     path: Path
@@ -57,7 +59,7 @@ def _tokens(run: TaskRun) -> list[dict[str, Any]]:
     results = []
     for place, text in enumerate(run.texts):
         logits, head = run.row(place), run.active.head_of(place)
-        tokens = run.encoder.tokens(text)
+        tokens = run.encoders[place].tokens(text)
         found = [prediction(each, head) for each in run.finite(place, logits[: len(tokens)], "logits")]
         results.append(
             {"tokens": [{"token": t, "label": p.label, "score": p.score} for t, p in zip(tokens, found, strict=True)]}
@@ -66,13 +68,13 @@ def _tokens(run: TaskRun) -> list[dict[str, Any]]:
 
 
 def _fills(run: TaskRun) -> list[dict[str, Any]]:
-    encoder = run.encoder
-    mask_id = next((i for t in ("[MASK]", "<mask>") if (i := encoder.token_id(t)) is not None), None)
-    if mask_id is None:
-        raise InputError("the bundle's tokenizer has no [MASK] or <mask> token")
     results = []
     rows_of_all = zip(run.texts, run.inputs["input_ids"], run.outputs["logits"], strict=True)
     for place, (text, ids, rows) in enumerate(rows_of_all):
+        encoder = run.encoders[place]
+        mask_id = next((i for t in ("[MASK]", "<mask>") if (i := encoder.token_id(t)) is not None), None)
+        if mask_id is None:
+            raise InputError("the bundle's tokenizer has no [MASK] or <mask> token")
         positions = np.flatnonzero(ids == mask_id)
         if positions.size == 0:
             raise InputError(f"nothing to fill in {text!r}: put {encoder.token(mask_id)} where a word is missing")
@@ -82,9 +84,25 @@ def _fills(run: TaskRun) -> list[dict[str, Any]]:
     return results
 
 
+def _answers(run: TaskRun) -> list[dict[str, Any]]:
+    results = []
+    for row, text in enumerate(run.texts):
+        if not isinstance(text, tuple):
+            raise InputError(f"a question takes a context: give a pair (question, context), found {text!r:.80}")
+        encoding = run.encoders[row].encoding(text)
+        if 1 not in encoding.sequence_ids:
+            raise InputError(
+                f"no token of the context is left beside the question {text[0]!r:.80}: it is empty, or was cut off"
+            )
+        sides = (run.finite(row, run.outputs[name][row], name) for name in ("start_logits", "end_logits"))
+        results.append(answer(text[1], encoding, *sides))
+    return results
+
+
 #: What turns a run into results, for each task that reads texts; tasks that write go through generation.
 BY_TASK: dict[str, Callable[[TaskRun], list[dict[str, Any]]]] = {
     "text-classification": _classes,
     "token-classification": _tokens,
     "fill-mask": _fills,
+    "question-answering": _answers,
 }

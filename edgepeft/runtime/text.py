@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle import Bundle
+from ..bundle import NO_TEXT, Bundle, OwnText
 from ..errors import InputError
 from .files import read_object, read_tokenizer, tokenizing
 
@@ -16,19 +16,21 @@ Texts = Sequence[str] | Sequence[tuple[str, str]]
 
 
 class TextEncoder:
-    """The bundle's own tokenizer with padding and truncation set for its base.
+    """A bundle's tokenizer, or an adapter's own, with padding and truncation set for the base.
 
     Args:
         bundle: The bundle.
+        own: The adapter's text files (``bundle.text_of(name)``); none for the base's.
         limit: Longest text in tokens, where that is not the base's longest input.
     """
 
-    def __init__(self, bundle: Bundle, limit: int | None = None) -> None:
+    def __init__(self, bundle: Bundle, own: OwnText = NO_TEXT, limit: int | None = None) -> None:
         # Its padding and truncation are set here, once: threads share it.
-        self._tokenizer = read_tokenizer(bundle, "so it runs on arrays only: pass a mapping of input_ids, …")
-        self._where = bundle.file("tokenizer.json")
+        self._tokenizer = read_tokenizer(bundle, "so it runs on arrays only: pass a mapping of input_ids, …", own)
+        self._where = bundle.file(own.path("tokenizer.json"))
         self._inputs = {value.name for value in bundle.manifest.inputs}
-        pad_token, pad_id = self._padding(bundle)
+        pad_token, pad_id = self._padding(bundle, own)
+        self.pad_id = pad_id
         self._tokenizer.enable_padding(pad_id=pad_id, pad_token=pad_token)
         limit = limit or bundle.manifest.max_length
         if limit:
@@ -36,9 +38,9 @@ class TextEncoder:
             with tokenizing(self._where, "cannot cut texts"):
                 self._tokenizer.enable_truncation(limit)
 
-    def _padding(self, bundle: Bundle) -> tuple[str, int]:
+    def _padding(self, bundle: Bundle, own: OwnText) -> tuple[str, int]:
         """The pad token the model was trained with; without one, token 0 (the mask hides it)."""
-        token = read_object(bundle, "tokenizer_config.json").get("pad_token")
+        token = read_object(bundle, "tokenizer_config.json", own).get("pad_token")
         token = token.get("content") if isinstance(token, dict) else token
         if isinstance(token, str):
             number = self._tokenizer.token_to_id(token)
@@ -72,6 +74,12 @@ class TextEncoder:
             encodings: list[Any] = self._tokenizer.encode_batch(list(texts))
         return encodings
 
+    def encoding(self, text: str | tuple[str, str]) -> Any:
+        """One text as the tokenizer encodes it, cut and unpadded: tokens with their offsets, words and text of a pair."""
+        inputs = (text,) if isinstance(text, str) else text
+        with tokenizing(self._where, "cannot encode a text"):
+            return self._tokenizer.encode(*inputs)
+
     def tokens(self, text: str | tuple[str, str]) -> list[str]:
         """The tokens of one text, special ones included."""
         inputs = (text,) if isinstance(text, str) else text
@@ -102,6 +110,28 @@ class TextEncoder:
         """The id of a token."""
         number: int | None = self._tokenizer.token_to_id(token)
         return number
+
+
+def encode_rows(encoders: Sequence[TextEncoder], texts: Texts) -> dict[str, np.ndarray]:
+    """Padded int64 arrays ``[batch, sequence]`` for texts, each cut by the encoder of its row.
+
+    Rows are padded on the right with their own encoder's pad token; the mask hides it.
+    """
+    first = encoders[0] if encoders else None
+    if first is None or all(encoder is first for encoder in encoders):
+        return {} if first is None else first.encode(texts)
+    alone: list[Any] = [[text] for text in texts]
+    rows = [encoder.encode(text) for encoder, text in zip(encoders, alone, strict=True)]
+    width = max(row["input_ids"].shape[1] for row in rows)
+    padded: dict[str, np.ndarray] = {}
+    for name in rows[0]:
+        whole = np.zeros((len(rows), width), np.int64)
+        for place, row in enumerate(rows):
+            if name == "input_ids":
+                whole[place] = encoders[place].pad_id
+            whole[place, : row[name].shape[1]] = row[name][0]
+        padded[name] = whole
+    return padded
 
 
 def is_text(value: object) -> bool:

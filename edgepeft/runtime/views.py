@@ -9,11 +9,11 @@ from typing import Any, Unpack, overload
 
 import numpy as np
 
-from ..bundle import Bundle, Manifest
+from ..bundle import Bundle, Manifest, head_of
 from ..errors import InputError
 from .active import ActiveAdapter
 from .arrays import Inputs, check_rows
-from .embedding import EmbedOptions, embed, embedding_of, limit_of, truncated
+from .embedding import EmbedOptions, embed, limit_of, truncated
 from .engine import Engine
 from .generation import Conversation, GenerateOptions, Generation, Generator, Options, Prompt, TextStream
 from .generation.chat import ChatTemplate, Message
@@ -69,37 +69,44 @@ class Calls(ABC):
         return self.view.active.labels
 
     @property
+    def task(self) -> str:
+        """What it is for: the bundle's task, or the adapter's over a base of several."""
+        return self.view.active.head.task or self.manifest.task
+
+    @property
     def longest_text(self) -> int | None:
         """How many tokens of a text are read: the base's longest input, or what texts are cut to where they are embedded."""
         view = self.view
-        return limit_of(view.manifest, embedding_of(view.manifest, view.active))
+        return limit_of(view.manifest, view.active.embedding)
 
     @property
     def end_tokens(self) -> frozenset[int]:
         """The tokens that end what is generated."""
-        return self.view.engine.generator.defaults.eos
+        return self.generator.defaults.eos
 
     @property
     def template(self) -> ChatTemplate | None:
         """The chat template that prompts go through; ``None`` where there is none."""
-        return self.view.engine.generator.template
+        return self.generator.template
 
     @property
     def labels_are_untrained(self) -> bool:
         """Whether the classification head is the zero one that stands in for what the checkpoint lacks."""
         view, manifest = self.view, self.manifest
-        classifies = manifest.task.endswith("-classification") and not manifest.task.startswith("zero-shot")
+        classifies = self.task.endswith("-classification") and not self.task.startswith("zero-shot")
         return classifies and not view.active.name and manifest.mode == "swap" and bool(manifest.base.fresh)
 
     @property
     def encoder(self) -> TextEncoder:
-        """The bundle's tokenizer."""
-        return self.view.engine.encoder
+        """The tokenizer: the adapter's own, else the bundle's."""
+        view = self.view
+        return view.engine.encoder_of(view.active.text)
 
     @property
     def generator(self) -> Generator:
         """What generation needs of this bundle; :class:`InputError` for one whose task does not write."""
-        return self.view.engine.generator
+        view = self.view
+        return view.engine.generator_of(view.active.text)
 
     def encode(self, texts: Texts | str) -> dict[str, np.ndarray]:
         """Padded int64 arrays ``[batch, sequence]`` by input name; pairs of texts are encoded as pairs.
@@ -114,7 +121,7 @@ class Calls(ABC):
         ``options`` are those of :meth:`embed`: where texts are embedded, their prompts count, and the adapter's own limit.
         """
         view = self.view
-        if view.manifest.task == "feature-extraction":
+        if view.task == "feature-extraction":
             return truncated(view.engine, _listed(texts), view.active, options)
         return view.encoder.truncated(_listed(texts))
 
@@ -245,10 +252,14 @@ class Calls(ABC):
         Classification gives ``label``, ``score`` and ``probabilities``, with ``labels`` above ``threshold`` where a text may
         have several, and ``values`` with ``logits`` in place of probabilities where the head gives numbers; token
         classification ``tokens`` with a label each; fill-mask the five best ``fills``; feature extraction the ``embedding``,
-        for which ``embedding`` are options of :meth:`embed`; what writes a text what :class:`Generation` holds.
+        for which ``embedding`` are options of :meth:`embed`; question answering, of a pair of a question and a context, the
+        ``answer`` with its ``score`` and its ``start`` and ``end`` in characters; what writes a text what :class:`Generation`
+        holds.
         """
         view, rows = self.view, _rows(texts, adapters)
-        task = view.manifest.task
+        task = view.task
+        if adapters is not None and view.manifest.tasks:
+            return view._by_task(rows, adapters, threshold, embedding)
         if embedding and task != "feature-extraction":
             raise InputError(f"{', '.join(embedding)}: these are for embeddings; {view.bundle.path} is for {task}")
         if view.manifest.writes:
@@ -314,11 +325,38 @@ class Calls(ABC):
         view = self.view
         return embed(view.engine, rows, view.active, adapters, batch_size, options)
 
+    def _by_task(
+        self, rows: list[Any], adapters: Adapters, threshold: float, embedding: EmbedOptions
+    ) -> list[dict[str, Any]]:
+        """Rows with adapters of several tasks: those of each task in a batch of their own."""
+        view = self.view
+        places: dict[str | None, list[int]] = {}
+        for place, name in enumerate(adapters):
+            places.setdefault(head_of(view.manifest, name).task, []).append(place)
+        found: dict[int, dict[str, Any]] = {}
+        for task, mine in places.items():
+            names = [adapters[place] for place in mine]
+            if task == "feature-extraction":
+                vectors = view._embedded([rows[place] for place in mine], names, 32, embedding)
+                found |= {place: {"embedding": each.tolist()} for place, each in zip(mine, vectors, strict=True)}
+                continue
+            # One adapter for all of them needs no batch of several, which some adapters cannot be in.
+            chosen = view.engine.mixed(names) if len(set(names)) > 1 else view.engine.adapter(names[0])
+            run = view._texts([rows[place] for place in mine], chosen)
+            results = (
+                [each.as_dict() for each in run.predictions(threshold)]
+                if task == "text-classification"
+                else BY_TASK[task or ""](run)
+            )
+            found |= dict(zip(mine, results, strict=True))
+        return [found[place] for place in range(len(rows))]
+
     def _classified(self, texts: Texts | str, adapters: Adapters | None, batch_size: int) -> Iterator[TaskRun]:
         view, rows = self.view, _rows(texts, adapters)
         check_batch_size(batch_size)
-        if view.manifest.task != "text-classification":
-            raise InputError(f"this bundle's task is {view.manifest.task}; use encode and forward")
+        tasks = {view.task} if adapters is None else {head_of(view.manifest, name).task for name in adapters}
+        if odd := sorted(map(str, tasks - {"text-classification"})):
+            raise InputError(f"this bundle's task is {odd[0]}; use encode and forward")
         if not rows:
             raise InputError("no texts were given")
         for start in range(0, len(rows), batch_size):
@@ -328,10 +366,12 @@ class Calls(ABC):
 
     def _texts(self, texts: list[Any], active: ActiveAdapter) -> TaskRun:
         engine = self.view.engine
-        inputs = engine.encoder.encode(texts)
-        return TaskRun(
-            texts, inputs, engine.run(inputs, active), active, engine.encoder, engine.variant, engine.bundle.path
-        )
+        inputs = engine.encode(texts, active)
+        if active.head.task == "question-answering" and active is not engine.base and "token_type_ids" in inputs:
+            # PEFT's model for questions (0.21) passes none on, in training too: its adapters know but one type.
+            inputs = {**inputs, "token_type_ids": np.zeros_like(inputs["token_type_ids"])}
+        encoders = [engine.encoder_of(active.text_of(row)) for row in range(len(texts))]
+        return TaskRun(texts, inputs, engine.run(inputs, active), active, encoders, engine.variant, engine.bundle.path)
 
     @overload
     def generate(  # type: ignore[overload-overlap] # as above
@@ -362,23 +402,37 @@ class Calls(ABC):
         model or the options cannot do.
         """
         view = self.view
-        return view.engine.generator.generate(prompt, view.active, adapters, batch_size, Options(**options))
+        return view.generator.generate(prompt, view.active, adapters, batch_size, Options(**options))
 
     def stream(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> TextStream:
         """:meth:`generate` from one prompt, as pieces of text while they come; options are the same."""
         view = self.view
-        run = view.engine.generator.run([prompt], Options(**options), view.active, [view.name])
+        run = view.generator.run([prompt], Options(**options), view.active, [view.name])
         return TextStream(run)
 
-    def conversation(self, system: str | None = None) -> Conversation:
-        """A conversation that keeps its keys and values from turn to turn; ``system`` is its system message.
+    def conversation(self, system: str | None = None, *, drop_oldest: bool = False) -> Conversation:
+        """A conversation that keeps its keys and values from turn to turn.
 
         A view's conversation stays with the view. A runtime's takes, at each turn, the adapter that is in use then.
+
+        Args:
+            system: Its system message.
+            drop_oldest: Go on without the oldest turns where the context has no room for all, in place of
+                :class:`ContextLengthError`. A turn is a user's message and its answer; the system message stays.
+
+        Raises:
+            InputError: The bundle's task is not to write, or it is an encoder-decoder.
         """
-        generator = self.view.engine.generator
+        view = self.view
+        generator = view.generator
         if not generator.continues:
             raise InputError(f"{self.bundle.path} is an encoder-decoder: it has no conversation to go on with")
-        return Conversation(generator, lambda: self.view.active, system)
+
+        def current() -> tuple[Generator, ActiveAdapter]:
+            now = self.view
+            return now.generator, now.active
+
+        return Conversation(current, system, drop_oldest=drop_oldest)
 
     def decoder(self, rows: int, capacity: int) -> Steps:
         """The steps that :meth:`generate` runs, for callers that choose tokens themselves.
@@ -391,7 +445,7 @@ class Calls(ABC):
             A fresh cache with the adapter's tensors bound: ``prefill`` prompts, then ``step`` token by token. One thread at a time.
         """
         view = self.view
-        return view.engine.generator.decoder(view.active, rows, capacity)
+        return view.generator.decoder(view.active, rows, capacity)
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)
@@ -424,7 +478,7 @@ class View(Calls):
         labels = f", labels={list(self.labels)}" if self.labels else ""
         closed = ", closed" if self.engine.closed else ""
         return (
-            f"<View of {str(self.bundle.path)!r}: {self.name or 'the base'}{scaled}{labels}, {self.manifest.task}, "
+            f"<View of {str(self.bundle.path)!r}: {self.name or 'the base'}{scaled}{labels}, {self.task}, "
             f"{self.variant}{closed}>"
         )
 

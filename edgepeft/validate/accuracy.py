@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,31 +9,12 @@ import numpy as np
 
 from ..base.parity import reference_outputs
 from ..data import Examples
-from ..errors import DataError
-from ..report.accuracy import Accuracy, Beside, chosen_labels, count_same
+from ..report.accuracy import Accuracy, Beside, count_same
+from ..report.answers import expected_answers, given_answers, number_error
 from ..runtime import Runtime, View
 
 #: Rows are run sorted by length in batches of this size, so that padding costs little and is still exercised.
 BATCH = 32
-
-
-def label_ids(examples: Examples, labels: Sequence[str]) -> np.ndarray:
-    """Row labels as positions in ``labels``; :class:`DataError` names a label that the adapter does not know.
-
-    Data have the names of labels, or their numbers: where no row has a name, whole numbers below the count are positions.
-    """
-    if examples.labels is None:
-        raise DataError(f"{examples.source} was read without labels")
-    index = {label: i for i, label in enumerate(labels)}
-    if not any(label in index for label in examples.labels):
-        index = {str(i): i for i in range(len(labels))}
-    unknown = next((row for row, label in enumerate(examples.labels) if label not in index), None)
-    if unknown is not None:
-        raise DataError(
-            f"{examples.where(unknown)}: label {examples.labels[unknown]!r} is not one of the adapter's: {', '.join(labels)} "
-            f"(or 0 to {len(labels) - 1}). Names are given by: edgepeft relabel BUNDLE --labels NAME=a,b,…"
-        )
-    return np.array([index[label] for label in examples.labels])
 
 
 def run_rows(view: View, examples: Examples, module: Any | None) -> tuple[np.ndarray, np.ndarray | None]:
@@ -62,23 +42,30 @@ def accuracy(runtime: Runtime, adapter: str | None, examples: Examples, *, modul
     A row whose logits are not finite numbers is answered wrong, and counted in ``not_finite``.
     """
     view = runtime.adapter(adapter) if adapter is not None and runtime.manifest.mode == "swap" else runtime.view
-    labels = view.labels or ()
-    expected = label_ids(examples, labels)
+    head = view.active.head
+    expected_answers(
+        examples.select([0]), head, len(view.labels or ()) or 1
+    )  # a wrong column is said before rows are run
     mine, theirs = run_rows(view, examples, module)
-    chosen = chosen_labels(mine)
+    expected = expected_answers(examples, head, mine.shape[-1])
+    numbers = head.kind(mine.shape[-1]) == "regression"
+    chosen = given_answers(mine, head)
     peft = None
     if theirs is not None:
-        other = chosen_labels(theirs)
+        other = given_answers(theirs, head)
         peft = Beside(
-            hits=count_same(other, expected),
-            same_label=count_same(chosen, other),
+            hits=None if numbers else count_same(other, expected),
+            same_label=None if numbers else count_same(chosen, other),
             max_difference=float(np.abs(mine - theirs).max()),
+            error=number_error(theirs, expected, head) if numbers else None,
         )
     return Accuracy(
         adapter=adapter,
         variant=runtime.variant,
         rows=len(examples),
-        hits=count_same(chosen, expected),
+        hits=None if numbers else count_same(chosen, expected),
+        error=number_error(mine, expected, head) if numbers else None,
+        spread=float(np.ptp(expected)) if numbers else None,
         data=Path(examples.source).name,
         not_finite=int((~np.isfinite(mine).all(axis=1)).sum()),
         peft=peft,

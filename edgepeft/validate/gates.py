@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..base.parity import TOLERANCE
+from ..base.rounding import TOLERANCE
 from ..report.accuracy import Accuracy
 from ..report.gate import Gate, Table
 from .result import AdapterParity, Validation
 
-#: max |logit difference| against PEFT fp32 that an fp32 variant may show: what capture allows the base.
+#: max |logit difference| against PEFT fp32 that an fp32 variant may show: what capture allows the base. Where PEFT's own
+#: rounding is larger, that counts (:mod:`edgepeft.base.rounding`).
 PARITY_TOLERANCE = TOLERANCE
 
 
@@ -34,7 +35,7 @@ def validation_gates(
         Gate.at_most(
             f"parity {p.adapter}",
             p.max_difference,
-            PARITY_TOLERANCE,
+            p.allowed,
             "logit",
             broken=p.not_finite or ("" if p.changes_output else "the adapter changes nothing"),
         )
@@ -52,6 +53,16 @@ def validation_gates(
 
 
 def _accuracy_gates(row: Accuracy, max_drop: float) -> list[Gate]:
+    if row.peft is not None and row.peft.error is not None and row.spread is not None:
+        return [
+            Gate.at_most(
+                f"mean error {row.adapter} {row.variant}",
+                row.error,
+                row.peft.error + max_drop * row.spread,
+                "",
+                broken=row.broken,
+            )
+        ]
     if row.peft is None or row.peft_accuracy is None:
         return [Gate.holds(f"finite outputs {row.name} {row.variant} on {row.data}", False, row.broken)] * bool(
             row.not_finite
@@ -85,15 +96,38 @@ def validation_tables(result: Validation) -> list[Table]:
         tables.append(
             Table(
                 "Parity with PEFT on ragged padded batches, computing in fp32",
-                ("adapter", "max |difference|", "changes the output"),
+                ("adapter", "max |difference|", "allowed", "changes the output"),
                 tuple(
-                    (p.adapter or "(base)", p.max_difference, "yes" if p.changes_output else "NO")
+                    (p.adapter or "(base)", p.max_difference, p.allowed, "yes" if p.changes_output else "NO")
                     for p in result.parity
                 ),
             )
         )
     if result.accuracy:
         columns = ("adapter", "variant", "data", "rows", "ONNX", "PyTorch", "same label", "max |difference|")
+        labelled = [a for a in result.accuracy if a.error is None]
+        numbers = [a for a in result.accuracy if a.error is not None]
+        if numbers:
+            tables.append(
+                Table(
+                    "Mean |error| of numbers",
+                    ("adapter", "variant", "data", "rows", "ONNX", "PyTorch", "max |difference|"),
+                    tuple(
+                        (
+                            a.name,
+                            a.variant,
+                            a.data,
+                            a.rows,
+                            a.error,
+                            None if a.peft is None else a.peft.error,
+                            None if a.peft is None else a.peft.max_difference,
+                        )
+                        for a in numbers
+                    ),
+                )
+            )
+        if not labelled:
+            return tables
         tables.append(
             Table(
                 "Accuracy",
@@ -109,7 +143,7 @@ def validation_tables(result: Validation) -> list[Table]:
                         None if a.peft is None else a.peft.same_label,
                         None if a.peft is None else a.peft.max_difference,
                     )
-                    for a in result.accuracy
+                    for a in labelled
                 ),
             )
         )

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from .. import runtime as runtimes
 from ..adapters.checkpoint import Source, read_checkpoint, split_task
-from ..bundle import Bundle
+from ..base.rounding import TOLERANCE, Noise, rounding_noise
+from ..bundle import Bundle, Manifest
 from ..errors import InputError, ParityError
 from ..runtime import Runtime
 from ..runtime.finite import count_not_finite
-from .gates import PARITY_TOLERANCE
 from .probe import Found, Probe, bundle_probe, same_outputs
 from .quantized_base import comparable
 from .reference import Rounded, head_width, peft_reference
@@ -37,20 +38,67 @@ def peft_outputs(
     labels = manifest.labels if manifest.mode != "swap" else manifest.adapters[name].labels
     checkpoint = read_checkpoint(source)
     with peft_reference(
-        base, checkpoint, task=manifest.task, num_labels=head_width(checkpoint, labels), module=module, rounded=rounded
+        base,
+        checkpoint,
+        task=task_of(manifest, name),
+        num_labels=head_width(checkpoint, labels),
+        module=module,
+        rounded=rounded,
     ) as reference:
         return probe.reference(reference)
 
 
-def adapter_parity(runtime: Runtime, name: str, expected: Found, probe: Probe) -> AdapterParity:
-    """Compare an adapter in a bundle with what PEFT computes, ``expected``."""
+def task_of(manifest: Manifest, name: str) -> str:
+    """The task of an adapter: the bundle's, or over a base of several its own."""
+    entry = manifest.adapters.get(name)
+    return manifest.task if entry is None or entry.task is None else entry.task
+
+
+def peft_noise(
+    bundle: Bundle,
+    name: str,
+    source: Source,
+    base: str,
+    probe: Probe,
+    expected: Found,
+    *,
+    module: Any | None = None,
+    rounded: Rounded | None = None,
+) -> Noise:
+    """How much of :func:`peft_outputs`, ``expected``, is PEFT's own rounding."""
+    manifest = bundle.manifest
+    labels = manifest.labels if manifest.mode != "swap" else manifest.adapters[name].labels
+    checkpoint = read_checkpoint(source)
+    with peft_reference(
+        base,
+        checkpoint,
+        task=task_of(manifest, name),
+        num_labels=head_width(checkpoint, labels),
+        module=module,
+        rounded=rounded,
+    ) as reference:
+        return rounding_noise(reference, probe.reference, probe.difference, expected)
+
+
+def adapter_parity(
+    runtime: Runtime, name: str, expected: Found, probe: Probe, noise: Callable[[], Noise] | None = None
+) -> AdapterParity:
+    """Compare an adapter in a bundle with what PEFT computes, ``expected``.
+
+    ``noise`` measures how much of that is rounding; it is asked only where the difference is beyond ``TOLERANCE``.
+    """
     merged = runtime.manifest.mode != "swap"
-    without = None if merged else probe.run(runtime.base)
-    found = probe.run(runtime.base if merged else runtime.adapter(name))
+    view = runtime.base if merged else runtime.adapter(name)
+    without = None if merged else probe.run(runtime.adapter(None, task=view.task))
+    found = probe.run(view)
     sides = ((f"ONNX Runtime ({runtime.variant})", found), ("PEFT", expected))
+    difference = probe.difference(found, expected)
+    measured = noise() if noise is not None and TOLERANCE < difference < math.inf else None
     return AdapterParity(
         adapter=name,
-        max_difference=probe.difference(found, expected),
+        max_difference=difference,
+        allowed=TOLERANCE if measured is None else measured.allowed,
+        noise="" if measured is None else str(measured),
         changes_output=without is None or not same_outputs(found, without),
         not_finite="; ".join(f"{side}: {said}" for side, outputs in sides if (said := _not_finite(outputs))),
     )
@@ -82,13 +130,13 @@ def not_finite(runtime: Runtime, probe: Probe) -> dict[tuple[str | None, str], s
     return {key: where for key, where in said.items() if where}
 
 
-def _judged(runtime: Runtime, name: str, expected: Found, probe: Probe) -> AdapterParity:
-    result = adapter_parity(runtime, name, expected, probe)
-    if not result.max_difference <= PARITY_TOLERANCE:
-        why = f" ({result.not_finite})" if result.not_finite else ""
+def _judged(runtime: Runtime, name: str, expected: Found, probe: Probe, noise: Callable[[], Noise]) -> AdapterParity:
+    result = adapter_parity(runtime, name, expected, probe, noise)
+    if not result.max_difference <= result.allowed:
+        why = f" ({result.not_finite or result.noise})" if result.not_finite or result.noise else ""
         raise ParityError(
             f"adapter {name!r}: ONNX Runtime differs from PEFT by {result.max_difference:.2g}, allowed is "
-            f"{PARITY_TOLERANCE:.0e}{why}; nothing was written"
+            f"{result.allowed:.0e}{why}; nothing was written"
         )
     return result
 
@@ -107,25 +155,25 @@ def check_parity(
     :class:`ParityError` for the first adapter that is beyond the tolerance.
     """
     probe = bundle_probe(bundle)
+
+    def outputs(name: str, rounded: Rounded | None = None) -> Found:
+        return peft_outputs(bundle, name, sources[name], base, probe, module=module, rounded=rounded)
+
+    def judged(runtime: Runtime, name: str, expected: Found, rounded: Rounded | None = None) -> AdapterParity:
+        def noise() -> Noise:
+            return peft_noise(bundle, name, sources[name], base, probe, expected, module=module, rounded=rounded)
+
+        return _judged(runtime, name, expected, probe, noise)
+
     if "fp32" in bundle.manifest.variants:
-        expected = {
-            name: peft_outputs(bundle, name, source, base, probe, module=module) for name, source in sources.items()
-        }
+        expected = {name: outputs(name) for name in sources}
         settle()
         runtime = runtimes.open(bundle.path)
-        results = [_judged(runtime, name, outputs, probe) for name, outputs in expected.items()]
+        results = [judged(runtime, name, found) for name, found in expected.items()]
     else:
         runtime = runtimes.open(bundle.path)
         with comparable(runtime) as (compared, rounded):
-            results = [
-                _judged(
-                    compared,
-                    name,
-                    peft_outputs(bundle, name, source, base, probe, module=module, rounded=rounded),
-                    probe,
-                )
-                for name, source in sources.items()
-            ]
+            results = [judged(compared, name, outputs(name, rounded), rounded) for name in sources]
     if runtime.adapters and not base_restored(runtime, probe):
         raise ParityError("the base's outputs are not the same bits after the adapters were used; nothing was written")
     return tuple(results)

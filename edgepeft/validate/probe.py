@@ -13,6 +13,7 @@ from ..base.parity_causal import CausalBatch, causal_batches, causal_difference,
 from ..base.parity_seq2seq import following_tokens, reference_logits, teacher_forced
 from ..base.samples import bundle_batches
 from ..bundle import Bundle
+from ..bundle.manifest_heads import task_outputs
 
 #: Outputs of every batch, by name.
 Found = list[dict[str, np.ndarray]]
@@ -154,7 +155,8 @@ def bundle_probe(bundle: Bundle) -> Probe:
         start = int(settings["decoder_start_token_id"])
         return Seq2SeqProbe(batches, [following_tokens(b, int(settings["vocab_size"]), start) for b in batches])
     if manifest.task != "text-generation":
-        return BatchProbe(bundle_batches(bundle), [value.name for value in manifest.outputs])
+        names = [name for task in tuple(manifest.tasks) or (manifest.task,) for name in task_outputs(manifest, task)]
+        return BatchProbe(bundle_batches(bundle), list(dict.fromkeys(names)))
     config = bundle.read_json("config.json")
     before = max((entry.prefix_length for entry in manifest.adapters.values()), default=0)
     prompts = causal_batches(

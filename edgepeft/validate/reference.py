@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..adapters.checkpoint import Source, read_checkpoint
+from ..adapters.checkpoint import Checkpoint, Source, read_checkpoint
 from ..adapters.read import method_of
 from ..adapters.through_peft.load import ask_for_task, fit_heads, wrap
 from ..base.load import check_source, quiet
@@ -71,7 +71,13 @@ def peft_model(
     ask_for_task(wrapped, checkpoint.task)
     # Afterwards: checkpoints may bring the base's own embedding and head, which PEFT puts back.
     replace_parameters(wrapped.get_base_model(), numbers)
-    return wrapped.eval()
+    return called(wrapped.eval(), checkpoint)
+
+
+def called(wrapped: Any, checkpoint: Checkpoint) -> Any:
+    """What is called to run PEFT's model with every input: its own ``forward`` for questions drops ``token_type_ids`` (0.21)."""
+    questions = checkpoint.config.get("task_type") == "QUESTION_ANS" and not method_of(checkpoint).virtual
+    return wrapped.get_base_model() if questions else wrapped
 
 
 @contextmanager
@@ -98,7 +104,7 @@ def peft_reference(
     with quiet():
         wrapped = wrap(module, checkpoint)
     try:
-        yield wrapped.eval()
+        yield called(wrapped.eval(), checkpoint)
     finally:
         wrapped.unload()
 

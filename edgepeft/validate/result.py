@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from ..base.rounding import TOLERANCE
 from ..json_text import finite_json
 from ..report.accuracy import Accuracy
 from ..report.gate import Gate
@@ -21,6 +22,10 @@ class AdapterParity:
     changes_output: bool
     #: Whose outputs are not finite numbers, in words; empty where all are.
     not_finite: str = ""
+    #: The largest ``max_difference`` that passes: ``TOLERANCE``, or what PEFT's own rounding explains.
+    allowed: float = TOLERANCE
+    #: How PEFT's own rounding was measured, and how large it is; empty where the difference is within ``TOLERANCE`` anyway.
+    noise: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,4 +77,5 @@ def _accuracy(row: Accuracy) -> dict[str, Any]:
         "reference_accuracy": row.peft_accuracy,
         "same_argmax": None if peft is None else peft.same_label,
         "max_difference": None if peft is None else peft.max_difference,
+        **({} if row.error is None else {"error": row.error, "reference_error": None if peft is None else peft.error}),
     }

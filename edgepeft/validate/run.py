@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 from .. import runtime as runtimes
@@ -14,7 +15,15 @@ from ..report.gate import Report
 from ..runtime import Runtime
 from .accuracy import accuracy
 from .gates import validation_gates, validation_tables
-from .parity import adapter_parity, adapter_sources, base_restored, not_finite, peft_outputs
+from .parity import (
+    adapter_parity,
+    adapter_sources,
+    base_restored,
+    not_finite,
+    peft_noise,
+    peft_outputs,
+    task_of,
+)
 from .probe import bundle_probe
 from .quantized_base import comparable
 from .reference import check_base, head_width, peft_model
@@ -86,9 +95,9 @@ def validate(
     with comparable(runtime) if sources else nullcontext((runtime, None)) as (compared, rounded):
         for name, source in sources.items():
             progress(f"parity of {name} against PEFT")
-            parity.append(
-                adapter_parity(compared, name, peft_outputs(opened, name, source, base, probe, rounded=rounded), probe)
-            )
+            expected = peft_outputs(opened, name, source, base, probe, rounded=rounded)
+            noise = partial(peft_noise, opened, name, source, base, probe, expected, rounded=rounded)
+            parity.append(adapter_parity(compared, name, expected, probe, noise))
     restored = base_restored(runtime, probe) if runtime.adapters else None
 
     def open_variant(variant: str) -> Runtime:  # one at a time: together they may not fit into memory
@@ -103,7 +112,9 @@ def validate(
         module = None
         if name in sources:
             labels = manifest.labels if manifest.mode != "swap" else manifest.adapters[name].labels
-            module = peft_model(base, sources[name], task=manifest.task, num_labels=head_width(sources[name], labels))
+            module = peft_model(
+                base, sources[name], task=task_of(manifest, name), num_labels=head_width(sources[name], labels)
+            )
         for variant in names:
             progress(f"accuracy of {name}, {variant}")
             rows.append(accuracy(open_variant(variant), name, examples, module=module))

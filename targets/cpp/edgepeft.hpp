@@ -4,6 +4,8 @@
 //   model.load("reviews", "bundle/adapters/reviews.onnx_adapter");
 //   model.use("reviews");                                   // or "" for the base
 //   auto logits = model.run({{"input_ids", ids}, {"attention_mask", mask}}, rows, tokens);
+//   model.use("");
+//   model.unload("reviews");                                // its memory is free again
 //
 // Language models generate with edgepeft_generate.hpp. Hashes are checked by `edgepeft inspect` or the Python runtime; check
 // them before shipping, ONNX Runtime does not.
@@ -20,8 +22,8 @@
 namespace edgepeft {
 
 struct Logits {
-  std::vector<float> values;  // [rows, labels], row by row
-  int64_t rows = 0, labels = 0;
+  std::vector<float> values;  // [rows, labels], row by row; of a task with numbers for each token [rows, tokens, labels]
+  int64_t rows = 0, labels = 0, tokens = 1;
 };
 
 using Tensors = std::map<std::string, Ort::Value>;
@@ -48,14 +50,19 @@ class Model {
     session_ = Ort::Session(env_, graph.c_str(), options);
   }
 
-  // Maps an adapter file into memory. ONNX Runtime refers to it while it is active: the model keeps it alive.
+  // Maps an adapter file into memory. ONNX Runtime refers to it while it is active: the model keeps it alive, and the name in use
+  // cannot be loaded again.
   void load(const std::string& name, const std::string& file) {
-    adapters_.insert_or_assign(name, Ort::LoraAdapter::CreateLoraAdapter(file, nullptr));
+    check_idle(name, "load");
+    auto loaded = Ort::LoraAdapter::CreateLoraAdapter(file, nullptr);
+    states_.erase(name);
+    adapters_.insert_or_assign(name, std::move(loaded));
   }
 
   // An adapter that puts states before the sequence (prefix tuning and its kin, `prefix_length` in edgepeft.json): they fill no
   // slots, so they are read from its other form, `adapters/<name>.onnx`, a graph without inputs.
   void load_states(const std::string& name, const std::string& graph) {
+    check_idle(name, "load");
     Ort::Session session(env_, graph.c_str(), Ort::SessionOptions{});
     Ort::AllocatorWithDefaultOptions allocator;
     std::vector<std::string> names;
@@ -63,9 +70,18 @@ class Model {
     std::vector<const char*> pointers;
     for (const auto& each : names) pointers.push_back(each.c_str());
     auto values = session.Run(Ort::RunOptions{}, nullptr, nullptr, 0, pointers.data(), pointers.size());
+    adapters_.erase(name);
     auto& states = states_[name];
     states.clear();
     for (size_t i = 0; i < names.size(); ++i) states.emplace(names[i], std::move(values[i]));
+  }
+
+  // Frees an adapter's memory. The one in use cannot be unloaded: use another, or the base, first.
+  void unload(const std::string& name) {
+    if (adapters_.count(name) + states_.count(name) == 0) throw std::invalid_argument("no adapter '" + name + "' was loaded");
+    check_idle(name, "unload");
+    adapters_.erase(name);
+    states_.erase(name);
   }
 
   // Swaps to an adapter, or back to the base with "". One adapter at a time: of two that overlap the first would win silently.
@@ -79,10 +95,13 @@ class Model {
     }
     run_options_ = std::move(options);
     active_states_ = states == states_.end() ? nullptr : &states->second;
+    active_ = name;
   }
 
-  // Each input is int64 [rows, tokens], row by row.
-  Logits run(const std::map<std::string, std::vector<int64_t>>& inputs, int64_t rows, int64_t tokens) {
+  // Each input is int64 [rows, tokens], row by row. Over a base of several tasks `output` is the adapter's: `tasks.<task>.outputs`
+  // in edgepeft.json, for example "token-classification.logits".
+  Logits run(const std::map<std::string, std::vector<int64_t>>& inputs, int64_t rows, int64_t tokens,
+             const std::string& output = "logits") {
     if (active_states_ != nullptr) throw std::logic_error("this adapter puts states before a sequence: use a Generator");
     auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
     const int64_t shape[] = {rows, tokens};
@@ -94,11 +113,12 @@ class Model {
       names.push_back(name.c_str());
       values.push_back(Ort::Value::CreateTensor<int64_t>(memory, const_cast<int64_t*>(data.data()), data.size(), shape, 2));
     }
-    const char* outputs[] = {"logits"};
+    const char* outputs[] = {output.c_str()};
     auto result = session_.Run(run_options_, names.data(), values.data(), values.size(), outputs, 1);
     auto found = result[0].GetTensorTypeAndShapeInfo().GetShape();
     const float* data = result[0].GetTensorData<float>();
-    return {{data, data + found[0] * found[1]}, found[0], found[1]};
+    const int64_t middle = found.size() == 3 ? found[1] : 1, labels = found.back();
+    return {{data, data + found[0] * middle * labels}, found[0], labels, middle};
   }
 
   // For what runs the graph otherwise, with the adapter in use: see edgepeft_generate.hpp.
@@ -107,12 +127,19 @@ class Model {
   const Tensors* states() const { return active_states_; }
 
  private:
+  // The run options refer to the adapter in use without keeping it alive.
+  void check_idle(const std::string& name, const char* what) const {
+    if (!name.empty() && name == active_)
+      throw std::logic_error("adapter '" + name + "' is in use, so it cannot be " + what + "ed; use another, or the base with \"\", first");
+  }
+
   Ort::Env env_;
   Ort::Session session_{nullptr};
   Ort::RunOptions run_options_;
   std::map<std::string, Ort::LoraAdapter> adapters_;
   std::map<std::string, Tensors> states_;
   const Tensors* active_states_ = nullptr;
+  std::string active_;
 };
 
 }  // namespace edgepeft

@@ -16,6 +16,7 @@ from conftest import save_lora
 from sentence_folders import TEXTS, library, random_module, save_sentence, worst
 
 from edgepeft import pipeline, runtime
+from edgepeft.bundle import NO_TEXT
 from edgepeft.devices.executors.cpp import find_library, source_folder
 from edgepeft.devices.executors.debian import host_architecture, unpack
 from edgepeft.devices.executors.web import packages
@@ -152,7 +153,7 @@ def test_cpp(name: str, dim: int, bundle: Path, program: Path) -> None:
         embedding = model.manifest.adapters[name].embedding or model.manifest.embedding
         assert embedding is not None
         prompt = embedding.prompts[embedding.default_prompt] if embedding.default_prompt else ""
-        encoder = model.engine.encoder_to(embedding.max_length)
+        encoder = model.engine.encoder_of(NO_TEXT, embedding.max_length)
         inputs = encoder.encode([prompt + text for text in TEXTS])
         skipped = encoder.prompt_length(prompt)
         expected = view.embed(TEXTS, **({"dim": dim, "normalize": True} if dim else {}))

@@ -23,7 +23,7 @@ from edgepeft.devices.executors.web import NodeExecutor, WebExecutor, demo_site,
 from edgepeft.devices.executors.web.browser import answer_of
 from edgepeft.errors import DeviceError, InputError, ParityError
 from edgepeft.graph.passes.unpack_int4 import SetAccuracyLevel
-from edgepeft.pipeline import export, quantize, write_input_style
+from edgepeft.pipeline import add, export, quantize, write_input_style
 from edgepeft.pipeline._manifest import write_manifest
 from edgepeft.runtime.generation.sampling import Sampler, Sampling
 from edgepeft.targets import load_target
@@ -334,3 +334,99 @@ def test_the_demo_page(causal: Path) -> None:
         answer, _ = answer_of(packages.find_browser() or "", site, "person.html", 60)
     expected = runtime.open(causal).use("wide").generate("good", max_new_tokens=48, temperature=0).text
     assert json.loads(answer) == {"text": expected, "button": "Generate"}
+
+
+@pytest.fixture(scope="module")
+def speaking(causal: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle with an adapter that brings a tokenizer, a template and an end token of its own."""
+    folder = tmp_path_factory.mktemp("speaking")
+    checkpoint = Path(shutil.copytree(causal.parent / "wide", folder / "wide"))
+    tokenizer = json.loads((causal / "tokenizer.json").read_text(encoding="utf-8"))
+    template = (
+        "{% for m in messages %}[{{ m['content'] }}]{% endfor %}{% if tools %}{{ tools | length }} tools{% endif %}"
+        + ("{% if enable_thinking is defined and not enable_thinking %}quick{% endif %}")
+    )
+    for token in tokenizer["added_tokens"]:
+        token["special"] = token["content"] != "<|endoftext|>"
+    config = {"eos_token": "good", "tokenizer_class": "PreTrainedTokenizerFast", "chat_template": template}
+    (checkpoint / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    (checkpoint / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    bundle = Path(shutil.copytree(causal, folder / "bundle"))
+    add(bundle, "own", checkpoint)
+    assert set(read_bundle(bundle).adapter("own").text) == {
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+    }
+    return bundle
+
+
+def speaking_job(bundle: Path) -> Job:
+    prompts = tuple(
+        Prompts(adapter=name, texts=("good day", "so"), max_new_tokens=12) for name in ("own", "wide", None)
+    )
+    return job(bundle, prompts=prompts)
+
+
+@needs_node
+def test_adapters_speak_as_their_folders_say(speaking: Path) -> None:
+    asked = speaking_job(speaking)
+    done = NodeExecutor(load_target("web-wasm")).run(asked)
+    native = run_worker(asked)
+    assert [g.tokens for g in done.generated] == [g.tokens for g in native.generated]
+    assert done.generated[0].tokens != done.generated[1].tokens, "the same tensors behind another prompt"
+
+
+ANSWERS = """
+import { openBundle } from "./src/index.js";
+const model = await openBundle(process.argv[2]);
+await model.use("own");
+const none = { maxNewTokens: 6 };
+const tools = [{ name: "a" }, { name: "b" }];
+const found = {
+  plain: await model.generate("so", none),
+  tools: await model.generate("so", { ...none, tools }),
+  quick: await model.generate("so", { ...none, enableThinking: false }),
+};
+found.eos = await model.generate("so", { ...none, eos: found.plain.tokens[1] });
+const refused = async (options) => model.generate("so", options).then(() => "", (error) => error.message);
+found.refused = [
+  await refused({ documents: ["x"] }), await refused({ eos: "<none>" }), await refused({ stop: "a<|im_end|>" }),
+  await refused({ tools, chat: false }), await refused({ tools: "x" }),
+];
+console.log(JSON.stringify(found));
+process.exit(0);
+"""
+
+
+@needs_node
+def test_template_variables_and_end_tokens_in_node(speaking: Path, tmp_path: Path) -> None:
+    """Reference: Python."""
+    module = Path(
+        shutil.copytree(packages.web_folder(), tmp_path / "web", ignore=shutil.ignore_patterns("node_modules"))
+    )
+    (module / "node_modules").symlink_to(packages.install() / "node_modules")
+    (module / "ask.mjs").write_text(ANSWERS, encoding="utf-8")
+    command = ["node", str(module / "ask.mjs"), str(speaking)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    view = runtime.open(speaking).adapter("own")
+    tools = [{"name": "a"}, {"name": "b"}]
+    for name, options in {"plain": {}, "tools": {"tools": tools}, "quick": {"enable_thinking": False}}.items():
+        own = view.generate("so", max_new_tokens=6, temperature=0, **options)  # type: ignore[call-overload]
+        assert (found[name]["tokens"], found[name]["promptTokens"]) == (list(own.tokens), own.prompt_tokens), name
+    assert len({found[name]["promptTokens"] for name in ("plain", "tools", "quick")}) == 3
+    assert (found["eos"]["tokens"], found["eos"]["finish"]) == (found["plain"]["tokens"][:2], "eos")
+    for words, said in zip(
+        (
+            "does not read documents",
+            "is no token",
+            "holds the special token",
+            "is for the chat template",
+            "tools is a list",
+        ),
+        found["refused"],
+        strict=True,
+    ):
+        assert words in said

@@ -106,7 +106,7 @@ def test_threads(threads: Any, bundle: Path) -> None:
 def test_adapter_files_that_are_none(content: bytes, own_bundle: Path) -> None:
     put(own_bundle, "adapters/plain.onnx_adapter", content)
     with pytest.raises(CorruptBundleError, match=r"plain\.onnx_adapter is not an adapter"):
-        runtime.open(own_bundle)
+        runtime.open(own_bundle).adapter("plain")
 
 
 @pytest.mark.parametrize("change", ["dtype", "shape", "name", "fewer"])
@@ -124,7 +124,7 @@ def test_adapter_files_with_other_tensors(change: str, own_bundle: Path) -> None
     write_onnx_adapter(path, tensors, base_identity="0" * 64, slots_hash="0" * 64)
     mend(own_bundle, "adapters/plain.onnx_adapter")
     with pytest.raises(AdapterMismatchError, match="plain"):
-        runtime.open(own_bundle)
+        runtime.open(own_bundle).adapter("plain")
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])

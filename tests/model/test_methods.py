@@ -112,7 +112,7 @@ CASES = (
     _case("LORA", r=4, lora_alpha=6),
     _case("LORA", r=4, use_dora=True, use_rslora=True, label="dora"),
     _case("LORA", r=4, target_parameters=["query.weight"], target_modules=[], label="parameters"),
-    _case("LORA", r=4, trainable_token_indices={"word_embeddings": [3, 9]}, label="tokens", **SVD),
+    _case("LORA", r=4, trainable_token_indices={"word_embeddings": [3, 9]}, label="tokens"),
     _case("ADALORA", init_r=4, target_r=4, total_step=10),
     _case("ADALORA", init_r=4, target_r=3, total_step=10, label="pruned"),
     _case("ADAMSS", needs="sklearn", **SVD),

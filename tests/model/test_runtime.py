@@ -228,7 +228,9 @@ class TestDamage:
                 (tmp_path / "outside").write_bytes(data)
                 path.symlink_to(tmp_path / "outside")
         with pytest.raises(CorruptBundleError, match=path.name):
-            runtime.open(own_bundle)
+            runtime.open(own_bundle, verify="always")
+        with pytest.raises(CorruptBundleError, match=path.name):
+            runtime.open(own_bundle).adapter(path.stem)  # what an adapter holds is looked at when it is first used
 
     def test_adapter_cut_short_after_opening(self, own_bundle: Path) -> None:
         opened = runtime.open(own_bundle)
@@ -278,7 +280,7 @@ class TestDamage:
             own_bundle, lambda m: m["files"].update({"adapters/plain.onnx_adapter": hash_file(path).model_dump()})
         )
         with pytest.raises(AdapterMismatchError, match=r"plain.*should hold"):
-            runtime.open(own_bundle)
+            runtime.open(own_bundle).adapter("plain")
 
     def test_not_a_bundle(self, tmp_path: Path) -> None:
         with pytest.raises(BundleError, match="does not exist"):

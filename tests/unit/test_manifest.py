@@ -156,6 +156,7 @@ def test_schema_keys_are_pinned() -> None:
     assert {name: sorted(model["properties"]) for name, model in models.items()} == {
         "Manifest": sorted(
             [
+                "activation",
                 "adapters",
                 "base",
                 "files",
@@ -165,14 +166,17 @@ def test_schema_keys_are_pinned() -> None:
                 "merged",
                 "mode",
                 "outputs",
+                "problem_type",
                 "provenance",
                 "schema_version",
                 "slot_defaults",
                 "slots",
                 "task",
+                "tasks",
                 "variants",
             ]
         ),
+        "TaskEntry": ["activation", "fresh", "labels", "names", "outputs", "problem_type"],
         "AdapterEntry": sorted(
             [
                 "base_identity",
@@ -181,14 +185,18 @@ def test_schema_keys_are_pinned() -> None:
                 "method",
                 "onnx",
                 "onnx_adapter",
+                "activation",
                 "per_row",
                 "prefix_length",
+                "problem_type",
                 "ranks",
                 "residual",
                 "scalable",
                 "slots_hash",
                 "source",
+                "task",
                 "tensors",
+                "text",
             ]
         ),
         "BaseEntry": sorted(

@@ -251,6 +251,7 @@ class Given:
         self.tied: dict[str, str] = {}
         self.head: str | None = None
         self.labels: tuple[str, ...] | None = None
+        self.head_widths: dict[str, int] = {}
         self.decoder: GraphPart | None = None
 
 

@@ -34,6 +34,7 @@ STAGES = [
     "export",
     "add",
     "remove",
+    "relabel",
     "blend",
     "quantize",
     "write_input_style",
@@ -49,6 +50,7 @@ RESULTS = [
     "SlottedBase",
     "MergedBase",
     "Bundle",
+    "Head",
     "Validation",
     "AdapterParity",
     "Accuracy",
@@ -78,8 +80,11 @@ def test_pinned() -> None:
         "Generation",
         "Generator",
         "Manifest",
+        "MultiLabelPrediction",
         "Prediction",
+        "Refreshed",
         "Runtime",
+        "Score",
         "Steps",
         "TextEncoder",
         "TextStream",
@@ -111,7 +116,8 @@ def test_results_are_types_that_stages_give() -> None:
     direct = set().union(*(own_classes(each) for each in returned))
     fields = set().union(*(own_classes(hint) for each in direct for hint in typing.get_type_hints(each).values()))
     others = {getattr(edgepeft.pipeline, name) for name in RESULTS} - direct - fields
-    assert others == {edgepeft.pipeline.Report}  # which people and CI read of a Validation, BenchResult or CheckResult
+    # People and CI read a Report of a Validation, BenchResult or CheckResult; a Head is given to export, add and relabel.
+    assert others == {edgepeft.pipeline.Report, edgepeft.pipeline.Head}
 
 
 @pytest.mark.parametrize("kind", ["Runtime", "View", "Conversation", "TextStream"])

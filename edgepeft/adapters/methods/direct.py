@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from ...errors import AdapterMismatchError, UnsupportedAdapterError
+from ...errors import AdapterMismatchError
 from ..base_weights import BaseWeights
 from ..checkpoint import Checkpoint
 from ..edits import Adapter, InGain, OutGain, Override, SiteEdit
 from .lowering import Consumer
+from .trained_tokens import take_rows
 
 
 def lower_ia3(name: str, checkpoint: Checkpoint, weights: BaseWeights) -> Adapter:
@@ -66,23 +67,10 @@ def lower_trainable_tokens(name: str, checkpoint: Checkpoint, weights: BaseWeigh
     rows = [int(index) for index in checkpoint.config.get("token_indices") or ()]
     trained = {site: values for site, (values,) in consumer.matrices("trainable_tokens_delta").items()}
     known = [values for site, values in trained.items() if weights(f"{site}.weight") is not None]
+    heads = {head for site in trained if (head := weights.tied_head(f"{site}.weight")) is not None}
     for site, values in trained.items():
-        if weights(f"{site}.weight") is None and any(np.array_equal(values, other) for other in known):
+        again = f"{site}.weight" in heads or weights(f"{site}.weight") is None
+        if again and any(values is not other and np.array_equal(values, other) for other in known):
             continue  # a head tied to the embedding, saved once more: one parameter serves both
-        table = np.array(consumer.base_weight(site))
-        if values.shape != (len(rows), table.shape[1]) or max(rows, default=0) >= table.shape[0]:
-            raise AdapterMismatchError(
-                f"{checkpoint.source}, site {site}: {len(rows)} token indices up to {max(rows, default=0)} and rows {values.shape} "
-                f"do not fit the base's embedding {table.shape}"
-            )
-        if len(set(rows)) != len(rows):
-            raise UnsupportedAdapterError(
-                f"{checkpoint.source}: token_indices names a token twice; which row holds is unclear"
-            )
-        table[rows] = values
-        consumer.overrides[f"{site}.weight"] = Override(table)
-        consumer.notes.append(
-            f"{len(rows)} trained tokens are shipped with the whole embedding ({table.shape[0]} rows): ONNX Runtime replaces "
-            "whole tensors"
-        )
+        take_rows(consumer, site, rows, values)
     return consumer.finish(name, "Trainable tokens")

@@ -15,6 +15,7 @@ from ..checkpoint import Checkpoint
 from ..edits import Adapter, LowRank, OutGain, SiteEdit
 from . import lora_targets as parameters
 from .lowering import Consumer, pattern_value
+from .trained_tokens import take_rows
 
 #: Options that change what the adapter computes and that no edit expresses.
 _REFUSED = {
@@ -28,7 +29,6 @@ _THROUGH_PEFT = {
     "use_qalora": "QALoRA pools the input by quantization group",
     "use_bdlora": "BD-LoRA's block-diagonal factors are stored in another layout",
     "kasa_config": "KaSA rewrites the base weights by SVD when it is loaded",
-    "trainable_token_indices": "trained token embeddings beside LoRA",
 }
 #: Options that only steer training, or name what the tensors show anyway.
 _HARMLESS = {
@@ -36,13 +36,16 @@ _HARMLESS = {
     "eva_config", "exclude_modules", "fan_in_fan_out", "inference_mode", "init_lora_weights", "layer_replication", "layers_pattern",
     "layers_to_transform", "loftq_config", "lora_alpha", "lora_bias", "lora_dropout", "lora_ga_config", "megatron_core",
     "modules_to_save", "peft_type", "peft_version", "qalora_group_size", "r", "rank_pattern", "revision",
-    "runtime_config", "target_modules", "target_parameters", "task_type", "use_dora", "use_rslora", "velora_config",
+    "runtime_config", "target_modules", "target_parameters", "task_type", "trainable_token_indices", "use_dora",
+    "use_rslora", "velora_config",
 }  # fmt: skip
 
 _LORA_KEY = re.compile(
     r"(?P<site>.+)\.(?P<part>lora_A\.weight|lora_B\.weight|lora_B\.bias|lora_magnitude_vector(?:\.weight)?"
     r"|lora_embedding_A|lora_embedding_B)"
 )
+
+_TRAINED_ROWS = ".token_adapter.trainable_tokens_delta"
 
 
 def _check_options(checkpoint: Checkpoint) -> None:
@@ -136,6 +139,23 @@ class _Lowering(Consumer):
         if bias is not None:
             self.shift_bias(site, scaling * bias)
         return SiteEdit(low_rank=low_rank, out_gain=gain)
+
+    def take_trained_tokens(self) -> None:
+        """Lower ``trainable_token_indices``: rows of embeddings beside LoRA (one list of them, or one for each module)."""
+        asked = self.config.get("trainable_token_indices")
+        if asked and not any(key.endswith(_TRAINED_ROWS) for key in self.left):
+            raise UnsupportedAdapterError(
+                f"{self.checkpoint.source}: trainable_token_indices={asked!r} says that rows of an embedding were trained, and the "
+                "checkpoint holds none. Save it again with PEFT."
+            )
+        for key in [key for key in self.left if key.endswith(_TRAINED_ROWS)]:
+            site = key.removesuffix(_TRAINED_ROWS)
+            indices = pattern_value(asked, site, None) if isinstance(asked, Mapping) else asked
+            if not indices:
+                raise self.fail(
+                    site, "its trained rows are saved, and trainable_token_indices does not say which they are"
+                )
+            take_rows(self, site, [int(index) for index in indices], self.left.pop(key))
 
     def take_parameters(self, by_site: dict[str, dict[str, np.ndarray]]) -> None:
         """Lower what is on raw parameters (``target_parameters``), and take it out of ``by_site``."""
@@ -276,6 +296,7 @@ def lower_lora(name: str, checkpoint: Checkpoint, weights: BaseWeights) -> Adapt
         lowering.sites[site] = lowering.low_rank(site, parts)
         if parts:
             raise AdapterError(f"{checkpoint.source}, site {site}: tensors that nothing consumes: {', '.join(parts)}")
+    lowering.take_trained_tokens()
     method = (
         "DoRA" if checkpoint.config.get("use_dora") else "rsLoRA" if checkpoint.config.get("use_rslora") else "LoRA"
     )

@@ -137,8 +137,9 @@ _METHODS = (
     Method("RANDLORA", "RandLoRA", "svd", "LowRank by SVD", "a sum of random bases is usually of full rank, and then merged"),
     Method("ROAD", "RoAd", "merge", "merged weight and bias", "it rotates pairs of outputs: the change has full rank"),
     Method(
-        "TRAINABLE_TOKENS", "Trainable tokens", "swap", "Override of the embedding",
-        "the whole embedding is shipped: ONNX Runtime replaces whole tensors", lower=direct.lower_trainable_tokens,
+        "TRAINABLE_TOKENS", "Trainable tokens", "swap", "LowRank at the embedding, and at a head that is tied to it",
+        "the whole embedding is shipped where more than half its width of tokens were trained",
+        lower=direct.lower_trainable_tokens,
     ),
     Method("HIRA", "HiRA", "merge", "merged weight", "it scales the weight entry by entry: the change has full rank"),
     Method(

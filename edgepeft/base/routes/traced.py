@@ -14,6 +14,7 @@ import onnx_ir as ir
 from ...errors import CaptureError
 from ...graph.locate.by_content import Location
 from ...graph.passes.name_dimensions import NameDimensions
+from ...graph.passes.unpack_heads import UnpackHeads
 from ..captured import Captured
 from ..load import Loaded, quiet, sample_batches
 from ..markers import Built, capture_marked
@@ -90,6 +91,7 @@ def export_graph(loaded: Loaded, *, fusions: bool) -> ir.Model:
                 _optimize(graph)
     except Exception as error:  # the exporter raises whatever torch, onnxscript or a model's own code raises
         raise cannot_be_traced(loaded.model, error) from error
+    UnpackHeads()(graph)
     NameDimensions(loaded.inputs)(graph)
     return graph
 

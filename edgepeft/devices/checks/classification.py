@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from ...bench import Job, RowLogits, Rows, WorkerResult, run_worker
-from ...bundle import Bundle, Manifest
+from ...bundle import Bundle, head_of
 from ...data import Examples, evenly
 from ...errors import DeviceError
 from ...report.accuracy import NO_LABEL, Accuracy, Beside, chosen_labels, count_same
+from ...report.answers import expected_answers, given_answers
 from ...report.gate import Report
 from ...targets import Target
 from ..executors.protocol import Executor
@@ -119,7 +120,7 @@ class _PeftLogits:
         labels = manifest.labels if manifest.mode != "swap" else manifest.adapters[name].labels
         source = self._sources[name]
         module = peft_model(self._base, source, task=manifest.task, num_labels=head_width(source, labels))
-        encoder = TextEncoder(self._bundle)
+        encoder = TextEncoder(self._bundle, self._bundle.text_of(name if manifest.mode == "swap" else None))
         texts: Any = (
             examples.texts if examples.pairs is None else tuple(zip(examples.texts, examples.pairs, strict=True))
         )
@@ -128,12 +129,6 @@ class _PeftLogits:
             for start in range(0, len(texts), 16)
         ]
         return np.concatenate(parts)
-
-
-def labels_of(manifest: Manifest, adapter: str | None, width: int) -> tuple[str, ...]:
-    """The labels of an adapter's logits, or of the base's; numbered as Hugging Face does where there are no names."""
-    named = manifest.adapters[adapter].labels if adapter else manifest.labels
-    return named or tuple(f"LABEL_{i}" for i in range(width))
 
 
 def _difference(found: np.ndarray, expected: np.ndarray) -> float:
@@ -152,14 +147,13 @@ def _compare(
     device, native = np.array(there.logits), np.array(here.logits)
     peft = modules.logits(adapter, examples) if modules else None
     truth = None
-    if examples.labels is not None:
-        from ...validate.accuracy import label_ids
-
-        truth = label_ids(examples, labels_of(bundle.manifest, adapter, device.shape[1]))
-    chosen = chosen_labels(device)
+    head = head_of(bundle.manifest, adapter)
+    if examples.labels is not None and head.kind(device.shape[1]) != "regression":
+        truth = expected_answers(examples, head, device.shape[1])
+    chosen = given_answers(device, head)
 
     def beside(other: np.ndarray) -> Beside:
-        theirs = chosen_labels(other)
+        theirs = given_answers(other, head)
         return Beside(
             hits=None if truth is None else count_same(theirs, truth),
             same_label=count_same(chosen, theirs),
@@ -172,7 +166,7 @@ def _compare(
         rows=len(examples),
         hits=None if truth is None else count_same(chosen, truth),
         data=examples.source,
-        not_finite=int((chosen == NO_LABEL).sum()),
+        not_finite=int((chosen_labels(device) == NO_LABEL).sum()),
         native=beside(native),
         peft=None if peft is None else beside(peft),
     )

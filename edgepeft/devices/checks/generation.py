@@ -96,9 +96,8 @@ def validate_tokens(
     if rows is None:
         rows = _EMULATED_PROMPTS if executor.emulated else _PROMPTS
     prompts = _prompts(bundle, data, rows, new_tokens)
-    encoder = PromptEncoder(bundle)
     ids = [
-        _encode(bundle, encoder, each) for each in prompts
+        _encode(bundle, PromptEncoder(bundle, bundle.text_of(each.adapter)), each) for each in prompts
     ]  # what does not fit the model is said before the device is asked
     results: dict[str, WorkerResult] = {}
     answers: dict[str, tuple[Generated, ...]] = {}
@@ -192,10 +191,10 @@ def _judged(
     for variant, generated in answers.items():
         progress(f"{variant}: the same tokens natively")
         runtime = open_runtime(bundle.path, variant=variant, threads=1)
-        ends = runtime.end_tokens
         for asked, encoded, each in zip(prompts, ids, generated, strict=True):
             key = variant, asked.adapter
             view = runtime.adapter(asked.adapter)
+            ends = view.end_tokens
             pairs[key] = list(zip(encoded, each.tokens, strict=True))
             complete[key] = all(
                 len(tokens) == asked.max_new_tokens or (tokens and tokens[-1] in ends) for tokens in each.tokens

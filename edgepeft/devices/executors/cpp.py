@@ -48,14 +48,19 @@ def runner_folder() -> Path:
 
 
 def build_runner(headers: Path | None = None) -> Path:
-    """Compile the runner into the cache; the program.
+    """Compile the runner into the cache; the program. See :func:`build_program`."""
+    folder = runner_folder()
+    if not (folder / "edgepeft_run").is_file():
+        build_program(source_folder() / "edgepeft_run.cpp", folder, headers)
+    return folder / "edgepeft_run"
+
+
+def build_program(source: Path, folder: Path, headers: Path | None = None) -> Path:
+    """Compile a C++ program over edgepeft's headers into ``folder``, named after its source; the program.
 
     ``headers`` is a folder that holds ``onnxruntime_cxx_api.h``; without one, Debian's package of them is unpacked. Raises
     :class:`DeviceError` where there is no compiler, no library or no headers.
     """
-    folder = runner_folder()
-    if (folder / "edgepeft_run").is_file():
-        return folder / "edgepeft_run"
     library = find_library()
     if library is None:
         raise DeviceError(
@@ -73,18 +78,18 @@ def build_runner(headers: Path | None = None) -> Path:
         (staging / "lib").mkdir()
         # The name that the library calls itself by, which the program asks the loader for.
         (staging / "lib" / "libonnxruntime.so.1").symlink_to(library)
-        program = staging / "edgepeft_run"
+        program = staging / source.stem
         call(
-            ["g++", "-std=c++17", "-O2", "-Wall", "-Wextra", str(source_folder() / "edgepeft_run.cpp"), f"-I{headers}",
+            ["g++", "-std=c++17", "-O2", "-Wall", "-Wextra", str(source), f"-I{source_folder()}", f"-I{headers}",
              str(staging / "lib" / "libonnxruntime.so.1"), "-Wl,-rpath,$ORIGIN/lib", "-o", str(program)],
-            "compiling targets/cpp/edgepeft_run.cpp",
+            f"compiling {source.name}",
             staging,
         )  # fmt: skip
         shutil.rmtree(staging / "headers", ignore_errors=True)
         replace_folder(staging, folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return folder / "edgepeft_run"
+    return folder / source.stem
 
 
 class CppExecutor:

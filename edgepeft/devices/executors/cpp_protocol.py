@@ -13,6 +13,7 @@ from ...bench import Generated, Host, Job, Prompts, RowLogits, Rows, SwapSamples
 from ...bundle import Bundle
 from ...errors import DeviceError, InputError
 from ...runtime.generation import PromptEncoder
+from ...runtime.per_text import PerText
 from ...runtime.text import TextEncoder
 
 #: A line of the answer, as words.
@@ -42,11 +43,13 @@ def write_job(job: Job, bundle: Bundle, files: Mapping[str, str]) -> str:
         states = entry.prefix_length > 0
         words.append(f"states {name} {files[entry.onnx]}" if states else f"adapter {name} {files[entry.onnx_adapter]}")
     if job.rows:
-        encoder = TextEncoder(bundle)
-        words += (line for rows in job.rows for line in _batches(rows, encoder))
+        encoders = PerText(lambda own: TextEncoder(bundle, own))
+        words += (line for rows in job.rows for line in _batches(rows, encoders.get(bundle.text_of(rows.adapter))))
     if job.prompts:
-        prompter = PromptEncoder(bundle)
-        words += (line for prompts in job.prompts for line in _prompts(prompts, prompter, bundle))
+        prompters = PerText(lambda own: PromptEncoder(bundle, own))
+        words += (
+            line for each in job.prompts for line in _prompts(each, prompters.get(bundle.text_of(each.adapter)), bundle)
+        )
     return "\n".join(words) + "\n"
 
 
@@ -78,7 +81,7 @@ def read_answer(answer: str, job: Job, bundle: Bundle, host: Host, where: str) -
     batches = [line for line in lines if line[0] == "logits"]
     texts = [line for line in lines if line[0] == "tokens"]
     swaps = tuple(map(float, said.get("swap_ms", ())))
-    encoder = PromptEncoder(bundle) if job.prompts else None
+    encoders = PerText(lambda own: PromptEncoder(bundle, own))
     return WorkerResult(
         host=host.model_copy(update={"onnxruntime": said["onnxruntime"][0]}),
         import_ms=0.0,
@@ -91,7 +94,9 @@ def read_answer(answer: str, job: Job, bundle: Bundle, host: Host, where: str) -
         if swaps
         else None,
         rows=tuple(_rows(rows, batches, where) for rows in job.rows),
-        generated=tuple(_generated(prompts, texts, encoder, where) for prompts in job.prompts if encoder is not None),
+        generated=tuple(
+            _generated(each, texts, encoders.get(bundle.text_of(each.adapter)), where) for each in job.prompts
+        ),
         base_restored=said["base_restored"] == ["1"] if "base_restored" in said else None,
     )
 

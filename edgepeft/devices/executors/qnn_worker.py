@@ -22,6 +22,7 @@ from ...bundle import Bundle, read_bundle
 from ...errors import DeviceError, EdgepeftError
 from ...json_text import json_text
 from ...runtime.active import read_tensors
+from ...runtime.per_text import PerText
 from ...runtime.text import TextEncoder
 from ...targets import Shape, parse_shape
 from ...worker.host import fingerprint, rss_mb
@@ -44,7 +45,7 @@ class HtpModel:
         self._defaults = slot_defaults(self._graph, bundle.manifest.slots)
         self._tensors = {name: read_tensors(bundle, name, entry) for name, entry in bundle.manifest.adapters.items()}
         self._shapes = slot_shapes(self._tensors.values())
-        self._encoder = TextEncoder(bundle)
+        self._encoders = PerText(lambda own: TextEncoder(bundle, own))
         self._sessions: dict[Shape, Any] = {}
         #: (provider, operator) → nodes, of the last graph compiled.
         self.nodes: Counter[tuple[str, str]] = Counter()
@@ -54,7 +55,7 @@ class HtpModel:
         """``[labels]`` of one text; longer ones are cut to the largest bucket."""
         from ...graph.passes.freeze import pad_to
 
-        encoded = self._encoder.encode([text])
+        encoded = self._encoders.get(self._bundle.text_of(adapter)).encode([text])
         length = next(iter(encoded.values())).shape[1]
         shape = next((bucket for bucket in self._buckets if bucket.sequence >= length), self._buckets[-1])
         self.cut += length > shape.sequence

@@ -48,7 +48,10 @@ class Overrides:
         site, _, leaf = parameter.rpartition(".")
         places = self.sites.linear_locations(f"{site}.weight")
         if places and self.sites.is_head(f"{site}.weight"):
-            self._add_head(site, places[0])
+            self._add_head(site, places[0], self.sites.label_axis(f"{site}.weight"))
+            return
+        if len(places) == 1 and self._is_fresh_layer(site):
+            self._add_head(site, places[0], None)
             return
         if leaf == "weight" and (location := self.sites.linear_location(parameter)) is not None:
             self._add_matmul(parameter, location)
@@ -70,23 +73,39 @@ class Overrides:
             )
         )
 
-    def _add_head(self, site: str, location: Location) -> None:
-        """Classifier weight and bias as ``[adapter_batch, hidden, labels]`` and ``[adapter_batch, 1, labels]``."""
+    def _is_fresh_layer(self, site: str) -> bool:
+        """Whether adapters bring a linear layer whole (a pooler, a head's inner layer), and its bias is added plainly.
+
+        Rows of a batch may then differ in it. Elsewhere a bias has one value for the batch, as fused operators take it.
+        """
+        places = self.sites.locations.get(f"{site}.bias", ())
+        if not {f"{site}.weight", f"{site}.bias"} <= self.sites.fresh or len(places) != 1:
+            return False
+        uses = [(user.op_type, user.domain) for user, _ in self.sites.value(places[0]).uses()]
+        return uses in ([("Add", "")], [("Gemm", "")])
+
+    def _add_head(self, site: str, location: Location, axis: str | None) -> None:
+        """Classifier weight and bias as ``[adapter_batch, hidden, labels]`` and ``[adapter_batch, 1, labels]``.
+
+        ``axis`` is what the labels are called as a dimension; ``None``: as many as the base has, in every adapter.
+        """
         has_bias = f"{site}.bias" in self.sites.weights
         if has_bias and not self.sites.locations.get(f"{site}.bias"):
             raise SiteError(
                 f"parameter {site}.bias was not found in the graph, so the head at {site} cannot be replaced"
             )
-        self._add_matmul(f"{site}.weight", location, out="labels")
+        logits = (axis or "").removesuffix("labels") + "logits"
+        width = axis or int(self.sites.weights[f"{site}.weight"].shape[0])
+        self._add_matmul(f"{site}.weight", location, out=axis)
         for output in self.graph.outputs:
-            if output.shape is not None and output.name == "logits":
-                output.shape = ir.Shape([*list(output.shape)[:-1], "labels"])
+            if axis is not None and output.shape is not None and output.name == logits:
+                output.shape = ir.Shape([*list(output.shape)[:-1], axis])
         if not has_bias:
             return
         value = self.sites.value(self.sites.locations[f"{site}.bias"][0])
         name = f"{site}.bias"
         array = self.sites.weights[name].reshape(1, 1, -1)
-        slot = slot_input(self.graph, f"{name}.slot", ("adapter_batch", 1, "labels"), array)
+        slot = slot_input(self.graph, f"{name}.slot", ("adapter_batch", 1, width), array)
         (user, index), *others = value.uses()
         if others or user.op_type != "Add":
             raise SiteError(f"{name} is not a plain bias in this graph; use --mode merge")
@@ -106,11 +125,13 @@ class Overrides:
             self._bypass(user, other)
         else:
             user.replace_input_with(index, slot)
+            if axis is not None:
+                _widen(user.outputs[0], axis)
         self.sites.gone(value.name or "")
         del self.graph.initializers[value.name or ""]
         self.slots.append(
             OverrideSlot(
-                parameter=name, tensor=slot.name or "", shape=("adapter_batch", 1, "labels"), layout="row", per_row=True
+                parameter=name, tensor=slot.name or "", shape=("adapter_batch", 1, width), layout="row", per_row=True
             )
         )
 
@@ -137,10 +158,19 @@ class Overrides:
             assert x is not None
             flat = is_flat(node)
             product = chain.add("MatMul", [chain.unsqueeze(x, "x") if flat else x, slot], "MatMul")
-            chain.replace(y, chain.squeeze(product, "y") if flat else product)
+            total = chain.squeeze(product, "y") if flat else product
+            chain.replace(y, total)
+            if out is not None:
+                _widen(total, out)
             home_of(node).remove(node, safe=True)
         del self.graph.initializers[location.initializer]
         self.sites.gone(location.initializer)
         self.slots.append(
             OverrideSlot(parameter=parameter, tensor=slot.name or "", shape=shape, layout="matmul", per_row=True)
         )
+
+
+def _widen(value: ir.Value, axis: str) -> None:
+    """Declare that a head's output is as wide as an adapter makes it: ONNX Runtime plans its memory by declared shapes."""
+    if value.shape is not None and len(value.shape):
+        value.shape = ir.Shape([*list(value.shape)[:-1], axis])

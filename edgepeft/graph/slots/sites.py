@@ -25,7 +25,8 @@ class Sites:
         self.tied = base.tied
         self.locations: Locations = base.locations
         self.weights = base.weights
-        self.labels = len(base.labels) if base.labels is not None else None
+        self.head_widths = base.head_widths
+        self.fresh = set(base.fresh)
         #: Embeddings whose numbers a head multiplies by: the linear site at that place is the head's, not theirs.
         self.embeddings = set(base.tied.values())
 
@@ -99,9 +100,15 @@ class Sites:
         fits = all(s is None or s == d for s, d in zip(sizes, self.weights[parameter].shape, strict=True))
         return ("gather", looked_up) if looked_up is not None and fits else None
 
+    def label_axis(self, weight: str) -> str:
+        """What the labels of a head are called as a dimension: each task of a base has labels of its own."""
+        prefix = next(each for each in self.head_widths if weight.startswith(each))
+        return f"{prefix.removeprefix('heads.')}labels"
+
     def is_head(self, weight: str) -> bool:
         """Whether a linear weight gives the logits: as many rows as there are labels, and nothing linear behind it."""
-        if self.labels is None or weight not in self.weights or self.weights[weight].shape[0] != self.labels:
+        prefix = next((each for each in self.head_widths if weight.startswith(each)), None)
+        if prefix is None or weight not in self.weights or self.weights[weight].shape[0] != self.head_widths[prefix]:
             return False
         places = self.linear_locations(weight)
         if len(places) != 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ...bundle import NO_TEXT, OwnText
 from ...errors import InputError
 from .conversation import Conversation
 from .encoder import Prompt, PromptEncoder
@@ -26,13 +27,16 @@ __all__ = [
 ]
 
 
-def generator_for(graphs: Graphs) -> Generator:
-    """What generates with a bundle's model; :class:`InputError` for a task that does not write."""
+def generator_for(graphs: Graphs, own: OwnText = NO_TEXT) -> Generator:
+    """What generates with a bundle's model; :class:`InputError` for a task that does not write.
+
+    ``own`` are the text files of an adapter, which take the place of the bundle's.
+    """
     task = graphs.bundle.manifest.task
     if task == "text2text-generation":
-        return Writer(graphs)
+        return Writer(graphs, own)
     if task != "text-generation":
         raise InputError(
             f"{graphs.bundle.path} is for {task}; generating needs a causal language model or an encoder-decoder"
         )
-    return Generator(graphs)
+    return Generator(graphs, own)

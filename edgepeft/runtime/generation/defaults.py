@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from ...bundle import Bundle
+from ...bundle import NO_TEXT, Bundle, OwnText
 from ...bundle.slots import LIMIT
 from ...errors import BundleError, InputError
 from ..files import read_object
@@ -62,9 +62,13 @@ class Defaults:
         return checked if sample else Sampling(repetition_penalty=checked.repetition_penalty, seed=seed)
 
 
-def read_defaults(bundle: Bundle) -> Defaults:
-    """The defaults in a bundle's files. Raises :class:`BundleError` for a file that is not JSON or a value that is not one."""
-    config, generation = read_object(bundle, "config.json"), read_object(bundle, "generation_config.json")
+def read_defaults(bundle: Bundle, own: OwnText = NO_TEXT) -> Defaults:
+    """The defaults in a bundle's files, or in an adapter's own.
+
+    Raises:
+        BundleError: A file is not JSON, or holds a value that is not one.
+    """
+    config, generation = read_object(bundle, "config.json"), read_object(bundle, "generation_config.json", own)
 
     def of(name: str, otherwise: Any = None) -> Any:
         value = generation.get(name)
@@ -92,7 +96,7 @@ def read_defaults(bundle: Bundle) -> Defaults:
         found.sampling(None, None, None, None, None)
     except (TypeError, ValueError, OverflowError, InputError) as error:
         raise BundleError(
-            f"{bundle.file('generation_config.json')} holds a value that is not usable: {error}"
+            f"{bundle.file(own.path('generation_config.json'))} holds a value that is not usable: {error}"
         ) from error
     return found
 

@@ -7,9 +7,9 @@ from functools import cached_property
 
 import numpy as np
 
-from ...bundle import Bundle
-from ...errors import InputError
-from .chat import ChatTemplate, Message, check_messages, read_chat_template
+from ...bundle import NO_TEXT, Bundle, OwnText
+from ...errors import ContextLengthError, InputError
+from .chat import NO_ARGUMENTS, ChatTemplate, Message, TemplateArguments, check_messages, read_chat_template
 from .defaults import Defaults, read_defaults
 from .tokens import Tokens
 
@@ -22,29 +22,44 @@ class PromptEncoder:
 
     task = "text-generation"
 
-    def __init__(self, bundle: Bundle) -> None:
+    def __init__(self, bundle: Bundle, own: OwnText = NO_TEXT) -> None:
         task = bundle.manifest.task
         if task != self.task:
             raise InputError(
                 f"{bundle.path} is for {task}; generating needs a text-generation bundle (a causal language model)"
             )
         self._bundle = bundle
-        self.tokens = Tokens(bundle)
-        self.defaults: Defaults = read_defaults(bundle)
+        self._own = own
+        self.tokens = Tokens(bundle, own)
+        self.defaults: Defaults = read_defaults(bundle, own)
 
     @cached_property
     def template(self) -> ChatTemplate | None:
-        """The bundle's chat template."""
-        return read_chat_template(self._bundle)
+        """The chat template: the adapter's own, else the bundle's."""
+        return read_chat_template(self._bundle, self._own)
 
     def encode(
-        self, prompt: Prompt, *, chat: bool | None = None, system: str | None = None, before: int = 0
+        self,
+        prompt: Prompt,
+        *,
+        chat: bool | None = None,
+        system: str | None = None,
+        before: int = 0,
+        arguments: TemplateArguments = NO_ARGUMENTS,
     ) -> list[int]:
         """A prompt's tokens. Raises :class:`InputError` for an empty one or one as long as the context.
 
         ``chat``: whether a text goes through the template as a user's message, behind ``system``; by default it does where
-        there is one. ``before`` places of the context are taken by the adapter's states.
+        there is one. ``before`` places of the context are taken by the adapter's states. ``arguments`` go to the template.
         """
+        templated = not isinstance(prompt, np.ndarray) and (
+            not isinstance(prompt, str) or (self.template is not None if chat is None else chat)
+        )
+        if arguments and not templated:
+            raise InputError(
+                f"{', '.join(arguments)} is for the chat template, and this prompt goes to the model as it is; give messages or "
+                "a text of a model that has a template, without --raw (in Python chat=False)"
+            )
         if isinstance(prompt, np.ndarray):
             if chat or system is not None:
                 raise InputError("token ids go to the model as they are: no chat template or system message")
@@ -52,7 +67,7 @@ class PromptEncoder:
         if isinstance(prompt, str):
             if not prompt:
                 raise InputError("the prompt is empty; give at least one character")
-            if not (self.template is not None if chat is None else chat):
+            if not templated:
                 if system is not None:
                     raise InputError(
                         "a system message needs the chat template, and this prompt is given as it is (raw)"
@@ -71,14 +86,14 @@ class PromptEncoder:
                 "tokenizer_config.json); give a plain prompt (--raw, in Python chat=False)"
             )
         # The template writes the special tokens itself.
-        return self._fits(self.tokens.encode(self.template.render(messages), special=False), before)
+        return self._fits(self.tokens.encode(self.template.render(messages, arguments), special=False), before)
 
     def _fits(self, tokens: list[int], before: int) -> list[int]:
         limit = self.room(before)
         if not tokens:
             raise InputError("the prompt has no tokens; give at least one word")
         if limit is not None and len(tokens) >= limit:
-            raise InputError(
+            raise ContextLengthError(
                 f"the prompt has {len(tokens)} tokens; this model's context is {limit} tokens{beside(before)}, prompt and answer "
                 "together. Shorten the prompt."
             )
@@ -99,7 +114,7 @@ class PromptEncoder:
             raise InputError(f"max_new_tokens must be a whole number of at least 1, found {wanted!r}")
         left = self.left(longest, before)
         if left is not None and wanted > left:
-            raise InputError(self._too_many(longest, wanted, left, before))
+            raise ContextLengthError(self._too_many(longest, wanted, left, before))
         return wanted
 
     def _too_many(self, longest: int, wanted: int, left: int, before: int) -> str:

@@ -11,6 +11,7 @@ from ...bundle.cache_names import as_pasts, grows
 from ...errors import BundleError, InputError
 from ..active import ActiveAdapter
 from ..sessions import run_values
+from .chat import NO_ARGUMENTS, TemplateArguments
 from .decoder import padded, rows_of
 from .defaults import Defaults
 from .encoder import Prompt, PromptEncoder, token_ids
@@ -94,10 +95,16 @@ class SourceEncoder(PromptEncoder):
     template = None
 
     def encode(
-        self, prompt: Prompt, *, chat: bool | None = None, system: str | None = None, before: int = 0
+        self,
+        prompt: Prompt,
+        *,
+        chat: bool | None = None,
+        system: str | None = None,
+        before: int = 0,
+        arguments: TemplateArguments = NO_ARGUMENTS,
     ) -> list[int]:
         """A text's tokens; :class:`InputError` for an empty or too long one, and for messages."""
-        if not isinstance(prompt, (str, np.ndarray)) or chat or system is not None:
+        if not isinstance(prompt, (str, np.ndarray)) or chat or system is not None or arguments:
             raise InputError("an encoder-decoder takes plain texts: no messages, chat template or system message")
         if isinstance(prompt, str):
             if not prompt:

@@ -7,6 +7,7 @@ from functools import cached_property
 from time import perf_counter
 from typing import Any
 
+from ...bundle import NO_TEXT, OwnText
 from ...errors import InputError
 from ..active import ActiveAdapter
 from .chat import ChatTemplate
@@ -21,16 +22,19 @@ from .tokens import Tokens, check_stops
 
 
 class Generator:
-    """The parts that generation needs: tokenizer, template, defaults, graph. A call changes none of them."""
+    """The parts that generation needs: tokenizer, template, defaults, graph. A call changes none of them.
+
+    There is one for each different text of a bundle; they share the graph.
+    """
 
     #: Whether what is generated goes on from the prompt.
     continues = True
     #: What turns prompts into tokens.
     encoder: type[PromptEncoder] = PromptEncoder
 
-    def __init__(self, graphs: Graphs) -> None:
+    def __init__(self, graphs: Graphs, own: OwnText = NO_TEXT) -> None:
         self.graphs = graphs
-        self.prompts = self.encoder(graphs.bundle)
+        self.prompts = self.encoder(graphs.bundle, own)
         self.tokens: Tokens = self.prompts.tokens
         self.defaults: Defaults = self.prompts.defaults
 
@@ -41,12 +45,14 @@ class Generator:
 
     @property
     def template(self) -> ChatTemplate | None:
-        """The bundle's chat template."""
+        """The chat template."""
         return self.prompts.template
 
     def encode(self, prompt: Prompt, options: Options, before: int = 0) -> list[int]:
         """A prompt's tokens: see :meth:`PromptEncoder.encode`."""
-        return self.prompts.encode(prompt, chat=options.chat, system=options.system, before=before)
+        return self.prompts.encode(
+            prompt, chat=options.chat, system=options.system, before=before, arguments=options.template_arguments
+        )
 
     def plan(self, prompts: Sequence[Sequence[int]], options: Options, before: int = 0) -> Plan:
         """When to stop and how to choose, for these prompts."""
@@ -60,7 +66,9 @@ class Generator:
         sampling = self.defaults.sampling(
             options.temperature, options.top_k, options.top_p, options.repetition_penalty, options.seed
         )
-        return Plan(sampling=sampling, max_new_tokens=new, stops=check_stops(options.stop), eos=self.defaults.eos)
+        stops, stop_tokens = self.prompts.tokens.stops(check_stops(options.stop))
+        ends = self.defaults.eos | self.prompts.tokens.numbers(options.eos)
+        return Plan(sampling, new, stops, ends, stop_tokens, self.tokens)
 
     def decoder(self, active: ActiveAdapter, rows: int, capacity: int) -> Steps:
         """A fresh decoder with the adapter's tensors bound and its states in the cache; ``capacity`` tokens follow them."""
@@ -79,16 +87,16 @@ class Generator:
         """A run over a batch of prompts, not begun; it holds the adapter to its end."""
         started = perf_counter()
         before = active.prefix_length
-        encoded = [self.encode(prompt, options, before) for prompt in prompts]
-        plan = self.plan(encoded, options, before)
+        writers = [self.graphs.generator_of(active.text_of(row)) for row in range(len(prompts))]
+        encoded = [writer.encode(prompt, options, before) for writer, prompt in zip(writers, prompts, strict=True)]
+        plans = [writer.plan(encoded, options, before) for writer in writers]
         # The last token is never fed, but a batch's mask is as wide as its longest prompt.
-        capacity = max(map(len, encoded)) + plan.max_new_tokens
+        capacity = max(map(len, encoded)) + max(plan.max_new_tokens for plan in plans)
         decoder = self.decoder(active, len(encoded), capacity)
         return Run(
             decoder,
             encoded,
-            plan,
-            self.tokens,
+            plans,
             adapters,
             started,
             first_row=first_row,

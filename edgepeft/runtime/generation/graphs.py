@@ -7,8 +7,21 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ...bundle import Bundle
+from ...bundle import Bundle, OwnText
 from ..active import ActiveAdapter
+from .encoder import Prompt
+from .loop import Plan
+from .options import Options
+
+
+class Planner(Protocol):
+    """From prompts to tokens and to a plan of what follows them; :class:`edgepeft.runtime.generation.Generator` is one."""
+
+    def encode(self, prompt: Prompt, options: Options, before: int = 0) -> list[int]:
+        """A prompt's tokens."""
+
+    def plan(self, prompts: Sequence[Sequence[int]], options: Options, before: int = 0) -> Plan:
+        """When to stop and how to choose, for a batch of prompts."""
 
 
 class Graphs(Protocol):
@@ -35,6 +48,9 @@ class Graphs(Protocol):
 
     def slot_values(self, active: ActiveAdapter) -> Mapping[str, Any]:
         """An adapter's slot tensors as OrtValues by name."""
+
+    def generator_of(self, own: OwnText) -> Planner:
+        """What turns prompts into tokens and plans, by an adapter's tokenizer, template and defaults."""
 
     def mixed(self, adapters: Sequence[str | None]) -> ActiveAdapter:
         """An adapter of its own for each row of a batch, as one."""

@@ -45,12 +45,17 @@ class Generation:
 
 @dataclass(frozen=True)
 class Plan:
-    """How to generate: when to stop and how to choose."""
+    """How to generate one text: when to stop, how to choose, and what turns its tokens into text.
+
+    ``eos`` tokens end a text by themselves; ``stop_tokens`` are special tokens that the caller gave as stop strings.
+    """
 
     sampling: Sampling
     max_new_tokens: int
     stops: tuple[str, ...]
     eos: frozenset[int]
+    stop_tokens: frozenset[int]
+    tokens: Tokens
 
 
 class Steps(Protocol):
@@ -83,25 +88,27 @@ class Steps(Protocol):
 class _Row:
     """One prompt of a batch."""
 
-    def __init__(
-        self, number: int, seed_row: int, prompt: Sequence[int], plan: Plan, tokens: Tokens, continues: bool
-    ) -> None:
+    def __init__(self, number: int, seed_row: int, prompt: Sequence[int], plan: Plan, continues: bool) -> None:
         self.number = number
+        self.plan = plan
         self.prompt = list(prompt)
         self.tokens: list[int] = []
         context = self.prompt if continues else []
-        self.pieces = TextPieces(tokens, context, plan.stops)
+        self.pieces = TextPieces(plan.tokens, context, plan.stops)
         self.text: list[str] = []
         self.sampler = Sampler(plan.sampling, seed_row, context)
         self.finish: FinishReason | None = None
         self.ended = 0.0
 
-    def take(self, logits: np.ndarray, plan: Plan) -> str:
+    def take(self, logits: np.ndarray) -> str:
         """Choose the next token; the text it adds."""
+        plan = self.plan
         token = self.sampler.pick(logits)
         self.tokens.append(token)
         piece = ""
-        if token in plan.eos:
+        if token in plan.stop_tokens:
+            self.finish = "stop"
+        elif token in plan.eos:
             self.finish = "eos"
         else:
             piece = self.pieces.push(token)
@@ -137,7 +144,7 @@ class Run:
     """
 
     def __init__(
-        self, decoder: Steps, prompts: Sequence[Sequence[int]], plan: Plan, tokens: Tokens,
+        self, decoder: Steps, prompts: Sequence[Sequence[int]], plans: Sequence[Plan],
         adapters: Sequence[str | None], started: float, reused: int = 0, first_row: int = 0, continues: bool = True,
         variant: str = "", path: object = "",
     ) -> None:  # fmt: skip
@@ -146,12 +153,12 @@ class Run:
         self._decoder = decoder
         self._options = decoder.options = ort.RunOptions()  # its own, so that a late cancel() ends no later run
         self._options.log_severity_level = 4  # it would report a cancellation; what fails is raised
-        self._plan = plan
         self._reused = reused
         self._model = variant, path
         self._adapters = adapters
         self._rows = [
-            _Row(number, first_row + number, prompt, plan, tokens, continues) for number, prompt in enumerate(prompts)
+            _Row(number, first_row + number, prompt, plan, continues)
+            for number, (prompt, plan) in enumerate(zip(prompts, plans, strict=True))
         ]
         self._cancelled = threading.Event()
         self._started = started
@@ -178,7 +185,7 @@ class Run:
         while logits is not None:
             for row, scores in zip(going, logits, strict=True):
                 try:
-                    piece = row.take(scores, self._plan)
+                    piece = row.take(scores)
                 except NonFiniteError as error:
                     raise non_finite("next-token logits", self._adapters[row.number], *self._model) from error
                 if len(row.tokens) == 1:

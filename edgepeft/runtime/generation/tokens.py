@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 
-from ...bundle import Bundle
+from ...bundle import NO_TEXT, Bundle, OwnText
+from ...bundle.slots import LIMIT
 from ...errors import InputError
 from ..files import read_tokenizer, tokenizing
 from ..text import is_text
@@ -15,11 +17,11 @@ _UNFINISHED = "\ufffd"
 
 
 class Tokens:
-    """The bundle's tokenizer for generation: nothing is padded or cut."""
+    """A bundle's tokenizer, or an adapter's own, for generation: nothing is padded or cut."""
 
-    def __init__(self, bundle: Bundle) -> None:
-        self._tokenizer = read_tokenizer(bundle, "which generation from text needs")
-        self._where = bundle.file("tokenizer.json")
+    def __init__(self, bundle: Bundle, own: OwnText = NO_TEXT) -> None:
+        self._tokenizer = read_tokenizer(bundle, "which generation from text needs", own)
+        self._where = bundle.file(own.path("tokenizer.json"))
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
 
@@ -36,6 +38,53 @@ class Tokens:
         with tokenizing(self._where, "cannot decode tokens"):
             text: str = self._tokenizer.decode(list(tokens), skip_special_tokens=True)
         return text
+
+    def token_id(self, token: str) -> int | None:
+        """The number of a token, by its text."""
+        found: int | None = self._tokenizer.token_to_id(token)
+        return found
+
+    @cached_property
+    def special(self) -> Mapping[str, int]:
+        """The numbers of the tokens that :meth:`decode` leaves out, by their texts."""
+        added = self._tokenizer.get_added_tokens_decoder()
+        return {token.content: number for number, token in added.items() if token.special}
+
+    def stops(self, stops: Sequence[str]) -> tuple[tuple[str, ...], frozenset[int]]:
+        """Stop strings, and the tokens that stop: a special token is no text, so as a stop string it never came.
+
+        Raises:
+            InputError: A stop string holds a special token among other text.
+        """
+        texts = []
+        tokens = set()
+        for stop in stops:
+            number = self.special.get(stop)
+            if number is not None:
+                tokens.add(number)
+                continue
+            inside = next((token for token in self.special if token in stop), None)
+            if inside is not None:
+                raise InputError(
+                    f"the stop string {stop!r} holds the special token {inside!r} among other text, and special tokens are no "
+                    f"part of the text that is searched; give {inside!r} and the rest as stop strings of their own"
+                )
+            texts.append(stop)
+        return tuple(texts), frozenset(tokens)
+
+    def numbers(self, tokens: int | str | Sequence[int | str] | None) -> frozenset[int]:
+        """The numbers of tokens that are given by text or number; :class:`InputError` for one that there is not."""
+        given = [] if tokens is None else [tokens] if isinstance(tokens, (int, str)) else list(tokens)
+        found = set()
+        for token in given:
+            number = self.token_id(token) if isinstance(token, str) else token
+            if type(number) is not int or not 0 <= number < LIMIT:
+                raise InputError(
+                    f"eos: {token!r:.80} is no token of this tokenizer; name one as its vocabulary has it (</s>, <|im_end|>), or "
+                    "its number"
+                )
+            found.add(number)
+        return frozenset(found)
 
 
 class TextPieces:

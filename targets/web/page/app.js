@@ -1,7 +1,7 @@
 /** The demo page: type a text, switch and blend adapters, see outputs and milliseconds. */
 
 import { findGpu, openBundle } from "/web/src/index.js";
-import { arrival, at, bars, Choice, make, megabytes, milliseconds, setState, showError, showTimes, tableOf } from "./view.js";
+import { arrival, at, bars, Choice, make, megabytes, milliseconds, numbers, setState, showError, showTimes, tableOf } from "./view.js";
 
 const TEXTS = [
   "The battery died after two days and the seller never answered.",
@@ -197,7 +197,9 @@ async function run() {
   if (mine !== turn || !found) return;
   showError(null);
   const untrained = make("p", { className: "note", textContent: "The base has no trained head: choose an adapter, which brings its own." });
-  at("result").replaceChildren(...(opened.labelsAreUntrained ? [untrained] : bars(found.probabilities)));
+  at("result").replaceChildren(
+    ...(opened.labelsAreUntrained ? [untrained] : found.kind === "regression" ? numbers(found.values ?? {}) : bars(found.probabilities)),
+  );
   showTimes({ swap: milliseconds(swapped), "text to label": milliseconds(performance.now() - start), tokens: opened.encoder?.encode(text).ids.length ?? 0 });
   await compare(opened, text, mine);
   if (mine === turn) await swap(opened);
@@ -213,7 +215,8 @@ async function compare(opened, text, mine) {
       const swapped = performance.now();
       const [found] = await opened.predict([text]);
       if (mine !== turn || !found) return;
-      rows.push([name, found.label, `${(found.score * 100).toFixed(1)} %`, milliseconds(swapped - start), milliseconds(performance.now() - swapped)]);
+      const shown = found.kind === "regression" ? found.score.toFixed(3) : `${(found.score * 100).toFixed(1)} %`;
+      rows.push([name, found.label, shown, milliseconds(swapped - start), milliseconds(performance.now() - swapped)]);
     } catch (error) {
       rows.push([name, /** @type {Error} */ (error).name, "–", "–", "–"]);
     }

@@ -85,6 +85,13 @@ export class Choice {
   }
 }
 
+/** The outputs of a head of numbers. @param {Record<string, number>} values */
+export function numbers(values) {
+  return Object.entries(values).map(([name, value]) =>
+    make("div", { className: "row" }, make("span", { textContent: name, title: name }), make("span", { className: "number", textContent: value.toFixed(4) })),
+  );
+}
+
 /** @param {Record<string, number>} probabilities */
 export function bars(probabilities) {
   return Object.entries(probabilities)

@@ -10,15 +10,18 @@ import { factoredSlots, prefixTensors } from "./slots.js";
  * @typedef {import("./backend.js").Feeds} Feeds
  * @typedef {import("./manifest.js").AdapterEntry} AdapterEntry
  * @typedef {import("./manifest.js").Manifest} Manifest
+ * @typedef {import("./tokenizer.js").TextEncoder} TextEncoder
  *
  * @typedef {object} Active
  * @property {string | null} name  `a=0.7, b=0.3` for a blend, `null` for the base.
  * @property {number} scale
- * @property {string[] | null} labels
- * @property {import("./manifest.js").Embedding | null} [embedding]  How a blend embeds texts; an adapter's own is in its entry.
+ * @property {import("./heads.js").Head} head  What its outputs mean.
+ * @property {import("./embedding.js").OwnEmbedding | null} [embedding]  How texts are embedded with it; `null`: by the mean.
  * @property {Feeds} feeds  One tensor for every slot.
  * @property {Feeds | null} prefix  `[1, heads, length, head_dim]` by cache input.
  * @property {number} prefixLength  Places of the context that the states take.
+ * @property {TextEncoder | null} encoder  Its tokenizer: its own, or the base's.
+ * @property {import("./texts.js").OwnText} own  Its own text files.
  */
 
 /**
@@ -35,12 +38,12 @@ export function adapterTensors(bytes, name, entry, where) {
 /**
  * An adapter over the base's own tensors.
  *
- * @param {Backend} backend @param {Active} base @param {string} name @param {string[] | null} labels
+ * @param {Backend} backend @param {Active} base @param {string} name @param {import("./heads.js").Head} head
  * @param {Map<string, SlotTensor>} tensors
  * @param {Manifest} manifest
  * @returns {Active}
  */
-export function makeActive(backend, base, name, labels, tensors, manifest) {
+export function makeActive(backend, base, name, head, tensors, manifest) {
   const states = prefixTensors(manifest);
   /** @type {Feeds} */
   const feeds = Object.assign(Object.create(null), base.feeds);
@@ -52,7 +55,8 @@ export function makeActive(backend, base, name, labels, tensors, manifest) {
     else prefix[past.input] = backend.tensor("float32", data, dims);
   }
   const length = Object.values(prefix)[0]?.dims[2] ?? 0;
-  return { name, scale: 1, labels, feeds, prefix: length ? prefix : null, prefixLength: length };
+  const { encoder, own } = base;
+  return { name, scale: 1, head, feeds, prefix: length ? prefix : null, prefixLength: length, encoder, own };
 }
 
 /**

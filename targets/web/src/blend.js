@@ -2,6 +2,7 @@
 
 import { checkLinear, multiplied } from "./active.js";
 import { InputError } from "./errors.js";
+import { headOf } from "./heads.js";
 import { findAdapter } from "./manifest.js";
 import { factoredSlots } from "./slots.js";
 
@@ -76,10 +77,15 @@ export function blendTensors(manifest, weights, scale, head, loaded) {
   return tensors;
 }
 
-/** @param {Manifest} manifest @param {Weights} weights @param {string | undefined} head */
-export function blendLabels(manifest, weights, head) {
-  const names = head === undefined ? Object.keys(weights) : [head];
-  return names.map((name) => manifest.adapters[name]?.labels ?? null).find((labels) => labels !== null) ?? null;
+/** The head that a blend runs with: the chosen adapter's, else the first that has labels of its own. @param {Manifest} manifest @param {Weights} weights @param {string | undefined} head */
+export function blendHead(manifest, weights, head) {
+  const names = Object.keys(weights);
+  return headOf(manifest, head ?? names.find((name) => manifest.adapters[name]?.labels) ?? names[0] ?? null);
+}
+
+/** The adapter whose tokenizer and template a blend has: the one with the largest share. @param {Record<string, number>} weights */
+export function blendText(weights) {
+  return Object.keys(weights).reduce((best, name) => (Math.abs(weights[name] ?? 0) > Math.abs(weights[best] ?? 0) ? name : best));
 }
 
 /** @param {SlotTensor} tensor @param {number} factor @returns {SlotTensor} */

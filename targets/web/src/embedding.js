@@ -12,7 +12,7 @@ import { readChecked } from "./source.js";
  * @typedef {import("./manifest.js").Manifest} Manifest
  * @typedef {import("./runtime.js").Output} Output
  * @typedef {import("./source.js").Source} Source
- * @typedef {import("./tokenizer.js").TextEncoder} TextEncoder
+ * @typedef {{ says: Embedding, entry: FileEntry }} OwnEmbedding  With what its graph's file is; stays with a view of an adapter.
  *
  * @typedef {object} EmbedOptions
  * @property {string} [prompt]  Put before each text, in place of the model's own; `""` for none.
@@ -22,92 +22,95 @@ import { readChecked } from "./source.js";
  * @property {number} [batchSize]
  */
 
-/** How texts are embedded with what is in use: its adapter's way, else the base's; `null` for the mean. @param {Manifest} manifest @param {Active} active */
-export function embeddingOf(manifest, active) {
-  const entry = active.name === null ? undefined : manifest.adapters[active.name];
-  return (entry === undefined ? active.embedding : entry.embedding) ?? manifest.embedding ?? null;
+/**
+ * How an adapter (`null`: the base) embeds texts: its own way, else the base's; `null` for the mean over the tokens.
+ *
+ * @param {Manifest} manifest @param {string | null} name
+ * @returns {OwnEmbedding | null}
+ */
+export function embeddingOf(manifest, name) {
+  const says = (name === null ? null : manifest.adapters[name]?.embedding) ?? manifest.embedding;
+  return says ? { says, entry: /** @type {FileEntry} */ (manifest.files[says.graph]) } : null;
 }
 
 /** How a blend embeds texts: as the adapter `head` does, else as all of them do. @param {Manifest} manifest @param {Record<string, number>} weights @param {string | undefined} head */
 export function blendEmbedding(manifest, weights, head) {
-  if (head !== undefined) return manifest.adapters[head]?.embedding ?? null;
+  if (head !== undefined) return embeddingOf(manifest, head);
   const names = Object.keys(weights);
-  const ways = names.map((name) => {
-    const found = manifest.adapters[name]?.embedding ?? manifest.embedding;
-    // Two files that hold the same graph are one way to embed.
-    return found ? JSON.stringify({ ...found, graph: manifest.files[found.graph]?.sha256 }) : "";
-  });
-  const other = ways.findIndex((way) => way !== ways[0]);
+  const ways = names.map((name) => embeddingOf(manifest, name));
+  // Two files that hold the same graph are one way to embed.
+  const alike = ways.map((way) => way && JSON.stringify({ ...way.says, graph: way.entry.sha256 }));
+  const other = alike.findIndex((way) => way !== alike[0]);
   if (other > 0) {
     throw new InputError(
       `adapters '${names[0]}' and '${names[other]}' embed texts differently (pooling, prompts or limits), which has no weighted sum. ` +
         `Say whose way to take, for example { head: "${names[0]}" }.`,
     );
   }
-  return manifest.adapters[names[0] ?? ""]?.embedding ?? null;
+  return ways[0] ?? null;
 }
 
 /** Sessions over the graphs of a bundle's embeddings, each made when it is first used. */
 export class Embedder {
   /** @type {Map<string, Promise<InferenceSession>>} */ #sessions = new Map();
 
-  /** @param {Source} source @param {Manifest} manifest @param {string} name @param {Backend} backend @param {TextEncoder | null} encoder */
-  constructor(source, manifest, name, backend, encoder) {
+  /** @param {Source} source @param {string} name @param {Backend} backend */
+  constructor(source, name, backend) {
     this.source = source;
-    this.manifest = manifest;
     this.name = name;
     this.backend = backend;
-    this.encoder = encoder;
   }
 
-  /** @param {Embedding} embedding @returns {Promise<InferenceSession>} */
-  #session({ graph }) {
-    const made = this.#sessions.get(graph) ?? this.#open(graph);
-    this.#sessions.set(graph, made);
+  /** By the hash of the graph: one that is open stays what it is when the bundle is read again. @param {OwnEmbedding} own @returns {Promise<InferenceSession>} */
+  #session({ says, entry }) {
+    const made = this.#sessions.get(entry.sha256) ?? this.#open(says.graph, entry);
+    this.#sessions.set(entry.sha256, made);
     return made.catch((error) => {
-      this.#sessions.delete(graph); // fetched again where it is asked for again
+      this.#sessions.delete(entry.sha256); // fetched again where it is asked for again
       throw error;
     });
   }
 
-  /** @param {string} graph */
-  async #open(graph) {
-    const bytes = await readChecked(this.source, graph, /** @type {FileEntry} */ (this.manifest.files[graph]));
-    return this.backend.session(bytes, {}, 1, `${this.name}/${graph}`);
+  /** @param {string} graph @param {FileEntry} entry */
+  async #open(graph, entry) {
+    return this.backend.session(await readChecked(this.source, graph, entry), {}, 1, `${this.name}/${graph}`);
   }
 
   /**
    * Embeddings of texts, a row each.
    *
+   * @param {Manifest} manifest
+   * @param {Active} active  The adapter in use.
    * @param {string[]} texts
-   * @param {Embedding | null} embedding
    * @param {EmbedOptions} options
-   * @param {string} who  For messages: what gives the hidden states.
    * @param {(inputs: Record<string, number[][]>) => Promise<Record<string, Output>>} forward  Runs the base with the adapter in use.
    * @returns {Promise<number[][]>}
    */
-  async embed(texts, embedding, options, who, forward) {
+  async embed(manifest, active, texts, options, forward) {
     const { batchSize = 32 } = options;
-    if (this.manifest.task !== "feature-extraction") throw new InputError(`${this.name} is for ${this.manifest.task}; it does not embed texts`);
-    if (this.encoder === null) throw new BundleError(`${this.name} holds no tokenizer.json, so it runs on token ids only: use forward`);
+    const { encoder, embedding: own = null } = active;
+    const embedding = own?.says ?? null;
+    if (active.head.task !== "feature-extraction") throw new InputError(`${this.name} is for ${active.head.task}; it does not embed texts`);
+    if (encoder === null) throw new BundleError(`${this.name} holds no tokenizer.json, so it runs on token ids only: use forward`);
     if (!Number.isInteger(batchSize) || batchSize < 1) throw new InputError(`batchSize must be a whole number from 1 on, found ${batchSize}`);
     if (!Array.isArray(texts) || !texts.length) throw new InputError("no texts were given: pass a list of texts");
     const prompt = promptOf(embedding, options);
     if (prompt && texts.some((text) => typeof text !== "string")) {
       throw new InputError('a prompt is put before one text, not before a pair of texts: embed pairs with { prompt: "" }');
     }
-    const limit = Math.min(embedding?.max_length ?? Infinity, this.manifest.max_length ?? Infinity);
+    const limit = Math.min(embedding?.max_length ?? Infinity, manifest.max_length ?? Infinity);
     const cut = Number.isFinite(limit) ? limit : null;
-    const skipped = embedding === null || embedding.include_prompt || !prompt ? 0 : this.encoder.promptLength(prompt, cut);
+    const skipped = embedding === null || embedding.include_prompt || !prompt ? 0 : encoder.promptLength(prompt, cut);
+    const who = active.name === null ? "the base" : `adapter '${active.name}'`;
     const rows = [];
     for (let start = 0; start < texts.length; start += batchSize) {
       const part = texts.slice(start, start + batchSize).map((text) => (prompt ? prompt + text : text));
-      const { ids, mask, types } = this.encoder.encodeBatch(part, cut);
+      const { ids, mask, types } = encoder.encodeBatch(part, cut);
       const all = /** @type {Record<string, number[][]>} */ ({ input_ids: ids, attention_mask: mask, token_type_ids: types });
-      const taken = Object.fromEntries(Object.entries(all).filter(([name]) => this.manifest.inputs.some((input) => input.name === name)));
+      const taken = Object.fromEntries(Object.entries(all).filter(([name]) => manifest.inputs.some((input) => input.name === name)));
       const { last_hidden_state: states } = await forward(taken);
       if (states === undefined) throw new BundleError(`${this.name}: the graph has no output named last_hidden_state`);
-      for (const row of await this.#pooled(embedding, states, mask, skipped)) {
+      for (const row of await this.#pooled(own, states, mask, skipped)) {
         if (!row.every(Number.isFinite))
           throw new NonFiniteError(`${this.name}: ${who} gives embeddings that are not finite numbers; try another variant or adapter`);
         rows.push(cutRow(row, options));
@@ -116,11 +119,12 @@ export class Embedder {
     return rows;
   }
 
-  /** @param {Embedding | null} embedding @param {Output} states @param {number[][]} mask @param {number} skipped @returns {Promise<number[][]>} */
-  async #pooled(embedding, states, mask, skipped) {
-    if (embedding === null) return means(states, mask);
+  /** @param {OwnEmbedding | null} own @param {Output} states @param {number[][]} mask @param {number} skipped @returns {Promise<number[][]>} */
+  async #pooled(own, states, mask, skipped) {
+    if (own === null) return means(states, mask);
+    const embedding = own.says;
     const [rows = 0, tokens = 0] = states.dims;
-    const session = await this.#session(embedding);
+    const session = await this.#session(own);
     const feeds = {
       last_hidden_state: this.backend.tensor("float32", Float32Array.from(states.data), states.dims),
       attention_mask: this.backend.tensor("int64", BigInt64Array.from(mask.flat(), BigInt), [rows, tokens]),

@@ -19,7 +19,12 @@ import { chooseSampling, Sampler } from "./sampling.js";
  *
  * @typedef {object} AnswerOptions
  * @property {number} [maxNewTokens]  What `generation_config.json` says, else 256; the context limits it in any case.
- * @property {string | string[]} [stop]  Texts at which to stop; they are not part of the answer.
+ * @property {string | string[]} [stop]  Texts or special tokens at which to stop; they are not part of the answer.
+ * @property {string | number | (string | number)[]} [eos]  Further tokens that end the answer, by text or number.
+ * @property {object[]} [tools]  For the chat template: functions that the model may call.
+ * @property {object[]} [documents]  For the chat template: texts to answer from.
+ * @property {boolean} [enableThinking]  For the chat template: whether the model thinks first.
+ * @property {Record<string, unknown>} [chatTemplateKwargs]  Further variables of the chat template.
  * @property {boolean} [chat]  Whether a text goes through the chat template as a user's message; by default it does where
  *   the bundle has one. Messages always do.
  * @property {string} [system]  Put before such a text.
@@ -35,6 +40,7 @@ import { chooseSampling, Sampler } from "./sampling.js";
  *
  * @typedef {object} Settings
  * @property {string | null} template
+ * @property {string | null} toolUse  The template for calls with tools, where there is one of its own.
  * @property {Record<string, string>} special
  * @property {number[]} eos
  * @property {number | null} newTokens
@@ -76,7 +82,12 @@ export class Generator {
   }
 
   /** @param {string | Message[]} prompt @param {GenerateOptions} options @param {number} before @returns {number[]} */
-  #encode(prompt, { chat = this.settings.template !== null, system }, before) {
+  #encode(prompt, options, before) {
+    const { chat = this.settings.template !== null, system } = options;
+    const variables = templateVariables(options);
+    if (typeof prompt === "string" && !chat && Object.keys(variables).length) {
+      throw new InputError(`${Object.keys(variables).join(", ")} is for the chat template, and this prompt goes to the model as it is`);
+    }
     if (typeof prompt === "string") {
       if (!prompt) throw new InputError("the prompt is empty; give at least one character");
       if (!chat) {
@@ -93,14 +104,21 @@ export class Generator {
         `${this.name} has no chat template (chat_template.jinja, or chat_template in tokenizer_config.json); give a plain prompt with chat: false`,
       );
     }
+    const template = variables.tools?.length && this.settings.toolUse !== null ? this.settings.toolUse : this.settings.template;
+    for (const name of /** @type {const} */ (["tools", "documents"])) {
+      if (variables[name]?.length && !new RegExp(`\\b${name}\\b`).test(template)) {
+        throw new InputError(`the chat template of ${this.name} does not read ${name}: this model was not trained to be given any`);
+      }
+    }
     let text;
     try {
-      text = new Template(this.settings.template).render({
-        messages: prompt,
+      text = new Template(template).render({
+        ...this.settings.special,
         tools: null,
         documents: null,
+        ...variables,
+        messages: prompt,
         add_generation_prompt: true,
-        ...this.settings.special,
       });
     } catch (error) {
       throw new InputError(
@@ -161,7 +179,8 @@ export class Generator {
    */
   async generate(prompt, options, run, active) {
     const { signal, onText = () => {} } = options;
-    const stop = stopTexts(options.stop);
+    const { texts: stop, tokens: stops } = stopsOf(options.stop, this.tokenizer);
+    const ends = [...this.settings.eos, ...endTokens(options.eos, this.tokenizer)];
     const wanted = options.maxNewTokens ?? this.settings.newTokens ?? NEW_TOKENS;
     if (!Number.isInteger(wanted) || wanted < 1) throw new InputError(`maxNewTokens must be a whole number from 1 on, found ${wanted}`);
     const sampling = chooseSampling(options, this.settings.sampling);
@@ -178,7 +197,8 @@ export class Generator {
       feed: (token) => cache.feed([token]),
       sampler,
       pieces: new Pieces(decoder(this.tokenizer), ids, stop),
-      ends: this.settings.eos,
+      ends,
+      stops,
       room,
       onText,
       signal,
@@ -196,6 +216,51 @@ export function stopTexts(stop = []) {
   return texts;
 }
 
+/**
+ * Stop texts, and the numbers of those that are special tokens: a special token is no text, so as a text it never comes.
+ *
+ * @param {string | string[] | undefined} stop
+ * @param {TextEncoder["tokenizer"]} tokenizer
+ * @returns {{ texts: string[], tokens: number[] }}
+ */
+export function stopsOf(stop, tokenizer) {
+  /** @type {Map<string, number>} */
+  const special = new Map([...tokenizer.get_added_tokens_decoder()].filter(([, token]) => token.special).map(([id, token]) => [token.content, id]));
+  /** @type {string[]} */ const texts = [];
+  /** @type {number[]} */ const tokens = [];
+  for (const text of stopTexts(stop)) {
+    const id = special.get(text);
+    const inside = [...special.keys()].find((token) => text.includes(token));
+    if (id !== undefined) tokens.push(id);
+    else if (inside === undefined) texts.push(text);
+    else
+      throw new InputError(
+        `the stop string ${JSON.stringify(text)} holds the special token ${inside} among other text; give both as stop strings of their own`,
+      );
+  }
+  return { texts, tokens };
+}
+
+/** @param {GenerateOptions["eos"]} eos @param {TextEncoder["tokenizer"]} tokenizer @returns {number[]} */
+export function endTokens(eos, tokenizer) {
+  return [eos ?? []].flat().map((token) => {
+    const id = typeof token === "string" ? tokenizer.token_to_id(token) : token;
+    if (typeof id !== "number" || !Number.isSafeInteger(id) || id < 0) throw new InputError(`eos: ${JSON.stringify(token)} is no token of this tokenizer`);
+    return id;
+  });
+}
+
+/** What goes to the chat template beside the messages. @param {GenerateOptions} options @returns {Record<string, any>} */
+function templateVariables({ tools, documents, enableThinking, chatTemplateKwargs = {} }) {
+  for (const [name, given] of Object.entries({ tools, documents })) {
+    if (given !== undefined && !Array.isArray(given)) throw new InputError(`${name} is a list, found ${JSON.stringify(given)}`);
+  }
+  const taken = ["messages", "add_generation_prompt"].find((name) => name in chatTemplateKwargs);
+  if (taken !== undefined) throw new InputError(`chatTemplateKwargs: ${taken} is what the prompt itself says`);
+  const named = { tools, documents, enable_thinking: enableThinking };
+  return { ...chatTemplateKwargs, ...Object.fromEntries(Object.entries(named).filter(([, value]) => value !== undefined)) };
+}
+
 /** What a model's own files say about generating with it. @param {string} name @param {(file: string) => Promise<string | null>} read @returns {Promise<Settings>} */
 async function readSettings(name, read) {
   /** @param {string} file @returns {Promise<Record<string, any>>} */
@@ -208,7 +273,9 @@ async function readSettings(name, read) {
     }
   };
   const [config, generation, tokenizer] = [await json("config.json"), await json("generation_config.json"), await json("tokenizer_config.json")];
-  const several = Array.isArray(tokenizer.chat_template) ? tokenizer.chat_template.find(({ name: of }) => of === "default")?.template : tokenizer.chat_template;
+  /** @type {{ name: string, template: string }[]} */
+  const named = Array.isArray(tokenizer.chat_template) ? tokenizer.chat_template : [];
+  const several = named.length ? named.find(({ name: of }) => of === "default")?.template : tokenizer.chat_template;
   const special = SPECIAL.map((key) => [key, tokenizer[key]?.content ?? tokenizer[key]]).filter(([, value]) => typeof value === "string");
   const sampling = {
     sample: Boolean(generation.do_sample ?? false),
@@ -224,6 +291,7 @@ async function readSettings(name, read) {
   }
   return {
     template: (await read("chat_template.jinja")) ?? several ?? null,
+    toolUse: named.find(({ name: of }) => of === "tool_use")?.template ?? null,
     special: Object.fromEntries(special),
     eos: [generation.eos_token_id ?? config.eos_token_id ?? config.text_config?.eos_token_id ?? []].flat(),
     newTokens: generation.max_new_tokens ?? null,

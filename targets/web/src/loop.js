@@ -23,19 +23,20 @@ export const decoder = (tokenizer) => (tokens) =>
  * @param {Sampler} parts.sampler
  * @param {Pieces} parts.pieces
  * @param {number[]} parts.ends  Tokens that end a text.
+ * @param {number[]} [parts.stops]  Special tokens that were given as stop texts.
  * @param {number} parts.room  How many tokens at most.
  * @param {(piece: string) => void} parts.onText
  * @param {AbortSignal | undefined} parts.signal
  * @returns {Promise<Written>}
  */
-export async function write({ logits, feed, sampler, pieces, ends, room, onText, signal }) {
+export async function write({ logits, feed, sampler, pieces, ends, stops = [], room, onText, signal }) {
   const begin = performance.now();
   /** @type {Written["finish"]} */
   let finish = "length";
   for (;;) {
     const token = sampler.pick(logits);
-    if (ends.includes(token)) {
-      finish = "eos";
+    if (stops.includes(token) || ends.includes(token)) {
+      finish = stops.includes(token) ? "stop" : "eos";
       pieces.tokens.push(token);
       break;
     }

@@ -9,6 +9,9 @@ export const MANIFEST_NAME = "edgepeft.json";
 /**
  * @typedef {number | string} Dim  A fixed size, or the name of a symbolic one.
  * @typedef {{ sha256: string, bytes: number }} FileEntry
+ * @typedef {"single_label_classification" | "multi_label_classification" | "regression"} ProblemType
+ * @typedef {"softmax" | "sigmoid" | "identity"} Activation
+ * @typedef {{ outputs: Record<string, string>, labels: string[] | null, problem_type: ProblemType | null, activation: Activation | null }} TaskEntry  One task of a base that serves several.
  * @typedef {{ file: string, input_file: string | null, input_unpacked: boolean, decoder_file: string | null, decoder_input_file: string | null, data: string[], slots: "overridable" | "input" | "none" }} Variant
  * @typedef {{ name: string, dtype: string, shape: Dim[] }} GraphInput
  * @typedef {{ site: string, offset: number, size: number, start: number, step: number, of: number | null }} SlotPart  Some of a site's outputs say which of how many (`of`).
@@ -41,10 +44,14 @@ export const MANIFEST_NAME = "edgepeft.json";
  * @property {string} slots_hash
  * @property {Record<string, number[]>} tensors  Exactly the tensors the file holds, with their shapes.
  * @property {string[] | null} labels
+ * @property {ProblemType | null} problem_type
+ * @property {Activation | null} activation
+ * @property {string | null} task  Where that is not the bundle's.
  * @property {boolean} scalable
  * @property {boolean} per_row  Whether rows of a batch may differ in it.
  * @property {number} prefix_length  Places of the cache that its states take before the sequence; 0 without any.
  * @property {Embedding | null} embedding  `null`: as the base embeds them.
+ * @property {Record<string, string>} text  Text files that take the place of the bundle's for it, as paths by name.
  * @typedef {object} Manifest
  * @property {string} task
  * @property {"swap" | "merge" | "bake"} mode
@@ -52,6 +59,9 @@ export const MANIFEST_NAME = "edgepeft.json";
  * @property {GraphInput[]} inputs
  * @property {GraphInput[]} outputs
  * @property {string[] | null} labels
+ * @property {ProblemType | null} problem_type
+ * @property {Activation | null} activation
+ * @property {Record<string, TaskEntry>} tasks  Those of a base that serves several; empty for one.
  * @property {number | null} max_length
  * @property {Embedding | null} embedding
  * @property {Slots} slots
@@ -108,7 +118,10 @@ function checkFiles(manifest, where) {
     for (const key of /** @type {const} */ (["file", "input_file", "decoder_file", "decoder_input_file"])) named.push([["variants", name, key], entry[key]]);
     for (const file of entry.data) named.push([["variants", name, "data"], file]);
   }
-  for (const [name, entry] of Object.entries(manifest.adapters)) named.push([["adapters", name, "onnx_adapter"], entry.onnx_adapter]);
+  for (const [name, entry] of Object.entries(manifest.adapters)) {
+    named.push([["adapters", name, "onnx_adapter"], entry.onnx_adapter]);
+    for (const [file, path] of Object.entries(entry.text)) named.push([["adapters", name, "text", file], path]);
+  }
   for (const name of Object.keys(manifest.files)) if (!staysInside(name)) fail(where, ["files"], "relative paths inside the bundle", name);
   for (const [path, file] of named) {
     if (file === null) continue;

@@ -4,10 +4,11 @@ import { readAdapter } from "./adapter.js";
 import { joined, openBackend } from "./backend.js";
 import { AdapterMismatchError, BundleError, InputError } from "./errors.js";
 import { findVariant, MANIFEST_NAME, parseManifest } from "./manifest.js";
+import { checkResident, RESIDENT } from "./residents.js";
 import { Runtime } from "./runtime.js";
 import { checkAdapters, slotSignature, slotTensors } from "./slots.js";
 import { openSource, readChecked, sha256 } from "./source.js";
-import { TextEncoder } from "./tokenizer.js";
+import { Texts } from "./texts.js";
 
 /**
  * @typedef {import("./backend.js").Backend} Backend
@@ -23,6 +24,8 @@ import { TextEncoder } from "./tokenizer.js";
  * @property {boolean} [placement]  Whether to find out which nodes run where; with WebGPU, that opens the session twice.
  * @property {number} [threads]  Threads of the wasm backend; more than one needs a cross-origin isolated page. Default 1.
  *   ONNX Runtime Web reads it once: the first bundle opened on a page decides.
+ * @property {number} [resident]  Adapters that stay in memory, 8 by default: each is fetched at its first use, and the one used
+ *   longest ago is let go.
  * @property {(file: string, bytes: number, total: number) => void} [onProgress]  Told while files arrive, in bytes.
  */
 
@@ -43,17 +46,16 @@ const MANIFEST_LIMIT = 64 << 20;
  * @throws {AdapterMismatchError} Where an adapter was made for another base.
  */
 export async function openBundle(where, options = {}) {
-  const { threads = 1, device = "wasm", onProgress = () => {} } = options;
+  const { threads = 1, device = "wasm", onProgress = () => {}, resident = RESIDENT } = options;
+  checkResident(resident);
   if (!Number.isInteger(threads) || threads < 1) throw new InputError(`threads must be a whole number from 1 on, found ${threads}`);
   if (threads > 1 && typeof process !== "undefined" && process.versions?.node) {
     throw new InputError(`ONNX Runtime Web runs with one thread in Node, found threads ${threads}; native onnxruntime runs with more`);
   }
   const source = openSource(where);
   const name = source.name.replace(/\/$/, "");
-  const bytes = await source.read(MANIFEST_NAME, MANIFEST_LIMIT, () => {});
-  if (bytes === null) throw new BundleError(`${name} is not a bundle: it holds no ${MANIFEST_NAME}. Make one with \`edgepeft export\`.`);
-  const manifest = parseManifest(new TextDecoder().decode(bytes), `${name}/${MANIFEST_NAME}`);
-  checkAdapters(manifest, name, await sha256(new globalThis.TextEncoder().encode(slotSignature(manifest))));
+  const readManifest = () => readCheckedManifest(source, name);
+  const manifest = await readManifest();
   const [variant, entry] = findVariant(manifest, name, options.variant);
   const graph = graphFile(name, variant, entry);
   const decoderFile = entry.slots === "overridable" ? entry.decoder_input_file : entry.decoder_file;
@@ -67,7 +69,8 @@ export async function openBundle(where, options = {}) {
   const backend = await openBackend(device);
   const fetched = await Promise.all(files.map((file) => readChecked(source, file, fileEntry(manifest, file), onProgress)));
   const contents = new Map(files.map((file, i) => [file, /** @type {Uint8Array} */ (fetched[i])]));
-  const encoder = await readEncoder(source, manifest, name);
+  const texts = new Texts(source, manifest, name);
+  const encoder = await texts.encoder();
   const defaults = await readDefaults(source, manifest, name, entry, backend);
   /** @type {import("./backend.js").Placement | null} */
   let placement = null;
@@ -88,8 +91,20 @@ export async function openBundle(where, options = {}) {
     decoder,
     placement,
     encoder,
+    texts,
     defaults,
+    resident,
+    readManifest,
   });
+}
+
+/** @param {Source} source @param {string} name @returns {Promise<Manifest>} */
+async function readCheckedManifest(source, name) {
+  const bytes = await source.read(MANIFEST_NAME, MANIFEST_LIMIT, () => {});
+  if (bytes === null) throw new BundleError(`${name} is not a bundle: it holds no ${MANIFEST_NAME}. Make one with \`edgepeft export\`.`);
+  const manifest = parseManifest(new TextDecoder().decode(bytes), `${name}/${MANIFEST_NAME}`);
+  checkAdapters(manifest, name, await sha256(new globalThis.TextEncoder().encode(slotSignature(manifest))));
+  return manifest;
 }
 
 /** @param {Variant} entry @param {string} graph @param {Map<string, Uint8Array>} contents @returns {import("./backend.js").SessionOptions} */
@@ -114,19 +129,6 @@ function graphFile(name, variant, entry) {
 
 /** @param {Manifest} manifest @param {string} file */
 const fileEntry = (manifest, file) => /** @type {FileEntry} */ (manifest.files[file]);
-
-/** @param {Source} source @param {Manifest} manifest @param {string} name */
-async function readEncoder(source, manifest, name) {
-  const entry = manifest.files["tokenizer.json"];
-  if (entry === undefined) return null;
-  const config = manifest.files["tokenizer_config.json"];
-  return new TextEncoder(
-    await readChecked(source, "tokenizer.json", entry),
-    config === undefined ? null : await readChecked(source, "tokenizer_config.json", config),
-    manifest.max_length,
-    name,
-  );
-}
 
 /**
  * A feed for every slot that gives the base: of no rank, or the base's own numbers where the slot has some.

@@ -1,12 +1,16 @@
 /** A bundle in ONNX Runtime Web: adapters to swap, texts to classify and to go on with. */
 
 import { adapterTensors, checkLinear, makeActive, scaled } from "./active.js";
-import { blendLabels, blendTensors, checkBlend, describeBlend } from "./blend.js";
+import { blendHead, blendTensors, blendText, checkBlend, describeBlend } from "./blend.js";
 import { blendEmbedding, Embedder, embeddingOf } from "./embedding.js";
 import { BundleError, InputError, NonFiniteError, UnknownAdapterError } from "./errors.js";
+import { baseHead, headOf, prediction, taskOutputs } from "./heads.js";
 import { findAdapter } from "./manifest.js";
-import { checkMixed, mixedTensors } from "./mixed.js";
+import { checkMixed, hidePadding, mixedTensors } from "./mixed.js";
+import { compareManifests } from "./refresh.js";
+import { Residents } from "./residents.js";
 import { readChecked } from "./source.js";
+import { NO_TEXT } from "./texts.js";
 
 /**
  * @typedef {import("./active.js").Active} Active
@@ -20,8 +24,9 @@ import { readChecked } from "./source.js";
  * @typedef {import("./manifest.js").Manifest} Manifest
  * @typedef {import("./source.js").Source} Source
  * @typedef {import("./tokenizer.js").Text} Text
+ * @typedef {import("./texts.js").Texts} Texts
  * @typedef {import("./tokenizer.js").TextEncoder} TextEncoder
- * @typedef {{ label: string, score: number, probabilities: Record<string, number> }} Prediction
+ * @typedef {import("./heads.js").Prediction} Prediction
  * @typedef {{ data: Float32Array, dims: readonly number[] }} Output
  *
  * @typedef {object} UseOptions
@@ -37,24 +42,39 @@ export class Runtime {
   /** Of an encoder-decoder, whose encoder is the session. @type {InferenceSession | null} */ #decoder;
   /** @type {Active} */ #base;
   /** @type {Active} */ #active;
-  /** @type {Map<string, { tensors: Map<string, SlotTensor>, active: Active }>} */ #loaded = new Map();
+  /** @type {Residents<{ tensors: Map<string, SlotTensor>, active: Active }>} */ #loaded;
+  /** @type {() => Promise<Manifest>} */ #readManifest;
   /** Runs one after the other: ONNX Runtime Web does not take two at a time. @type {Promise<unknown>} */ #last = Promise.resolve();
-  /** @type {Promise<import("./generate.js").Generator> | null} */ #generator = null;
-  /** @type {Promise<import("./seq2seq.js").Seq2Seq> | null} */ #seq2seq = null;
+  /** By the text of the adapter. @type {Map<string, Promise<import("./generate.js").Generator>>} */ #generators = new Map();
+  /** @type {Map<string, Promise<import("./seq2seq.js").Seq2Seq>>} */ #writers = new Map();
+  /** @type {Texts} */ #texts;
   /** @type {Embedder} */ #embedder;
   #asked = 0;
   #applied = 0;
 
   /**
    * @param {{ source: Source, name: string, manifest: Manifest, variant: string, backend: Backend, session: InferenceSession,
-   *   decoder: InferenceSession | null, placement: Placement | null, encoder: TextEncoder | null, defaults: Feeds }} parts
+   *   decoder: InferenceSession | null, placement: Placement | null, encoder: TextEncoder | null, texts: Texts, defaults: Feeds,
+   *   resident: number, readManifest: () => Promise<Manifest> }} parts
    */
-  constructor({ source, name, manifest, variant, backend, session, decoder, placement, encoder, defaults }) {
+  constructor({ source, name, manifest, variant, backend, session, decoder, placement, encoder, texts, defaults, resident, readManifest }) {
     this.#source = source;
+    this.#loaded = new Residents(resident);
+    this.#readManifest = readManifest;
     this.#backend = backend;
     this.#session = session;
     this.#decoder = decoder;
-    this.#base = { name: null, scale: 1, labels: manifest.labels, feeds: defaults, prefix: null, prefixLength: 0 };
+    this.#base = {
+      name: null,
+      scale: 1,
+      head: baseHead(manifest),
+      feeds: defaults,
+      prefix: null,
+      prefixLength: 0,
+      encoder,
+      own: NO_TEXT,
+      embedding: embeddingOf(manifest, null),
+    };
     this.#active = this.#base;
     /** Where the bundle is from. */
     this.name = name;
@@ -67,8 +87,13 @@ export class Runtime {
     this.gpu = backend.gpu;
     /** Which nodes run where; `null` unless `openBundle` was asked to find out. */
     this.placement = placement;
-    this.encoder = encoder;
-    this.#embedder = new Embedder(source, manifest, name, backend, encoder);
+    this.#texts = texts;
+    this.#embedder = new Embedder(source, name, backend);
+  }
+
+  /** The tokenizer of the adapter in use: its own, or the base's; `null` where there is none. */
+  get encoder() {
+    return this.#active.encoder;
   }
 
   /** Names of the adapters in the bundle. */
@@ -83,13 +108,18 @@ export class Runtime {
 
   /** Labels of the adapter in use, or of the base. */
   get labels() {
-    return this.#active.labels;
+    return this.#active.head.labels;
+  }
+
+  /** What the adapter in use is for; over a base of several tasks, its own. */
+  get task() {
+    return this.#active.head.task;
   }
 
   /** Whether the head in use is the zero one that stands in for what the base's checkpoint lacks. */
   get labelsAreUntrained() {
-    const { task, mode, base } = this.manifest;
-    return task.endsWith("-classification") && this.active === null && mode === "swap" && base.fresh.length > 0;
+    const { mode, base } = this.manifest;
+    return this.task.endsWith("-classification") && this.active === null && mode === "swap" && base.fresh.length > 0;
   }
 
   /** Size of the base's vocabulary, from `config.json`. @returns {Promise<number>} */
@@ -108,6 +138,39 @@ export class Runtime {
    */
   async load(adapter) {
     await this.#load(adapter);
+  }
+
+  /** The adapters in memory, the one used longest ago first: at most as many as `openBundle`'s `resident` says. */
+  get resident() {
+    return this.#loaded.names;
+  }
+
+  /**
+   * Let go of an adapter's memory. The one in use goes on, and is freed when another is used; the next {@link use} fetches it again.
+   *
+   * @param {string} adapter
+   * @throws {UnknownAdapterError} Naming the adapters there are.
+   */
+  unload(adapter) {
+    findAdapter(this.manifest, this.name, adapter);
+    this.#loaded.delete(adapter);
+  }
+
+  /**
+   * Read the manifest again, so that adapters that were added since can be used and removed ones are gone. The adapter in use
+   * stays as it is, whatever became of it.
+   *
+   * @returns {Promise<import("./refresh.js").Refreshed>}
+   * @throws {BundleError} Where the base is no longer the one that is open: open the bundle again.
+   * @throws {AdapterMismatchError} Where an adapter was made for another base.
+   */
+  async refresh() {
+    const now = await this.#readManifest();
+    const found = compareManifests(this.manifest, now, this.variant, this.name);
+    for (const name of [...found.removed, ...found.replaced]) this.#loaded.delete(name);
+    this.manifest = now;
+    this.#texts = this.#texts.of(now);
+    return found;
   }
 
   /**
@@ -157,9 +220,10 @@ export class Runtime {
   async #blend(weights, scale, head) {
     checkBlend(this.manifest, this.name, weights, head);
     const tensors = blendTensors(this.manifest, weights, scale, head, await this.#tensorsOf(Object.keys(weights)));
-    const labels = blendLabels(this.manifest, weights, head);
     const embedding = blendEmbedding(this.manifest, weights, head);
-    return { ...makeActive(this.#backend, this.#base, describeBlend(weights), labels, tensors, this.manifest), scale, embedding };
+    const own = this.manifest.adapters[head ?? blendText(weights)]?.text ?? NO_TEXT;
+    const made = makeActive(this.#backend, this.#base, describeBlend(weights), blendHead(this.manifest, weights, head), tensors, this.manifest);
+    return { ...made, scale, own, embedding, encoder: await this.#texts.encoder(own) };
   }
 
   /** @param {string[]} names @returns {Promise<Map<string, Map<string, SlotTensor>>>} */
@@ -174,11 +238,13 @@ export class Runtime {
 
   /** @param {string} adapter */
   async #load(adapter) {
-    const entry = findAdapter(this.manifest, this.name, adapter);
-    const bytes = await readChecked(this.#source, entry.onnx_adapter, /** @type {FileEntry} */ (this.manifest.files[entry.onnx_adapter]));
+    const { manifest } = this;
+    const entry = findAdapter(manifest, this.name, adapter);
+    const bytes = await readChecked(this.#source, entry.onnx_adapter, /** @type {FileEntry} */ (manifest.files[entry.onnx_adapter]));
     const tensors = adapterTensors(bytes, adapter, entry, `${this.name}/${entry.onnx_adapter}`);
-    const found = { tensors, active: makeActive(this.#backend, this.#base, adapter, entry.labels, tensors, this.manifest) };
-    this.#loaded.set(adapter, found);
+    const made = makeActive(this.#backend, this.#base, adapter, headOf(manifest, adapter), tensors, manifest);
+    const found = { tensors, active: { ...made, own: entry.text, encoder: await this.#texts.encoder(entry.text), embedding: embeddingOf(manifest, adapter) } };
+    if (manifest === this.manifest) this.#loaded.set(adapter, found); // otherwise refreshed meanwhile: it may be another now
     return found;
   }
 
@@ -186,7 +252,7 @@ export class Runtime {
    * Run token ids through the base with the adapter in use.
    *
    * @param {Record<string, number[][]>} inputs  Rows of equal length by input name: exactly the bundle's inputs.
-   * @returns {Promise<Record<string, Output>>} Raw outputs by name.
+   * @returns {Promise<Record<string, Output>>} Raw outputs by name, over a base of several tasks those of the adapter's.
    * @throws {InputError} Where names or shapes are wrong, or ONNX Runtime cannot run them.
    */
   async forward(inputs) {
@@ -198,23 +264,30 @@ export class Runtime {
    *
    * @param {Record<string, number[][]>} inputs  As {@link forward} takes them.
    * @param {(string | null)[]} adapters  One for each row.
-   * @returns {Promise<Record<string, Output>>} Raw outputs by name.
-   * @throws {InputError} For adapters that cannot share a batch: of different label counts, or with edits that cannot differ by row.
+   * @returns {Promise<Record<string, Output>>} Raw outputs by name. Where rows have heads of different label counts, `logits` is as
+   *   wide as the widest, and minus infinity stands behind the labels of the others.
+   * @throws {InputError} For adapters that cannot share a batch: of different tasks, or with edits that cannot differ by row.
    */
   async forwardMixed(inputs, adapters) {
     const tokens = this.#tensors(inputs);
     const rows = Object.values(tokens)[0]?.dims[0];
     if (rows !== adapters.length) throw new InputError(`${adapters.length} adapters for inputs with ${rows} rows; give one for each row`);
     const names = checkMixed(this.manifest, this.name, adapters);
-    const tensors = mixedTensors(this.manifest, adapters, await this.#tensorsOf(names));
-    return this.#forward(tokens, makeActive(this.#backend, this.#base, "", null, tensors, this.manifest));
+    const heads = adapters.map((name) => headOf(this.manifest, name));
+    const counts = heads.map(({ labels }) => labels?.length ?? 0);
+    const tensors = mixedTensors(this.manifest, adapters, await this.#tensorsOf(names), counts);
+    const head = /** @type {import("./heads.js").Head} */ (heads[0]);
+    const found = await this.#forward(tokens, makeActive(this.#backend, this.#base, "", { ...head, labels: null }, tensors, this.manifest));
+    if (found.logits !== undefined) hidePadding(found.logits, counts);
+    return found;
   }
 
   /** @param {Feeds} tokens @param {Active} active @returns {Promise<Record<string, Output>>} */
   async #forward(tokens, active) {
     try {
       const found = await this.#run(tokens, active);
-      return Object.fromEntries(Object.entries(found).map(([name, tensor]) => [name, { data: /** @type {Float32Array} */ (tensor.data), dims: tensor.dims }]));
+      const outputs = taskOutputs(this.manifest, active.head.task).map(([own, name]) => /** @type {const} */ ([own, /** @type {Tensor} */ (found[name])]));
+      return Object.fromEntries(outputs.map(([own, tensor]) => [own, { data: /** @type {Float32Array} */ (tensor.data), dims: tensor.dims }]));
     } catch (error) {
       const shapes = Object.entries(tokens).map(([name, tensor]) => `${name} [${tensor.dims}]`);
       throw new InputError(
@@ -282,8 +355,7 @@ export class Runtime {
    */
   async embed(texts, options = {}) {
     const active = this.#active;
-    const who = active.name === null ? "the base" : `adapter '${active.name}'`;
-    return this.#embedder.embed(texts, embeddingOf(this.manifest, active), options, who, (inputs) => this.#forward(this.#tensors(inputs), active));
+    return this.#embedder.embed(this.manifest, active, texts, options, (inputs) => this.#forward(this.#tensors(inputs), active));
   }
 
   /**
@@ -294,7 +366,7 @@ export class Runtime {
    * @returns {Promise<number[][]>}
    */
   async logits(texts, { batchSize = 32 } = {}) {
-    if (this.manifest.task !== "text-classification") throw new InputError(`this bundle's task is ${this.manifest.task}; use encode and forward`);
+    if (this.task !== "text-classification") throw new InputError(`this bundle's task is ${this.task}; use encode and forward`);
     if (!Number.isInteger(batchSize) || batchSize < 1) throw new InputError(`batchSize must be a whole number from 1 on, found ${batchSize}`);
     if (!Array.isArray(texts) || !texts.length) throw new InputError("no texts were given: pass a list of texts");
     const rows = [];
@@ -308,22 +380,26 @@ export class Runtime {
   }
 
   /**
-   * The best label of each text, with the adapter in use and its own labels.
+   * What the head of the adapter in use says of each text: the best label, every label above `threshold` where it may be several, or
+   * numbers, as the head's `problem_type` says.
    *
    * @param {Text[]} texts
-   * @param {{ batchSize?: number }} [options]
+   * @param {{ batchSize?: number, threshold?: number }} [options]
    * @returns {Promise<Prediction[]>}
    * @throws {NonFiniteError} For logits that are NaN or infinite; `logits` gives them as they are.
    */
-  async predict(texts, options) {
-    const { labels, active } = this;
+  async predict(texts, options = {}) {
+    const { active } = this;
+    const { head } = this.#active;
+    const { threshold = 0.5 } = options;
+    if (!(threshold >= 0 && threshold <= 1)) throw new InputError(`threshold must lie between 0 and 1, found ${threshold}`);
     const rows = await this.logits(texts, options);
     if (!rows.every((row) => row.every(Number.isFinite))) {
       throw new NonFiniteError(
         `${this.name}: ${active === null ? "the base" : `adapter '${active}'`} gives logits that are not finite numbers; try another variant or adapter`,
       );
     }
-    return rows.map((row) => prediction(row, labels ?? row.map((_, i) => `LABEL_${i}`)));
+    return rows.map((row) => prediction(row, head, threshold));
   }
 
   /**
@@ -338,18 +414,14 @@ export class Runtime {
   async generate(prompt, options = {}) {
     const active = this.#active;
     if (this.#decoder !== null) return this.#write(prompt, options, active, this.#decoder);
-    const generator = await this.#generation();
+    const generator = await this.#generation(active);
     return generator.generate(prompt, options, (feeds) => this.#run(feeds, active), active);
   }
 
   /** @param {string | import("./generate.js").Message[]} text @param {import("./generate.js").GenerateOptions} options @param {Active} active @param {InferenceSession} decoder */
   async #write(text, options, active, decoder) {
     const { Seq2Seq } = await import("./seq2seq.js");
-    this.#seq2seq ??= Seq2Seq.open(this.name, this.encoder, this.#backend, (file) => this.#text(file)).catch((error) => {
-      this.#seq2seq = null;
-      throw error;
-    });
-    const writer = await this.#seq2seq;
+    const writer = await this.#once(this.#writers, active, (read) => Seq2Seq.open(this.name, active.encoder, this.#backend, read));
     if (typeof text !== "string") throw new InputError("an encoder-decoder reads one text, not messages");
     const inputs = this.#tensors(this.encode([text]));
     return writer.generate(
@@ -369,39 +441,41 @@ export class Runtime {
    */
   async nextLogits(text) {
     const active = this.#active;
-    const generator = await this.#generation();
+    const generator = await this.#generation(active);
     return generator.next(text, (feeds) => this.#run(feeds, active), active);
   }
 
   /** How many tokens of a prompt a language model reads at a time: few where a GPU computes more of them wrongly. */
   async tokensAtOnce() {
-    return (await this.#generation()).piece;
+    return (await this.#generation(this.#active)).piece;
   }
 
-  /** What generation needs, read when it is first asked for; read again where that failed. */
-  #generation() {
-    this.#generator ??= import("./generate.js")
-      .then(({ Generator }) =>
-        Generator.open(
-          this.manifest,
-          this.name,
-          this.encoder,
-          this.#backend,
-          (file) => this.#text(file),
-          (feeds) => this.#run(feeds, this.#base),
-        ),
-      )
-      .catch((error) => {
-        this.#generator = null;
-        throw error;
-      });
-    return this.#generator;
+  /** What generation with an adapter needs, read when it is first asked for. @param {Active} active */
+  #generation(active) {
+    return this.#once(this.#generators, active, async (read) => {
+      const { Generator } = await import("./generate.js");
+      return Generator.open(this.manifest, this.name, active.encoder, this.#backend, read, (feeds) => this.#run(feeds, this.#base));
+    });
   }
 
-  /** A file of the bundle, checked; `null` where there is none. @param {string} file */
-  async #text(file) {
-    const entry = this.manifest.files[file];
-    return entry === undefined ? null : new TextDecoder().decode(await readChecked(this.#source, file, entry));
+  /**
+   * What is made once for all adapters with the same text; made again where that failed.
+   *
+   * @template T
+   * @param {Map<string, Promise<T>>} made
+   * @param {Active} active
+   * @param {(read: (file: string) => Promise<string | null>) => Promise<T>} make  Reads files of the bundle, or the adapter's own.
+   * @returns {Promise<T>}
+   */
+  #once(made, { own }, make) {
+    const key = this.#texts.key(own);
+    let found = made.get(key);
+    if (found === undefined) {
+      found = make((file) => this.#texts.read(file, own));
+      made.set(key, found);
+      found.catch(() => made.delete(key));
+    }
+    return found;
   }
 
   /** Free the session's memory; the runtime cannot be used afterwards. */
@@ -411,19 +485,4 @@ export class Runtime {
     await this.#decoder?.release();
     await this.#embedder.close();
   }
-}
-
-/** @param {number[]} logits @param {string[]} labels @returns {Prediction} */
-function prediction(logits, labels) {
-  if (logits.length !== labels.length) throw new InputError(`${logits.length} logits but ${labels.length} labels: ${labels.join(", ")}`);
-  const top = Math.max(...logits);
-  const exps = logits.map((x) => Math.exp(x - top));
-  const sum = exps.reduce((total, x) => total + x, 0);
-  const probabilities = exps.map((x) => x / sum);
-  const best = logits.indexOf(top);
-  return {
-    label: labels[best] ?? "",
-    score: probabilities[best] ?? 0,
-    probabilities: Object.fromEntries(labels.map((label, i) => [label, probabilities[i] ?? 0])),
-  };
 }

@@ -1,7 +1,7 @@
 /** Writing with an encoder-decoder: one run of the encoder, then one of the decoder for each token, greedily. */
 
 import { BundleError, InputError } from "./errors.js";
-import { stopTexts } from "./generate.js";
+import { endTokens, stopsOf } from "./generate.js";
 import { decoder, write } from "./loop.js";
 import { Pieces } from "./pieces.js";
 import { GREEDY, Sampler } from "./sampling.js";
@@ -20,7 +20,18 @@ const PAST = "past_key_values.";
 const PRESENT = "present.";
 const NEW_TOKENS = 64;
 /** What greedy writing of one text does not take. */
-const OTHERS = /** @type {const} */ (["chat", "system", "topK", "topP", "repetitionPenalty", "seed"]);
+const OTHERS = /** @type {const} */ ([
+  "chat",
+  "system",
+  "tools",
+  "documents",
+  "enableThinking",
+  "chatTemplateKwargs",
+  "topK",
+  "topP",
+  "repetitionPenalty",
+  "seed",
+]);
 
 /** What a bundle needs to write, read once. */
 export class Seq2Seq {
@@ -63,7 +74,9 @@ export class Seq2Seq {
     if (!Number.isInteger(maxNewTokens) || maxNewTokens < 1) throw new InputError(`maxNewTokens must be a whole number from 1 on, found ${maxNewTokens}`);
     const unknown = OTHERS.find((option) => options[option] !== undefined) ?? (options.temperature ? "temperature" : undefined);
     if (unknown !== undefined) throw new InputError(`an encoder-decoder writes greedily here: leave ${unknown} out`);
-    const pieces = new Pieces(decoder(this.tokenizer), [], stopTexts(options.stop));
+    const { texts, tokens: stops } = stopsOf(options.stop, this.tokenizer);
+    const ends = [...this.ends, ...endTokens(options.eos, this.tokenizer)];
+    const pieces = new Pieces(decoder(this.tokenizer), [], texts);
     const begin = performance.now();
     const { input_ids: ids, attention_mask: mask } = /** @type {{ input_ids: Tensor, attention_mask: Tensor }} */ (/** @type {unknown} */ (inputs));
     let cache = this.#begun(await encode(inputs), names);
@@ -78,7 +91,7 @@ export class Seq2Seq {
     const logits = await feed(this.start);
     const prefillMs = performance.now() - begin;
     const sampler = new Sampler(GREEDY, []);
-    const written = await write({ logits, feed, sampler, pieces, ends: this.ends, room: maxNewTokens, onText, signal });
+    const written = await write({ logits, feed, sampler, pieces, ends, stops, room: maxNewTokens, onText, signal });
     return { ...written, promptTokens: ids.dims[1] ?? 0, prefillMs };
   }
 
