@@ -17,6 +17,7 @@ from .identity import identity_of_model
 from .limits import longest, positions
 from .missing import check_missing
 from .ragged import SHAPES
+from .remote_code import refuse_remote_code, trusted
 from .replicate import LayerMap, replicate_layers
 from .samples import Shapes, input_shapes, random_batches, vocabulary
 from .sources import embedding_of, embeds_texts, model_class, model_source
@@ -129,8 +130,9 @@ def load_model(
     where, sentence = model_source(source), embeds_texts(source)
     with quiet():
         try:
-            config = AutoConfig.from_pretrained(where)
+            config = AutoConfig.from_pretrained(where, trust_remote_code=trusted())
         except (OSError, ValueError, KeyError) as error:
+            refuse_remote_code(source, error)
             raise InputError(
                 f"base model {source!r} is neither a folder with config.json nor a Hugging Face id that can be fetched: "
                 f"{str(error).strip().splitlines()[0]}"
@@ -142,14 +144,14 @@ def load_model(
         if task not in TASKS:
             raise InputError(f"task {task!r} is not supported yet; this version exports: {', '.join(TASKS)}")
         auto = model_class(config, task, sentence=sentence)
+        options = {"dtype": torch.float32, "output_loading_info": True, "trust_remote_code": trusted()}
         try:
-            model, info = auto.from_pretrained(where, dtype=torch.float32, output_loading_info=True)
+            model, info = auto.from_pretrained(where, **options)
             if task == "feature-extraction" and any(name.startswith("pooler.") for name in info["missing_keys"]):
                 # A pooler that nobody trained would be noise in PyTorch and zero here; the embedding does not need it.
-                model, info = auto.from_pretrained(
-                    where, dtype=torch.float32, output_loading_info=True, add_pooling_layer=False
-                )
+                model, info = auto.from_pretrained(where, **options, add_pooling_layer=False)
         except (OSError, ValueError, RuntimeError) as error:
+            refuse_remote_code(source, error)
             raise InputError(f"cannot load {source!r} for {task}: {str(error).strip().splitlines()[0]}") from error
     model = model.eval()
     if task not in {"text-generation", "text2text-generation"}:

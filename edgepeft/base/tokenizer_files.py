@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import CaptureError, InputError, MissingExtraError
 from ..scratch import scratch_folder
+from .remote_code import refuse_remote_code, trusted
 
 #: Files that are copied as they are.
 KEPT = (
@@ -115,12 +116,13 @@ def _converted(source: str, vocabularies: tuple[str, ...]) -> dict[str, bytes]:
         )
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=trusted())
     except ImportError as error:  # a package that reads this kind of file
         raise InputError(
             f"{source} has no tokenizer.json, and reading its tokenizer needs another package: {_first(error)}"
         ) from error
     except Exception as error:  # transformers and tokenizers raise many types over files that do not belong together
+        refuse_remote_code(source, error)
         if not vocabularies:
             return {}  # its files are elsewhere, or were left out
         raise InputError(

@@ -77,6 +77,11 @@ from .values import calibration_texts, named
     ),
 )
 @head_options
+@option(
+    "--trust-remote-code",
+    is_flag=True,
+    help="Run Python code that comes with the base; without, such a base is refused.",
+)
 @option_group("Data", calibration_option, text_option, pair_option)
 @force_option
 @lock_option
@@ -96,6 +101,7 @@ def export(
     labels: tuple[str, ...],
     problem_types: tuple[str, ...],
     activations: tuple[str, ...],
+    trust_remote_code: bool,
     data: tuple[str, ...],
     text: str,
     pair: str | None,
@@ -132,6 +138,7 @@ def export(
             max_length=max_length,
             heads=parse_heads(labels, problem_types, activations),
             force=force,
+            trust_remote_code=trust_remote_code,
             lock_timeout=lock_timeout,
             announce=announce,
         )

@@ -17,6 +17,7 @@ from ..adapters.read import layers_of, method_of, opaque_adapter, task_ids
 from ..base.base import Base
 from ..base.capture import capture
 from ..base.load import load_model
+from ..base.remote_code import trusting
 from ..base.replicate import LayerMap
 from ..base.shared import check_shareable
 from ..base.task import check_task, task_of
@@ -103,6 +104,7 @@ def export(
     max_rank: int | None = None,
     max_length: int | None = None,
     heads: Mapping[str, Head] | None = None,
+    trust_remote_code: bool = False,
     lock_timeout: float = LOCK_TIMEOUT,
     announce: Announce = lambda message: None,
 ) -> Exported:
@@ -124,6 +126,7 @@ def export(
         max_length: The longest context of a language model in tokens.
         heads: What the outputs of adapters mean, by adapter: names of labels, problem type, activation. What is not said is
             taken from the adapter's folder (edgepeft's record, a config.json or label file), else from the base's config.
+        trust_remote_code: Run Python code that comes with the base. Without, such a base is refused.
         lock_timeout: Seconds to wait for another process that changes the bundle.
         announce: Is called with a line of text for each step.
 
@@ -142,7 +145,39 @@ def export(
         >>> done.bundles[0].manifest.adapters.keys()
         dict_keys(['reviews'])
     """
-    out = Path(out)
+    with trusting(trust_remote_code):
+        return _export(
+            model,
+            adapters,
+            Path(out),
+            mode,
+            task,
+            slots,
+            onnx,
+            force,
+            max_rank,
+            max_length,
+            heads,
+            lock_timeout,
+            announce,
+        )
+
+
+def _export(
+    model: str | Path,
+    adapters: Mapping[str, str | Path],
+    out: Path,
+    mode: Literal["swap", "merge", "bake"],
+    task: str | None,
+    slots: Literal["adapters", "all-linear"],
+    onnx: str | Path | None,
+    force: bool,
+    max_rank: int | None,
+    max_length: int | None,
+    heads: Mapping[str, Head] | None,
+    lock_timeout: float,
+    announce: Announce,
+) -> Exported:
     write = partial(write_bundle, lock_timeout=lock_timeout, announce=announce)
     for name in adapters:
         try:

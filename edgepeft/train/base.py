@@ -50,9 +50,10 @@ def load_base(source: str | Path, labels: Sequence[str]) -> BaseModel:
     name = model_source(str(source))
     with quiet_transformers():
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name)
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
             config = AutoConfig.from_pretrained(
                 name,
+                trust_remote_code=False,
                 num_labels=len(labels),
                 id2label=dict(enumerate(labels)),
                 label2id={label: i for i, label in enumerate(labels)},
@@ -62,6 +63,7 @@ def load_base(source: str | Path, labels: Sequence[str]) -> BaseModel:
             model, info = AutoModelForSequenceClassification.from_pretrained(
                 name,
                 config=config,
+                trust_remote_code=False,
                 dtype=torch.float32,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
@@ -109,8 +111,8 @@ def load_language_base(source: str | Path, chat_template: str | None = None) -> 
     name = model_source(str(source))
     with quiet_transformers():
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name)
-            config = AutoConfig.from_pretrained(name)
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
             architecture = (getattr(config, "architectures", None) or [""])[0]
             if config.is_encoder_decoder or (architecture and not is_causal(architecture)):
                 raise InputError(
@@ -119,7 +121,7 @@ def load_language_base(source: str | Path, chat_template: str | None = None) -> 
                 )
             _without_dropout(config)
             model, info = AutoModelForCausalLM.from_pretrained(
-                name, config=config, dtype=torch.float32, output_loading_info=True
+                name, config=config, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
             )
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"cannot load {name!r} as a causal language model: {error}") from error

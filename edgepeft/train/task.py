@@ -46,7 +46,7 @@ def _is_causal(model: str | Path) -> bool:
     check_source(str(model))
     with quiet_transformers():
         try:
-            config = AutoConfig.from_pretrained(model_source(str(model)))
+            config = AutoConfig.from_pretrained(model_source(str(model)), trust_remote_code=False)
         except (OSError, ValueError, KeyError):
             return False  # loading the model for a task says what is wrong with it
     return any(is_causal(name) for name in getattr(config, "architectures", None) or ())

@@ -51,6 +51,7 @@ def peft_model(
         from transformers import AutoConfig
 
         from ..base.quantized_reference import replace_parameters
+        from ..base.remote_code import trusted
         from ..base.sources import embeds_texts, model_class, model_source
     except ImportError as error:
         raise MissingExtraError(f"comparing with PEFT needs: pip install 'edgepeft[export]' ({error})") from error
@@ -61,8 +62,10 @@ def peft_model(
         # PEFT repeats layers when it loads an adapter with layer_replication, where ``module`` has them repeated already.
         if module is None or checkpoint.config.get("layer_replication"):
             where = model_source(base)
-            auto = model_class(AutoConfig.from_pretrained(where), task, sentence=embeds_texts(base))
-            model = auto.from_pretrained(where, dtype=torch.float32, **options)
+            auto = model_class(
+                AutoConfig.from_pretrained(where, trust_remote_code=trusted()), task, sentence=embeds_texts(base)
+            )
+            model = auto.from_pretrained(where, dtype=torch.float32, trust_remote_code=trusted(), **options)
         else:
             model = copy.deepcopy(module)
             fit_heads(model, checkpoint)
