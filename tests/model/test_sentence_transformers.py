@@ -221,6 +221,50 @@ def test_adapters_bring_their_own_pooling_prompts_and_limits(encoder: Path, base
         assert worst(model.embed(TEXTS), expected["one"]) < TOLERANCE
 
 
+def test_one_bundle_embeds_and_classifies(encoder: Path, tmp_path: Path) -> None:
+    """Adapters of two tasks over a sentence-transformers folder: one for search, one for intents."""
+    folder = save_sentence(tmp_path / "st", encoder, _modules("cls, normalize"), limit=20)
+    search = save_lora(
+        tmp_path / "search", folder, task="feature-extraction", task_type="FEATURE_EXTRACTION", scale=0.3
+    )
+    intent = save_lora(tmp_path / "intent", folder, task_type="SEQ_CLS", num_labels=3, modules_to_save=["classifier"])
+    bundle = pipeline.export(folder, {"search": search, "intent": intent}, tmp_path / "bundle").bundles[0]
+    with runtime.open(bundle.path, threads=1) as model:
+        assert worst(model.base.embed(TEXTS), library(folder, TEXTS)) < TOLERANCE
+        found = model.adapter("search").embed(TEXTS)
+        assert np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-6)
+        assert not np.allclose(found, model.base.embed(TEXTS), atol=1e-3)
+        mixed = model.run(TEXTS[:3], adapters=["search", "intent", None])
+        assert np.allclose(mixed[0]["embedding"], found[0], atol=1e-6)
+        assert "label" in mixed[1]
+        assert np.allclose(mixed[2]["embedding"], model.base.embed(TEXTS[2]), atol=1e-6)
+        with pytest.raises(InputError, match="is for text-classification; it does not embed"):
+            model.adapter("intent").embed(TEXTS)
+        with pytest.raises(InputError, match="these are for embeddings"):
+            model.adapter("intent").run(TEXTS, dim=4)
+
+
+def test_a_view_keeps_its_embedding_when_the_bundle_is_read_again(encoder: Path, tmp_path: Path) -> None:
+    base = save_sentence(tmp_path / "st", encoder, _modules("mean"))
+    plain = save_lora(tmp_path / "plain", encoder, task="feature-extraction", task_type="FEATURE_EXTRACTION")
+    other = save_sentence(tmp_path / "other", encoder, _modules("max, normalize"))
+    for name in ("config.json", "model.safetensors"):
+        (other / name).unlink()
+    save_lora(other, encoder, task="feature-extraction", task_type="FEATURE_EXTRACTION", seed=7)
+    bundle = pipeline.export(base, {"a": plain}, tmp_path / "bundle", slots="all-linear", force=True).bundles[0].path
+    with runtime.open(bundle, threads=1) as model:
+        view = model.adapter("a")
+        before = view.embed(TEXTS)
+        pipeline.add(bundle, "a", other, replace=True, force=True)
+        assert model.refresh().replaced == ("a",)
+        assert np.array_equal(view.embed(TEXTS), before)
+        now = model.adapter("a")
+        assert worst(now.embed(TEXTS), library(other, TEXTS)) < TOLERANCE
+        pipeline.remove(bundle, "a")
+        model.refresh()
+        assert worst(now.embed(TEXTS), library(other, TEXTS)) < TOLERANCE
+
+
 def test_old_layouts_and_lower_case(encoder: Path, tmp_path: Path) -> None:
     """``0_Transformer`` and the settings of old versions; a tokenizer that keeps case and a folder that asks for lower case."""
     folder = save_sentence(tmp_path / "st", encoder, _modules("cls, dense 16 Tanh"), limit=16)
