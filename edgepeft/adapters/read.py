@@ -16,6 +16,7 @@ from .checkpoint import Checkpoint, Source, read_checkpoint
 from .edits import Adapter
 from .methods.registry import METHODS, Method
 from .methods.virtual import lower_states, lower_tokens
+from .renames import fitted
 
 Ship = Literal["swap", "merge"]
 #: Gives the base as a PyTorch model; called only where a method has no closed form.
@@ -174,6 +175,7 @@ def read_adapter(
         raise InputError(f"max_rank must be at least 1, found {max_rank}")
     checkpoint = read_checkpoint(source)
     _check_layers(checkpoint, layers)
+    checkpoint = fitted(checkpoint, lambda module: weights.shape(f"{module}.weight") is not None)
     lowered = _lowered(checkpoint, name, weights, module, mode, max_rank, layers)
     return replace(lowered, text=checkpoint.text)
 

@@ -61,6 +61,10 @@ def capped(loaded: Loaded, wanted: int | None, announce: Callable[[str], None]) 
 
 def announce_gaps(loaded: Loaded, announce: Callable[[str], None]) -> None:
     """Say by name which parts the checkpoint lacks, and which of its weights the model does not use."""
+    if loaded.part_of is not None:
+        announce(
+            f"{loaded.source} is a {loaded.part_of} model: its language part is exported, images and sound are not read"
+        )
     if loaded.fresh:
         announce(f"the checkpoint holds no {some(loaded.fresh)}: zero until an adapter brings them")
     if loaded.unexpected:

@@ -14,12 +14,12 @@ import numpy as np
 from ..embedding.modules import EmbeddingModules
 from ..errors import CaptureError, InputError, MissingExtraError
 from .identity import identity_of_model
+from .language_part import is_multimodal, load_language_part
 from .limits import longest, positions
 from .missing import check_missing
-from .ragged import SHAPES
 from .remote_code import refuse_remote_code, trusted
 from .replicate import LayerMap, replicate_layers
-from .samples import Shapes, input_shapes, random_batches, vocabulary
+from .samples import Shapes, input_shapes, model_shapes, random_batches, vocabulary
 from .sources import embedding_of, embeds_texts, model_class, model_source
 from .task import TASKS, infer_task
 from .tokenizer_files import lower_cased, model_files
@@ -46,6 +46,8 @@ class Loaded:
     embedding: EmbeddingModules | None = None
     #: How many tokens the model has positions for; ``max_length`` may be less.
     positions: int | None = None
+    #: The multimodal model whose language part this is, by its ``model_type``.
+    part_of: str | None = None
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -145,8 +147,9 @@ def load_model(
             raise InputError(f"task {task!r} is not supported yet; this version exports: {', '.join(TASKS)}")
         auto = model_class(config, task, sentence=sentence)
         options = {"dtype": torch.float32, "output_loading_info": True, "trust_remote_code": trusted()}
+        part = task == "text-generation" and is_multimodal(config)
         try:
-            model, info = auto.from_pretrained(where, **options)
+            model, info = load_language_part(where, config) if part else auto.from_pretrained(where, **options)
             if task == "feature-extraction" and any(name.startswith("pooler.") for name in info["missing_keys"]):
                 # A pooler that nobody trained would be noise in PyTorch and zero here; the embedding does not need it.
                 model, info = auto.from_pretrained(where, **options, add_pooling_layer=False)
@@ -199,10 +202,13 @@ def load_model(
         layers=tuple((int(start), int(end)) for start, end in layers),
         unexpected=unexpected,
         embedding=embedding,
+        part_of=config.model_type if part else None,
     )
 
 
-def sample_batches(loaded: Loaded, *, shapes: tuple[tuple[int, int], ...] = SHAPES) -> list[dict[str, np.ndarray]]:
-    """Random batches that fit ``loaded``; see :func:`edgepeft.base.samples.random_batches`."""
+def sample_batches(loaded: Loaded, *, shapes: tuple[tuple[int, int], ...] | None = None) -> list[dict[str, np.ndarray]]:
+    """Random batches that fit ``loaded``, by default of the lengths that matter; see :mod:`edgepeft.base.samples`."""
+    if shapes is None:
+        shapes = model_shapes(loaded.model, loaded.inputs, loaded.max_length)
     vocab, pad_id = vocabulary(loaded.model.config.to_dict())
     return random_batches(loaded.inputs, vocab=vocab, pad_id=pad_id, max_length=loaded.max_length, shapes=shapes)

@@ -9,7 +9,8 @@ import numpy as np
 
 from ..errors import ParityError
 from .load import Loaded, sample_batches
-from .parity_causal import causal_batches, causal_difference, reference_causal, run_causal
+from .parity_causal import causal_batches, causal_difference, reference_causal, run_causal, sees_calls
+from .parity_positions import place_difference, reference_places, run_place
 from .rounding import TOLERANCE, judge, rounding_noise
 
 __all__ = ["TOLERANCE", "graph_causal_parity", "output_difference", "parity", "reference_outputs"]
@@ -58,6 +59,8 @@ def output_difference(
             return float("inf")
         if mask is not None and expected.ndim == 3 and expected.shape[:2] == mask.shape:
             difference = difference * mask[:, :, None]
+        elif mask is not None and name.endswith(("start_logits", "end_logits")) and expected.shape == mask.shape:
+            difference = difference * mask
         worst = max(worst, float(difference.max(initial=0.0)) / max(1.0, float(np.abs(expected).max(initial=0.0))))
     return worst
 
@@ -71,11 +74,15 @@ def graph_causal_parity(graph: ir.Model, loaded: Loaded, spilled: Spilled | None
     from ..graph.run import open_graph
 
     config = loaded.model.config
+    parameters = sum(p.numel() for p in loaded.model.parameters())
     batches = causal_batches(
         vocab=int(config.vocab_size),
         pad_id=int(config.pad_token_id or 0),
         max_length=loaded.max_length,
         window=getattr(config, "sliding_window", None),
+        config=config.to_dict(),
+        parameters=parameters,
+        pieces=not sees_calls(loaded.model),
     )
     shapes = {
         value.name or "": [d if isinstance(d, int) else str(d.value) for d in value.shape or ()]
@@ -89,10 +96,18 @@ def graph_causal_parity(graph: ir.Model, loaded: Loaded, spilled: Spilled | None
         return max(causal_difference(a, b, batch.mask) for a, b, batch in zip(mine, theirs, batches, strict=True))
 
     expected = references(loaded.model)
+    far = {} if hasattr(loaded.model, "peft_config") else reference_places(loaded, shapes, parameters)
     if spilled is not None:
         spilled.forget(copies=True)  # PyTorch has read them all, and nobody has written yet
     with open_graph(graph if spilled is None else spilled.path) as step:
         worst = difference([run_causal(step, shapes, batch) for batch in batches], expected)
+        distant = [(place, place_difference(run_place(step, shapes, place), theirs)) for place, theirs in far.items()]
+    for place, found in distant:
+        if not found <= TOLERANCE:
+            raise ParityError(
+                f"logits of the token at position {place.position} differ from PyTorch by {found:.2g}, allowed is {TOLERANCE:.0e}"
+            )
+    worst = max([worst, *(found for _, found in distant)])
     judge("logits", worst, lambda: rounding_noise(loaded.model, references, difference, expected))
     return worst
 

@@ -11,6 +11,7 @@ import numpy as np
 
 from ..adapters.methods.registry import method_in
 from ..bundle.cache_names import as_pasts, is_past
+from .lengths import affordable, boundaries, switches
 from .ragged import SHAPES, ragged_batches
 
 #: Runs one step: inputs by name (caches included) to outputs by name.
@@ -29,6 +30,8 @@ class CausalBatch:
     ids: np.ndarray
     mask: np.ndarray
     following: np.ndarray
+    #: Whether a graph reads the prompts in two pieces, through its cache, as the runtime reads long ones.
+    in_pieces: bool = False
 
     @property
     def kept(self) -> int:
@@ -38,22 +41,46 @@ class CausalBatch:
 
 
 def causal_batches(
-    *, vocab: int, pad_id: int, max_length: int | None = None, window: int | None = None, steps: int = 2, seed: int = 0
+    *,
+    vocab: int,
+    pad_id: int,
+    max_length: int | None = None,
+    window: int | None = None,
+    steps: int = 2,
+    seed: int = 0,
+    config: Mapping[str, Any] | None = None,
+    parameters: int = 0,
+    pieces: bool = False,
 ) -> list[CausalBatch]:
-    """Ragged prompts for parity; with a sliding ``window`` of up to 1,024 tokens one prompt outgrows it."""
+    """Ragged prompts for parity; with a sliding ``window`` of up to 1,024 tokens one prompt outgrows it.
+
+    With ``config`` (a ``config.json``) prompts of one row stand on each side of every length at which that model computes
+    otherwise, and at its longest, where a model of so many ``parameters`` can afford them. With ``pieces`` those are read in two
+    pieces, except beyond a switch: there a piece alone is computed otherwise than the whole.
+    """
     room = None if max_length is None else max(1, max_length - steps)
     shapes = [*SHAPES]
     if window is not None and window <= 1024 and (room is None or window + 7 <= room):
         shapes.append((1, window + 7))
+    whole: int | None = None
+    if config is not None:
+        whole = min(switches(config), default=None)
+        around = {length for n in boundaries(config, max_length) for length in (n - steps, n + 1)} | ({room} - {None})
+        shortest = max(width for _, width in SHAPES)
+        inside = (n for n in around if n is not None and n > shortest and (room is None or n <= room))
+        shapes += [(1, n) for n in sorted(inside) if affordable(n + steps, parameters)]
     names = ("input_ids", "attention_mask")
     prompts = ragged_batches(
         vocab=vocab, pad_id=pad_id, input_names=names, max_length=room, shapes=tuple(shapes), seed=seed
     )
     rng = np.random.default_rng(seed + 1)
-    return [
-        CausalBatch(p["input_ids"], p["attention_mask"], rng.integers(0, vocab, (len(p["input_ids"]), steps), np.int64))
-        for p in prompts
-    ]
+    batches = []
+    for prompt in prompts:
+        ids, mask = prompt["input_ids"], prompt["attention_mask"]
+        rows, width = ids.shape
+        in_pieces = pieces and rows == 1 and width > _SHORT and (whole is None or width + steps <= whole)
+        batches.append(CausalBatch(ids, mask, rng.integers(0, vocab, (rows, steps), np.int64), in_pieces))
+    return batches
 
 
 def empty_cache(inputs: Mapping[str, Sequence[int | str]], batch: int) -> dict[str, np.ndarray]:
@@ -72,12 +99,17 @@ def run_causal(
     lengths = batch.mask.sum(axis=1)
     mask = batch.mask
     rows, width = batch.ids.shape
-    feeds = {"input_ids": batch.ids, "attention_mask": mask, **empty_cache(inputs, rows)}
-    if "position_ids" in inputs:
-        feeds["position_ids"] = np.broadcast_to(np.arange(width, dtype=np.int64), batch.ids.shape).copy()
-    if "logits_from" in inputs:
-        feeds["logits_from"] = np.array([width - batch.kept], np.int64)
-    outputs = step(feeds)
+    cache: Mapping[str, np.ndarray] = empty_cache(inputs, rows)
+    outputs: Mapping[str, np.ndarray] = {}
+    cut = width // 2 if batch.in_pieces else width
+    for start, end in ((0, cut), (cut, width))[: 1 + batch.in_pieces]:
+        feeds = {"input_ids": batch.ids[:, start:end], "attention_mask": mask[:, :end], **cache}
+        if "position_ids" in inputs:
+            feeds["position_ids"] = np.broadcast_to(np.arange(start, end, dtype=np.int64), (rows, end - start)).copy()
+        if "logits_from" in inputs:
+            feeds["logits_from"] = np.array([end - start - batch.kept], np.int64)
+        outputs = step(feeds)
+        cache = as_pasts(outputs)
     prompt = outputs["logits"][:, -batch.kept :]
     following = []
     for index in range(batch.following.shape[1]):
@@ -97,7 +129,7 @@ def _keep(module: Any, count: int) -> dict[str, int]:
     return {"logits_to_keep": count} if "logits_to_keep" in inspect.signature(base.forward).parameters else {}
 
 
-def _sees_calls(module: Any) -> bool:
+def sees_calls(module: Any) -> bool:
     """Whether a token's logits depend on what else is in its call, padding among it."""
     method = method_in(module)
     return method is not None and method.averages_over_tokens
@@ -135,7 +167,7 @@ def reference_causal(module: Any, batch: CausalBatch) -> tuple[np.ndarray, np.nd
     """
     import torch
 
-    if _sees_calls(module):
+    if sees_calls(module):
         return _reference_by_calls(module, batch)
 
     def logits(ids: np.ndarray, kept: int, **inputs: Any) -> Any:

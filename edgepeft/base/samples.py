@@ -10,6 +10,7 @@ import numpy as np
 
 from ..bundle import Bundle
 from ..bundle.slots import Dim
+from .lengths import CAPTURE_BUDGET, shapes_that_matter
 from .ragged import SHAPES, ragged_batches
 
 Shapes = dict[str, tuple[Dim, ...]]
@@ -76,6 +77,14 @@ def vocabulary(config: Mapping[str, Any]) -> tuple[int, int]:
     return int(size), int(pad if pad is not None else text.get("pad_token_id") or 0)
 
 
+def model_shapes(model: Any, inputs: Shapes, max_length: int | None) -> tuple[tuple[int, int], ...]:
+    """Rows and tokens of the batches that a graph of a PyTorch ``model`` is compared on."""
+    if "input_ids" not in inputs:
+        return SHAPES
+    parameters = sum(p.numel() for p in model.parameters())
+    return shapes_that_matter(model.config.to_dict(), max_length, parameters, CAPTURE_BUDGET)
+
+
 def random_batches(
     inputs: Mapping[str, tuple[Dim, ...]],
     *,
@@ -106,10 +115,14 @@ def random_batches(
     return [{name: batch[name] for name in inputs} for batch in batches]
 
 
-def bundle_batches(bundle: Bundle, shapes: tuple[tuple[int, int], ...] = SHAPES) -> list[dict[str, np.ndarray]]:
-    """Batches of random inputs that fit a bundle's base, tokens ragged and padded."""
-
-    vocab, pad_id = vocabulary(bundle.read_json("config.json"))
+def bundle_batches(bundle: Bundle, shapes: tuple[tuple[int, int], ...] | None = None) -> list[dict[str, np.ndarray]]:
+    """Batches of random inputs that fit a bundle's base, tokens ragged and padded; by default of the lengths that matter."""
+    config = bundle.read_json("config.json")
+    vocab, pad_id = vocabulary(config)
+    manifest = bundle.manifest
+    if shapes is None:
+        text = any(value.name == "input_ids" for value in manifest.inputs)
+        shapes = shapes_that_matter(config, manifest.max_length, manifest.base.parameters) if text else SHAPES
     return random_batches(
         {value.name: value.shape for value in bundle.manifest.inputs},
         vocab=vocab,

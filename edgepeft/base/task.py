@@ -6,6 +6,7 @@ from collections.abc import Collection
 from typing import Any
 
 from ..errors import AdapterMismatchError, InputError
+from .language_part import is_multimodal
 
 TASKS = (
     "text-classification",
@@ -114,6 +115,8 @@ def _sense(config: Any) -> str | None:
 
 def _of_architecture(config: Any) -> str:
     name = (getattr(config, "architectures", None) or [""])[0]
+    if is_multimodal(config) and name.endswith("ForConditionalGeneration"):
+        return "text-generation"  # the language part: images and sound are not read here
     for suffix, task in (
         ("ForSequenceClassification", "text-classification"),
         ("ForTokenClassification", "token-classification"),

@@ -23,6 +23,7 @@ KEPT = (
     "spiece.model",
     "added_tokens.json",
     "chat_template.jinja",
+    "chat_template.json",
     "generation_config.json",
     # How images, sound and videos become numbers: sizes, crops, means.
     "preprocessor_config.json",

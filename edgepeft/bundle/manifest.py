@@ -213,6 +213,9 @@ class Manifest(Schema):
     max_length: Size | None = None
     #: How texts are embedded; ``None``: by the mean over their tokens, or the task is another.
     embedding: Embedding | None = None
+    #: Of a language model: longer sequences are rotated by other frequencies from their first token on (LongRoPE). A cache
+    #: belongs to one side; runtimes that cannot read a sequence anew end at this length.
+    rope_switch: Size | None = None
     slots: SlotTable
     #: An ``.onnx_adapter`` file with the base's own numbers for slots that have some, to be fed to an ``input_file``.
     slot_defaults: str | None = None

@@ -43,6 +43,12 @@ if TYPE_CHECKING:
     text_option,
     label_option,
     pair_option,
+    option(
+        "--problem-type",
+        metavar="TYPE",
+        show_default="single_label",
+        help="What a row's label is (classification): single_label, multi_label (a,b or a JSON list) or regression (a number).",
+    ),
     option("--prompt", default="prompt", metavar="COLUMN", help="Column of the prompt (generation)."),
     option(
         "--completion",
@@ -160,6 +166,10 @@ def train(
             target_modules if target_modules == "all-linear" else [m.strip() for m in target_modules.split(",")]
         )
     options["progress"] = False if as_json else None
+    if "problem_type" in options:
+        from ..adapters.head_files import parse_problem_type
+
+        options["problem_type"] = parse_problem_type(options["problem_type"], "--problem-type")
     if generation:
         _say_language(train_language_adapter(model, data, out, **asdict(columns), **options), as_json)
     else:
@@ -167,7 +177,7 @@ def train(
 
 
 #: Parameters of one task only, and what the functions behind call some.
-_CLASSIFICATION = {"pair"}
+_CLASSIFICATION = {"pair", "problem_type"}
 _GENERATION = {
     "chat",
     "chat_template",
@@ -186,8 +196,14 @@ def _say_classifier(result: TrainedAdapter, as_json: bool) -> None:
     if as_json:
         print_json(asdict(result))
         return
+    before, after = result.before, result.after
+    what = (
+        f"mean error {before.mean_error:.3f} -> {after.mean_error:.3f}, correlation {after.correlation:.3f}"
+        if after.accuracy is None
+        else f"accuracy {before.accuracy:.3f} -> {after.accuracy:.3f}"
+    )
     click.echo(
-        f"{result.folder}: accuracy {result.before.accuracy:.3f} -> {result.after.accuracy:.3f} on "
+        f"{result.folder}: {what} on "
         f"{result.validation_rows} validation rows (epoch {result.best_epoch} of {result.epochs}), "
         f"{result.trainable_parameters:,} of {result.total_parameters:,} parameters trained in {result.seconds:.0f} s"
     )

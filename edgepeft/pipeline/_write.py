@@ -12,6 +12,7 @@ import onnx_ir as ir
 
 from ..adapters.edits import Adapter
 from ..base.base import Base
+from ..base.lengths import rope_switch
 from ..bundle import (
     LOCK_TIMEOUT,
     BaseEntry,
@@ -190,6 +191,7 @@ def write_bundle(
             tasks=dict(base.tasks),
             max_length=base.max_length,
             embedding=embedding,
+            rope_switch=_rope_switch(base),
             slots=table,
             variants={
                 base.variant: Variant(
@@ -214,6 +216,12 @@ def write_bundle(
         manifest = write_manifest(folder, manifest, manifest.files)
         check(Bundle(path=folder, manifest=manifest))
     return Bundle(path=target, manifest=manifest)
+
+
+def _rope_switch(base: Base) -> int | None:
+    """Where the base's rotary frequencies switch, if its context reaches beyond that."""
+    switch = rope_switch(base.config) if base.task == "text-generation" else None
+    return None if switch is None or (base.max_length or switch + 1) <= switch else switch
 
 
 def merged_head(base: Base, adapter: Adapter, *, baked: bool) -> Head:

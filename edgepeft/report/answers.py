@@ -37,9 +37,9 @@ def expected_answers(examples: Examples, head: Head, width: int) -> np.ndarray:
     names = head.names(width)
     match head.kind(width):
         case "regression":
-            return np.array([_numbers(examples, row, width) for row in range(len(examples))])
+            return np.array([row_numbers(examples, row, width) for row in range(len(examples))])
         case "multi_label_classification":
-            sets = [_parts(examples, row) for row in range(len(examples))]
+            sets = [row_labels(examples, row) for row in range(len(examples))]
             places = _places(names, [label for each in sets for label in each])
             return np.array([_vector(examples, row, each, places, width) for row, each in enumerate(sets)])
         case _:
@@ -82,8 +82,8 @@ def _places(names: Sequence[str], labels: Sequence[str]) -> dict[str, int]:
     return places if named else {str(place): place for place in range(len(names))}
 
 
-def _parts(examples: Examples, row: int) -> list[str]:
-    """The labels of a row of several."""
+def row_labels(examples: Examples, row: int) -> list[str]:
+    """The labels of a row of several: ``a,b``, ``a|b``, ``a;b`` or a JSON list."""
     text = (examples.labels or ())[row]
     if text.startswith("["):
         value = parse_json(text, examples.where(row), error=DataError, advice='write ["a", "b"]')
@@ -103,9 +103,10 @@ def _vector(examples: Examples, row: int, parts: list[str], places: dict[str, in
     return [int(place in mine) for place in range(width)]
 
 
-def _numbers(examples: Examples, row: int, width: int) -> list[float]:
+def row_numbers(examples: Examples, row: int, width: int) -> list[float]:
+    """The ``width`` numbers that a row has for labels; :class:`DataError` names a row that has others."""
     try:
-        numbers = [float(part) for part in _parts(examples, row)]
+        numbers = [float(part) for part in row_labels(examples, row)]
     except ValueError:
         numbers = []
     if len(numbers) != width or not np.isfinite(numbers).all():

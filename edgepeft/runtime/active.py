@@ -111,8 +111,13 @@ def load_adapter(bundle: Bundle, name: str) -> ActiveAdapter:
         embedding=bundle.embedding_of(name),
         options=options,
         handle=handle,
-        identity=(name, 1.0),
+        identity=(name, 1.0, content_of(bundle, name)),
     )
+
+
+def content_of(bundle: Bundle, name: str) -> str:
+    """What tells an adapter from another one that takes its name later: the hash of its file."""
+    return bundle.manifest.files[bundle.adapter(name).onnx_adapter].sha256
 
 
 @contextmanager
@@ -141,7 +146,7 @@ def _before_sequence(bundle: Bundle, name: str, entry: AdapterEntry) -> ActiveAd
         text=bundle.text_of(name),
         embedding=bundle.embedding_of(name),
         feeds=as_values({n: array for n, array in tensors.items() if n not in pasts}),
-        identity=(name, 1.0),
+        identity=(name, 1.0, content_of(bundle, name)),
         prefix={past: tensors[tensor].astype(types[past]) for tensor, past in pasts.items()},
     )
 
@@ -180,7 +185,7 @@ def scaled_adapter(bundle: Bundle, name: str, tensors: Mapping[str, np.ndarray],
         text=bundle.text_of(name),
         embedding=bundle.embedding_of(name),
         feeds=feeds,
-        identity=(name, scale),
+        identity=(name, scale, content_of(bundle, name)),
     )
 
 

@@ -13,7 +13,7 @@ from ..bundle import NO_TEXT, Bundle, Manifest, OwnText, head_of
 from ..bundle.manifest import MAX_THREADS
 from ..bundle.manifest_heads import base_head, task_outputs
 from ..errors import InputError, UnknownAdapterError
-from .active import ActiveAdapter, scaled_adapter
+from .active import ActiveAdapter, content_of, scaled_adapter
 from .arrays import Inputs, check_arrays
 from .blend import blend, describe
 from .buffers import as_values
@@ -220,7 +220,7 @@ class Engine:
             embedding=summed.embedding,
             text=self.bundle.text_of(summed.text),
             feeds=as_values(summed.tensors),
-            identity=("blend", *weights.items(), scale, head),
+            identity=("blend", *weights.items(), scale, head, *(content_of(resident.bundle, name) for name in weights)),
         )
 
     def mixed(self, adapters: Sequence[str | None]) -> ActiveAdapter:

@@ -9,9 +9,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..bundle.heads import ProblemType
 from ..data import Examples
 from ..errors import DataError, InputError
 from .loop import Schedule, Scores
+from .problem import Problem
 from .record import FORMAT, arguments_of, check_arguments, check_extra, versions, write_checkpoint
 from .source import load_split
 from .tokenizer import HubTokenizer
@@ -43,6 +45,7 @@ class TrainedAdapter:
     truncated_rows: int
     trainable_parameters: int
     total_parameters: int
+    problem_type: ProblemType = "single_label_classification"
 
 
 def train_adapter(
@@ -53,6 +56,7 @@ def train_adapter(
     text: str = "text",
     label: str = "label",
     pair: str | None = None,
+    problem_type: ProblemType = "single_label_classification",
     validation: str | Path | Examples | None = None,
     validation_fraction: float = 0.1,
     rank: int = 8,
@@ -83,6 +87,8 @@ def train_adapter(
         text: The column of texts.
         label: The column of labels.
         pair: The column of second texts, for pairs.
+        problem_type: What the labels are: one a row, any number a row (``"multi_label_classification"``; a row is ``a,b`` or a JSON
+            list), or a number (``"regression"``).
         validation: Rows to measure on, as ``data``.
         validation_fraction: The share of rows that is held out where ``validation`` is not given.
         rank: LoRA's rank.
@@ -96,8 +102,8 @@ def train_adapter(
         learning_rate: The learning rate at its highest.
         batch_size: Rows in a step.
         max_length: Tokens of a row, the rest is cut; by default 128, or the model's limit where that is lower.
-        patience: Epochs without a better validation macro F1 after which training stops (``None``: never). The best epoch is
-            kept either way.
+        patience: Epochs without a better validation macro F1 (of numbers: mean error) after which training stops (``None``:
+            never). The best epoch is kept either way.
         seed: Of the initial weights and the order of rows.
         threads: PyTorch's threads.
         progress: Show the bar or not; by default on a terminal.
@@ -124,7 +130,14 @@ def train_adapter(
     )
     check_extra()
     split = load_split(
-        data, validation=validation, fraction=validation_fraction, text=text, label=label, pair=pair, seed=seed
+        data,
+        validation=validation,
+        fraction=validation_fraction,
+        text=text,
+        label=label,
+        pair=pair,
+        seed=seed,
+        problem_type=problem_type,
     )
 
     from peft import LoraConfig, TaskType, get_peft_model
@@ -134,7 +147,7 @@ def train_adapter(
     from .trainer import seeded
 
     with seeded(seed, threads):  # the fresh head and lora_A are drawn here
-        base = load_base(model, split.labels)
+        base = load_base(model, split.labels, problem_type)
         limit = token_limit(base.tokenizer, base.model.config)
         if max_length is not None and max_length > limit:
             raise InputError(f"max_length {max_length} is more than the {limit} tokens {base.source} can take")
@@ -156,11 +169,11 @@ def train_adapter(
             warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
             adapted = get_peft_model(base.model, config)
     trainable, _ = adapted.get_nb_trainable_parameters()
-    rows, cut = _encode(base.tokenizer, split.train, split.labels, length)
-    held, held_cut = _encode(base.tokenizer, split.validation, split.labels, length)
+    rows, cut = _encode(base.tokenizer, split.train, split.problem, length)
+    held, held_cut = _encode(base.tokenizer, split.validation, split.problem, length)
     start = time.perf_counter()
     schedule = Schedule(epochs, learning_rate, batch_size, seed, patience, threads)
-    course = fit(adapted, base.tokenizer, rows, held, schedule, progress=progress)
+    course = fit(adapted, base.tokenizer, rows, held, schedule, split.problem, progress=progress)
     result = TrainedAdapter(
         folder=out,
         task=TASK,
@@ -177,24 +190,24 @@ def train_adapter(
         truncated_rows=cut + held_cut,
         trainable_parameters=int(trainable),
         total_parameters=base.parameters,
+        problem_type=problem_type,
     )
     write_checkpoint(adapted, out, _record(result, course.train_loss, arguments))
     return result
 
 
 def _encode(
-    tokenizer: HubTokenizer, rows: Examples, labels: Sequence[str], max_length: int
+    tokenizer: HubTokenizer, rows: Examples, problem: Problem, max_length: int
 ) -> tuple[list[dict[str, Any]], int]:
     """One unpadded feature dict a row, and how many rows were cut to ``max_length`` tokens."""
-    ids = {label: i for i, label in enumerate(labels)}
     inputs = (list(rows.texts),) if rows.pairs is None else (list(rows.texts), list(rows.pairs))
     whole = tokenizer(*inputs, truncation=False, verbose=False)["input_ids"]
     encoded = tokenizer(*inputs, truncation=True, max_length=max_length)
     if any(not row for row in encoded["input_ids"]):
         raise DataError(f"{rows.source or 'the given examples'}: a text has no tokens; remove empty texts")
     features = [
-        {**{key: values[row] for key, values in encoded.items()}, "labels": ids[label]}
-        for row, label in enumerate(rows.labels or ())
+        {**{key: values[row] for key, values in encoded.items()}, "labels": target}
+        for row, target in enumerate(problem.targets(rows))
     ]
     return features, sum(len(row) > max_length for row in whole)
 
@@ -204,6 +217,7 @@ def _record(result: TrainedAdapter, train_loss: Sequence[float], arguments: dict
         "format": FORMAT,
         "task": result.task,
         "labels": list(result.labels),
+        "problem_type": result.problem_type,
         "base_identity": result.base_identity,
         "base_model": result.base_model,
         "metrics": {

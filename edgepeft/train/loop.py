@@ -6,10 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
-
 from ..scratch import scratch_folder
+from .problem import Problem
 from .tokenizer import HubTokenizer
 from .trainer import COMMON, finite_trainer, seeded, train_shown
 
@@ -20,11 +18,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Scores:
-    """What a classifier does on the validation rows; ``loss`` is the mean cross-entropy in nats."""
+    """What a classifier does on the validation rows; ``loss`` is the mean cross-entropy in nats, of numbers the mean square.
 
-    accuracy: float
-    macro_f1: float
+    Of numbers there are ``mean_error`` (absolute) and ``correlation`` in place of accuracy and F1.
+    """
+
+    accuracy: float | None
+    macro_f1: float | None
     loss: float
+    mean_error: float | None = None
+    correlation: float | None = None
 
 
 @dataclass(frozen=True)
@@ -49,35 +52,24 @@ class Course:
     best_epoch: int
 
 
-def score(logits: npt.NDArray[Any], labels: npt.NDArray[Any]) -> dict[str, float]:
-    """Accuracy and macro F1 of ``logits`` ``[rows, labels]`` against label ids ``[rows]``.
-
-    Macro F1 is the mean over the labels that occur in ``labels`` or are predicted, as scikit-learn computes it.
-    """
-    predicted = logits.argmax(axis=-1)
-    f1 = []
-    for label in np.union1d(labels, predicted):
-        hits = int(((predicted == label) & (labels == label)).sum())
-        f1.append(2 * hits / (int((predicted == label).sum()) + int((labels == label).sum())))
-    return {"accuracy": float((predicted == labels).mean()), "macro_f1": float(np.mean(f1))}
-
-
 def fit(
     model: PeftModel,
     tokenizer: HubTokenizer,
     train: Sequence[Mapping[str, Any]],
     validation: Sequence[Mapping[str, Any]],
     schedule: Schedule,
+    problem: Problem,
     *,
     progress: bool | None,
 ) -> Course:
-    """Train ``model`` (a PeftModel) in place and leave it at its best epoch by validation macro F1.
+    """Train ``model`` (a PeftModel) in place and leave it at its best epoch: by validation macro F1, of numbers by mean error.
 
     Rows are ``{"input_ids": [...], …, "labels": int}``. Batches are made of rows of similar length and padded to the
     longest. Raises :class:`InputError` at the first step whose loss is not finite.
     """
     from transformers import DataCollatorWithPadding, TrainingArguments
 
+    metric, greater = problem.metric
     # Sorted, so that evaluation pads as little as training does; the metrics do not depend on the order.
     validation = sorted(validation, key=lambda row: len(row["input_ids"]))
     with seeded(schedule.seed, schedule.threads), scratch_folder("train") as scratch:
@@ -92,15 +84,15 @@ def fit(
                 per_device_train_batch_size=schedule.batch_size,
                 per_device_eval_batch_size=max(32, schedule.batch_size),
                 train_sampling_strategy="group_by_length",
-                metric_for_best_model="macro_f1",
-                greater_is_better=True,
+                metric_for_best_model=metric,
+                greater_is_better=greater,
                 seed=schedule.seed,
                 **COMMON,
             ),
             train_dataset=train,
             eval_dataset=validation,
             data_collator=DataCollatorWithPadding(tokenizer),
-            compute_metrics=lambda output: score(output.predictions, output.label_ids),
+            compute_metrics=lambda output: problem.score(output.predictions, output.label_ids),
         )
         before = _evaluate(trainer)
         losses = train_shown(
@@ -113,9 +105,12 @@ def fit(
 
 
 def _describe(metrics: Mapping[str, float]) -> str:
+    if "eval_mean_error" in metrics:
+        return f"mean error {metrics['eval_mean_error']:.3f}, correlation {metrics['eval_correlation']:.3f}"
     return f"accuracy {metrics['eval_accuracy']:.3f}, macro F1 {metrics['eval_macro_f1']:.3f}"
 
 
 def _evaluate(trainer: Trainer) -> Scores:
     metrics = trainer.evaluate()
-    return Scores(accuracy=metrics["eval_accuracy"], macro_f1=metrics["eval_macro_f1"], loss=metrics["eval_loss"])
+    names = ("accuracy", "macro_f1", "mean_error", "correlation")
+    return Scores(loss=metrics["eval_loss"], **{name: metrics.get(f"eval_{name}") for name in names})

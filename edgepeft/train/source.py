@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
@@ -9,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ..bundle.heads import ProblemType
 from ..data import Examples, read_examples
 from ..errors import DataError, InputError, MissingExtraError
+from .problem import Problem, problem_of, split_at_random
 
 _FILE_SUFFIXES = {".csv", ".tsv", ".jsonl", ".ndjson", ".json"}
 
@@ -20,11 +23,16 @@ MIN_VALIDATION_ROWS = 2
 
 @dataclass(frozen=True)
 class Split:
-    """Training and validation rows, and the labels in id order (``labels[i]`` has id ``i``)."""
+    """Training and validation rows, and what is learnt of them."""
 
     train: Examples
     validation: Examples
-    labels: tuple[str, ...]
+    problem: Problem
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The labels in id order (``labels[i]`` has id ``i``)."""
+        return self.problem.labels
 
 
 def load_split(
@@ -36,11 +44,13 @@ def load_split(
     label: str,
     pair: str | None,
     seed: int,
+    problem_type: ProblemType = "single_label_classification",
 ) -> Split:
     """Read ``data`` and its validation rows; without ``validation``, a stratified ``fraction`` of ``data`` is held out.
 
-    A ``datasets`` id or folder that has a ``validation`` split uses that one. Raises :class:`DataError` for data of one
-    class, a label seen only in validation, or a label with fewer than two rows on either side.
+    Rows of several labels or of numbers are held out at random. A ``datasets`` id or folder that has a ``validation`` split
+    uses that one. Raises :class:`DataError` for data of one class, a label seen only in validation, or a label with fewer
+    than two rows on either side.
     """
     names: tuple[str, ...] | None = None
     if isinstance(data, Examples):
@@ -53,8 +63,11 @@ def load_split(
     for examples in (rows, validation):
         if examples is not None and examples.labels is None:
             raise DataError(f"{examples.source or 'the given examples'}: rows without labels cannot be trained on")
+    if problem_type != "single_label_classification":
+        train, held = (rows, validation) if validation is not None else split_at_random(rows, fraction, seed)
+        return Split(train, held, problem_of(problem_type, train, held, label))
     train, held = (rows, validation) if validation is not None else stratified_split(rows, fraction, seed)
-    return Split(train, held, _check_labels(train, held, names))
+    return Split(train, held, Problem(problem_type, _check_labels(train, held, names)))
 
 
 def stratified_split(rows: Examples, fraction: float, seed: int) -> tuple[Examples, Examples]:
@@ -171,6 +184,9 @@ def _from_dataset(
         # Hub test splits mark hidden labels with -1.
         if value is None or value == "" or (names and not 0 <= value < len(names)):
             raise DataError(f"data set {source}, row {number}: no label (found {value!r})")
+        if isinstance(value, list):
+            labels.append(json.dumps(value, allow_nan=False))
+            continue
         labels.append(str(names[value] if names else value))
     texts = tuple(rows[text])
     for number, value in enumerate(texts):

@@ -37,7 +37,7 @@ def validation_gates(
             p.max_difference,
             p.allowed,
             "logit",
-            broken=p.not_finite or ("" if p.changes_output else "the adapter changes nothing"),
+            broken=p.not_finite or p.other_tokens or ("" if p.changes_output else "the adapter changes nothing"),
         )
         for p in parity
     ]

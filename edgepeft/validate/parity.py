@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,12 @@ from ..bundle import Bundle, Manifest
 from ..errors import InputError, ParityError
 from ..runtime import Runtime
 from ..runtime.finite import count_not_finite
+from .mixed_probe import mixed_differences
 from .probe import Found, Probe, bundle_probe, same_outputs
 from .quantized_base import comparable
 from .reference import Rounded, head_width, peft_reference
 from .result import AdapterParity
+from .text_probe import own_tokenizer, with_text
 
 
 def peft_outputs(
@@ -130,8 +133,45 @@ def not_finite(runtime: Runtime, probe: Probe) -> dict[tuple[str | None, str], s
     return {key: where for key, where in said.items() if where}
 
 
-def _judged(runtime: Runtime, name: str, expected: Found, probe: Probe, noise: Callable[[], Noise]) -> AdapterParity:
-    result = adapter_parity(runtime, name, expected, probe, noise)
+@dataclass(frozen=True)
+class AdapterProbe:
+    """What is run for one adapter, its own text among it; ``other_tokens`` as in :class:`AdapterParity`."""
+
+    probe: Probe
+    other_tokens: str
+
+
+def adapter_probe(bundle: Bundle, name: str, source: Source, base: str, plain: Probe) -> AdapterProbe:
+    """``plain`` with texts as the adapter ``name`` reads them in ``bundle``, compared with how its checkpoint reads them."""
+    probe, texts = with_text(plain, bundle, name)
+    if texts is None:
+        return AdapterProbe(probe, "")
+    encode = own_tokenizer(read_checkpoint(source), base, bundle.manifest.max_length)
+    return AdapterProbe(probe, "" if encode is None else texts.difference(encode))
+
+
+def _check_mixed(
+    runtime: Runtime, expected: Mapping[str, Found], probe: Probe, results: Sequence[AdapterParity]
+) -> None:
+    """Raise :class:`ParityError` where the rows of a mixed batch are not what each is alone."""
+    allowed = {result.adapter: result.allowed for result in results}
+    for pair, difference in mixed_differences(runtime, expected, probe).items():
+        if not difference <= max(allowed[name] for name in pair):
+            raise ParityError(
+                f"a batch with rows of {pair[0]!r} and {pair[1]!r}: ONNX Runtime differs from PEFT by {difference:.2g}, though "
+                "each alone does not; nothing was written"
+            )
+
+
+def _judged(
+    runtime: Runtime, name: str, expected: Found, probe: AdapterProbe, noise: Callable[[], Noise]
+) -> AdapterParity:
+    result = adapter_parity(runtime, name, expected, probe.probe, noise)
+    if probe.other_tokens:
+        raise ParityError(
+            f"adapter {name!r}: {probe.other_tokens}. The adapter would read other tokens than it was trained on: put the files of "
+            "the tokenizer it was trained with beside its weights; nothing was written"
+        )
     if not result.max_difference <= result.allowed:
         why = f" ({result.not_finite or result.noise})" if result.not_finite or result.noise else ""
         raise ParityError(
@@ -154,27 +194,32 @@ def check_parity(
     PyTorch does all of its part before ONNX Runtime opens the bundle; ``settle`` is called in between. Raises
     :class:`ParityError` for the first adapter that is beyond the tolerance.
     """
-    probe = bundle_probe(bundle)
+    plain = bundle_probe(bundle)
+    probes = {name: adapter_probe(bundle, name, source, base, plain) for name, source in sources.items()}
 
     def outputs(name: str, rounded: Rounded | None = None) -> Found:
-        return peft_outputs(bundle, name, sources[name], base, probe, module=module, rounded=rounded)
+        return peft_outputs(bundle, name, sources[name], base, probes[name].probe, module=module, rounded=rounded)
 
-    def judged(runtime: Runtime, name: str, expected: Found, rounded: Rounded | None = None) -> AdapterParity:
+    def judged(runtime: Runtime, name: str, found: Found, rounded: Rounded | None = None) -> AdapterParity:
         def noise() -> Noise:
-            return peft_noise(bundle, name, sources[name], base, probe, expected, module=module, rounded=rounded)
+            part = probes[name].probe
+            return peft_noise(bundle, name, sources[name], base, part, found, module=module, rounded=rounded)
 
-        return _judged(runtime, name, expected, probe, noise)
+        return _judged(runtime, name, found, probes[name], noise)
 
     if "fp32" in bundle.manifest.variants:
         expected = {name: outputs(name) for name in sources}
         settle()
         runtime = runtimes.open(bundle.path)
         results = [judged(runtime, name, found) for name, found in expected.items()]
+        _check_mixed(runtime, expected, plain, results)
     else:
         runtime = runtimes.open(bundle.path)
         with comparable(runtime) as (compared, rounded):
-            results = [judged(compared, name, outputs(name, rounded), rounded) for name in sources]
-    if runtime.adapters and not base_restored(runtime, probe):
+            expected = {name: outputs(name, rounded) for name in sources}
+            results = [judged(compared, name, found, rounded) for name, found in expected.items()]
+            _check_mixed(compared, expected, plain, results)
+    if runtime.adapters and not base_restored(runtime, plain):
         raise ParityError("the base's outputs are not the same bits after the adapters were used; nothing was written")
     return tuple(results)
 

@@ -164,5 +164,7 @@ def bundle_probe(bundle: Bundle) -> Probe:
         pad_id=int(config.get("pad_token_id") or 0),
         max_length=None if manifest.max_length is None else manifest.max_length - before,
         window=config.get("sliding_window"),
+        config=config,
+        parameters=manifest.base.parameters,
     )
     return CausalProbe(prompts, {value.name: value.shape for value in manifest.inputs})

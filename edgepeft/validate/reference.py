@@ -47,12 +47,9 @@ def peft_model(
     the base to compute with in place of its own.
     """
     try:
-        import torch
-        from transformers import AutoConfig
+        import optimum.exporters.tasks  # noqa: F401 - asked for here, so that the message names the extra
 
         from ..base.quantized_reference import replace_parameters
-        from ..base.remote_code import trusted
-        from ..base.sources import embeds_texts, model_class, model_source
     except ImportError as error:
         raise MissingExtraError(f"comparing with PEFT needs: pip install 'edgepeft[export]' ({error})") from error
     checkpoint = read_checkpoint(adapter)
@@ -61,11 +58,7 @@ def peft_model(
     with quiet():
         # PEFT repeats layers when it loads an adapter with layer_replication, where ``module`` has them repeated already.
         if module is None or checkpoint.config.get("layer_replication"):
-            where = model_source(base)
-            auto = model_class(
-                AutoConfig.from_pretrained(where, trust_remote_code=trusted()), task, sentence=embeds_texts(base)
-            )
-            model = auto.from_pretrained(where, dtype=torch.float32, trust_remote_code=trusted(), **options)
+            model = _base_model(base, task, options)
         else:
             model = copy.deepcopy(module)
             fit_heads(model, checkpoint)
@@ -75,6 +68,23 @@ def peft_model(
     # Afterwards: checkpoints may bring the base's own embedding and head, which PEFT puts back.
     replace_parameters(wrapped.get_base_model(), numbers)
     return called(wrapped.eval(), checkpoint)
+
+
+def _base_model(base: str, task: str, options: Mapping[str, Any]) -> Any:
+    """The base as it is captured for a task: of a multimodal model the language part."""
+    import torch
+    from transformers import AutoConfig
+
+    from ..base.language_part import is_multimodal, load_language_part
+    from ..base.remote_code import trusted
+    from ..base.sources import embeds_texts, model_class, model_source
+
+    where = model_source(base)
+    config = AutoConfig.from_pretrained(where, trust_remote_code=trusted())
+    if task == "text-generation" and is_multimodal(config):
+        return load_language_part(where, config)[0]
+    auto = model_class(config, task, sentence=embeds_texts(base))
+    return auto.from_pretrained(where, dtype=torch.float32, trust_remote_code=trusted(), **options)
 
 
 def called(wrapped: Any, checkpoint: Checkpoint) -> Any:

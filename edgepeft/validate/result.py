@@ -22,6 +22,8 @@ class AdapterParity:
     changes_output: bool
     #: Whose outputs are not finite numbers, in words; empty where all are.
     not_finite: str = ""
+    #: Where the tokens of texts differ from those of the adapter's own tokenizer, in words; empty where they are the same.
+    other_tokens: str = ""
     #: The largest ``max_difference`` that passes: ``TOLERANCE``, or what PEFT's own rounding explains.
     allowed: float = TOLERANCE
     #: How PEFT's own rounding was measured, and how large it is; empty where the difference is within ``TOLERANCE`` anyway.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from .accuracy import accuracy
 from .gates import validation_gates, validation_tables
 from .parity import (
     adapter_parity,
+    adapter_probe,
     adapter_sources,
     base_restored,
     not_finite,
@@ -95,9 +97,11 @@ def validate(
     with comparable(runtime) if sources else nullcontext((runtime, None)) as (compared, rounded):
         for name, source in sources.items():
             progress(f"parity of {name} against PEFT")
-            expected = peft_outputs(opened, name, source, base, probe, rounded=rounded)
-            noise = partial(peft_noise, opened, name, source, base, probe, expected, rounded=rounded)
-            parity.append(adapter_parity(compared, name, expected, probe, noise))
+            own = adapter_probe(opened, name, source, base, probe)
+            expected = peft_outputs(opened, name, source, base, own.probe, rounded=rounded)
+            noise = partial(peft_noise, opened, name, source, base, own.probe, expected, rounded=rounded)
+            found = adapter_parity(compared, name, expected, own.probe, noise)
+            parity.append(replace(found, other_tokens=own.other_tokens))
     restored = base_restored(runtime, probe) if runtime.adapters else None
 
     def open_variant(variant: str) -> Runtime:  # one at a time: together they may not fit into memory

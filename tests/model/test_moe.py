@@ -477,8 +477,8 @@ def test_an_option_without_closed_form_is_refused_beside_experts(
     folder_of: Callable[[str], Path], base_of: Callable[[str], Base], tmp_path: Path
 ) -> None:
     base = base_of("qwen3-moe")
-    checkpoint = lora_on(
-        tmp_path / "a", folder_of("qwen3-moe"), trainable_token_indices=[1, 2], **CASES["down-only-by-leaf"]
-    )
+    checkpoint = lora_on(tmp_path / "a", folder_of("qwen3-moe"), **CASES["down-only-by-leaf"])
+    config = json.loads((checkpoint / "adapter_config.json").read_text(encoding="utf-8"))
+    (checkpoint / "adapter_config.json").write_text(json.dumps({**config, "use_qalora": True}), encoding="utf-8")
     with pytest.raises(UnsupportedAdapterError, match=r"mlp\.experts\.down_proj, the raw parameter of several experts"):
         read_adapter(checkpoint, name="a", weights=base.weight, module=lambda: base.reference)

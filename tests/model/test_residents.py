@@ -158,6 +158,8 @@ class TestRefresh:
         assert (changed.added, changed.removed, changed.replaced, bool(changed)) == (("third",), (), (), True)
         assert model.resident == ("wide",), "what did not change stays in memory"
         assert model.active == "wide"
+        mixed = model.generate(["the film", "a book"], adapters=["third", None], **NEW)  # type: ignore[call-overload]
+        assert mixed[0].tokens == model.adapter("third").generate("the film", **NEW).tokens  # type: ignore[arg-type]
         assert model.generate("the film", **NEW).tokens == before  # type: ignore[arg-type]
         fresh = runtime.open(own_causal, threads=1)
         for name in ("third", "narrow", None):
@@ -184,6 +186,46 @@ class TestRefresh:
         np.testing.assert_array_equal(new.logits(TEXTS), model.adapter("head").logits(TEXTS))
         # Sessions were opened over the old folder, and run on.
         np.testing.assert_array_equal(model.base.logits(TEXTS), runtime.open(own_bundle, threads=1).base.logits(TEXTS))
+
+    def test_a_conversation_does_not_go_on_with_another_adapter(self, own_causal: Path, causal: Path) -> None:
+        """Of the same name: its keys and values are not those in the cache."""
+        model = runtime.open(own_causal, threads=1).use("wide")
+        chat, old = model.conversation(), model.adapter("wide").conversation()
+        first = chat.generate("the film was", **NEW).tokens  # type: ignore[arg-type]
+        assert old.generate("the film was", **NEW).tokens == first  # type: ignore[arg-type]
+        pipeline.add(own_causal, "wide", str(causal.parent / "narrow"), replace=True)
+        assert model.refresh().replaced == ("wide",)
+        assert chat.generate("the film was", **NEW).tokens == first, "the view in use stays"  # type: ignore[arg-type]
+        model.use("wide")
+        found = chat.generate("the film was", **NEW)  # type: ignore[arg-type]
+        assert found.reused_tokens == 0
+        assert found.tokens == runtime.open(own_causal).adapter("narrow").generate("the film was", **NEW).tokens  # type: ignore[arg-type]
+        again = old.generate("the film was", **NEW)  # type: ignore[arg-type]
+        assert (again.tokens, again.reused_tokens > 0) == (first, True), "a view goes on with its adapter"
+
+    def test_text_of_an_old_view_is_its_own(self, own_causal: Path, causal: Path, tmp_path: Path) -> None:
+        """A template that comes with another adapter of the same name is not that of a view made before."""
+        model = runtime.open(own_causal, threads=1)
+        view = model.adapter("wide")
+        before = view.generate("the film", max_new_tokens=4).tokens
+        source = Path(shutil.copytree(causal.parent / "wide", tmp_path / "templated"))
+        (source / "chat_template.jinja").write_text("{% for m in messages %}Q: {{ m['content'] }}{% endfor %}")
+        pipeline.add(own_causal, "wide", str(source), replace=True)
+        assert model.refresh().replaced == ("wide",)
+        messages = [{"role": "user", "content": "the film"}]
+        assert model.adapter("wide").template.render(messages) == "Q: the film"  # type: ignore[union-attr]
+        assert "im_start" in view.template.render(messages)  # type: ignore[union-attr]
+        assert view.generate("the film", max_new_tokens=4).tokens == before
+
+    def test_closing_closes_what_was_before_a_refresh(self, own_bundle: Path, checkpoints: dict[str, Path]) -> None:
+        model = runtime.open(own_bundle, threads=1)
+        view = model.adapter("plain")
+        pipeline.add(own_bundle, "more", str(checkpoints["plain"]))
+        model.refresh()
+        model.close()
+        for each in (view, model):
+            with pytest.raises(InputError, match="was closed"):
+                each.logits(TEXTS)
 
     @pytest.mark.parametrize("verify", ["always", "changed", "never"])
     def test_what_was_added_is_verified(self, verify: Any, own_bundle: Path, checkpoints: dict[str, Path]) -> None:

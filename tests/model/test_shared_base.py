@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from conftest import build_model
+from shared_base import KINDS, load, save_adapter
 
 from edgepeft import runtime
 from edgepeft.bundle import read_bundle
@@ -23,41 +24,6 @@ TEXTS = ["the film was very good", "a poor plot", "not fine ."]
 QUESTIONS = [("was the plot good", "the film was very good , the plot was poor ."), ("what was bad", "a bad end")]
 #: Rounding of two implementations on numbers around 1.
 CLOSE = 1e-5
-#: Adapter → auto class, PEFT's task type, labels.
-KINDS: dict[str, tuple[str, str, int | None]] = {
-    "intent": ("AutoModelForSequenceClassification", "SEQ_CLS", 3),
-    "topics": ("AutoModelForSequenceClassification", "SEQ_CLS", 4),
-    "entities": ("AutoModelForTokenClassification", "TOKEN_CLS", 5),
-    "answers": ("AutoModelForQuestionAnswering", "QUESTION_ANS", None),
-    "search": ("AutoModel", "FEATURE_EXTRACTION", None),
-}
-TARGETS = {"bert": ["query", "value"], "distilbert": ["q_lin", "v_lin"], "roberta": ["query", "value"]}
-#: What a task's model has of its own before its classifier.
-BEFORE = {"distilbert": ["pre_classifier"]}
-
-
-def load(base: Path, kind: str) -> Any:
-    import transformers
-
-    auto, _, labels = KINDS[kind]
-    return getattr(transformers, auto).from_pretrained(base, **({} if labels is None else {"num_labels": labels}))
-
-
-def save_adapter(base: Path, folder: Path, kind: str, architecture: str = "bert") -> Path:
-    import torch
-    from peft import LoraConfig, get_peft_model
-
-    _, task_type, _ = KINDS[kind]
-    saved = ["classifier", *BEFORE.get(architecture, [])] if task_type == "SEQ_CLS" else None
-    config = LoraConfig(task_type=task_type, r=4, target_modules=TARGETS[architecture], modules_to_save=saved)
-    wrapped = get_peft_model(load(base, kind), config)
-    generator = torch.Generator().manual_seed(list(KINDS).index(kind))
-    with torch.no_grad():
-        for name, parameter in sorted(wrapped.named_parameters()):
-            if "lora_" in name or "modules_to_save" in name:
-                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
-    wrapped.save_pretrained(folder)
-    return folder
 
 
 def peft_outputs(base: Path, adapter: Path, kind: str, inputs: dict[str, np.ndarray]) -> Any:
@@ -288,3 +254,31 @@ def test_tasks_for_adapters_to_come(made: tuple[Path, dict[str, Path], Path], tm
     shown = CliRunner().invoke(main, ["inspect", str(tmp_path / "b")])
     assert "text-classification" in shown.output
     assert "token-classification" in shown.output
+
+
+@pytest.mark.parametrize("trained", [False, True], ids=["a fresh head", "a trained head"])
+def test_questions_alone(trained: bool, tmp_path: Path) -> None:
+    """A bundle of one task that answers questions, over a bare encoder and over a checkpoint that answers by itself."""
+    import transformers
+    from conftest import randomize
+
+    base = build_model(tmp_path / "base", encoder_only=True)
+    if trained:
+        model = transformers.AutoModelForQuestionAnswering.from_pretrained(base)
+        randomize(model, 4)
+        model.save_pretrained(base)
+    adapter = save_adapter(base, tmp_path / "answers", "answers")
+    export(base, {"answers": adapter}, tmp_path / "b")
+    model = runtime.open(tmp_path / "b")
+    assert model.manifest.task == "question-answering"
+    assert not model.manifest.tasks
+    view = model.adapter("answers")
+    inputs = view.encode(QUESTIONS)
+    expected = peft_outputs(base, adapter, "answers", inputs)
+    mask = inputs["attention_mask"].astype(bool)
+    for name, array in view.forward(inputs).items():
+        assert np.abs(array - expected[name].numpy())[mask].max() < CLOSE
+    for (_, context), found in zip(QUESTIONS, view.run(QUESTIONS), strict=True):
+        assert found["answer"] == context[found["start"] : found["end"]] != ""
+    merged = export(base, {"answers": adapter}, tmp_path / "m", mode="merge")
+    assert merged.parity[0].max_difference < 1e-4

@@ -14,7 +14,7 @@ import pytest
 from edgepeft.data import Examples
 from edgepeft.errors import DataError, InputError
 from edgepeft.train import ADAPTER_FILE, train_adapter
-from edgepeft.train.loop import score
+from edgepeft.train.problem import Problem, score
 from edgepeft.train.source import stratified_split
 
 GOOD, BAD, FILL = ["good", "great", "fine"], ["bad", "awful", "poor"], ["the", "film", "book", "was", "very", "a"]
@@ -304,3 +304,89 @@ def test_import_is_light() -> None:
     code = f"import sys, edgepeft.train, edgepeft.demo.assets; print({heavy} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
+
+
+def many_rows(count: int, seed: int = 0) -> Examples:
+    """Two labels that words decide, each by itself; some rows have both and some none."""
+    generator = np.random.default_rng(seed)
+    texts, labels = [], []
+    for i in range(count):
+        words = [*generator.choice(FILL, size=4)]
+        mine = [name for name, bit in (("praise", i & 1), ("blame", i & 2)) if bit]
+        words += [str(generator.choice(GOOD))] * ("praise" in mine) + [str(generator.choice(BAD))] * ("blame" in mine)
+        generator.shuffle(words)
+        texts.append(" ".join([*map(str, words), *f"{i:04d}"]))
+        labels.append("|".join(mine) or "[]")
+    return Examples(tuple(texts), tuple(labels))
+
+
+def test_several_labels_are_learnt_and_exported(model: Path, tmp_path: Path) -> None:
+    from edgepeft import runtime
+    from edgepeft.pipeline import export, validate
+    from edgepeft.runtime import MultiLabelPrediction
+
+    result = train(model, tmp_path / "many", data=many_rows(200), problem_type="multi_label_classification", epochs=10)
+    assert result.labels == ("blame", "praise")
+    assert result.before.accuracy < 0.6 < 0.85 < result.after.accuracy
+    export(model, {"many": tmp_path / "many"}, tmp_path / "b")
+    view = runtime.open(tmp_path / "b").adapter("many")
+    found = view.predict("the film was good and awful")
+    assert isinstance(found, MultiLabelPrediction)
+    assert set(found.labels) == {"blame", "praise"}
+    checked = validate(tmp_path / "b", data={"many": many_rows(60, seed=5)})
+    assert checked.passed
+    assert checked.accuracy[0].accuracy is not None
+    assert checked.accuracy[0].accuracy > 0.8
+
+
+def test_numbers_are_learnt_and_exported(model: Path, tmp_path: Path) -> None:
+    from edgepeft import runtime
+    from edgepeft.pipeline import export, validate
+    from edgepeft.runtime import Score
+
+    rows = make_rows(200)
+    numbers = Examples(rows.texts, tuple("2.5" if label == "up" else "-1" for label in rows.labels or ()))
+    result = train(model, tmp_path / "rate", data=numbers, problem_type="regression", label="rating", epochs=10)
+    assert result.labels == ("rating",)
+    assert (result.after.accuracy, result.after.macro_f1) == (None, None)
+    assert result.after.mean_error < 0.5 < 1.0 < result.before.mean_error
+    assert result.after.correlation > 0.9
+    export(model, {"rate": tmp_path / "rate"}, tmp_path / "b")
+    found = runtime.open(tmp_path / "b").adapter("rate").predict("the film was very good")
+    assert isinstance(found, Score)
+    assert found.values == {"rating": found.score}
+    assert found.score > 1
+    checked = validate(tmp_path / "b", data={"rate": numbers})
+    assert checked.passed
+    assert checked.accuracy[0].error is not None
+    assert checked.accuracy[0].error < 0.5
+
+
+@pytest.mark.parametrize(
+    ("labels", "kind", "says"),
+    [
+        (["1", "two"] * 8, "regression", r"row 2: label 'two' is not a number"),
+        (["3"] * 16, "regression", "have the number 3"),
+        (["a|b"] * 15 + ["c"], "multi_label_classification", r"label\(s\) \['c'\]"),
+        (["[]"] * 16, "multi_label_classification", "no row has a label"),
+        (["[1"] * 16, "multi_label_classification", "row 1"),
+    ],
+)
+def test_rows_that_do_not_fit_the_problem(model: Path, tmp_path: Path, labels: list[str], kind: Any, says: str) -> None:
+    rows = Examples(make_rows(16).texts, tuple(labels))
+    with pytest.raises(DataError, match=says):
+        train(model, tmp_path / "out", data=rows, problem_type=kind)
+    assert not (tmp_path / "out").exists()
+
+
+def test_score_of_sets_and_numbers_against_hand_counts() -> None:
+    sets = Problem("multi_label_classification", ("a", "b", "c"))
+    logits = np.array([[1.0, -1, -1], [1, 1, -1], [-1, -1, -1]])
+    found = sets.score(logits, np.array([[1.0, 0, 0], [1, 0, 0], [0, 1, 0]]))
+    # a: 2 of 2; b: none right of one chosen and one true; c: neither, so it is left out.
+    assert found == {"accuracy": pytest.approx(1 / 3), "macro_f1": pytest.approx(0.5)}
+    numbers = Problem("regression", ("x",))
+    found = numbers.score(np.array([[1.0], [2.0], [4.0]]), np.array([1.0, 3.0, 5.0]))
+    assert found["mean_error"] == pytest.approx(2 / 3)
+    assert found["correlation"] == pytest.approx(np.corrcoef([1, 2, 4], [1, 3, 5])[0, 1])
+    assert numbers.score(np.ones((3, 1)), np.array([1.0, 2.0, 3.0]))["correlation"] == 0.0

@@ -169,6 +169,7 @@ def test_schema_keys_are_pinned() -> None:
                 "outputs",
                 "problem_type",
                 "provenance",
+                "rope_switch",
                 "schema_version",
                 "slot_defaults",
                 "slots",

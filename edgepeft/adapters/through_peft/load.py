@@ -11,6 +11,7 @@ import numpy as np
 from ...errors import AdapterError, MissingExtraError
 from ..checkpoint import Checkpoint
 from ..patterns import check_patterns
+from ..renames import fitted
 
 #: What PEFT's model puts before the names of its base.
 PREFIX = "base_model.model."
@@ -60,7 +61,12 @@ def wrap(base: Any, checkpoint: Checkpoint) -> Any:
         AdapterError: PEFT cannot load it over this base.
         MissingExtraError: The method needs another package.
     """
-    check_patterns(checkpoint.config, (name for name, _ in base.named_modules()), checkpoint.source)
+    modules = {name for name, _ in base.named_modules()}
+    experts = {
+        f"{name.rpartition('.')[0]}.0.{name.rpartition('.')[2]}" for name, p in base.named_parameters() if p.ndim == 3
+    }
+    checkpoint = fitted(checkpoint, {*modules, *experts}.__contains__)
+    check_patterns(checkpoint.config, modules, checkpoint.source)
     try:
         return peft_over(base, checkpoint)
     except ImportError as error:

@@ -13,6 +13,7 @@ import onnx_ir as ir
 from ...errors import CaptureError, MissingExtraError
 from ...graph.mapped_weights import spill
 from ..captured import Captured
+from ..lengths import rope_switch
 from ..load import Loaded, quiet
 from ..markers import Built, capture_marked
 from ..parity import graph_causal_parity
@@ -60,6 +61,11 @@ def _graph(loaded: Loaded) -> ir.Model:
 
     config = _normalised(loaded.model.config)
     kind = config.model_type
+    switch = rope_switch(loaded.model.config.to_dict())
+    if switch is not None and (loaded.max_length or switch + 1) > switch:
+        raise CaptureError(
+            f"mobius builds one table of rotary frequencies, and {kind!r} has another for sequences of more than {switch} tokens"
+        )
     if kind not in registry:
         raise CaptureError(f"mobius has no definition of {kind!r}")
     if (registry.get_task(kind) or "text-generation") != "text-generation":

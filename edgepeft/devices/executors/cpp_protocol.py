@@ -68,6 +68,12 @@ def _prompts(prompts: Prompts, encoder: PromptEncoder, bundle: Bundle) -> Iterat
     for text in prompts.texts:
         ids = encoder.encode(text, chat=prompts.chat if isinstance(text, str) else None, before=before)
         new = encoder.new_tokens(len(ids), prompts.max_new_tokens, before)
+        switch = bundle.manifest.rope_switch
+        if switch is not None and before + len(ids) + new > switch:
+            raise InputError(
+                f"{bundle.path}: beyond {switch} tokens this model's rotary frequencies are others from the first token on, and "
+                f"the C++ runner does not read a sequence anew; {len(ids)} tokens and {new} new ones were asked for"
+            )
         numbers = (new, len(stops), *stops, len(ids), *ids)
         yield f"prompt {prompts.adapter or '-'} {' '.join(map(str, numbers))}"
 

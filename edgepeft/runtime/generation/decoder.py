@@ -120,6 +120,14 @@ class Decoder:
         column = np.array(tokens, np.int64)[:, None]
         return self._run(column, np.ones_like(column), 0)[:, 0]
 
+    def feed(self, tokens: np.ndarray, mask: np.ndarray, first: int, positions: np.ndarray) -> np.ndarray:
+        """Logits ``[rows, tokens - first, vocabulary]`` of new tokens ``[rows, tokens]`` at these positions."""
+        return self._run(tokens, mask, first, positions)
+
+    def count(self, tokens: int) -> None:
+        """Say how many of the places in the cache are tokens; the others are masked out."""
+        self._lengths[:] = tokens + self._before
+
     def truncate(self, width: int) -> None:
         """Forget all but the first ``width`` tokens (and what stands before them), of rows without padding among them."""
         width += self._before
@@ -139,7 +147,7 @@ class Decoder:
         else:
             self._grown = {name: _value(_copy(value.numpy()[index])) for name, value in self._grown.items()}
 
-    def _run(self, tokens: np.ndarray, mask: np.ndarray, first: int) -> np.ndarray:
+    def _run(self, tokens: np.ndarray, mask: np.ndarray, first: int, positions: np.ndarray | None = None) -> np.ndarray:
         """Logits ``[rows, tokens - first, vocabulary]`` of new tokens ``[rows, tokens]``."""
         whole = np.concatenate([self._mask, mask], axis=1)
         signature = self._signature
@@ -147,7 +155,7 @@ class Decoder:
         if signature.positions:
             # Padding takes the position of the row's last token: any that the model knows will do, it is masked.
             ahead = np.minimum(np.arange(tokens.shape[1]), mask.sum(axis=1, keepdims=True) - 1)
-            fed["position_ids"] = self._lengths[:, None] + ahead
+            fed["position_ids"] = self._lengths[:, None] + ahead if positions is None else positions + self._before
         if signature.logits_from:
             fed["logits_from"] = np.array([first], np.int64)
         count = tokens.shape[1] - (first if signature.logits_from else 0)

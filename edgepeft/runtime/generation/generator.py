@@ -11,13 +11,14 @@ from ...bundle import NO_TEXT, OwnText
 from ...errors import InputError
 from ..active import ActiveAdapter
 from .chat import ChatTemplate
-from .decoder import Decoder
+from .decoder import Decoder, rows_of
 from .defaults import NEW_TOKENS, Defaults
 from .encoder import Prompt, PromptEncoder
 from .graphs import Graphs
 from .loop import Generation, Plan, Run, Steps
 from .options import Options
 from .signature import Signature, read_signature
+from .switched import EachAlone, SwitchedDecoder
 from .tokens import Tokens, check_stops
 
 
@@ -74,7 +75,18 @@ class Generator:
         """A fresh decoder with the adapter's tensors bound and its states in the cache; ``capacity`` tokens follow them."""
         feeds = self.graphs.slot_values(active)
         whole = capacity + active.prefix_length
-        return Decoder(self.graphs.session, self.signature, rows, feeds, whole, prefix=active.prefix)
+        switch = self.graphs.bundle.manifest.rope_switch
+        if switch is None or (rows > 1 and whole <= switch):
+            return Decoder(self.graphs.session, self.signature, rows, feeds, whole, prefix=active.prefix)
+
+        def alone(row: int) -> SwitchedDecoder:
+            mine = {name: rows_of(value, [row]) for name, value in feeds.items()}
+            return SwitchedDecoder(
+                lambda: Decoder(self.graphs.session, self.signature, 1, mine, whole, prefix=active.prefix),
+                switch - active.prefix_length,
+            )
+
+        return alone(0) if rows == 1 else EachAlone([alone(row) for row in range(rows)])
 
     def run(
         self,

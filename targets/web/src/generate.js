@@ -138,7 +138,8 @@ export class Generator {
 
   /** The context less the states of an adapter that stand before the sequence. @param {number} before */
   #room(before) {
-    return this.manifest.max_length === null ? Infinity : this.manifest.max_length - before;
+    // Beyond `rope_switch` rotary frequencies are others from the first token on; a sequence is not read anew here.
+    return Math.min(this.manifest.max_length ?? Infinity, this.manifest.rope_switch ?? Infinity) - before;
   }
 
   /** @param {number[]} tokens @param {number} before */

@@ -64,6 +64,7 @@ export const MANIFEST_NAME = "edgepeft.json";
  * @property {Record<string, TaskEntry>} tasks  Those of a base that serves several; empty for one.
  * @property {number | null} max_length
  * @property {Embedding | null} embedding
+ * @property {number | null} rope_switch  The longest sequence of a language model whose rotary frequencies depend on it.
  * @property {Slots} slots
  * @property {string | null} slot_defaults
  * @property {Record<string, Variant>} variants
