@@ -69,6 +69,10 @@ def causal_batches(
         shortest = max(width for _, width in SHAPES)
         inside = (n for n in around if n is not None and n > shortest and (room is None or n <= room))
         shapes += [(1, n) for n in sorted(inside) if affordable(n + steps, parameters)]
+    if whole is not None:
+        # A call is computed by its longest row, and a cache belongs to one side of the switch: no batch stands on both, and
+        # no text grows over it.
+        shapes = [(1 if width > whole else rows, width) for rows, width in shapes if not whole - steps < width <= whole]
     names = ("input_ids", "attention_mask")
     prompts = ragged_batches(
         vocab=vocab, pad_id=pad_id, input_names=names, max_length=room, shapes=tuple(shapes), seed=seed

@@ -110,6 +110,9 @@ def _prompts(probe: CausalProbe, bundle: Bundle, own: OwnText, name: str | None)
             if not chat:
                 raise
             continue  # a template that refuses this order of roles, in its own words
+        switch = bundle.manifest.rope_switch
+        if switch is not None and len(encoded) + 2 > switch:
+            continue  # a batch is computed by its longest row; what lies beyond the switch is probed by itself
         samples.append(sample)
         ids.append(encoded)
     if not ids:
