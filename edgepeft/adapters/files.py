@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from pydantic import ValidationError
 
+from ..bundle.embedding import settled
 from ..bundle.manifest import AdapterEntry, explain
 from ..errors import AdapterError, MissingExtraError
 from ..json_text import json_text
@@ -43,11 +44,13 @@ def contract_of(found: AdapterFile, path: Path) -> dict[str, Any]:
     try:
         if clash:
             raise AdapterError(f"{path}: its {METADATA_KEY} record holds {clash[0]}, which is not the adapter's to say")
-        AdapterEntry.model_validate({**metadata, **where, "tensors": shapes})
+        AdapterEntry.model_validate({**settled(metadata, "x")[0], **where, "tensors": shapes})
     except ValidationError as error:
         raise AdapterError(
             f"{path}: its {METADATA_KEY} record is wrong: {explain(error)}. Add the adapter from its PEFT checkpoint."
         ) from error
+    except ValueError as error:
+        raise AdapterError(f"{path}: {error}. Add the adapter from its PEFT checkpoint.") from error
     return metadata
 
 

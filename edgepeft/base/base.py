@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import onnx_ir as ir
 from ..adapters.base_weights import BaseWeights, HeldWeights, RenamedWeights
 from ..bundle.heads import Activation, Head, ProblemType
 from ..bundle.manifest import TaskEntry
+from ..embedding.modules import EmbeddingModules
 from ..graph.editable import GraphPart
 from ..graph.locate.by_content import Location
 from ..graph.mapped_weights import Spilled
@@ -41,7 +41,7 @@ class Base:
     captured_by: str
     max_length: int | None
     #: Hugging Face files that travel with the bundle (tokenizer, config), by file name.
-    files: Mapping[str, Path]
+    files: Mapping[str, bytes]
     reference: Any
     #: Linear weights that are an embedding's too: the head's parameter → the embedding's.
     tied: Mapping[str, str]
@@ -57,6 +57,10 @@ class Base:
     decoder: GraphPart | None = None
     #: Ranges of the checkpoint's layers that the base was rebuilt from (LoRA's ``layer_replication``).
     layers: tuple[tuple[int, int], ...] = ()
+    #: How texts are embedded, of a base that sentence-transformers saved for that.
+    embedding: EmbeddingModules | None = None
+    #: How many tokens the model has positions for, where that is more than ``max_length``.
+    positions: int | None = None
     #: Where the graph's weights lie in a file and not in memory.
     spilled: Spilled | None = None
     #: What the outputs of its head mean, and what makes scores of them.

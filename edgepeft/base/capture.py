@@ -196,6 +196,8 @@ def _base(loaded: Loaded, captured: Captured, route: str) -> Base:
         captured_by=route,
         max_length=loaded.max_length,
         files=loaded.files,
+        embedding=loaded.embedding,
+        positions=loaded.positions,
         reference=loaded.model,
         tied=tied_linears(loaded.model),
         head=output_head(loaded.model) if loaded.task.endswith("-generation") else None,

@@ -13,31 +13,21 @@ from typing import Any
 import numpy as np
 
 from ..adapters.contract import original_of
-from ..adapters.folder_text import NO_FOLDER_TEXT, FolderText, read_folder_text
+from ..adapters.folder_text import FolderText, folder_text
+from ..embedding.modules import EmbeddingModules
 from ..errors import CaptureError, InputError, MissingExtraError
 from .forward_inputs import check_inputs
 from .identity import identity_of_model
 from .language_part import is_multimodal, load_language_part
+from .limits import longest, positions
 from .missing import check_missing
 from .pad_token import needs_pad_token, settle_pad_token
+from .remote_code import refuse_remote_code, trusted
 from .replicate import LayerMap, replicate_layers
 from .samples import Shapes, input_shapes, model_shapes, random_batches, vocabulary
+from .sources import embedding_of, embeds_texts, model_class, model_source
 from .task import TASKS, infer_task
-
-_TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "spiece.model",
-    "preprocessor_config.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "generation_config.json",
-)
+from .tokenizer_files import lower_cased, model_files
 
 
 @dataclass(frozen=True)
@@ -52,11 +42,15 @@ class Loaded:
     #: Inputs by name; strings are free dimensions.
     inputs: Shapes
     max_length: int | None
-    files: Mapping[str, Path]
+    files: Mapping[str, bytes]
     #: Ranges of the checkpoint's layers that the model was rebuilt from, where they were repeated.
     layers: tuple[tuple[int, int], ...] = ()
     #: Weights of the checkpoint that the model has no place for (another task's head, most often).
     unexpected: tuple[str, ...] = ()
+    #: How texts are embedded, of a base that sentence-transformers saved for that.
+    embedding: EmbeddingModules | None = None
+    #: How many tokens the model has positions for; ``max_length`` may be less.
+    positions: int | None = None
     #: The multimodal model whose language part this is, by its ``model_type``.
     part_of: str | None = None
 
@@ -101,48 +95,13 @@ def check_source(source: str) -> None:
         ) from error
 
 
-def model_files(source: str) -> dict[str, Path]:
-    """Tokenizer files of a local folder or of the hub cache, by name."""
-    folder = Path(source)
-    if folder.is_dir():
-        return {name: folder / name for name in _TOKENIZER_FILES if (folder / name).is_file()}
-    from transformers.utils import cached_file
-
-    files = {}
-    for name in _TOKENIZER_FILES:
-        path = cached_file(
-            source, name, _raise_exceptions_for_missing_entries=False, _raise_exceptions_for_connection_errors=False
-        )
-        if path is not None:
-            files[name] = Path(path)
-    return files
-
-
-def base_text(files: Mapping[str, Path]) -> FolderText:
+def base_text(files: Mapping[str, bytes], source: str) -> FolderText:
     """What a base's files say about text."""
-    folder = next((path.parent for path in files.values()), None)
-    return NO_FOLDER_TEXT if folder is None else read_folder_text(folder, InputError)
 
+    def read(name: str) -> str | None:
+        return files[name].decode("utf-8") if name in files else None
 
-def _max_length(config: Any, files: Mapping[str, Path]) -> int | None:
-    """Longest input in tokens: positions the model has, and the tokenizer's own limit where it is lower."""
-    import json
-
-    limits = []
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if isinstance(positions, int) and positions > 0:
-        # RoBERTa-like models number positions from pad_token_id + 1 on, so that many rows are never used.
-        offset = (
-            (config.pad_token_id or 0) + 1
-            if config.model_type in {"roberta", "xlm-roberta", "camembert", "mpnet"}
-            else 0
-        )
-        limits.append(positions - offset)
-    if "tokenizer_config.json" in files:
-        declared = json.loads(files["tokenizer_config.json"].read_text(encoding="utf-8")).get("model_max_length")
-        if isinstance(declared, int) and 0 < declared < 1_000_000:
-            limits.append(declared)
-    return min(limits) if limits else None
+    return folder_text(read, Path(source), InputError)
 
 
 def float_options(source: str, config: Any) -> dict[str, Any]:
@@ -196,38 +155,40 @@ def load_model(
     """
     try:
         import torch
-        from optimum.exporters.tasks import TasksManager
         from transformers import AutoConfig
     except ImportError as error:
         raise MissingExtraError(f"capturing a base needs: pip install 'edgepeft[export]' ({error})") from error
     source = str(source)
     check_source(source)
+    where, sentence = model_source(source), embeds_texts(source)
     with quiet():
         try:
-            config = AutoConfig.from_pretrained(source)
+            config = AutoConfig.from_pretrained(where, trust_remote_code=trusted())
         except (OSError, ValueError, KeyError) as error:
+            refuse_remote_code(source, error)
             raise InputError(
                 f"base model {source!r} is neither a folder with config.json nor a Hugging Face id that can be fetched: "
                 f"{str(error).strip().splitlines()[0]}"
             ) from error
         unpacked = float_options(source, config)
+        if task is None and sentence and not peft_task and not heads:
+            task = "feature-extraction"
         task = task or infer_task(config, peft_task, heads)
         if task not in TASKS:
             raise InputError(f"task {task!r} is not supported yet; this version exports: {', '.join(TASKS)}")
-        auto = TasksManager.get_model_class_for_task(task)
+        auto = model_class(config, task, sentence=sentence)
+        options = {"dtype": torch.float32, "output_loading_info": True, "trust_remote_code": trusted()}
         part = task == "text-generation" and is_multimodal(config)
         try:
-            model, info = (
-                load_language_part(source, config)
-                if part
-                else auto.from_pretrained(source, dtype=torch.float32, output_loading_info=True, **unpacked)
-            )
+            if part:
+                model, info = load_language_part(where, config)
+            else:
+                model, info = auto.from_pretrained(where, **options, **unpacked)
             if task == "feature-extraction" and any(name.startswith("pooler.") for name in info["missing_keys"]):
                 # A pooler that nobody trained would be noise in PyTorch and zero here; the embedding does not need it.
-                model, info = auto.from_pretrained(
-                    source, dtype=torch.float32, output_loading_info=True, add_pooling_layer=False
-                )
+                model, info = auto.from_pretrained(where, **options, add_pooling_layer=False)
         except (OSError, ValueError, RuntimeError) as error:
+            refuse_remote_code(source, error)
             raise InputError(f"cannot load {source!r} for {task}: {str(error).strip().splitlines()[0]}") from error
     model = model.eval()
     if task not in {"text-generation", "text2text-generation"}:
@@ -244,7 +205,7 @@ def load_model(
             f"needs for {task}; it is a checkpoint of another architecture"
         )
     unexpected = tuple(sorted(info.get("unexpected_keys") or ()))
-    check_missing(model, source, task, fresh, unexpected)
+    check_missing(model, where, task, fresh, unexpected)
     if layers:
         replicate_layers(model, layers, source)
         parameters = dict(model.named_parameters())
@@ -253,11 +214,18 @@ def load_model(
         for name in fresh:
             if name in parameters:
                 parameters[name].zero_()
-    files = model_files(source)
-    if needs_pad_token(model.config, task):
-        settle_pad_token(model.config, source, {source: base_text(files), **texts}, pad_token, announce)
+    embedding = embedding_of(source, task)
     inputs = input_shapes(model)
     check_inputs(model, inputs, task)
+    generates = task in {"text-generation", "text2text-generation"}
+    with quiet():
+        files = model_files(where, source, texts=generates or "input_ids" in inputs)
+    if embedding is not None and embedding.lower_case:
+        files = lower_cased(files)
+    if needs_pad_token(model.config, task):
+        settle_pad_token(model.config, source, {source: base_text(files, source), **texts}, pad_token, announce)
+    rows = positions(model, inputs, generates=generates) if "input_ids" in inputs else None
+    said = None if embedding is None else embedding.max_length
     return Loaded(
         model=model,
         source=source,
@@ -265,10 +233,12 @@ def load_model(
         fresh=fresh,
         identity=identity,
         inputs=inputs,
-        max_length=_max_length(model.config if part else config, files) if "input_ids" in inputs else None,
+        max_length=longest(rows, files, said) if "input_ids" in inputs else None,
+        positions=rows,
         files=files,
         layers=tuple((int(start), int(end)) for start, end in layers),
         unexpected=unexpected,
+        embedding=embedding,
         part_of=config.model_type if part else None,
     )
 

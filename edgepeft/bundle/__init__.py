@@ -1,5 +1,6 @@
 """Bundles: the manifest, reading and checking, all-or-nothing writing."""
 
+from .embedding import Embedding, OwnEmbedding
 from .graphs import OpenGraph
 from .heads import Head
 from .loads import TEXT_FILES, loaded_files, variant_files, variant_graphs
@@ -34,6 +35,7 @@ __all__ = [
     "BaseEntry",
     "Bundle",
     "ConvSlot",
+    "Embedding",
     "EmbeddingSlot",
     "FactoredSlot",
     "FileEntry",
@@ -43,6 +45,7 @@ __all__ = [
     "Manifest",
     "OpenGraph",
     "OverrideSlot",
+    "OwnEmbedding",
     "OwnText",
     "SlotPart",
     "SlotTable",

@@ -37,7 +37,10 @@ def variant_files(manifest: Manifest, variant: str, slots: Slots = "overridable"
 
 
 def loaded_files(manifest: Manifest, variant: str, slots: Slots = "overridable") -> tuple[str, ...]:
-    """Every file that running a variant reads: graphs, weights, tokenizer, configuration, template, adapters, defaults."""
+    """Every file that running a variant reads: graphs, weights, tokenizer, configuration, template, adapters, pooling.
+
+    With ``slots="input"`` also the base's own numbers for the slots.
+    """
     defaults = manifest.slot_defaults if slots == "input" else None
     return (
         *variant_files(manifest, variant, slots),
@@ -45,5 +48,6 @@ def loaded_files(manifest: Manifest, variant: str, slots: Slots = "overridable")
         *dict.fromkeys(
             file for adapter in manifest.adapters.values() for file in (adapter.onnx_adapter, *adapter.text.values())
         ),
+        *dict.fromkeys(embedding.graph for embedding in manifest.embeddings),
         *(() if defaults is None else (defaults,)),
     )

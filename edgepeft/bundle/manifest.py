@@ -19,6 +19,7 @@ from ..errors import ManifestError
 from ..json_text import json_text
 from ..strict_json import kind, parse_json
 from .cache_names import LAYER_PAST, PAST
+from .embedding import Embedding
 from .heads import Activation, ProblemType
 from .names import check_distinct, check_name, check_relative
 from .slots import MAX_DIMENSIONS, Count, Dim, Name, Schema, Size, SlotTable
@@ -157,6 +158,8 @@ class AdapterEntry(Schema):
     text: dict[TextName, str] = Field(default_factory=dict)
     #: For an adapter that was factored by SVD: the largest relative residual of a site. ``None``: a closed form, exact.
     residual: float | None = Field(default=None, ge=0, allow_inf_nan=False, strict=True)
+    #: How texts are embedded with it, where its checkpoint says so; ``None``: as the base embeds them.
+    embedding: Embedding | None = None
     bytes: Large
 
     _relative = field_validator("onnx_adapter", "onnx")(check_relative)
@@ -169,8 +172,9 @@ class AdapterEntry(Schema):
         return text
 
     def files(self) -> tuple[str, ...]:
-        """Every file of the adapter: both forms of its tensors, and its text."""
-        return tuple(dict.fromkeys((self.onnx_adapter, self.onnx, *self.text.values())))
+        """Every file of the adapter: both forms of its tensors, its text, and the graph of its embeddings."""
+        graph = () if self.embedding is None else (self.embedding.graph,)
+        return tuple(dict.fromkeys((self.onnx_adapter, self.onnx, *self.text.values(), *graph)))
 
 
 class TaskEntry(Schema):
@@ -207,6 +211,8 @@ class Manifest(Schema):
     tasks: dict[Text, TaskEntry] = Field(default_factory=dict)
     #: Longest input in tokens.
     max_length: Size | None = None
+    #: How texts are embedded; ``None``: by the mean over their tokens, or the task is another.
+    embedding: Embedding | None = None
     #: Of a language model: longer sequences are rotated by other frequencies from their first token on (LongRoPE). A cache
     #: belongs to one side; runtimes that cannot read a sequence anew end at this length.
     rope_switch: Size | None = None
@@ -240,6 +246,9 @@ class Manifest(Schema):
             for path in adapter.files():
                 if path not in self.files:
                     raise ValueError(f"adapter file {path} is not listed under files")
+        for embedding in self.embeddings:
+            if embedding.graph not in self.files:
+                raise ValueError(f"embedding graph {embedding.graph} is not listed under files")
         self._check_tasks()
         if not self.variants:
             raise ValueError("a bundle holds at least one variant")
@@ -283,6 +292,12 @@ class Manifest(Schema):
     def prefix_tensors(self) -> dict[str, tuple[Dim, ...]]:
         """:func:`prefix_tensors` of this base."""
         return prefix_tensors(self.inputs)
+
+    @property
+    def embeddings(self) -> tuple[Embedding, ...]:
+        """How texts are embedded, by the base and by the adapters that say so."""
+        own = (self.embedding, *(adapter.embedding for adapter in self.adapters.values()))
+        return tuple(each for each in own if each is not None)
 
     @property
     def slot_adapters(self) -> dict[str, AdapterEntry]:

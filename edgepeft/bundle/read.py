@@ -21,6 +21,7 @@ from ..errors import (
 )
 from ..strict_json import kind, parse_json
 from .adapter_checks import check_labels, check_ranks
+from .embedding import OwnEmbedding
 from .graphs import OpenGraph, check_graph, open_graph
 from .loads import Slots, loaded_files, variant_files
 from .lock import real_path
@@ -80,9 +81,10 @@ class Bundle:
 
     def _check(self, names: Iterable[str], files: BundleFiles) -> None:
         graphs = {graph: variant for variant in self.manifest.variants.values() for graph in variant.graphs()}
-        adapters = {entry.onnx for entry in self.manifest.adapters.values()}
+        others = {entry.onnx for entry in self.manifest.adapters.values()}
+        others |= {embedding.graph for embedding in self.manifest.embeddings}
         for name in names:
-            if name in graphs or name in adapters:
+            if name in graphs or name in others:
                 check_graph(files, name, graphs[name].data if name in graphs else ())
             else:
                 files.open(name).close()
@@ -140,6 +142,12 @@ class Bundle:
     def text_of(self, adapter: str | None) -> OwnText:
         """The text files that take the place of the bundle's for an adapter; none for the base."""
         return NO_TEXT if adapter is None else OwnText.of(self.adapter(adapter), self.manifest.files)
+
+    def embedding_of(self, adapter: str | None) -> OwnEmbedding | None:
+        """How texts are embedded with an adapter: as it says, else as the base does; ``None`` for the mean over the tokens."""
+        own = None if adapter is None else self.adapter(adapter).embedding
+        says = own or self.manifest.embedding
+        return None if says is None else OwnEmbedding(says, self.manifest.files[says.graph].sha256)
 
     def loaded_files(self, name: str, slots: Slots = "overridable") -> tuple[str, ...]:
         """Every file that running a variant reads: graphs, weights, tokenizer, configuration, template, adapters."""

@@ -83,6 +83,11 @@ from .values import calibration_texts, named
     ),
 )
 @head_options
+@option(
+    "--trust-remote-code",
+    is_flag=True,
+    help="Run Python code that comes with the base; without, such a base is refused.",
+)
 @option_group("Data", calibration_option, text_option, pair_option)
 @force_option
 @lock_option
@@ -103,6 +108,7 @@ def export(
     labels: tuple[str, ...],
     problem_types: tuple[str, ...],
     activations: tuple[str, ...],
+    trust_remote_code: bool,
     data: tuple[str, ...],
     text: str,
     pair: str | None,
@@ -140,6 +146,7 @@ def export(
             pad_token=int(pad_token) if pad_token is not None and pad_token.isdecimal() else pad_token,
             heads=parse_heads(labels, problem_types, activations),
             force=force,
+            trust_remote_code=trust_remote_code,
             lock_timeout=lock_timeout,
             announce=announce,
         )

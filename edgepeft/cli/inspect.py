@@ -10,6 +10,7 @@ import cloup
 from cloup import option
 
 from ..errors import InputError
+from .embedding_text import embedding_text
 from .guarded import guarded
 from .options import json_option
 from .show import megabytes, print_json, table
@@ -80,6 +81,10 @@ def _bundle(path: Path, as_json: bool) -> None:
         "captured": f"{base.captured_by}, identity {base.identity[:16]}…",
         "slots": f"{len(slots.factored)} at {sites} sites, {len(slots.overrides)} replaceable parameters",
     }
+    if manifest.max_length is not None:
+        facts["longest input"] = f"{manifest.max_length} tokens"
+    if manifest.embedding is not None:
+        facts["embedding"] = embedding_text(manifest.embedding)
     if manifest.merged is not None:
         facts["merged"] = manifest.merged
         del facts["slots"]
@@ -119,6 +124,7 @@ def _bundle(path: Path, as_json: bool) -> None:
         for name, entry in manifest.adapters.items():
             before = f", {entry.prefix_length} states before the sequence" if entry.prefix_length else ""
             own = f", with its own {', '.join(entry.text)}" if entry.text else ""
+            own += f"; embeds by {embedding_text(entry.embedding)}" if entry.embedding is not None else ""
             click.echo(f"{name} from {entry.source}{before}{own}")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 import cloup
@@ -16,6 +16,9 @@ from .options import PATH, bundle_argument, json_option, threads_option
 from .show import print_json, warn
 from .text_generation import generation_options, refuse_generation, run_prompts
 from .values import parse_weights
+
+if TYPE_CHECKING:
+    from ..runtime.embedding import EmbedOptions
 
 
 @cloup.command()
@@ -52,6 +55,14 @@ from .values import parse_weights
         help="Hash the bundle's files: always, those that changed since they were last hashed, or never.",
     ),
 )
+@option_group(
+    "Embeddings",
+    option(
+        "--prompt-name", metavar="NAME", show_default="the model's", help="The model's prompt to put before each text."
+    ),
+    option("--dim", type=click.IntRange(min=1), metavar="N", help="Keep the first N numbers (Matryoshka models)."),
+    option("--normalize", is_flag=True, help="Bring embeddings to length 1, after the cut."),
+)
 @generation_options
 @threads_option
 @json_option
@@ -66,6 +77,9 @@ def run(
     head: str | None,
     scale: float,
     threshold: float,
+    prompt_name: str | None,
+    dim: int | None,
+    normalize: bool,
     variant: str | None,
     threads: int | None,
     verify: Verify,
@@ -94,12 +108,19 @@ def run(
         warn(
             f"this base has no trained head of its own; choose an adapter: {', '.join(opened.adapters) or 'none here'}"
         )
+    embedding: EmbedOptions = {}
+    if prompt_name is not None:
+        embedding["prompt_name"] = prompt_name
+    if dim is not None:
+        embedding["dim"] = dim
+    if normalize:
+        embedding["normalize"] = True
     results: list[dict[str, Any]] = []
     for start in range(0, len(texts), 32):
-        results.extend(opened.run(texts[start : start + 32], threshold=threshold))
-    if cut := opened.truncated(texts):
+        results.extend(opened.run(texts[start : start + 32], threshold=threshold, **embedding))
+    if cut := opened.truncated(texts, **embedding):
         warn(
-            f"{len(cut)} of {len(texts)} texts were cut to {opened.manifest.max_length} tokens, the first is text {cut[0] + 1}"
+            f"{len(cut)} of {len(texts)} texts were cut to {opened.longest_text} tokens, the first is text {cut[0] + 1}"
         )
     if as_json:
         print_json([{**_given(t), "adapter": adapter, **result} for t, result in zip(texts, results, strict=True)])

@@ -13,6 +13,7 @@ from ..adapters.files import write_adapter_onnx, write_onnx_adapter
 from ..adapters.fill import FilledSlots, fill_slots
 from ..adapters.prefix import fill_prefix
 from ..bundle import AdapterEntry, Head, SlotTable
+from ..bundle.embedding import ADAPTERS_FOLDER, settled
 from ..bundle.heads import inherited
 from ..bundle.manifest import TaskEntry
 from ..bundle.slots import Dim
@@ -100,10 +101,18 @@ def write_adapter(
         slots_hash=metadata["slots_hash"],
     )
     write_adapter_onnx(folder / files["onnx"], tensors, metadata)
+    stem = f"{ADAPTERS_FOLDER}/{name}"
+    for suffix in (".onnx", ".ort"):
+        (folder / f"{stem}{suffix}").unlink(missing_ok=True)
+    contract, content = settled(metadata, stem)
+    if content is not None:
+        graph = folder / contract["embedding"]["graph"]
+        graph.parent.mkdir(parents=True, exist_ok=True)
+        graph.write_bytes(content)
     return AdapterEntry.model_validate(
         {
             **files,
-            **metadata,
+            **contract,
             "text": {file: f"adapters/{name}/{file}" for file in text},
             "tensors": {tensor: tuple(array.shape) for tensor, array in tensors.items()},
             "bytes": (folder / files["onnx_adapter"]).stat().st_size,

@@ -30,6 +30,7 @@ from ..validate.probe import bundle_probe, same_outputs
 from ._adapter_files import adapter_metadata, fill, required, write_adapter
 from ._calibrate import measured_without
 from ._edit import Edit, edit
+from ._embedding import contract, hidden_of, read_embedding
 from ._heads import said, say_labels, task_in, with_head
 from ._text import bundle_text, embedding_rows, text_beside
 
@@ -150,6 +151,12 @@ def _from_checkpoint(
     metadata = adapter_metadata(
         filled, base_identity=manifest.base.identity, slots_hash=manifest.slots.hash, base=base, table=manifest.slots
     )
+    hidden = hidden_of(manifest)
+    tokenizer = {"tokenizer.json": bundle.read("tokenizer.json")} if "tokenizer.json" in manifest.files else {}
+    task = adapter.task or manifest.task
+    modules = read_embedding(name, checkpoint, task, tokenizer, manifest.max_length, announce)
+    if modules is not None and hidden is not None:
+        metadata["embedding"] = contract(modules, hidden)
     return filled.tensors, metadata, adapter.text
 
 

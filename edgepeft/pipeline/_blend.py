@@ -8,6 +8,7 @@ from typing import Any
 
 from ..adapters.files import write_adapter_onnx, write_onnx_adapter
 from ..bundle import LOCK_TIMEOUT, Bundle, check_name, read_bundle, rereading
+from ..bundle.embedding import travelling
 from ..errors import InputError
 from ..runtime.blend import blend as blend_tensors
 from ..runtime.blend import describe
@@ -100,5 +101,9 @@ def _sum(
         "per_row": summed.per_row,
         "residual": summed.residual,
     }
+    own = any(manifest.adapters[name].embedding for name in weights)
+    if own and summed.embedding is not None:
+        says = summed.embedding.says
+        metadata["embedding"] = travelling(says, opened.read(says.graph))
     text = {name: opened.read_text(file) for name, file in opened.text_of(summed.text).paths}
     return opened, dict(summed.tensors), metadata, text

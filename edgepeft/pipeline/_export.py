@@ -17,10 +17,12 @@ from ..adapters.read import layers_of, method_of, opaque_adapter, task_ids
 from ..base.base import Base
 from ..base.capture import capture
 from ..base.load import load_model
+from ..base.remote_code import trusting
 from ..base.replicate import LayerMap
 from ..base.shared import check_shareable
 from ..base.task import check_task, task_of
 from ..bundle import LOCK_TIMEOUT, Bundle, Head, check_name
+from ..embedding.modules import EmbeddingModules
 from ..errors import InputError
 from ..graph.edit_base import add_slots, merge
 from ..graph.editable import MergedBase
@@ -29,6 +31,7 @@ from ..quantize.merge_error import lost_by_rounding
 from ..validate.parity import check_parity
 from ..validate.quantized_base import check_given
 from ..validate.result import AdapterParity
+from ._embedding import announce_base, read_embedding, widened
 from ._heads import check_names, say_labels, task_in, with_head
 from ._manifest import check_target_folder
 from ._write import write_bundle
@@ -102,6 +105,7 @@ def export(
     max_length: int | None = None,
     heads: Mapping[str, Head] | None = None,
     pad_token: str | int | None = None,
+    trust_remote_code: bool = False,
     lock_timeout: float = LOCK_TIMEOUT,
     announce: Announce = lambda message: None,
 ) -> Exported:
@@ -125,6 +129,7 @@ def export(
             taken from the adapter's folder (edgepeft's record, a config.json or label file), else from the base's config.
         pad_token: Of a classifier over a decoder that names none: its padding token, by text or number. By default what its
             tokenizer says, else an adapter's.
+        trust_remote_code: Run Python code that comes with the base. Without, such a base is refused.
         lock_timeout: Seconds to wait for another process that changes the bundle.
         announce: Is called with a line of text for each step.
 
@@ -143,7 +148,41 @@ def export(
         >>> done.bundles[0].manifest.adapters.keys()
         dict_keys(['reviews'])
     """
-    out = Path(out)
+    with trusting(trust_remote_code):
+        return _export(
+            model,
+            adapters,
+            Path(out),
+            mode,
+            task,
+            slots,
+            onnx,
+            force,
+            max_rank,
+            max_length,
+            heads,
+            pad_token,
+            lock_timeout,
+            announce,
+        )
+
+
+def _export(
+    model: str | Path,
+    adapters: Mapping[str, str | Path],
+    out: Path,
+    mode: Literal["swap", "merge", "bake"],
+    task: str | None,
+    slots: Literal["adapters", "all-linear"],
+    onnx: str | Path | None,
+    force: bool,
+    max_rank: int | None,
+    max_length: int | None,
+    heads: Mapping[str, Head] | None,
+    pad_token: str | int | None,
+    lock_timeout: float,
+    announce: Announce,
+) -> Exported:
     write = partial(write_bundle, lock_timeout=lock_timeout, announce=announce)
     for name in adapters:
         try:
@@ -186,6 +225,10 @@ def export(
     for name, checkpoint in checkpoints.items():
         check_task(name, checkpoint.source, checkpoint.config.get("task_type"), [base.task, *tasks], "this base")
     announce(f"captured {base.architecture} ({base.captured_by}), {base.parity:.1e} from PyTorch{_matched(base)}")
+    announce_base(base.embedding, announce)
+    if max_length is None:
+        base = widened(base, checkpoints)
+    write = partial(write, embeddings=_embeddings(base, checkpoints, announce))
     read: list[Adapter] = []
     for name, checkpoint in checkpoints.items():
         own = task_in(base.tasks, checkpoint, name)
@@ -207,6 +250,17 @@ def export(
     if mode == "merge":
         return _merge(base, read, checkpoints, out, write, announce)
     return _swap(base, read, checkpoints, out, slots, write, announce, Path(onnx) if onnx is not None else None)
+
+
+def _embeddings(base: Base, checkpoints: Mapping[str, Checkpoint], announce: Announce) -> dict[str, EmbeddingModules]:
+    """How adapters embed texts, those whose folders say so."""
+    found = {}
+    for name, checkpoint in checkpoints.items():
+        task = task_of(checkpoint.config.get("task_type")) or base.task
+        modules = read_embedding(name, checkpoint, task, base.files, base.max_length, announce)
+        if modules is not None:
+            found[name] = modules
+    return found
 
 
 def _module(base: Base, task: str | None) -> Any:
@@ -339,7 +393,10 @@ def _bake(
 
         content = MergedBase(graph=base.graph, adapter=adapter, baked=True)
         target = out if len(checkpoints) == 1 else out / name
-        bundles.append(write(target, base, content, recipe={"checkpoints": _hashes([adapter])}, check=check))
+        own = _embeddings(base, {name: checkpoint}, announce)
+        bundles.append(
+            write(target, base, content, embeddings=own, recipe={"checkpoints": _hashes([adapter])}, check=check)
+        )
     _announce_parity(parity, announce)
     return Exported(bundles=tuple(bundles), parity=tuple(parity), capture_parity=captured)
 

@@ -72,7 +72,7 @@ def _adapter(change: Edit, name: str, head: Head) -> None:
     found = read_adapter_onnx(change.folder / entry.onnx)
     written = write_adapter(change.folder, name, found.tensors, {**found.metadata, **said(head)})
     adapters = {**change.manifest.adapters, name: written}
-    change.stage(written=(entry.onnx, entry.onnx_adapter, written.onnx, written.onnx_adapter), adapters=adapters)
+    change.stage(written={*entry.files(), *written.files()}, adapters=adapters)
 
 
 def _base(change: Edit, head: Head) -> None:

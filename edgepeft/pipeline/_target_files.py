@@ -15,6 +15,7 @@ from ..errors import BundleError, InputError, TargetError
 from ..quantize.recipes import RECIPES
 from ..targets import Target
 from ._edit import copy_files
+from ._embedding import embeddings_in_ort_format
 from ._manifest import write_manifest
 from ._ort_format import convert_to_ort
 from ._quantize import quantize
@@ -152,6 +153,7 @@ def _convert(staged: Bundle, variant: str, announce: Announce) -> Bundle:
         {**entry.model_dump(), **fields, "data": (), "recipe": f"{entry.recipe}; ORT format"}
     )
     known = {name: e for name, e in manifest.files.items() if name not in gone}
+    manifest = embeddings_in_ort_format(staged)
     updated: Manifest = manifest.model_copy(
         update={
             "variants": {variant: renamed},

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,11 +26,13 @@ from ..bundle import (
 )
 from ..bundle.heads import inherited
 from ..bundle.manifest import check_graphs_of_task, prefix_tensors
+from ..embedding.modules import EmbeddingModules
 from ..errors import InputError
 from ..graph.editable import MergedBase, SlottedBase
 from ..json_text import config_text
 from ..quantize.counts import count_quantized
 from ._adapter_files import adapter_metadata, fill, required, write_adapter
+from ._embedding import contract, embeds, write_base
 from ._manifest import _listed, check_target_folder, write_manifest
 from ._text import put_text, write_text
 
@@ -60,8 +61,8 @@ def _model_files(folder: Path, base: Base, head: Head) -> None:
     if head.problem_type is not None:
         config["problem_type"] = head.problem_type
     (folder / "config.json").write_text(config_text(config), encoding="utf-8")
-    for name, path in base.files.items():
-        shutil.copyfile(path, folder / name)
+    for name, content in base.files.items():
+        (folder / name).write_bytes(content)
 
 
 def write_bundle(
@@ -70,6 +71,7 @@ def write_bundle(
     content: SlottedBase | MergedBase,
     adapters: Sequence[Adapter] = (),
     *,
+    embeddings: Mapping[str, EmbeddingModules] | None = None,
     recipe: Mapping[str, Any] | None = None,
     check: Callable[[Bundle], None] = lambda bundle: None,
     lock_timeout: float = LOCK_TIMEOUT,
@@ -85,6 +87,7 @@ def write_bundle(
         content: The base with slots, which ``adapters`` fill, or the base merged with one adapter. An encoder-decoder's
             content has both graphs.
         adapters: Adapters of this base; none for a merged base.
+        embeddings: How texts are embedded with an adapter (also the one that is merged), where that is not the base's way.
         recipe: What the manifest's provenance says of how the bundle was made.
         check: Is called with the bundle before it takes its place.
         lock_timeout: Seconds to wait for another process that changes the bundle.
@@ -125,6 +128,7 @@ def write_bundle(
     except ValueError as error:
         raise InputError(f"nothing was written: {error}") from error
     before = prefix_tensors(inputs)
+    hidden, own = embeds(base.task, inputs, outputs), dict(embeddings or {})
     filled = [
         fill(adapter, table, required(base.tasks, adapter, base.fresh), before, base.config, base.max_length)
         for adapter in adapters
@@ -141,6 +145,9 @@ def write_bundle(
             assert part is not None
             ir.save(part, folder / "onnx" / f"{name}.onnx", external_data=f"{name}.onnx_data")
         base.forget()
+        embedding = None
+        if hidden is not None:
+            embedding = write_base(folder, own.get(merged.name if merged else "", base.embedding), hidden)
         data = tuple(sorted(f"onnx/{p.name}" for p in (folder / "onnx").iterdir() if p.suffix == ".onnx_data"))
         entries = {
             each.adapter.name: write_adapter(
@@ -153,6 +160,11 @@ def write_bundle(
                     slots_hash=table.hash,
                     base=base.head_for(each.adapter.task),
                     table=table,
+                )
+                | (
+                    {"embedding": contract(own[each.adapter.name], hidden)}
+                    if hidden and each.adapter.name in own
+                    else {}
                 ),
                 changed[each.adapter.name],
             )
@@ -178,6 +190,7 @@ def write_bundle(
             activation=head.activation,
             tasks=dict(base.tasks),
             max_length=base.max_length,
+            embedding=embedding,
             rope_switch=_rope_switch(base),
             slots=table,
             variants={

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle import NO_TEXT, AdapterEntry, Bundle, Head, OwnText, head_of
+from ..bundle import NO_TEXT, AdapterEntry, Bundle, Head, OwnEmbedding, OwnText, head_of
 from ..bundle.cache_names import PAST
 from ..errors import AdapterMismatchError, CorruptBundleError, InputError
 from .buffers import as_values
@@ -42,6 +42,10 @@ class ActiveAdapter:
     text: OwnText = NO_TEXT
     #: The same for each row, where rows have adapters of their own.
     row_texts: tuple[OwnText, ...] | None = None
+    #: How texts are embedded with it; ``None``: by the mean over their tokens.
+    embedding: OwnEmbedding | None = None
+    #: The same for each row, where rows have adapters of their own.
+    row_embeddings: tuple[OwnEmbedding | None, ...] | None = None
     #: The slot tensors behind ``handle`` as OrtValues, for runs with IO binding; ``None`` where only ``options`` run it.
     values: Mapping[str, Any] | None = None
     #: What else equals this adapter: keys and values computed with an adapter of the same identity may be reused.
@@ -61,6 +65,10 @@ class ActiveAdapter:
     def text_of(self, row: int) -> OwnText:
         """Whose tokenizer and template count for one row of a batch."""
         return self.text if self.row_texts is None else self.row_texts[row]
+
+    def embedding_of(self, row: int) -> OwnEmbedding | None:
+        """How the text of one row of a batch is embedded."""
+        return self.embedding if self.row_embeddings is None else self.row_embeddings[row]
 
     def labels_of(self, row: int) -> tuple[str, ...] | None:
         """The labels of one row of a batch."""
@@ -100,6 +108,7 @@ def load_adapter(bundle: Bundle, name: str) -> ActiveAdapter:
         labels=head.labels,
         head=head,
         text=bundle.text_of(name),
+        embedding=bundle.embedding_of(name),
         options=options,
         handle=handle,
         identity=(name, 1.0, content_of(bundle, name)),
@@ -135,6 +144,7 @@ def _before_sequence(bundle: Bundle, name: str, entry: AdapterEntry) -> ActiveAd
         labels=head.labels,
         head=head,
         text=bundle.text_of(name),
+        embedding=bundle.embedding_of(name),
         feeds=as_values({n: array for n, array in tensors.items() if n not in pasts}),
         identity=(name, 1.0, content_of(bundle, name)),
         prefix={past: tensors[tensor].astype(types[past]) for tensor, past in pasts.items()},
@@ -173,6 +183,7 @@ def scaled_adapter(bundle: Bundle, name: str, tensors: Mapping[str, np.ndarray],
         labels=head.labels,
         head=head,
         text=bundle.text_of(name),
+        embedding=bundle.embedding_of(name),
         feeds=feeds,
         identity=(name, scale, content_of(bundle, name)),
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..bundle import AdapterEntry, Bundle, Head, OverrideSlot, head_of
+from ..bundle import AdapterEntry, Bundle, Head, OverrideSlot, OwnEmbedding, head_of
 from ..errors import InputError
 from .active import check_linear, read_tensors
 
@@ -20,6 +20,8 @@ class Blend:
     tensors: dict[str, np.ndarray]
     ranks: dict[str, int]
     head: Head
+    #: How texts are embedded with it; ``None``: as the base does.
+    embedding: OwnEmbedding | None
     #: Whether rows of a batch may differ in it, and the largest SVD residual among its adapters (``None``: all exact).
     per_row: bool
     residual: float | None
@@ -72,6 +74,7 @@ def blend(
         tensors=tensors,
         ranks=ranks,
         head=_head(bundle, entries, head),
+        embedding=_embedding(bundle, entries, head),
         per_row=all(entry.per_row for entry in entries.values()),
         residual=max(residuals, default=None),
         text=head if head is not None else text_of_blend(weights),
@@ -124,3 +127,18 @@ def _head(bundle: Bundle, entries: Mapping[str, AdapterEntry], chosen: str | Non
     """The head that a blend runs with: the chosen adapter's, else the first that has labels of its own."""
     named = chosen or next((name for name, entry in entries.items() if entry.labels is not None), None)
     return head_of(bundle.manifest, named or next(iter(entries)))
+
+
+def _embedding(bundle: Bundle, entries: Mapping[str, AdapterEntry], chosen: str | None) -> OwnEmbedding | None:
+    """How a blend embeds texts: as the chosen adapter does, else as all of them do."""
+    if chosen is not None:
+        return bundle.embedding_of(chosen)
+    ways = {name: bundle.embedding_of(name) for name in entries}
+    first_name, first = next(iter(ways.items()))
+    for name, other in ways.items():
+        if other is not None and first is not None and not first.same(other):
+            raise InputError(
+                f"adapters {first_name!r} and {name!r} embed texts differently (pooling, prompts or limits), which has no "
+                f"weighted sum. Say whose way to take, for example --head {first_name} (in Python head={first_name!r})."
+            )
+    return first

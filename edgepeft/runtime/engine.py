@@ -21,6 +21,7 @@ from .generation import Generator, generator_for
 from .mixed import hide_padding, mixed_adapter
 from .once import Once
 from .per_text import PerText
+from .pooling import EmbeddingGraphs
 from .prefix import after_prefix
 from .refresh import Refreshed, added_since, compare, read_again, same_text
 from .resident import RESIDENT, ResidentAdapters
@@ -67,10 +68,13 @@ class Engine:
         self._refreshing = threading.Lock()
         self._decoder_session = Once(self._open_decoder)
         self._encoders: PerText[TextEncoder] = PerText(lambda own: TextEncoder(self.bundle, own))
+        self._cutting: dict[int, PerText[TextEncoder]] = {}
         self._generators: PerText[Generator] = PerText(lambda own: generator_for(self, own))
+        self.embeddings = EmbeddingGraphs(lambda: self.bundle, self.threads)
         self.base = ActiveAdapter(
-            name="", scale=1.0, labels=bundle.manifest.labels, head=head_of(bundle.manifest, None)
-        )
+            name="", scale=1.0, labels=bundle.manifest.labels, head=head_of(bundle.manifest, None),
+            embedding=bundle.embedding_of(None),
+        )  # fmt: skip
 
     @property
     def bundle(self) -> Bundle:
@@ -106,10 +110,13 @@ class Engine:
         """The base's tokenizer, padding and cutting for the base."""
         return self.encoder_of(NO_TEXT)
 
-    def encoder_of(self, own: OwnText) -> TextEncoder:
-        """The tokenizer of an adapter with this text."""
+    def encoder_of(self, own: OwnText, limit: int | None = None) -> TextEncoder:
+        """The tokenizer of an adapter with this text, cutting texts to ``limit`` tokens, or to the base's longest input."""
         self.check_open()
-        return self._encoders.get(own)
+        if limit is None or limit == self.manifest.max_length:
+            return self._encoders.get(own)
+        cutting = self._cutting.setdefault(limit, PerText(lambda text: TextEncoder(self.bundle, text, limit)))
+        return cutting.get(own)
 
     def encode(self, texts: Sequence[Any], active: ActiveAdapter) -> dict[str, np.ndarray]:
         """Padded arrays ``[batch, sequence]`` for texts, each as its adapter's tokenizer cuts it."""
@@ -136,6 +143,7 @@ class Engine:
         self._decoder_session = Once(self._open_decoder)
         self._generators.forget()
         self.resident.forget()
+        self.embeddings.forget()
 
     def refresh(self) -> Refreshed:
         """Read the manifest again: see :meth:`Runtime.refresh`."""
@@ -146,10 +154,14 @@ class Engine:
             changed = compare(before.bundle, bundle, self.variant)
             bundle.files.take_over(before.bundle.files)
             unchanged = set(bundle.manifest.adapters) - {*changed.added, *changed.replaced}
-            self.base = replace(self.base, labels=bundle.manifest.labels, head=head_of(bundle.manifest, None))
+            self.base = replace(
+                self.base, labels=bundle.manifest.labels, head=head_of(bundle.manifest, None),
+                embedding=bundle.embedding_of(None),
+            )  # fmt: skip
             self.resident = before.moved(bundle, unchanged)
             if not same_text(before.bundle, bundle):
                 self._encoders.forget()
+                self._cutting.clear()
                 self._generators.forget()
         return changed
 
@@ -205,6 +217,7 @@ class Engine:
             scale=scale,
             labels=summed.head.labels,
             head=summed.head,
+            embedding=summed.embedding,
             text=self.bundle.text_of(summed.text),
             feeds=as_values(summed.tensors),
             identity=("blend", *weights.items(), scale, head, *(content_of(resident.bundle, name) for name in weights)),

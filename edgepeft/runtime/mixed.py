@@ -40,6 +40,7 @@ def mixed_adapter(bundle: Bundle, rows: Sequence[str | None], read: Callable[[st
         row_labels=labels,
         row_names=tuple(rows),
         row_texts=tuple(bundle.text_of(name) for name in rows),
+        row_embeddings=tuple(bundle.embedding_of(name) for name in rows),
         row_heads=heads,
         head=Head(task=tasks[0]),
         feeds=as_values(tensors),

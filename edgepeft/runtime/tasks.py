@@ -84,12 +84,6 @@ def _fills(run: TaskRun) -> list[dict[str, Any]]:
     return results
 
 
-def _embeddings(run: TaskRun) -> list[dict[str, Any]]:
-    mask = run.inputs["attention_mask"][:, :, None]
-    pooled = (run.outputs["last_hidden_state"] * mask).sum(axis=1) / mask.sum(axis=1)
-    return [{"embedding": run.finite(row, each, "last_hidden_state").tolist()} for row, each in enumerate(pooled)]
-
-
 def _answers(run: TaskRun) -> list[dict[str, Any]]:
     results = []
     for row, text in enumerate(run.texts):
@@ -111,5 +105,4 @@ BY_TASK: dict[str, Callable[[TaskRun], list[dict[str, Any]]]] = {
     "token-classification": _tokens,
     "fill-mask": _fills,
     "question-answering": _answers,
-    "feature-extraction": _embeddings,
 }

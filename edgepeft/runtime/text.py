@@ -21,9 +21,10 @@ class TextEncoder:
     Args:
         bundle: The bundle.
         own: The adapter's text files (``bundle.text_of(name)``); none for the base's.
+        limit: Longest text in tokens, where that is not the base's longest input.
     """
 
-    def __init__(self, bundle: Bundle, own: OwnText = NO_TEXT) -> None:
+    def __init__(self, bundle: Bundle, own: OwnText = NO_TEXT, limit: int | None = None) -> None:
         # Its padding and truncation are set here, once: threads share it.
         self._tokenizer = read_tokenizer(bundle, "so it runs on arrays only: pass a mapping of input_ids, …", own)
         self._where = bundle.file(own.path("tokenizer.json"))
@@ -31,10 +32,11 @@ class TextEncoder:
         pad_token, pad_id = self._padding(bundle, own)
         self.pad_id = pad_id
         self._tokenizer.enable_padding(pad_id=pad_id, pad_token=pad_token)
-        if bundle.manifest.max_length:
+        limit = limit or bundle.manifest.max_length
+        if limit:
             # It refuses where the special tokens alone are longer.
             with tokenizing(self._where, "cannot cut texts"):
-                self._tokenizer.enable_truncation(bundle.manifest.max_length)
+                self._tokenizer.enable_truncation(limit)
 
     def _padding(self, bundle: Bundle, own: OwnText) -> tuple[str, int]:
         """The pad token the model was trained with; without one, token 0 (the mask hides it).
@@ -90,6 +92,16 @@ class TextEncoder:
         with tokenizing(self._where, "cannot encode a text"):
             tokens: list[str] = self._tokenizer.encode(*inputs).tokens
         return tokens
+
+    def prompt_length(self, prompt: str) -> int:
+        """How many tokens a prompt takes at the begin of a text, those before it included, as sentence-transformers counts."""
+        if not prompt:
+            return 0
+        ids = self._encodings([prompt])[0].ids
+        known = self._tokenizer.get_added_tokens_decoder()
+        # A token that ends every text (SEP, EOS) stands behind the text that follows.
+        ends = bool(ids) and ids[-1] in known and known[ids[-1]].special
+        return len(ids) - int(ends)
 
     def decode(self, numbers: Sequence[int]) -> str:
         """The text of some tokens, special ones left out."""

@@ -13,6 +13,7 @@ from ..bundle import Bundle, Manifest, head_of
 from ..errors import InputError
 from .active import ActiveAdapter
 from .arrays import Inputs, check_rows
+from .embedding import EmbedOptions, embed, limit_of, truncated
 from .engine import Engine
 from .generation import Conversation, GenerateOptions, Generation, Generator, Options, Prompt, TextStream
 from .generation.chat import ChatTemplate, Message
@@ -73,6 +74,12 @@ class Calls(ABC):
         return self.view.active.head.task or self.manifest.task
 
     @property
+    def longest_text(self) -> int | None:
+        """How many tokens of a text are read: the base's longest input, or what texts are cut to where they are embedded."""
+        view = self.view
+        return limit_of(view.manifest, view.active.embedding)
+
+    @property
     def end_tokens(self) -> frozenset[int]:
         """The tokens that end what is generated."""
         return self.generator.defaults.eos
@@ -108,9 +115,15 @@ class Calls(ABC):
         """
         return self.encoder.encode(_listed(texts))
 
-    def truncated(self, texts: Texts | str) -> list[int]:
-        """Positions of the texts that have more tokens than the base takes; :meth:`encode` cuts them."""
-        return self.encoder.truncated(_listed(texts))
+    def truncated(self, texts: Texts | str, **options: Unpack[EmbedOptions]) -> list[int]:
+        """Positions of the texts that have more tokens than are read of them; :meth:`encode` cuts them.
+
+        ``options`` are those of :meth:`embed`: where texts are embedded, their prompts count, and the adapter's own limit.
+        """
+        view = self.view
+        if view.task == "feature-extraction":
+            return truncated(view.engine, _listed(texts), view.active, options)
+        return view.encoder.truncated(_listed(texts))
 
     def forward(self, inputs: Inputs, *, adapters: Adapters | None = None) -> dict[str, np.ndarray]:
         """Run arrays through the base; raw outputs by name.
@@ -217,30 +230,38 @@ class Calls(ABC):
 
     @overload
     def run(  # type: ignore[overload-overlap] # as above
-        self, texts: str, *, adapters: None = None, threshold: float = THRESHOLD
+        self, texts: str, *, adapters: None = None, threshold: float = THRESHOLD, **embedding: Unpack[EmbedOptions]
     ) -> dict[str, Any]: ...
 
     @overload
     def run(
-        self, texts: Texts, *, adapters: Adapters | None = None, threshold: float = THRESHOLD
-    ) -> list[dict[str, Any]]: ...
+        self, texts: Texts, *, adapters: Adapters | None = None, threshold: float = THRESHOLD,
+        **embedding: Unpack[EmbedOptions],
+    ) -> list[dict[str, Any]]: ...  # fmt: skip
 
     def run(
-        self, texts: Texts | str, *, adapters: Adapters | None = None, threshold: float = THRESHOLD
+        self,
+        texts: Texts | str,
+        *,
+        adapters: Adapters | None = None,
+        threshold: float = THRESHOLD,
+        **embedding: Unpack[EmbedOptions],
     ) -> dict[str, Any] | list[dict[str, Any]]:
         """Each text's result in the shape of the bundle's task, ready for JSON.
 
         Classification gives ``label``, ``score`` and ``probabilities``, with ``labels`` above ``threshold`` where a text may
         have several, and ``values`` with ``logits`` in place of probabilities where the head gives numbers; token
-        classification ``tokens`` with a label each; fill-mask the five best ``fills``; feature extraction the mean-pooled
-        ``embedding``; question answering, of a pair of a question and a context, the ``answer`` with its ``score`` and its
-        ``start`` and ``end`` in characters; what writes a text what
-        :class:`Generation` holds.
+        classification ``tokens`` with a label each; fill-mask the five best ``fills``; feature extraction the ``embedding``,
+        for which ``embedding`` are options of :meth:`embed`; question answering, of a pair of a question and a context, the
+        ``answer`` with its ``score`` and its ``start`` and ``end`` in characters; what writes a text what :class:`Generation`
+        holds.
         """
         view, rows = self.view, _rows(texts, adapters)
         task = view.task
         if adapters is not None and view.manifest.tasks:
-            return view._by_task(rows, adapters, threshold)
+            return view._by_task(rows, adapters, threshold, embedding)
+        if embedding and task != "feature-extraction":
+            raise InputError(f"{', '.join(embedding)}: these are for embeddings; {view.bundle.path} is for {task}")
         if view.manifest.writes:
             if not all(isinstance(text, str) for text in rows):
                 raise InputError("pairs of texts cannot be generated from")
@@ -248,17 +269,65 @@ class Calls(ABC):
             found = [each.as_dict() for each in written]
         elif task == "text-classification":
             found = [each.as_dict() for each in view.predict(rows, adapters=adapters, threshold=threshold)]
+        elif task == "feature-extraction":
+            found = [{"embedding": each.tolist()} for each in view._embedded(rows, adapters, 32, embedding)]
         elif task in BY_TASK:
             active = view.active if adapters is None else view.engine.mixed(adapters)
             found = BY_TASK[task](view._texts(rows, active))
         else:
             raise InputError(
-                f"{view.bundle.path} is for {task}, which does not run on texts here: {', '.join(BY_TASK)}, text-generation and "
-                "text2text-generation do"
+                f"{view.bundle.path} is for {task}, which does not run on texts here: {', '.join(BY_TASK)}, feature-extraction, "
+                "text-generation and text2text-generation do"
             )
         return found[0] if isinstance(texts, str) else found
 
-    def _by_task(self, rows: list[Any], adapters: Adapters, threshold: float) -> list[dict[str, Any]]:
+    def embed(
+        self, texts: Texts | str, *, adapters: Adapters | None = None, batch_size: int = 32,
+        **options: Unpack[EmbedOptions],
+    ) -> np.ndarray:  # fmt: skip
+        """Embeddings of texts, as sentence-transformers' ``encode`` gives them for the folder that was exported.
+
+        Args:
+            texts: One text or a list.
+            adapters: An adapter for each text; each brings its pooling, prompts and limit where its folder says so.
+            batch_size: Texts in one run.
+            **options: ``prompt`` (a text that is put before each) or ``prompt_name`` (of one of the model's prompts), in place of
+                the model's default prompt; ``dim``: keep so many numbers (``encode``'s ``truncate_dim``); ``normalize``: bring
+                the result to length 1, after the cut (its ``normalize_embeddings``).
+
+        Returns:
+            An array ``[rows, dimension]`` float32; of one text ``[dimension]``.
+
+        Raises:
+            InputError: The bundle's task is another, an option is wrong, or the adapters' embeddings differ in size.
+            NonFiniteError: An embedding holds NaN or infinity.
+
+        Example:
+            >>> query = model.embed("how do I reset it?", prompt_name="query", dim=256, normalize=True)
+            >>> query.shape
+            (256,)
+        """
+        view, rows = self.view, _rows(texts, adapters)
+        check_batch_size(batch_size)
+        found = view._embedded(rows, adapters, batch_size, options)
+        sizes = sorted({each.size for each in found})
+        if len(sizes) > 1:
+            raise InputError(
+                f"the adapters' embeddings have {sizes} numbers, so they make no array; cut them with dim, or use run"
+            )
+        return found[0] if isinstance(texts, str) else np.stack(found)
+
+    def _embedded(
+        self, rows: list[Any], adapters: Adapters | None, batch_size: int, options: EmbedOptions
+    ) -> list[np.ndarray]:
+        if not rows:
+            raise InputError("no texts were given")
+        view = self.view
+        return embed(view.engine, rows, view.active, adapters, batch_size, options)
+
+    def _by_task(
+        self, rows: list[Any], adapters: Adapters, threshold: float, embedding: EmbedOptions
+    ) -> list[dict[str, Any]]:
         """Rows with adapters of several tasks: those of each task in a batch of their own."""
         view = self.view
         places: dict[str | None, list[int]] = {}
@@ -267,6 +336,10 @@ class Calls(ABC):
         found: dict[int, dict[str, Any]] = {}
         for task, mine in places.items():
             names = [adapters[place] for place in mine]
+            if task == "feature-extraction":
+                vectors = view._embedded([rows[place] for place in mine], names, 32, embedding)
+                found |= {place: {"embedding": each.tolist()} for place, each in zip(mine, vectors, strict=True)}
+                continue
             # One adapter for all of them needs no batch of several, which some adapters cannot be in.
             chosen = view.engine.mixed(names) if len(set(names)) > 1 else view.engine.adapter(names[0])
             run = view._texts([rows[place] for place in mine], chosen)

@@ -47,14 +47,16 @@ def load_base(
 
     from ..base.identity import identity_of_model
     from ..base.load import check_source
+    from ..base.sources import model_source
 
-    name = str(source)
-    check_source(name)
+    check_source(str(source))
+    name = model_source(str(source))
     with quiet_transformers():
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name)
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
             config = AutoConfig.from_pretrained(
                 name,
+                trust_remote_code=False,
                 num_labels=len(labels),
                 id2label=dict(enumerate(labels)),
                 label2id={label: i for i, label in enumerate(labels)},
@@ -64,6 +66,7 @@ def load_base(
             model, info = AutoModelForSequenceClassification.from_pretrained(
                 name,
                 config=config,
+                trust_remote_code=False,
                 dtype=torch.float32,
                 ignore_mismatched_sizes=True,
                 output_loading_info=True,
@@ -84,7 +87,7 @@ def load_base(
         model.config.pad_token_id = tokenizer.pad_token_id
     missing = tuple(sorted(info["missing_keys"]))
     return BaseModel(
-        source=name,
+        source=str(source),
         model=model,
         tokenizer=tokenizer,
         missing=missing,
@@ -105,13 +108,14 @@ def load_language_base(source: str | Path, chat_template: str | None = None) -> 
 
     from ..base.identity import identity_of_model
     from ..base.load import check_source
+    from ..base.sources import model_source
 
-    name = str(source)
-    check_source(name)
+    check_source(str(source))
+    name = model_source(str(source))
     with quiet_transformers():
         try:
-            tokenizer = AutoTokenizer.from_pretrained(name)
-            config = AutoConfig.from_pretrained(name)
+            tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
             architecture = (getattr(config, "architectures", None) or [""])[0]
             if config.is_encoder_decoder or (architecture and not is_causal(architecture)):
                 raise InputError(
@@ -120,7 +124,7 @@ def load_language_base(source: str | Path, chat_template: str | None = None) -> 
                 )
             _without_dropout(config)
             model, info = AutoModelForCausalLM.from_pretrained(
-                name, config=config, dtype=torch.float32, output_loading_info=True
+                name, config=config, dtype=torch.float32, output_loading_info=True, trust_remote_code=False
             )
         except (OSError, ValueError, KeyError) as error:
             raise InputError(f"cannot load {name!r} as a causal language model: {error}") from error
@@ -145,7 +149,7 @@ def load_language_base(source: str | Path, chat_template: str | None = None) -> 
         tokenizer.chat_template = chat_template
     model.config.use_cache = False  # a cache would also hide from transformers that rows are packed
     return BaseModel(
-        source=name,
+        source=str(source),
         model=model,
         tokenizer=tokenizer,
         missing=(),

@@ -40,12 +40,13 @@ def _is_causal(model: str | Path) -> bool:
     except ImportError:
         return False  # training itself says which extra is missing
     from ..base.load import check_source
+    from ..base.sources import model_source
     from .base import is_causal, quiet_transformers
 
     check_source(str(model))
     with quiet_transformers():
         try:
-            config = AutoConfig.from_pretrained(str(model))
+            config = AutoConfig.from_pretrained(model_source(str(model)), trust_remote_code=False)
         except (OSError, ValueError, KeyError):
             return False  # loading the model for a task says what is wrong with it
     return any(is_causal(name) for name in getattr(config, "architectures", None) or ())

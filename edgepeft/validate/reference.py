@@ -75,22 +75,25 @@ def peft_model(
 def _base_model(base: str, task: str, options: Mapping[str, Any], text: FolderText, pad: int | None) -> Any:
     """The base as it is captured for a task: of a multimodal model the language part."""
     import torch
-    from optimum.exporters.tasks import TasksManager
     from transformers import AutoConfig
 
     from ..base.language_part import is_multimodal, load_language_part
-    from ..base.load import base_text, float_options, model_files
+    from ..base.load import base_text, float_options
     from ..base.pad_token import needs_pad_token, settle_pad_token
+    from ..base.remote_code import trusted
+    from ..base.sources import embeds_texts, model_class, model_source
+    from ..base.tokenizer_files import model_files
 
-    if task == "text-generation":
-        config = AutoConfig.from_pretrained(base)
-        if is_multimodal(config):
-            return load_language_part(base, config)[0]
-    auto = TasksManager.get_model_class_for_task(task)
-    unpacked = float_options(base, AutoConfig.from_pretrained(base))
-    model = auto.from_pretrained(base, dtype=torch.float32, **options, **unpacked)
+    where = model_source(base)
+    config = AutoConfig.from_pretrained(where, trust_remote_code=trusted())
+    if task == "text-generation" and is_multimodal(config):
+        return load_language_part(where, config)[0]
+    auto = model_class(config, task, sentence=embeds_texts(base))
+    unpacked = float_options(base, config)
+    model = auto.from_pretrained(where, dtype=torch.float32, trust_remote_code=trusted(), **options, **unpacked)
     if needs_pad_token(model.config, task):
-        settle_pad_token(model.config, base, {base: base_text(model_files(base)), "the adapter": text}, pad)
+        said = base_text(model_files(where, base, texts=True), base)
+        settle_pad_token(model.config, base, {base: said, "the adapter": text}, pad)
     return model
 
 

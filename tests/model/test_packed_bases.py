@@ -29,7 +29,8 @@ def mxfp4(tmp_path: Path) -> Path:
     vocabulary = save_byte_tokenizer(folder)
     config = GptOssConfig(
         vocab_size=vocabulary, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16, num_local_experts=4, num_experts_per_tok=2, max_position_embeddings=128, bos_token_id=1, eos_token_id=2,
+        num_key_value_heads=2, head_dim=16, num_local_experts=4, num_experts_per_tok=2, max_position_embeddings=128, bos_token_id=1,
+        eos_token_id=2,
         pad_token_id=2, sliding_window=16, rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
     )  # fmt: skip
     model = AutoModelForCausalLM.from_config(config)

@@ -159,6 +159,7 @@ def test_schema_keys_are_pinned() -> None:
                 "activation",
                 "adapters",
                 "base",
+                "embedding",
                 "files",
                 "inputs",
                 "labels",
@@ -182,6 +183,7 @@ def test_schema_keys_are_pinned() -> None:
             [
                 "base_identity",
                 "bytes",
+                "embedding",
                 "labels",
                 "method",
                 "onnx",
@@ -199,6 +201,9 @@ def test_schema_keys_are_pinned() -> None:
                 "tensors",
                 "text",
             ]
+        ),
+        "Embedding": sorted(
+            ["graph", "dimension", "modules", "prompts", "default_prompt", "include_prompt", "max_length"]
         ),
         "BaseEntry": sorted(
             [

@@ -141,6 +141,8 @@ def _base(loaded: Loaded, untouched: Any, plain: Loaded, graph: ir.Model, differ
         captured_by="baked",
         max_length=plain.max_length,
         files=loaded.files,
+        embedding=loaded.embedding,
+        positions=loaded.positions,
         reference=untouched,
         tied={},
         head=None,

@@ -16,6 +16,7 @@ import { factoredSlots, prefixTensors } from "./slots.js";
  * @property {string | null} name  `a=0.7, b=0.3` for a blend, `null` for the base.
  * @property {number} scale
  * @property {import("./heads.js").Head} head  What its outputs mean.
+ * @property {import("./embedding.js").OwnEmbedding | null} [embedding]  How texts are embedded with it; `null`: by the mean.
  * @property {Feeds} feeds  One tensor for every slot.
  * @property {Feeds | null} prefix  `[1, heads, length, head_dim]` by cache input.
  * @property {number} prefixLength  Places of the context that the states take.

@@ -29,6 +29,14 @@ export const MANIFEST_NAME = "edgepeft.json";
  * @typedef {{ rows: number, width: number, a: string, b: string, rank: string }} EmbeddingSlot
  * @typedef {{ parameter: string, tensor: string, shape: Dim[] }} OverrideSlot
  * @typedef {{ linear: LinearSlot[], overrides: OverrideSlot[], convolutions: ConvSlot[], embeddings: EmbeddingSlot[] }} Slots
+ * @typedef {object} Embedding  How texts are embedded: see edgepeft/bundle/embedding.py.
+ * @property {string} graph
+ * @property {number} dimension
+ * @property {string[]} modules
+ * @property {Record<string, string>} prompts
+ * @property {string | null} default_prompt
+ * @property {boolean} include_prompt
+ * @property {number | null} max_length
  * @typedef {object} AdapterEntry
  * @property {string} onnx_adapter
  * @property {string} method
@@ -42,6 +50,7 @@ export const MANIFEST_NAME = "edgepeft.json";
  * @property {boolean} scalable
  * @property {boolean} per_row  Whether rows of a batch may differ in it.
  * @property {number} prefix_length  Places of the cache that its states take before the sequence; 0 without any.
+ * @property {Embedding | null} embedding  `null`: as the base embeds them.
  * @property {Record<string, string>} text  Text files that take the place of the bundle's for it, as paths by name.
  * @typedef {object} Manifest
  * @property {string} task
@@ -54,6 +63,7 @@ export const MANIFEST_NAME = "edgepeft.json";
  * @property {Activation | null} activation
  * @property {Record<string, TaskEntry>} tasks  Those of a base that serves several; empty for one.
  * @property {number | null} max_length
+ * @property {Embedding | null} embedding
  * @property {number | null} rope_switch  The longest sequence of a language model whose rotary frequencies depend on it.
  * @property {Slots} slots
  * @property {string | null} slot_defaults

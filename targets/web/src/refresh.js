@@ -33,7 +33,7 @@ export function compareManifests(old, now, variant, where) {
   /** @param {Manifest} manifest @param {string} name */
   const state = (manifest, name) => {
     const entry = manifest.adapters[name];
-    return [entry, [entry?.onnx_adapter ?? "", ...Object.values(entry?.text ?? {})].map((file) => manifest.files[file])];
+    return [entry, [entry?.onnx_adapter ?? "", entry?.embedding?.graph ?? "", ...Object.values(entry?.text ?? {})].map((file) => manifest.files[file])];
   };
   const names = Object.keys(now.adapters);
   return {

@@ -2,6 +2,7 @@
 
 import { adapterTensors, checkLinear, makeActive, scaled } from "./active.js";
 import { blendHead, blendTensors, blendText, checkBlend, describeBlend } from "./blend.js";
+import { blendEmbedding, Embedder, embeddingOf } from "./embedding.js";
 import { BundleError, InputError, NonFiniteError, UnknownAdapterError } from "./errors.js";
 import { baseHead, headOf, prediction, taskOutputs } from "./heads.js";
 import { findAdapter } from "./manifest.js";
@@ -47,6 +48,7 @@ export class Runtime {
   /** By the text of the adapter. @type {Map<string, Promise<import("./generate.js").Generator>>} */ #generators = new Map();
   /** @type {Map<string, Promise<import("./seq2seq.js").Seq2Seq>>} */ #writers = new Map();
   /** @type {Texts} */ #texts;
+  /** @type {Embedder} */ #embedder;
   #asked = 0;
   #applied = 0;
 
@@ -62,7 +64,17 @@ export class Runtime {
     this.#backend = backend;
     this.#session = session;
     this.#decoder = decoder;
-    this.#base = { name: null, scale: 1, head: baseHead(manifest), feeds: defaults, prefix: null, prefixLength: 0, encoder, own: NO_TEXT };
+    this.#base = {
+      name: null,
+      scale: 1,
+      head: baseHead(manifest),
+      feeds: defaults,
+      prefix: null,
+      prefixLength: 0,
+      encoder,
+      own: NO_TEXT,
+      embedding: embeddingOf(manifest, null),
+    };
     this.#active = this.#base;
     /** Where the bundle is from. */
     this.name = name;
@@ -76,6 +88,7 @@ export class Runtime {
     /** Which nodes run where; `null` unless `openBundle` was asked to find out. */
     this.placement = placement;
     this.#texts = texts;
+    this.#embedder = new Embedder(source, name, backend);
   }
 
   /** The tokenizer of the adapter in use: its own, or the base's; `null` where there is none. */
@@ -207,9 +220,10 @@ export class Runtime {
   async #blend(weights, scale, head) {
     checkBlend(this.manifest, this.name, weights, head);
     const tensors = blendTensors(this.manifest, weights, scale, head, await this.#tensorsOf(Object.keys(weights)));
+    const embedding = blendEmbedding(this.manifest, weights, head);
     const own = this.manifest.adapters[head ?? blendText(weights)]?.text ?? NO_TEXT;
     const made = makeActive(this.#backend, this.#base, describeBlend(weights), blendHead(this.manifest, weights, head), tensors, this.manifest);
-    return { ...made, scale, own, encoder: await this.#texts.encoder(own) };
+    return { ...made, scale, own, embedding, encoder: await this.#texts.encoder(own) };
   }
 
   /** @param {string[]} names @returns {Promise<Map<string, Map<string, SlotTensor>>>} */
@@ -229,7 +243,7 @@ export class Runtime {
     const bytes = await readChecked(this.#source, entry.onnx_adapter, /** @type {FileEntry} */ (manifest.files[entry.onnx_adapter]));
     const tensors = adapterTensors(bytes, adapter, entry, `${this.name}/${entry.onnx_adapter}`);
     const made = makeActive(this.#backend, this.#base, adapter, headOf(manifest, adapter), tensors, manifest);
-    const found = { tensors, active: { ...made, own: entry.text, encoder: await this.#texts.encoder(entry.text) } };
+    const found = { tensors, active: { ...made, own: entry.text, encoder: await this.#texts.encoder(entry.text), embedding: embeddingOf(manifest, adapter) } };
     if (manifest === this.manifest) this.#loaded.set(adapter, found); // otherwise refreshed meanwhile: it may be another now
     return found;
   }
@@ -328,6 +342,20 @@ export class Runtime {
     const { ids, mask, types } = this.encoder.encodeBatch(texts);
     const rows = /** @type {Record<string, number[][]>} */ ({ input_ids: ids, attention_mask: mask, token_type_ids: types });
     return Object.fromEntries(Object.entries(rows).filter(([name]) => this.manifest.inputs.some((input) => input.name === name)));
+  }
+
+  /**
+   * Embeddings of texts with the adapter in use, as sentence-transformers' `encode` gives them for the folder that was exported.
+   *
+   * @param {string[]} texts
+   * @param {import("./embedding.js").EmbedOptions} [options]
+   * @returns {Promise<number[][]>} A row for each text.
+   * @throws {InputError} Where the bundle's task is another, or an option is wrong.
+   * @throws {NonFiniteError} For embeddings that are NaN or infinite.
+   */
+  async embed(texts, options = {}) {
+    const active = this.#active;
+    return this.#embedder.embed(this.manifest, active, texts, options, (inputs) => this.#forward(this.#tensors(inputs), active));
   }
 
   /**
@@ -455,5 +483,6 @@ export class Runtime {
     await this.#last;
     await this.#session.release();
     await this.#decoder?.release();
+    await this.#embedder.close();
   }
 }

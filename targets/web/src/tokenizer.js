@@ -48,17 +48,18 @@ export class TextEncoder {
    * One text's ids, cut to the longest input, special tokens included.
    *
    * @param {Text} text
+   * @param {number | null} [maxLength]  In place of the longest input.
    * @returns {Encoded}
    * @throws {InputError} For anything that is not a text.
    */
-  encode(text) {
+  encode(text, maxLength = this.maxLength) {
     checkText(text);
     const [first, second] = typeof text === "string" ? [text, null] : text;
     const whole = this.tokenizer.encode(first, { text_pair: second, return_token_type_ids: true });
-    if (this.maxLength === null || whole.ids.length <= this.maxLength) {
+    if (maxLength === null || whole.ids.length <= maxLength) {
       return { ids: whole.ids, types: whole.token_type_ids, truncated: false };
     }
-    const cut = this.#cut(first, second, this.maxLength);
+    const cut = this.#cut(first, second, maxLength);
     return { ...cut, truncated: true };
   }
 
@@ -82,14 +83,27 @@ export class TextEncoder {
   }
 
   /**
+   * How many tokens a prompt takes at the begin of a text, those before it included, as sentence-transformers counts.
+   *
+   * @param {string} prompt
+   * @param {number | null} maxLength
+   */
+  promptLength(prompt, maxLength) {
+    const { ids } = this.encode(prompt, maxLength);
+    // A token that ends every text (SEP, EOS) stands behind the text that follows.
+    return ids.length - (this.tokenizer.get_added_tokens_decoder().get(ids.at(-1) ?? -1)?.special ? 1 : 0);
+  }
+
+  /**
    * Rows padded on the right to the longest.
    *
    * @param {Text[]} texts
+   * @param {number | null} [maxLength]  In place of the longest input.
    * @returns {Batch}
    */
-  encodeBatch(texts) {
+  encodeBatch(texts, maxLength = this.maxLength) {
     if (!Array.isArray(texts) || !texts.length) throw new InputError("no texts were given: pass a list of texts");
-    const rows = texts.map((text) => this.encode(text));
+    const rows = texts.map((text) => this.encode(text, maxLength));
     const length = Math.max(...rows.map((row) => row.ids.length));
     /** @param {number[]} row @param {number} fill */
     const padded = (row, fill) => [...row, ...Array(length - row.length).fill(fill)];
