@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 from ..errors import AdapterMismatchError
 from .edits import Adapter
+
+#: Endings of names of repositories that hold a model in few bits.
+_QUANTIZED = re.compile(r"(-unsloth)?-bnb-(4|8)bit$|-(GPTQ|AWQ|FP8|4bit|8bit)(-[A-Za-z0-9-]+)?$", re.IGNORECASE)
 
 
 def check_belongs(
@@ -35,10 +39,26 @@ def check_belongs(
         return
     if not force:
         raise AdapterMismatchError(
-            f"adapter {adapter.name!r} ({adapter.source}) says that its base is {name!r}, this base is {source!r}. If they are "
-            "the same weights, repeat the command with --force."
+            f"adapter {adapter.name!r} ({adapter.source}) says that its base is {name!r}, this base is {source!r}. "
+            + (
+                f"That is a quantized copy of {original!r}: over the model it was made from, the adapter runs with weights that "
+                "are not rounded. Where this base is that model, repeat the command with --force."
+                if (original := original_of(name))
+                else "If they are the same weights, repeat the command with --force."
+            )
         )
     announce(f"adapter {adapter.name!r} names base {name!r}; accepted for {source!r} because of --force")
+
+
+def original_of(name: str) -> str | None:
+    """The model that a quantized copy on the hub was made from, by the endings that its makers give; ``None`` for any other.
+
+    Example:
+        >>> original_of("unsloth/Llama-3.2-1B-Instruct-unsloth-bnb-4bit")
+        'unsloth/Llama-3.2-1B-Instruct'
+    """
+    stripped = _QUANTIZED.sub("", name)
+    return stripped if stripped != name else None
 
 
 def _same(first: str, second: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -112,7 +113,8 @@ def head_in_config(config: Mapping[str, Any]) -> Head:
 def head_beside(checkpoint: Checkpoint) -> tuple[Head, str]:
     """What the folder of an adapter says of its head, and the name of the file that has its labels (or is empty).
 
-    edgepeft's own record of a training run comes first, then a ``config.json`` that lies in the folder, then a file of names.
+    edgepeft's own record of a training run comes first, then a ``config.json`` that lies in the folder, then a file of names. Of a
+    ``checkpoint-500`` that Trainer wrote, the folder of the run is read too.
 
     Raises:
         AdapterError: A file there cannot be read.
@@ -123,16 +125,22 @@ def head_beside(checkpoint: Checkpoint) -> tuple[Head, str]:
         if isinstance(record.get("problem_type"), str):
             own = replace(own, problem_type=parse_problem_type(record["problem_type"], "edgepeft_adapter.json"))
         found = "edgepeft_adapter.json" if own.labels is not None else ""
-        config = checkpoint.path / "config.json"
-        if config.is_file():
-            said = head_in_config(read_object(config, finite=False))
-            found = found or ("config.json" if said.labels is not None else "")
-            own = Head(
-                own.labels or said.labels, own.problem_type or said.problem_type, own.activation or said.activation
-            )
-        for name in LABEL_FILES:
-            if own.labels is None and (checkpoint.path / name).is_file():
-                own, found = replace(own, labels=read_label_file(checkpoint.path / name)), name
+        run = (
+            [checkpoint.path.resolve().parent]
+            if re.fullmatch(r"checkpoint-[0-9]+", checkpoint.path.resolve().name)
+            else []
+        )
+        for folder in (checkpoint.path, *run):
+            config = folder / "config.json"
+            if config.is_file():
+                said = head_in_config(read_object(config, finite=False))
+                found = found or ("config.json" if said.labels is not None else "")
+                own = Head(
+                    own.labels or said.labels, own.problem_type or said.problem_type, own.activation or said.activation
+                )
+            for name in LABEL_FILES:
+                if own.labels is None and (folder / name).is_file():
+                    own, found = replace(own, labels=read_label_file(folder / name)), name
     except InputError as error:
         raise AdapterError(f"{checkpoint.path}: {error}") from error
     return own, found

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
+from ..adapters.folder_text import FolderText
 from ..errors import CaptureError, EdgepeftError, InputError
 from .base import Base
 from .captured import Captured
@@ -80,6 +82,8 @@ def capture(
     max_length: int | None = None,
     layers: LayerMap = (),
     heads: Collection[str] = (),
+    pad_token: str | int | None = None,
+    texts: Mapping[str, FolderText] = MappingProxyType({}),
     tasks: Sequence[str] = (),
     announce: Callable[[str], None] = lambda message: None,
 ) -> Base:
@@ -99,6 +103,9 @@ def capture(
         layers: Ranges ``[start, end)`` of layers that the base is rebuilt from, as ``layer_replication`` of an adapter asks.
         heads: Parameters of heads that adapters without a task type bring, from which the task of a bare encoder is inferred.
         tasks: Several tasks that the base is to serve, each with a head behind one encoder; ``task`` is left out then.
+        pad_token: Of a classifier over a decoder that names none: the padding token, by text or number. By default what its
+            tokenizer says, else what ``texts`` say.
+        texts: What adapters' folders say about text, by name.
         announce: Is called with a line of text for each route that was dropped and each limit that was chosen.
 
     Returns:
@@ -117,7 +124,18 @@ def capture(
     if tasks:
         return _capture_shared(source, tasks, onnx=onnx, layers=layers, announce=announce)
     loaded = capped(
-        load_model(source, task=task, peft_task=peft_task, layers=layers, heads=heads), max_length, announce
+        load_model(
+            source,
+            task=task,
+            peft_task=peft_task,
+            layers=layers,
+            heads=heads,
+            pad_token=pad_token,
+            texts=texts,
+            announce=announce,
+        ),
+        max_length,
+        announce,
     )
     announce_gaps(loaded, announce)
     return _captured(loaded, onnx, announce)

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
+from ..adapters.contract import original_of
+from ..adapters.folder_text import FolderText, folder_text
 from ..embedding.modules import EmbeddingModules
 from ..errors import CaptureError, InputError, MissingExtraError
+from .forward_inputs import check_inputs
 from .identity import identity_of_model
 from .language_part import is_multimodal, load_language_part
 from .limits import longest, positions
 from .missing import check_missing
+from .pad_token import needs_pad_token, settle_pad_token
 from .remote_code import refuse_remote_code, trusted
 from .replicate import LayerMap, replicate_layers
 from .samples import Shapes, input_shapes, model_shapes, random_batches, vocabulary
@@ -90,18 +95,39 @@ def check_source(source: str) -> None:
         ) from error
 
 
-def _check_float(source: str, config: Any) -> None:
-    """Refuse a checkpoint that is stored in few bits: its weights cannot be read without the tool that packed them."""
+def base_text(files: Mapping[str, bytes], source: str) -> FolderText:
+    """What a base's files say about text."""
+
+    def read(name: str) -> str | None:
+        return files[name].decode("utf-8") if name in files else None
+
+    return folder_text(read, Path(source), InputError)
+
+
+def float_options(source: str, config: Any) -> dict[str, Any]:
+    """What ``from_pretrained`` is asked for a checkpoint that is stored in few bits, so that it gives floats.
+
+    transformers itself unpacks MXFP4 (gpt-oss as published). Of any other kind the weights cannot be read without the tool that
+    packed them: :class:`InputError` says so.
+    """
     settings = getattr(config, "quantization_config", None)
     if not settings:
-        return
+        return {}
     said = settings if isinstance(settings, dict) else vars(settings)
     method = str(getattr(said.get("quant_method"), "value", said.get("quant_method") or "an unknown method"))
+    if method == "mxfp4":
+        from transformers import Mxfp4Config
+
+        return {"quantization_config": Mxfp4Config(dequantize=True)}
     bits = said.get("bits") or (4 if said.get("load_in_4bit") else 8 if said.get("load_in_8bit") else None)
     stored = f"in {bits} bits by {method}" if bits else f"quantized by {method}"
+    original = original_of(source)
+    over = (
+        f"the model it was quantized from ({original}, by its name)" if original else "the model it was quantized from"
+    )
     raise InputError(
         f"base model {source!r} is stored {stored}, which only {method} itself can read. An adapter trained over it is exported "
-        "over the model it was quantized from (--mode swap, then `edgepeft quantize --variant q4`: the adapter stays in fp32), "
+        f"over {over} (--mode swap, then `edgepeft quantize --variant q4`: the adapter stays in fp32), "
         "or, to have the very numbers it was trained over, over a float copy: load it where that tool is installed, "
         "model.dequantize(), save_pretrained(FOLDER). An ONNX file of it in 4 or 8 bits is taken with --onnx."
     )
@@ -114,11 +140,16 @@ def load_model(
     peft_task: str | None = None,
     layers: LayerMap = (),
     heads: Collection[str] = (),
+    pad_token: str | int | None = None,
+    texts: Mapping[str, FolderText] = MappingProxyType({}),
+    announce: Callable[[str], None] = lambda message: None,
 ) -> Loaded:
     """Load a base in fp32, eval mode, on the CPU; a fresh head, which the checkpoint lacks, is set to zero.
 
     ``source`` is a folder or a Hugging Face id. ``task`` is inferred where it is not given. ``layers`` repeats the base's
-    layers (LoRA's ``layer_replication``), and ``heads`` are parameters of heads that adapters bring. Raises
+    layers (LoRA's ``layer_replication``), and ``heads`` are parameters of heads that adapters bring. A classifier over a
+    decoder without a padding token gets ``pad_token``, or what its tokenizer or the ``texts`` of adapters name, which ``announce``
+    is told. Raises
     :class:`InputError` for an unknown task or a source that cannot be loaded, and :class:`CaptureError` for a checkpoint
     that lacks weights of the base itself.
     """
@@ -139,7 +170,7 @@ def load_model(
                 f"base model {source!r} is neither a folder with config.json nor a Hugging Face id that can be fetched: "
                 f"{str(error).strip().splitlines()[0]}"
             ) from error
-        _check_float(source, config)
+        unpacked = float_options(source, config)
         if task is None and sentence and not peft_task and not heads:
             task = "feature-extraction"
         task = task or infer_task(config, peft_task, heads)
@@ -149,7 +180,10 @@ def load_model(
         options = {"dtype": torch.float32, "output_loading_info": True, "trust_remote_code": trusted()}
         part = task == "text-generation" and is_multimodal(config)
         try:
-            model, info = load_language_part(where, config) if part else auto.from_pretrained(where, **options)
+            if part:
+                model, info = load_language_part(where, config)
+            else:
+                model, info = auto.from_pretrained(where, **options, **unpacked)
             if task == "feature-extraction" and any(name.startswith("pooler.") for name in info["missing_keys"]):
                 # A pooler that nobody trained would be noise in PyTorch and zero here; the embedding does not need it.
                 model, info = auto.from_pretrained(where, **options, add_pooling_layer=False)
@@ -182,11 +216,14 @@ def load_model(
                 parameters[name].zero_()
     embedding = embedding_of(source, task)
     inputs = input_shapes(model)
+    check_inputs(model, inputs, task)
     generates = task in {"text-generation", "text2text-generation"}
     with quiet():
         files = model_files(where, source, texts=generates or "input_ids" in inputs)
     if embedding is not None and embedding.lower_case:
         files = lower_cased(files)
+    if needs_pad_token(model.config, task):
+        settle_pad_token(model.config, source, {source: base_text(files, source), **texts}, pad_token, announce)
     rows = positions(model, inputs, generates=generates) if "input_ids" in inputs else None
     said = None if embedding is None else embedding.max_length
     return Loaded(

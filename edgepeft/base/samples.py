@@ -10,6 +10,7 @@ import numpy as np
 
 from ..bundle import Bundle
 from ..bundle.slots import Dim
+from .forward_inputs import box_shape
 from .lengths import CAPTURE_BUDGET, shapes_that_matter
 from .ragged import SHAPES, ragged_batches
 
@@ -60,6 +61,9 @@ def input_shapes(model: Any) -> Shapes:
         shapes |= {"input_ids": text, "attention_mask": text}
         if "token_type_ids" in accepted and (getattr(config, "type_vocab_size", 0) or 0) > 1:
             shapes["token_type_ids"] = text
+        boxes = box_shape(model, text)
+        if boxes is not None:
+            shapes["bbox"] = boxes
     if "pixel_values" in accepted:
         shapes["pixel_values"] = _image(config, "image_batch_size" if both else "batch_size")
     if "input_values" in accepted:
@@ -85,6 +89,15 @@ def model_shapes(model: Any, inputs: Shapes, max_length: int | None) -> tuple[tu
     return shapes_that_matter(model.config.to_dict(), max_length, parameters, CAPTURE_BUDGET)
 
 
+def _boxes(rng: np.random.Generator, mask: np.ndarray, numbers: Dim) -> np.ndarray:
+    """A box on the page for each token, ``[batch, sequence, numbers]``: two corners in thousandths, or points of 0 to 1."""
+    if numbers == 4:
+        corners = np.sort(rng.integers(0, 1001, (*mask.shape, 2, 2)), axis=2).reshape(*mask.shape, 4)
+        found: np.ndarray = corners.astype(np.int64) * mask[..., None]
+        return found
+    return rng.random((*mask.shape, int(numbers)), np.float32) * mask[..., None].astype(np.float32)
+
+
 def random_batches(
     inputs: Mapping[str, tuple[Dim, ...]],
     *,
@@ -108,6 +121,8 @@ def random_batches(
         if inputs.get("attention_mask", ())[-1:] == (SAMPLES,):
             ends = [max(_FIRST_FRAME, samples - 3 * row * _SAMPLES_A_FRAME) for row in range(rows)]
             batch["attention_mask"] = (np.arange(samples) < np.array(ends)[:, None]).astype(np.int64)
+        if "bbox" in inputs:
+            batch["bbox"] = _boxes(rng, batch["attention_mask"], inputs["bbox"][-1])
         for name, dims in inputs.items():
             if name not in batch:
                 shape = tuple(sizes.get(dim, rows) if isinstance(dim, str) else dim for dim in dims)

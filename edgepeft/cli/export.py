@@ -69,6 +69,12 @@ from .values import calibration_texts, named
         help="Cap the rank of methods that are factored by SVD; what is left out is reported.",
     ),
     option(
+        "--pad-token",
+        metavar="TOKEN",
+        show_default="the tokenizer's, else an adapter's",
+        help="Of a classifier over a decoder without a padding token: the one that adapters were trained with.",
+    ),
+    option(
         "--max-length",
         type=click.IntRange(min=2),
         metavar="TOKENS",
@@ -98,6 +104,7 @@ def export(
     onnx: Path | None,
     max_rank: int | None,
     max_length: int | None,
+    pad_token: str | None,
     labels: tuple[str, ...],
     problem_types: tuple[str, ...],
     activations: tuple[str, ...],
@@ -136,6 +143,7 @@ def export(
             onnx=onnx,
             max_rank=max_rank,
             max_length=max_length,
+            pad_token=int(pad_token) if pad_token is not None and pad_token.isdecimal() else pad_token,
             heads=parse_heads(labels, problem_types, activations),
             force=force,
             trust_remote_code=trust_remote_code,

@@ -104,6 +104,7 @@ def export(
     max_rank: int | None = None,
     max_length: int | None = None,
     heads: Mapping[str, Head] | None = None,
+    pad_token: str | int | None = None,
     trust_remote_code: bool = False,
     lock_timeout: float = LOCK_TIMEOUT,
     announce: Announce = lambda message: None,
@@ -126,6 +127,8 @@ def export(
         max_length: The longest context of a language model in tokens.
         heads: What the outputs of adapters mean, by adapter: names of labels, problem type, activation. What is not said is
             taken from the adapter's folder (edgepeft's record, a config.json or label file), else from the base's config.
+        pad_token: Of a classifier over a decoder that names none: its padding token, by text or number. By default what its
+            tokenizer says, else an adapter's.
         trust_remote_code: Run Python code that comes with the base. Without, such a base is refused.
         lock_timeout: Seconds to wait for another process that changes the bundle.
         announce: Is called with a line of text for each step.
@@ -158,6 +161,7 @@ def export(
             max_rank,
             max_length,
             heads,
+            pad_token,
             lock_timeout,
             announce,
         )
@@ -175,6 +179,7 @@ def _export(
     max_rank: int | None,
     max_length: int | None,
     heads: Mapping[str, Head] | None,
+    pad_token: str | int | None,
     lock_timeout: float,
     announce: Announce,
 ) -> Exported:
@@ -213,6 +218,8 @@ def _export(
         layers=layers,
         heads=_heads_brought(checkpoints),
         tasks=tasks,
+        pad_token=pad_token,
+        texts={f"adapter {name}": checkpoint.text for name, checkpoint in checkpoints.items()},
         announce=announce,
     )
     for name, checkpoint in checkpoints.items():

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import asdict
 from datetime import datetime
 
+from ..json_text import finite_json
 from .gate import Cell, Gate, Report, Table, Verdict
 
 _MARKS = {Verdict.PASS: "✅ pass", Verdict.FAIL: "❌ fail", Verdict.INCONCLUSIVE: "❔ inconclusive"}
@@ -30,7 +31,8 @@ def to_json(report: Report, created: datetime | None = None) -> str:
         "title": report.title,
         "verdict": report.verdict.value,
         "gates": [{**asdict(gate), "verdict": gate.verdict.value, "margin": gate.margin} for gate in report.gates],
-        "tables": [asdict(table) for table in report.tables],
+        # A cell may be the NaN that is reported of a broken model.
+        "tables": finite_json([asdict(table) for table in report.tables]),
         "notes": list(report.notes),
         "data": dict(report.data),
     }

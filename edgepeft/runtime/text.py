@@ -39,7 +39,13 @@ class TextEncoder:
                 self._tokenizer.enable_truncation(limit)
 
     def _padding(self, bundle: Bundle, own: OwnText) -> tuple[str, int]:
-        """The pad token the model was trained with; without one, token 0 (the mask hides it)."""
+        """The pad token the model was trained with; without one, token 0 (the mask hides it).
+
+        The configuration's comes first: a classifier over a decoder finds the end of a text by it.
+        """
+        number = read_object(bundle, "config.json").get("pad_token_id")
+        if type(number) is int and (token := self._tokenizer.id_to_token(number) if number >= 0 else None) is not None:
+            return token, number
         token = read_object(bundle, "tokenizer_config.json", own).get("pad_token")
         token = token.get("content") if isinstance(token, dict) else token
         if isinstance(token, str):

@@ -47,8 +47,15 @@ def peft_outputs(
         num_labels=head_width(checkpoint, labels),
         module=module,
         rounded=rounded,
+        pad=pad_token_of(bundle),
     ) as reference:
         return probe.reference(reference)
+
+
+def pad_token_of(bundle: Bundle) -> int | None:
+    """The padding token that the base was captured with, by its configuration."""
+    found = bundle.read_json("config.json").get("pad_token_id")
+    return found if type(found) is int else None
 
 
 def task_of(manifest: Manifest, name: str) -> str:
@@ -79,6 +86,7 @@ def peft_noise(
         num_labels=head_width(checkpoint, labels),
         module=module,
         rounded=rounded,
+        pad=pad_token_of(bundle),
     ) as reference:
         return rounding_noise(reference, probe.reference, probe.difference, expected)
 

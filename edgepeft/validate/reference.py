@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..adapters.checkpoint import Checkpoint, Source, read_checkpoint
+from ..adapters.folder_text import FolderText
 from ..adapters.read import method_of
 from ..adapters.through_peft.load import ask_for_task, fit_heads, wrap
 from ..base.load import check_source, quiet
@@ -40,11 +41,12 @@ def peft_model(
     num_labels: int | None,
     module: Any | None = None,
     rounded: Rounded | None = None,
+    pad: int | None = None,
 ) -> Any:
     """A fresh PEFT model in fp32 eval mode. ``num_labels`` is the width of the adapter's head, where it has one.
 
     ``module`` is the base where it is loaded already: it is copied instead of read again. ``rounded`` says which numbers of
-    the base to compute with in place of its own.
+    the base to compute with in place of its own. ``pad`` is the padding token where the base names none.
     """
     try:
         import optimum.exporters.tasks  # noqa: F401 - asked for here, so that the message names the extra
@@ -58,7 +60,7 @@ def peft_model(
     with quiet():
         # PEFT repeats layers when it loads an adapter with layer_replication, where ``module`` has them repeated already.
         if module is None or checkpoint.config.get("layer_replication"):
-            model = _base_model(base, task, options)
+            model = _base_model(base, task, options, checkpoint.text, pad)
         else:
             model = copy.deepcopy(module)
             fit_heads(model, checkpoint)
@@ -70,21 +72,29 @@ def peft_model(
     return called(wrapped.eval(), checkpoint)
 
 
-def _base_model(base: str, task: str, options: Mapping[str, Any]) -> Any:
+def _base_model(base: str, task: str, options: Mapping[str, Any], text: FolderText, pad: int | None) -> Any:
     """The base as it is captured for a task: of a multimodal model the language part."""
     import torch
     from transformers import AutoConfig
 
     from ..base.language_part import is_multimodal, load_language_part
+    from ..base.load import base_text, float_options
+    from ..base.pad_token import needs_pad_token, settle_pad_token
     from ..base.remote_code import trusted
     from ..base.sources import embeds_texts, model_class, model_source
+    from ..base.tokenizer_files import model_files
 
     where = model_source(base)
     config = AutoConfig.from_pretrained(where, trust_remote_code=trusted())
     if task == "text-generation" and is_multimodal(config):
         return load_language_part(where, config)[0]
     auto = model_class(config, task, sentence=embeds_texts(base))
-    return auto.from_pretrained(where, dtype=torch.float32, trust_remote_code=trusted(), **options)
+    unpacked = float_options(base, config)
+    model = auto.from_pretrained(where, dtype=torch.float32, trust_remote_code=trusted(), **options, **unpacked)
+    if needs_pad_token(model.config, task):
+        said = base_text(model_files(where, base, texts=True), base)
+        settle_pad_token(model.config, base, {base: said, "the adapter": text}, pad)
+    return model
 
 
 def called(wrapped: Any, checkpoint: Checkpoint) -> Any:
@@ -102,6 +112,7 @@ def peft_reference(
     num_labels: int | None,
     module: Any | None = None,
     rounded: Rounded | None = None,
+    pad: int | None = None,
 ) -> Iterator[Any]:
     """A PEFT model in fp32 eval mode for as long as it is needed.
 
@@ -112,7 +123,7 @@ def peft_reference(
     alone = method_of(checkpoint).leaves_base_alone
     beside = alone is not None and alone(checkpoint.config)
     if module is None or num_labels is not None or rounded is not None or not beside:
-        yield peft_model(base, checkpoint, task=task, num_labels=num_labels, module=module, rounded=rounded)
+        yield peft_model(base, checkpoint, task=task, num_labels=num_labels, module=module, rounded=rounded, pad=pad)
         return
     with quiet():
         wrapped = wrap(module, checkpoint)

@@ -22,6 +22,7 @@ from .parity import (
     adapter_sources,
     base_restored,
     not_finite,
+    pad_token_of,
     peft_noise,
     peft_outputs,
     task_of,
@@ -117,7 +118,11 @@ def validate(
         if name in sources:
             labels = manifest.labels if manifest.mode != "swap" else manifest.adapters[name].labels
             module = peft_model(
-                base, sources[name], task=task_of(manifest, name), num_labels=head_width(sources[name], labels)
+                base,
+                sources[name],
+                task=task_of(manifest, name),
+                num_labels=head_width(sources[name], labels),
+                pad=pad_token_of(opened),
             )
         for variant in names:
             progress(f"accuracy of {name}, {variant}")

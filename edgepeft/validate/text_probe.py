@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from ..adapters.checkpoint import Checkpoint
+from ..base.lengths import switches
 from ..base.load import quiet
 from ..base.parity_causal import CausalBatch
 from ..base.parity_seq2seq import following_tokens
@@ -33,6 +34,9 @@ _CHAT = (
 )
 #: Tasks whose base reads one text, or a pair of them, at once.
 _READS = {"text-classification", "token-classification", "feature-extraction", "fill-mask"}
+
+#: What a tokenizer gives. Boxes of words and images come from elsewhere.
+_TOKENIZED = {"input_ids", "attention_mask", "token_type_ids"}
 
 #: Token ids of a text, of a pair of texts, or of the messages of a chat.
 Encode = Callable[[Any], list[int]]
@@ -61,7 +65,8 @@ def with_text(probe: Probe, bundle: Bundle, name: str | None) -> tuple[Probe, Te
     own = bundle.text_of(name if bundle.manifest.mode == "swap" else None)
     if read_text(bundle, "tokenizer.json", own) is None:
         return probe, None
-    if isinstance(probe, BatchProbe) and bundle.manifest.task in _READS:
+    required = {value.name for value in bundle.manifest.inputs if not value.optional}
+    if isinstance(probe, BatchProbe) and bundle.manifest.task in _READS and required <= _TOKENIZED:
         return _read(probe, bundle, own)
     if isinstance(probe, CausalProbe):
         return _prompts(probe, bundle, own, name)
@@ -117,9 +122,18 @@ def _prompts(probe: CausalProbe, bundle: Bundle, own: OwnText, name: str | None)
         ids.append(encoded)
     if not ids:
         return probe, None
-    following = np.random.default_rng(11).integers(0, int(bundle.read_json("config.json")["vocab_size"]), (len(ids), 2))
-    batch = CausalBatch(*padded(ids), following.astype(np.int64))
-    return replace(probe, batches=[*probe.batches, batch]), Texts(tuple(samples), tuple(ids))
+    config = bundle.read_json("config.json")
+    following = np.random.default_rng(11).integers(0, int(config["vocab_size"]), (len(ids), 2), np.int64)
+    switched = switches(config)
+    # Beyond a switch the positions of a whole batch are computed otherwise: there each text is a batch of its own, and one
+    # that would cross a switch with the tokens that follow is only encoded.
+    rows = [slice(row, row + 1) for row in range(len(ids))] if switched else [slice(len(ids))]
+    batches = [
+        CausalBatch(*padded(ids[part]), following[part])
+        for part in rows
+        if not any(len(ids[part][0]) + before <= at < len(ids[part][0]) + before + 2 for at in switched)
+    ]
+    return replace(probe, batches=[*probe.batches, *batches]), Texts(tuple(samples), tuple(ids))
 
 
 def _sentences(bundle: Bundle, own: OwnText) -> tuple[str, ...]:

@@ -220,6 +220,15 @@ def test_names_from_files_beside_the_adapter(copy: Path, base: Path, tmp_path: P
     assert any("labels" in line for line in said) == (kind != "record"), said
 
 
+def test_names_from_the_folder_of_the_run(copy: Path, base: Path, tmp_path: Path) -> None:
+    """Trainer's ``checkpoint-500``: the names lie beside it."""
+    folder = save_adapter(base, tmp_path / "run" / "checkpoint-500", labels=3)
+    (tmp_path / "run" / "labels.txt").write_text("n\no\np\n")
+    assert add(copy, "new", folder).entry.labels == ("n", "o", "p")
+    other = Path(shutil.copytree(folder, tmp_path / "run" / "lora"))
+    assert add(copy, "other", other).entry.labels == ("toxic", "insult", "spam")
+
+
 def test_a_broken_label_file_is_named(copy: Path, base: Path, tmp_path: Path) -> None:
     folder = save_adapter(base, tmp_path / "lora", labels=3)
     (folder / "labels.json").write_text('{"0": "n", "2": "p"}')

@@ -13,6 +13,7 @@ import onnx_ir as ir
 
 from ...errors import CaptureError
 from ...graph.locate.by_content import Location
+from ...graph.passes.drop_origins import DropOrigins
 from ...graph.passes.name_dimensions import NameDimensions
 from ...graph.passes.unpack_heads import UnpackHeads
 from ..captured import Captured
@@ -87,6 +88,7 @@ def export_graph(loaded: Loaded, *, fusions: bool) -> ir.Model:
     try:
         with silenced_exporter():
             graph = OnnxExporter().export(loaded.model, inputs, config=config).program
+            DropOrigins()(graph)
             if normalized:
                 _optimize(graph)
     except Exception as error:  # the exporter raises whatever torch, onnxscript or a model's own code raises

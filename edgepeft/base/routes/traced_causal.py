@@ -16,6 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ...errors import CaptureError
+from ...graph.passes.drop_origins import DropOrigins
 from ...graph.passes.logits_from import AddLogitsFrom
 from ...graph.passes.name_causal import NameCausal
 from ...graph.passes.split_experts import SplitExperts
@@ -60,7 +61,7 @@ def export_causal(loaded: Loaded, *, fusions: bool = True) -> ir.Model:
             graph = OnnxExporter().export(loaded.model, inputs, config=config).program
     except Exception as error:  # the exporter raises whatever torch, onnxscript or a model's own code raises
         raise cannot_be_traced(loaded.model, error) from error
-    for edit in (NameCausal(), SplitFusedMatMul(), SplitExperts(), AddLogitsFrom()):
+    for edit in (DropOrigins(), NameCausal(), SplitFusedMatMul(), SplitExperts(), AddLogitsFrom()):
         edit(graph)
     return graph
 

@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ...bundle.cache_names import PAST, PRESENT, is_present
+from ...graph.passes.drop_origins import DropOrigins
 from ...graph.run import open_graph
 from ..captured import Captured
 from ..load import Loaded, sample_batches
@@ -97,6 +98,7 @@ def _trace(module: Any, inputs: Mapping[str, Any], dynamic: Mapping[str, Any], *
             program: ir.Model = OnnxExporter().export(module, dict(inputs), config=config).program
     except Exception as error:  # the exporter raises whatever torch, onnxscript or a model's own code raises
         raise cannot_be_traced(module.model, error) from error
+    DropOrigins()(program)
     return program
 
 

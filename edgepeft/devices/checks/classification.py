@@ -114,12 +114,14 @@ class _PeftLogits:
     def _run(self, name: str, examples: Examples) -> np.ndarray | None:
         from ...base.parity import reference_outputs
         from ...runtime.text import TextEncoder
+        from ...validate.parity import pad_token_of
         from ...validate.reference import head_width, peft_model
 
         manifest = self._bundle.manifest
         labels = manifest.labels if manifest.mode != "swap" else manifest.adapters[name].labels
         source = self._sources[name]
-        module = peft_model(self._base, source, task=manifest.task, num_labels=head_width(source, labels))
+        width, pad = head_width(source, labels), pad_token_of(self._bundle)
+        module = peft_model(self._base, source, task=manifest.task, num_labels=width, pad=pad)
         encoder = TextEncoder(self._bundle, self._bundle.text_of(name if manifest.mode == "swap" else None))
         texts: Any = (
             examples.texts if examples.pairs is None else tuple(zip(examples.texts, examples.pairs, strict=True))

@@ -1,5 +1,6 @@
 /** Whose words an adapter reads: the tokenizer, template and end tokens of its own, or the base's. */
 
+import { BundleError } from "./errors.js";
 import { readChecked } from "./source.js";
 import { TextEncoder } from "./tokenizer.js";
 
@@ -71,6 +72,17 @@ export class Texts {
   async #make(own) {
     const tokenizer = await this.bytes("tokenizer.json", own);
     if (tokenizer === null) return null;
-    return new TextEncoder(tokenizer, await this.bytes("tokenizer_config.json", own), this.#manifest.max_length, this.#name);
+    const config = await this.bytes("tokenizer_config.json", own);
+    return new TextEncoder(tokenizer, config, this.#manifest.max_length, this.#name, await this.#padId());
+  }
+
+  /** The padding token of the base: a classifier over a decoder finds the end of a text by it. @returns {Promise<number | null>} */
+  async #padId() {
+    try {
+      const { pad_token_id: id } = JSON.parse((await this.read("config.json")) ?? "{}");
+      return Number.isSafeInteger(id) && id >= 0 ? id : null;
+    } catch (error) {
+      throw new BundleError(`${this.#name}/config.json is not JSON: ${/** @type {Error} */ (error).message}`, { cause: error });
+    }
   }
 }

@@ -18,8 +18,9 @@ export class TextEncoder {
    * @param {Uint8Array | null} config  `tokenizer_config.json`
    * @param {number | null} maxLength  Longest input in tokens.
    * @param {string} where  For messages.
+   * @param {number | null} [padId]  The base's padding token, where its configuration names one.
    */
-  constructor(tokenizer, config, maxLength, where) {
+  constructor(tokenizer, config, maxLength, where, padId = null) {
     /** @type {Record<string, any>} */
     let settings;
     try {
@@ -29,7 +30,7 @@ export class TextEncoder {
       throw new BundleError(`${where}: tokenizer.json cannot be used here: ${/** @type {Error} */ (error).message}`, { cause: error });
     }
     this.maxLength = maxLength;
-    this.padId = this.#padId(settings);
+    this.padId = padId !== null && this.tokenizer.id_to_token(padId) !== undefined ? padId : this.#padId(settings);
     this.unknown = this.tokenizer.model?.unk_token_id ?? 0;
   }
 

@@ -1,0 +1,144 @@
+"""Parity sees what only long texts show: windows, switches and the end of the context, whole and behind a cache.
+
+Each fault is planted into the reference (another window, other rotary factors, another table), which differs from the graph from
+there on and nowhere else: the comparison on short texts of before does not see it.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from causal import CONTEXT, build_other
+from conftest import randomize
+
+from edgepeft.base import lengths, parity_positions
+from edgepeft.base import parity as parity_module
+from edgepeft.base.load import Loaded, load_model
+from edgepeft.base.parity import graph_causal_parity, parity
+from edgepeft.base.ragged import SHAPES
+from edgepeft.base.routes.traced import trace
+from edgepeft.base.routes.traced_causal import trace_causal
+from edgepeft.errors import ParityError
+
+
+def other_window(model: Any) -> None:
+    """Attention is cut one token later."""
+    for config in {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values():
+        if getattr(config, "sliding_window", None):
+            config.sliding_window += 1
+    for module in model.modules():
+        if getattr(module, "sliding_window", None):
+            module.sliding_window += 1
+
+
+def other_end(model: Any) -> None:
+    """The last row of the table of positions is another."""
+    import torch
+
+    table = next(m for n, m in model.named_modules() if n.endswith("wpe") and isinstance(m, torch.nn.Embedding))
+    with torch.no_grad():
+        table.weight[-1] = -table.weight[-1]  # a constant would be lost in the norm behind it
+
+
+#: Architecture and fault.
+FAULTS: dict[str, tuple[str, Callable[[Any], None]]] = {"window": ("mistral", other_window), "end": ("gpt2", other_end)}
+
+
+@pytest.fixture(scope="module", params=FAULTS)
+def traced(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Loaded, Any]:
+    architecture, _ = FAULTS[request.param]
+    folder = build_other(tmp_path_factory.mktemp("lengths") / architecture, architecture)
+    loaded = load_model(folder, task="text-generation")
+    if architecture == "mistral":  # of 6 tokens otherwise: shorter than every prompt
+        loaded.model.config.sliding_window = 40
+        for module in loaded.model.modules():
+            if getattr(module, "sliding_window", None):
+                module.sliding_window = 40
+    return request.param, loaded, trace_causal(loaded).graph
+
+
+def without_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prompt that outgrows a small window, which every model can afford, is left out."""
+    batches = parity_module.causal_batches
+    monkeypatch.setattr(parity_module, "causal_batches", lambda **options: batches(**{**options, "window": None}))
+
+
+def faulty(name: str, loaded: Loaded) -> Loaded:
+    model = copy.deepcopy(loaded.model)
+    FAULTS[name][1](model)
+    return replace(loaded, model=model)
+
+
+@pytest.mark.parametrize("how", ["whole", "behind a cache"])
+def test_a_fault_that_only_long_texts_show(
+    how: str, traced: tuple[str, Loaded, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, loaded, graph = traced
+    if how == "behind a cache":  # as of a model of billions, which cannot afford a long prompt
+        for module in (lengths, parity_positions):
+            monkeypatch.setattr(module, "affordable", lambda *_: False)
+        monkeypatch.setattr("edgepeft.base.parity_causal.affordable", lambda *_: False)
+        without_window(monkeypatch)
+    assert graph_causal_parity(graph, loaded) < 1e-4
+    with pytest.raises(ParityError, match="differ from PyTorch by"):
+        graph_causal_parity(graph, faulty(name, loaded))
+    # What was compared before does not see it.
+    monkeypatch.setattr("edgepeft.base.parity_causal.boundaries", lambda *_: ())
+    monkeypatch.setattr("edgepeft.base.parity_causal.affordable", lambda *_: False)
+    monkeypatch.setattr(parity_positions, "lengths_that_matter", lambda *_: ())
+    without_window(monkeypatch)
+    assert graph_causal_parity(graph, faulty(name, loaded)) < 1e-4
+
+
+def test_places_far_away_are_those_that_are_not_read_whole() -> None:
+    inputs = {f"past_key_values.0.{side}": ("batch", 2, "past", 4) for side in ("key", "value")}
+    config = {"sliding_window": 64, "vocab_size": 99}
+    assert parity_positions.places(config, 1024, 1000, inputs) == []
+    far = parity_positions.places(config, 1024, 10**10, inputs)
+    assert [place.position for place in far] == [63, 64, 1023]
+    huge = dict.fromkeys(inputs, ("batch", 2**20, "past", 4))
+    assert parity_positions.places(config, 1024, 10**10, huge) == []
+    cache = far[0].cache(inputs)
+    assert {array.shape for array in cache.values()} == {(1, 2, 63, 4)}
+    assert all(np.array_equal(array, far[0].cache(inputs)[name]) for name, array in cache.items())
+
+
+def test_a_context_that_the_model_does_not_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More tokens are said to fit than the table of positions has rows."""
+    loaded = load_model(build_other(tmp_path / "gpt2", "gpt2"), task="text-generation")
+    inputs = {f"past_key_values.{i}.{side}": ("batch", 4, "past", 8) for i in range(2) for side in ("key", "value")}
+    monkeypatch.setattr(parity_positions, "affordable", lambda *_: False)
+    assert len(parity_positions.reference_places(loaded, inputs, 10**9)) == 1
+    with pytest.raises(ParityError, match=rf"PyTorch has no position {CONTEXT}"):
+        parity_positions.reference_places(replace(loaded, max_length=CONTEXT + 1), inputs, 10**9)
+
+
+def test_the_last_position_of_an_encoder(tmp_path: Path) -> None:
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    model = BertForSequenceClassification(
+        BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, vocab_size=50,
+                   max_position_embeddings=48)
+    )  # fmt: skip
+    randomize(model, 0)
+    model.save_pretrained(tmp_path)
+    loaded = load_model(tmp_path, task="text-classification")
+    captured = trace(loaded, fusions=True)
+    other = copy.deepcopy(loaded.model)
+    with torch.no_grad():
+        other.bert.embeddings.position_embeddings.weight[-1] *= -1
+    wrong = replace(loaded, model=other)
+    with pytest.raises(ParityError, match="outputs differ from PyTorch"):
+        parity(captured.graph, wrong)
+    from edgepeft.base.load import sample_batches
+
+    short = sample_batches(loaded, shapes=SHAPES)
+    assert max(batch["input_ids"].shape[1] for batch in sample_batches(loaded)) == 48
+    assert max(batch["input_ids"].shape[1] for batch in short) == 17
