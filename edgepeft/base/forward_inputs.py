@@ -58,7 +58,9 @@ def check_inputs(model: Any, served: Any, task: str) -> None:
     """
     if task in _WRITES:
         return
-    parameters = inspect.signature(model.forward).parameters
+    variadic = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
+    accepted = inspect.signature(model.forward).parameters
+    parameters = {name: each for name, each in accepted.items() if each.kind not in variadic}
     lacking = [name for name in parameters if name not in served and not _HARMLESS.fullmatch(name)]
     if "langs" in lacking and not getattr(model.config, "use_lang_emb", False):
         lacking.remove("langs")

@@ -213,11 +213,13 @@ def add(
         True
     """
     opened, tensors, metadata, own = _read(bundle, name, source, force, replace, head, announce)
-    text = text_changes(bundle_text(opened), own, embedding_rows(opened.read_json("config.json")), name)
-    for note in text.notes:
-        announce(f"adapter {name}: {note}")
     with edit(bundle, lock_timeout=lock_timeout) as change:
         change.refuse_another_base(opened.manifest, f"adapter {name!r} was being read")
+        # Of the bundle as it is now: while the adapter was read, another may have been exported in its place.
+        now = change.before
+        text = text_changes(bundle_text(now), own, embedding_rows(now.read_json("config.json")), name)
+        for note in text.notes:
+            announce(f"adapter {name}: {note}")
         entry, changes = put_adapter(change, name, tensors, metadata, text.files, replace=replace)
     say_labels(
         name, head is not None and head.labels is not None, entry, base_head(opened.manifest, entry.task), announce

@@ -170,17 +170,28 @@ def own_tokenizer(checkpoint: Checkpoint, base: str, max_length: int | None) -> 
     """
     from transformers import AutoTokenizer
 
-    folder = base if checkpoint.text.tokenizer is None else str(checkpoint.path)
+    from ..base.remote_code import trusted
+    from ..base.sources import embedding_of, model_source
+    from ..embedding.folder import is_sentence_folder
+
+    folder = model_source(base) if checkpoint.text.tokenizer is None else str(checkpoint.path)
     try:
         with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(folder)
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trusted())
     except (OSError, ValueError, KeyError, AttributeError, ImportError):
         return None  # nothing to compare with: the bundle's tokenizer is not made from one that transformers opens
     template = checkpoint.text.templates.get("default")
     if template is not None:
         tokenizer.chat_template = template
 
+    embeds = checkpoint.config.get("task_type") in (None, "FEATURE_EXTRACTION") and is_sentence_folder(base)
+    modules = embedding_of(base, "feature-extraction") if embeds else None
+    # sentence-transformers lowers the case itself where its folder asks for that; the bundle's tokenizer does then.
+    lower = modules is not None and modules.lower_case and checkpoint.text.tokenizer is None
+
     def encode(sample: Any) -> list[int]:
+        if lower and not isinstance(sample, list):
+            sample = sample.lower() if isinstance(sample, str) else tuple(part.lower() for part in sample)
         if isinstance(sample, list):
             text = tokenizer.apply_chat_template(sample, tokenize=False, add_generation_prompt=True)
             return list(tokenizer(text, add_special_tokens=False)["input_ids"])

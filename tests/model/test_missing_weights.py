@@ -79,3 +79,12 @@ def test_the_head_of_a_language_model_is_not_a_fresh_one(tmp_path: Path) -> None
     folder = renamed(tmp_path / "False", tmp_path / "m", lambda n: None if n == "lm_head.weight" else n)
     with pytest.raises(CaptureError, match=r"does not hold 1 of the weights .*: lm_head\.weight"):
         load_model(folder, task="text-generation")
+
+
+def test_training_refuses_what_export_would(models: Models, tmp_path: Path) -> None:
+    """An adapter that was trained over noise would be of no use: it is said before the first step."""
+    from edgepeft.train.base import load_base
+
+    folder = renamed(models("bert"), tmp_path / "m", lambda n: None if "layer.1.output.dense" in n else n)
+    with pytest.raises(CaptureError, match=r"does not hold 2 of the weights .*layer\.1\.output\.dense"):
+        load_base(folder, ["a", "b", "c"])
