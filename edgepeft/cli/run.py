@@ -13,6 +13,7 @@ from ..bundle import Verify
 from ..errors import InputError
 from .guarded import guarded
 from .options import PATH, bundle_argument, json_option, threads_option
+from .renamed import renamed_option
 from .show import print_json, warn
 from .text_generation import generation_options, refuse_generation, run_prompts
 from .values import parse_weights
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 @option_group(
     "Texts",
     option("--file", type=PATH, help="Texts: .csv, .tsv or .jsonl, or one text a line (.txt; - for standard input)."),
-    option("--column", default="text", metavar="COLUMN", help="Column of --file that holds the text."),
+    option("--text", "column", default="text", metavar="COLUMN", help="Column of --file that holds the text."),
     option("--pair", metavar="COLUMN", help="Column of --file that holds a second text, for pairs."),
 )
 @option_group(
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     option("--dim", type=click.IntRange(min=1), metavar="N", help="Keep the first N numbers (Matryoshka models)."),
     option("--normalize", is_flag=True, help="Bring embeddings to length 1, after the cut."),
 )
+@renamed_option("--column", "--text", "old_column")
 @generation_options
 @threads_option
 @json_option
@@ -72,6 +74,7 @@ def run(
     text: tuple[str, ...],
     file: Path | None,
     column: str,
+    old_column: str | None,
     pair: str | None,
     adapter: str | None,
     head: str | None,
@@ -94,7 +97,7 @@ def run(
     from .. import runtime
     from ..data import read_texts
 
-    from_file = read_texts(file, text=column, pair=pair) if file is not None else []
+    from_file = read_texts(file, text=old_column or column, pair=pair) if file is not None else []
     texts: list[Any] = [*text, *generation["prompt"], *from_file]
     if not texts:
         raise InputError("no text: give one as an argument, or a file with --file")

@@ -69,28 +69,16 @@ def bar() -> Iterator[Callable[[int, int, str], None]]:
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
     """A table on standard output: fitted to a terminal, as wide as its cells anywhere else."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
+    from .tables import draw
 
-    terminal = sys.stdout.isatty()
-    cells = [[cell(value) for value in row] for row in rows]
-    drawn = Table(box=box.SIMPLE_HEAD, header_style="bold", show_edge=False, pad_edge=False)
-    for position, column in enumerate(columns):
-        numeric = bool(cells) and all(row[position][:1] in set("–-+≤≥.0123456789") for row in cells)
-        # A number is never folded: half of one would be read as another.
-        drawn.add_column(
-            column, justify="right" if numeric else "left", overflow="fold", no_wrap=numeric or not terminal
-        )
-    for row in cells:
-        drawn.add_row(*(Text(value, style=_COLOURS.get(value, "")) for value in row))
-    console = Console(width=None if terminal else 1000, highlight=False)
+    width = None
+    if sys.stdout.isatty():
+        from rich.console import Console
+
+        width = Console().width
     if title:
         click.secho(title, bold=True)
-    with console.capture() as captured:
-        console.print(drawn)
-    click.echo("\n".join(line.rstrip() for line in captured.get().rstrip("\n").split("\n")))
+    click.echo(draw(columns, [[cell(value) for value in row] for row in rows], width, _COLOURS))
     click.echo()
 
 

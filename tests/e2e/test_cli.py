@@ -277,7 +277,7 @@ def test_run_texts_of_every_kind(cli: Any, bundle: Path, tmp_path: Path) -> None
             bundle,
             "--file",
             tmp_path / "pairs.csv",
-            "--column",
+            "--text",
             "a",
             "--pair",
             "b",

@@ -30,7 +30,8 @@ def help_of(path: str, columns: int) -> str:
 
 
 def options_of(command: Command) -> list[click.Option]:
-    return [parameter for parameter in command.params if isinstance(parameter, click.Option)]
+    """The options that the help shows: old spellings of renamed ones are hidden."""
+    return [parameter for parameter in command.params if isinstance(parameter, click.Option) and not parameter.hidden]
 
 
 def test_the_commands_of_the_readme_are_among_them() -> None:
