@@ -10,8 +10,7 @@ import numpy as np
 
 from ..errors import InputError, MissingExtraError
 from ..strict_json import kind, read_json, read_object
-from .graph import ACTIVATIONS
-from .modules import POOLING, Dense, EmbeddingModules, LayerNorm, Module, Normalize, Pooling
+from .modules import ACTIVATIONS, POOLING, Dense, EmbeddingModules, LayerNorm, Module, Normalize, Pooling
 
 MODULES = "modules.json"
 _SETTINGS = "config_sentence_transformers.json"

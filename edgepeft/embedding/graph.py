@@ -8,24 +8,9 @@ from onnx_ir import tape
 
 from ..bundle.embedding import EMBEDDING, HIDDEN, MASK, PROMPT_LENGTH
 from ..errors import InputError
-from .modules import Dense, EmbeddingModules, LayerNorm, Pooling
+from .modules import ACTIVATIONS, Dense, EmbeddingModules, LayerNorm, Pooling
 
 OPSET = 20
-
-#: Activations of a dense module by torch's class, as operators with what torch's own defaults are.
-ACTIVATIONS: dict[str, tuple[str, dict[str, float]] | None] = {
-    "Identity": None,
-    "Tanh": ("Tanh", {}),
-    "ReLU": ("Relu", {}),
-    "GELU": ("Gelu", {}),
-    "Sigmoid": ("Sigmoid", {}),
-    "LeakyReLU": ("LeakyRelu", {"alpha": 0.01}),
-    "ELU": ("Elu", {"alpha": 1.0}),
-    "Softplus": ("Softplus", {}),
-    "Mish": ("Mish", {}),
-    "Softsign": ("Softsign", {}),
-    "SiLU": ("SiLU", {}),  # x * sigmoid(x): no operator of its own in this opset
-}
 
 
 class _Graph:

@@ -17,6 +17,22 @@ POOLING = {
 }
 
 
+#: Activations of a dense module by torch's class, as operators with what torch's own defaults are.
+ACTIVATIONS: dict[str, tuple[str, dict[str, float]] | None] = {
+    "Identity": None,
+    "Tanh": ("Tanh", {}),
+    "ReLU": ("Relu", {}),
+    "GELU": ("Gelu", {}),
+    "Sigmoid": ("Sigmoid", {}),
+    "LeakyReLU": ("LeakyRelu", {"alpha": 0.01}),
+    "ELU": ("Elu", {"alpha": 1.0}),
+    "Softplus": ("Softplus", {}),
+    "Mish": ("Mish", {}),
+    "Softsign": ("Softsign", {}),
+    "SiLU": ("SiLU", {}),  # x * sigmoid(x): no operator of its own in this opset
+}
+
+
 @dataclass(frozen=True)
 class Pooling:
     """From ``[rows, tokens, hidden]`` to ``[rows, modes x hidden]``; see :data:`POOLING` for the modes."""
@@ -36,7 +52,7 @@ class Dense:
 
     weight: np.ndarray
     bias: np.ndarray | None
-    #: One of :data:`edgepeft.embedding.graph.ACTIVATIONS`.
+    #: One of :data:`ACTIVATIONS`.
     activation: str
     #: ``True``: the input itself; an array ``[out, in]``: the input projected by it.
     residual: np.ndarray | bool = False
