@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from ..errors import UnsupportedAdapterError
 from .checkpoint import Checkpoint
-from .experts_of_modules import with_fused_experts
+from .methods.experts_of_modules import with_fused_experts
 
 #: What PEFT's model puts before the names of its base.
 _PREFIX = "base_model.model."

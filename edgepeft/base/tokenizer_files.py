@@ -184,7 +184,7 @@ def lower_cased(files: Mapping[str, bytes]) -> dict[str, bytes]:
     steps = [step for step in steps if step is not None]
     if not lowers_case(files):
         tokenizer["normalizer"] = {"type": "Sequence", "normalizers": [{"type": "Lowercase"}, *steps]}
-    return {**files, "tokenizer.json": json.dumps(tokenizer, ensure_ascii=False).encode("utf-8")}
+    return {**files, "tokenizer.json": json.dumps(tokenizer, ensure_ascii=False, allow_nan=False).encode("utf-8")}
 
 
 def lowers_case(files: Mapping[str, bytes]) -> bool:

@@ -43,11 +43,11 @@ class TextEncoder:
 
         The configuration's comes first: a classifier over a decoder finds the end of a text by it.
         """
+        named = read_object(bundle, "tokenizer_config.json", own).get("pad_token")
         number = read_object(bundle, "config.json").get("pad_token_id")
         if type(number) is int and (token := self._tokenizer.id_to_token(number) if number >= 0 else None) is not None:
             return token, number
-        token = read_object(bundle, "tokenizer_config.json", own).get("pad_token")
-        token = token.get("content") if isinstance(token, dict) else token
+        token = named.get("content") if isinstance(named, dict) else named
         if isinstance(token, str):
             number = self._tokenizer.token_to_id(token)
             if number is not None:

@@ -136,7 +136,7 @@ def test_blocks_hold_the_nearest_numbers(made: dict[str, Path], tmp_path: Path) 
     [
         ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "in 4 bits by bitsandbytes"),
         ({"quant_method": "gptq", "bits": 4, "group_size": 32}, "in 4 bits by gptq"),
-        ({"quant_method": "mxfp4"}, "quantized by mxfp4"),
+        ({"quant_method": "fbgemm_fp8"}, "quantized by fbgemm_fp8"),
     ],
 )
 def test_a_checkpoint_in_few_bits_is_refused_with_the_way_out(

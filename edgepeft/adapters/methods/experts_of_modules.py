@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import UnsupportedAdapterError
-from .checkpoint import Checkpoint
-from .methods.lora_targets import expert_site
-from .methods.lowering import pattern_value
+from ...errors import UnsupportedAdapterError
+from ..checkpoint import Checkpoint
+from .lora_targets import expert_site
+from .lowering import pattern_value
 
 _NAME = re.compile(
     r"(?P<module>.+\.experts)\.(?P<expert>[0-9]+)\.(?P<leaf>gate_proj|up_proj|down_proj|w1|w2|w3)\.(?P<part>.+)"
