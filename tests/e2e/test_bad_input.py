@@ -281,7 +281,7 @@ def manifest(bundle: Path, change: Callable[[dict[str, Any]], object]) -> None:
         (lambda b: (b / "adapters/reviews.onnx_adapter").unlink(), ("reviews.onnx_adapter", "missing")),
         (lambda b: os.truncate(b / "onnx/model.onnx", 1000), ("model.onnx has 1000 bytes", "manifest says")),
         (lambda b: os.truncate(b / "adapters/movies.onnx_adapter", 9), ("movies.onnx_adapter has 9 bytes",)),
-        (lambda b: flip(b / "adapters/movies.onnx_adapter"), ("movies.onnx_adapter", "was changed", "sha256")),
+        (lambda b: flip(b / "adapters/reviews.onnx_adapter"), ("reviews.onnx_adapter", "was changed", "sha256")),
         (lambda b: flip(b / "onnx/model.onnx"), ("model.onnx", "was changed", "sha256")),
         (lambda b: flip(b / "tokenizer.json"), ("tokenizer.json", "was changed")),
         (lambda b: link_outside(b / "onnx/model.onnx"), ("model.onnx", "link that leaves")),
