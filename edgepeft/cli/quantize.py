@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 import cloup
 from cloup import option, option_group
 
-from ..quantize.recipes import RECIPES
+from ..quantize.recipes import METHODS, RECIPES
 from .guarded import guarded
 from .options import bundle_argument, calibration_option, json_option, lock_option, pair_option, text_option
-from .show import megabytes, print_json, steps, warn
+from .show import megabytes, print_json, steps, table, warn
 from .values import calibration_texts
+
+if TYPE_CHECKING:
+    from ..pipeline import Quality
 
 
 @cloup.command()
@@ -39,6 +44,24 @@ from .values import calibration_texts
         help="Texts of each adapter to run, spread evenly.",
     ),
 )
+@option_group(
+    "How q4 rounds",
+    option(
+        "--method",
+        type=click.Choice(tuple(METHODS)),
+        help="gptq fits weights to what the layers see: a language model's on a text that ships with edgepeft or on --data, "
+        "others' on --data. rtn rounds to nearest. By default gptq where it can be.",
+    ),
+    option(
+        "--heal",
+        type=click.IntRange(min=0),
+        default=0,
+        metavar="RANK",
+        help="Give each linear layer a low-rank correction in floats: better, larger, slower.",
+    ),
+    option("--head-bits", type=click.Choice(("4", "8")), help="Bits of a language model's head; 4 by default."),
+    option("--measure/--no-measure", default=True, help="Compare a language model with fp32 on texts kept apart."),
+)
 @option("--replace", is_flag=True, help="Make it again where it exists.")
 @lock_option
 @json_option
@@ -50,6 +73,10 @@ def quantize(
     text: str,
     pair: str | None,
     rows: int,
+    method: str | None,
+    heal: int,
+    head_bits: str | None,
+    measure: bool,
     replace: bool,
     lock_timeout: float,
     as_json: bool,
@@ -63,7 +90,17 @@ def quantize(
     texts = calibration_texts(data, text, pair)
     with steps() as announce:
         result = run(
-            bundle, variant, data=texts, rows=rows, replace=replace, lock_timeout=lock_timeout, announce=announce
+            bundle,
+            variant,
+            data=texts,
+            rows=rows,
+            method=method,
+            heal=heal,
+            head_bits=int(head_bits) if head_bits else None,
+            measure=measure,
+            replace=replace,
+            lock_timeout=lock_timeout,
+            announce=announce,
         )
     share = result.quantized
     if result.warning:
@@ -78,6 +115,8 @@ def quantize(
                 "bytes_before": result.bytes_before,
                 "bytes_after": result.bytes_after,
                 "merge_error": result.merge_error,
+                "method": result.method,
+                "quality": [asdict(each) for each in result.quality],
             }
         )
         return
@@ -85,5 +124,23 @@ def quantize(
         f"{bundle}: {variant} holds {share.share:.1%} of {share.total:,} weights quantized, "
         f"{megabytes(result.bytes_before)} -> {megabytes(result.bytes_after)}"
     )
+    if result.quality:
+        table("Against fp32, on texts kept apart", _COLUMNS, [_row(each) for each in result.quality])
     if result.bundle.manifest.task.endswith("-classification"):
         click.echo(f"Check its accuracy with: edgepeft validate {bundle} --data NAME=FILE")
+
+
+_COLUMNS = ("adapter", "tokens", "perplexity fp32", "perplexity", "change", "KL divergence", "same top token")
+
+
+def _row(quality: Quality) -> tuple[str, ...]:
+    error = "" if quality.divergence_error is None else f" ± {quality.divergence_error:.4f}"
+    return (
+        quality.adapter or "(base)",
+        f"{quality.tokens:,}",
+        f"{quality.perplexity_before:.2f}",
+        f"{quality.perplexity_after:.2f}",
+        f"{quality.perplexity_after / quality.perplexity_before - 1:+.1%}",
+        f"{quality.divergence:.4f}{error}",
+        f"{quality.same_top:.1%}",
+    )

@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from ._for_target import Fitted as Fitted
     from ._for_target import export_for as export_for
     from ._for_target import fit as fit
+    from ._quality import Quality as Quality
     from ._quantize import QuantizedBundle as QuantizedBundle
     from ._quantize import quantize as quantize
     from ._relabel import relabel as relabel
@@ -108,6 +109,7 @@ _HOME = {
     "Added": "._add",
     "Removed": "._remove",
     "QuantizedBundle": "._quantize",
+    "Quality": "._quality",
     "Fitted": "._for_target",
 }
 
@@ -153,6 +155,7 @@ __all__ = [  # noqa: RUF022 - in the order of the pipeline
     "Added",
     "Removed",
     "QuantizedBundle",
+    "Quality",
     "Fitted",
 ]
 

@@ -42,11 +42,14 @@ def measure_ranges(
         return _run(bundle, file, names, _texts(bundle, data, rows), announce)
 
 
-def check_texts(bundle: Bundle, data: Mapping[str, Examples]) -> None:
-    """Refuse what :func:`measure_ranges` cannot measure: a base that does not take texts alone, an unknown name, no texts."""
+def check_texts(bundle: Bundle, data: Mapping[str, Examples], *, language: bool = False) -> None:
+    """Refuse what :func:`measure_ranges` cannot measure: a base that does not take texts alone, an unknown name, no texts.
+
+    ``language``: a language model is measured too.
+    """
     manifest = bundle.manifest
-    takes_texts = {value.name for value in manifest.inputs if not value.optional} <= _TEXT_INPUTS
-    if manifest.writes or not takes_texts or "tokenizer.json" not in manifest.files:
+    takes_texts = language or {value.name for value in manifest.inputs if not value.optional} <= _TEXT_INPUTS
+    if (manifest.writes and not language) or not takes_texts or "tokenizer.json" not in manifest.files:
         raise InputError(
             f"{bundle.path} is for {manifest.task}: activations are measured for bases that take a text and give numbers "
             f"(classification, features). {without_texts()} need no texts"
@@ -73,15 +76,16 @@ def measured_without(variant: str, name: str) -> str:
 
 
 def _texts(bundle: Bundle, data: Mapping[str, Examples], rows: int) -> dict[str | None, list[Any]]:
-    everything = [text for examples in data.values() for text in _inputs(examples)]
+    everything = [text for examples in data.values() for text in inputs_of(examples)]
     found: dict[str | None, list[Any]] = {None: everything}
     for name in bundle.manifest.adapters:
         given = data.get(name, data.get("*"))
-        found[name] = _inputs(given) if given is not None else everything
+        found[name] = inputs_of(given) if given is not None else everything
     return {name: [texts[i] for i in evenly(len(texts), rows)] for name, texts in found.items()}
 
 
-def _inputs(examples: Examples) -> list[Any]:
+def inputs_of(examples: Examples) -> list[Any]:
+    """Texts, or pairs of them."""
     return list(examples.texts if examples.pairs is None else zip(examples.texts, examples.pairs, strict=True))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,10 +17,13 @@ from ..errors import BundleError, InputError
 from ..quantize import recipe
 from ..quantize.counts import Quantized, count_quantized, total
 from ..quantize.merge_error import NOTABLE
-from ..quantize.recipes import Recipe
+from ..quantize.recipes import METHODS, Recipe
+from ..runtime.sessions import open_session
 from ._calibrate import ROWS, check_texts, measure_ranges, measured_without
+from ._calibration_runs import calibration_runs, can_calibrate
 from ._edit import Edit, copy_files, edit
 from ._manifest import require_onnx
+from ._quality import Quality, measure_quality
 from ._web_graph import add_input_style
 
 Announce = Callable[[str], None]
@@ -37,6 +40,10 @@ class QuantizedBundle:
     bytes_after: int
     #: For a base merged with an adapter: the relative error with which the adapter's change survives this rounding.
     merge_error: float | None = None
+    #: How the weights were rounded, a name of ``METHODS``; ``None`` where a recipe has one way.
+    method: str | None = None
+    #: How far the variant is from fp32, for the base and each adapter; empty where that is not measured.
+    quality: tuple[Quality, ...] = ()
 
     @property
     def warning(self) -> str:
@@ -56,6 +63,10 @@ def quantize(
     *,
     data: Mapping[str, Examples] | None = None,
     rows: int = ROWS,
+    method: str | None = None,
+    heal: int = 0,
+    head_bits: int | None = None,
+    measure: bool = True,
     replace: bool = False,
     lock_timeout: float = LOCK_TIMEOUT,
     announce: Announce = lambda message: None,
@@ -68,8 +79,13 @@ def quantize(
     Args:
         bundle: The bundle's folder.
         variant: The recipe's name: ``"int8"``, ``"q4"`` or ``"w8a16"``.
-        data: Texts by adapter (``"*"``: for all), for recipes that measure activations (``w8a16``).
+        data: Texts by adapter (``"*"``: for all), for recipes that run the model (``w8a16``, and ``q4`` by GPTQ).
         rows: How many texts of each adapter are run to measure.
+        method: How ``q4`` rounds: ``"gptq"`` or ``"rtn"`` (:data:`~edgepeft.quantize.recipes.METHODS`). By default GPTQ where the
+            bundle can be calibrated: a language model by a text that ships with edgepeft, other bases by ``data``.
+        heal: Rank of a correction that each linear layer gets in floats, for GPTQ; 0 for none.
+        head_bits: 4 or 8 bits for a language model's head, for GPTQ.
+        measure: Compare a language model's variant with fp32 on texts kept apart.
         replace: Replace a variant of that name.
         lock_timeout: Seconds to wait for another process that changes the bundle.
         announce: Is called with a line of text for each step.
@@ -78,7 +94,7 @@ def quantize(
         The bundle with the variant, what was quantized, and the bytes of both variants' files.
 
     Raises:
-        InputError: The variant is unknown or exists already, or its recipe wants texts and has none.
+        InputError: The variant is unknown or exists already, its recipe wants texts and has none, or a method does not apply.
         BundleError: Nothing was quantized, ONNX Runtime cannot open the result, or the base was exported again meanwhile.
         BusyBundleError: Another process changes the bundle and did not end in time.
 
@@ -89,23 +105,38 @@ def quantize(
     """
     rule = recipe(variant)
     opened = read_bundle(bundle)
-    if data and not rule.calibrated:
+    method = _method(opened, rule, data or {}, method)
+    if (heal or head_bits) and method != "gptq":
+        raise InputError(
+            f"--heal and --head-bits go with --method gptq; {variant} is made by {method or 'a way of its own'} here"
+        )
+    if heal < 0 or head_bits not in {None, 4, 8}:
+        raise InputError(
+            f"the rank to heal with is 0 or more, and a head has 4 or 8 bits; found {heal} and {head_bits}"
+        )
+    if data and not rule.calibrated and method != "gptq":
         raise InputError(f"{variant} measures nothing beforehand: leave the data out")
     if rule.calibrated:
         check_texts(opened, data or {})
+    fitting = _Fitting(method, heal, head_bits)
 
     def needs(manifest: Manifest) -> tuple[str, ...]:
         _check_wanted(manifest, opened.path, variant, replace)
-        return manifest.deployed("fp32") if rule.calibrated else _weights(manifest)
+        return manifest.deployed("fp32") if rule.calibrated or method == "gptq" else _weights(manifest)
 
     with left_as_it_was(opened.path), scratch(opened.path) as folder:
         copy = copy_files(bundle, folder, needs)
-        made = _make(copy, rule, data, rows, announce)
+        made = _make(copy, rule, fitting, data or {}, rows, announce)
         with edit(bundle, lock_timeout=lock_timeout, room=folder) as change:
             _check_wanted(change.manifest, opened.path, variant, replace)
             _check_same(change, copy, variant, made, announce)
             _put(change, folder, variant, made, announce)
     result = change.after
+    quality: tuple[Quality, ...] = ()
+    if measure and made.held_out:
+        announce("comparing with fp32 on texts kept apart")
+        there = {name: each for name, each in made.held_out.items() if name is None or name in result.manifest.adapters}
+        quality = measure_quality(result.path, variant, there)
     return QuantizedBundle(
         bundle=result,
         variant=variant,
@@ -113,7 +144,47 @@ def quantize(
         bytes_before=result.size(result.variant_files("fp32")),
         bytes_after=result.size(result.variant_files(variant)),
         merge_error=result.manifest.provenance.get("merge_error", {}).get(variant),
+        method=method,
+        quality=quality,
     )
+
+
+@dataclass(frozen=True)
+class _Fitting:
+    """How a recipe with a choice of methods rounds."""
+
+    method: str | None
+    heal: int = 0
+    head_bits: int | None = None
+
+    def summary(self, rule: Recipe) -> str:
+        """What the manifest says of the variant."""
+        if self.method != "gptq":
+            return rule.summary
+        parts = [f"4 bits in blocks of 32: {METHODS[self.method]}"]
+        parts += [f"{self.head_bits} bits for the head"] if self.head_bits else []
+        parts += [f"corrections of rank {self.heal}"] if self.heal else []
+        return "; ".join(parts)
+
+
+def _method(bundle: Bundle, rule: Recipe, data: Mapping[str, Examples], wanted: str | None) -> str | None:
+    """The method that makes a variant of this bundle; :class:`InputError` where the wanted one cannot."""
+    if rule.fitted is None:
+        if wanted is not None:
+            raise InputError(f"--method chooses how q4 rounds; {rule.variant} has one way")
+        return None
+    if wanted is not None and wanted not in METHODS:
+        raise InputError(f"no method {wanted!r}; there are: {', '.join(METHODS)}")
+    if wanted == "rtn":
+        return wanted
+    if "fp32" not in bundle.manifest.variants:
+        return "rtn"  # refused with the reason later
+    lacks = can_calibrate(bundle, data)
+    if lacks and wanted == "gptq":
+        raise InputError(
+            f"gptq runs the model, and {bundle.path} cannot be run for it: {lacks}. --method rtn needs no texts"
+        )
+    return "rtn" if lacks else "gptq"
 
 
 def _check_wanted(manifest: Manifest, path: Path, variant: str, replace: bool) -> None:
@@ -145,16 +216,30 @@ class _Made:
     entry: Variant
     counted: Quantized
     texts: Mapping[str, int]
+    held_out: Mapping[str | None, Sequence[Sequence[int]]]
 
 
-def _make(copy: Bundle, rule: Recipe, data: Mapping[str, Examples] | None, rows: int, announce: Announce) -> _Made:
+def _make(
+    copy: Bundle, rule: Recipe, fitting: _Fitting, data: Mapping[str, Examples], rows: int, announce: Announce
+) -> _Made:
     """Run a recipe beside the fp32 graphs of ``copy``."""
     slots, whole, folder = copy.manifest.slots, copy.manifest.variants["fp32"], copy.path
-    apply, texts = rule.apply, dict[str, int]()
+    apply, summary = rule.apply, fitting.summary(rule)
+    texts: Mapping[str, int] = {}
+    held_out: Mapping[str | None, Sequence[Sequence[int]]] = {}
     if rule.calibrated:
-        ranges, texts = measure_ranges(copy, data or {}, rows=rows, announce=announce)
+        ranges, texts = measure_ranges(copy, data, rows=rows, announce=announce)
         apply = partial(rule.apply, ranges=ranges)
-    announce(f"quantizing to {rule.variant}: {rule.summary}")
+    elif fitting.method == "gptq" and rule.fitted is not None:
+        runs = calibration_runs(copy, data, rows=rows)
+        texts, held_out = runs.counts, runs.held_out
+        source = "the given texts" if data else "the text that ships with edgepeft"
+        each = ", ".join(f"{count} of {'the base' if name == '*' else name}" for name, count in texts.items())
+        announce(f"calibrating on {source}: runs {each}")
+        apply = partial(
+            rule.fitted, batches=runs.feeds, open_session=open_session, heal=fitting.heal, head_bits=fitting.head_bits
+        )
+    announce(f"quantizing to {rule.variant}: {summary}")
     made = {field: rule.graph_file(file) for field, file in _graphs(whole).items()}
     for field, file in _graphs(whole).items():
         apply(folder / file, folder / made[field], slots)
@@ -173,10 +258,10 @@ def _make(copy: Bundle, rule: Recipe, data: Mapping[str, Examples] | None, rows:
         **made,
         data=tuple(f"onnx/{path.name}" for paths in beside for path in paths),
         slots=whole.slots,
-        recipe=rule.summary,
+        recipe=summary,
         quantized_share=round(counted.share, 6),
     )
-    return _Made(entry, counted, texts)
+    return _Made(entry, counted, texts, held_out)
 
 
 def _check_same(change: Edit, copy: Bundle, variant: str, made: _Made, announce: Announce) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from ..bundle import SlotTable
+from .nbits import ADDED_BIAS, CORRECTION
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,11 @@ def count_quantized(graph: ir.Model, slots: SlotTable) -> Quantized:
     narrow = wide = 0
     for name, value in graph.graph.initializers.items():
         tensor = value.const_value
-        if tensor is None or name in tensors or tensor.size <= 1:
+        if tensor is None or name in tensors or tensor.size <= 1 or _belongs_to_rounding(value):
             continue
         if tensor.dtype in {ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT4, ir.DataType.UINT4}:
             narrow += tensor.size * _numbers_in_a_byte(value)
-        elif tensor.dtype in {ir.DataType.FLOAT, ir.DataType.FLOAT16} and not _is_scale(value):
+        elif tensor.dtype in {ir.DataType.FLOAT, ir.DataType.FLOAT16}:
             wide += tensor.size
     return Quantized(share=narrow / max(1, narrow + wide), quantized=narrow, total=narrow + wide)
 
@@ -50,5 +51,12 @@ def _numbers_in_a_byte(value: ir.Value) -> int:
     return 8 // users[0].attributes.get_int("bits", 4) if users else 1
 
 
-def _is_scale(value: ir.Value) -> bool:
-    return any(node.op_type in {"MatMulNBits", "GatherBlockQuantized"} and index == 2 for node, index in value.uses())
+def _belongs_to_rounding(value: ir.Value) -> bool:
+    """Whether a tensor is a scale, a zero point, a bias or a correction that rounding added: no weight of the base."""
+    uses = list(value.uses())
+    blocks = {"MatMulNBits", "GatherBlockQuantized"}
+    if any(node.op_type in blocks and index in {2, 3} for node, index in uses):
+        return True
+    if (value.name or "").endswith(ADDED_BIAS):
+        return True
+    return any((node.name or "").endswith(CORRECTION) for node, _ in uses)

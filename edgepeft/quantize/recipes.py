@@ -27,7 +27,8 @@ class Recipe:
     ``variant`` names it, and its files: ``onnx/model_<variant>.onnx``. ``summary`` stands in the manifest, ``purpose`` in help.
     ``apply(source file, target file, slots)`` writes the new graph and its weights; one that is ``calibrated`` also takes
     ``ranges=``, measured on texts (:func:`~edgepeft.quantize.w8a16.with_extremes`). ``rounded`` gives what a linear weight
-    ``[out, in]`` is after it, in float32: by that it is judged how much of a merged adapter survives. ``browsers`` and
+    ``[out, in]`` is after it, in float32: by that it is judged how much of a merged adapter survives. ``fitted`` writes the same
+    variant by GPTQ from runs of the model (:func:`~edgepeft.quantize.calibrated.calibrated`), where it can be had. ``browsers`` and
     ``genai`` say whether transformers.js, and onnxruntime-genai, should open this variant first where there are several.
     """
 
@@ -37,6 +38,7 @@ class Recipe:
     apply: Callable[..., None]
     rounded: Callable[[np.ndarray], np.ndarray]
     calibrated: bool = False
+    fitted: Callable[..., None] | None = None
     browsers: bool = False
     genai: bool = False
 
@@ -54,6 +56,12 @@ def _in(module: str, name: str) -> Callable[..., Any]:
 
     return call
 
+
+#: Ways to round, by the name that ``--method`` takes: what each does, as the manifest says it.
+METHODS: dict[str, str] = {
+    "gptq": "GPTQ with zero points, and biases for what rounding moves on average",
+    "rtn": "round to nearest",
+}
 
 #: By variant, in the order in which they are preferred.
 RECIPES: dict[str, Recipe] = {
@@ -73,6 +81,7 @@ RECIPES: dict[str, Recipe] = {
             "4 bits, for language models",
             apply=_in("q4", "q4"),
             rounded=_in("q4", "round_to_blocks"),
+            fitted=_in("calibrated", "calibrated"),
             browsers=True,
             genai=True,
         ),

@@ -1,4 +1,4 @@
-"""4-bit weights that are unpacked once, when a session is made, for runtimes without kernels for them."""
+"""Weights in blocks of 4 or 8 bits that are unpacked once, when a session is made, for runtimes without kernels for them."""
 
 from __future__ import annotations
 
@@ -7,17 +7,16 @@ import onnx_ir as ir
 
 from .edit import EditPass, nodes_of, replace_node
 
-#: What MatMulNBits takes away from a 4-bit number where it is given no zero points, twice in a byte.
-_MIDDLE = 0x88
+_TYPES = {4: ir.DataType.UINT4, 8: ir.DataType.UINT8}
 
 
 class UnpackInt4(EditPass[ir.passes.PassResult]):
-    """Replaces each 4-bit MatMulNBits by DequantizeLinear, Transpose and MatMul.
+    """Replaces each MatMulNBits of 4 or 8 bits by DequantizeLinear, Transpose and MatMul, and an Add where it has a bias.
 
     The quantized tensors keep their bytes, and where those lie: only their type and shape are said differently. A runtime
     that folds constants (``session.disable_quant_qdq`` for ONNX Runtime) then unpacks the weights once and multiplies in
-    fp32; one without 4-bit kernels would unpack them in every run. Nodes whose zero points are padded to whole bytes, or
-    that take more than weights, scales and zero points, stay.
+    fp32; one without such kernels would unpack them in every run, or refuse them. Zero points that are padded to whole bytes
+    in each row are written again without. Nodes whose columns are reordered, or whose last block is cut short, stay.
     """
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
@@ -49,15 +48,17 @@ class SetAccuracyLevel(EditPass[ir.passes.PassResult]):
 
 
 def _fits(node: ir.Node) -> bool:
-    _, _, blocks = _sizes(node)
-    given = [value is not None for value in node.inputs]
-    constant = all(value is None or value.const_value is not None for value in node.inputs[1:])
-    zero_points = len(given) > 3 and given[3]
-    whole = blocks * node.attributes.get_int("block_size", 0) == node.attributes.get_int("K", 0)
-    return (
-        node.attributes.get_int("bits", 4) == 4 and constant and whole and not any(given[4:])
-        and (not zero_points or blocks % 2 == 0)
-    )  # fmt: skip
+    wide, _, blocks = _sizes(node)
+    constant = all(value is None or value.const_value is not None for value in node.inputs[1:4])
+    reordered = _input(node, 4) is not None
+    whole = blocks * node.attributes.get_int("block_size", 0) == wide
+    zeros = _input(node, 3)
+    known = zeros is None or (zeros.const_value is not None and zeros.const_value.dtype == ir.DataType.UINT8)
+    return node.attributes.get_int("bits", 4) in _TYPES and constant and whole and known and not reordered
+
+
+def _input(node: ir.Node, index: int) -> ir.Value | None:
+    return node.inputs[index] if len(node.inputs) > index else None
 
 
 def _sizes(node: ir.Node) -> tuple[int, int, int]:
@@ -68,19 +69,23 @@ def _sizes(node: ir.Node) -> tuple[int, int, int]:
 
 def _replace(graph: ir.Graph, node: ir.Node) -> None:
     wide, narrow, blocks = _sizes(node)
+    bits = node.attributes.get_int("bits", 4)
     packed, scales = node.inputs[1], node.inputs[2]
-    zero = node.inputs[3] if len(node.inputs) > 3 else None
+    zero, bias = _input(node, 3), _input(node, 5)
     assert packed is not None
     assert scales is not None
     name = node.name or packed.name or ""
-    weight = _said(graph, packed, f"{name}/packed", ir.DataType.UINT4, [narrow, wide])
+    dtype = _TYPES[bits]
+    weight = _said(graph, packed, f"{name}/packed", dtype, [narrow, wide])
     scale = _said(graph, scales, f"{name}/scales", ir.DataType.FLOAT, [narrow, blocks])
-    if zero is not None:
-        middle = _said(graph, zero, f"{name}/zero", ir.DataType.UINT4, [narrow, blocks])
+    padded = blocks * bits % 8 != 0
+    if zero is not None and not padded:
+        middle = _said(graph, zero, f"{name}/zero", dtype, [narrow, blocks])
     else:
-        raw = np.full((narrow * blocks + 1) // 2, _MIDDLE, np.uint8)
-        shape = ir.Shape([narrow, blocks])
-        middle = _register(graph, ir.PackedTensor(raw, ir.DataType.UINT4, shape=shape, name=f"{name}/zero"))
+        numbers = (
+            np.full(narrow * blocks, 1 << (bits - 1), np.uint8) if zero is None else _nibbles(zero, narrow, blocks)
+        )
+        middle = _register(graph, _stored(numbers, dtype, [narrow, blocks], f"{name}/zero"))
     block = node.attributes.get_int("block_size", 0)
     unpacked = ir.node(
         "DequantizeLinear", [weight, scale, middle], {"axis": 1, "block_size": block}, name=f"{name}/unpack"
@@ -88,7 +93,26 @@ def _replace(graph: ir.Graph, node: ir.Node) -> None:
     turned = ir.node("Transpose", [unpacked.outputs[0]], {"perm": [1, 0]}, name=f"{name}/turn")
     product = ir.node("MatMul", [node.inputs[0], turned.outputs[0]], name=f"{name}/MatMul")
     unpacked.outputs[0].name, turned.outputs[0].name = f"{name}/unpacked", f"{name}/turned"
-    replace_node(node, [unpacked, turned, product])
+    new = [unpacked, turned, product]
+    if bias is not None:
+        product.outputs[0].name = f"{name}/product"
+        product.outputs[0].type = node.outputs[0].type
+        new.append(ir.node("Add", [product.outputs[0], bias], name=f"{name}/Add"))
+    replace_node(node, new)
+
+
+def _nibbles(zero: ir.Value, rows: int, blocks: int) -> np.ndarray:
+    """Zero points of 4 bits, out of rows that are filled up to whole bytes: uint8 ``[rows * blocks]``."""
+    assert zero.const_value is not None
+    packed = zero.const_value.numpy().reshape(rows, -1)
+    return np.stack([packed & 15, packed >> 4], axis=-1).reshape(rows, -1)[:, :blocks].ravel()
+
+
+def _stored(numbers: np.ndarray, dtype: ir.DataType, dims: list[int], name: str) -> ir.TensorProtocol:
+    if dtype == ir.DataType.UINT8:
+        return ir.tensor(numbers.reshape(dims), name=name)
+    even = np.pad(numbers, (0, len(numbers) % 2))
+    return ir.PackedTensor(even[::2] | (even[1::2] << 4), dtype, shape=ir.Shape(dims), name=name)
 
 
 def _said(graph: ir.Graph, value: ir.Value, name: str, dtype: ir.DataType, dims: list[int]) -> ir.Value:

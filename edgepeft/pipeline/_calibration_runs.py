@@ -1,0 +1,155 @@
+"""What a base runs to be calibrated: texts that ship with edgepeft or the user's own, with each adapter on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..bundle import Bundle
+from ..bundle.cache_names import is_past
+from ..data import Examples, evenly
+from ..errors import DataError, InputError
+from ..runtime.active import read_tensors
+from ..runtime.generation.tokens import Tokens
+from ..runtime.per_text import PerText
+from ..runtime.text import TextEncoder
+from ._calibrate import check_texts, inputs_of
+
+#: Tokens of one run, and at most how many are run in all.
+WINDOW, TOKENS = 256, 8192
+#: One window of so many is kept apart: what was fitted is judged by it.
+HELD_OUT = 5
+#: Where an adapter has no texts of its own, it runs at most so many windows of those for all.
+SHARED = 4
+
+_SHIPPED = Path(__file__).parents[1] / "quantize" / "calibration.txt"
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Feeds to calibrate with, and token windows kept apart by adapter (``None``: the base)."""
+
+    feeds: tuple[Mapping[str, np.ndarray], ...]
+    held_out: Mapping[str | None, tuple[tuple[int, ...], ...]]
+    #: Texts or windows that each ran, by name; ``"*"`` is the base.
+    counts: Mapping[str, int]
+
+
+def can_calibrate(bundle: Bundle, data: Mapping[str, Examples]) -> str:
+    """Why a bundle cannot be calibrated with these texts; empty where it can."""
+    manifest = bundle.manifest
+    if "tokenizer.json" not in manifest.files:
+        return "it has no tokenizer.json, so no text can be run"
+    if manifest.variants["fp32"].decoder_file is not None:
+        return "it has an encoder and a decoder, which are rounded to nearest so far"
+    if manifest.writes:
+        return ""
+    return "" if data else f"it is for {manifest.task}, and no texts are given: --data NAME=FILE"
+
+
+def calibration_runs(bundle: Bundle, data: Mapping[str, Examples], *, rows: int) -> Runs:
+    """The runs that calibrate a bundle's fp32 graph.
+
+    Args:
+        bundle: The bundle; :func:`can_calibrate` was empty.
+        data: Texts by adapter (``"*"``: for all). A language model without any runs a text that ships with edgepeft.
+        rows: How many texts of each adapter are run.
+
+    Raises:
+        DataError: The texts are too short for a window of two tokens.
+        UnknownAdapterError: A name in ``data`` is no adapter.
+    """
+    if data:
+        check_texts(bundle, data, language=bundle.manifest.writes)
+    return _language(bundle, data, rows) if bundle.manifest.writes else _texts(bundle, data, rows)
+
+
+def _language(bundle: Bundle, data: Mapping[str, Examples], rows: int) -> Runs:
+    manifest = bundle.manifest
+    length = min(WINDOW, manifest.max_length or WINDOW)
+    everything = [text for each in data.values() for text in each.texts] or [_SHIPPED.read_text(encoding="utf-8")]
+    feeds: list[Mapping[str, np.ndarray]] = []
+    held: dict[str | None, tuple[tuple[int, ...], ...]] = {}
+    counts: dict[str, int] = {}
+    budget = TOKENS
+    for name in (None, *manifest.adapters):
+        own = data.get(name or "*", data.get("*"))
+        texts = list(own.texts) if own is not None else everything
+        windows = list(
+            _windows(Tokens(bundle, bundle.text_of(name)), [texts[i] for i in evenly(len(texts), rows)], length)
+        )
+        if not windows:
+            raise DataError(
+                f"the texts for {name or 'the base'} hold no run of two tokens: nothing can be measured on them. Give longer ones"
+            )
+        apart = windows[HELD_OUT - 1 :: HELD_OUT] or windows[-1:]
+        used = [w for w in windows if w not in apart] or windows
+        if name is not None and own is None:
+            used = [used[i] for i in evenly(len(used), SHARED)]
+        tensors = _slot_tensors(bundle, name)
+        ran = 0
+        for window in used:
+            if budget <= 0 and ran:
+                break
+            feeds.append({**feeds_of(bundle, window), **tensors})
+            budget -= len(window)
+            ran += 1
+        held[name] = tuple(apart[:SHARED])
+        counts[name or "*"] = ran
+    return Runs(tuple(feeds), held, counts)
+
+
+def _windows(tokens: Tokens, texts: Sequence[str], length: int) -> Iterator[tuple[int, ...]]:
+    """The texts one after the other, in windows of ``length`` tokens; the last one may be shorter."""
+    ids = [number for text in texts for number in tokens.encode(text, special=False)]
+    for start in range(0, len(ids), length):
+        if len(ids) - start > 1:
+            yield tuple(ids[start : start + length])
+
+
+def feeds_of(bundle: Bundle, window: Sequence[int]) -> dict[str, np.ndarray]:
+    """Inputs of a language model's graph for one window, without a past."""
+    ids = np.array([window], np.int64)
+    known = {
+        "input_ids": ids,
+        "attention_mask": np.ones_like(ids),
+        "position_ids": np.arange(ids.shape[1], dtype=np.int64)[None],
+        "logits_from": np.zeros(1, np.int64),
+    }
+    feeds: dict[str, np.ndarray] = {}
+    for value in bundle.manifest.inputs:
+        if is_past(value.name):
+            shape = [dim if isinstance(dim, int) else 1 if axis == 0 else 0 for axis, dim in enumerate(value.shape)]
+            feeds[value.name] = np.zeros(shape, value.dtype)
+        elif value.name in known:
+            feeds[value.name] = known[value.name]
+        elif not value.optional:
+            raise InputError(f"input {value.name} of {bundle.path} is not fed by texts: use --method rtn")
+    return feeds
+
+
+def _slot_tensors(bundle: Bundle, name: str | None) -> dict[str, np.ndarray]:
+    if name is None:
+        return {}
+    slots = bundle.manifest.slots.tensors()
+    return {n: array for n, array in read_tensors(bundle, name, bundle.adapter(name)).items() if n in slots}
+
+
+def _texts(bundle: Bundle, data: Mapping[str, Examples], rows: int) -> Runs:
+    """Texts for a base that reads them, one at a time: a batch would bring padding into the measurement."""
+    encoders = PerText(lambda own: TextEncoder(bundle, own))
+    everything = [text for each in data.values() for text in inputs_of(each)]
+    feeds: list[Mapping[str, np.ndarray]] = []
+    counts: dict[str, int] = {}
+    for name in (None, *bundle.manifest.adapters):
+        own = data.get(name or "*", data.get("*"))
+        texts = inputs_of(own) if own is not None else everything
+        chosen = [texts[i] for i in evenly(len(texts), rows)]
+        tensors = _slot_tensors(bundle, name)
+        encoder = encoders.get(bundle.text_of(name))
+        feeds += [{**encoder.encode([text]), **tensors} for text in chosen]
+        counts[name or "*"] = len(chosen)
+    return Runs(tuple(feeds), {}, counts)

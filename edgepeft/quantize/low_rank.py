@@ -1,0 +1,45 @@
+"""The low-rank part of what rounding took from a weight, in closed form.
+
+The best rank-r correction of a layer's *outputs* is a truncated singular value decomposition of the error whitened by the
+covariance of its inputs (QERA, arXiv:2410.06040; LQER, arXiv:2402.02446).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .gptq import DAMPING
+from .nbits import Correction
+
+
+def correction(error: np.ndarray, covariance: np.ndarray, rank: int, damping: float = DAMPING) -> Correction:
+    """Factors whose product is nearest to ``error`` as the layer's inputs see it.
+
+    Args:
+        error: The weight less what it was rounded to, ``[out, in]``.
+        covariance: Of the layer's inputs, ``[in, in]``.
+        rank: How many directions are put back, at most ``min(out, in)``.
+        damping: Share of the mean of the covariance's diagonal that is added to it.
+
+    Returns:
+        ``first`` ``[in, rank]`` and ``second`` ``[rank, out]``, of like sizes, so that float16 holds both.
+    """
+    out, width = error.shape
+    rank = min(rank, out, width)
+    e = error.astype(np.float64)
+    h = covariance.astype(np.float64)
+    h[np.diag_indices(width)] += max(damping * float(np.trace(h)) / width, 1e-30)
+    if out <= width:  # directions of outputs: those in which E H E^T is largest
+        _, vectors = np.linalg.eigh(e @ h @ e.T)
+        kept = vectors[:, ::-1][:, :rank]
+        first, second = (kept.T @ e).T, kept.T
+    else:
+        lower = np.linalg.cholesky(h)
+        seen = e @ lower
+        _, vectors = np.linalg.eigh(seen.T @ seen)
+        kept = vectors[:, ::-1][:, :rank]
+        first, second = np.linalg.solve(lower.T, kept), (seen @ kept).T
+    large = np.linalg.norm(first, axis=0)
+    balance = np.sqrt(np.linalg.norm(second, axis=1) / np.where(large > 0, large, 1))
+    balance = np.where(balance > 0, balance, 1)
+    return Correction((first * balance).astype(np.float32), (second / balance[:, None]).astype(np.float32))

@@ -1,0 +1,149 @@
+"""Nodes for weights in blocks of few bits: MatMulNBits, and GatherBlockQuantized over the same bytes for a tied embedding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from ..errors import BundleError
+from ..graph.nodes import FLOAT, constant
+from ..graph.passes.edit import home_of, replace_node
+from .packing import Blocks
+from .weights import Matrix, drop_unused
+
+#: Activations as int8 inside the kernels (ONNX Runtime's documentation of MatMulNBits).
+ACCURACY_LEVEL = 4
+#: How the initializer of a bias that rounding adds ends, and the nodes that widen the factors of a correction.
+ADDED_BIAS, CORRECTION = "/added_bias", ("/first", "/second")
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A rounded weight ``[rows, columns]`` as it lies in the file; half the memory of its numbers as bytes."""
+
+    rows: int
+    columns: int
+    bits: int
+    block: int
+    #: uint8 ``[rows, blocks, block * bits / 8]``, float32 ``[rows, blocks]``, uint8 ``[rows, bytes]`` or ``None``.
+    numbers: np.ndarray
+    scales: np.ndarray
+    zeros: np.ndarray | None
+
+    @staticmethod
+    def of(blocks: Blocks) -> Packed:
+        """The bytes of ``blocks``."""
+        rows, columns = blocks.q.shape
+        grid = blocks.grid
+        return Packed(rows, columns, grid.bits, grid.block, blocks.packed(), grid.scales, blocks.packed_zeros())
+
+    @property
+    def bytes(self) -> int:
+        """Bytes in the file."""
+        return self.numbers.nbytes + self.scales.nbytes + (0 if self.zeros is None else self.zeros.nbytes)
+
+
+@dataclass(frozen=True)
+class Correction:
+    """A low-rank part of a weight that stays in floats: ``x @ first @ second`` is added to the layer's output.
+
+    ``first`` is ``[in, rank]``, ``second`` ``[rank, out]``; they are stored in float16 and computed with in float32.
+    """
+
+    first: np.ndarray
+    second: np.ndarray
+
+    @property
+    def bytes(self) -> int:
+        """Bytes in the file."""
+        return 2 * (self.first.size + self.second.size)
+
+
+@dataclass(frozen=True)
+class Rounded:
+    """A rounded weight with what makes up for the rounding: a bias ``[out]`` that is free, and a low-rank correction."""
+
+    packed: Packed
+    bias: np.ndarray | None = None
+    correction: Correction | None = None
+
+
+def write(graph: ir.Graph, matrix: Matrix, rounded: Rounded) -> None:
+    """Replace a matrix by its rounded form in all nodes that use it."""
+    made = _Stored(graph, matrix.name, rounded)
+    for node in matrix.linear:
+        made.matmul(node)
+    for node in matrix.tables:
+        made.gather(node)
+    drop_unused(graph, matrix)
+    graph.opset_imports["com.microsoft"] = 1
+
+
+class _Stored:
+    """The initializers of one weight, made once for all nodes that use it."""
+
+    def __init__(self, graph: ir.Graph, name: str, rounded: Rounded) -> None:
+        packed = rounded.packed
+        self.graph, self.name, self.form, self.rounded = graph, name, packed, rounded
+        self.numbers = constant(graph, f"{name}_q{packed.bits}", packed.numbers)
+        self.scales = constant(graph, f"{name}_scales", packed.scales)
+        self.zeros = None if packed.zeros is None else constant(graph, f"{name}_zeros", packed.zeros)
+
+    def matmul(self, node: ir.Node) -> None:
+        """Replace a linear node, and add its correction."""
+        form, bias = self.form, self._bias(node)
+        inputs = [node.inputs[0], self.numbers, self.scales]
+        if self.zeros is not None or bias is not None:
+            inputs.append(self.zeros)
+        if bias is not None:
+            inputs += [None, bias]
+        attributes = {
+            "K": form.columns, "N": form.rows, "bits": form.bits, "block_size": form.block,
+            "accuracy_level": ACCURACY_LEVEL,
+        }  # fmt: skip
+        new = [ir.node("MatMulNBits", inputs, attributes, domain="com.microsoft", name=node.name)]
+        if self.rounded.correction is not None:
+            new += self._corrected(node, new[0], self.rounded.correction)
+        replace_node(node, new)
+
+    def _bias(self, node: ir.Node) -> ir.Value | None:
+        """The node's own bias with the rounded weight's, where there are any."""
+        own, made = node.inputs[2] if len(node.inputs) > 2 else None, self.rounded.bias
+        if made is None:
+            return own
+        if own is None:
+            return constant(self.graph, f"{self.name}{ADDED_BIAS}", made)
+        if own.is_initializer() and not own.is_graph_input() and own.const_value is not None:
+            return constant(self.graph, f"{own.name}_rounded", own.const_value.numpy() + made)
+        raise BundleError(f"{node.name} has a bias that is computed, where one was expected that is stored")
+
+    def _corrected(self, node: ir.Node, product: ir.Node, correction: Correction) -> list[ir.Node]:
+        factors, made = [], []
+        for part, array in zip(CORRECTION, (correction.first, correction.second), strict=True):
+            half = constant(self.graph, f"{self.name}{part}", array.astype(np.float16))
+            wide = ir.node("Cast", [half], {"to": ir.DataType.FLOAT.value}, name=f"{node.name}{part}")
+            wide.outputs[0].name, wide.outputs[0].type = f"{node.name}{part}_output", FLOAT
+            factors.append(wide.outputs[0])
+            made.append(wide)
+        inner = ir.node("MatMul", [node.inputs[0], factors[0]], name=f"{node.name}/inner")
+        outer = ir.node("MatMul", [inner.outputs[0], factors[1]], name=f"{node.name}/outer")
+        total = ir.node("Add", [product.outputs[0], outer.outputs[0]], name=f"{node.name}/corrected")
+        for each, part in ((product, "rounded"), (inner, "inner"), (outer, "outer")):
+            each.outputs[0].name, each.outputs[0].type = f"{node.name}/{part}_output", FLOAT
+        return [*made, inner, outer, total]
+
+    def gather(self, node: ir.Node) -> None:
+        """Replace a table's lookup; the table is the head's weight under another shape."""
+        flat = constant(self.graph, "edgepeft.table_shape", np.array([0, -1], np.int64))
+        view = ir.node("Reshape", [self.numbers, flat], name=f"{self.name}/table")
+        view.outputs[0].name = f"{self.name}/table_output"
+        view.outputs[0].type = self.numbers.type
+        home_of(node).insert_before(node, view)
+        inputs = [view.outputs[0], node.inputs[1], self.scales]
+        if self.zeros is not None:
+            inputs.append(self.zeros)
+        attributes = {"bits": self.form.bits, "block_size": self.form.block, "gather_axis": 0, "quantize_axis": 1}
+        new = ir.node("GatherBlockQuantized", inputs, attributes, domain="com.microsoft", name=node.name)
+        replace_node(node, [new])

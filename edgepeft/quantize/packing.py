@@ -1,0 +1,94 @@
+"""Weights in blocks of few bits, as MatMulNBits and GatherBlockQuantized read them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+#: Bits for which ONNX Runtime has kernels.
+BITS = (2, 4, 8)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The numbers that each block of a weight may take: ``(q - zero) * scale`` with ``q`` in 0 … 2^bits - 1.
+
+    ``scales`` are float32 ``[rows, blocks]``; ``zeros`` uint8 of the same shape, or ``None`` for the middle of the range.
+    """
+
+    bits: int
+    block: int
+    scales: np.ndarray
+    zeros: np.ndarray | None = None
+
+    @property
+    def top(self) -> int:
+        """The largest ``q``."""
+        return (1 << self.bits) - 1
+
+    @property
+    def middle(self) -> int:
+        """The zero point of a grid without any."""
+        return 1 << (self.bits - 1)
+
+    def nearest(self, weight: np.ndarray) -> np.ndarray:
+        """``q`` nearest to ``weight`` ``[rows, columns]``, uint8 of the same shape."""
+        rows, columns = weight.shape
+        found = np.empty((rows, columns), np.uint8)
+        for b in range(self.scales.shape[1]):
+            part = slice(b * self.block, min((b + 1) * self.block, columns))
+            scale = self.scales[:, b, None]
+            steps = weight[:, part] / np.where(scale == 0, 1, scale)
+            zero = self.middle if self.zeros is None else self.zeros[:, b, None].astype(np.float32)
+            found[:, part] = np.clip(np.rint(steps) + zero, 0, self.top)
+        return found
+
+    def numbers(self, q: np.ndarray) -> np.ndarray:
+        """What ``q`` ``[rows, columns]`` stands for, float32."""
+        columns = q.shape[1]
+        zeros: np.ndarray | float = self.middle if self.zeros is None else _spread(self.zeros, self.block, columns)
+        found: np.ndarray = (q.astype(np.float32) - zeros) * _spread(self.scales, self.block, columns)
+        return found
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """A rounded weight: its grid, and ``q`` ``[rows, columns]`` in uint8."""
+
+    grid: Grid
+    q: np.ndarray
+
+    def numbers(self) -> np.ndarray:
+        """The weight after rounding, float32 ``[rows, columns]``."""
+        return self.grid.numbers(self.q)
+
+    def packed(self) -> np.ndarray:
+        """Bytes ``[rows, blocks, block * bits / 8]``, the first column in the lowest bits; a last block is filled up."""
+        rows, columns = self.q.shape
+        block, blocks = self.grid.block, self.grid.scales.shape[1]
+        middle = self.grid.middle
+        whole = np.pad(self.q, ((0, 0), (0, blocks * block - columns)), constant_values=middle)
+        return pack(whole, self.grid.bits).reshape(rows, blocks, block * self.grid.bits // 8)
+
+    def packed_zeros(self) -> np.ndarray | None:
+        """Zero points ``[rows, bytes]``, each row filled up to whole bytes; ``None`` for a grid without any."""
+        return None if self.grid.zeros is None else pack(self.grid.zeros, self.grid.bits)
+
+
+def pack(q: np.ndarray, bits: int) -> np.ndarray:
+    """Numbers ``[rows, n]`` below ``2^bits`` in bytes ``[rows, ceil(n * bits / 8)]``, the first in the lowest bits."""
+    each = 8 // bits
+    if each == 1:
+        return np.ascontiguousarray(q, np.uint8)
+    rows, count = q.shape
+    whole = np.pad(q, ((0, 0), (0, -count % each))).reshape(rows, -1, each)
+    packed = np.zeros(whole.shape[:2], np.uint8)
+    for place in range(each):
+        packed |= (whole[:, :, place] << (place * bits)).astype(np.uint8)
+    return packed
+
+
+def _spread(parts: np.ndarray, block: int, columns: int) -> np.ndarray:
+    """One number a block ``[rows, blocks]`` for each of its columns, float32."""
+    return np.repeat(parts.astype(np.float32), block, axis=1)[:, :columns]

@@ -1,0 +1,246 @@
+"""Rounding weights to what their layers see: grids, GPTQ, biases, corrections, and how they lie in a graph."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from edgepeft.bundle import SlotTable
+from edgepeft.errors import BundleError
+from edgepeft.graph.passes.unpack_int4 import SetAccuracyLevel, UnpackInt4
+from edgepeft.quantize.calibrated import calibrated, nearest
+from edgepeft.quantize.counts import count_quantized
+from edgepeft.quantize.gptq import bias_of, gptq, inverse_factor
+from edgepeft.quantize.grids import fit_grid
+from edgepeft.quantize.low_rank import correction
+from edgepeft.quantize.moments import measure_moments
+from edgepeft.quantize.packing import BITS, Blocks, Grid, pack
+from edgepeft.quantize.q4 import round_to_blocks
+from edgepeft.runtime.sessions import open_session
+
+RNG = np.random.default_rng(0)
+IN, OUT, ROWS = 96, 40, 600
+
+
+def inputs_of_a_layer(width: int = IN) -> np.ndarray:
+    """Correlated, not centred, and of very different sizes, as activations are: float32 ``[ROWS, width]``."""
+    rng = np.random.default_rng(1)
+    mixing = rng.standard_normal((width, width)) * np.geomspace(3, 0.05, width)
+    return (rng.standard_normal((ROWS, width)) @ mixing + 2 * rng.standard_normal(width)).astype(np.float32)
+
+
+X = inputs_of_a_layer()
+MEAN, COVARIANCE = X.mean(0), np.cov(X.T, bias=True).astype(np.float32)
+W = RNG.standard_normal((OUT, IN)).astype(np.float32) + 0.3
+
+
+def lost(error: np.ndarray, bias: np.ndarray | float = 0.0) -> float:
+    """Mean square of what a layer's outputs lack."""
+    return float(np.square(X @ error.T - bias).mean())
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_bytes_hold_the_numbers(bits: int) -> None:
+    q = RNG.integers(0, 1 << bits, (3, 11)).astype(np.uint8)
+    packed = pack(q, bits)
+    each = 8 // bits
+    assert packed.shape == (3, -(-11 // each))
+    for column in range(11):
+        byte, place = divmod(column, each)
+        assert np.array_equal((packed[:, byte] >> (place * bits)) & ((1 << bits) - 1), q[:, column])
+
+
+def test_a_grid_holds_what_lies_on_it() -> None:
+    q = RNG.integers(0, 16, (5, 64)).astype(np.uint8)
+    q[:, ::32], q[:, 1::32] = 0, 15
+    grid = Grid(4, 32, np.abs(RNG.standard_normal((5, 2))).astype(np.float32) + 0.1, np.full((5, 2), 5, np.uint8))
+    numbers = grid.numbers(q)
+    assert np.array_equal(grid.nearest(numbers), q)
+    np.testing.assert_allclose(nearest(numbers, 4).numbers(), numbers, atol=1e-5)
+
+
+def test_important_columns_are_met_better() -> None:
+    part = RNG.standard_normal((200, 32)).astype(np.float32)
+    part[:, 3] *= 6  # an outlier that nothing multiplies
+    cost = np.ones(32, np.float32)
+    cost[3] = 1e-4
+
+    def error(importance: np.ndarray | None) -> float:
+        scale, zero = fit_grid(part, 4, importance)
+        grid = Grid(4, 32, scale[:, None], zero[:, None].astype(np.uint8))
+        return float((np.square(part - grid.numbers(grid.nearest(part))) @ cost).sum())
+
+    assert error(cost) < 0.8 * error(None)
+
+
+def test_the_factor_is_that_of_the_inverse() -> None:
+    factor = inverse_factor(COVARIANCE, damping=0.1).astype(np.float64)
+    assert np.array_equal(factor, np.triu(factor))
+    damped = COVARIANCE + 0.1 * np.trace(COVARIANCE) / IN * np.eye(IN)
+    np.testing.assert_allclose(factor.T @ factor @ damped, np.eye(IN), atol=1e-3)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_gptq_loses_less_than_rounding_to_nearest(bits: int) -> None:
+    plain = W - nearest(W, bits).numbers()
+    error = W - gptq(W, COVARIANCE, bits=bits, block=32).numbers()
+    assert lost(error, bias_of(error, MEAN)) < 0.5 * lost(plain, bias_of(plain, MEAN))
+    # The bias puts back what is left on average, and here that is most of it.
+    assert lost(error, bias_of(error, MEAN)) < 0.8 * lost(error)
+    np.testing.assert_allclose((X @ error.T - bias_of(error, MEAN)).mean(0), 0, atol=1e-4)
+
+
+def test_inputs_that_are_never_there() -> None:
+    covariance = COVARIANCE.copy()
+    covariance[7] = covariance[:, 7] = 0
+    blocks = gptq(W, covariance, bits=4, block=32)
+    assert np.isfinite(blocks.numbers()).all()
+    assert np.abs(blocks.numbers()[:, 7] - W[:, 7]).max() < 1  # still near: another text may bring it
+    assert np.isfinite(gptq(W, np.zeros_like(COVARIANCE), bits=4, block=32).numbers()).all()
+
+
+@pytest.mark.parametrize("shape", [(OUT, IN), (IN, OUT)])
+def test_a_correction_is_the_best_of_its_rank(shape: tuple[int, int]) -> None:
+    error = RNG.standard_normal(shape).astype(np.float32)
+    x = inputs_of_a_layer(shape[1])
+    covariance = np.cov(x.T, bias=True)
+    whitened = np.linalg.cholesky(covariance + 1e-9 * np.eye(shape[1]))
+    singular = np.linalg.svd(error @ whitened, compute_uv=False)
+    for rank in (1, 8):
+        made = correction(error, covariance, rank, damping=0.0)
+        left = (error - (made.first @ made.second).T) @ whitened
+        assert made.first.shape == (shape[1], rank)
+        assert np.square(left).sum() == pytest.approx(np.square(singular[rank:]).sum(), rel=1e-3)
+    whole = correction(error, covariance, 1000, damping=0.0)
+    np.testing.assert_allclose((whole.first @ whole.second).T, error, atol=1e-3)
+
+
+def model_of(weights: list[np.ndarray], folder: Path, *, bias: bool = False) -> Path:
+    """Layers one after the other, with what the first one reads added to the last: float32 ``[rows, width]``."""
+    nodes, initializers, last = [], [], "x"
+    for number, weight in enumerate(weights):
+        initializers.append(numpy_helper.from_array(np.ascontiguousarray(weight.T), f"w{number}"))
+        if bias:
+            initializers.append(
+                numpy_helper.from_array(np.linspace(-1, 1, len(weight), dtype=np.float32), f"b{number}")
+            )
+            nodes.append(
+                helper.make_node("Gemm", [last, f"w{number}", f"b{number}"], [f"y{number}"], name=f"layer{number}")
+            )
+        else:
+            nodes.append(helper.make_node("MatMul", [last, f"w{number}"], [f"y{number}"], name=f"layer{number}"))
+        nodes.append(helper.make_node("Tanh", [f"y{number}"], [f"t{number}"], name=f"tanh{number}"))
+        last = f"t{number}"
+    nodes.append(helper.make_node("Add", [last, "x"], ["out"], name="skip"))
+    graph = helper.make_graph(
+        nodes, "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["rows", IN])],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["rows", IN])],
+        initializers,
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    path = folder / "model.onnx"
+    ir.save(ir.serde.deserialize_model(model), path, external_data="model.onnx_data")
+    return path
+
+
+def layers() -> list[np.ndarray]:
+    rng = np.random.default_rng(5)
+    return [(rng.standard_normal((IN, IN)) / 8).astype(np.float32) for _ in range(4)]
+
+
+def run(path: Path, x: np.ndarray) -> np.ndarray:
+    found: np.ndarray = open_session(path).run(["out"], {"x": x})[0]
+    return found
+
+
+def test_segments_measure_what_the_whole_does(tmp_path: Path) -> None:
+    path = model_of(layers(), tmp_path)
+    batches = [{"x": X[:300]}, {"x": X[300:]}]
+    once = list(measure_moments(path, SlotTable(), batches, open_session))
+    each = list(measure_moments(path, SlotTable(), batches, open_session, budget=1))
+    assert len(once) == 1
+    assert [list(part) for part in each] == [["x"], ["t0"], ["t1"], ["t2"]]
+    for part in each:
+        for name, moments in part.items():
+            np.testing.assert_allclose(moments.covariance, once[0][name].covariance, rtol=1e-3, atol=1e-4)
+            np.testing.assert_allclose(moments.mean, once[0][name].mean, rtol=1e-4, atol=1e-5)
+            assert moments.rows == ROWS
+    assert not (tmp_path / "model_segment.onnx").exists()
+
+
+def test_a_huge_token_does_not_outweigh_the_others(tmp_path: Path) -> None:
+    path = model_of(layers(), tmp_path)
+    loud = X.copy()
+    loud[0] *= 1000
+    (quiet,) = measure_moments(path, SlotTable(), [{"x": X}], open_session)
+    (after,) = measure_moments(path, SlotTable(), [{"x": loud}], open_session)
+    ratio = np.trace(after["x"].covariance) / np.trace(quiet["x"].covariance)
+    assert np.trace(np.cov(loud.T)) / np.trace(np.cov(X.T)) > 1000
+    assert ratio < 20  # the token counts about as much as all others together, not a thousand times as much
+    assert np.isfinite(after["x"].mean).all()
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("heal", [0, 8])
+def test_a_fitted_graph(bias: bool, heal: int, tmp_path: Path) -> None:
+    weights = layers()
+    path = model_of(weights, tmp_path, bias=bias)
+    expected = run(path, X)
+    target = tmp_path / "model_q4.onnx"
+    calibrated(path, target, SlotTable(), batches=[{"x": X}], open_session=open_session, heal=heal)
+    model = ir.load(target)
+    assert sum(node.op_type == "MatMulNBits" for node in model.graph) == 4
+    assert count_quantized(model, SlotTable()).share > 0.97  # of the rest, all are biases
+    SetAccuracyLevel(0)(model)
+    ir.save(model, target, external_data="model_q4.onnx_data")
+    error = np.square(run(target, X) - expected).mean()
+    (tmp_path / "rtn").mkdir()
+    plain = model_of([round_to_blocks(weight) for weight in weights], tmp_path / "rtn", bias=bias)
+    assert error < 0.5 * np.square(run(plain, X) - expected).mean()
+    if heal:
+        bare = tmp_path / "bare_q4.onnx"
+        calibrated(path, bare, SlotTable(), batches=[{"x": X}], open_session=open_session)
+        assert error < np.square(run(bare, X) - expected).mean()
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_fitted_weights_are_unpacked_for_browsers(bits: int, tmp_path: Path) -> None:
+    """Zero points of three blocks fill a byte and a half, and there is a bias: both were left packed once."""
+    path = model_of(layers(), tmp_path, bias=True)
+    target = tmp_path / "model_q4.onnx"
+    calibrated(path, target, SlotTable(), batches=[{"x": X}], open_session=open_session, bits=bits, heal=2)
+    model = ir.load(target)
+    SetAccuracyLevel(0)(model)
+    ir.save(model, target, external_data="model_q4.onnx_data")
+    expected = run(target, X)
+    assert UnpackInt4()(model).modified
+    assert not [node for node in model.graph.all_nodes() if node.op_type == "MatMulNBits"]
+    unpacked = tmp_path / "unpacked.onnx"
+    ir.save(model, unpacked)
+    np.testing.assert_allclose(run(unpacked, X), expected, atol=2e-5)
+
+
+def test_numbers_that_are_not_finite_are_named(tmp_path: Path) -> None:
+    weights = layers()
+    weights[2][3, 4] = np.inf
+    path = model_of(weights, tmp_path)
+    with pytest.raises(BundleError, match=r"(weight w2|activation t2) .*not finite"):
+        calibrated(path, tmp_path / "q.onnx", SlotTable(), batches=[{"x": X}], open_session=open_session)
+    path = model_of(layers(), tmp_path)
+    with pytest.raises(BundleError, match=r"activation x .*not finite on the calibration texts"):
+        calibrated(path, tmp_path / "q.onnx", SlotTable(), batches=[{"x": X * np.nan}], open_session=open_session)
+
+
+def test_blocks_are_laid_out_as_the_kernel_reads_them() -> None:
+    blocks = Blocks(
+        Grid(4, 32, np.ones((2, 3), np.float32), np.full((2, 3), 9, np.uint8)), np.full((2, 96), 3, np.uint8)
+    )
+    assert blocks.packed().shape == (2, 3, 16)
+    zeros = blocks.packed_zeros()
+    assert zeros is not None
+    assert zeros.tolist() == [[0x99, 0x09]] * 2
