@@ -1,7 +1,7 @@
 # edgepeft for CI: everything that export, quantize, validate, bench, check and report need, with CPU torch.
 #   docker build --tag edgepeft .
 #   docker run --rm --volume "$PWD:/work" edgepeft check bundle --baseline last-release
-# A smaller image for gates that load neither torch nor PEFT: docker build --build-arg EXTRAS=report .
+# A smaller image for gates that load neither torch nor PEFT: docker build --build-arg EXTRAS=tools,report .
 ARG PYTHON=3.11
 FROM python:${PYTHON}-slim-bookworm
 ARG EXTRAS=all

@@ -52,7 +52,7 @@ def graph_gates(bundle: Bundle, target: Target, variants: Sequence[str]) -> tupl
             notes.append(f"{variant.file} is in ORT format: its operators were checked when it was converted")
             continue
         if find_spec("onnx") is None:
-            notes.append("the graph was not looked at: pip install 'edgepeft[export]'")
+            notes.append("the graph was not looked at: pip install 'edgepeft[tools]'")
             continue
         opset, ops = variant_facts(bundle, name)
         gates.append(Gate.at_most(f"opset {name}", opset, target.graph.opset, "opset"))
