@@ -19,6 +19,7 @@ from ..errors import (
     ManifestError,
     UnknownAdapterError,
 )
+from ..spelling import did_you_mean
 from ..strict_json import kind, parse_json
 from .adapter_checks import check_labels, check_ranks
 from .embedding import OwnEmbedding
@@ -132,7 +133,9 @@ class Bundle:
         variants = self.manifest.variants
         name = name or ("fp32" if "fp32" in variants else next(iter(variants)))
         if name not in variants:
-            raise BundleError(f"{self.path} has no variant {name!r}; it has: {', '.join(variants)}")
+            raise BundleError(
+                f"{self.path} has no variant {name!r}; it has: {', '.join(variants)}{did_you_mean(name, variants)}"
+            )
         return name, variants[name]
 
     def variant_files(self, name: str, slots: Slots = "overridable") -> tuple[str, ...]:
@@ -158,8 +161,8 @@ class Bundle:
         try:
             return self.manifest.adapters[name]
         except KeyError:
-            known = ", ".join(self.manifest.adapters) or "none"
-            raise UnknownAdapterError(f"{self.path} has no adapter {name!r}; it has: {known}") from None
+            known, close = ", ".join(self.manifest.adapters) or "none", did_you_mean(name, self.manifest.adapters)
+            raise UnknownAdapterError(f"{self.path} has no adapter {name!r}; it has: {known}{close}") from None
 
     def slot_adapter(self, name: str) -> AdapterEntry:
         """An adapter whose tensors a graph can hold; :class:`InputError` for one that stands before the sequence."""

@@ -11,26 +11,31 @@ from .. import __version__
 from .add import add
 from .bench import bench
 from .blend import blend
+from .cache import cache
 from .check import check
 from .demo import demo
+from .diff import diff
+from .doctor import doctor
 from .export import export
 from .inspect import inspect
 from .quantize import quantize
 from .relabel import relabel
 from .remove import remove
+from .rename import rename
 from .report import report
 from .run import run
 from .targets import targets
 from .train import train
 from .validate import validate
+from .verbosity import accept_behind, verbosity_options
 from .web import web
 
 
 @group(
     sections=[
-        Section("Start here", [demo]),
-        Section("Make and change", [train, export, add, relabel, remove, blend, quantize]),
-        Section("Use", [run, inspect, web]),
+        Section("Start here", [demo, doctor]),
+        Section("Make and change", [train, export, add, relabel, rename, remove, blend, quantize]),
+        Section("Use", [run, inspect, diff, web, cache]),
         Section("Measure and judge", [validate, bench, check, report, targets]),
     ],
     context_settings=Context.settings(
@@ -38,6 +43,7 @@ from .web import web
     ),
 )
 @version_option(__version__, prog_name="edgepeft")
+@verbosity_options
 def main() -> None:
     """Deploy PEFT-adapted transformer models on edge devices through ONNX Runtime.
 
@@ -49,3 +55,6 @@ def main() -> None:
         # A terminal or pipe that cannot show "≤" gets "?" and not a traceback.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="replace")
+
+
+accept_behind(main)

@@ -15,6 +15,7 @@ import click
 from ..errors import EdgepeftError, InputError, MissingExtraError
 from ..terminate import ended_by_sigterm
 from .show import print_json
+from .verbosity import LOGGER
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -61,6 +62,7 @@ def guarded(command: F) -> F:
         ) as error:  # the last handler of the process: a message for the user, or a bug with its traceback
             said = _as_edgepeft(error)
             if said is None:
+                LOGGER.debug("a bug", exc_info=error)
                 traceback.print_exc()
                 click.secho("This is a bug in edgepeft: please report it with the lines above.", err=True, fg="red")
                 sys.exit(BUG)
@@ -71,6 +73,7 @@ def guarded(command: F) -> F:
                     sys.stdout.flush()
             except OSError:  # it is the output itself that cannot be written to (a full disk)
                 _drop_output()
+            LOGGER.debug("%s: %s", type(error).__name__, said, exc_info=error)
             click.secho(f"Error: {said}", err=True, fg="red")
             sys.exit(2)
 

@@ -50,6 +50,9 @@ if TYPE_CHECKING:
     from ._add import add as add
     from ._blend import blend as blend
     from ._describe import describe as describe
+    from ._diff import BundleDiff as BundleDiff
+    from ._diff import Difference as Difference
+    from ._diff import diff as diff
     from ._export import Exported as Exported
     from ._export import export as export
     from ._for_target import Fitted as Fitted
@@ -60,6 +63,7 @@ if TYPE_CHECKING:
     from ._relabel import relabel as relabel
     from ._remove import Removed as Removed
     from ._remove import remove as remove
+    from ._rename import rename as rename
     from ._static import write_static as write_static
     from ._web_graph import write_input_style as write_input_style
     from ._write import write_bundle as write_bundle
@@ -80,8 +84,10 @@ _HOME = {
     "export": "._export",
     "add": "._add",
     "remove": "._remove",
+    "rename": "._rename",
     "relabel": "._relabel",
     "blend": "._blend",
+    "diff": "._diff",
     "quantize": "._quantize",
     "write_input_style": "._web_graph",
     "fit": "._for_target",
@@ -107,6 +113,8 @@ _HOME = {
     "Exported": "._export",
     "Added": "._add",
     "Removed": "._remove",
+    "BundleDiff": "._diff",
+    "Difference": "._diff",
     "QuantizedBundle": "._quantize",
     "Fitted": "._for_target",
 }
@@ -126,8 +134,10 @@ __all__ = [  # noqa: RUF022 - in the order of the pipeline
     "export",
     "add",
     "remove",
+    "rename",
     "relabel",
     "blend",
+    "diff",
     "quantize",
     "write_input_style",
     "fit",
@@ -152,6 +162,8 @@ __all__ = [  # noqa: RUF022 - in the order of the pipeline
     "Exported",
     "Added",
     "Removed",
+    "BundleDiff",
+    "Difference",
     "QuantizedBundle",
     "Fitted",
 ]
