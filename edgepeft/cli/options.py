@@ -17,6 +17,9 @@ json_option = option("--json", "as_json", is_flag=True, help="Print JSON instead
 force_option = option(
     "--force", is_flag=True, help="Accept a foreign adapter whose base_model_name_or_path names another base."
 )
+dry_run_option = option(
+    "--dry-run", is_flag=True, help="Do it and check it, then keep nothing: files, sizes, refusals."
+)
 bundle_argument = click.argument("bundle", type=PATH)
 lock_option = option(
     "--lock-timeout",

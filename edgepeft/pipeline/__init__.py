@@ -58,6 +58,8 @@ if TYPE_CHECKING:
     from ._for_target import Fitted as Fitted
     from ._for_target import export_for as export_for
     from ._for_target import fit as fit
+    from ._plan import ExportPlan as ExportPlan
+    from ._plan import plan_export as plan_export
     from ._quantize import QuantizedBundle as QuantizedBundle
     from ._quantize import quantize as quantize
     from ._relabel import relabel as relabel
@@ -82,6 +84,7 @@ _HOME = {
     "check": "..bench.compare",
     "describe": "._describe",
     "export": "._export",
+    "plan_export": "._plan",
     "add": "._add",
     "remove": "._remove",
     "rename": "._rename",
@@ -111,6 +114,7 @@ _HOME = {
     "CheckResult": "..bench.compare",
     "AdapterPlan": "..adapters.describe",
     "Exported": "._export",
+    "ExportPlan": "._plan",
     "Added": "._add",
     "Removed": "._remove",
     "BundleDiff": "._diff",
@@ -132,6 +136,7 @@ __all__ = [  # noqa: RUF022 - in the order of the pipeline
     "check",
     "describe",
     "export",
+    "plan_export",
     "add",
     "remove",
     "rename",
@@ -160,6 +165,7 @@ __all__ = [  # noqa: RUF022 - in the order of the pipeline
     "CheckResult",
     "AdapterPlan",
     "Exported",
+    "ExportPlan",
     "Added",
     "Removed",
     "BundleDiff",
