@@ -18,6 +18,8 @@ from .diff import diff
 from .doctor import doctor
 from .export import export
 from .inspect import inspect
+from .pull import pull
+from .push import push
 from .quantize import quantize
 from .relabel import relabel
 from .remove import remove
@@ -35,7 +37,7 @@ from .web import web
     sections=[
         Section("Start here", [demo, doctor]),
         Section("Make and change", [train, export, add, relabel, rename, remove, blend, quantize]),
-        Section("Use", [run, inspect, diff, web, cache]),
+        Section("Use", [run, inspect, diff, web, push, pull, cache]),
         Section("Measure and judge", [validate, bench, check, report, targets]),
     ],
     context_settings=Context.settings(
