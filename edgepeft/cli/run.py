@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -14,7 +15,7 @@ from ..errors import InputError
 from .guarded import guarded
 from .options import PATH, bundle_argument, json_option, threads_option
 from .renamed import renamed_option
-from .show import print_json, warn
+from .show import bar, print_json, warn
 from .text_generation import generation_options, refuse_generation, run_prompts
 from .values import parse_weights
 
@@ -22,12 +23,20 @@ if TYPE_CHECKING:
     from ..runtime.embedding import EmbedOptions
 
 
+#: From how many texts on progress is told.
+_TOLD = 256
+
+
 @cloup.command()
 @bundle_argument
 @click.argument("text", nargs=-1)
 @option_group(
     "Texts",
-    option("--file", type=PATH, help="Texts: .csv, .tsv or .jsonl, or one text a line (.txt; - for standard input)."),
+    option(
+        "--file",
+        type=PATH,
+        help="Texts: .csv, .tsv, .jsonl, .json, .parquet, or one text a line (.txt; - for standard input).",
+    ),
     option("--text", "column", default="text", metavar="COLUMN", help="Column of --file that holds the text."),
     option("--pair", metavar="COLUMN", help="Column of --file that holds a second text, for pairs."),
 )
@@ -119,8 +128,11 @@ def run(
     if normalize:
         embedding["normalize"] = True
     results: list[dict[str, Any]] = []
-    for start in range(0, len(texts), 32):
-        results.extend(opened.run(texts[start : start + 32], threshold=threshold, **embedding))
+    with bar() if len(texts) > _TOLD else nullcontext() as tell:
+        for start in range(0, len(texts), 32):
+            results.extend(opened.run(texts[start : start + 32], threshold=threshold, **embedding))
+            if tell is not None:
+                tell(len(results), len(texts), "texts")
     if cut := opened.truncated(texts, **embedding):
         warn(
             f"{len(cut)} of {len(texts)} texts were cut to {opened.longest_text} tokens, the first is text {cut[0] + 1}"
@@ -129,7 +141,13 @@ def run(
         print_json([{**_given(t), "adapter": adapter, **result} for t, result in zip(texts, results, strict=True)])
         return
     for t, result in zip(texts, results, strict=True):
-        click.echo(f"{_short(result)}\t{t if isinstance(t, str) else ' ⏐ '.join(t)}")
+        click.echo(f"{_short(result)}\t{_one_line(t)}")
+
+
+def _one_line(text: str | tuple[str, str]) -> str:
+    """A text as one field of a line: what would break it is written as Python and JSON write it."""
+    whole = text if isinstance(text, str) else " ⏐ ".join(text)
+    return whole.replace("\r", "\\r").replace("\n", "\\n").replace("\t", "\\t")
 
 
 def _given(text: str | tuple[str, str]) -> dict[str, str]:
