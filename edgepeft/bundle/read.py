@@ -19,8 +19,10 @@ from ..errors import (
     ManifestError,
     UnknownAdapterError,
 )
+from ..html_table import html_table
 from ..spelling import did_you_mean
 from ..strict_json import kind, parse_json
+from ..units import MB
 from .adapter_checks import check_labels, check_ranks
 from .embedding import OwnEmbedding
 from .graphs import OpenGraph, check_graph, open_graph
@@ -54,6 +56,14 @@ class Bundle:
     manifest: Manifest
     #: When a file is hashed that is opened to be used: see :func:`read_bundle`.
     verification: Verify = "changed"
+
+    def _repr_html_(self) -> str:
+        """What notebooks show: variants and adapters with their sizes in MB."""
+        manifest = self.manifest
+        rows = [("variant", n, v.recipe, self.size(v.files()) / MB) for n, v in manifest.variants.items()]
+        rows += [("adapter", n, e.method, e.bytes / MB) for n, e in manifest.adapters.items()]
+        title = f"{self.path}: {manifest.task}, {manifest.mode}, {self.size() / MB:.1f} MB on disk"
+        return html_table(title, ("", "name", "made by", "MB"), rows)
 
     @cached_property
     def files(self) -> BundleFiles:

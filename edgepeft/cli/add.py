@@ -79,7 +79,11 @@ def add(
                     "files": result.files, "dry_run": dry_run})  # fmt: skip
         return
     shown = f", labels {', '.join(entry.labels)}" if entry.labels else ""
-    what = f"{entry.method}, {len(entry.tensors)} tensors, {megabytes(entry.bytes)}{shown}"
+    both = sum(result.files.values())
+    what = (
+        f"{entry.method}, {len(entry.tensors)} tensors, {megabytes(entry.bytes)} as .onnx_adapter, {megabytes(both)} on disk with "
+        f".onnx{shown}"
+    )
     if dry_run:
         table("", ("file", "size"), [(file, megabytes(size)) for file, size in result.files.items()])
         click.echo(f"{bundle}: would add {name} ({what}); nothing was changed")

@@ -181,7 +181,8 @@ def export(
     for bundle in result.bundles:
         base = megabytes(bundle.size(bundle.variant_files(bundle.variant()[0])))
         each = ", ".join(f"{n} {megabytes(a.bytes)}" for n, a in bundle.manifest.adapters.items())
-        click.echo(f"{bundle.path}: {megabytes(bundle.size())} (base {base}{'; adapters: ' + each if each else ''})")
+        forms = f"; adapters, each in two forms of this size: {each}" if each else ""
+        click.echo(f"{bundle.path}: {megabytes(bundle.size())} on disk (base {base}{forms})")
 
 
 def _plan(

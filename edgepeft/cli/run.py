@@ -18,6 +18,7 @@ from .renamed import renamed_option
 from .show import bar, print_json, warn
 from .text_generation import generation_options, refuse_generation, run_prompts
 from .values import parse_weights
+from .verbosity import quiet
 
 if TYPE_CHECKING:
     from ..runtime.embedding import EmbedOptions
@@ -57,7 +58,7 @@ _TOLD = 256
         metavar="P",
         help="For heads of several labels a text: the probability above which a label is chosen.",
     ),
-    option("--variant", metavar="NAME", show_default="fp32", help="The variant of the base to run."),
+    option("--variant", metavar="NAME", show_default="the bundle's preferred", help="The variant of the base to run."),
     option(
         "--verify",
         type=click.Choice(get_args(Verify)),
@@ -111,6 +112,7 @@ def run(
     if not texts:
         raise InputError("no text: give one as an argument, or a file with --file")
     chosen = parse_weights(adapter.split(",")) if adapter is not None and "=" in adapter else adapter
+    variant = variant or _preferred(bundle)
     opened = runtime.open(bundle, variant=variant, threads=threads, verify=verify).use(chosen, scale=scale, head=head)
     if opened.manifest.writes:
         run_prompts(opened, texts, generation, as_json)
@@ -142,6 +144,19 @@ def run(
         return
     for t, result in zip(texts, results, strict=True):
         click.echo(f"{_short(result)}\t{_one_line(t)}")
+
+
+def _preferred(bundle: Path) -> str:
+    """The variant that the bundle prefers; where there are several, which one that is is told."""
+    from ..bundle import read_bundle
+    from ..quantize.recipes import preferred_variant
+
+    manifest = read_bundle(bundle).manifest
+    variant = preferred_variant(manifest.variants, writes=manifest.writes)
+    if len(manifest.variants) > 1 and not quiet():
+        others = " or ".join(name for name in manifest.variants if name != variant)
+        click.echo(f"running {variant}, which this bundle prefers; --variant chooses {others}", err=True)
+    return variant
 
 
 def _one_line(text: str | tuple[str, str]) -> str:
