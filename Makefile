@@ -7,7 +7,7 @@ STAMP := $(VENV)/.installed
 export TQDM_DISABLE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
-.PHONY: demo test test-real test-all test-methods lint lint-js bench clean
+.PHONY: demo test test-real test-all test-methods lint lint-js docs bench clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -51,6 +51,10 @@ lint-js:
 	@if command -v npm >/dev/null; then $(MAKE) --no-print-directory $(WEB)/node_modules/.package-lock.json && \
 		for script in lint check test; do npm --prefix $(WEB) run --silent $$script || exit 1; done; \
 	else echo "no npm: the JavaScript in $(WEB) was not checked" >&2; test -z "$$CI"; fi
+
+# The pages as a site in build/site; a dead link or a page that the navigation lacks fails it.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(STAMP)
 	$(BIN)/python benchmarks/encoder.py

@@ -1,18 +1,15 @@
-"""Reading labelled text from CSV and JSONL files, with errors that name the row."""
+"""Labelled texts, and prompts, from files of rows, with errors that name the row."""
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from .data_files import read_rows, read_text
 from .errors import DataError, InputError
-from .strict_json import parse_json
 
 
 def evenly(count: int, rows: int) -> list[int]:
@@ -40,9 +37,9 @@ class Examples:
 
     def where(self, row: int) -> str:
         """The file and line of a row, for messages."""
-        return f"{self.source or 'the given examples'}, " + (
-            f"line {self.lines[row]}" if self.lines else f"row {row + 1}"
-        )
+        if self.lines and not self.source.endswith(".parquet"):
+            return f"{self.source}, line {self.lines[row]}"
+        return f"{self.source or 'the given examples'}, row {row + 1}"
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -58,87 +55,6 @@ class Examples:
         )
 
 
-def read_text(path: Path) -> str:
-    """The whole of a UTF-8 file, or of standard input (``-``); :class:`DataError` where it cannot be read."""
-    name = "standard input" if str(path) == "-" else str(path)
-    try:
-        raw = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
-    except OSError as error:
-        raise DataError(f"cannot read data file {path}: {error.strerror or error}") from error
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        row = raw.count(b"\n", 0, error.start) + 1
-        raise DataError(
-            f"{name}, line {row}: byte 0x{raw[error.start]:02x} is not valid UTF-8. "
-            "Convert the file first, for example: iconv -f latin1 -t utf-8 IN > OUT"
-        ) from error
-
-
-def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Each row of a CSV, TSV or JSONL file as a mapping, with the line it starts on (1-based, a CSV header is line 1).
-
-    Raises :class:`DataError` that names the line, or the format where it is another.
-    """
-    text = read_text(path)
-    if path.suffix.lower() in {".jsonl", ".ndjson", ".json"}:
-        # Not splitlines: it also breaks at U+2028 and others, which JSON strings and CSV fields may hold.
-        for number, line in enumerate(text.split("\n"), 1):
-            if not line.strip():
-                continue
-            where = f"{path}, line {number}"
-            try:
-                row = parse_json(line, where, error=DataError, advice="one object per line", finite=False)
-            except DataError as error:
-                if isinstance(error.__cause__, json.JSONDecodeError):
-                    raise DataError(
-                        f"{where}: not a JSON object ({error.__cause__.msg}). One object per line."
-                    ) from error
-                raise
-            if not isinstance(row, dict):
-                raise DataError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}")
-            yield number, row
-    elif path.suffix.lower() in {".csv", ".tsv"}:
-        delimiter = "\t" if path.suffix.lower() == ".tsv" else ","
-        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
-        try:
-            header = reader.fieldnames
-        except csv.Error as error:
-            raise _csv_error(path, 1, error) from error
-        if header is None:
-            raise DataError(f"{path} is empty: expected a header line such as text,label")
-        twice = next((name for place, name in enumerate(header) if name in header[:place]), None)
-        if twice:
-            raise DataError(f"{path}, line 1: the header names the column {twice[:80]!r} twice")
-        while True:
-            start = reader.line_num + 1
-            try:
-                fields = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                raise _csv_error(path, start, error) from error
-            if None in fields:
-                raise DataError(
-                    f"{path}, line {start}: more fields than the header's {len(header)}. "
-                    "Quote texts that hold the delimiter."
-                )
-            yield start, fields
-    else:
-        raise DataError(f"{path}: unknown data format {path.suffix or '(no suffix)'}; use .csv, .tsv or .jsonl")
-
-
-def _csv_error(path: Path, line: int, error: csv.Error) -> DataError:
-    large = "field limit" in str(error)
-    what = (
-        f"a field of more than {csv.field_size_limit():,} characters (a quote that is never closed?)"
-        if large
-        else error
-    )
-    advice = "Longer texts are read from .jsonl." if large else "Write the file again as CSV or .jsonl."
-    return DataError(f"{path}, line {line}: {what}. {advice}")
-
-
 def read_examples(
     path: str | Path,
     *,
@@ -147,7 +63,7 @@ def read_examples(
     pair: str | None = None,
     limit: int | None = None,
 ) -> Examples:
-    """Read texts and labels from a CSV, TSV or JSONL file.
+    """Read texts and labels from a CSV, TSV, JSON, JSONL or Parquet file.
 
     ``text``, ``label`` and ``pair`` name the columns; ``label=None`` reads texts alone. Raises :class:`DataError` with
     the line number for a row that is not UTF-8, lacks a column or has an empty label.

@@ -8,6 +8,7 @@
     │   ├── ContextLengthError   a prompt, or a prompt and its answer, are longer than the model's context
     │   └── MissingExtraError    a capability was used whose extra is not installed
     ├── AssetError               a pinned asset could not be fetched or does not match its hash
+    ├── HubError                 the Hugging Face hub refused, or could not be reached
     ├── AdapterError             an adapter checkpoint or file cannot be used
     │   ├── UnsupportedAdapterError   its method or an option of it has no lowering here
     │   │   └── NeedsPeftError        it has one only through PEFT itself, and the PyTorch base was not given
@@ -54,6 +55,10 @@ class MissingExtraError(InputError):
 
 class AssetError(EdgepeftError):
     """A pinned asset could not be fetched, or what arrived does not match its hash."""
+
+
+class HubError(EdgepeftError):
+    """The Hugging Face hub refused a call, could not be reached, or does not hold what was asked for."""
 
 
 class AdapterError(EdgepeftError):

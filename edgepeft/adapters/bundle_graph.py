@@ -19,7 +19,7 @@ def load_graph(bundle: Bundle, file: str) -> Any:
         import onnx
         import onnx_ir as ir
     except ImportError as error:
-        raise MissingExtraError(f"reading {file} needs: pip install 'edgepeft[export]' ({error})") from error
+        raise MissingExtraError(f"reading {file} needs: pip install 'edgepeft[tools]' ({error})") from error
     path = bundle.file(file)
     with bundle.open_graph(file) as opened:
         try:

@@ -88,7 +88,7 @@ def _read_weights(path: Path) -> tuple[dict[str, np.ndarray], str]:
         import ml_dtypes
         from safetensors import SafetensorError, deserialize
     except ImportError as error:
-        raise MissingExtraError(f"reading {path.name} needs: pip install 'edgepeft[export]' ({error})") from error
+        raise MissingExtraError(f"reading {path.name} needs: pip install 'edgepeft[tools]' ({error})") from error
 
     floats = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16, "F64": np.float64}
     others = {"I64": np.int64, "I32": np.int32, "U8": np.uint8, "I8": np.int8, "BOOL": np.bool_}
@@ -119,7 +119,7 @@ def _fetch(repo: str) -> Path:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
     except ImportError as error:
-        raise MissingExtraError(f"fetching {repo} needs: pip install 'edgepeft[export]' ({error})") from error
+        raise MissingExtraError(f"fetching {repo} needs: pip install 'edgepeft[tools]' ({error})") from error
     try:
         return Path(snapshot_download(repo, allow_patterns=["*.json", "*.safetensors", "*.bin", "*.jinja"]))
     except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:

@@ -7,15 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import ValidationError
 
 from ..bundle.embedding import settled
 from ..bundle.manifest import AdapterEntry, explain
-from ..errors import AdapterError, MissingExtraError
+from ..errors import AdapterError
 from ..json_text import json_text
 from ..strict_json import parse_json
 from .edits import Array
+from .onnx_message import dump_subgraph, load_subgraph
 
 #: Most bytes of an adapter's file: what protobuf, which ``.onnx`` is written in, holds.
 MAX_FILE_BYTES = 2**31
@@ -94,40 +94,23 @@ def _check_size(path: Path) -> None:
 
 def write_adapter_onnx(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, Any]) -> None:
     """Write the adapter as an ONNX graph without inputs and with one output per slot tensor."""
-    import onnx_ir as ir
-
-    nodes, outputs, initializers = [], [], []
-    for name, array in tensors.items():
-        value = ir.Value(
-            name=f"{name}.value",
-            shape=ir.Shape(array.shape),
-            type=ir.TensorType(ir.DataType.FLOAT),
-            const_value=ir.tensor(array, name=f"{name}.value"),
-        )
-        node = ir.node("Identity", [value], name=name)
-        node.outputs[0].name, node.outputs[0].shape, node.outputs[0].type = name, value.shape, value.type
-        nodes.append(node)
-        outputs.append(node.outputs[0])
-        initializers.append(value)
-    graph = ir.Graph([], outputs, nodes=nodes, initializers=initializers, opset_imports={"": 20}, name="adapter")
-    model = ir.Model(graph, ir_version=10, producer_name="edgepeft")
-    model.metadata_props[METADATA_KEY] = json_text(metadata, indent=None, sort_keys=True)
-    ir.save(model, path)
+    record = json_text(metadata, indent=None, sort_keys=True)
+    try:
+        content = dump_subgraph(tensors, {METADATA_KEY: record})
+    except ValueError as error:
+        raise AdapterError(f"{path} cannot be written as an ONNX file: {error}") from error
+    path.write_bytes(content)
 
 
 def read_adapter_onnx(path: Path) -> AdapterFile:
     """Read an adapter subgraph; raises :class:`AdapterError` where it is damaged or not one of ours."""
-    try:
-        import onnx_ir as ir
-    except ImportError as error:
-        raise MissingExtraError(f"reading {path.name} needs: pip install 'edgepeft[export]' ({error})") from error
     _check_size(path)
     try:
-        model = ir.load(path)
-    except Exception as error:  # protobuf raises its own types on damaged files
+        graph = load_subgraph(path.read_bytes())
+    except (OSError, ValueError) as error:  # UnicodeDecodeError, of a name that is no text, is a ValueError
         raise AdapterError(f"{path} is not a readable ONNX file (truncated or damaged?): {error}") from error
-    text = model.metadata_props.get(METADATA_KEY)
-    if text is None or len(model.graph.inputs):
+    text = graph.metadata.get(METADATA_KEY)
+    if text is None or graph.has_inputs:
         raise AdapterError(
             f"{path} is not an adapter that edgepeft exported: it has inputs or lacks the {METADATA_KEY} record"
         )
@@ -135,30 +118,10 @@ def read_adapter_onnx(path: Path) -> AdapterFile:
     if not isinstance(metadata, dict):
         raise AdapterError(f"{path}: its {METADATA_KEY} record must be an object")
     tensors: dict[str, Array] = {}
-    for output in model.graph.outputs:
-        node = output.producer()
-        source = node.inputs[0] if node is not None and node.op_type == "Identity" else None
-        if source is None or source.const_value is None or output.name is None:
-            raise AdapterError(f"{path}: output {output.name} is not a stored tensor")
-        if output.name in tensors:
-            raise AdapterError(f"{path} has two outputs {output.name}")
-        tensors[output.name] = _stored(source.const_value, f"{path}: output {output.name}")
+    for name, found in graph.outputs:
+        if isinstance(found, str):
+            raise AdapterError(f"{path}: output {name} {found}")
+        if name in tensors:
+            raise AdapterError(f"{path} has two outputs {name}")
+        tensors[name] = found
     return AdapterFile(tensors=tensors, metadata=metadata)
-
-
-def _stored(tensor: Any, what: str) -> Array:
-    """The numbers of a tensor that lies in the file itself."""
-    import onnx_ir as ir
-
-    if isinstance(tensor, ir.ExternalTensor):
-        raise AdapterError(f"{what} is stored in another file ({tensor.location}), which an adapter's never is")
-    if tensor.dtype != ir.DataType.FLOAT:
-        raise AdapterError(f"{what} is {tensor.dtype.name.lower()}, slots take float32")
-    try:
-        # A view of the file's bytes: what its dimensions claim is not allocated.
-        array = np.ascontiguousarray(tensor.numpy(), dtype=np.float32)
-    except Exception as error:  # numpy and onnx_ir raise their own over dimensions that do not fit the bytes
-        raise AdapterError(f"{what} does not hold what its dimensions {list(tensor.shape)} say: {error}") from error
-    if array.shape != tuple(tensor.shape):  # numpy works out a negative dimension by itself
-        raise AdapterError(f"{what} does not hold what its dimensions {list(tensor.shape)} say")
-    return array

@@ -19,7 +19,10 @@ from ..errors import (
     ManifestError,
     UnknownAdapterError,
 )
+from ..html_table import html_table
+from ..spelling import did_you_mean
 from ..strict_json import kind, parse_json
+from ..units import MB
 from .adapter_checks import check_labels, check_ranks
 from .embedding import OwnEmbedding
 from .graphs import OpenGraph, check_graph, open_graph
@@ -53,6 +56,14 @@ class Bundle:
     manifest: Manifest
     #: When a file is hashed that is opened to be used: see :func:`read_bundle`.
     verification: Verify = "changed"
+
+    def _repr_html_(self) -> str:
+        """What notebooks show: variants and adapters with their sizes in MB."""
+        manifest = self.manifest
+        rows = [("variant", n, v.recipe, self.size(v.files()) / MB) for n, v in manifest.variants.items()]
+        rows += [("adapter", n, e.method, e.bytes / MB) for n, e in manifest.adapters.items()]
+        title = f"{self.path}: {manifest.task}, {manifest.mode}, {self.size() / MB:.1f} MB on disk"
+        return html_table(title, ("", "name", "made by", "MB"), rows)
 
     @cached_property
     def files(self) -> BundleFiles:
@@ -132,7 +143,9 @@ class Bundle:
         variants = self.manifest.variants
         name = name or ("fp32" if "fp32" in variants else next(iter(variants)))
         if name not in variants:
-            raise BundleError(f"{self.path} has no variant {name!r}; it has: {', '.join(variants)}")
+            raise BundleError(
+                f"{self.path} has no variant {name!r}; it has: {', '.join(variants)}{did_you_mean(name, variants)}"
+            )
         return name, variants[name]
 
     def variant_files(self, name: str, slots: Slots = "overridable") -> tuple[str, ...]:
@@ -158,8 +171,8 @@ class Bundle:
         try:
             return self.manifest.adapters[name]
         except KeyError:
-            known = ", ".join(self.manifest.adapters) or "none"
-            raise UnknownAdapterError(f"{self.path} has no adapter {name!r}; it has: {known}") from None
+            known, close = ", ".join(self.manifest.adapters) or "none", did_you_mean(name, self.manifest.adapters)
+            raise UnknownAdapterError(f"{self.path} has no adapter {name!r}; it has: {known}{close}") from None
 
     def slot_adapter(self, name: str) -> AdapterEntry:
         """An adapter whose tensors a graph can hold; :class:`InputError` for one that stands before the sequence."""

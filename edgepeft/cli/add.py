@@ -10,8 +10,8 @@ from cloup import option, option_group
 
 from .guarded import guarded
 from .head_options import head_options, parse_heads
-from .options import bundle_argument, force_option, json_option, lock_option
-from .show import megabytes, print_json, steps, warn
+from .options import bundle_argument, dry_run_option, force_option, json_option, lock_option
+from .show import megabytes, print_json, steps, table, warn
 from .values import named
 
 _UNTRAINED = "changes nothing (its B matrices are zero: was it trained?)"
@@ -32,6 +32,7 @@ _UNTRAINED = "changes nothing (its B matrices are zero: was it trained?)"
 @head_options
 @option("--replace", is_flag=True, help="Replace an adapter of the same name.")
 @force_option
+@dry_run_option
 @lock_option
 @json_option
 @guarded
@@ -43,6 +44,7 @@ def add(
     activations: tuple[str, ...],
     replace: bool,
     force: bool,
+    dry_run: bool,
     lock_timeout: float,
     as_json: bool,
 ) -> None:
@@ -65,6 +67,7 @@ def add(
             force=force,
             replace=replace,
             head=heads.get(name),
+            dry_run=dry_run,
             lock_timeout=lock_timeout,
             announce=announce,
         )
@@ -72,9 +75,17 @@ def add(
         warn(f"{name} {_UNTRAINED}")
     entry = result.entry
     if as_json:
-        print_json({"adapter": name, **entry.model_dump(mode="json"), "changes_output": result.changes_output})
+        print_json({"adapter": name, **entry.model_dump(mode="json"), "changes_output": result.changes_output,
+                    "files": result.files, "dry_run": dry_run})  # fmt: skip
         return
     shown = f", labels {', '.join(entry.labels)}" if entry.labels else ""
-    click.echo(
-        f"{bundle}: added {name} ({entry.method}, {len(entry.tensors)} tensors, {megabytes(entry.bytes)}{shown})"
+    both = sum(result.files.values())
+    what = (
+        f"{entry.method}, {len(entry.tensors)} tensors, {megabytes(entry.bytes)} as .onnx_adapter, {megabytes(both)} on disk with "
+        f".onnx{shown}"
     )
+    if dry_run:
+        table("", ("file", "size"), [(file, megabytes(size)) for file, size in result.files.items()])
+        click.echo(f"{bundle}: would add {name} ({what}); nothing was changed")
+    else:
+        click.echo(f"{bundle}: added {name} ({what})")

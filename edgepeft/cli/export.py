@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Literal
 
@@ -13,7 +14,7 @@ from ..errors import InputError
 from .guarded import guarded
 from .head_options import head_options, parse_heads
 from .options import PATH, calibration_option, force_option, json_option, lock_option, pair_option, text_option
-from .show import megabytes, print_json, steps, table
+from .show import megabytes, print_json, steps, table, warn
 from .values import calibration_texts, named
 
 
@@ -90,6 +91,11 @@ from .values import calibration_texts, named
 )
 @option_group("Data", calibration_option, text_option, pair_option)
 @force_option
+@option(
+    "--dry-run",
+    is_flag=True,
+    help="Only tell files, sizes, memory and disk, from headers; a --target is not looked at.",
+)
 @lock_option
 @json_option
 @guarded
@@ -113,6 +119,7 @@ def export(
     text: str,
     pair: str | None,
     force: bool,
+    dry_run: bool,
     lock_timeout: float,
     as_json: bool,
 ) -> None:
@@ -121,6 +128,9 @@ def export(
     Every adapter is run in ONNX Runtime and compared with PEFT before the bundle takes its place.
     """
     wanted = named(adapters, "--adapter")
+    if dry_run:
+        _plan(model, wanted, out, mode, as_json)
+        return
     from functools import partial
 
     from ..pipeline import export as run
@@ -171,4 +181,27 @@ def export(
     for bundle in result.bundles:
         base = megabytes(bundle.size(bundle.variant_files(bundle.variant()[0])))
         each = ", ".join(f"{n} {megabytes(a.bytes)}" for n, a in bundle.manifest.adapters.items())
-        click.echo(f"{bundle.path}: {megabytes(bundle.size())} (base {base}{'; adapters: ' + each if each else ''})")
+        forms = f"; adapters, each in two forms of this size: {each}" if each else ""
+        click.echo(f"{bundle.path}: {megabytes(bundle.size())} on disk (base {base}{forms})")
+
+
+def _plan(
+    model: str, adapters: dict[str, str], out: Path, mode: Literal["swap", "merge", "bake"], as_json: bool
+) -> None:
+    from ..pipeline import plan_export
+
+    plan = plan_export(model, adapters, out, mode=mode)
+    if as_json:
+        print_json({"bundle": str(out), **asdict(plan), "bytes": plan.bytes, "fits": plan.fits, "dry_run": True})
+        return
+    table("", ("file", "about"), [(file.name, megabytes(file.bytes)) for file in plan.files])
+    click.echo(
+        f"{out}: would get about {megabytes(plan.bytes)}{' in place of the bundle there' if plan.replaces else ''} "
+        f"({plan.parameters:,} parameters in fp32, mode {mode})"
+    )
+    click.echo(
+        f"about {plan.memory_mb / 1e3:.1f} GB of memory and {plan.disk_mb / 1e3:.2f} GB of disk at the peak, "
+        f"{plan.free_mb / 1e3:.1f} GB are free; nothing was written"
+    )
+    if not plan.fits:
+        warn(f"the disk at {out} has too little room")

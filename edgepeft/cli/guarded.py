@@ -15,14 +15,22 @@ import click
 from ..errors import EdgepeftError, InputError, MissingExtraError
 from ..terminate import ended_by_sigterm
 from .show import print_json
+from .verbosity import LOGGER
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 #: Exit code of a bug, which must not look like a failed gate (1).
 BUG = 70
-#: Modules that only an extra installs.
-_EXTRAS = {"train": {"accelerate", "datasets"}, "export": {"torch", "transformers", "peft", "onnx", "onnx_ir", "onnxscript",
-                    "optimum", "requests", "safetensors", "ml_dtypes", "huggingface_hub"}}  # fmt: skip
+#: Modules that only an extra installs; each extra brings those before it.
+_EXTRAS = {
+    "tools": {"onnx", "onnx_ir", "onnxscript", "safetensors", "ml_dtypes", "huggingface_hub"},
+    "export": {"torch", "transformers", "peft", "optimum", "mobius", "requests"},
+    "train": {"accelerate", "datasets"},
+}
+
+
+#: The extra of commands that would need more than the first module they miss.
+_COMMANDS = {"export": "export", "train": "train", "demo": "demo"}
 
 
 def guarded(command: F) -> F:
@@ -54,6 +62,7 @@ def guarded(command: F) -> F:
         ) as error:  # the last handler of the process: a message for the user, or a bug with its traceback
             said = _as_edgepeft(error)
             if said is None:
+                LOGGER.debug("a bug", exc_info=error)
                 traceback.print_exc()
                 click.secho("This is a bug in edgepeft: please report it with the lines above.", err=True, fg="red")
                 sys.exit(BUG)
@@ -64,6 +73,7 @@ def guarded(command: F) -> F:
                     sys.stdout.flush()
             except OSError:  # it is the output itself that cannot be written to (a full disk)
                 _drop_output()
+            LOGGER.debug("%s: %s", type(error).__name__, said, exc_info=error)
             click.secho(f"Error: {said}", err=True, fg="red")
             sys.exit(2)
 
@@ -98,8 +108,10 @@ def _as_edgepeft(error: Exception) -> EdgepeftError | None:
         module = (error.name or "").partition(".")[0]
         extra = next((extra for extra, modules in _EXTRAS.items() if module in modules), None)
         if extra is not None:
+            context = click.get_current_context(silent=True)
+            whole = _COMMANDS.get(context.info_name or "") if context is not None else None
             return MissingExtraError(
-                f"this command needs {module}, which is not installed: pip install 'edgepeft[{extra}]'"
+                f"this command needs {module}, which is not installed: pip install 'edgepeft[{whole or extra}]'"
             )
     if isinstance(error, MemoryError):
         return InputError("there is not enough memory for this; close other programs, or use a smaller model or batch")

@@ -74,7 +74,7 @@ def _bundle(path: Path, as_json: bool) -> None:
     slots = manifest.slots
     sites = sum(len(slot.sites) for slot in slots.factored)
     facts = {
-        "bundle": f"{path}, {manifest.mode}, {megabytes(bundle.size())}, all {len(manifest.files)} files verified",
+        "bundle": f"{path}, {manifest.mode}, {megabytes(bundle.size())} on disk, all {len(manifest.files)} files verified",
         "task": manifest.task + (f" ({', '.join(manifest.labels)})" if manifest.labels and not base.fresh else ""),
         **({"tasks": ", ".join(manifest.tasks)} if manifest.tasks else {}),
         "base": f"{base.source} ({base.architecture}, {base.parameters:,} parameters)",
@@ -93,9 +93,15 @@ def _bundle(path: Path, as_json: bool) -> None:
     _facts(facts)
     table(
         "Variants",
-        ("variant", "size", "weights quantized", "recipe"),
+        ("variant", "graph and weights", "a device gets", "weights quantized", "recipe"),
         [
-            (n, megabytes(bundle.size(bundle.variant_files(n))), f"{v.quantized_share:.1%}", v.recipe)
+            (
+                n,
+                megabytes(bundle.size(bundle.variant_files(n))),
+                megabytes(bundle.size(manifest.deployed(n))),
+                f"{v.quantized_share:.1%}",
+                v.recipe,
+            )
             for n, v in manifest.variants.items()
         ],
     )
@@ -105,7 +111,17 @@ def _bundle(path: Path, as_json: bool) -> None:
         heads = {name: head_of(manifest, name) for name in manifest.adapters}
         table(
             "Adapters",
-            ("adapter", "task", "method", "size", "largest rank", "labels", "meaning", "scalable", "mixed batches"),
+            (
+                "adapter",
+                "task",
+                "method",
+                ".onnx_adapter",
+                "largest slot rank",
+                "labels",
+                "meaning",
+                "scalable",
+                "mixed batches",
+            ),
             [
                 (
                     n,

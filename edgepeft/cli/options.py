@@ -17,6 +17,9 @@ json_option = option("--json", "as_json", is_flag=True, help="Print JSON instead
 force_option = option(
     "--force", is_flag=True, help="Accept a foreign adapter whose base_model_name_or_path names another base."
 )
+dry_run_option = option(
+    "--dry-run", is_flag=True, help="Do it and check it, then keep nothing: files, sizes, refusals."
+)
 bundle_argument = click.argument("bundle", type=PATH)
 lock_option = option(
     "--lock-timeout",
@@ -35,14 +38,15 @@ calibration_option = option(
     "--data",
     multiple=True,
     metavar="NAME=FILE",
-    help=f"Texts (.csv, .tsv, .jsonl) of an adapter, '*=FILE' for all: what {with_texts()} measures activations with. "
-    "May be repeated.",
+    help=f"Texts of an adapter, '*=FILE' for all: what {with_texts()} measures activations with. May be repeated; columns as in "
+    "NAME=FILE:text=body,pair=title.",
 )
 data_option = option(
     "--data",
     multiple=True,
     metavar="NAME=FILE",
-    help="Labelled rows (.csv, .tsv, .jsonl) of an adapter, or prompts of a language model's. May be repeated.",
+    help="Labelled rows (.csv, .tsv, .jsonl, .json, .parquet) of an adapter, or prompts of a language model's. May be repeated; "
+    "columns of its own: NAME=FILE:text=body,label=stars.",
 )
 
 # What is measured, and where.

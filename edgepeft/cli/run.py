@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -14,12 +15,17 @@ from ..errors import InputError
 from .guarded import guarded
 from .options import PATH, bundle_argument, json_option, threads_option
 from .renamed import renamed_option
-from .show import print_json, warn
+from .show import bar, print_json, warn
 from .text_generation import generation_options, refuse_generation, run_prompts
 from .values import parse_weights
+from .verbosity import quiet
 
 if TYPE_CHECKING:
     from ..runtime.embedding import EmbedOptions
+
+
+#: From how many texts on progress is told.
+_TOLD = 256
 
 
 @cloup.command()
@@ -27,7 +33,11 @@ if TYPE_CHECKING:
 @click.argument("text", nargs=-1)
 @option_group(
     "Texts",
-    option("--file", type=PATH, help="Texts: .csv, .tsv or .jsonl, or one text a line (.txt; - for standard input)."),
+    option(
+        "--file",
+        type=PATH,
+        help="Texts: .csv, .tsv, .jsonl, .json, .parquet, or one text a line (.txt; - for standard input).",
+    ),
     option("--text", "column", default="text", metavar="COLUMN", help="Column of --file that holds the text."),
     option("--pair", metavar="COLUMN", help="Column of --file that holds a second text, for pairs."),
 )
@@ -48,7 +58,7 @@ if TYPE_CHECKING:
         metavar="P",
         help="For heads of several labels a text: the probability above which a label is chosen.",
     ),
-    option("--variant", metavar="NAME", show_default="fp32", help="The variant of the base to run."),
+    option("--variant", metavar="NAME", show_default="the bundle's preferred", help="The variant of the base to run."),
     option(
         "--verify",
         type=click.Choice(get_args(Verify)),
@@ -102,6 +112,7 @@ def run(
     if not texts:
         raise InputError("no text: give one as an argument, or a file with --file")
     chosen = parse_weights(adapter.split(",")) if adapter is not None and "=" in adapter else adapter
+    variant = variant or _preferred(bundle)
     opened = runtime.open(bundle, variant=variant, threads=threads, verify=verify).use(chosen, scale=scale, head=head)
     if opened.manifest.writes:
         run_prompts(opened, texts, generation, as_json)
@@ -119,8 +130,11 @@ def run(
     if normalize:
         embedding["normalize"] = True
     results: list[dict[str, Any]] = []
-    for start in range(0, len(texts), 32):
-        results.extend(opened.run(texts[start : start + 32], threshold=threshold, **embedding))
+    with bar() if len(texts) > _TOLD else nullcontext() as tell:
+        for start in range(0, len(texts), 32):
+            results.extend(opened.run(texts[start : start + 32], threshold=threshold, **embedding))
+            if tell is not None:
+                tell(len(results), len(texts), "texts")
     if cut := opened.truncated(texts, **embedding):
         warn(
             f"{len(cut)} of {len(texts)} texts were cut to {opened.longest_text} tokens, the first is text {cut[0] + 1}"
@@ -129,7 +143,26 @@ def run(
         print_json([{**_given(t), "adapter": adapter, **result} for t, result in zip(texts, results, strict=True)])
         return
     for t, result in zip(texts, results, strict=True):
-        click.echo(f"{_short(result)}\t{t if isinstance(t, str) else ' ⏐ '.join(t)}")
+        click.echo(f"{_short(result)}\t{_one_line(t)}")
+
+
+def _preferred(bundle: Path) -> str:
+    """The variant that the bundle prefers; where there are several, which one that is is told."""
+    from ..bundle import read_bundle
+    from ..quantize.recipes import preferred_variant
+
+    manifest = read_bundle(bundle).manifest
+    variant = preferred_variant(manifest.variants, writes=manifest.writes)
+    if len(manifest.variants) > 1 and not quiet():
+        others = " or ".join(name for name in manifest.variants if name != variant)
+        click.echo(f"running {variant}, which this bundle prefers; --variant chooses {others}", err=True)
+    return variant
+
+
+def _one_line(text: str | tuple[str, str]) -> str:
+    """A text as one field of a line: what would break it is written as Python and JSON write it."""
+    whole = text if isinstance(text, str) else " ⏐ ".join(text)
+    return whole.replace("\r", "\\r").replace("\n", "\\n").replace("\t", "\\t")
 
 
 def _given(text: str | tuple[str, str]) -> dict[str, str]:

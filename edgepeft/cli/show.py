@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ..json_text import json_text
+from .verbosity import LOGGER, STEPS, quiet
 
 if TYPE_CHECKING:
     from ..report.gate import Report
@@ -21,14 +22,23 @@ _COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
 
 def warn(message: str) -> None:
     """A warning on standard error."""
+    LOGGER.warning(message)
     click.secho(f"Warning: {message}", fg="yellow", err=True)
 
 
 @contextmanager
 def steps() -> Iterator[Callable[[str], None]]:
     """A function that tells what is being done, on standard error: a spinner and what is behind us on a terminal."""
+    if quiet():
+        yield STEPS.info
+        return
     if not sys.stderr.isatty():
-        yield lambda message: click.echo(message, err=True)
+
+        def say(message: str) -> None:
+            STEPS.info(message)
+            click.echo(message, err=True)
+
+        yield say
         return
     from rich.console import Console
     from rich.text import Text
@@ -44,6 +54,7 @@ def steps() -> Iterator[Callable[[str], None]]:
     with console.status("starting") as status:
 
         def announce(message: str) -> None:
+            STEPS.info(message)
             settle()
             current.append(message)
             status.update(Text(message))
@@ -55,8 +66,16 @@ def steps() -> Iterator[Callable[[str], None]]:
 @contextmanager
 def bar() -> Iterator[Callable[[int, int, str], None]]:
     """A function that tells how far a measurement is, on standard error: a bar on a terminal, else a line a step."""
+    if quiet():
+        yield lambda done, total, what: STEPS.info("[%d/%d] %s", done, total, what)
+        return
     if not sys.stderr.isatty():
-        yield lambda done, total, what: click.echo(f"[{done}/{total}] {what}", err=True)
+
+        def say(done: int, total: int, what: str) -> None:
+            STEPS.info("[%d/%d] %s", done, total, what)
+            click.echo(f"[{done}/{total}] {what}", err=True)
+
+        yield say
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn

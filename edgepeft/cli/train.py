@@ -37,7 +37,8 @@ if TYPE_CHECKING:
         "--data",
         required=True,
         metavar="FILE",
-        help="Training rows: a .csv, .tsv or .jsonl file, or a datasets id; for generation also a .txt file or a folder of them.",
+        help="Training rows: .csv, .tsv, .jsonl, .json or .parquet, or a datasets id; for generation also a .txt file or a "
+        "folder of them.",
     ),
     option("--validation", metavar="FILE", show_default="split off --data", help="Validation rows, likewise."),
     text_option,
@@ -142,6 +143,8 @@ def train(
     For text classification from rows with a label; for text generation from rows with prompt and completion, rows with
     messages, or texts. Writes a PEFT checkpoint with its scores, settings and base identity beside it.
     """
+    for file in filter(None, (data, given.get("validation"))):
+        _look(Path(file))
     from ..train import choose_task, train_adapter, train_language_adapter
     from ..train.corpus import Columns
 
@@ -174,6 +177,14 @@ def train(
         _say_language(train_language_adapter(model, data, out, **asdict(columns), **options), as_json)
     else:
         _say_classifier(train_adapter(model, data, out, text=text, label=label, **options), as_json)
+
+
+def _look(file: Path) -> None:
+    """Read the first row of a file of rows: what is wrong with it is said now, and not after torch is imported."""
+    from ..data_files import SUFFIXES, read_rows
+
+    if file.suffix.lower() in SUFFIXES and next(read_rows(file), None) is None:
+        raise InputError(f"{file} has no data rows")
 
 
 #: Parameters of one task only, and what the functions behind call some.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import InputError
+from ..spelling import did_you_mean
 
 if TYPE_CHECKING:
     from ..data import Examples, PromptRows
@@ -16,7 +18,11 @@ def calibration_texts(data: tuple[str, ...], text: str, pair: str | None) -> dic
     """The ``--data NAME=FILE`` pairs as texts without labels."""
     from ..data import read_examples
 
-    return {name: read_examples(path, text=text, label=None, pair=pair) for name, path in named(data, "--data").items()}
+    found = {}
+    for name, value in named(data, "--data").items():
+        path, columns = with_columns(value, text=text, pair=pair)
+        found[name] = read_examples(path, text=columns["text"] or text, label=None, pair=columns["pair"])
+    return found
 
 
 def device_data(
@@ -28,7 +34,11 @@ def device_data(
 
     if read_bundle(bundle).manifest.task != "text-generation":
         return examples(data, text, label, pair)
-    return {name: read_prompts(path, text=text) for name, path in named(data, "--data").items()}
+    found = {}
+    for name, value in named(data, "--data").items():
+        path, columns = with_columns(value, text=text, prompt="prompt", messages="messages")
+        found[name] = read_prompts(path, **{key: column or key for key, column in columns.items()})
+    return found
 
 
 def labelled(bundle: Path, data: tuple[str, ...], text: str, label: str, pair: str | None) -> dict[str, Examples]:
@@ -47,8 +57,36 @@ def examples(data: tuple[str, ...], text: str, label: str, pair: str | None) -> 
     """The ``--data NAME=FILE`` pairs, read as labelled rows."""
     from ..data import read_examples
 
-    files = named(data, "--data")
-    return {name: read_examples(path, text=text, label=label, pair=pair) for name, path in files.items()}
+    found = {}
+    for name, value in named(data, "--data").items():
+        path, columns = with_columns(value, text=text, label=label, pair=pair)
+        found[name] = read_examples(
+            path, text=columns["text"] or text, label=columns["label"] or label, pair=columns["pair"]
+        )
+    return found
+
+
+_COLUMNS = re.compile(r"(?P<path>.+?):(?P<columns>[A-Za-z]+=[^:]*)", re.DOTALL)
+
+
+def with_columns(value: str, **columns: str | None) -> tuple[str, dict[str, str | None]]:
+    """``FILE:text=body,label=stars`` as the file and its columns; those that it does not name are as in ``columns``.
+
+    A file of that very name is a file. Raises :class:`InputError` for a column that this kind of data does not have.
+    """
+    match = _COLUMNS.fullmatch(value)
+    if match is None or Path(value).exists():
+        return value, columns
+    said = dict(columns)
+    for pair in match["columns"].split(","):
+        key, _, column = pair.partition("=")
+        if key not in columns or not column:
+            raise InputError(
+                f"--data {value!r}: {pair!r} names no column{did_you_mean(key, columns)}; behind the file stands what the "
+                f"columns are called, of {', '.join(columns)}: FILE:text=body"
+            )
+        said[key] = column
+    return match["path"], said
 
 
 def named(values: Sequence[str], option: str) -> dict[str, str]:

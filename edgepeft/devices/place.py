@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ..bundle import Bundle, Manifest
 from ..errors import InputError, TargetError
+from ..spelling import did_you_mean
 from ..targets import Target, list_targets
 from ..units import MB
 from .executors.protocol import Executor
@@ -48,7 +49,8 @@ def choose_variants(manifest: Manifest, target: Target, asked: Sequence[str] | N
     """The variants to look at: those ``asked`` for, else the target's preferred one, else the bundle's first."""
     for name in asked or ():
         if name not in manifest.variants:
-            raise InputError(f"no variant {name!r} in the bundle; it has: {', '.join(manifest.variants)}")
+            close = did_you_mean(name, manifest.variants)
+            raise InputError(f"no variant {name!r} in the bundle; it has: {', '.join(manifest.variants)}{close}")
     if asked:
         return tuple(dict.fromkeys(asked))
     return (preferred_variant(manifest, target),)

@@ -238,7 +238,8 @@ def _weights(folder: Path) -> Mapping[str, np.ndarray]:
 
             held = {name: tensor.float().numpy() for name, tensor in torch.load(old, "cpu", weights_only=True).items()}
     except ImportError as error:
-        raise MissingExtraError(f"reading {folder} needs: pip install 'edgepeft[export]' ({error})") from error
+        extra = "tools" if path.is_file() else "export"
+        raise MissingExtraError(f"reading {folder} needs: pip install 'edgepeft[{extra}]' ({error})") from error
     except Exception as error:  # both libraries raise types of their own over damaged files
         raise InputError(f"{path if path.is_file() else old} cannot be read: {str(error)[:300]}") from error
     return {name: np.asarray(array).astype(np.float32) for name, array in held.items()}

@@ -50,17 +50,23 @@ if TYPE_CHECKING:
     from ._add import add as add
     from ._blend import blend as blend
     from ._describe import describe as describe
+    from ._diff import BundleDiff as BundleDiff
+    from ._diff import Difference as Difference
+    from ._diff import diff as diff
     from ._export import Exported as Exported
     from ._export import export as export
     from ._for_target import Fitted as Fitted
     from ._for_target import export_for as export_for
     from ._for_target import fit as fit
     from ._quality import Quality as Quality
+    from ._plan import ExportPlan as ExportPlan
+    from ._plan import plan_export as plan_export
     from ._quantize import QuantizedBundle as QuantizedBundle
     from ._quantize import quantize as quantize
     from ._relabel import relabel as relabel
     from ._remove import Removed as Removed
     from ._remove import remove as remove
+    from ._rename import rename as rename
     from ._static import write_static as write_static
     from ._web_graph import write_input_style as write_input_style
     from ._write import write_bundle as write_bundle
@@ -79,10 +85,13 @@ _HOME = {
     "check": "..bench.compare",
     "describe": "._describe",
     "export": "._export",
+    "plan_export": "._plan",
     "add": "._add",
     "remove": "._remove",
+    "rename": "._rename",
     "relabel": "._relabel",
     "blend": "._blend",
+    "diff": "._diff",
     "quantize": "._quantize",
     "write_input_style": "._web_graph",
     "fit": "._for_target",
@@ -106,8 +115,11 @@ _HOME = {
     "CheckResult": "..bench.compare",
     "AdapterPlan": "..adapters.describe",
     "Exported": "._export",
+    "ExportPlan": "._plan",
     "Added": "._add",
     "Removed": "._remove",
+    "BundleDiff": "._diff",
+    "Difference": "._diff",
     "QuantizedBundle": "._quantize",
     "Quality": "._quality",
     "Fitted": "._for_target",
@@ -126,10 +138,13 @@ __all__ = [  # noqa: RUF022 - in the order of the pipeline
     "check",
     "describe",
     "export",
+    "plan_export",
     "add",
     "remove",
+    "rename",
     "relabel",
     "blend",
+    "diff",
     "quantize",
     "write_input_style",
     "fit",
@@ -152,8 +167,11 @@ __all__ = [  # noqa: RUF022 - in the order of the pipeline
     "CheckResult",
     "AdapterPlan",
     "Exported",
+    "ExportPlan",
     "Added",
     "Removed",
+    "BundleDiff",
+    "Difference",
     "QuantizedBundle",
     "Quality",
     "Fitted",

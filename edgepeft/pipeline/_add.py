@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from ..errors import AdapterError, AdapterMismatchError, InputError
 from ..validate.probe import bundle_probe, same_outputs
 from ._adapter_files import adapter_metadata, fill, required, write_adapter
 from ._calibrate import measured_without
+from ._dry_run import drop_if, kept_unless
 from ._edit import Edit, edit
 from ._embedding import contract, hidden_of, read_embedding
 from ._heads import said, say_labels, task_in, with_head
@@ -39,11 +40,16 @@ Announce = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Added:
-    """The bundle with the adapter in it, and whether the adapter changes the base's output."""
+    """The bundle with the adapter in it, and whether the adapter changes the base's output.
+
+    After a dry run the bundle is as it was, and the entry says what the adapter's would be.
+    """
 
     bundle: Bundle
     entry: AdapterEntry
     changes_output: bool
+    #: The adapter's files with their sizes in bytes.
+    files: Mapping[str, int] = field(default_factory=dict)
 
 
 def _exported_file(path: Path) -> AdapterFile:
@@ -180,6 +186,7 @@ def add(
     force: bool = False,
     replace: bool = False,
     head: Head | None = None,
+    dry_run: bool = False,
     lock_timeout: float = LOCK_TIMEOUT,
     announce: Announce = lambda message: None,
 ) -> Added:
@@ -196,6 +203,7 @@ def add(
         replace: Replace an adapter of that name.
         head: What its outputs mean: names of its labels, problem type, activation. What is not said is taken from its folder,
             else from the base's config.
+        dry_run: Do all of it, checks included, and leave the bundle as it was.
         lock_timeout: Seconds to wait for another process that changes the bundle.
         announce: Is called with a line of text for each step.
 
@@ -213,7 +221,7 @@ def add(
         True
     """
     opened, tensors, metadata, own = _read(bundle, name, source, force, replace, head, announce)
-    with edit(bundle, lock_timeout=lock_timeout) as change:
+    with kept_unless(dry_run), edit(bundle, lock_timeout=lock_timeout) as change:
         change.refuse_another_base(opened.manifest, f"adapter {name!r} was being read")
         # Of the bundle as it is now: while the adapter was read, another may have been exported in its place.
         now = change.before
@@ -221,10 +229,13 @@ def add(
         for note in text.notes:
             announce(f"adapter {name}: {note}")
         entry, changes = put_adapter(change, name, tensors, metadata, text.files, replace=replace)
+        sizes = {file: change.after.manifest.files[file].bytes for file in entry.files()}
+        drop_if(dry_run)
     say_labels(
         name, head is not None and head.labels is not None, entry, base_head(opened.manifest, entry.task), announce
     )
-    added = Added(bundle=change.after, entry=entry, changes_output=changes)
+    after = change.before if dry_run else change.after
+    added = Added(bundle=after, entry=entry, changes_output=changes, files=sizes)
     for variant in added.bundle.manifest.provenance.get("calibration", {}):
         announce(measured_without(variant, name))
     return added

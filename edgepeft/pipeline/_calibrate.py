@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -12,12 +12,14 @@ from ..bundle import Bundle
 from ..data import Examples, evenly
 from ..errors import BundleError, InputError, UnknownAdapterError
 from ..quantize.recipes import without_texts
-from ..quantize.w8a16 import Ranges, with_extremes
 from ..runtime.active import load_adapter
 from ..runtime.per_text import PerText
 from ..runtime.sessions import open_session
 from ..runtime.text import TextEncoder
 from ..scratch import scratch_folder
+
+if TYPE_CHECKING:
+    from ..quantize.w8a16 import Ranges
 
 #: Texts run for each adapter, spread evenly over those given.
 ROWS = 64
@@ -34,6 +36,8 @@ def measure_ranges(
     in the counts). Raises :class:`InputError` without texts or rows, or for a base that does not take texts alone, and
     :class:`UnknownAdapterError` for a name that is no adapter.
     """
+    from ..quantize.w8a16 import with_extremes
+
     check_texts(bundle, data)
     manifest = bundle.manifest
     with scratch_folder("calibrate") as scratch:

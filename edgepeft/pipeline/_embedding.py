@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..adapters.checkpoint import Checkpoint
-from ..base.base import Base
 from ..base.tokenizer_files import lowers_case
 from ..bundle import Bundle, Embedding, GraphInput, Manifest
 from ..bundle.embedding import BASE_FILE, EMBEDDING, HIDDEN, MASK, travelling
 from ..embedding.folder import MODULES, read_sentence_folder
-from ..embedding.graph import embedding_bytes
 from ..embedding.modules import EmbeddingModules
 from ..errors import InputError, UnsupportedAdapterError
 from ._ort_format import convert_to_ort
+
+if TYPE_CHECKING:
+    from ..base.base import Base
 
 Announce = Callable[[str], None]
 
@@ -36,12 +37,16 @@ def write_base(folder: Path, modules: EmbeddingModules | None, hidden: int) -> E
     modules = modules or EmbeddingModules()
     target = folder / BASE_FILE
     target.parent.mkdir(exist_ok=True)
+    from ..embedding.graph import embedding_bytes
+
     target.write_bytes(embedding_bytes(modules, hidden))
     return _entry(modules, hidden, BASE_FILE)
 
 
 def contract(modules: EmbeddingModules, hidden: int) -> dict[str, Any]:
     """What an adapter's contract holds under ``embedding``."""
+    from ..embedding.graph import embedding_bytes
+
     return travelling(_entry(modules, hidden, EMBEDDING), embedding_bytes(modules, hidden))
 
 

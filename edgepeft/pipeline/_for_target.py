@@ -15,6 +15,7 @@ from ..errors import ParityError
 from ..targets import Target
 from ..validate.gates import PARITY_TOLERANCE
 from ..validate.probe import bundle_probe
+from ._dry_run import drop_if, kept_unless
 from ._export import Exported, export
 from ._manifest import check_target_folder
 from ._target_files import stage_for
@@ -24,7 +25,7 @@ Announce = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Fitted:
-    """A bundle made for a target, and why it looks as it does."""
+    """A bundle made for a target, and why it looks as it does; after a dry run it is not there."""
 
     bundle: Bundle
     variant: str
@@ -105,6 +106,7 @@ def fit(
     out: str | Path,
     *,
     data: Mapping[str, Examples] | None = None,
+    dry_run: bool = False,
     lock_timeout: float = LOCK_TIMEOUT,
     announce: Announce = lambda message: None,
 ) -> Fitted:
@@ -118,6 +120,7 @@ def fit(
         target: The target (:func:`edgepeft.targets.load_target`). By default the result is opened as its threads say.
         out: The folder of the result.
         data: Texts by adapter, as :func:`~edgepeft.pipeline.quantize` takes them, for recipes that measure activations.
+        dry_run: Do all of it, checks included, and leave ``out`` as it was.
         lock_timeout: Seconds to wait for another process that changes the bundle.
         announce: Is called with a line of text for each step.
 
@@ -136,12 +139,13 @@ def fit(
     """
     out = Path(out)
     check_target_folder(out)
-    with replacing(out, keep=False, lock_timeout=lock_timeout) as folder:
+    with kept_unless(dry_run), replacing(out, keep=False, lock_timeout=lock_timeout) as folder:
         opened = read_bundle(bundle)
         require_shapes(opened.manifest, target)
         staged = stage_for(opened, target, folder, data=data, announce=announce)
         announce(f"comparing {staged.variant} with the bundle it came from")
         _compare(opened, staged.bundle, staged.variant)
+        drop_if(dry_run)
         for path in staged.bundle.path.iterdir():
             path.rename(folder / path.name)
         staged.bundle.path.rmdir()

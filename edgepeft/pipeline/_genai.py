@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
-
-import onnx_ir as ir
+from typing import TYPE_CHECKING, Any
 
 from ..bundle import Manifest
 from ..json_text import json_text
 from ..quantize.recipes import preferred
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
 
 NAME = "genai_config.json"
 _KEY = re.compile(r"past_key_values\.\d+\.key")
@@ -126,13 +128,19 @@ def note_genai(folder: Path, manifest: Manifest) -> bool:
 
 
 def _shares(folder: Path, file: str) -> bool:
-    """:func:`shares_buffers` of a graph file; of one in ORT format, which cannot be read here, as it was noted before.
+    """:func:`shares_buffers` of a graph file; as it was noted before of one that cannot be read here.
 
-    Where nothing was noted, no: separate buffers for past and present suit every graph.
+    That is one in ORT format, and any where onnx_ir is not installed (a device that adds or removes an adapter). Where
+    nothing was noted of this file, no: separate buffers for past and present suit every graph.
     """
-    if not file.endswith(".ort"):
+    if not file.endswith(".ort") and find_spec("onnx_ir") is not None:
+        import onnx_ir as ir
+
         return shares_buffers(ir.load(folder / file))
-    return _read(folder / NAME).get("search", {}).get("past_present_share_buffer") is True
+    noted = _read(folder / NAME)
+    if not file.endswith(".ort") and noted.get("model", {}).get("decoder", {}).get("filename") != file:
+        return False
+    return noted.get("search", {}).get("past_present_share_buffer") is True
 
 
 def _read(path: Path) -> dict[str, Any]:

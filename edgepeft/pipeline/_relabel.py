@@ -13,6 +13,7 @@ from ..bundle.heads import check_count
 from ..bundle.manifest_heads import head_width
 from ..errors import InputError
 from ..json_text import config_text
+from ..spelling import did_you_mean
 from ._adapter_files import write_adapter
 from ._edit import Edit, edit
 from ._heads import said
@@ -52,7 +53,8 @@ def relabel(bundle: str | Path, heads: Mapping[str, Head], *, lock_timeout: floa
                 _base(change, head)
             else:
                 known = ", ".join((*change.manifest.adapters, *filter(None, [change.manifest.merged]), BASE))
-                raise InputError(f"{change.before.path} has no adapter {name!r}; it has: {known}")
+                close = did_you_mean(name, change.manifest.adapters)
+                raise InputError(f"{change.before.path} has no adapter {name!r}; it has: {known}{close}")
     return change.after
 
 

@@ -6,7 +6,7 @@ Nothing heavy is imported before a recipe runs, so that help and messages can li
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -108,6 +108,18 @@ def recipe(variant: str) -> Recipe:
 def preferred(where: str) -> tuple[str, ...]:
     """Variants in the order in which ``"browsers"`` or ``"genai"`` should open them, fp32 last."""
     return (*(name for name, each in RECIPES.items() if getattr(each, where)), WHOLE)
+
+
+def preferred_variant(variants: Collection[str], *, writes: bool) -> str:
+    """The one of a bundle's variants that is run where nobody names one, as its configurations for others say it too.
+
+    Args:
+        variants: The bundle's variants, the first one made first.
+        writes: Whether the bundle is a language model's.
+    """
+    return next(
+        (name for name in preferred("genai" if writes else "browsers") if name in variants), next(iter(variants))
+    )
 
 
 def with_texts() -> str:

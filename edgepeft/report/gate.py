@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal
 
+from ..html_table import html_table
+
 Cell = str | float | int | None
 #: Which side of a limit is allowed: below the largest value, or above the smallest.
 Bound = Literal["max", "min"]
@@ -282,6 +284,15 @@ class Report:
     tables: tuple[Table, ...] = ()
     notes: tuple[str, ...] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
+
+    def _repr_html_(self) -> str:
+        """What notebooks show: the verdict, the gates and the tables."""
+        gates = [(gate.verdict.value, gate.name, gate.value, gate.limit, gate.unit) for gate in self.gates]
+        parts = [
+            html_table(f"{self.title}: {self.verdict.value}", ("verdict", "gate", "value", "limit", "unit"), gates)
+        ]
+        parts += [html_table(table.title, table.columns, table.rows) for table in self.tables]
+        return "".join(parts)
 
     @property
     def verdict(self) -> Verdict:

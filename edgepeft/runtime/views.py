@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Unpack, overload
@@ -11,8 +11,10 @@ import numpy as np
 
 from ..bundle import Bundle, Manifest, head_of
 from ..errors import InputError
+from ..html_table import html_table
 from .active import ActiveAdapter
 from .arrays import Inputs, check_rows
+from .awaited import AwaitedCalls
 from .embedding import EmbedOptions, embed, limit_of, truncated
 from .engine import Engine
 from .generation import Conversation, GenerateOptions, Generation, Generator, Options, Prompt, TextStream
@@ -28,7 +30,7 @@ from .text import TextEncoder, Texts
 Adapters = Sequence[str | None]
 
 
-class Calls(ABC):
+class Calls(AwaitedCalls):
     """What a view can be asked, and a runtime, which asks the view that it holds when the call comes.
 
     A call takes one view and keeps it to its end. Texts are given one at a time or as a list: one text gives one result, a
@@ -42,6 +44,14 @@ class Calls(ABC):
     @abstractmethod
     def view(self) -> View:
         """The view that a call made now runs with."""
+
+    def _repr_html_(self) -> str:
+        """What notebooks show: what the calls run with."""
+        view = self.view
+        labels = ", ".join(view.labels) if view.labels else None
+        row = (view.name or "(the base)", view.task, labels, view.scale, view.variant, ", ".join(view.adapters) or None)
+        columns = ("adapter", "task", "labels", "scale", "variant", "adapters there are")
+        return html_table(f"{type(self).__name__} of {view.bundle.path}", columns, [row])
 
     @property
     def bundle(self) -> Bundle:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
 import tomllib
@@ -15,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from ..errors import TargetError
+from ..spelling import did_you_mean
 from ..strict_json import parse_json
 from .schema import Target
 
@@ -91,7 +91,7 @@ def _resolve(name_or_path: str | Path, folder: Path, why: str) -> Path:
     shipped = _shipped()
     if text not in shipped:
         raise TargetError(
-            f"unknown target {text!r}{why}{_suggest(text, shipped)} (shipped: {', '.join(shipped) or 'none'}; "
+            f"unknown target {text!r}{why}{did_you_mean(text, shipped)} (shipped: {', '.join(shipped) or 'none'}; "
             "or give the path of a .toml file)"
         )
     return shipped[text]
@@ -154,11 +154,11 @@ def _explain(detail: ErrorDetails, chain: list[_File]) -> str:
     where = next((file for file in chain if file.holds(key)), chain[0]).where(key)
     if detail["type"] == "extra_forbidden":
         known = list(_fields_at(key[:-1]))
-        return f"{where}: {dotted}: unknown key{_suggest(str(key[-1]), known)} (known here: {', '.join(known)})"
+        return f"{where}: {dotted}: unknown key{did_you_mean(str(key[-1]), known)} (known here: {', '.join(known)})"
     message = detail["msg"].removeprefix("Value error, ")
     ending = "" if isinstance(detail["input"], dict) else f", found {detail['input']!r}"
     if detail["type"] == "literal_error":
-        ending += _suggest(str(detail["input"]), re.findall(r"'([^']+)'", detail["msg"]))
+        ending += did_you_mean(str(detail["input"]), re.findall(r"'([^']+)'", detail["msg"]))
     return f"{where}: {dotted or '(top)'}: {message}{ending}"
 
 
@@ -169,11 +169,6 @@ def _fields_at(table: _Key) -> Iterable[str]:
         nested = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
         model = next(kind for kind in nested if issubclass(kind, BaseModel))
     return (*model.model_fields, "extends") if model is Target else model.model_fields
-
-
-def _suggest(word: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def line_of(text: str, key: _Key) -> int | None:

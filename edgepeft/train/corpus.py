@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..data import read_rows, read_text
+from ..data_files import SUFFIXES, read_rows, read_text
 from ..errors import DataError
 from .source import load_dataset
 
@@ -15,7 +15,7 @@ Kind = Literal["completion", "messages", "text"]
 
 _TEXT_SUFFIXES = {".txt", ".text", ".md"}
 #: Files with one row a line.
-ROW_SUFFIXES = {".csv", ".tsv", ".jsonl", ".ndjson", ".json"}
+ROW_SUFFIXES = set(SUFFIXES)
 _ROLES = {"system", "developer", "user", "assistant", "tool"}
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..data import read_text
+from ..data_files import read_text
 from ..errors import InputError
 from .corpus import Columns, Corpus, read_corpus
 from .perplexity import Change, Perplexity

@@ -12,10 +12,11 @@ from typing import Any
 
 from ..bundle.heads import ProblemType
 from ..data import Examples, read_examples
+from ..data_files import SUFFIXES
 from ..errors import DataError, InputError, MissingExtraError
 from .problem import Problem, problem_of, split_at_random
 
-_FILE_SUFFIXES = {".csv", ".tsv", ".jsonl", ".ndjson", ".json"}
+_FILE_SUFFIXES = set(SUFFIXES)
 
 #: Each label needs this many rows in validation; with fewer, macro F1 jumps by a third for a single row.
 MIN_VALIDATION_ROWS = 2

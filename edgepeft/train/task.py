@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..data import read_rows
+from ..data_files import read_rows
 from ..errors import DataError
 from .corpus import ROW_SUFFIXES, Columns, kind_of, text_files
 

@@ -23,6 +23,8 @@ Rounded = Callable[[Any], Mapping[str, np.ndarray]]
 def check_base(base: str) -> None:
     """:class:`InputError` where the base to compare with is not to be had, with the way out."""
     try:
+        import torch  # noqa: F401 - asked for here, before adapters are read, so that the message names the extra
+
         check_source(base)
     except ImportError as error:
         raise MissingExtraError(f"comparing with PEFT needs: pip install 'edgepeft[export]' ({error})") from error

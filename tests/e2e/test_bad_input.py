@@ -337,7 +337,7 @@ def test_a_damaged_bundle_is_not_changed_or_measured(bundle: Path, adapters: dic
         ("a.jsonl", b'{"text": "fine", "label": "good"}\n{"text": "bad"}\n', ("a.jsonl, line 2", "'label'")),
         ("a.jsonl", b'{"text": "fine", "label": "good"}\nnot json\n', ("a.jsonl, line 2", "JSON")),
         ("a.jsonl", b'\n{"text": 7, "label": "good"}\n', ("a.jsonl, line 2", "must be a string")),
-        ("a.xml", b"<a/>", ("a.xml", ".csv, .tsv or .jsonl")),
+        ("a.xml", b"<a/>", ("a.xml", ".csv, .tsv, .jsonl, .json or .parquet")),
     ],
 )  # fmt: skip
 def test_data_rows(exported: Path, tmp_path: Path, name: str, content: bytes, says: tuple[str, ...]) -> None:

@@ -370,10 +370,15 @@ def test_the_device_part_runs_without_the_extras(exported: Path, rows: Path, tmp
     ):
         done = run(*arguments)
         assert (done.returncode, done.stderr.count("Error")) == (0, 0), done.stderr
-    for arguments in (["export", "--model", "x", "--out", "y"], ["quantize", exported, "--variant", "int8"]):
+    for extra, arguments in (
+        ("export", ["export", "--model", "x", "--out", "y"]),
+        ("train", ["train", "--model", "x", "--data", rows, "--out", "y"]),
+        ("tools", ["quantize", exported, "--variant", "int8"]),
+        ("export", ["validate", exported]),
+    ):
         done = run(*arguments)
         assert done.returncode == 2
-        assert "pip install 'edgepeft[export]'" in done.stderr
+        assert f"pip install 'edgepeft[{extra}]'" in done.stderr
 
 
 def test_a_closed_pipe_is_not_a_failed_gate(exported: Path) -> None:

@@ -46,7 +46,7 @@ def test_the_module_is_strictly_typed(tmp_path: Path) -> None:
     sources = {f"src/{path.name}" for path in (module / "src").glob("*.js")}
     types = {f"types/{name.removeprefix('src/').removesuffix('.js')}.d.ts" for name in sources}
     pages = {f"page/{name}" for name in ("app.js", "index.html", "style.css", "view.js")}
-    assert names == {"package.json", "README.md", *sources, *types, *pages}
+    assert names == {"package.json", "README.md", "LICENSE", *sources, *types, *pages}
     check_consumer(module / packed[0]["filename"], tools, tmp_path / "consumer")
 
 

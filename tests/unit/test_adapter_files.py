@@ -80,3 +80,88 @@ def test_missing(tmp_path: Path) -> None:
     for read in (read_onnx_adapter, read_adapter_onnx):
         with pytest.raises(AdapterError, match="not a readable"):
             read(tmp_path / "none")
+
+
+def test_onnx_reads_what_we_write(tmp_path: Path) -> None:
+    """The library itself takes the file, checks it against the format, and finds the same numbers and the record."""
+    import onnx
+    from onnx import numpy_helper
+
+    path = tmp_path / "x.onnx"
+    write_adapter_onnx(path, TENSORS, METADATA)
+    model = onnx.load(path)
+    onnx.checker.check_model(model, full_check=True)
+    assert same({t.name.removesuffix(".value"): numpy_helper.to_array(t) for t in model.graph.initializer}, TENSORS)
+    assert [entry.key for entry in model.metadata_props] == ["edgepeft.adapter"]
+    assert {o.name: tuple(d.dim_value for d in o.type.tensor_type.shape.dim) for o in model.graph.output} == {
+        name: array.shape for name, array in TENSORS.items()
+    }
+
+
+@pytest.mark.parametrize("raw", [True, False])
+def test_we_read_what_onnx_writes(raw: bool, tmp_path: Path) -> None:
+    """Bundles of before were written by onnx_ir, and others may store numbers as a list."""
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    def stored(name: str, array: np.ndarray) -> TensorProto:
+        if raw:
+            return numpy_helper.from_array(array, f"{name}.value")
+        return helper.make_tensor(f"{name}.value", TensorProto.FLOAT, array.shape, array.ravel().tolist())
+
+    graph = helper.make_graph(
+        [helper.make_node("Identity", [f"{name}.value"], [name]) for name in TENSORS],
+        "g",
+        [],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, array.shape) for name, array in TENSORS.items()],
+        [stored(name, array) for name, array in TENSORS.items()],
+    )
+    model = helper.make_model(graph)
+    helper.set_model_props(model, {"edgepeft.adapter": '{"method": "LoRA"}', "other": "x"})
+    path = tmp_path / "x.onnx"
+    onnx.save(model, path)
+    found = read_adapter_onnx(path)
+    assert same(found.tensors, TENSORS)
+    assert found.metadata == {"method": "LoRA"}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda g: setattr(g.node[0], "op_type", "Neg"), "is not a stored tensor"),
+        (lambda g: setattr(g.node[0], "domain", "com.other"), "is not a stored tensor"),
+        (lambda g: g.node.append(g.node[0]), "stands for two values"),
+        (lambda g: g.initializer.append(g.initializer[0]), "stands for two values"),
+        (lambda g: g.output.append(g.output[0]), "has two outputs"),
+        (lambda g: g.initializer[0].dims.__setitem__(1, -1), "does not hold what its dimensions"),
+        (lambda g: g.initializer[0].dims.__setitem__(1, 2**62), "does not hold what its dimensions"),
+        (lambda g: setattr(g.initializer[0], "raw_data", b"abc"), "not a readable ONNX file"),
+        (lambda g: setattr(g.initializer[0], "data_location", 1), "is stored in another file"),
+        (lambda g: setattr(g.initializer[0], "data_type", 10), "is float16, slots take float32"),
+        (lambda g: g.input.add(name="x"), "it has inputs"),
+    ],
+)
+def test_other_graphs_are_refused(change: Any, says: str, tmp_path: Path) -> None:
+    import onnx
+
+    path = tmp_path / "x.onnx"
+    write_adapter_onnx(path, TENSORS, METADATA)
+    model = onnx.load(path)
+    change(model.graph)
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(AdapterError, match=says):
+        read_adapter_onnx(path)
+
+
+def test_neither_file_needs_onnx(tmp_path: Path) -> None:
+    """Reading and writing work where only the base install is."""
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; sys.modules.update(dict.fromkeys('torch onnx onnx_ir safetensors ml_dtypes'.split()))\n"
+        "import numpy as np; from pathlib import Path; from edgepeft.adapters.files import *\n"
+        f"p = Path({str(tmp_path / 'x.onnx')!r}); write_adapter_onnx(p, {{'a': np.ones((1, 2), np.float32)}}, {{}})\n"
+        "assert read_adapter_onnx(p).tensors['a'].sum() == 2"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

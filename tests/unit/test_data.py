@@ -73,7 +73,7 @@ def test_select_keeps_columns_together() -> None:
         ("a.jsonl", '{"text": 5, "label": "b"}\n', r"'text' must be a string, found int"),
         ("a.jsonl", '{"text": "a", "label": null}\n', r"line 1: no column 'label'"),
         ("a.jsonl", "\n\n", r"has no data rows"),
-        ("a.parquet", "x", r"unknown data format .parquet"),
+        ("a.xlsx", "x", r"unknown data format .xlsx"),
         ("a", "x", r"unknown data format \(no suffix\)"),
     ],
 )
@@ -130,3 +130,74 @@ def test_prompts_from_rows_as_language_models_are_trained_on(tmp_path: Path) -> 
 def test_rows_without_a_prompt_name_the_line(tmp_path: Path, content: str, said: str) -> None:
     with pytest.raises(DataError, match=re.escape(said)):
         read_prompts(write(tmp_path, "a.jsonl", content))
+
+
+ROWS = Examples(("one, two", "three ä"), ("x", "y"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-8-sig"])
+@pytest.mark.parametrize("name", ["a.csv", "a.jsonl"])
+def test_other_encodings(tmp_path: Path, encoding: str, name: str) -> None:
+    """As spreadsheets and Windows write them, with their mark or without."""
+    content = {
+        "a.csv": 'text,label\r\n"one, two",x\r\nthree ä,y\r\n',
+        "a.jsonl": '{"text": "one, two", "label": "x"}\n{"text": "three ä", "label": "y"}\n',
+    }[name]
+    found = read_examples(write(tmp_path, name, content.encode(encoding)))
+    assert (found.texts, found.labels) == (ROWS.texts, ROWS.labels)
+
+
+def test_half_of_a_character_in_utf_16(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="begins as UTF-16 and is not"):
+        read_examples(write(tmp_path, "a.csv", "text,label\n".encode("utf-16") + b"x"))
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        ('text;label\n"one, two";x\nthree ä;y\n', 2),
+        ("label\ttext\nx\tone, two\ny\tthree ä\n", 2),
+        ("text|label\none, two|x\nthree ä|y\n", 2),
+        ('sep=;\ntext;label\n"one, two";x\nthree ä;y\n', 3),
+        ('"te,xt";text;label\n1;"one, two";x\n2;three ä;y\n', 2),
+    ],
+    ids=["semicolons", "tabs", "bars", "excel", "comma-in-quotes"],
+)
+def test_other_delimiters(tmp_path: Path, content: str, line: int) -> None:
+    found = read_examples(write(tmp_path, "a.csv", content))
+    assert (found.texts, found.labels) == (ROWS.texts, ROWS.labels)
+    assert found.lines[0] == line
+
+
+def test_a_comma_comes_first(tmp_path: Path) -> None:
+    """What was read with commas before is read so still."""
+    assert read_examples(write(tmp_path, "a.csv", "text,label;b\nx;y,z\n"), label="label;b").texts == ("x;y",)
+
+
+def test_json_array(tmp_path: Path) -> None:
+    rows = [{"text": "one, two", "label": "x"}, {"text": "three ä", "label": "y"}]
+    found = read_examples(write(tmp_path, "a.json", json.dumps(rows, indent=2)))
+    assert (found.texts, found.labels, found.lines) == (ROWS.texts, ROWS.labels, (2, 6))
+    lines = read_examples(write(tmp_path, "b.json", "".join(json.dumps(row) + "\n" for row in rows)))
+    assert lines.texts == ROWS.texts
+    with pytest.raises(DataError, match="line 3: expected a JSON object, found str"):
+        read_examples(write(tmp_path, "c.json", '[{"text": "a", "label": "b"},\n\n"x"]'))
+    with pytest.raises(DataError, match="has no data rows"):
+        read_examples(write(tmp_path, "d.json", "[]"))
+    with pytest.raises(DataError, match=r"d2\.json"):
+        read_examples(write(tmp_path, "d2.json", '[{"text": "a"'))
+
+
+def test_parquet(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "a.parquet"
+    parquet.write_table(pyarrow.table({"text": list(ROWS.texts), "label": [3, 4]}), path)
+    found = read_examples(path)
+    assert (found.texts, found.labels) == (ROWS.texts, ("3", "4"))
+    assert found.where(1) == f"{path}, row 2"
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(DataError, match="not a readable Parquet file"):
+        read_examples(path)
+    with pytest.raises(DataError, match="No such file"):
+        read_examples(tmp_path / "none.parquet")

@@ -9,8 +9,17 @@ import cloup
 from cloup import option, option_group
 
 from ..guarded import guarded
-from ..options import PATH, bundle_argument, calibration_option, json_option, lock_option, pair_option, text_option
-from ..show import print_json, steps
+from ..options import (
+    PATH,
+    bundle_argument,
+    calibration_option,
+    dry_run_option,
+    json_option,
+    lock_option,
+    pair_option,
+    text_option,
+)
+from ..show import megabytes, print_json, steps, table
 from ..values import calibration_texts
 
 
@@ -22,6 +31,7 @@ from ..values import calibration_texts
     option("--out", type=PATH, required=True, help="The bundle folder to write; an old bundle there is replaced."),
 )
 @option_group("Data", calibration_option, text_option, pair_option)
+@dry_run_option
 @lock_option
 @json_option
 @guarded
@@ -32,6 +42,7 @@ def pack(
     data: tuple[str, ...],
     text: str,
     pair: str | None,
+    dry_run: bool,
     lock_timeout: float,
     as_json: bool,
 ) -> None:
@@ -45,10 +56,20 @@ def pack(
 
     with steps() as announce:
         texts = calibration_texts(data, text, pair)
-        done = fit(bundle, load_target(target), out, data=texts, lock_timeout=lock_timeout, announce=announce)
+        done = fit(
+            bundle, load_target(target), out, data=texts, dry_run=dry_run, lock_timeout=lock_timeout, announce=announce
+        )
+    files = {name: entry.bytes for name, entry in done.bundle.manifest.files.items()}
     if as_json:
-        print_json({"bundle": str(done.bundle.path), "variant": done.variant, "mb": done.size_mb, "notes": done.notes})
+        print_json({"bundle": str(done.bundle.path), "variant": done.variant, "mb": done.size_mb, "notes": done.notes,
+                    "files": files, "dry_run": dry_run})  # fmt: skip
         return
     for note in done.notes:
         click.echo(f"passed over {note}")
+    if dry_run:
+        table("", ("file", "size"), [(name, megabytes(size)) for name, size in files.items()])
+        click.echo(
+            f"{done.bundle.path}: would get {done.variant} for {target}, {done.size_mb:.2f} MB; nothing was written"
+        )
+        return
     click.echo(f"{done.bundle.path}: {done.variant} for {target}, {done.size_mb:.2f} MB")

@@ -172,6 +172,24 @@ def cover(model: ModelProto, graph: str, provider: str, rule: Rule, caveats: dic
     )
 
 
+def taken_as_shipped(bundle: Bundle, variant: str, provider: str) -> Coverage | None:
+    """What a provider would take of a variant's graph as it is, by ONNX Runtime's list; ``None`` where that ships none.
+
+    Args:
+        bundle: A bundle with ONNX graphs.
+        variant: The variant.
+        provider: As ONNX Runtime calls it, ``CoreMLExecutionProvider``.
+    """
+    import onnx
+
+    listed = next((name for name in _LISTS if name.lower() == provider.removesuffix("ExecutionProvider").lower()), None)
+    if listed is None:
+        return None
+    with bundle.open(bundle.manifest.variants[variant].file) as opened:
+        model = onnx.load(opened.load_path, format="protobuf", load_external_data=False)
+    return cover(model, "as shipped", listed, *_listed(listed))
+
+
 def _graphs(bundle: Bundle, variant: str, adapter: str | None, shape: Shape, folder: Path) -> dict[str, Path]:
     """The graph as it ships, with fixed shapes and slots as inputs, and with fixed shapes and constant slots."""
     import onnx_ir as ir

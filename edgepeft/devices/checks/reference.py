@@ -8,6 +8,7 @@ from pathlib import Path
 
 from ...bundle import Bundle
 from ...errors import InputError
+from ...spelling import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ def check_data(bundle: Bundle, names: Sequence[str | None], data: Mapping[str, o
     unknown = sorted(set(data) - {name or merged or "*" for name in names} - {"*"})
     if unknown:
         known = ", ".join(name or merged or "*" for name in names)
-        raise InputError(f"{bundle.path} has no adapter {unknown[0]!r}; it has: {known}")
+        close = did_you_mean(unknown[0], bundle.manifest.adapters)
+        raise InputError(f"{bundle.path} has no adapter {unknown[0]!r}; it has: {known}{close}")
     if rows < 1:
         raise InputError(f"rows must be at least 1, found {rows}")

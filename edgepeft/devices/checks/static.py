@@ -52,7 +52,7 @@ def graph_gates(bundle: Bundle, target: Target, variants: Sequence[str]) -> tupl
             notes.append(f"{variant.file} is in ORT format: its operators were checked when it was converted")
             continue
         if find_spec("onnx") is None:
-            notes.append("the graph was not looked at: pip install 'edgepeft[export]'")
+            notes.append("the graph was not looked at: pip install 'edgepeft[tools]'")
             continue
         opset, ops = variant_facts(bundle, name)
         gates.append(Gate.at_most(f"opset {name}", opset, target.graph.opset, "opset"))
@@ -61,6 +61,37 @@ def graph_gates(bundle: Bundle, target: Target, variants: Sequence[str]) -> tupl
             detail = ", ".join(f"{count} {op}" for op, count in bad.items())
             gates.append(Gate.at_most(f"operators {name}", float(sum(bad.values())), 0.0, "nodes", detail))
     return tuple(gates), tuple(dict.fromkeys(notes))
+
+
+def shape_gates(bundle: Bundle, target: Target, variants: Sequence[str]) -> tuple[Gate, ...]:
+    """Whether graphs have the fixed shapes that ``[graph] shapes = "static"`` demands, for targets that nothing executes.
+
+    A provider leaves most nodes of a graph with other shapes to the CPU: how many it would take is said, where ONNX Runtime
+    ships a list of its operators. What freezing gives is another graph, so nothing is decided.
+    """
+    inputs = bundle.manifest.inputs
+    if target.graph.shapes != "static" or all(isinstance(size, int) for value in inputs for size in value.shape):
+        return ()
+    gates = []
+    for name in variants:
+        detail = (
+            f"{target.name} takes fixed shapes ({', '.join(target.graph.buckets)}), and the graph's are not: "
+            f"{_taken(bundle, name, target)}write graphs for it with: edgepeft targets freeze {bundle.path}"
+        )
+        gates.append(Gate.undecided(f"fixed shapes {name}", detail))
+    return tuple(gates)
+
+
+def _taken(bundle: Bundle, name: str, target: Target) -> str:
+    from .coverage import taken_as_shipped
+
+    variant = bundle.manifest.variants[name]
+    if find_spec("onnx") is None or variant.file.endswith(".ort"):
+        return ""
+    found = taken_as_shipped(bundle, name, target.runtime.providers[0])
+    if found is None:
+        return ""
+    return f"as shipped {found.provider} takes {found.taken} of {found.nodes} nodes, in {found.partitions} partitions; "
 
 
 def variant_facts(bundle: Bundle, variant: str) -> tuple[int, dict[str, int]]:
@@ -94,6 +125,7 @@ def _graph_facts(bundle: Bundle, file: str) -> tuple[int, dict[str, int]]:
 def static_report(bundle: Bundle, target: Target, variants: Sequence[str], why: str, kind: str = "static") -> Report:
     """The static checks as a report that says, as an inconclusive gate, that nothing was executed."""
     gates, notes = graph_gates(bundle, target, variants)
+    gates = (*gates, *shape_gates(bundle, target, variants))
     executed = Gate.undecided(f"{EXECUTED}{target.name}", f"static only, nothing was executed: {why}")
     if target.note:
         notes = (*notes, f"{target.name}: {target.note}")

@@ -51,7 +51,7 @@ class QnnExecutor:
         if find_spec("onnxruntime_qnn") is None:
             missing.append(Missing("onnxruntime-qnn", "pip install 'edgepeft[qnn]'"))
         if find_spec("onnx_ir") is None or find_spec("onnxscript") is None:
-            missing.append(Missing("onnx_ir and onnxscript", "pip install 'edgepeft[export]'"))
+            missing.append(Missing("onnx_ir and onnxscript", "pip install 'edgepeft[tools]'"))
         return tuple(missing)
 
     def run(self, job: Job) -> WorkerResult:

@@ -1,6 +1,6 @@
-"""README's Python, run as it stands: the five stages for each kind of task, and a bundle opened.
+"""The Python of docs/start.md, run as it stands: the five stages for each kind of task, and a bundle opened.
 
-Only the model's id and the task are replaced. Adapters are found by their paths in README, below the current folder.
+Only the model's id and the task are replaced. Adapters are found by their paths in the page, below the current folder.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from edgepeft.bundle import read_bundle
 from edgepeft.errors import InputError, ManifestError
 from edgepeft.pipeline import Bundle, add_slots, capture, export, merge, quantize, read_adapter, validate, write_bundle
 
-README = Path(__file__).parents[2] / "README.md"
+README = Path(__file__).parents[2] / "docs" / "start.md"
 MODEL, TASK = '"sentence-transformers/all-MiniLM-L6-v2"', 'task="text-classification"'
 #: The text that the tests write from, in words of the tiny models' vocabulary.
 TEXT = "the film was very good"
 
 
 def block(word: str) -> str:
-    """The one Python block of README that holds ``word``."""
+    """The one Python block of the page that holds ``word``."""
     blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
     (found,) = [each for each in blocks if word in each]
     return str(found)
@@ -40,7 +40,7 @@ def run_block(code: str, **replaced: str) -> dict[str, Any]:
     """What the names of a block are after it ran."""
     for old, new in ((MODEL, replaced.get("model")), (TASK, replaced.get("task"))):
         if new is not None:
-            assert code.count(old) == 1, f"README's block no longer holds {old}"
+            assert code.count(old) == 1, f"the page's block no longer holds {old}"
             code = code.replace(old, new)
     names: dict[str, Any] = {}
     exec(compile(code, str(README), "exec"), names)
