@@ -8,28 +8,36 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from statistics import NormalDist, fmean, variance
+from statistics import fmean, variance
 
 import numpy as np
 
+from ..metrics.intervals import Interval, bootstrap_drop, mcnemar, paired_drop, wilson
 from ..report.gate import Verdict
 from ..report.gate import judge as judge_bounds
+
+__all__ = [
+    "MIN_SAMPLES",
+    "Interval",
+    "bootstrap_drop",
+    "judge",
+    "looks",
+    "mcnemar",
+    "paired_drop",
+    "percentile",
+    "ratio_bounds",
+    "spent",
+    "t_interval",
+    "t_quantile",
+    "t_tail",
+    "welch_bounds",
+    "wilson",
+]
 
 #: Samples below which a percentile is not stated. The median from 6: only then does the range of the sample cover the
 #: true median with 95 % (1 - 2 * 0.5**n). The tails: about five, and one, samples beyond the value.
 MIN_SAMPLES = {50: 6, 95: 100, 99: 1000}
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate with its lower and upper confidence bounds."""
-
-    estimate: float
-    lower: float
-    upper: float
-    confidence: float
 
 
 def percentile(samples: Sequence[float], q: int) -> float | None:
@@ -155,58 +163,3 @@ def _bounds(mean: float, error: float, df: float, *, cases: int, look: int, conf
 def judge(interval: Interval, limit: float) -> Verdict:
     """``pass`` when the whole interval is below ``limit``, ``fail`` when it is above, else ``inconclusive``."""
     return judge_bounds(interval.lower, interval.upper, limit)
-
-
-def wilson(hits: int, total: int, confidence: float = 0.95) -> Interval:
-    """Wilson's score interval of a proportion (Wilson 1927; two-sided)."""
-    if not 0 <= hits <= total or total == 0:
-        raise ValueError(f"wilson needs 0 <= hits <= total and total > 0, got {hits} of {total}")
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    share = hits / total
-    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
-    half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    return Interval(share, max(0.0, centre - half), min(1.0, centre + half), confidence)
-
-
-def mcnemar(only_baseline: int, only_candidate: int) -> float:
-    """Exact two-sided McNemar p-value (binomial with 1/2 on the discordant rows; McNemar 1947).
-
-    ``only_baseline`` rows were right in the baseline alone, ``only_candidate`` rows in the candidate alone.
-    """
-    n = only_baseline + only_candidate
-    term, tail = 1, 1
-    for i in range(min(only_baseline, only_candidate)):
-        term = term * (n - i) // (i + 1)  # C(n, i + 1), exact in integers
-        tail += term
-    return min(1.0, 2 * tail / 2**n)
-
-
-def paired_drop(baseline: Sequence[bool], candidate: Sequence[bool], confidence: float = 0.95) -> Interval:
-    """Accuracy of the baseline minus that of the candidate on the same rows, with an adjusted Wald interval.
-
-    Bonett and Price (2012): one row is added to each discordant count, which keeps the coverage for small counts
-    and leaves an honest width where no row differs.
-    """
-    rows = len(baseline)
-    lost = sum(b and not c for b, c in zip(baseline, candidate, strict=True))
-    won = sum(c and not b for b, c in zip(baseline, candidate, strict=True))
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    p_lost, p_won = (lost + 1) / (rows + 2), (won + 1) / (rows + 2)
-    half = z * math.sqrt((p_lost + p_won - (p_lost - p_won) ** 2) / (rows + 2))
-    centre = p_lost - p_won
-    return Interval((lost - won) / rows, centre - half, centre + half, confidence)
-
-
-def bootstrap_drop(
-    baseline: Sequence[bool],
-    candidate: Sequence[bool],
-    *,
-    resamples: int = 2000,
-    seed: int = 0,
-    confidence: float = 0.95,
-) -> Interval:
-    """As :func:`paired_drop`, by resampling rows (percentile bootstrap: Efron and Tibshirani 1993, chapter 13)."""
-    drops = np.asarray(baseline, dtype=np.float64) - np.asarray(candidate, dtype=np.float64)
-    rows = np.random.default_rng(seed).integers(0, len(drops), size=(resamples, len(drops)))
-    lower, upper = np.quantile(drops[rows].mean(axis=1), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(float(drops.mean()), float(lower), float(upper), confidence)

@@ -42,7 +42,8 @@ data_option = option(
     "--data",
     multiple=True,
     metavar="NAME=FILE",
-    help="Labelled rows (.csv, .tsv, .jsonl) of an adapter, or prompts of a language model's. May be repeated.",
+    help="Labelled rows (.csv, .tsv, .jsonl) of an adapter, or texts, prompts or conversations of a language model's. "
+    "May be repeated.",
 )
 
 # What is measured, and where.

@@ -22,22 +22,29 @@ from .options import (
     variant_names,
 )
 from .show import finish, measured, steps
-from .values import device_data, labelled, named
+from .values import checkpoints_or_names, device_data, judged_rows
 
 
 @cloup.command()
 @bundle_argument
 @option_group("What", variant_names)
-@option_group("Data", data_option, text_option, label_option, pair_option)
+@option_group(
+    "Data",
+    data_option,
+    text_option,
+    label_option,
+    pair_option,
+    option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N rows of each file, spread evenly."),
+)
 @option_group(
     "Reference",
     option(
         "--adapter",
         "adapters",
         multiple=True,
-        metavar="NAME=PATH",
-        show_default="where the manifest says",
-        help="The PEFT checkpoint of an adapter. May be repeated.",
+        metavar="NAME[=PATH]",
+        show_default="all, from where the manifest says",
+        help="NAME=PATH: the PEFT checkpoint of an adapter. NAME: only this adapter. May be repeated.",
     ),
     option(
         "--model",
@@ -91,6 +98,7 @@ def validate(
     text: str,
     label: str,
     pair: str | None,
+    limit: int | None,
     adapters: tuple[str, ...],
     model: str | None,
     variants: tuple[str, ...],
@@ -103,19 +111,23 @@ def validate(
     report: Path | None,
     as_json: bool,
 ) -> None:
-    """Compare adapters with PEFT, on outputs and accuracy.
+    """Compare adapters with PEFT, on outputs and quality.
 
     Every adapter whose checkpoint is at hand must give PEFT's outputs on ragged padded batches, the base must come back
-    bit for bit, and on labelled --data no variant may lose more than --max-drop. Exit code 0: all checks hold; 1: one does
+    bit for bit, and on labelled --data no variant may lose more than --max-drop. Every metric of the task is measured on
+    --data with its interval, and variants are compared on the same rows. Exit code 0: all checks hold; 1: one does
     not; 2: the call was wrong; 3: nothing can execute the --target here, and only static checks were made.
     """
     from ..pipeline import validate as run
     from ..validate import validation_report
 
+    checkpoints, only = checkpoints_or_names(adapters)
     if target is not None:
         from ..devices import validate_on
         from ..targets import load_target
 
+        if only or limit is not None:
+            raise InputError("--adapter NAME without a path, and --limit, are not for --target; it has --rows")
         stem = f"validate-{load_target(target).name}"
         with measured(report, bundle, stem), steps() as announce:
             done = validate_on(
@@ -124,7 +136,7 @@ def validate(
                 on=on,
                 data=device_data(bundle, data, text, label, pair),
                 rows=rows,
-                adapters=named(adapters, "--adapter"),
+                adapters=checkpoints,
                 base=model,
                 variants=variants or None,
                 reference=not no_reference,
@@ -139,8 +151,9 @@ def validate(
     with measured(report, bundle, "validate"), steps() as announce:
         result = run(
             bundle,
-            data=labelled(bundle, data, text, label, pair),
-            adapters=named(adapters, "--adapter"),
+            data=judged_rows(bundle, data, text, label, pair, limit),
+            adapters=checkpoints,
+            only=only or None,
             base=model,
             variants=variants or None,
             reference=not no_reference,

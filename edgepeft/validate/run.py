@@ -12,9 +12,10 @@ from .. import runtime as runtimes
 from ..bundle import Bundle, read_bundle, rereading
 from ..data import Examples
 from ..errors import InputError
+from ..metrics import Scored, compare, measure
+from ..report.accuracy import Accuracy
 from ..report.gate import Report
 from ..runtime import Runtime
-from .accuracy import accuracy
 from .gates import validation_gates, validation_tables
 from .parity import (
     adapter_parity,
@@ -28,6 +29,7 @@ from .parity import (
     task_of,
 )
 from .probe import bundle_probe
+from .quality import Rows, answer_rows, check_rows, missing_note, task_of_head
 from .quantized_base import comparable
 from .reference import check_base, head_width, peft_model
 from .result import Validation
@@ -37,15 +39,16 @@ from .result import Validation
 def validate(
     bundle: str | Path | Bundle,
     *,
-    data: Mapping[str, Examples] | None = None,
+    data: Mapping[str, Rows] | None = None,
     adapters: Mapping[str, str | Path] | None = None,
+    only: Sequence[str] | None = None,
     base: str | None = None,
     variants: Sequence[str] | None = None,
     reference: bool = True,
     max_drop: float = 0.01,
     progress: Callable[[str], None] = lambda message: None,
 ) -> Validation:
-    """Compare a bundle with PEFT, and measure its accuracy.
+    """Compare a bundle with PEFT, and measure its quality.
 
     An adapter whose PEFT checkpoint is at hand is compared with PEFT over the base: outputs on ragged padded batches in fp32.
     A bundle that was made from a quantized file is compared over the rounded numbers. Base and adapters must give finite numbers
@@ -53,8 +56,10 @@ def validate(
 
     Args:
         bundle: The bundle, or its folder.
-        data: Labelled rows by adapter, which the adapter was not trained on. Accuracy is measured on them in every variant.
+        data: Labelled rows (:class:`Examples`) by adapter, or a language model's (:class:`LanguageRows`), which the adapter was not
+            trained on. Every metric of the task is measured on them in every variant, with its interval.
         adapters: PEFT checkpoints by adapter; by default from where the manifest says that they came.
+        only: Adapters to limit everything but the base to; by default all.
         base: The model that PEFT runs (a folder or a Hugging Face id); by default the one that the manifest names.
         variants: Which variants; by default all.
         reference: ``False`` leaves out what needs PEFT, and so torch.
@@ -66,7 +71,8 @@ def validate(
         not compared.
 
     Raises:
-        InputError: There is no such adapter or variant.
+        InputError: There is no such adapter or variant, or rows are for another task.
+        DataError: A row's label is none of the adapter's; said before a model is loaded.
         ManifestError: The manifest is not valid; graphs that do not make up the task are such a case.
         BundleError: The bundle cannot be opened.
 
@@ -82,13 +88,19 @@ def validate(
         if name not in manifest.variants:
             raise InputError(f"{opened.path} has no variant {name!r}; it has: {', '.join(manifest.variants)}")
     data = dict(data or {})
-    known = set(manifest.adapters) | {manifest.merged}
-    for name in data:
+    known = {*manifest.adapters, *filter(None, [manifest.merged])}
+    for name in (*data, *(only or ())):
         if name not in known:
-            raise InputError(
-                f"{opened.path} has no adapter {name!r}; it has: {', '.join(sorted(filter(None, known))) or 'none'}"
-            )
+            raise InputError(f"{opened.path} has no adapter {name!r}; it has: {', '.join(sorted(known)) or 'none'}")
+    chosen = known if only is None else set(only)
+    if odd := next((name for name in data if name not in chosen), None):
+        raise InputError(
+            f"data was given for {odd!r}, which is not among the adapters chosen: {', '.join(sorted(chosen))}"
+        )
+    for name, rows in data.items():
+        check_rows(opened, name, rows)
     sources = adapter_sources(opened, adapters or {}) if reference else {}
+    sources = {name: source for name, source in sources.items() if name in chosen}
     base = base or manifest.base.source
     if sources:
         check_base(base)
@@ -112,10 +124,11 @@ def validate(
     for variant in names:
         progress(f"outputs of {variant}")
         broken |= not_finite(open_variant(variant), probe)
-    rows = []
-    for name, examples in data.items():
+    accuracies: list[Accuracy] = []
+    scored: list[Scored] = []
+    for name, rows in data.items():
         module = None
-        if name in sources:
+        if name in sources and isinstance(rows, Examples) and task_of_head(manifest, name) == "text-classification":
             labels = manifest.labels if manifest.mode != "swap" else manifest.adapters[name].labels
             module = peft_model(
                 base,
@@ -125,22 +138,32 @@ def validate(
                 pad=pad_token_of(opened),
             )
         for variant in names:
-            progress(f"accuracy of {name}, {variant}")
-            rows.append(accuracy(open_variant(variant), name, examples, module=module))
+            progress(f"quality of {name}, {variant}")
+            counted, mine = answer_rows(
+                open_variant(variant), name, rows, module=module, against=runtime if runtime.variant == "fp32" else None
+            )
+            accuracies += [counted] if counted is not None else []
+            scored += mine
+    if scored:
+        progress("intervals")
+    measured = [each for mine in scored for each in measure(mine)]
     return Validation(
         bundle=str(opened.path),
         parity=tuple(parity),
         base_restored=restored,
-        accuracy=tuple(rows),
-        gates=validation_gates(parity, restored, rows, broken, max_drop),
-        unchecked=tuple(sorted(n for n in known if n is not None and n not in sources)) if reference else (),
+        accuracy=tuple(accuracies),
+        gates=validation_gates(parity, restored, accuracies, broken, max_drop),
+        unchecked=tuple(sorted(chosen - set(sources))) if reference else (),
+        metrics=tuple(measured),
+        comparisons=compare(measured, "fp32" if "fp32" in names else names[0]),
+        notes=tuple(filter(None, [missing_note(scored)])),
     )
 
 
 def validation_report(result: Validation) -> Report:
     """A validation for people and files; its verdict is that of ``result.gates``."""
     tables = validation_tables(result)
-    notes = result.problems
+    notes = (*result.problems, *result.notes)
     if result.unchecked:
         names = ", ".join(result.unchecked)
         notes = (*notes, f"not compared with PEFT: {names}; no checkpoint at hand, give it with --adapter NAME=PATH")
