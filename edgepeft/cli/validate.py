@@ -22,7 +22,7 @@ from .options import (
     variant_names,
 )
 from .show import finish, measured, steps
-from .values import checkpoints_or_names, device_data, judged_rows
+from .values import checkpoints_or_names, device_data, judged_rows, rows_of
 
 
 @cloup.command()
@@ -34,6 +34,12 @@ from .values import checkpoints_or_names, device_data, judged_rows
     text_option,
     label_option,
     pair_option,
+    option(
+        "--general",
+        multiple=True,
+        metavar="FILE",
+        help="Rows that no adapter was trained for: what is lost on them against --data, and against the base. May be repeated.",
+    ),
     option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N rows of each file, spread evenly."),
 )
 @option_group(
@@ -89,6 +95,18 @@ from .values import checkpoints_or_names, device_data, judged_rows
     metavar="SHARE",
     help="Accuracy a variant may lose against PEFT.",
 )
+@option(
+    "--max-general-drop",
+    type=click.FloatRange(0, 1),
+    metavar="SHARE",
+    help="What the score on --general may be below that on --data.",
+)
+@option(
+    "--max-forgetting",
+    type=click.FloatRange(0, 1),
+    metavar="SHARE",
+    help="What an adapter may take from the base on --general, or add to its perplexity.",
+)
 @report_option
 @json_option
 @guarded
@@ -98,6 +116,7 @@ def validate(
     text: str,
     label: str,
     pair: str | None,
+    general: tuple[str, ...],
     limit: int | None,
     adapters: tuple[str, ...],
     model: str | None,
@@ -108,6 +127,8 @@ def validate(
     rows: int | None,
     max_new_tokens: int | None,
     max_drop: float,
+    max_general_drop: float | None,
+    max_forgetting: float | None,
     report: Path | None,
     as_json: bool,
 ) -> None:
@@ -119,20 +140,28 @@ def validate(
     not; 2: the call was wrong; 3: nothing can execute the --target here, and only static checks were made.
     """
     from ..pipeline import validate as run
+    from ..targets import GeneralizationRules
     from ..validate import validation_report
 
     checkpoints, only = checkpoints_or_names(adapters)
+    elsewhere = [rows_of(bundle, path, text, label, pair, limit or rows) for path in general]
+    limits = {"max_drop": max_general_drop, "max_forgetting": max_forgetting}
+    given = {name: share for name, share in limits.items() if share is not None}
+    if given and not general:
+        raise InputError("--max-general-drop and --max-forgetting judge rows of --general FILE, and none are given")
     if target is not None:
         from ..devices import validate_on
         from ..targets import load_target
 
         if only or limit is not None:
             raise InputError("--adapter NAME without a path, and --limit, are not for --target; it has --rows")
-        stem = f"validate-{load_target(target).name}"
+        loaded = load_target(target)
+        loaded = loaded.model_copy(update={"generalization": loaded.generalization.model_copy(update=given)})
+        stem = f"validate-{loaded.name}"
         with measured(report, bundle, stem), steps() as announce:
             done = validate_on(
                 bundle,
-                load_target(target),
+                loaded,
                 on=on,
                 data=device_data(bundle, data, text, label, pair),
                 rows=rows,
@@ -142,6 +171,8 @@ def validate(
                 reference=not no_reference,
                 max_drop=max_drop,
                 new_tokens=32 if max_new_tokens is None else max_new_tokens,
+                general=elsewhere,
+                inside=judged_rows(bundle, data, text, label, pair, rows) if general else {},
                 progress=announce,
             )
         finish(done, report, bundle, stem, as_json)
@@ -158,6 +189,8 @@ def validate(
             variants=variants or None,
             reference=not no_reference,
             max_drop=max_drop,
+            general=elsewhere,
+            rules=GeneralizationRules(**given),
             progress=announce,
         )
     finish(validation_report(result), report, bundle, "validate", as_json)

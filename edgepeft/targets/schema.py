@@ -163,6 +163,15 @@ class CheckRules(_Model):
         return self
 
 
+class GeneralizationRules(_Model):
+    """``[generalization]``: what may be lost on rows from elsewhere (``validate --general``); a key left out is not judged."""
+
+    #: Most that a score may be below that in domain, as a share: 0.10 is ten points.
+    max_drop: Share | None = None
+    #: Most that the adapter may take from the base's own score on the same rows, or add to its perplexity, as a share.
+    max_forgetting: Share | None = None
+
+
 class Target(_Model):
     """One kind of device."""
 
@@ -185,6 +194,7 @@ class Target(_Model):
     #: ``[accuracy]``: the least accuracy by adapter name; ``"*"`` is for every adapter not named.
     accuracy: dict[str, Share] = Field(default_factory=dict)
     check: CheckRules = CheckRules()
+    generalization: GeneralizationRules = GeneralizationRules()
 
     @model_validator(mode="after")
     def _shapes_fit(self) -> Target:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from ..base.rounding import TOLERANCE
 from ..report.accuracy import Accuracy
 from ..report.gate import Gate, Table
+from .generalization import generalization_table
 from .quality import quality_tables
 from .result import AdapterParity, Validation
 
@@ -92,7 +93,11 @@ def _accuracy_gates(row: Accuracy, max_drop: float) -> list[Gate]:
 
 def validation_tables(result: Validation) -> list[Table]:
     """What was compared, for people."""
-    return [*_compared_with_peft(result), *quality_tables(result.metrics, result.comparisons)]
+    return [
+        *_compared_with_peft(result),
+        *quality_tables(result.metrics, result.comparisons),
+        *generalization_table(result.generalization),
+    ]
 
 
 def _compared_with_peft(result: Validation) -> list[Table]:

@@ -10,6 +10,7 @@ from ..json_text import finite_json
 from ..metrics import Comparison, Measured
 from ..report.accuracy import Accuracy
 from ..report.gate import Gate
+from .generalization import Generalization
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Validation:
     metrics: tuple[Measured, ...] = ()
     #: Variants against fp32 (or the first) on the same rows, Holm-corrected.
     comparisons: tuple[Comparison, ...] = ()
+    #: Each adapter in its domain and out of it, where general rows were given.
+    generalization: tuple[Generalization, ...] = ()
     #: What a reader must know: metrics that were left out, and what looks wrong though no gate fails.
     notes: tuple[str, ...] = ()
 
@@ -69,6 +72,7 @@ class Validation:
                 "accuracy": [_accuracy(each) for each in self.accuracy],
                 "metrics": [each.as_dict() for each in self.metrics],
                 "comparisons": [each.as_dict() for each in self.comparisons],
+                "generalization": [each.as_dict() for each in self.generalization],
                 "problems": self.problems,
                 "notes": self.notes,
                 "unchecked": self.unchecked,

@@ -16,7 +16,9 @@ from ..metrics import Scored, compare, measure
 from ..report.accuracy import Accuracy
 from ..report.gate import Report
 from ..runtime import Runtime
+from ..targets import GeneralizationRules
 from .gates import validation_gates, validation_tables
+from .generalization import adapters_of, generalization
 from .parity import (
     adapter_parity,
     adapter_probe,
@@ -46,6 +48,8 @@ def validate(
     variants: Sequence[str] | None = None,
     reference: bool = True,
     max_drop: float = 0.01,
+    general: Sequence[Rows] = (),
+    rules: GeneralizationRules | None = None,
     progress: Callable[[str], None] = lambda message: None,
 ) -> Validation:
     """Compare a bundle with PEFT, and measure its quality.
@@ -64,6 +68,9 @@ def validate(
         variants: Which variants; by default all.
         reference: ``False`` leaves out what needs PEFT, and so torch.
         max_drop: How much accuracy a variant may lose against PEFT, as a share: 0.01 is one point.
+        general: Rows that no adapter was trained for. Adapters with ``data`` whose labels they have are judged on them, and so is
+            the base where it has a head for them; a language model's adapters all are.
+        rules: What may be lost on ``general``; a limit that is not set is not judged, and a loss beyond 5 points is warned of.
         progress: Is called with a line of text for each step.
 
     Returns:
@@ -99,6 +106,7 @@ def validate(
         )
     for name, rows in data.items():
         check_rows(opened, name, rows)
+    fitting = adapters_of(opened, data, general, chosen)
     sources = adapter_sources(opened, adapters or {}) if reference else {}
     sources = {name: source for name, source in sources.items() if name in chosen}
     base = base or manifest.base.source
@@ -147,16 +155,24 @@ def validate(
     if scored:
         progress("intervals")
     measured = [each for mine in scored for each in measure(mine)]
+    elsewhere = generalization(opened, data, fitting, names, open_variant, measured, progress)
+    rules = rules or GeneralizationRules()
     return Validation(
         bundle=str(opened.path),
         parity=tuple(parity),
         base_restored=restored,
         accuracy=tuple(accuracies),
-        gates=validation_gates(parity, restored, accuracies, broken, max_drop),
+        gates=(
+            *validation_gates(parity, restored, accuracies, broken, max_drop),
+            *(gate for each in elsewhere for gate in each.gates(rules)),
+        ),
         unchecked=tuple(sorted(chosen - set(sources))) if reference else (),
         metrics=tuple(measured),
         comparisons=compare(measured, "fp32" if "fp32" in names else names[0]),
-        notes=tuple(filter(None, [missing_note(scored)])),
+        generalization=elsewhere,
+        notes=tuple(
+            filter(None, [missing_note(scored), *(said for each in elsewhere for said in each.warnings(rules))])
+        ),
     )
 
 
