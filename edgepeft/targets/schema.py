@@ -156,6 +156,10 @@ class CheckRules(_Model):
     #: No further round is started after this long.
     max_seconds: Positive = 600.0
 
+    def for_seconds(self, seconds: float) -> CheckRules:
+        """The same rules with time alone as the end: rounds go on until all is decided or ``seconds`` are over."""
+        return self.model_copy(update={"max_seconds": seconds, "max_rounds": 10_000})
+
     @model_validator(mode="after")
     def _ordered(self) -> CheckRules:
         if self.min_rounds > self.max_rounds:

@@ -192,7 +192,7 @@ def generalization(
                     base_scores[key] = _measured(runtime, None, rows)
                 for each in mine:
                     base = next((b for b in base_scores.get(key, ()) if answers and b.metric is each.metric), None)
-                    found.append(_compared(each, base, inside.get(each.scored.kind), domain == "in"))
+                    found.append(compared(each, base, inside.get(each.scored.kind), domain == "in"))
                     if domain == "in":
                         inside[each.scored.kind] = each
     return tuple(found)
@@ -224,7 +224,8 @@ def _base_answers(bundle: Bundle, runtime: Runtime, name: str) -> bool:
     return base_head(manifest).labels == head_of(manifest, name).labels
 
 
-def _compared(mine: Measured, base: Measured | None, inside: Measured | None, is_inside: bool) -> Generalization:
+def compared(mine: Measured, base: Measured | None, inside: Measured | None, is_inside: bool) -> Generalization:
+    """Rows that were scored beside the base on the same rows and the adapter in its domain, where there are such."""
     relative = mine.metric.name == "perplexity"
     return Generalization(
         adapter=mine.name,

@@ -14,9 +14,10 @@ from ..data import Examples
 from ..errors import InputError
 from ..metrics import Scored, compare, measure
 from ..report.accuracy import Accuracy
-from ..report.gate import Report
+from ..report.gate import Gate, Report
 from ..runtime import Runtime
 from ..targets import GeneralizationRules
+from .detectors import adapter_outputs, other_bases, permuted_labels, twins, unchanged
 from .gates import validation_gates, validation_tables
 from .generalization import adapters_of, generalization
 from .parity import (
@@ -100,9 +101,9 @@ def validate(
         if name not in known:
             raise InputError(f"{opened.path} has no adapter {name!r}; it has: {', '.join(sorted(known)) or 'none'}")
     chosen = known if only is None else set(only)
-    if odd := next((name for name in data if name not in chosen), None):
+    if stray := next((name for name in data if name not in chosen), None):
         raise InputError(
-            f"data was given for {odd!r}, which is not among the adapters chosen: {', '.join(sorted(chosen))}"
+            f"data was given for {stray!r}, which is not among the adapters chosen: {', '.join(sorted(chosen))}"
         )
     for name, rows in data.items():
         check_rows(opened, name, rows)
@@ -123,6 +124,9 @@ def validate(
             noise = partial(peft_noise, opened, name, source, base, own.probe, expected, rounded=rounded)
             found = adapter_parity(compared, name, expected, own.probe, noise)
             parity.append(replace(found, other_tokens=own.other_tokens))
+    outputs = adapter_outputs(runtime, probe, [name for name in runtime.adapters if name in chosen])
+    without_effect = unchanged(runtime, probe, outputs)
+    warnings = [*twins(outputs, without_effect), *other_bases(opened, sources)]
     restored = base_restored(runtime, probe) if runtime.adapters else None
 
     def open_variant(variant: str) -> Runtime:  # one at a time: together they may not fit into memory
@@ -157,6 +161,7 @@ def validate(
     measured = [each for mine in scored for each in measure(mine)]
     elsewhere = generalization(opened, data, fitting, names, open_variant, measured, progress)
     rules = rules or GeneralizationRules()
+    warnings += [*map(permuted_labels, scored), *(said for each in elsewhere for said in each.warnings(rules))]
     return Validation(
         bundle=str(opened.path),
         parity=tuple(parity),
@@ -164,15 +169,18 @@ def validate(
         accuracy=tuple(accuracies),
         gates=(
             *validation_gates(parity, restored, accuracies, broken, max_drop),
+            *(
+                Gate.holds(f"changes the output {name}", False, "its outputs are the base's, bit for bit")
+                for name in without_effect
+                if name not in {each.adapter for each in parity}  # there it is said already
+            ),
             *(gate for each in elsewhere for gate in each.gates(rules)),
         ),
         unchecked=tuple(sorted(chosen - set(sources))) if reference else (),
         metrics=tuple(measured),
         comparisons=compare(measured, "fp32" if "fp32" in names else names[0]),
         generalization=elsewhere,
-        notes=tuple(
-            filter(None, [missing_note(scored), *(said for each in elsewhere for said in each.warnings(rules))])
-        ),
+        notes=tuple(filter(None, [missing_note(scored), *warnings])),
     )
 
 

@@ -22,7 +22,7 @@ from edgepeft.pipeline import export, validate
 from edgepeft.report.gate import Verdict
 from edgepeft.targets import GeneralizationRules
 from edgepeft.validate import read_language_rows
-from edgepeft.validate.generalization import _compared
+from edgepeft.validate.generalization import compared
 
 NAMES = "abcde"
 
@@ -140,5 +140,5 @@ def test_the_warning_over_twenty_seeds(accuracy: float, warned: int) -> None:
     for seed in range(20):
         rng = np.random.default_rng(seed)
         inside, outside = scored(rng.random(500) < 0.90, "in"), scored(rng.random(500) < accuracy, "out")
-        said += bool(_compared(outside, None, inside, False).warnings(GeneralizationRules()))
+        said += bool(compared(outside, None, inside, False).warnings(GeneralizationRules()))
     assert said == warned
