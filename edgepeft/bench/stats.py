@@ -27,6 +27,9 @@ __all__ = [
     "paired_drop",
     "percentile",
     "ratio_bounds",
+    "rounds_needed",
+    "session_bounds",
+    "session_limit",
     "spent",
     "t_interval",
     "t_quantile",
@@ -151,6 +154,61 @@ def welch_bounds(
     df = sum(parts) ** 2 / squares if squares > 0 else len(baseline) + len(candidate) - 2
     error = math.sqrt(sum(parts) + 2 * drift**2)
     return _bounds(fmean(candidate) - fmean(baseline), error, df, cases=cases, look=1, confidence=confidence)
+
+
+def session_bounds(
+    baseline: Sequence[float],
+    sessions: Sequence[Sequence[float]],
+    *,
+    drift: float,
+    cases: int,
+    look: int = 1,
+    confidence: float = 0.95,
+) -> Interval:
+    """As :func:`ratio_bounds`, for the logs of a saved session and of several sessions of the candidate.
+
+    Processes of one session share the state of the machine, so the candidate's sessions are the draws, and the saved report is
+    one more. Sessions are taken to differ by ``drift`` (a standard deviation in log units), or by what the candidate's do where
+    that is more. Degrees of freedom are Satterthwaite's; an assumed drift has no sampling error.
+
+    Args:
+        baseline: Log medians of the saved report's processes, at least two.
+        sessions: Log medians of the candidate's processes by session, at least two sessions.
+        drift: The least standard deviation between sessions.
+        cases: How many cases are judged together.
+        look: The how manieth look at growing data this is.
+        confidence: Of the interval.
+    """
+    means = [fmean(session) for session in sessions]
+    seen, noise = variance(means), variance(baseline) / len(baseline)
+    between = max(drift**2, seen) * (1 + 1 / len(means))
+    squares = noise**2 / (len(baseline) - 1) + (between**2 / (len(means) - 1) if seen > drift**2 else 0.0)
+    df = (between + noise) ** 2 / squares if squares > 0 else 1e6
+    return _bounds(
+        fmean(means) - fmean(baseline), math.sqrt(between + noise), df, cases=cases, look=look, confidence=confidence
+    )
+
+
+def session_limit(baseline: Sequence[float], *, drift: float, look: int, confidence: float = 0.95) -> float:
+    """Half the width that :func:`session_bounds` keeps however many sessions are measured."""
+    alpha = spent((1.0 - confidence) / 2.0, look)
+    return t_quantile(alpha, 1e6) * math.sqrt(drift**2 + variance(baseline) / len(baseline))
+
+
+def rounds_needed(log_ratios: Sequence[float], limit: float, *, look: int, confidence: float = 0.95) -> int | None:
+    """How many rounds would decide a case, were they as those so far; ``None`` beyond 10,000.
+
+    The estimate and the spread of a round are taken as they are, and the bound as it is at the next look.
+    """
+    away = abs(limit - fmean(log_ratios))
+    spread = math.sqrt(variance(log_ratios))
+    alpha = spent((1.0 - confidence) / 2.0, look + 1)
+    count = len(log_ratios) + 1
+    while count <= 10_000:
+        if t_quantile(alpha, count - 1) * spread / math.sqrt(count) < away:
+            return count
+        count += max(1, count // 20)
+    return None
 
 
 def _bounds(mean: float, error: float, df: float, *, cases: int, look: int, confidence: float) -> Interval:

@@ -15,6 +15,9 @@ from edgepeft.bench.stats import (
     paired_drop,
     percentile,
     ratio_bounds,
+    rounds_needed,
+    session_bounds,
+    session_limit,
     spent,
     t_interval,
     t_quantile,
@@ -189,3 +192,39 @@ def test_paired_drop_covers_and_agrees_with_the_bootstrap() -> None:
     boot = bootstrap_drop(before.tolist(), after.tolist())
     # The two methods differ by the rows that the adjusted interval adds: under a point at 300 rows.
     assert (boot.lower, boot.upper) == pytest.approx((interval.lower, interval.upper), abs=0.01)
+
+
+def test_session_bounds_by_hand() -> None:
+    # Sessions' means 1, 2, 3 (variance 1), report 0 and 2 (mean 1, variance 2): 1 * (1 + 1/3) + 2 / 2 = 7/3, on
+    # (7/3)^2 / ((4/3)^2 / 2 + 1^2 / 1) = 2.882 degrees of freedom.
+    found = session_bounds([0.0, 2.0], [[0.5, 1.5], [2.0], [3.0, 3.0]], drift=0.1, cases=1)
+    half = t_quantile(spent(0.025, 1), (7 / 3) ** 2 / ((4 / 3) ** 2 / 2 + 1)) * math.sqrt(7 / 3)
+    assert found.estimate == pytest.approx(1.0)
+    assert (found.lower, found.upper) == pytest.approx((1 - half, 1 + half))
+    # Quiet sessions do not talk the assumed drift away.
+    quiet = session_bounds([0.0, 0.0], [[0.0]] * 50, drift=0.02, cases=1)
+    assert quiet.upper == pytest.approx(t_quantile(spent(0.025, 1), 1e6) * 0.02 * math.sqrt(1 + 1 / 50))
+    assert session_limit([0.0, 0.0], drift=0.02, look=1) < quiet.upper
+
+
+def test_session_bounds_keep_their_error_where_sessions_differ_as_assumed() -> None:
+    rng, wrong = np.random.default_rng(0), 0
+    for _ in range(1000):
+
+        def session(processes: int) -> list[float]:
+            return (rng.normal(0, 0.02) + rng.normal(0, 0.01, processes)).tolist()
+
+        found = session_bounds(session(6), [session(2) for _ in range(3)], drift=0.02, cases=1)
+        wrong += found.lower > 0
+    assert wrong <= 20  # at most 1.25 % by the first look's alpha, and three standard errors
+
+
+def test_rounds_needed_are_those_that_decide() -> None:
+    rng = np.random.default_rng(1)
+    logs = rng.normal(0.05, 0.05, 8).tolist()
+    needed = rounds_needed(logs, 0.0953, look=1)
+    assert needed is not None
+    assert needed > 8
+    away, spread = abs(0.0953 - np.mean(logs)), np.std(logs, ddof=1)
+    assert t_quantile(spent(0.025, 2), needed - 1) * spread / math.sqrt(needed) < away
+    assert rounds_needed([0.0, 1e-9], 5e-10, look=1) is None, "on the limit nothing decides"
