@@ -16,14 +16,15 @@ from ..errors import InputError
 from ..report.accuracy import Accuracy, Beside
 from ..report.gate import Gate, Verdict, overall
 from ..targets import CheckRules, Shape, Target, load_target
-from ..worker.job import Case, Job, Model, Sampling, WorkerResult
+from ..worker.job import Case, Host, Job, Model, Sampling, WorkerResult
 from ..worker.process import Runner, run_worker
 from .accuracy import Correct, check_accuracy, predict_correct
 from .gates import budget_gates
+from .history import is_history
 from .interleave import CaseCheck, interleave
 from .measure import Plan, Progress, make_plan, require_host, require_runtime, silent
-from .result import BenchResult, BundleFacts, load_bench, summarise
-from .sessions import against_saved, report_notes
+from .result import BenchResult, BundleFacts, summarise
+from .sessions import against_saved, report_notes, saved_history, saved_report
 
 #: A check wants many short processes, not long ones: the process is the unit of replication.
 CHECK_SAMPLING = Sampling(warmup_s=0.05, measure_s=0.25, min_iterations=6)
@@ -100,7 +101,8 @@ def check(
 
     Args:
         bundle: The candidate's folder.
-        baseline: A bundle's folder, or a ``.json`` that ``bench`` saved on this host.
+        baseline: A bundle's folder, a ``.json`` that ``bench`` saved on this host, or a history that it keeps (its last
+            runs of this class of host are the baseline).
         target: A target, its name, or the path of a target file.
         adapters: Which adapters, ``None`` for the base; by default every adapter.
         variants: Which variants; by default the target's preferred ones that the bundle has.
@@ -144,12 +146,15 @@ def check(
         runs, cases = interleave(opened.path, reference.path, plan, rules, sampling, run, progress)
         base_facts = BundleFacts.of(reference.path, other)
     else:
-        saved = load_bench(baseline)
-        by_key = {(c.variant, c.adapter, c.shape): c for c in saved.cases}
+        if is_history(baseline):
+            saved = saved_history(Path(baseline), _host_of(run, opened.path, plan, sampling), target.name)
+        else:
+            saved = saved_report(Path(baseline))
+        by_key = {(c.variant, c.adapter, c.shape): c for c in saved.last.cases}
         plan, notes = _shared(plan, asked, lambda v, c: (v, c.adapter, c.label) in by_key)
         facts = BundleFacts.of(opened.path, opened.manifest)
         runs, cases = against_saved(opened.path, facts, saved, plan, rules, sampling, run, progress)
-        base_facts = saved.bundle
+        base_facts = saved.last.bundle
         notes += report_notes(saved, target.name, sampling, data=bool(data))
     notes.append(
         f"false alarms: a bundle that is as fast as the baseline fails in at most {(1 - rules.confidence) / 2:.1%} of checks, "
@@ -183,6 +188,11 @@ def check(
         notes=tuple(notes),
         seconds=monotonic() - start,
     )
+
+
+def _host_of(run: Runner, path: Path, plan: Plan, sampling: Sampling) -> Host:
+    """The host that measures, from a process that measures nothing."""
+    return run(plan.job(path, plan.variants[0], sampling).model_copy(update={"cases": ()})).host
 
 
 def _checking(runner: Runner, target: Target) -> Runner:

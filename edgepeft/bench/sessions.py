@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, median
 from time import monotonic
 
 from ..errors import InputError
@@ -12,9 +13,10 @@ from ..report.gate import Verdict
 from ..targets import CheckRules
 from ..worker.job import Case, Host, Sampling, WorkerResult
 from ..worker.process import Runner
+from .history import LEAST_RUNS, change_points, host_class, last_level, read_runs
 from .interleave import CaseCheck, case_check, open_total
 from .measure import Plan, Progress
-from .result import BenchResult, BundleFacts, CaseResult, process_median
+from .result import BenchResult, BundleFacts, load_bench, process_median
 from .stats import Interval, judge, looks, session_bounds, session_limit
 
 #: Standard deviation assumed for the drift of one host from one session to another, in log units; where the sessions of the check
@@ -24,17 +26,78 @@ SESSION_DRIFT = 0.02
 PROCESSES = 2
 #: Sessions before the first verdict.
 FIRST_LOOK = 3
+#: Sessions before a slowdown is called one: a burst of other work that lasts as long as the first look must not be.
+FAIL_LOOK = 8
 #: Sessions for each A B B A round that the rules allow: a round has two processes of the candidate, and so has a session.
 _SESSIONS_A_ROUND = 2
 
 _Key = tuple[str, Case]
 
 
+@dataclass(frozen=True)
+class Saved:
+    """What was measured before: a report, or the last runs of a history, oldest first."""
+
+    runs: tuple[BenchResult, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def last(self) -> BenchResult:
+        """The newest run."""
+        return self.runs[-1]
+
+    def sessions_ms(self, variant: str, case: Case) -> tuple[tuple[float, ...], ...]:
+        """Medians of a case's processes by run, of the runs that have it."""
+        return tuple(
+            each.process_p50_ms
+            for run in self.runs
+            for each in run.cases
+            if (each.variant, each.adapter, each.shape) == (variant, case.adapter, case.label)
+        )
+
+
+def saved_report(path: Path) -> Saved:
+    """A report that ``bench`` wrote."""
+    return Saved((load_bench(path),))
+
+
+def saved_history(path: Path, host: Host, target: str) -> Saved:
+    """The last runs of a history on hosts of this class for a target, after the last change of level.
+
+    Levels are those of the first case of the newest run, which all runs are then taken from.
+
+    Raises:
+        InputError: There are fewer than three such runs.
+    """
+    runs = [run.result for run in read_runs(path, host, target)]
+    if len(runs) < LEAST_RUNS:
+        others = len(read_runs(path)) - len(runs)
+        raise InputError(
+            f"history {path} has {len(runs)} runs for {target} on hosts like this ({host.cpu}, {host.cores} cores, onnxruntime "
+            f"{host.onnxruntime}, {host.threads} threads) and {others} others; {LEAST_RUNS} are needed: edgepeft bench BUNDLE "
+            f"--history {path}"
+        )
+    first = runs[-1].cases[0]
+    series = [next((c.p50_ms for c in run.cases if c.key == first.key), math.nan) for run in runs]
+    known = [place for place, value in enumerate(series) if math.isfinite(value)]
+    level = last_level([series[place] for place in known])
+    kept = [runs[place] for place in known[level]]
+    changes = change_points([series[place] for place in known])
+    said = f"the baseline is the median of the last {len(kept)} of {len(runs)} runs in {path}"
+    if changes:
+        where = ", ".join(str(known[place] + 1) for place in changes)
+        said += (
+            f"; {first.key} changed its level at run {where} (Pettitt's test), runs before the last change are left out"
+        )
+    return Saved(tuple(kept), (said,))
+
+
 class _CaseState:
     """The log medians of one case, by session."""
 
-    def __init__(self, baseline_ms: tuple[float, ...]) -> None:
-        self.baseline_ms = baseline_ms
+    def __init__(self, before_ms: tuple[tuple[float, ...], ...]) -> None:
+        self.baseline_ms = [ms for session in before_ms for ms in session]
+        self.baseline = [[math.log(ms) for ms in session] for session in before_ms]
         self.sessions: list[list[float]] = []
         self.bounds: Interval | None = None
         self.verdict = Verdict.INCONCLUSIVE
@@ -48,7 +111,7 @@ class _CaseState:
 def against_saved(
     path: Path,
     facts: BundleFacts,
-    saved: BenchResult,
+    saved: Saved,
     plan: Plan,
     rules: CheckRules,
     sampling: Sampling,
@@ -58,15 +121,15 @@ def against_saved(
     """The candidate's runs by variant, and a :class:`CaseCheck` for every case of ``plan``.
 
     A session is two fresh processes for each variant that is still open. After the sessions that :func:`.stats.looks` names the
-    cases are judged by :func:`.stats.session_bounds`; a decided case is measured no further. Sessions end when all are decided,
+    cases are judged by :func:`.stats.session_bounds`; a decided case is measured no further, and a
+    slowdown is called one from the eighth session on. Sessions end when all are decided,
     after twice ``rules.max_rounds`` or after ``rules.max_seconds``.
 
     Raises:
         InputError: The report is from another host or setting: which field differs, and what may still be compared.
     """
-    by_key = {(c.variant, c.adapter, c.shape): c for c in saved.cases}
     states: dict[_Key, _CaseState] = {
-        (variant, case): _CaseState(_saved_case(by_key, variant, case).process_p50_ms)
+        (variant, case): _CaseState(saved.sessions_ms(variant, case))
         for variant in plan.variants
         for case in plan.cases
     }
@@ -95,11 +158,13 @@ def against_saved(
             for state in still_open.values():
                 state.look = 1 + sum(other < number for other in due)
                 state.bounds = session_bounds(
-                    [math.log(ms) for ms in state.baseline_ms], state.sessions, drift=SESSION_DRIFT, cases=len(states),
+                    state.baseline, state.sessions, drift=SESSION_DRIFT, cases=len(states),
                     look=state.look, confidence=rules.confidence,
                 )  # fmt: skip
-                if number >= min(FIRST_LOOK, most):
-                    state.verdict = judge(state.bounds, limit)
+                verdict = judge(state.bounds, limit)
+                least = FAIL_LOOK if verdict is Verdict.FAIL else FIRST_LOOK
+                if number >= min(least, most):
+                    state.verdict = verdict
         if late or all(state.verdict is not Verdict.INCONCLUSIVE for state in states.values()):
             break
     progress(done, done, "done")
@@ -107,9 +172,8 @@ def against_saved(
 
 
 def _checked(key: _Key, state: _CaseState, rules: CheckRules, cases: int, limit: float) -> CaseCheck:
-    logs = [value for session in state.sessions for value in session]
-    baseline = [math.log(ms) for ms in state.baseline_ms]
-    estimate = sum(logs) / len(logs) - sum(baseline) / len(baseline)
+    means = [fmean(session) for session in state.sessions]
+    estimate = state.bounds.estimate if state.bounds is not None else fmean(means) - median(map(fmean, state.baseline))
     found = case_check(
         key,
         state.baseline_ms,
@@ -124,13 +188,14 @@ def _checked(key: _Key, state: _CaseState, rules: CheckRules, cases: int, limit:
         return found
     # However many sessions there are, the report's own noise and one session's drift stay.
     least = session_limit(
-        baseline, drift=SESSION_DRIFT, look=state.look, confidence=rules.confidence
+        state.baseline, drift=SESSION_DRIFT, look=state.look, confidence=rules.confidence
     )  # half a width that remains
     away = abs(limit - estimate)
     advice = "give the baseline's bundle, which is measured in turns"
     if away <= least:
         advice += (
-            f": no number of sessions decides it against this report ({len(baseline)} processes, {SESSION_DRIFT:.0%} drift), "
+            f": no number of sessions decides it against this report ({len(state.baseline_ms)} processes, {SESSION_DRIFT:.0%} "
+            f"drift), "
             f"whose own uncertainty is {least:.1%}"
         )
     else:
@@ -140,40 +205,40 @@ def _checked(key: _Key, state: _CaseState, rules: CheckRules, cases: int, limit:
     return found.model_copy(update={"advice": advice})
 
 
-def _saved_case(by_key: Mapping[tuple[str, str | None, str], CaseResult], variant: str, case: Case) -> CaseResult:
-    return by_key[variant, case.adapter, case.label]
-
-
-def require_same_host(saved: BenchResult, current: Host, facts: BundleFacts) -> None:
+def require_same_host(saved: Saved, current: Host, facts: BundleFacts) -> None:
     """Refuse a report of another host or setting.
 
     Raises:
         InputError: Names each field that differs, and compares what does not depend on the host.
     """
-    before, now = saved.host.model_dump(), current.model_dump()
+    if len(saved.runs) > 1 and host_class(saved.last.host) == host_class(current):
+        return
+    before, now = saved.last.host.model_dump(), current.model_dump()
     differing = [f"{name} was {before[name]!r}, is {now[name]!r}" for name in before if before[name] != now[name]]
     if differing:
         raise InputError(
             f"the saved report is from another host or setting: {'; '.join(differing)}. Latency and memory cannot be compared. "
-            f"Sizes can: the bundle had {saved.bundle.bundle_mb:.2f} MB, it has {facts.bundle_mb:.2f} MB. "
+            f"Sizes can: the bundle had {saved.last.bundle.bundle_mb:.2f} MB, it has {facts.bundle_mb:.2f} MB. "
             "Measure the baseline here, or give its bundle instead"
         )
 
 
-def report_notes(saved: BenchResult, target: str, sampling: Sampling, *, data: bool) -> list[str]:
+def report_notes(saved: Saved, target: str, sampling: Sampling, *, data: bool) -> list[str]:
     """What differs between a saved report and this check though latency may be compared, and what such a comparison is worth."""
+    last = saved.last
     notes = [
+        *saved.notes,
         f"against a saved report: not interleaved, widened by {SESSION_DRIFT:.0%} drift for each session, or by what the sessions "
-        "of this check differ where that is more"
+        "of this check differ where that is more",
     ]
-    if saved.target != target:
+    if last.target != target:
         notes.append(
-            f"the saved report was measured for target {saved.target}, this check is for {target}: latency is compared, budgets "
+            f"the saved report was measured for target {last.target}, this check is for {target}: latency is compared, budgets "
             f"are {target}'s"
         )
-    if saved.sampling.measure_s < sampling.measure_s:
+    if last.sampling.measure_s < sampling.measure_s:
         notes.append(
-            f"the saved report measured each case for {saved.sampling.measure_s:g} s, this check for {sampling.measure_s:g} s: its "
+            f"the saved report measured each case for {last.sampling.measure_s:g} s, this check for {sampling.measure_s:g} s: its "
             "medians are noisier"
         )
     if data:

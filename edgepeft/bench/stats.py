@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from statistics import fmean, variance
+from statistics import fmean, median, variance
 
 import numpy as np
 
@@ -20,6 +21,8 @@ from ..report.gate import judge as judge_bounds
 __all__ = [
     "MIN_SAMPLES",
     "Interval",
+    "Trimmed",
+    "baseline_weight",
     "bootstrap_drop",
     "judge",
     "looks",
@@ -34,6 +37,7 @@ __all__ = [
     "t_interval",
     "t_quantile",
     "t_tail",
+    "trimmed",
     "welch_bounds",
     "wilson",
 ]
@@ -157,7 +161,7 @@ def welch_bounds(
 
 
 def session_bounds(
-    baseline: Sequence[float],
+    baseline: Sequence[Sequence[float]],
     sessions: Sequence[Sequence[float]],
     *,
     drift: float,
@@ -165,34 +169,78 @@ def session_bounds(
     look: int = 1,
     confidence: float = 0.95,
 ) -> Interval:
-    """As :func:`ratio_bounds`, for the logs of a saved session and of several sessions of the candidate.
+    """As :func:`ratio_bounds`, for the logs of saved sessions and of several sessions of the candidate.
 
-    Processes of one session share the state of the machine, so the candidate's sessions are the draws, and the saved report is
-    one more. Sessions are taken to differ by ``drift`` (a standard deviation in log units), or by what the candidate's do where
-    that is more. Degrees of freedom are Satterthwaite's; an assumed drift has no sampling error.
+    Processes of one session share the state of the machine, so sessions are the draws, those of the baseline too. They are taken
+    to differ by ``drift`` (a standard deviation in log units), or by what they do where that is more. Means are trimmed
+    (:func:`trimmed`), since bursts of other work are far from all else. Of several saved sessions the median is the baseline, whose
+    variance is pi / 2 times a mean's; of one it is the mean of its processes, with their noise. Degrees of freedom are
+    Satterthwaite's; an assumed drift has no sampling error.
 
     Args:
-        baseline: Log medians of the saved report's processes, at least two.
+        baseline: Log medians of the saved processes by session: one of at least two processes, or several.
         sessions: Log medians of the candidate's processes by session, at least two sessions.
         drift: The least standard deviation between sessions.
         cases: How many cases are judged together.
         look: The how manieth look at growing data this is.
         confidence: Of the interval.
     """
-    means = [fmean(session) for session in sessions]
-    seen, noise = variance(means), variance(baseline) / len(baseline)
-    between = max(drift**2, seen) * (1 + 1 / len(means))
-    squares = noise**2 / (len(baseline) - 1) + (between**2 / (len(means) - 1) if seen > drift**2 else 0.0)
+    after = trimmed([fmean(session) for session in sessions])
+    spread, freedom = after.error**2 * len(sessions), after.df
+    noise = squares = 0.0
+    if len(baseline) == 1:
+        before = trimmed(baseline[0])
+        centre, noise = before.estimate, before.error**2
+        squares = noise**2 / before.df
+    else:
+        means = [fmean(session) for session in baseline]
+        centre, more = median(means), len(means) - 1
+        spread = (spread * freedom + variance(means) * more) / (freedom + more)
+        freedom += more
+    between = max(drift**2, spread) * (baseline_weight(baseline) + 1 / len(sessions))
+    squares += between**2 / freedom if spread > drift**2 else 0.0
     df = (between + noise) ** 2 / squares if squares > 0 else 1e6
     return _bounds(
-        fmean(means) - fmean(baseline), math.sqrt(between + noise), df, cases=cases, look=look, confidence=confidence
+        after.estimate - centre, math.sqrt(between + noise), df, cases=cases, look=look, confidence=confidence
     )
 
 
-def session_limit(baseline: Sequence[float], *, drift: float, look: int, confidence: float = 0.95) -> float:
+@dataclass(frozen=True)
+class Trimmed:
+    """A trimmed mean with its standard error and the degrees of freedom of that."""
+
+    estimate: float
+    error: float
+    df: float
+
+
+def trimmed(values: Sequence[float], share: float = 0.2) -> Trimmed:
+    """The mean without the ``share`` smallest and largest values each (Tukey and McLaughlin 1963; Yuen 1974).
+
+    Its standard error is that of the winsorized values. Fewer than five values are not trimmed.
+
+    Example:
+        >>> trimmed([1.0, 2.0, 3.0, 4.0, 90.0]).estimate
+        3.0
+    """
+    ordered, cut = sorted(values), int(share * len(values))
+    kept = ordered[cut : len(ordered) - cut]
+    winsorized = [kept[0]] * cut + kept + [kept[-1]] * cut
+    left = len(kept)
+    error = math.sqrt((len(values) - 1) * variance(winsorized) / (left * (left - 1)))
+    return Trimmed(fmean(kept), error, left - 1)
+
+
+def baseline_weight(baseline: Sequence[Sequence[float]]) -> float:
+    """By how much of a session's variance the baseline of these sessions is uncertain."""
+    return 1.0 if len(baseline) == 1 else math.pi / 2 / len(baseline)
+
+
+def session_limit(baseline: Sequence[Sequence[float]], *, drift: float, look: int, confidence: float = 0.95) -> float:
     """Half the width that :func:`session_bounds` keeps however many sessions are measured."""
     alpha = spent((1.0 - confidence) / 2.0, look)
-    return t_quantile(alpha, 1e6) * math.sqrt(drift**2 + variance(baseline) / len(baseline))
+    noise = trimmed(baseline[0]).error ** 2 if len(baseline) == 1 else 0.0
+    return t_quantile(alpha, 1e6) * math.sqrt(drift**2 * baseline_weight(baseline) + noise)
 
 
 def rounds_needed(log_ratios: Sequence[float], limit: float, *, look: int, confidence: float = 0.95) -> int | None:

@@ -33,7 +33,12 @@ from .values import labelled
 @bundle_argument
 @option_group(
     "What",
-    option("--baseline", type=PATH, required=True, help="A bundle, or the JSON report that bench saved on this host."),
+    option(
+        "--baseline",
+        type=PATH,
+        required=True,
+        help="A bundle, or what bench saved on this host: its JSON report, or its history.",
+    ),
     target_option,
     adapter_names,
     variant_names,
