@@ -31,11 +31,11 @@ from .parity import (
     peft_outputs,
     task_of,
 )
-from .probe import bundle_probe
+from .probe import Probe, bundle_probe
 from .quality import Rows, answer_rows, check_rows, missing_note, task_of_head
 from .quantized_base import comparable
 from .reference import check_base, head_width, peft_model
-from .result import Validation
+from .result import AdapterParity, Validation
 
 
 @rereading
@@ -95,16 +95,8 @@ def validate(
     for name in names:
         if name not in manifest.variants:
             raise InputError(f"{opened.path} has no variant {name!r}; it has: {', '.join(manifest.variants)}")
-    data = dict(data or {})
-    known = {*manifest.adapters, *filter(None, [manifest.merged])}
-    for name in (*data, *(only or ())):
-        if name not in known:
-            raise InputError(f"{opened.path} has no adapter {name!r}; it has: {', '.join(sorted(known)) or 'none'}")
-    chosen = known if only is None else set(only)
-    if stray := next((name for name in data if name not in chosen), None):
-        raise InputError(
-            f"data was given for {stray!r}, which is not among the adapters chosen: {', '.join(sorted(chosen))}"
-        )
+    data, rules = dict(data or {}), rules or GeneralizationRules()
+    chosen = _chosen(opened, data, only)
     for name, rows in data.items():
         check_rows(opened, name, rows)
     fitting = adapters_of(opened, data, general, chosen)
@@ -114,57 +106,26 @@ def validate(
     if sources:
         check_base(base)
     runtime = runtimes.open(opened.path, variant="fp32" if "fp32" in manifest.variants else None)
+    opener = _Variants(runtime)
     probe = bundle_probe(opened)
-    parity = []
-    with comparable(runtime) if sources else nullcontext((runtime, None)) as (compared, rounded):
-        for name, source in sources.items():
-            progress(f"parity of {name} against PEFT")
-            own = adapter_probe(opened, name, source, base, probe)
-            expected = peft_outputs(opened, name, source, base, own.probe, rounded=rounded)
-            noise = partial(peft_noise, opened, name, source, base, own.probe, expected, rounded=rounded)
-            found = adapter_parity(compared, name, expected, own.probe, noise)
-            parity.append(replace(found, other_tokens=own.other_tokens))
+    parity = _parity(runtime, sources, base, probe, progress)
     outputs = adapter_outputs(runtime, probe, [name for name in runtime.adapters if name in chosen])
     without_effect = unchanged(runtime, probe, outputs)
     warnings = [*twins(outputs, without_effect), *other_bases(opened, sources)]
     restored = base_restored(runtime, probe) if runtime.adapters else None
-
-    def open_variant(variant: str) -> Runtime:  # one at a time: together they may not fit into memory
-        return runtime if variant == runtime.variant else runtimes.open(opened.path, variant=variant)
-
     broken: dict[tuple[str | None, str], str] = {}
     for variant in names:
         progress(f"outputs of {variant}")
-        broken |= not_finite(open_variant(variant), probe)
-    accuracies: list[Accuracy] = []
-    scored: list[Scored] = []
-    for name, rows in data.items():
-        module = None
-        if name in sources and isinstance(rows, Examples) and task_of_head(manifest, name) == "text-classification":
-            labels = manifest.labels if manifest.mode != "swap" else manifest.adapters[name].labels
-            module = peft_model(
-                base,
-                sources[name],
-                task=task_of(manifest, name),
-                num_labels=head_width(sources[name], labels),
-                pad=pad_token_of(opened),
-            )
-        for variant in names:
-            progress(f"quality of {name}, {variant}")
-            counted, mine = answer_rows(
-                open_variant(variant), name, rows, module=module, against=runtime if runtime.variant == "fp32" else None
-            )
-            accuracies += [counted] if counted is not None else []
-            scored += mine
+        broken |= not_finite(opener(variant), probe)
+    accuracies, scored = _answered(opener, data, names, sources, base, progress)
     if scored:
         progress("intervals")
     measured = [each for mine in scored for each in measure(mine)]
-    elsewhere = generalization(opened, data, fitting, names, open_variant, measured, progress)
-    rules = rules or GeneralizationRules()
+    elsewhere = generalization(opened, data, fitting, names, opener, measured, progress)
     warnings += [*map(permuted_labels, scored), *(said for each in elsewhere for said in each.warnings(rules))]
     return Validation(
         bundle=str(opened.path),
-        parity=tuple(parity),
+        parity=parity,
         base_restored=restored,
         accuracy=tuple(accuracies),
         gates=(
@@ -182,6 +143,85 @@ def validate(
         generalization=elsewhere,
         notes=tuple(filter(None, [missing_note(scored), *warnings])),
     )
+
+
+def _chosen(bundle: Bundle, data: Mapping[str, Rows], only: Sequence[str] | None) -> set[str]:
+    """The adapters to look at; :class:`InputError` for a name that the bundle does not have, or data for another."""
+    known = {*bundle.manifest.adapters, *filter(None, [bundle.manifest.merged])}
+    for name in (*data, *(only or ())):
+        if name not in known:
+            raise InputError(f"{bundle.path} has no adapter {name!r}; it has: {', '.join(sorted(known)) or 'none'}")
+    chosen = known if only is None else set(only)
+    if stray := next((name for name in data if name not in chosen), None):
+        raise InputError(
+            f"data was given for {stray!r}, which is not among the adapters chosen: {', '.join(sorted(chosen))}"
+        )
+    return chosen
+
+
+class _Variants:
+    """Opens variants: the first stays open, and one more at a time, since together they may not fit into memory."""
+
+    def __init__(self, first: Runtime) -> None:
+        self.first = first
+        self._held: Runtime | None = None
+
+    def __call__(self, variant: str) -> Runtime:
+        if variant == self.first.variant:
+            return self.first
+        if self._held is None or self._held.variant != variant:
+            self._held = None  # before the next is opened
+            self._held = runtimes.open(self.first.bundle.path, variant=variant)
+        return self._held
+
+
+def _parity(
+    runtime: Runtime, sources: Mapping[str, str | Path], base: str, probe: Probe, progress: Callable[[str], None]
+) -> tuple[AdapterParity, ...]:
+    """Each adapter whose checkpoint is at hand, against PEFT."""
+    parity = []
+    with comparable(runtime) if sources else nullcontext((runtime, None)) as (compared, rounded):
+        for name, source in sources.items():
+            progress(f"parity of {name} against PEFT")
+            own = adapter_probe(runtime.bundle, name, source, base, probe)
+            expected = peft_outputs(runtime.bundle, name, source, base, own.probe, rounded=rounded)
+            noise = partial(peft_noise, runtime.bundle, name, source, base, own.probe, expected, rounded=rounded)
+            found = adapter_parity(compared, name, expected, own.probe, noise)
+            parity.append(replace(found, other_tokens=own.other_tokens))
+    return tuple(parity)
+
+
+def _answered(
+    opener: _Variants,
+    data: Mapping[str, Rows],
+    variants: Sequence[str],
+    sources: Mapping[str, str | Path],
+    base: str,
+    progress: Callable[[str], None],
+) -> tuple[list[Accuracy], list[Scored]]:
+    """All rows in all variants: a classifier's accuracy, beside PEFT where its checkpoint is at hand, and the rows to score."""
+    bundle = opener.first.bundle
+    manifest = bundle.manifest
+    reference = opener.first if opener.first.variant == "fp32" else None
+    accuracies: list[Accuracy] = []
+    scored: list[Scored] = []
+    for name, rows in data.items():
+        module = None
+        if name in sources and isinstance(rows, Examples) and task_of_head(manifest, name) == "text-classification":
+            labels = manifest.labels if manifest.mode != "swap" else manifest.adapters[name].labels
+            module = peft_model(
+                base,
+                sources[name],
+                task=task_of(manifest, name),
+                num_labels=head_width(sources[name], labels),
+                pad=pad_token_of(bundle),
+            )
+        for variant in variants:
+            progress(f"quality of {name}, {variant}")
+            counted, mine = answer_rows(opener(variant), name, rows, module=module, against=reference)
+            accuracies += [counted] if counted is not None else []
+            scored += mine
+    return accuracies, scored
 
 
 def validation_report(result: Validation) -> Report:

@@ -16,11 +16,12 @@ from conftest import WORDS, Models, save_lora
 from edgepeft import runtime
 from edgepeft.cli import main
 from edgepeft.data import Examples
+from edgepeft.devices import validate_on
 from edgepeft.errors import DataError, InputError
 from edgepeft.metrics import Scored, measure
 from edgepeft.pipeline import export, validate
 from edgepeft.report.gate import Verdict
-from edgepeft.targets import GeneralizationRules
+from edgepeft.targets import GeneralizationRules, load_target
 from edgepeft.validate import read_language_rows
 from edgepeft.validate.generalization import compared
 
@@ -111,6 +112,18 @@ def test_a_base_with_the_same_head_is_compared(models: Models, tmp_path: Path) -
     assert out.forgetting.estimate > 0.05, "the adapter must change answers for this test"
     assert [g.verdict for g in result.gates if "forgetting" in g.name] == [Verdict.FAIL]
     assert any("the gain in domain is paid for here" in note for note in result.notes)
+
+
+def test_a_targets_limits_judge_rows_that_run_here(bundle: Path, answered: Callable[..., Examples]) -> None:
+    target = load_target("ios-coreml")  # nothing executes it: static checks, and these
+    target = target.model_copy(update={"generalization": GeneralizationRules(max_drop=0.05)})
+    inside, far = answered(300, 0.9, 1, "in.csv"), answered(300, 0.7, 3, "far.csv")
+    report = validate_on(bundle, target, general=[far], inside={"head": inside}, reference=False, variants=["fp32"])
+    verdicts = {gate.name: gate.verdict for gate in report.gates}
+    assert verdicts["generalization drop: head fp32 on far.csv"] is Verdict.FAIL
+    assert report.data["generalization"][1]["drop"]["value"] == pytest.approx(0.2)
+    assert any(table.title.startswith("Generalization") for table in report.tables)
+    assert any("does not carry over" in note for note in report.notes)
 
 
 def test_a_language_models_perplexity_rises_over_the_bases(tmp_path: Path) -> None:
