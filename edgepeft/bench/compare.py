@@ -156,9 +156,10 @@ def check(
         runs, cases = against_saved(opened.path, facts, saved, plan, rules, sampling, run, progress)
         base_facts = saved.last.bundle
         notes += report_notes(saved, target.name, sampling, data=bool(data))
+    known = "" if reference is not None else ", where sessions drift as they are taken to"
     notes.append(
         f"false alarms: a bundle that is as fast as the baseline fails in at most {(1 - rules.confidence) / 2:.1%} of checks, "
-        "all looks and cases together"
+        f"all looks and cases together{known}"
     )
     if base_facts.base_identity != opened.manifest.base.identity:
         notes.append("the two bundles have different bases: their weights are not the same")

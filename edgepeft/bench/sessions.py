@@ -72,10 +72,11 @@ def saved_history(path: Path, host: Host, target: str) -> Saved:
     runs = [run.result for run in read_runs(path, host, target)]
     if len(runs) < LEAST_RUNS:
         others = len(read_runs(path)) - len(runs)
+        threads = f"{host.threads} thread{'' if host.threads == 1 else 's'}"
         raise InputError(
-            f"history {path} has {len(runs)} runs for {target} on hosts like this ({host.cpu}, {host.cores} cores, onnxruntime "
-            f"{host.onnxruntime}, {host.threads} threads) and {others} others; {LEAST_RUNS} are needed: edgepeft bench BUNDLE "
-            f"--history {path}"
+            f"history {path} has {len(runs)} of at least {LEAST_RUNS} runs for {target} on hosts like this ({host.cpu}, "
+            f"{host.cores} cores, onnxruntime {host.onnxruntime}, {threads}), and {others} of other hosts or targets. Add one "
+            f"with: edgepeft bench BUNDLE --history {path}"
         )
     first = runs[-1].cases[0]
     series = [next((c.p50_ms for c in run.cases if c.key == first.key), math.nan) for run in runs]

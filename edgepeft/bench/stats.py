@@ -38,7 +38,6 @@ __all__ = [
     "t_quantile",
     "t_tail",
     "trimmed",
-    "welch_bounds",
     "wilson",
 ]
 
@@ -143,21 +142,6 @@ def ratio_bounds(log_ratios: Sequence[float], *, cases: int, look: int = 1, conf
     mean = fmean(log_ratios)
     error = math.sqrt(variance(log_ratios) / len(log_ratios))
     return _bounds(mean, error, len(log_ratios) - 1, cases=cases, look=look, confidence=confidence)
-
-
-def welch_bounds(
-    baseline: Sequence[float], candidate: Sequence[float], *, cases: int, drift: float, confidence: float = 0.95
-) -> Interval:
-    """As :func:`ratio_bounds`, for unpaired logs of two sessions (Welch 1947, degrees of freedom by Satterthwaite).
-
-    Neither sample holds the drift of the machine from one session to the next, so ``drift`` (a standard deviation
-    in log units, one for each session) widens the interval: its variance is added twice.
-    """
-    parts = [variance(values) / len(values) for values in (baseline, candidate)]
-    squares = sum(part**2 / (len(values) - 1) for part, values in zip(parts, (baseline, candidate), strict=True))
-    df = sum(parts) ** 2 / squares if squares > 0 else len(baseline) + len(candidate) - 2
-    error = math.sqrt(sum(parts) + 2 * drift**2)
-    return _bounds(fmean(candidate) - fmean(baseline), error, df, cases=cases, look=1, confidence=confidence)
 
 
 def session_bounds(

@@ -9,7 +9,8 @@ PAIRED = (
 )
 
 AGAINST_SAVED = (
-    "The baseline is a saved report, so the interval (Welch's) is widened by what a host drifts between sessions."
+    "The baseline was measured before, so sessions of the candidate are compared with it by trimmed means (Yuen), and the "
+    "interval is widened by what a host drifts between sessions."
 )
 
 JUDGED = (

@@ -83,7 +83,8 @@ def test_too_few_runs_of_this_host_are_refused(bundle: Path, tmp_path: Path) -> 
     for seed in range(4):
         append_run(path, run_of(bundle, seed, **({"cpu": "Other CPU"} if seed < 2 else {})))
     with pytest.raises(
-        InputError, match=r"has 2 runs for linux-x64-cpu on hosts like this \(Test CPU, .* and 2 others; 3 are needed"
+        InputError,
+        match=r"has 2 of at least 3 runs for linux-x64-cpu on hosts like this \(Test CPU, .* and 2 of other hosts",
     ):
         check(bundle, path, TARGET, runner=FakeRunner(flat), **ASK)  # type: ignore[arg-type]
 
