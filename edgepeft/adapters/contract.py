@@ -35,7 +35,7 @@ def check_belongs(
             )
         return
     name = adapter.base_name
-    if not name or _same(name, source):
+    if not name or same_source(name, source):
         return
     if not force:
         raise AdapterMismatchError(
@@ -61,7 +61,8 @@ def original_of(name: str) -> str | None:
     return stripped if stripped != name else None
 
 
-def _same(first: str, second: str) -> bool:
+def same_source(first: str, second: str) -> bool:
+    """Whether two names are of one model: the same text, or the same place on this machine."""
     if first == second:
         return True
     paths = Path(first), Path(second)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,14 +20,11 @@ from ..worker.job import Case, Host, Job, Model, Sampling, WorkerResult
 from ..worker.process import Runner, run_worker
 from .accuracy import Correct, check_accuracy, predict_correct
 from .gates import budget_gates
-from .interleave import CaseCheck, case_check, interleave
+from .history import is_history
+from .interleave import CaseCheck, interleave
 from .measure import Plan, Progress, make_plan, require_host, require_runtime, silent
-from .result import BenchResult, BundleFacts, CaseResult, load_bench, process_median, summarise
-from .stats import judge, welch_bounds
-
-#: Standard deviation assumed for the drift of one host from one session to another, in log units (3 %). It widens
-#: every comparison with a saved report; interleaved rounds need no such guess.
-SESSION_DRIFT = 0.03
+from .result import BenchResult, BundleFacts, summarise
+from .sessions import against_saved, report_notes, saved_history, saved_report
 
 #: A check wants many short processes, not long ones: the process is the unit of replication.
 CHECK_SAMPLING = Sampling(warmup_s=0.05, measure_s=0.25, min_iterations=6)
@@ -105,7 +101,8 @@ def check(
 
     Args:
         bundle: The candidate's folder.
-        baseline: A bundle's folder, or a ``.json`` that ``bench`` saved on this host.
+        baseline: A bundle's folder, a ``.json`` that ``bench`` saved on this host, or a history that it keeps (its last
+            runs of this class of host are the baseline).
         target: A target, its name, or the path of a target file.
         adapters: Which adapters, ``None`` for the base; by default every adapter.
         variants: Which variants; by default the target's preferred ones that the bundle has.
@@ -149,13 +146,21 @@ def check(
         runs, cases = interleave(opened.path, reference.path, plan, rules, sampling, run, progress)
         base_facts = BundleFacts.of(reference.path, other)
     else:
-        saved = load_bench(baseline)
-        by_key = {(c.variant, c.adapter, c.shape): c for c in saved.cases}
+        if is_history(baseline):
+            saved = saved_history(Path(baseline), _host_of(run, opened.path, plan, sampling), target.name)
+        else:
+            saved = saved_report(Path(baseline))
+        by_key = {(c.variant, c.adapter, c.shape): c for c in saved.last.cases}
         plan, notes = _shared(plan, asked, lambda v, c: (v, c.adapter, c.label) in by_key)
-        runs = _run_alone(opened.path, saved, plan, sampling, run, progress)
-        cases = _unpaired(runs, by_key, rules)
-        base_facts = saved.bundle
-        notes.append(f"against a saved report: not interleaved, widened by {SESSION_DRIFT:.0%} drift for each session")
+        facts = BundleFacts.of(opened.path, opened.manifest)
+        runs, cases = against_saved(opened.path, facts, saved, plan, rules, sampling, run, progress)
+        base_facts = saved.last.bundle
+        notes += report_notes(saved, target.name, sampling, data=bool(data))
+    known = "" if reference is not None else ", where sessions drift as they are taken to"
+    notes.append(
+        f"false alarms: a bundle that is as fast as the baseline fails in at most {(1 - rules.confidence) / 2:.1%} of checks, "
+        f"all looks and cases together{known}"
+    )
     if base_facts.base_identity != opened.manifest.base.identity:
         notes.append("the two bundles have different bases: their weights are not the same")
     measured = summarise(BundleFacts.of(opened.path, opened.manifest), target.name, sampling, runs)
@@ -184,6 +189,11 @@ def check(
         notes=tuple(notes),
         seconds=monotonic() - start,
     )
+
+
+def _host_of(run: Runner, path: Path, plan: Plan, sampling: Sampling) -> Host:
+    """The host that measures, from a process that measures nothing."""
+    return run(plan.job(path, plan.variants[0], sampling).model_copy(update={"cases": ()})).host
 
 
 def _checking(runner: Runner, target: Target) -> Runner:
@@ -217,52 +227,3 @@ def _shared(plan: Plan, asked: tuple[bool, bool, bool], known: Callable[[str, Ca
                 raise InputError(f"{kind} {missing} is not in the baseline")
             notes.append(f"not compared, because not in the baseline: {kind} {missing}")
     return replace(plan, variants=variants, cases=cases), notes
-
-
-def _run_alone(
-    path: Path, saved: BenchResult, plan: Plan, sampling: Sampling, runner: Runner, progress: Progress
-) -> dict[str, list[WorkerResult]]:
-    """As many processes as the saved report has, three at least, after making sure that the host is the same."""
-    processes = max(3, *(len(case.process_p50_ms) for case in saved.cases))
-    runs: dict[str, list[WorkerResult]] = {variant: [] for variant in plan.variants}
-    total = processes * len(plan.variants)
-    for number in range(processes):
-        for variant in plan.variants:
-            progress(sum(map(len, runs.values())), total, f"{variant}, process {number + 1} of {processes}")
-            result = runner(plan.job(path, variant, sampling, swaps=200 if number == 0 else 0))
-            _same_host(saved.host, result.host)
-            runs[variant].append(result)
-    progress(total, total, "done")
-    return runs
-
-
-def _same_host(saved: Host, current: Host) -> None:
-    before, now = saved.model_dump(), current.model_dump()
-    differing = [f"{name} was {before[name]!r}, is {now[name]!r}" for name in before if before[name] != now[name]]
-    if differing:
-        raise InputError(
-            f"the saved report is from another host or setting: {'; '.join(differing)}. "
-            "Measure the baseline here, or give its bundle instead"
-        )
-
-
-def _unpaired(
-    runs: Mapping[str, Sequence[WorkerResult]],
-    saved: Mapping[tuple[str, str | None, str], CaseResult],
-    rules: CheckRules,
-) -> tuple[CaseCheck, ...]:
-    medians: dict[tuple[str, Case], list[float]] = {}
-    for variant, results in runs.items():
-        for samples in (samples for run in results for samples in run.cases):
-            medians.setdefault((variant, samples.case), []).append(process_median(samples))
-    limit = math.log1p(rules.latency_tolerance)
-    checks: list[CaseCheck] = []
-    for (variant, case), candidate in medians.items():
-        baseline = saved[variant, case.adapter, case.label].process_p50_ms
-        logs = [[math.log(ms) for ms in values] for values in (baseline, candidate)]
-        bounds = welch_bounds(*logs, cases=len(medians), drift=SESSION_DRIFT, confidence=rules.confidence)
-        verdict = judge(bounds, limit)
-        checks.append(
-            case_check((variant, case), baseline, candidate, bounds.estimate, bounds, len(candidate), verdict)
-        )
-    return tuple(checks)

@@ -14,7 +14,7 @@ from ..worker.job import Case, Job, Model, Sampling, WorkerResult
 from ..worker.process import Runner
 from .measure import Plan, Progress
 from .result import case_key, process_median
-from .stats import Interval, judge, looks, ratio_bounds
+from .stats import Interval, judge, looks, ratio_bounds, rounds_needed
 
 #: Swaps timed in each process of the first round, for the candidate's budgets.
 _SWAPS = 200
@@ -40,12 +40,24 @@ class CaseCheck(Model):
     #: A B B A rounds, or processes of the candidate where the baseline is a saved report.
     replicates: int
     verdict: Verdict
+    #: The smallest ratio that these replicates would have called a failure; ``None`` without an interval.
+    detectable: float | None = None
+    #: Of an undecided case: rounds in all that would decide it, were they as those so far; ``None`` where it is not known.
+    needed: int | None = None
+    #: Of an undecided case: what would decide it.
+    advice: str = ""
 
     def gate(self, rules: CheckRules) -> Gate:
         """The case as a gate on the ratio."""
         bounds = "too few rounds for an interval"
         if self.lower is not None and self.upper is not None:
             bounds = f"interval {self.lower:.3f} to {self.upper:.3f} from {self.replicates} replicates"
+        if self.verdict is Verdict.INCONCLUSIVE and self.detectable is not None:
+            bounds += f"; the smallest slowdown that would have failed is {self.detectable - 1:.1%}"
+            if self.needed is not None:
+                bounds += f", {self.needed - self.replicates} more rounds like these would decide it"
+            if self.advice:
+                bounds += f"; what would decide it: {self.advice}"
         return Gate.decided(
             name=f"latency ratio {case_key(self.variant, self.adapter, self.shape)}",
             verdict=self.verdict,
@@ -58,9 +70,9 @@ class CaseCheck(Model):
 
 def case_check(
     key: _Key, baseline_ms: Sequence[float], candidate_ms: Sequence[float], log_ratio: float, bounds: Interval | None,
-    replicates: int, verdict: Verdict,
+    replicates: int, verdict: Verdict, *, limit: float,
 ) -> CaseCheck:  # fmt: skip
-    """A :class:`CaseCheck` from process medians and a mean log-ratio with its bounds."""
+    """A :class:`CaseCheck` from process medians and a mean log-ratio with its bounds; ``limit`` is the log-ratio allowed."""
     variant, case = key
     return CaseCheck(
         variant=variant,
@@ -71,10 +83,16 @@ def case_check(
         ratio=math.exp(log_ratio),
         lower=None if bounds is None else math.exp(bounds.lower),
         # A bound from a handful of wild values can be too large for a float; it then bounds nothing.
-        upper=None if bounds is None or bounds.upper > 700 else math.exp(bounds.upper),
+        upper=None if bounds is None else _ratio(bounds.upper),
         replicates=replicates,
         verdict=verdict,
+        detectable=None if bounds is None else _ratio(limit + bounds.estimate - bounds.lower),
     )
+
+
+def _ratio(log_ratio: float) -> float | None:
+    """The ratio, ``None`` where it is too large for a float and so says nothing."""
+    return None if log_ratio > 700 else math.exp(log_ratio)
 
 
 class _CaseState:
@@ -86,6 +104,29 @@ class _CaseState:
         self.log_ratios: list[float] = []
         self.bounds: Interval | None = None
         self.verdict = Verdict.INCONCLUSIVE
+        self.look = 1
+
+    def check(self, key: _Key, rules: CheckRules) -> CaseCheck:
+        """The case as it stands."""
+        limit = math.log1p(rules.latency_tolerance)
+        found = case_check(
+            key, self.baseline_ms, self.candidate_ms, fmean(self.log_ratios), self.bounds, len(self.log_ratios), self.verdict,
+            limit=limit,
+        )  # fmt: skip
+        if self.verdict is not Verdict.INCONCLUSIVE or self.bounds is None:
+            return found
+        needed = rounds_needed(self.log_ratios, limit, look=self.look, confidence=rules.confidence)
+        advice = "a quieter machine" if needed is None else "a higher --budget-s"
+        return found.model_copy(update={"needed": needed, "advice": advice})
+
+
+#: More rounds than this are bounded by time alone.
+UNBOUNDED = 10_000
+
+
+def open_total(done: int, total: int, seconds: float, rules: CheckRules) -> tuple[int, int]:
+    """How far a check is: processes of the most that there may be, or where time alone ends it seconds of those there are."""
+    return (done, total) if rules.max_rounds < UNBOUNDED else (int(seconds), max(1, math.ceil(rules.max_seconds)))
 
 
 def interleave(
@@ -116,7 +157,8 @@ def interleave(
             cases = tuple(case for v, case in still_open if v == variant)
             results: dict[str, list[WorkerResult]] = {"A": [], "B": []}
             for side in "ABBA" if number % 2 else "BAAB":
-                progress(done, total, f"{variant}, round {number}, {len(still_open)} of {len(states)} cases open")
+                said = f"{variant}, round {number}, {len(still_open)} of {len(states)} cases open"
+                progress(*open_total(done, total, monotonic() - start, rules), said)
                 folder = baseline if side == "A" else candidate
                 job = Job(bundle=str(folder), variant=variant, threads=plan.threads, cases=cases, sampling=sampling,
                           swaps=_SWAPS if number == 1 and side == "B" else 0)  # fmt: skip
@@ -129,6 +171,7 @@ def interleave(
         if number >= 2 and (number in due or late):
             look = 1 + sum(other < number for other in due)
             for state in still_open.values():
+                state.look = look
                 state.bounds = ratio_bounds(state.log_ratios, cases=len(states), look=look, confidence=rules.confidence)
                 # With fewer rounds than the least, an interval is shown but nothing is decided by it.
                 if number >= rules.min_rounds:
@@ -136,10 +179,7 @@ def interleave(
         if late or all(state.verdict is not Verdict.INCONCLUSIVE for state in states.values()):
             break
     progress(total, total, "done")
-    return runs, tuple(
-        case_check(key, s.baseline_ms, s.candidate_ms, fmean(s.log_ratios), s.bounds, len(s.log_ratios), s.verdict)
-        for key, s in states.items()
-    )
+    return runs, tuple(state.check(key, rules) for key, state in states.items())
 
 
 def _add_round(state: _CaseState, case: Case, a: Sequence[WorkerResult], b: Sequence[WorkerResult]) -> None:

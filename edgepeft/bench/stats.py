@@ -10,26 +10,40 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from statistics import NormalDist, fmean, variance
+from statistics import fmean, median, variance
 
 import numpy as np
 
+from ..metrics.intervals import Interval, bootstrap_drop, mcnemar, paired_drop, wilson
 from ..report.gate import Verdict
 from ..report.gate import judge as judge_bounds
+
+__all__ = [
+    "MIN_SAMPLES",
+    "Interval",
+    "Trimmed",
+    "baseline_weight",
+    "bootstrap_drop",
+    "judge",
+    "looks",
+    "mcnemar",
+    "paired_drop",
+    "percentile",
+    "ratio_bounds",
+    "rounds_needed",
+    "session_bounds",
+    "session_limit",
+    "spent",
+    "t_interval",
+    "t_quantile",
+    "t_tail",
+    "trimmed",
+    "wilson",
+]
 
 #: Samples below which a percentile is not stated. The median from 6: only then does the range of the sample cover the
 #: true median with 95 % (1 - 2 * 0.5**n). The tails: about five, and one, samples beyond the value.
 MIN_SAMPLES = {50: 6, 95: 100, 99: 1000}
-
-
-@dataclass(frozen=True)
-class Interval:
-    """An estimate with its lower and upper confidence bounds."""
-
-    estimate: float
-    lower: float
-    upper: float
-    confidence: float
 
 
 def percentile(samples: Sequence[float], q: int) -> float | None:
@@ -130,19 +144,103 @@ def ratio_bounds(log_ratios: Sequence[float], *, cases: int, look: int = 1, conf
     return _bounds(mean, error, len(log_ratios) - 1, cases=cases, look=look, confidence=confidence)
 
 
-def welch_bounds(
-    baseline: Sequence[float], candidate: Sequence[float], *, cases: int, drift: float, confidence: float = 0.95
+def session_bounds(
+    baseline: Sequence[Sequence[float]],
+    sessions: Sequence[Sequence[float]],
+    *,
+    drift: float,
+    cases: int,
+    look: int = 1,
+    confidence: float = 0.95,
 ) -> Interval:
-    """As :func:`ratio_bounds`, for unpaired logs of two sessions (Welch 1947, degrees of freedom by Satterthwaite).
+    """As :func:`ratio_bounds`, for the logs of saved sessions and of several sessions of the candidate.
 
-    Neither sample holds the drift of the machine from one session to the next, so ``drift`` (a standard deviation
-    in log units, one for each session) widens the interval: its variance is added twice.
+    Processes of one session share the state of the machine, so sessions are the draws, those of the baseline too. They are taken
+    to differ by ``drift`` (a standard deviation in log units), or by what they do where that is more. Means are trimmed
+    (:func:`trimmed`), since bursts of other work are far from all else. Of several saved sessions the median is the baseline, whose
+    variance is pi / 2 times a mean's; of one it is the mean of its processes, with their noise. Degrees of freedom are
+    Satterthwaite's; an assumed drift has no sampling error.
+
+    Args:
+        baseline: Log medians of the saved processes by session: one of at least two processes, or several.
+        sessions: Log medians of the candidate's processes by session, at least two sessions.
+        drift: The least standard deviation between sessions.
+        cases: How many cases are judged together.
+        look: The how manieth look at growing data this is.
+        confidence: Of the interval.
     """
-    parts = [variance(values) / len(values) for values in (baseline, candidate)]
-    squares = sum(part**2 / (len(values) - 1) for part, values in zip(parts, (baseline, candidate), strict=True))
-    df = sum(parts) ** 2 / squares if squares > 0 else len(baseline) + len(candidate) - 2
-    error = math.sqrt(sum(parts) + 2 * drift**2)
-    return _bounds(fmean(candidate) - fmean(baseline), error, df, cases=cases, look=1, confidence=confidence)
+    after = trimmed([fmean(session) for session in sessions])
+    spread, freedom = after.error**2 * len(sessions), after.df
+    noise = squares = 0.0
+    if len(baseline) == 1:
+        before = trimmed(baseline[0])
+        centre, noise = before.estimate, before.error**2
+        squares = noise**2 / before.df
+    else:
+        means = [fmean(session) for session in baseline]
+        centre, more = median(means), len(means) - 1
+        spread = (spread * freedom + variance(means) * more) / (freedom + more)
+        freedom += more
+    between = max(drift**2, spread) * (baseline_weight(baseline) + 1 / len(sessions))
+    squares += between**2 / freedom if spread > drift**2 else 0.0
+    df = (between + noise) ** 2 / squares if squares > 0 else 1e6
+    return _bounds(
+        after.estimate - centre, math.sqrt(between + noise), df, cases=cases, look=look, confidence=confidence
+    )
+
+
+@dataclass(frozen=True)
+class Trimmed:
+    """A trimmed mean with its standard error and the degrees of freedom of that."""
+
+    estimate: float
+    error: float
+    df: float
+
+
+def trimmed(values: Sequence[float], share: float = 0.2) -> Trimmed:
+    """The mean without the ``share`` smallest and largest values each (Tukey and McLaughlin 1963; Yuen 1974).
+
+    Its standard error is that of the winsorized values. Fewer than five values are not trimmed.
+
+    Example:
+        >>> trimmed([1.0, 2.0, 3.0, 4.0, 90.0]).estimate
+        3.0
+    """
+    ordered, cut = sorted(values), int(share * len(values))
+    kept = ordered[cut : len(ordered) - cut]
+    winsorized = [kept[0]] * cut + kept + [kept[-1]] * cut
+    left = len(kept)
+    error = math.sqrt((len(values) - 1) * variance(winsorized) / (left * (left - 1)))
+    return Trimmed(fmean(kept), error, left - 1)
+
+
+def baseline_weight(baseline: Sequence[Sequence[float]]) -> float:
+    """By how much of a session's variance the baseline of these sessions is uncertain."""
+    return 1.0 if len(baseline) == 1 else math.pi / 2 / len(baseline)
+
+
+def session_limit(baseline: Sequence[Sequence[float]], *, drift: float, look: int, confidence: float = 0.95) -> float:
+    """Half the width that :func:`session_bounds` keeps however many sessions are measured."""
+    alpha = spent((1.0 - confidence) / 2.0, look)
+    noise = trimmed(baseline[0]).error ** 2 if len(baseline) == 1 else 0.0
+    return t_quantile(alpha, 1e6) * math.sqrt(drift**2 * baseline_weight(baseline) + noise)
+
+
+def rounds_needed(log_ratios: Sequence[float], limit: float, *, look: int, confidence: float = 0.95) -> int | None:
+    """How many rounds would decide a case, were they as those so far; ``None`` beyond 10,000.
+
+    The estimate and the spread of a round are taken as they are, and the bound as it is at the next look.
+    """
+    away = abs(limit - fmean(log_ratios))
+    spread = math.sqrt(variance(log_ratios))
+    alpha = spent((1.0 - confidence) / 2.0, look + 1)
+    count = len(log_ratios) + 1
+    while count <= 10_000:
+        if t_quantile(alpha, count - 1) * spread / math.sqrt(count) < away:
+            return count
+        count += max(1, count // 20)
+    return None
 
 
 def _bounds(mean: float, error: float, df: float, *, cases: int, look: int, confidence: float) -> Interval:
@@ -155,58 +253,3 @@ def _bounds(mean: float, error: float, df: float, *, cases: int, look: int, conf
 def judge(interval: Interval, limit: float) -> Verdict:
     """``pass`` when the whole interval is below ``limit``, ``fail`` when it is above, else ``inconclusive``."""
     return judge_bounds(interval.lower, interval.upper, limit)
-
-
-def wilson(hits: int, total: int, confidence: float = 0.95) -> Interval:
-    """Wilson's score interval of a proportion (Wilson 1927; two-sided)."""
-    if not 0 <= hits <= total or total == 0:
-        raise ValueError(f"wilson needs 0 <= hits <= total and total > 0, got {hits} of {total}")
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    share = hits / total
-    centre = (share + z * z / (2 * total)) / (1 + z * z / total)
-    half = z / (1 + z * z / total) * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
-    return Interval(share, max(0.0, centre - half), min(1.0, centre + half), confidence)
-
-
-def mcnemar(only_baseline: int, only_candidate: int) -> float:
-    """Exact two-sided McNemar p-value (binomial with 1/2 on the discordant rows; McNemar 1947).
-
-    ``only_baseline`` rows were right in the baseline alone, ``only_candidate`` rows in the candidate alone.
-    """
-    n = only_baseline + only_candidate
-    term, tail = 1, 1
-    for i in range(min(only_baseline, only_candidate)):
-        term = term * (n - i) // (i + 1)  # C(n, i + 1), exact in integers
-        tail += term
-    return min(1.0, 2 * tail / 2**n)
-
-
-def paired_drop(baseline: Sequence[bool], candidate: Sequence[bool], confidence: float = 0.95) -> Interval:
-    """Accuracy of the baseline minus that of the candidate on the same rows, with an adjusted Wald interval.
-
-    Bonett and Price (2012): one row is added to each discordant count, which keeps the coverage for small counts
-    and leaves an honest width where no row differs.
-    """
-    rows = len(baseline)
-    lost = sum(b and not c for b, c in zip(baseline, candidate, strict=True))
-    won = sum(c and not b for b, c in zip(baseline, candidate, strict=True))
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    p_lost, p_won = (lost + 1) / (rows + 2), (won + 1) / (rows + 2)
-    half = z * math.sqrt((p_lost + p_won - (p_lost - p_won) ** 2) / (rows + 2))
-    centre = p_lost - p_won
-    return Interval((lost - won) / rows, centre - half, centre + half, confidence)
-
-
-def bootstrap_drop(
-    baseline: Sequence[bool],
-    candidate: Sequence[bool],
-    *,
-    resamples: int = 2000,
-    seed: int = 0,
-    confidence: float = 0.95,
-) -> Interval:
-    """As :func:`paired_drop`, by resampling rows (percentile bootstrap: Efron and Tibshirani 1993, chapter 13)."""
-    drops = np.asarray(baseline, dtype=np.float64) - np.asarray(candidate, dtype=np.float64)
-    rows = np.random.default_rng(seed).integers(0, len(drops), size=(resamples, len(drops)))
-    lower, upper = np.quantile(drops[rows].mean(axis=1), [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(float(drops.mean()), float(lower), float(upper), confidence)

@@ -10,6 +10,7 @@ from cloup import option, option_group
 
 from .guarded import guarded
 from .options import (
+    PATH,
     adapter_names,
     bench_threads_option,
     bundle_argument,
@@ -40,6 +41,9 @@ from .show import bar, finish, measured
         help="Fresh processes for each variant.",
     ),
     on_option,
+    option(
+        "--history", type=PATH, metavar="FILE", help="Add the run to this history (SQLite; made where it is not there)."
+    ),
 )
 @report_option
 @json_option
@@ -53,6 +57,7 @@ def bench(
     threads: int | None,
     processes: int,
     on: str | None,
+    history: Path | None,
     report: Path | None,
     as_json: bool,
 ) -> None:
@@ -76,6 +81,7 @@ def bench(
             shapes=list(shapes) or None,
             threads=threads,
             processes=processes,
+            history=history,
             progress=announce,
         )
     finish(result, report, bundle, "bench", as_json)

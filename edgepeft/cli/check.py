@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import click
 import cloup
 from cloup import option, option_group
 
@@ -32,13 +33,25 @@ from .values import labelled
 @bundle_argument
 @option_group(
     "What",
-    option("--baseline", type=PATH, required=True, help="A bundle, or the JSON report that bench saved on this host."),
+    option(
+        "--baseline",
+        type=PATH,
+        required=True,
+        help="A bundle, or what bench saved on this host: its JSON report, or its history.",
+    ),
     target_option,
     adapter_names,
     variant_names,
     shape_option,
     bench_threads_option,
     on_option,
+    option(
+        "--budget-s",
+        type=click.FloatRange(min=1),
+        metavar="SECONDS",
+        show_default="the target's rounds and seconds",
+        help="Measure latency until all is decided, but no longer than this.",
+    ),
 )
 @option_group("Data", data_option, text_option, label_option, pair_option)
 @report_option
@@ -57,22 +70,28 @@ def check(
     shapes: tuple[str, ...],
     threads: int | None,
     on: str | None,
+    budget_s: float | None,
     report: Path | None,
     as_json: bool,
 ) -> None:
     """Gate a bundle against a baseline, for CI.
 
     Fails where the bundle is slower or less accurate than the baseline, or over the target's budgets.
-    Latency is compared in interleaved A B B A runs of fresh processes. Exit code 0: pass; 1: fail; 3: inconclusive.
+    Latency is compared in interleaved A B B A runs of fresh processes, with a saved report in sessions of them. It passes
+    only where the whole interval is within the tolerance, and fails only where it is beyond.
+    Exit code 0: pass; 1: fail; 3: inconclusive.
     """
     from ..devices import check_on as run
     from ..targets import load_target
 
+    loaded = load_target(target)
+    if budget_s is not None:
+        loaded = loaded.model_copy(update={"check": loaded.check.for_seconds(budget_s)})
     with measured(report, bundle, "check"), bar() as announce:
         result = run(
             bundle,
             baseline,
-            load_target(target),
+            loaded,
             on=on,
             adapters=list(adapters) or None,
             variants=list(variants) or None,

@@ -45,8 +45,8 @@ data_option = option(
     "--data",
     multiple=True,
     metavar="NAME=FILE",
-    help="Labelled rows (.csv, .tsv, .jsonl, .json, .parquet) of an adapter, or prompts of a language model's. May be repeated; "
-    "columns of its own: NAME=FILE:text=body,label=stars.",
+    help="Labelled rows (.csv, .tsv, .jsonl, .json, .parquet) of an adapter, or texts, prompts or conversations of a language "
+    "model's. May be repeated; columns of its own: NAME=FILE:text=body,label=stars.",
 )
 
 # What is measured, and where.

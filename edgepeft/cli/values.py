@@ -12,6 +12,7 @@ from ..spelling import did_you_mean
 
 if TYPE_CHECKING:
     from ..data import Examples, PromptRows
+    from ..validate import LanguageRows
 
 
 def calibration_texts(data: tuple[str, ...], text: str, pair: str | None) -> dict[str, Examples]:
@@ -51,6 +52,38 @@ def labelled(bundle: Path, data: tuple[str, ...], text: str, label: str, pair: s
             "validate BUNDLE --target TARGET --data NAME=FILE"
         )
     return examples(data, text, label, pair)
+
+
+def judged_rows(
+    bundle: Path, data: tuple[str, ...], text: str, label: str, pair: str | None, limit: int | None
+) -> dict[str, Examples] | dict[str, LanguageRows]:
+    """The ``--data NAME=FILE`` pairs as rows that a bundle's task is judged on, at most ``limit`` of each, spread evenly."""
+    return {name: rows_of(bundle, path, text, label, pair, limit) for name, path in named(data, "--data").items()}  # type: ignore[return-value] # a bundle has one task, so all are of one type
+
+
+def rows_of(
+    bundle: Path, path: str, text: str, label: str, pair: str | None, limit: int | None
+) -> Examples | LanguageRows:
+    """One file of rows that a bundle's task is judged on."""
+    from ..bundle import read_bundle
+    from ..data import evenly, read_examples
+    from ..validate import read_language_rows
+
+    if read_bundle(bundle).manifest.writes:
+        return read_language_rows(path, text=text, limit=limit)
+    found = read_examples(path, text=text, label=label, pair=pair)
+    return found if limit is None else found.select(evenly(len(found), limit))
+
+
+def checkpoints_or_names(values: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """``--adapter``: ``NAME=PATH`` says where a checkpoint is, ``NAME`` alone limits to that adapter (and so does every other).
+
+    Returns:
+        Checkpoints by name, and the names to limit to; empty for all.
+    """
+    alone = [value for value in values if "=" not in value]
+    found = named([value for value in values if "=" in value], "--adapter")
+    return found, list(dict.fromkeys([*alone, *found])) if alone else []
 
 
 def examples(data: tuple[str, ...], text: str, label: str, pair: str | None) -> dict[str, Examples]:

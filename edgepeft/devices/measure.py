@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from ..bench import Correct, Job, Progress, Rows, bench, bench_report, check, check_report
 from ..bench.accuracy import answers
+from ..bench.history import append_run, is_history
 from ..bundle import Bundle, head_of, read_bundle, rereading
 from ..data import Examples
 from ..errors import InputError
@@ -37,13 +39,15 @@ def bench_on(
     shapes: Sequence[str] | None = None,
     threads: int | None = None,
     processes: int = 3,
+    history: Path | None = None,
     progress: Progress = _silent,
 ) -> Report:
     """Measure a bundle on ``target`` and hold it against its budgets; :func:`edgepeft.bench.bench` on an executor.
 
     An emulated device's times are not judged: memory, its growth over swaps, and sizes are, and the instructions of an
     inference are counted where it can. Where nothing can execute the
-    target the report says "static only". Raises as :func:`edgepeft.devices.validate_on`.
+    target the report says "static only". ``history`` is a file to which the run is added, of times that were measured here or on a
+    device. Raises as :func:`edgepeft.devices.validate_on`.
     """
     opened = read_bundle(bundle)
     place = find_place(target, on, opened.manifest.task)
@@ -56,6 +60,10 @@ def bench_on(
     if executor.copies:
         require_size(opened, target, choose_variants(opened.manifest, target, chosen))
     if executor.emulated:
+        if history is not None:
+            raise InputError(
+                f"a history holds times, and {executor.name} emulates {target.name}: its times mean nothing"
+            )
         names = choose_variants(opened.manifest, target, chosen)
         return emulated_report(measure_emulated(opened, target, executor, names, adapters, shapes, progress))
     result = bench(
@@ -69,7 +77,11 @@ def bench_on(
         runner=executor.run,
         progress=progress,
     )
-    return bench_report(result, target)
+    report = bench_report(result, target)
+    if history is None:
+        return report
+    count = append_run(history, result)
+    return replace(report, notes=(*report.notes, f"run {count} of the history {history}"))
 
 
 def correct_on(executor: Executor) -> Correct:
@@ -124,6 +136,10 @@ def check_on(
 
     done = measure_emulated(opened, target, executor, chosen, options.get("adapters"), options.get("shapes"), progress)
     saved = Path(baseline).is_file()
+    if is_history(baseline):
+        raise InputError(
+            f"a history holds times, and {executor.name} emulates {target.name}: give a bundle or a report"
+        )
     reference = None if saved else read_bundle(baseline)
     before = saved_counts(Path(baseline), done) if reference is None else _counts_of(reference, done, progress)
     compared, tables = compare_counts(done.counts, before, target)

@@ -10,6 +10,8 @@ from ..data import Examples, PromptRows
 from ..errors import InputError
 from ..report.gate import Report
 from ..targets import Target
+from ..validate.generalization import adapters_of, with_generalization
+from ..validate.quality import Rows
 from .checks.classification import Announce, validate_labels
 from .checks.generation import NEW_TOKENS, validate_tokens
 from .checks.reference import find_peft
@@ -34,6 +36,8 @@ def validate_on(
     reference: bool = True,
     max_drop: float = 0.01,
     new_tokens: int = NEW_TOKENS,
+    general: Sequence[Rows] = (),
+    inside: Mapping[str, Rows] | None = None,
     progress: Announce = lambda message: None,
 ) -> Report:
     """Execute a bundle on ``target`` and compare what it answers with a native run here and with PEFT.
@@ -45,6 +49,9 @@ def validate_on(
     execute the target the report says "static only". Raises :class:`TargetError` where ``on`` names an executor that is not
     ready or cannot run the bundle's task, or the bundle is over the size budget (nothing is copied), :class:`InputError` for
     a task or data that are not run on devices, and :class:`DeviceError` where the device fails.
+
+    ``general`` are rows that no adapter was trained for, ``inside`` such as it was, by adapter: they are run natively here, and the
+    target's ``[generalization]`` says what may be lost.
     """
     opened = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
     task = opened.manifest.task
@@ -52,8 +59,13 @@ def validate_on(
         raise InputError(f"validate --target runs {' and '.join(TASKS)} bundles; this one's task is {task}")
     chosen = choose_variants(opened.manifest, target, variants)
     place = find_place(target, on, task)
+    fitting = adapters_of(opened, inside or {}, general, set(opened.manifest.adapters))
+
+    def finished(report: Report) -> Report:
+        return with_generalization(report, opened, inside or {}, fitting, chosen, target.generalization, progress)
+
     if place.executor is None:
-        return static_report(opened, target, chosen, place.why_static, "validate")
+        return finished(static_report(opened, target, chosen, place.why_static, "validate"))
     executor = place.executor
     if executor.copies:
         require_size(opened, target, chosen)
@@ -64,5 +76,5 @@ def validate_on(
         raise InputError(f"{opened.path} is for {task}: its data are {'prompts' if generates else 'labelled rows'}")
     peft = find_peft(opened, adapters or {}, base) if reference else None
     if generates:
-        return validate_tokens(opened, target, executor, chosen, prompts, rows, new_tokens, peft, progress)
-    return validate_labels(opened, target, executor, chosen, examples, rows, peft, max_drop, progress)
+        return finished(validate_tokens(opened, target, executor, chosen, prompts, rows, new_tokens, peft, progress))
+    return finished(validate_labels(opened, target, executor, chosen, examples, rows, peft, max_drop, progress))

@@ -146,6 +146,9 @@ def quality_section(
         charts.append(front_chart("Accuracy against size", by_size, "MB on a device"))
     if by_time:
         charts.append(front_chart("Accuracy against latency", by_time, "p50 ms, smallest shape"))
+    for key, title in (("drop", "Lost out of domain"), ("forgetting", "Taken from the base")):
+        if lost := _losses(validations, key):
+            charts.append(ratio_chart(title, lost, "points"))
     return Section(
         "quality",
         "Quality: does it do on the device what was trained?",
@@ -153,6 +156,19 @@ def quality_section(
         tuple(charts),
         tuple(table for saved in validations for table in _plain(saved)),
     )
+
+
+def _losses(validations: Sequence[SavedReport], key: str) -> list[Interval]:
+    """What adapters lose on rows from elsewhere, in points, where that was measured."""
+    return [
+        Interval(
+            f"{row['adapter']} {row['variant']}, {row['data']}",
+            *(100 * row[key][end] for end in ("value", "lower", "upper")),
+        )
+        for saved in validations
+        for row in _records(saved, "generalization")
+        if row["domain"] == "out" and row.get(key) is not None and None not in row[key].values()
+    ]
 
 
 def other_section(saved: SavedReport) -> Section:

@@ -3,11 +3,22 @@
 from __future__ import annotations
 
 from .load import list_targets, load_target, shipped_folder
-from .schema import Budgets, CheckRules, Machine, RuntimeRules, Shape, Target, host_machine, parse_shape
+from .schema import (
+    Budgets,
+    CheckRules,
+    GeneralizationRules,
+    Machine,
+    RuntimeRules,
+    Shape,
+    Target,
+    host_machine,
+    parse_shape,
+)
 
 __all__ = [
     "Budgets",
     "CheckRules",
+    "GeneralizationRules",
     "Machine",
     "RuntimeRules",
     "Shape",

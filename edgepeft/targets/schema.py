@@ -156,11 +156,24 @@ class CheckRules(_Model):
     #: No further round is started after this long.
     max_seconds: Positive = 600.0
 
+    def for_seconds(self, seconds: float) -> CheckRules:
+        """The same rules with time alone as the end: rounds go on until all is decided or ``seconds`` are over."""
+        return self.model_copy(update={"max_seconds": seconds, "max_rounds": 10_000})
+
     @model_validator(mode="after")
     def _ordered(self) -> CheckRules:
         if self.min_rounds > self.max_rounds:
             raise ValueError(f"min_rounds {self.min_rounds} is more than max_rounds {self.max_rounds}")
         return self
+
+
+class GeneralizationRules(_Model):
+    """``[generalization]``: what may be lost on rows from elsewhere (``validate --general``); a key left out is not judged."""
+
+    #: Most that a score may be below that in domain, as a share: 0.10 is ten points.
+    max_drop: Share | None = None
+    #: Most that the adapter may take from the base's own score on the same rows, or add to its perplexity, as a share.
+    max_forgetting: Share | None = None
 
 
 class Target(_Model):
@@ -185,6 +198,7 @@ class Target(_Model):
     #: ``[accuracy]``: the least accuracy by adapter name; ``"*"`` is for every adapter not named.
     accuracy: dict[str, Share] = Field(default_factory=dict)
     check: CheckRules = CheckRules()
+    generalization: GeneralizationRules = GeneralizationRules()
 
     @model_validator(mode="after")
     def _shapes_fit(self) -> Target:

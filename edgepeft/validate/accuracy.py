@@ -9,12 +9,16 @@ import numpy as np
 
 from ..base.parity import reference_outputs
 from ..data import Examples
+from ..metrics import Scored
 from ..report.accuracy import Accuracy, Beside, count_same
 from ..report.answers import expected_answers, given_answers, number_error
 from ..runtime import Runtime, View
+from .answered import BATCH, class_scored
 
-#: Rows are run sorted by length in batches of this size, so that padding costs little and is still exercised.
-BATCH = 32
+
+def view_of(runtime: Runtime, adapter: str | None) -> View:
+    """The view that answers for an adapter (``None``: the base); in a merged bundle there is one for all."""
+    return runtime.adapter(adapter) if adapter is not None and runtime.manifest.mode == "swap" else runtime.base
 
 
 def run_rows(view: View, examples: Examples, module: Any | None) -> tuple[np.ndarray, np.ndarray | None]:
@@ -36,12 +40,14 @@ def run_rows(view: View, examples: Examples, module: Any | None) -> tuple[np.nda
     return np.array(mine), None if module is None else np.array(theirs)
 
 
-def accuracy(runtime: Runtime, adapter: str | None, examples: Examples, *, module: Any | None = None) -> Accuracy:
-    """Accuracy of the runtime with ``adapter`` on labelled rows, and of ``module`` beside it where given.
+def accuracy(
+    runtime: Runtime, adapter: str | None, examples: Examples, *, module: Any | None = None
+) -> tuple[Accuracy, tuple[Scored, ...]]:
+    """Accuracy of the runtime with ``adapter`` on labelled rows, and of ``module`` beside it where given; and the rows to score.
 
     A row whose logits are not finite numbers is answered wrong, and counted in ``not_finite``.
     """
-    view = runtime.adapter(adapter) if adapter is not None and runtime.manifest.mode == "swap" else runtime.view
+    view = view_of(runtime, adapter)
     head = view.active.head
     expected_answers(
         examples.select([0]), head, len(view.labels or ()) or 1
@@ -59,7 +65,7 @@ def accuracy(runtime: Runtime, adapter: str | None, examples: Examples, *, modul
             max_difference=float(np.abs(mine - theirs).max()),
             error=number_error(theirs, expected, head) if numbers else None,
         )
-    return Accuracy(
+    found = Accuracy(
         adapter=adapter,
         variant=runtime.variant,
         rows=len(examples),
@@ -70,3 +76,4 @@ def accuracy(runtime: Runtime, adapter: str | None, examples: Examples, *, modul
         not_finite=int((~np.isfinite(mine).all(axis=1)).sum()),
         peft=peft,
     )
+    return found, class_scored(mine, examples, head, adapter, runtime.variant)

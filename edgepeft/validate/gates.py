@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from ..base.rounding import TOLERANCE
 from ..report.accuracy import Accuracy
 from ..report.gate import Gate, Table
+from .generalization import generalization_table
+from .quality import quality_tables
 from .result import AdapterParity, Validation
 
 #: max |logit difference| against PEFT fp32 that an fp32 variant may show: what capture allows the base. Where PEFT's own
@@ -91,6 +93,14 @@ def _accuracy_gates(row: Accuracy, max_drop: float) -> list[Gate]:
 
 def validation_tables(result: Validation) -> list[Table]:
     """What was compared, for people."""
+    return [
+        *_compared_with_peft(result),
+        *quality_tables(result.metrics, result.comparisons),
+        *generalization_table(result.generalization),
+    ]
+
+
+def _compared_with_peft(result: Validation) -> list[Table]:
     tables = []
     if result.parity:
         tables.append(

@@ -7,8 +7,10 @@ from typing import Any
 
 from ..base.rounding import TOLERANCE
 from ..json_text import finite_json
+from ..metrics import Comparison, Measured
 from ..report.accuracy import Accuracy
 from ..report.gate import Gate
+from .generalization import Generalization
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,14 @@ class Validation:
     gates: tuple[Gate, ...] = ()
     #: Adapters that were not compared with PEFT, because their checkpoint is not at hand.
     unchecked: tuple[str, ...] = ()
+    #: Every metric of each adapter and variant on its data, with its interval.
+    metrics: tuple[Measured, ...] = ()
+    #: Variants against fp32 (or the first) on the same rows, Holm-corrected.
+    comparisons: tuple[Comparison, ...] = ()
+    #: Each adapter in its domain and out of it, where general rows were given.
+    generalization: tuple[Generalization, ...] = ()
+    #: What a reader must know: metrics that were left out, and what looks wrong though no gate fails.
+    notes: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -60,7 +70,11 @@ class Validation:
                 "parity": [asdict(each) for each in self.parity],
                 "base_restored": self.base_restored,
                 "accuracy": [_accuracy(each) for each in self.accuracy],
+                "metrics": [each.as_dict() for each in self.metrics],
+                "comparisons": [each.as_dict() for each in self.comparisons],
+                "generalization": [each.as_dict() for each in self.generalization],
                 "problems": self.problems,
+                "notes": self.notes,
                 "unchecked": self.unchecked,
                 "passed": self.passed,
             }

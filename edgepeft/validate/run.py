@@ -12,10 +12,14 @@ from .. import runtime as runtimes
 from ..bundle import Bundle, read_bundle, rereading
 from ..data import Examples
 from ..errors import InputError
-from ..report.gate import Report
+from ..metrics import Scored, compare, measure
+from ..report.accuracy import Accuracy
+from ..report.gate import Gate, Report
 from ..runtime import Runtime
-from .accuracy import accuracy
+from ..targets import GeneralizationRules
+from .detectors import adapter_outputs, other_bases, permuted_labels, twins, unchanged
 from .gates import validation_gates, validation_tables
+from .generalization import adapters_of, generalization
 from .parity import (
     adapter_parity,
     adapter_probe,
@@ -27,25 +31,29 @@ from .parity import (
     peft_outputs,
     task_of,
 )
-from .probe import bundle_probe
+from .probe import Probe, bundle_probe
+from .quality import Rows, answer_rows, check_rows, missing_note, task_of_head
 from .quantized_base import comparable
 from .reference import check_base, head_width, peft_model
-from .result import Validation
+from .result import AdapterParity, Validation
 
 
 @rereading
 def validate(
     bundle: str | Path | Bundle,
     *,
-    data: Mapping[str, Examples] | None = None,
+    data: Mapping[str, Rows] | None = None,
     adapters: Mapping[str, str | Path] | None = None,
+    only: Sequence[str] | None = None,
     base: str | None = None,
     variants: Sequence[str] | None = None,
     reference: bool = True,
     max_drop: float = 0.01,
+    general: Sequence[Rows] = (),
+    rules: GeneralizationRules | None = None,
     progress: Callable[[str], None] = lambda message: None,
 ) -> Validation:
-    """Compare a bundle with PEFT, and measure its accuracy.
+    """Compare a bundle with PEFT, and measure its quality.
 
     An adapter whose PEFT checkpoint is at hand is compared with PEFT over the base: outputs on ragged padded batches in fp32.
     A bundle that was made from a quantized file is compared over the rounded numbers. Base and adapters must give finite numbers
@@ -53,12 +61,17 @@ def validate(
 
     Args:
         bundle: The bundle, or its folder.
-        data: Labelled rows by adapter, which the adapter was not trained on. Accuracy is measured on them in every variant.
+        data: Labelled rows (:class:`Examples`) by adapter, or a language model's (:class:`LanguageRows`), which the adapter was not
+            trained on. Every metric of the task is measured on them in every variant, with its interval.
         adapters: PEFT checkpoints by adapter; by default from where the manifest says that they came.
+        only: Adapters to limit everything but the base to; by default all.
         base: The model that PEFT runs (a folder or a Hugging Face id); by default the one that the manifest names.
         variants: Which variants; by default all.
         reference: ``False`` leaves out what needs PEFT, and so torch.
         max_drop: How much accuracy a variant may lose against PEFT, as a share: 0.01 is one point.
+        general: Rows that no adapter was trained for. Adapters with ``data`` whose labels they have are judged on them, and so is
+            the base where it has a head for them; a language model's adapters all are.
+        rules: What may be lost on ``general``; a limit that is not set is not judged, and a loss beyond 5 points is warned of.
         progress: Is called with a line of text for each step.
 
     Returns:
@@ -66,7 +79,8 @@ def validate(
         not compared.
 
     Raises:
-        InputError: There is no such adapter or variant.
+        InputError: There is no such adapter or variant, or rows are for another task.
+        DataError: A row's label is none of the adapter's; said before a model is loaded.
         ManifestError: The manifest is not valid; graphs that do not make up the task are such a case.
         BundleError: The bundle cannot be opened.
 
@@ -81,66 +95,139 @@ def validate(
     for name in names:
         if name not in manifest.variants:
             raise InputError(f"{opened.path} has no variant {name!r}; it has: {', '.join(manifest.variants)}")
-    data = dict(data or {})
-    known = set(manifest.adapters) | {manifest.merged}
-    for name in data:
-        if name not in known:
-            raise InputError(
-                f"{opened.path} has no adapter {name!r}; it has: {', '.join(sorted(filter(None, known))) or 'none'}"
-            )
+    data, rules = dict(data or {}), rules or GeneralizationRules()
+    chosen = _chosen(opened, data, only)
+    for name, rows in data.items():
+        check_rows(opened, name, rows)
+    fitting = adapters_of(opened, data, general, chosen)
     sources = adapter_sources(opened, adapters or {}) if reference else {}
+    sources = {name: source for name, source in sources.items() if name in chosen}
     base = base or manifest.base.source
     if sources:
         check_base(base)
     runtime = runtimes.open(opened.path, variant="fp32" if "fp32" in manifest.variants else None)
+    opener = _Variants(runtime)
     probe = bundle_probe(opened)
+    parity = _parity(runtime, sources, base, probe, progress)
+    outputs = adapter_outputs(runtime, probe, [name for name in runtime.adapters if name in chosen])
+    without_effect = unchanged(runtime, probe, outputs)
+    warnings = [*twins(outputs, without_effect), *other_bases(opened, sources)]
+    restored = base_restored(runtime, probe) if runtime.adapters else None
+    broken: dict[tuple[str | None, str], str] = {}
+    for variant in names:
+        progress(f"outputs of {variant}")
+        broken |= not_finite(opener(variant), probe)
+    accuracies, scored = _answered(opener, data, names, sources, base, progress)
+    if scored:
+        progress("intervals")
+    measured = [each for mine in scored for each in measure(mine)]
+    elsewhere = generalization(opened, data, fitting, names, opener, measured, progress)
+    warnings += [*map(permuted_labels, scored), *(said for each in elsewhere for said in each.warnings(rules))]
+    return Validation(
+        bundle=str(opened.path),
+        parity=parity,
+        base_restored=restored,
+        accuracy=tuple(accuracies),
+        gates=(
+            *validation_gates(parity, restored, accuracies, broken, max_drop),
+            *(
+                Gate.holds(f"changes the output {name}", False, "its outputs are the base's, bit for bit")
+                for name in without_effect
+                if name not in {each.adapter for each in parity}  # there it is said already
+            ),
+            *(gate for each in elsewhere for gate in each.gates(rules)),
+        ),
+        unchecked=tuple(sorted(chosen - set(sources))) if reference else (),
+        metrics=tuple(measured),
+        comparisons=compare(measured, "fp32" if "fp32" in names else names[0]),
+        generalization=elsewhere,
+        notes=tuple(filter(None, [missing_note(scored), *warnings])),
+    )
+
+
+def _chosen(bundle: Bundle, data: Mapping[str, Rows], only: Sequence[str] | None) -> set[str]:
+    """The adapters to look at; :class:`InputError` for a name that the bundle does not have, or data for another."""
+    known = {*bundle.manifest.adapters, *filter(None, [bundle.manifest.merged])}
+    for name in (*data, *(only or ())):
+        if name not in known:
+            raise InputError(f"{bundle.path} has no adapter {name!r}; it has: {', '.join(sorted(known)) or 'none'}")
+    chosen = known if only is None else set(only)
+    if stray := next((name for name in data if name not in chosen), None):
+        raise InputError(
+            f"data was given for {stray!r}, which is not among the adapters chosen: {', '.join(sorted(chosen))}"
+        )
+    return chosen
+
+
+class _Variants:
+    """Opens variants: the first stays open, and one more at a time, since together they may not fit into memory."""
+
+    def __init__(self, first: Runtime) -> None:
+        self.first = first
+        self._held: Runtime | None = None
+
+    def __call__(self, variant: str) -> Runtime:
+        if variant == self.first.variant:
+            return self.first
+        if self._held is None or self._held.variant != variant:
+            self._held = None  # before the next is opened
+            self._held = runtimes.open(self.first.bundle.path, variant=variant)
+        return self._held
+
+
+def _parity(
+    runtime: Runtime, sources: Mapping[str, str | Path], base: str, probe: Probe, progress: Callable[[str], None]
+) -> tuple[AdapterParity, ...]:
+    """Each adapter whose checkpoint is at hand, against PEFT."""
     parity = []
     with comparable(runtime) if sources else nullcontext((runtime, None)) as (compared, rounded):
         for name, source in sources.items():
             progress(f"parity of {name} against PEFT")
-            own = adapter_probe(opened, name, source, base, probe)
-            expected = peft_outputs(opened, name, source, base, own.probe, rounded=rounded)
-            noise = partial(peft_noise, opened, name, source, base, own.probe, expected, rounded=rounded)
+            own = adapter_probe(runtime.bundle, name, source, base, probe)
+            expected = peft_outputs(runtime.bundle, name, source, base, own.probe, rounded=rounded)
+            noise = partial(peft_noise, runtime.bundle, name, source, base, own.probe, expected, rounded=rounded)
             found = adapter_parity(compared, name, expected, own.probe, noise)
             parity.append(replace(found, other_tokens=own.other_tokens))
-    restored = base_restored(runtime, probe) if runtime.adapters else None
+    return tuple(parity)
 
-    def open_variant(variant: str) -> Runtime:  # one at a time: together they may not fit into memory
-        return runtime if variant == runtime.variant else runtimes.open(opened.path, variant=variant)
 
-    broken: dict[tuple[str | None, str], str] = {}
-    for variant in names:
-        progress(f"outputs of {variant}")
-        broken |= not_finite(open_variant(variant), probe)
-    rows = []
-    for name, examples in data.items():
+def _answered(
+    opener: _Variants,
+    data: Mapping[str, Rows],
+    variants: Sequence[str],
+    sources: Mapping[str, str | Path],
+    base: str,
+    progress: Callable[[str], None],
+) -> tuple[list[Accuracy], list[Scored]]:
+    """All rows in all variants: a classifier's accuracy, beside PEFT where its checkpoint is at hand, and the rows to score."""
+    bundle = opener.first.bundle
+    manifest = bundle.manifest
+    reference = opener.first if opener.first.variant == "fp32" else None
+    accuracies: list[Accuracy] = []
+    scored: list[Scored] = []
+    for name, rows in data.items():
         module = None
-        if name in sources:
+        if name in sources and isinstance(rows, Examples) and task_of_head(manifest, name) == "text-classification":
             labels = manifest.labels if manifest.mode != "swap" else manifest.adapters[name].labels
             module = peft_model(
                 base,
                 sources[name],
                 task=task_of(manifest, name),
                 num_labels=head_width(sources[name], labels),
-                pad=pad_token_of(opened),
+                pad=pad_token_of(bundle),
             )
-        for variant in names:
-            progress(f"accuracy of {name}, {variant}")
-            rows.append(accuracy(open_variant(variant), name, examples, module=module))
-    return Validation(
-        bundle=str(opened.path),
-        parity=tuple(parity),
-        base_restored=restored,
-        accuracy=tuple(rows),
-        gates=validation_gates(parity, restored, rows, broken, max_drop),
-        unchecked=tuple(sorted(n for n in known if n is not None and n not in sources)) if reference else (),
-    )
+        for variant in variants:
+            progress(f"quality of {name}, {variant}")
+            counted, mine = answer_rows(opener(variant), name, rows, module=module, against=reference)
+            accuracies += [counted] if counted is not None else []
+            scored += mine
+    return accuracies, scored
 
 
 def validation_report(result: Validation) -> Report:
     """A validation for people and files; its verdict is that of ``result.gates``."""
     tables = validation_tables(result)
-    notes = result.problems
+    notes = (*result.problems, *result.notes)
     if result.unchecked:
         names = ", ".join(result.unchecked)
         notes = (*notes, f"not compared with PEFT: {names}; no checkpoint at hand, give it with --adapter NAME=PATH")

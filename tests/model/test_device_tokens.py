@@ -240,9 +240,12 @@ def test_the_command_line_reads_prompts_and_refuses_labels(causal: Path, target:
     done = CliRunner().invoke(main, [*arguments, "--max-new-tokens", "4", "--no-reference", "--json"])
     assert done.exit_code == 0, done.output
     assert [(row["prompts"], row["tokens"]) for row in json.loads(done.stdout)["data"]["tokens"]] == [(2, 8)] * 3
-    for command in (["validate", str(causal)], ["check", str(causal), "--baseline", str(causal)]):
+    for command, said in (
+        (["validate", str(causal)], "line 2: 'messages' must be a list of turns"),  # a likelihood needs an answer
+        (["check", str(causal), "--baseline", str(causal)], "--data with labels are for classifiers"),
+    ):
         done = CliRunner().invoke(main, [*command, "--data", f"wide={rows}"])
-        assert (done.exit_code, "--data with labels are for classifiers" in done.stderr) == (2, True)
+        assert (done.exit_code, said in done.stderr) == (2, True)
     done = CliRunner().invoke(main, ["validate", str(causal), "--max-new-tokens", "4"])
     assert (done.exit_code, "--max-new-tokens go with --target" in done.stderr) == (2, True)
 

@@ -177,6 +177,20 @@ def test_charts_say_their_numbers_to_a_screen_reader_and_in_a_table(folder: Path
         assert page.text.count(label.partition(". ")[0]) >= 2, "heading and table"
 
 
+def test_what_is_lost_out_of_domain_is_drawn(tmp_path: Path) -> None:
+    def row(domain: str, data: str, drop: object) -> dict[str, object]:
+        return {"adapter": "a", "variant": "fp32", "data": data, "domain": domain, "drop": drop, "forgetting": None}
+
+    ends = {"value": 0.2, "lower": 0.15, "upper": 0.25}
+    rows = [row("in", "in.csv", None), row("out", "far.csv", ends), row("out", "none.csv", {**ends, "lower": None})]
+    write_reports(tmp_path, "validate", Report("validate", "Validation", data={"generalization": rows}))
+    page = write_html_report([tmp_path], tmp_path / "r.html").path.read_text(encoding="utf-8")
+    assert 'aria-label="Lost out of domain. a fp32, far.csv: 20, interval 15 to 25"' in page
+    assert "Lost out of domain" in page
+    assert "none.csv" not in page
+    assert "Taken from the base" not in page
+
+
 def test_runs_of_other_hosts_are_not_joined(folder: Path) -> None:
     raw = json.loads((folder / "bench-2.json").read_text(encoding="utf-8"))
     raw["data"]["host"]["cpu"] = "Another CPU"

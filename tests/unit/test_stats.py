@@ -15,11 +15,14 @@ from edgepeft.bench.stats import (
     paired_drop,
     percentile,
     ratio_bounds,
+    rounds_needed,
+    session_bounds,
+    session_limit,
     spent,
     t_interval,
     t_quantile,
     t_tail,
-    welch_bounds,
+    trimmed,
     wilson,
 )
 from edgepeft.report.gate import Verdict
@@ -129,17 +132,6 @@ def test_cases_widen_the_lower_bound_only() -> None:
     assert many.lower < one.lower
 
 
-def test_welch_equals_the_textbook_and_is_widened() -> None:
-    a, b = [3.0, 4.0, 5.0], [6.0, 8.0, 10.0]
-    # By hand: se² = 1/3 + 4/3, df = (5/3)² / ((1/3)²/2 + (4/3)²/2) = 2.941
-    plain = welch_bounds(a, b, cases=1, drift=0.0)
-    half = t_quantile(0.0125, 50 / 17) * math.sqrt(5 / 3)  # the first look spends half of 2.5 %
-    assert (plain.estimate, plain.lower, plain.upper) == pytest.approx((4.0, 4.0 - half, 4.0 + half))
-    wide = welch_bounds(a, b, cases=1, drift=0.5)
-    assert wide.upper - 4.0 == pytest.approx(t_quantile(0.0125, 50 / 17) * math.sqrt(5 / 3 + 2 * 0.25))
-    assert welch_bounds([1.0, 1.0], [1.0, 1.0], cases=1, drift=0.0).upper == 0.0
-
-
 def test_percentiles_need_samples() -> None:
     assert percentile([1.0] * 5, 50) is None
     assert percentile([1.0, 2, 3, 4, 5, 6], 50) == 3.5
@@ -189,3 +181,72 @@ def test_paired_drop_covers_and_agrees_with_the_bootstrap() -> None:
     boot = bootstrap_drop(before.tolist(), after.tolist())
     # The two methods differ by the rows that the adjusted interval adds: under a point at 300 rows.
     assert (boot.lower, boot.upper) == pytest.approx((interval.lower, interval.upper), abs=0.01)
+
+
+def test_session_bounds_by_hand() -> None:
+    # Sessions' means 1, 2, 3 (variance 1), report 0 and 2 (mean 1, variance 2): 1 * (1 + 1/3) + 2 / 2 = 7/3, on
+    # (7/3)^2 / ((4/3)^2 / 2 + 1^2 / 1) = 2.882 degrees of freedom.
+    found = session_bounds([[0.0, 2.0]], [[0.5, 1.5], [2.0], [3.0, 3.0]], drift=0.1, cases=1)
+    half = t_quantile(spent(0.025, 1), (7 / 3) ** 2 / ((4 / 3) ** 2 / 2 + 1)) * math.sqrt(7 / 3)
+    assert found.estimate == pytest.approx(1.0)
+    assert (found.lower, found.upper) == pytest.approx((1 - half, 1 + half))
+    # Quiet sessions do not talk the assumed drift away.
+    quiet = session_bounds([[0.0, 0.0]], [[0.0]] * 50, drift=0.02, cases=1)
+    assert quiet.upper == pytest.approx(t_quantile(spent(0.025, 1), 1e6) * 0.02 * math.sqrt(1 + 1 / 50))
+    assert session_limit([[0.0, 0.0]], drift=0.02, look=1) < quiet.upper
+
+
+def test_session_bounds_keep_their_error_where_sessions_differ_as_assumed() -> None:
+    rng, wrong = np.random.default_rng(0), 0
+    for _ in range(1000):
+
+        def session(processes: int) -> list[float]:
+            return (rng.normal(0, 0.02) + rng.normal(0, 0.01, processes)).tolist()
+
+        found = session_bounds([session(6)], [session(2) for _ in range(3)], drift=0.02, cases=1)
+        wrong += found.lower > 0
+    assert wrong <= 20  # at most 1.25 % by the first look's alpha, and three standard errors
+
+
+def test_several_saved_sessions_are_a_better_baseline() -> None:
+    rng, wrong, one, many = np.random.default_rng(2), 0, 0.0, 0.0
+
+    def session(processes: int) -> list[float]:
+        return (rng.normal(0, 0.02) + rng.normal(0, 0.01, processes)).tolist()
+
+    for _ in range(500):
+        mine = [session(2) for _ in range(3)]
+        found = session_bounds([session(3) for _ in range(10)], mine, drift=0.02, cases=1)
+        wrong += found.lower > 0
+        many += found.upper - found.lower
+        alone = session_bounds([session(3)], mine, drift=0.02, cases=1)
+        one += alone.upper - alone.lower
+    assert wrong <= 14  # 1.25 % and three standard errors
+    assert many < 0.75 * one
+
+
+def test_rounds_needed_are_those_that_decide() -> None:
+    rng = np.random.default_rng(1)
+    logs = rng.normal(0.05, 0.05, 8).tolist()
+    needed = rounds_needed(logs, 0.0953, look=1)
+    assert needed is not None
+    assert needed > 8
+    away, spread = abs(0.0953 - np.mean(logs)), np.std(logs, ddof=1)
+    assert t_quantile(spent(0.025, 2), needed - 1) * spread / math.sqrt(needed) < away
+    assert rounds_needed([0.0, 1e-9], 5e-10, look=1) is None, "on the limit nothing decides"
+
+
+def test_trimmed_means_by_hand() -> None:
+    # Of ten values two at each end are left out: 3 … 8 stay; winsorized 3 3 3 4 5 6 7 8 8 8 have the variance 4.72222.
+    found = trimmed([1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 1000.0])
+    assert (found.estimate, found.df) == (5.5, 5)
+    assert found.error == pytest.approx(math.sqrt(9 * 4.7222222 / (6 * 5)))
+    assert trimmed([1.0, 2.0, 6.0]).estimate == 3.0
+
+
+def test_a_burst_does_not_move_the_baseline() -> None:
+    quiet, mine = [0.0, 0.01, -0.01, 0.0, 0.01] * 2, [[0.0, 0.01]] * 6
+    burst = [*quiet[:-1], 0.4]
+    plain, wild = (session_bounds([baseline], mine, drift=0.02, cases=1) for baseline in (quiet, burst))
+    assert abs(plain.estimate - wild.estimate) < 0.005
+    assert wild.upper - wild.lower < 1.2 * (plain.upper - plain.lower)

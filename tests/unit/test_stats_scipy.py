@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from edgepeft.bench.stats import mcnemar, t_interval, t_quantile, t_tail, welch_bounds, wilson
+from edgepeft.bench.stats import mcnemar, t_interval, t_quantile, t_tail, trimmed, wilson
 
 DEGREES = st.floats(1.0, 500.0)
 
@@ -51,8 +51,10 @@ def test_intervals_of_means(first: int, second: int, seed: int) -> None:
     mine = t_interval(a.tolist())
     theirs = stats.ttest_1samp(a, 0.0).confidence_interval(0.95)
     assert (mine.lower, mine.upper) == pytest.approx((theirs.low, theirs.high), rel=1e-9, abs=1e-12)
-    # The first of endless looks spends half of the error rate, of which either side has half.
-    welch = welch_bounds(a.tolist(), b.tolist(), cases=1, drift=0.0)
-    wide = stats.ttest_ind(b, a, equal_var=False).confidence_interval(1 - 2 * 0.025 / 2)
-    assert (welch.lower, welch.upper) == pytest.approx((wide.low, wide.high), rel=1e-8, abs=1e-10)
-    assert math.isfinite(welch.estimate)
+    # scipy's t-test of trimmed means is Yuen's: the same estimates, errors and degrees of freedom.
+    one, other = trimmed(a.tolist()), trimmed(b.tolist())
+    yuen = stats.ttest_ind(b, a, equal_var=False, trim=0.2)
+    error = math.hypot(one.error, other.error)
+    assert (other.estimate - one.estimate) / error == pytest.approx(yuen.statistic, rel=1e-8, abs=1e-10)
+    df = error**4 / (one.error**4 / one.df + other.error**4 / other.df)
+    assert df == pytest.approx(yuen.df, rel=1e-8)

@@ -1,0 +1,85 @@
+"""Rows that a language model is judged on: plain texts, prompts with their completions, conversations that end with an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..data import evenly, read_rows
+from ..errors import DataError
+
+
+@dataclass(frozen=True)
+class LanguageRow:
+    """One row. ``prompt`` is what stands before ``answer``: a text, messages, or ``None`` where the answer is a plain text."""
+
+    prompt: str | tuple[dict[str, str], ...] | None
+    answer: str
+    where: str
+
+
+@dataclass(frozen=True)
+class LanguageRows:
+    """Rows of one file."""
+
+    rows: tuple[LanguageRow, ...]
+    source: str = ""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def select(self, rows: Sequence[int]) -> LanguageRows:
+        """The given rows, in the given order."""
+        return replace(self, rows=tuple(self.rows[row] for row in rows))
+
+
+def read_language_rows(path: str | Path, *, text: str = "text", limit: int | None = None) -> LanguageRows:
+    """Read what a language model is judged on from a CSV, TSV or JSONL file.
+
+    Args:
+        path: Rows with the columns ``messages``, or ``prompt`` and ``completion``, or a text.
+        text: The column of plain texts.
+        limit: At most so many rows, spread evenly over the file.
+
+    Raises:
+        DataError: Names the line, and what it lacks.
+    """
+    path = Path(path)
+    rows = tuple(_row(row, f"{path}, line {line}", text) for line, row in read_rows(path))
+    if not rows:
+        raise DataError(f"{path} has no data rows")
+    found = LanguageRows(rows, str(path))
+    return found if limit is None else found.select(evenly(len(rows), limit))
+
+
+def _row(row: Mapping[str, Any], where: str, text: str) -> LanguageRow:
+    if row.get("messages") is not None:
+        turns = row["messages"]
+        fits = isinstance(turns, list) and all(
+            isinstance(turn, dict) and isinstance(turn.get("role"), str) and isinstance(turn.get("content"), str)
+            for turn in turns
+        )
+        if not fits or len(turns) < 2 or turns[-1]["role"] != "assistant":
+            raise DataError(
+                f"{where}: 'messages' must be a list of turns with role and content that ends with the assistant's answer, found "
+                f"{turns!r:.80}"
+            )
+        prompt = tuple({"role": turn["role"], "content": turn["content"]} for turn in turns[:-1])
+        return LanguageRow(prompt, _filled(turns[-1]["content"], "the answer", where), where)
+    if row.get("prompt") is not None and row.get("completion") is not None:
+        prompt_text = _filled(row["prompt"], "'prompt'", where)
+        return LanguageRow(prompt_text, _filled(row["completion"], "'completion'", where), where)
+    if row.get(text) is not None:
+        return LanguageRow(None, _filled(row[text], repr(text), where), where)
+    raise DataError(
+        f"{where}: nothing to judge a language model on; expected 'messages', 'prompt' and 'completion', or {text!r}, this row "
+        f"has: {', '.join(map(str, row)) or '-'}"
+    )
+
+
+def _filled(value: Any, what: str, where: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"{where}: {what} must be a text, found {value!r:.60}")
+    return value
