@@ -30,6 +30,7 @@ import click
 import numpy as np
 
 from edgepeft import runtime
+from edgepeft.cache import cache_dir
 from edgepeft.demo import assets
 from edgepeft.pipeline import add, export, quantize
 
@@ -204,7 +205,7 @@ def ratio(mine: list[float], base: list[float]) -> float:
 
 @click.command(help=__doc__)
 @click.option("--model", type=click.Choice(["smollm2", "qwen2-0.5b"]), default="smollm2")
-@click.option("--work", type=click.Path(path_type=Path), default=assets.cache_dir() / "lm-overhead")
+@click.option("--work", type=click.Path(path_type=Path), default=cache_dir() / "lm-overhead")
 @click.option("--threads", type=int, multiple=True, default=(1, 2))
 @click.option("--rounds", type=int, default=2, help="Prompts in a set, 24 tokens after each.")
 @click.option("--sets", type=int, default=5, help="Times everything is opened afresh.")

@@ -15,6 +15,8 @@ CHUNK = 512
 #: Rows are read together while their padded tokens are at most ``CHUNK``, and the logits that this computes beyond each row's
 #: last token at most this many; otherwise one after the other.
 LOGITS = 64
+#: The logits of runs over at most so many tokens keep their memory.
+KEPT_LOGITS = 16
 
 
 def padded(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -51,7 +53,9 @@ class Decoder:
         self._capacity = max(capacity, self._before) if signature.shared else 0
         self._cache = cache or self._begun(rows)
         self._grown: dict[str, Any] = {}
-        self._logits: np.ndarray | None = None
+        #: For each number of tokens, the memory of its logits and the value over it: drafts change the number at each run.
+        self._logits: dict[int, tuple[np.ndarray, Any]] = {}
+        self._bound_logits = 0
         self._held: dict[str, Any] = {}
         self._bound: dict[str, np.ndarray] = {}
         if signature.shared:
@@ -120,6 +124,25 @@ class Decoder:
         column = np.array(tokens, np.int64)[:, None]
         return self._run(column, np.ones_like(column), 0)[:, 0]
 
+    @property
+    def most_at_once(self) -> int:
+        """Tokens that :meth:`verify` takes: GroupQueryAttention takes several after a past for one row only."""
+        return CHUNK if self.rows == 1 else 1
+
+    def verify(self, tokens: Sequence[int]) -> np.ndarray:
+        """Feed several tokens of the one row; the logits behind each, ``[tokens, vocabulary]``, overwritten by the next call."""
+        row = np.array(tokens, np.int64)[None]
+        return self._run(row, np.ones_like(row), 0)[0]
+
+    def rollback(self, count: int) -> None:
+        """Forget the last ``count`` tokens that the one row was fed since its prompt."""
+        if not count:
+            return
+        self._mask = self._mask[:, :-count]
+        self._lengths = self._lengths - count
+        if not self._signature.shared:
+            self._grown = {name: _value(_copy(value.numpy()[:, :, :-count])) for name, value in self._grown.items()}
+
     def feed(self, tokens: np.ndarray, mask: np.ndarray, first: int, positions: np.ndarray) -> np.ndarray:
         """Logits ``[rows, tokens - first, vocabulary]`` of new tokens ``[rows, tokens]`` at these positions."""
         return self._run(tokens, mask, first, positions)
@@ -169,11 +192,8 @@ class Decoder:
     def _run_bound(self, fed: Mapping[str, np.ndarray], count: int, width: int) -> np.ndarray:
         if width > self._capacity:
             self._grow(max(width, 2 * self._capacity))
-        if self._logits is None or self._logits.shape[1] != count:
-            shape = (self.rows, count, self._signature.vocabulary or 0)
-            self._logits = np.empty(shape, self._signature.logits_dtype)
-            self._held["logits"] = _value(self._logits)
-            self._binding.bind_ortvalue_output("logits", self._held["logits"])
+        if self._bound_logits != count:
+            self._bind_logits(count)
         for name, array in fed.items():
             bound = self._bound.get(name)
             if bound is not None and bound.shape == array.shape:
@@ -183,7 +203,16 @@ class Decoder:
             self._held[name] = _value(self._bound[name])
             self._binding.bind_ortvalue_input(name, self._held[name])
         self._session.run_with_iobinding(self._binding, self.options)
-        return self._logits
+        return self._logits[count][0]
+
+    def _bind_logits(self, count: int) -> None:
+        if count not in self._logits:
+            if count > KEPT_LOGITS:  # a prompt's, which come once
+                self._logits = {kept: pair for kept, pair in self._logits.items() if kept <= KEPT_LOGITS}
+            array = np.empty((self.rows, count, self._signature.vocabulary or 0), self._signature.logits_dtype)
+            self._logits[count] = array, _value(array)
+        self._binding.bind_ortvalue_output("logits", self._logits[count][1])
+        self._bound_logits = count
 
     def _run_grown(self, fed: Mapping[str, np.ndarray], count: int, width: int) -> np.ndarray:
         values = {name: _value(array) for name, array in fed.items()}
@@ -207,7 +236,7 @@ class Decoder:
     def _bind(self) -> None:
         """Bind what stays the same from step to step: cache, adapter. Values point into arrays that live here."""
         self._binding = self._session.io_binding()
-        self._logits = None
+        self._logits, self._bound_logits = {}, 0
         self._bound = {}
         self._held = {name: _value(array) for name, array in self._cache.items()}
         for tensor in self._signature.cache:
