@@ -39,7 +39,8 @@ FREE = (
 
 def passages(count: int, words: int) -> list[str]:
     """Passages of Python's reference and of the novels, in turn."""
-    topics = [json.loads(line)["text"] for line in assets.pydoc_topics().read_text(encoding="utf-8").splitlines()]
+    rows = (assets.pydoc_topics() / "topics.jsonl").read_text(encoding="utf-8").splitlines()
+    topics = [json.loads(row)["text"] for row in rows]
     technical = " ".join(topics).split()
     novels = next(iter(sorted(assets.austen().glob("*.txt")))).read_text(encoding="utf-8").split()
     return [

@@ -83,6 +83,10 @@ def test_the_cost_curve() -> None:
     assert len(some.ratios()) == LONGEST + 2
 
 
+def test_a_busy_moment_does_not_make_a_short_run_dear() -> None:
+    assert costs(1.0, 3.0, 1.4).ratios()[2:4] == pytest.approx([1.4, 1.4])
+
+
 def test_a_first_run_does_not_count() -> None:
     made = costs(1.0, 1.2)
     made.add(4, 5.0)

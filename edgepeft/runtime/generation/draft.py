@@ -86,7 +86,9 @@ class RunCosts:
             for tokens, times in sorted(self._seconds.items())
             if tokens > 1 and self._runs - self._last[tokens] < _STALE
         }
-        points = [(1, 1.0), *known.items()]
+        # A longer run costs no less than a shorter one: what says otherwise was a busy moment.
+        least = {tokens: min(ratio for more, ratio in known.items() if more >= tokens) for tokens in known}
+        points = [(1, 1.0), *least.items()]
         curve = [0.0]
         for tokens in range(1, LONGEST + 2):
             below = max((point for point in points if point[0] <= tokens), key=lambda point: point[0])
