@@ -349,3 +349,33 @@ def test_q4_adapters_serve_it_and_the_base_comes_back(rounded: Path) -> None:
     again = probe.run(runtime.use(None))
     assert all(np.array_equal(a[k], b[k]) for a, b in zip(plain, again, strict=True) for k in a)
     assert any(not np.array_equal(a[k], b[k]) for a, b in zip(plain, edited, strict=True) for k in a)
+
+
+@pytest.mark.parametrize("name", ["llama", "llama-untied", "qwen3", "gemma3", "phi3", "gpt-neox"])
+def test_rotary_tables_are_those_of_pytorch(name: str, tmp_path: Path) -> None:
+    """PyTorch's cosines are computed in float32, 2e-4 from the exact ones at position 8,191: exact ones are another model's."""
+    import torch
+
+    from edgepeft.base.load import load_model
+    from edgepeft.base.routes.mobius_fixes.attention import attention_nodes
+
+    folder = build_causal(tmp_path / "long", name, max_position_embeddings=8192)
+    base = capture(folder, task="text-generation", max_length=8192)
+    assert base.captured_by == "mobius"
+    model = load_model(folder).model
+    rotary = next(module for path, module in model.named_modules() if path.endswith("rotary_emb"))
+    kinds = getattr(model.config, "layer_types", None)
+    by_type = "full_attention" in (model.config.rope_parameters or {})
+    rotated = 0
+    for layer, node in attention_nodes(base.graph).items():
+        if not node.attributes.get_int("do_rotary", 0):
+            continue
+        rotated += 1
+        expected = rotary(
+            torch.zeros(1, 1), torch.tensor([[0, 5, 8191]]), *([kinds[layer]] if by_type and kinds else [])
+        )
+        for index, table in zip((7, 8), expected, strict=True):
+            mine = node.inputs[index].const_value.numpy()
+            assert len(mine) >= 8192
+            assert np.array_equal(mine[[0, 5, 8191]], table[0, :, : mine.shape[1]].detach().numpy())
+    assert rotated

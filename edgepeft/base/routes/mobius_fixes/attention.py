@@ -37,10 +37,12 @@ class RestoreLayerAttention(EditPass[ir.passes.PassResult]):
                 node.attributes["local_window_size"] = ir.AttrInt64("local_window_size", int(config.sliding_window))
                 modified = True
             rotary = node.attributes.get("do_rotary")
-            if by_type and rotary is not None and rotary.as_int():
-                for index, table in ((7, "cos"), (8, "sin")):
-                    node.replace_input_with(index, _rotary_table(model.graph, self.loaded, kind, table))
-                modified = True
+            if rotary is not None and rotary.as_int():
+                tables = _rotary_tables(model.graph, self.loaded, kind if by_type else None)
+                for index, table in zip((7, 8), tables, strict=False):
+                    if by_type or _same_shape(node.inputs[index], table):
+                        node.replace_input_with(index, table)
+                        modified = True
         return ir.passes.PassResult(model, modified)
 
 
@@ -75,21 +77,33 @@ def _attention_scales(model: Any) -> dict[int, float]:
     return scales
 
 
-def _rotary_table(graph: ir.Graph, loaded: Loaded, kind: str, table: str) -> ir.Value:
-    """Cosines or sines of a layer type, as PyTorch computes them: float32 ``[positions, rotary_dim / 2]``."""
-    name = f"rotary.{kind}.{table}"
-    existing = graph.initializers.get(name)
-    if existing is not None:
-        return existing
+def _same_shape(one: ir.Value | None, other: ir.Value) -> bool:
+    return one is not None and one.shape is not None and other.shape is not None and one.shape.dims == other.shape.dims
+
+
+def _rotary_tables(graph: ir.Graph, loaded: Loaded, kind: str | None) -> tuple[ir.Value, ...]:
+    """Cosines and sines as PyTorch computes them: float32 ``[positions, rotary_dim / 2]``, of a layer type or of all layers.
+
+    PyTorch multiplies positions and frequencies in float32: at position 8,191 its cosines are 2e-4 from the exact ones, and
+    the model was trained with them. mobius computes exact ones, which are another model's. Empty where the PyTorch model has
+    no module that computes them, and layers do not differ: mobius' own stay then.
+    """
+    names = [f"rotary.{kind or 'all'}.{table}" for table in ("cos", "sin")]
+    if names[0] in graph.initializers:
+        return tuple(graph.initializers[name] for name in names)
     import torch
 
     rotary = next((m for n, m in loaded.model.named_modules() if n.rpartition(".")[2] == "rotary_emb"), None)
     if rotary is None:
+        if kind is None:
+            return ()
         raise CaptureError(f"{type(loaded.model).__name__} has rotary settings by layer type but no rotary_emb module")
     positions = torch.arange(loaded.max_length or int(loaded.model.config.max_position_embeddings))[None]
     with torch.no_grad():
-        both = rotary(torch.zeros(1, 1, dtype=torch.float32), positions, kind)
-    for part, array in zip(("cos", "sin"), both, strict=True):
-        half = array[0, :, : array.shape[-1] // 2].numpy()
-        constant(graph, f"rotary.{kind}.{part}", np.ascontiguousarray(half))
-    return graph.initializers[name]
+        both = rotary(torch.zeros(1, 1, dtype=torch.float32), positions, *([kind] if kind else []))
+    if not isinstance(both, tuple) or any(array.is_complex() for array in both):
+        return ()  # pairs laid out another way: mobius knows how, and the comparison with PyTorch tells whether it is right
+    return tuple(
+        constant(graph, name, np.ascontiguousarray(array[0, :, : array.shape[-1] // 2].numpy()))
+        for name, array in zip(names, both, strict=True)
+    )
