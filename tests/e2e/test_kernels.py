@@ -232,6 +232,43 @@ def test_what_is_used_is_said(writing: Path, package: Path, install: Callable[[P
     assert runtime.open(writing, threads=1, kernels="off").kernels is None
 
 
+def test_onnxruntime_genai_opens_the_twin(writing: Path, package: Path, tmp_path: Path) -> None:
+    """It loads libraries from the model's folder only."""
+    import json
+
+    og = pytest.importorskip("onnxruntime_genai")
+    from edgepeft.bundle import read_bundle
+    from edgepeft.runtime.twin import make_twin
+
+    bundle = Path(shutil.copytree(writing, tmp_path / "bundle"))
+    shutil.copy(package / "edgepeft_kernels" / "libedgepeft_kernels.so", bundle)
+    manifest = read_bundle(writing).manifest
+    twin = make_twin((bundle / manifest.variants["fp32"].file).read_bytes(), manifest.slots.linear)
+    assert twin is not None
+    (bundle / "onnx" / "kernels.onnx").write_bytes(twin.model)
+
+    def tokens(decoder: dict[str, Any], adapter: bool) -> list[int]:
+        config = og.Config(str(bundle))
+        config.overlay(json.dumps({"model": {"decoder": decoder}}))
+        model = og.Model(config)
+        adapters = og.Adapters(model)
+        adapters.load(str(bundle / "adapters" / "wide.onnx_adapter"), "wide")
+        parameters = og.GeneratorParams(model)
+        parameters.set_search_options(max_length=40, do_sample=False)
+        generator = og.Generator(model, parameters)
+        if adapter:
+            generator.set_active_adapter(adapters, "wide")
+        generator.append_tokens([5, 6, 7, 8, 9])
+        while not generator.is_done():
+            generator.generate_next_token()
+        return [int(token) for token in generator.get_sequence(0)]
+
+    kernels = {"filename": "onnx/kernels.onnx", "session_options": {"custom_ops_library": "libedgepeft_kernels.so"}}
+    plain = [tokens({}, adapter) for adapter in (False, True)]
+    assert plain[0] != plain[1]
+    assert [tokens(kernels, adapter) for adapter in (False, True)] == plain
+
+
 STUB = 'extern "C" int edgepeft_kernels_abi() { return %d; }\nextern "C" const char* edgepeft_kernels_isa() { return "none"; }\n'
 
 
