@@ -97,8 +97,8 @@ inline void store(float* to, V<N> value) {
 // h[row, c .. c + N * COUNT] of ROWS rows: the k of x runs outside, so A is read once and in its order.
 template <int N, int COUNT, int ROWS, typename T>
 void down_columns(const Problem& p, size_t row, size_t c) {
-  // One row alone waits for its own additions: several sums side by side hide that.
-  constexpr int SUMS = ROWS > 1 ? 1 : COUNT == 1 ? 4 : COUNT == 2 ? 2 : 1;
+  // An addition waits for the one before it: eight sums side by side hide that, four where one row's A comes from memory.
+  constexpr int SUMS = ROWS == 1 ? (COUNT == 1 ? 4 : COUNT == 2 ? 2 : 1) : ROWS * COUNT >= 8 ? 1 : 8 / (ROWS * COUNT);
   V<N> sums[SUMS][ROWS][COUNT] = {};
   const T* a = static_cast<const T*>(p.a) + c;
   const float* x = p.x + row * p.in;
@@ -171,7 +171,8 @@ inline void up_columns(const Problem& p, size_t row, size_t n, const uint32_t* o
 
 template <int ROWS, typename T>
 void up(const Problem& p, size_t row, size_t n, size_t end, const uint32_t* order, size_t ranks) {
-  constexpr int W = EDGEPEFT_WIDTH, COUNT = ROWS > 1 ? 2 : 4;
+  // As many sums as there are registers for: 32 of 16 floats, 16 of 8.
+  constexpr int W = EDGEPEFT_WIDTH, COUNT = ROWS == 1 ? 4 : ROWS == 8 && W < 16 ? 1 : 2;
   for (; n + W * COUNT <= end; n += W * COUNT) up_columns<W, COUNT, ROWS, T>(p, row, n, order, ranks);
   for (; n + W <= end; n += W) up_columns<W, 1, ROWS, T>(p, row, n, order, ranks);
   for (; n < end; ++n)
@@ -204,6 +205,7 @@ void run_typed(const Problem& p) {
     return;
   }
   size_t row = 0;
+  for (; row + 8 <= p.rows; row += 8) rows_of<8, T>(p, row, rank);
   for (; row + 4 <= p.rows; row += 4) rows_of<4, T>(p, row, rank);
   for (; row < p.rows; ++row) rows_of<1, T>(p, row, rank);
 }
