@@ -75,3 +75,32 @@ def build_fuzz(program: Path, *options: str) -> None:
             subprocess.run([*flags, *instructions, "-c", SOURCES / "src" / f"{name}.cpp", "-o", made], check=True)
             files.append(made)
     subprocess.run([*flags, *files, "-pthread", "-o", program], check=True)
+
+
+#: Debian's compiler for 64-bit Arm and an emulator, unpacked and not installed.
+_ARM64 = (
+    "g++-12-aarch64-linux-gnu", "gcc-12-aarch64-linux-gnu", "cpp-12-aarch64-linux-gnu", "binutils-aarch64-linux-gnu",
+    "libgcc-12-dev-arm64-cross", "libstdc++-12-dev-arm64-cross", "libc6-dev-arm64-cross", "linux-libc-dev-arm64-cross",
+    "libc6-arm64-cross", "libgcc-s1-arm64-cross", "libstdc++6-arm64-cross", "libisl23", "libmpc3", "libmpfr6", "libgmp10",
+    "qemu-user-static",
+)  # fmt: skip
+
+
+def run_fuzz_on_arm64(folder: Path, seeds: int) -> str:
+    """test/fuzz.cpp compiled for 64-bit Arm, run under the emulator; what it prints."""
+    root = folder / "root"
+    unpack(
+        [f"{name}:{host_architecture()}" if name.startswith(("g", "c", "b", "q")) else name for name in _ARM64], root
+    )
+    cross, source = root / "usr" / "aarch64-linux-gnu", SOURCES / "src"
+    libraries = root / "usr" / "lib" / "x86_64-linux-gnu"
+    command = [
+        root / "usr" / "bin" / "aarch64-linux-gnu-g++-12", "-std=gnu++17", "-O3", "-static", "-pthread", f"-I{source}",
+        f"-B{root}/usr/bin/aarch64-linux-gnu-", f"-B{cross}/lib/", f"-L{cross}/lib", "-isystem", cross / "include",
+        SOURCES / "test" / "fuzz.cpp", source / "dispatch.cpp", source / "low_rank_portable.cpp", "-o", folder / "fuzz",
+    ]  # fmt: skip
+    subprocess.run(command, check=True, env={"LD_LIBRARY_PATH": str(libraries), "PATH": f"{root}/usr/bin:/usr/bin"})
+    done = subprocess.run(
+        [root / "usr" / "bin" / "qemu-aarch64-static", folder / "fuzz", str(seeds)], capture_output=True, text=True
+    )
+    return done.stdout + done.stderr

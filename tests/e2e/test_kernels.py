@@ -132,6 +132,16 @@ def test_sanitizers_over_random_shapes(sanitizer: str, tmp_path: Path) -> None:
     assert "portable: 800 shapes agree" in done.stdout
 
 
+@pytest.mark.slow
+def test_random_shapes_on_64_bit_arm(tmp_path: Path) -> None:
+    """NEON, under Debian's emulator."""
+    import platform
+
+    if platform.machine() != "x86_64" or shutil.which("apt-get") is None:
+        pytest.skip("Debian's cross compiler is unpacked on x86-64")
+    assert kernel_library.run_fuzz_on_arm64(tmp_path, 300) == "portable: 300 shapes agree\n"
+
+
 def logits(view: Any) -> np.ndarray:
     decoder = view.decoder(1, 60)
     ids = np.random.default_rng(0).integers(3, 250, 30).tolist()
