@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ CHUNK = 512
 #: Rows are read together while their padded tokens are at most ``CHUNK``, and the logits that this computes beyond each row's
 #: last token at most this many; otherwise one after the other.
 LOGITS = 64
-#: The logits of runs over at most so many tokens keep their memory.
+#: The logits of runs over at most so many tokens keep their memory: those of the largest such run.
 KEPT_LOGITS = 16
 
 
@@ -53,9 +54,9 @@ class Decoder:
         self._capacity = max(capacity, self._before) if signature.shared else 0
         self._cache = cache or self._begun(rows)
         self._grown: dict[str, Any] = {}
-        #: For each number of tokens, the memory of its logits and the value over it: drafts change the number at each run.
-        self._logits: dict[int, tuple[np.ndarray, Any]] = {}
-        self._bound_logits = 0
+        #: The logits that are bound, and the memory behind those of a few tokens: drafts change their number at each run.
+        self._logits: np.ndarray | None = None
+        self._room = np.empty(0, signature.logits_dtype)
         self._held: dict[str, Any] = {}
         self._bound: dict[str, np.ndarray] = {}
         if signature.shared:
@@ -192,8 +193,8 @@ class Decoder:
     def _run_bound(self, fed: Mapping[str, np.ndarray], count: int, width: int) -> np.ndarray:
         if width > self._capacity:
             self._grow(max(width, 2 * self._capacity))
-        if self._bound_logits != count:
-            self._bind_logits(count)
+        if self._logits is None or self._logits.shape[1] != count:
+            self._logits = self._bind_logits(count)
         for name, array in fed.items():
             bound = self._bound.get(name)
             if bound is not None and bound.shape == array.shape:
@@ -203,16 +204,21 @@ class Decoder:
             self._held[name] = _value(self._bound[name])
             self._binding.bind_ortvalue_input(name, self._held[name])
         self._session.run_with_iobinding(self._binding, self.options)
-        return self._logits[count][0]
+        return self._logits
 
-    def _bind_logits(self, count: int) -> None:
-        if count not in self._logits:
-            if count > KEPT_LOGITS:  # a prompt's, which come once
-                self._logits = {kept: pair for kept, pair in self._logits.items() if kept <= KEPT_LOGITS}
-            array = np.empty((self.rows, count, self._signature.vocabulary or 0), self._signature.logits_dtype)
-            self._logits[count] = array, _value(array)
-        self._binding.bind_ortvalue_output("logits", self._logits[count][1])
-        self._bound_logits = count
+    def _bind_logits(self, count: int) -> np.ndarray:
+        shape = (self.rows, count, self._signature.vocabulary or 0)
+        size = math.prod(shape)
+        if count > KEPT_LOGITS:  # a prompt's, which come once
+            found = np.empty(size, self._signature.logits_dtype)
+        else:
+            if self._room.size < size:
+                self._room = np.empty(size, self._signature.logits_dtype)
+            found = self._room[:size]
+        found = found.reshape(shape)
+        self._held["logits"] = _value(found)
+        self._binding.bind_ortvalue_output("logits", self._held["logits"])
+        return found
 
     def _run_grown(self, fed: Mapping[str, np.ndarray], count: int, width: int) -> np.ndarray:
         values = {name: _value(array) for name, array in fed.items()}
@@ -236,7 +242,7 @@ class Decoder:
     def _bind(self) -> None:
         """Bind what stays the same from step to step: cache, adapter. Values point into arrays that live here."""
         self._binding = self._session.io_binding()
-        self._logits, self._bound_logits = {}, 0
+        self._logits = None
         self._bound = {}
         self._held = {name: _value(array) for name, array in self._cache.items()}
         for tensor in self._signature.cache:
