@@ -3,7 +3,9 @@
 Needs what `make demo` leaves (its adapters and its bundle). Every ratio is the median of paired ratios from one run in
 which the variants take turns; each line says what it must reach.
 
-    python benchmarks/encoder.py [--demo demo-out] [--threads 1] [--skip-export] [--only-slots]
+    python benchmarks/encoder.py [--demo demo-out] [--threads 1] [--skip-export] [--only-slots] [--kernels]
+
+``--only-slots`` needs no demo; ``--kernels`` measures the slots with edgepeft's kernels too.
 """
 
 from __future__ import annotations
@@ -31,6 +33,8 @@ from edgepeft.data import read_examples
 from edgepeft.demo.assets import minilm
 from edgepeft.demo.run import ADAPTERS
 from edgepeft.pipeline import add_slots, capture, validate
+from edgepeft.runtime.kernels import Kernels, library_for
+from edgepeft.runtime.twin import make_twin
 
 Feeds = Mapping[str, ort.OrtValue]
 
@@ -42,12 +46,14 @@ def report(name: str, value: float, goal: str, ok: bool, unit: str = "") -> None
     print(f"{'ok  ' if ok else 'MISS'}  {name:<58} {value:>9.4g} {unit:<3} goal {goal}", flush=True)
 
 
-def session(path: Path, threads: int) -> ort.InferenceSession:
+def session(path: Path, threads: int, operators: Path | None = None) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     # Several sessions take turns in this process: threads that spin after their run would disturb the next one's.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if operators is not None:
+        options.register_custom_ops_library(str(operators))
     return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
@@ -92,7 +98,7 @@ def random_feeds(table, rank: int) -> dict[str, ort.OrtValue]:
     return feeds
 
 
-def slots(demo: Path, folder: Path, threads: int) -> None:
+def slots(demo: Path, folder: Path, threads: int, kernels: bool) -> None:
     base = capture(minilm(), task="text-classification")
     everywhere = add_slots(base, reserve="all-linear")
     paths = {}
@@ -102,6 +108,15 @@ def slots(demo: Path, folder: Path, threads: int) -> None:
     paths["demo"] = demo / "bundle" / "onnx" / "model.onnx"
     feeds = random_feeds(everywhere.table, 8)
     limits = {"demo bundle, no adapter": 1.02, "all-linear empty": 1.02, "all-linear rank 8": 1.10}
+    if not paths["demo"].is_file():
+        del limits["demo bundle, no adapter"]
+    library = library_for("require") if kernels else None
+    if library is not None:
+        twin = make_twin(paths["slots"].read_bytes(), everywhere.table.linear)
+        assert twin is not None
+        paths["kernels"] = folder / "kernels.onnx"
+        paths["kernels"].write_bytes(twin.model)
+        limits |= {"kernels, empty": 1.0, "kernels, rank 8": 1.04}
     print(f"      {len(everywhere.table.linear)} slots, {everywhere.added_nodes} nodes added")
     found: dict[tuple[int, str], list[float]] = {}
     for _ in range(SESSIONS):
@@ -111,8 +126,13 @@ def slots(demo: Path, folder: Path, threads: int) -> None:
             "plain again": (session(paths["plain"], threads), {}),
             "all-linear empty": (slotted, {}),
             "all-linear rank 8": (slotted, feeds),
-            "demo bundle, no adapter": (session(paths["demo"], threads), {}),
         }
+        if "demo bundle, no adapter" in limits:
+            runs["demo bundle, no adapter"] = (session(paths["demo"], threads), {})
+        if library is not None:
+            opened = session(paths["kernels"], threads, library.path)
+            more = Kernels(library.isa, library.path, everywhere.table.linear).feeds(feeds)
+            runs |= {"kernels, empty": (opened, {}), "kernels, rank 8": (opened, {**feeds, **more})}
         for length in (32, 128):
             for name, ratio in ratios(runs, "plain", length, 6).items():
                 found.setdefault((length, name), []).append(ratio)
@@ -221,11 +241,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--skip-export", action="store_true")
     parser.add_argument("--only-slots", action="store_true")
+    parser.add_argument("--kernels", action="store_true")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="edgepeft-bench-") as name:
         folder = Path(name)
         print(f"onnxruntime {ort.__version__}, {arguments.threads} thread(s)")
-        slots(arguments.demo, folder, arguments.threads)
+        slots(arguments.demo, folder, arguments.threads, arguments.kernels)
         if arguments.only_slots:
             return
         int8(arguments.demo, arguments.threads)

@@ -3,6 +3,7 @@
     python benchmarks/lm_overhead.py --model smollm2            # the pinned SmolLM2-135M
     python benchmarks/lm_overhead.py --model qwen2-0.5b         # random weights in Qwen2 0.5B's shape
     python benchmarks/lm_overhead.py --model smollm2 --genai    # with onnxruntime-genai's own LoRA route beside it
+    python benchmarks/lm_overhead.py --model smollm2 --kernels  # with edgepeft's kernels beside ONNX Runtime's operators
 
 Bundles are made once below ``--work`` (4-bit weights, slots at all linear sites, random LoRA of rank 8 and 16). Variants take
 turns token by token in one process, at 128 tokens of context, through the decoder that ``Runtime.generate`` uses. Where a
@@ -30,8 +31,10 @@ import click
 import numpy as np
 
 from edgepeft import runtime
+from edgepeft.cache import cache_dir
 from edgepeft.demo import assets
 from edgepeft.pipeline import add, export, quantize
+from edgepeft.runtime.kernels import Factors, UseKernels
 
 CONTEXT = 128
 RANKS = (8, 16)
@@ -46,8 +49,12 @@ class Engine(Protocol):
 class Ours:
     """A bundle's variant and adapter in edgepeft's runtime."""
 
-    def __init__(self, bundle: Path, variant: str, adapter: str | None, threads: int) -> None:
-        self.model = runtime.open(bundle, variant=variant, threads=threads).use(adapter)
+    def __init__(
+        self, bundle: Path, variant: str, adapter: str | None, threads: int, kernels: UseKernels = "off",
+        factors: Factors = "fp32",
+    ) -> None:  # fmt: skip
+        opened = runtime.open(bundle, variant=variant, threads=threads, kernels=kernels, factors=factors)
+        self.model = opened.use(adapter)
 
     def begin(self, prompt: list[int]) -> None:
         self.decoder = self.model.decoder(1, len(prompt) + 64)
@@ -204,12 +211,13 @@ def ratio(mine: list[float], base: list[float]) -> float:
 
 @click.command(help=__doc__)
 @click.option("--model", type=click.Choice(["smollm2", "qwen2-0.5b"]), default="smollm2")
-@click.option("--work", type=click.Path(path_type=Path), default=assets.cache_dir() / "lm-overhead")
+@click.option("--work", type=click.Path(path_type=Path), default=cache_dir() / "lm-overhead")
 @click.option("--threads", type=int, multiple=True, default=(1, 2))
 @click.option("--rounds", type=int, default=2, help="Prompts in a set, 24 tokens after each.")
 @click.option("--sets", type=int, default=5, help="Times everything is opened afresh.")
 @click.option("--genai", is_flag=True, help="Measure onnxruntime-genai's own LoRA route beside it.")
-def main(model: str, work: Path, threads: tuple[int, ...], rounds: int, sets: int, genai: bool) -> None:
+@click.option("--kernels", is_flag=True, help="Measure edgepeft's kernels beside it, with factors in fp32 and fp16.")
+def main(model: str, work: Path, threads: tuple[int, ...], rounds: int, sets: int, genai: bool, kernels: bool) -> None:
     folder = work / model
     path = source(model, work)
     plain, slotted = bundles(path, folder)
@@ -220,6 +228,12 @@ def main(model: str, work: Path, threads: tuple[int, ...], rounds: int, sets: in
             "slots, empty": partial(Ours, slotted, "q4", None, count),
             **{f"slots, rank {rank}": partial(Ours, slotted, "q4", f"r{rank}", count) for rank in RANKS},
         }
+        if kernels:
+            with_kernels = partial(Ours, slotted, "q4", threads=count, kernels="require")
+            makers["kernels, empty"] = partial(with_kernels, None)
+            for rank in RANKS:
+                makers[f"kernels, rank {rank}"] = partial(with_kernels, f"r{rank}")
+                makers[f"kernels, {rank}, fp16"] = partial(with_kernels, f"r{rank}", factors="fp16")
         if genai:
             peer, peer_lora, adapter = genai_route(path, folder)
             makers["genai base"] = partial(Genai, peer, None, count)

@@ -8,12 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import PurePosixPath
-from typing import Any
 
 from ..errors import CorruptBundleError
-
-#: Bytes, or a map of a file: what can be indexed and sliced.
-Buffer = Any
+from .protobuf import Buffer, fields
 
 #: Message → field number → the message it holds, where one below it can name a file.
 _MESSAGES: dict[str, dict[int, str]] = {
@@ -28,7 +25,6 @@ _MESSAGES: dict[str, dict[int, str]] = {
 }
 #: Messages inside messages, protobuf's own limit.
 _DEPTH = 100
-_LENGTH_DELIMITED = 2
 _KEY, _VALUE = 1, 2
 _LOCATION = b"location"
 
@@ -70,7 +66,7 @@ def _locations(content: Buffer, start: int, end: int, message: str, depth: int) 
     if depth > _DEPTH:
         raise IndexError(f"its messages are nested deeper than {_DEPTH}")
     inner = _MESSAGES[message]
-    for field, first, last in _fields(content, start, end):
+    for field, first, last in fields(content, start, end):
         kind = inner.get(field)
         if kind is None:
             continue
@@ -85,39 +81,5 @@ def _locations(content: Buffer, start: int, end: int, message: str, depth: int) 
 
 def _entry(content: Buffer, start: int, end: int) -> bytes | None:
     """The value of a ``StringStringEntryProto`` whose key is ``location``; of repeated fields the last counts."""
-    held = {field: bytes(content[first:last]) for field, first, last in _fields(content, start, end)}
+    held = {field: bytes(content[first:last]) for field, first, last in fields(content, start, end)}
     return held.get(_VALUE, b"") if held.get(_KEY) == _LOCATION else None
-
-
-def _fields(content: Buffer, start: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """Field number, first byte and end of each length-delimited field between two places."""
-    place = start
-    while place < end:
-        tag, place = _varint(content, place, end)
-        kind = tag & 7
-        if kind == _LENGTH_DELIMITED:
-            length, place = _varint(content, place, end)
-            if length > end - place:
-                raise IndexError("a field is longer than what holds it")
-            yield tag >> 3, place, place + length
-            place += length
-        elif kind == 0:
-            _, place = _varint(content, place, end)
-        elif kind in (1, 5):
-            place += 8 if kind == 1 else 4
-        else:
-            raise IndexError(f"a field is of kind {kind}, which ONNX does not use")
-    if place != end:
-        raise IndexError("a field is longer than what holds it")
-
-
-def _varint(content: Buffer, place: int, end: int) -> tuple[int, int]:
-    value = shift = 0
-    while place < end and shift < 70:
-        byte = content[place]
-        place += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, place
-        shift += 7
-    raise IndexError("a number does not end")

@@ -40,6 +40,9 @@ generation_options = option_group(
     option("--repetition-penalty", type=float, metavar="X",
            help="Above 1, tokens that were there before become less likely."),
     option("--seed", type=int, metavar="N", help="Sample the same text every time."),
+    option("--draft", type=click.Choice(["prompt"]),
+           help="Look up drafts in prompt and answer, and verify several tokens at once: the same text, sooner where it "
+           "repeats what was there."),
 )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from ..bundle import Bundle, Manifest
 from .generation import Conversation, GenerateOptions, Generation, Generator, TextStream
 from .generation.chat import ChatTemplate
 from .generation.loop import Steps
+from .kernels import Kernels, KernelWarning
 from .predictions import MultiLabelPrediction, Prediction, Score
 from .refresh import Refreshed
 from .runtime import Runtime, open
@@ -18,6 +19,8 @@ __all__ = [
     "GenerateOptions",
     "Generation",
     "Generator",
+    "KernelWarning",
+    "Kernels",
     "Manifest",
     "MultiLabelPrediction",
     "Prediction",

@@ -52,6 +52,8 @@ class ActiveAdapter:
     identity: tuple[Any, ...] = ()
     #: Keys and values that stand before every sequence, ``[1, heads, length, head_dim]`` by cache input.
     prefix: Mapping[str, np.ndarray] = field(default_factory=dict)
+    #: What kernels are fed for it, made at its first run with them: by how many graphs' kernels there were.
+    for_kernels: dict[int, Mapping[str, Any]] = field(default_factory=dict, compare=False)
 
     @property
     def prefix_length(self) -> int:

@@ -18,6 +18,7 @@ from .arrays import Inputs, check_arrays
 from .blend import blend, describe
 from .buffers import as_values
 from .generation import Generator, generator_for
+from .kernels import Factors, Kernels, UseKernels, check_use
 from .mixed import hide_padding, mixed_adapter
 from .once import Once
 from .per_text import PerText
@@ -25,7 +26,7 @@ from .pooling import EmbeddingGraphs
 from .prefix import after_prefix
 from .refresh import Refreshed, added_since, compare, read_again, same_text
 from .resident import RESIDENT, ResidentAdapters
-from .sessions import check_session, open_graph_session, run_values
+from .sessions import check_session, open_kernel_session, run_values
 from .text import TextEncoder, encode_rows
 
 
@@ -36,7 +37,10 @@ class Engine:
     the run has ended. No lock is held while a graph runs.
     """
 
-    def __init__(self, bundle: Bundle, variant: str | None, threads: int | None, resident: int = RESIDENT) -> None:
+    def __init__(
+        self, bundle: Bundle, variant: str | None, threads: int | None, resident: int = RESIDENT,
+        kernels: UseKernels = "auto", factors: Factors = "fp32",
+    ) -> None:  # fmt: skip
         #: The bundle and those of its adapters that are in memory; :meth:`refresh` puts another in its place, at once.
         self.resident = ResidentAdapters(bundle, resident)
         self.variant, self._entry = bundle.variant(variant)
@@ -55,7 +59,15 @@ class Engine:
         later = adapters if bundle.verification != "always" else set()
         bundle.check(name for name in bundle.loaded_files(self.variant) if name not in opened | later)
         bundle.look(later)
-        self._session: Any = open_graph_session(bundle, self._entry.file, threads=threads)
+        check_use(kernels, factors)
+        self._use: tuple[UseKernels, Factors] = kernels, factors
+        #: What runs the slots of :attr:`session`'s graph; ``None``: ONNX Runtime's own operators.
+        self.kernels: Kernels | None
+        self._session: Any
+        self._session, self.kernels = open_kernel_session(
+            bundle, self._entry.file, kernels, threads=threads, factors=factors
+        )
+        self._decoder_kernels: Kernels | None = None
         if self._entry.decoder_file is None:
             check_session(self._session, bundle.file(self._entry.file), bundle.manifest)
         given = [output.name for output in self._session.get_outputs()]
@@ -260,18 +272,45 @@ class Engine:
             slots = {name: value for name, value in self.slot_values(active).items() if name in self._slots}
             return run_values(session, list(next(iter(self._outputs.values()))), inputs, slots)
         names = self._outputs.get(active.head.task or "") or self._outputs[self.manifest.task]
-        if active.feeds:
-            found = run_values(session, list(names.values()), inputs, active.feeds, active.options)
+        feeds, options = active.feeds, active.options
+        if more := self._kernel_feeds(active):
+            # Factors in another type take the place of the file's, which RunOptions would give as they are.
+            whole = self.kernels is not None and self.kernels.factors != "fp32"
+            feeds, options = ({**self.slot_values(active)}, None) if whole else ({**feeds, **more}, options)
+        if feeds:
+            found = run_values(session, list(names.values()), inputs, feeds, options)
             return {own: found[name] for own, name in names.items()}
         return dict(zip(names, session.run(list(names.values()), dict(inputs), active.options), strict=True))
 
     def slot_values(self, active: ActiveAdapter) -> Mapping[str, Any]:
         """An adapter's slot tensors as OrtValues by name, for runs that take them as inputs; none for the base."""
+        values = self._plain_values(active)
+        more = self._kernel_feeds(active)
+        return {**values, **more} if more else values
+
+    def _plain_values(self, active: ActiveAdapter) -> Mapping[str, Any]:
         if active.values is not None:
             return active.values
         return active.feeds if active.handle is None else self.resident.values(active.name)
 
+    def _kernel_feeds(self, active: ActiveAdapter) -> Mapping[str, Any]:
+        """What the twin's inputs take beside an adapter's tensors, or in their place; made once for an adapter."""
+        used = [each for each in (self.kernels, self._decoder_kernels) if each is not None]
+        if not used or active is self.base:
+            return {}
+        made = active.for_kernels.get(len(used))
+        if made is None:
+            # Names of slots differ between the graphs of an encoder-decoder.
+            values = self._plain_values(active)
+            made = {name: value for each in used for name, value in each.feeds(values).items()}
+            active.for_kernels[len(used)] = made
+        return made
+
     def _open_decoder(self) -> Any:
         if self._entry.decoder_file is None:
             raise InputError(f"{self.bundle.path} is for {self.manifest.task}; it has no decoder that writes texts")
-        return open_graph_session(self.bundle, self._entry.decoder_file, threads=self.threads)
+        use, factors = self._use
+        session, self._decoder_kernels = open_kernel_session(
+            self.bundle, self._entry.decoder_file, use, threads=self.threads, factors=factors
+        )
+        return session

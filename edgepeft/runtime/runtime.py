@@ -9,6 +9,7 @@ from typing import Any
 
 from ..bundle import Verify, read_bundle, rereading
 from .engine import Engine
+from .kernels import Factors, Kernels, UseKernels
 from .refresh import Refreshed
 from .resident import RESIDENT
 from .views import Calls, View
@@ -39,6 +40,11 @@ class Runtime(Calls):
     def threads(self) -> int | None:
         """ONNX Runtime's intra-op threads; ``None`` where it chooses."""
         return self.engine.threads
+
+    @property
+    def kernels(self) -> Kernels | None:
+        """edgepeft's operators that run the slots (``edgepeft[kernels]``); ``None``: ONNX Runtime's own do."""
+        return self.engine.kernels
 
     @property
     def active(self) -> str | None:
@@ -159,6 +165,8 @@ def open(
     threads: int | None = None,
     verify: Verify = "changed",
     resident: int = RESIDENT,
+    kernels: UseKernels = "auto",
+    factors: Factors = "fp32",
 ) -> Runtime:
     """Open a bundle for inference.
 
@@ -174,6 +182,9 @@ def open(
             checked at its first use (``"always"``: also here).
         resident: How many adapters stay in memory. Each is opened at its first use; beyond that number the one used longest ago
             is let go, and read again when it is next used. A view keeps its adapter in memory as long as it lives.
+        kernels: Whether edgepeft's own operators run the slots. ``"auto"``: where ``edgepeft[kernels]`` is installed and fits this
+            processor and graph. ``"require"``: or an error. ``"off"``: never. ``model.kernels`` says what is used.
+        factors: In which type kernels read adapters: ``"fp32"`` as they are, or ``"fp16"``, half the bytes a token.
 
     Returns:
         A runtime; use it in ``with``, or call ``close`` when it is no longer needed.
@@ -182,9 +193,10 @@ def open(
         BundleError: No bundle at ``path``, no such variant, or a graph that cannot be opened.
         CorruptBundleError: A file is missing or was changed.
         AdapterMismatchError: An adapter does not fit this base.
+        MissingExtraError: ``kernels="require"``, and none are installed that fit.
 
     Example:
         >>> with runtime.open("bundle", threads=2) as model:
         ...     model.adapter("reviews").predict("I would buy it again")
     """
-    return Runtime(Engine(read_bundle(path, verify=verify), variant, threads, resident))
+    return Runtime(Engine(read_bundle(path, verify=verify), variant, threads, resident, kernels, factors))

@@ -10,6 +10,8 @@ import numpy as np
 
 from ..bundle import Bundle, Manifest
 from ..errors import BundleError
+from .kernels import Factors, Kernels, UseKernels, library_for, say_once
+from .twin import make_twin
 
 #: ONNX Runtime's names of types that a manifest calls otherwise.
 _TYPES = {"float32": "float", "float64": "double"}
@@ -31,8 +33,53 @@ def open_graph_session(
             raise BundleError(f"ONNX Runtime cannot open {bundle.file(file)}: {error.__cause__}") from error.__cause__
 
 
+def open_kernel_session(
+    bundle: Bundle, file: str, use: UseKernels, *, threads: int | None = None, factors: Factors = "fp32"
+) -> tuple[Any, Kernels | None]:
+    """A session over a graph's twin where edgepeft's kernels are installed and fit, else over the graph itself.
+
+    Args:
+        bundle: The bundle; graph and weights are verified as by :func:`open_graph_session`.
+        file: The graph's path in it.
+        use: ``"auto"``: where they are installed. ``"require"``: or an error. ``"off"``: never.
+        threads: Intra-op threads.
+        factors: The type in which the twin takes adapters.
+
+    Returns:
+        The session, and what runs its slots; ``None`` for ONNX Runtime's own operators.
+
+    Raises:
+        MissingExtraError: ``"require"``, and there is no library that fits.
+        BundleError: The graph cannot be opened, or with ``"require"`` not with kernels.
+    """
+    library = library_for(use)
+    slots = bundle.manifest.slots.linear
+    if library is None or not slots:
+        return open_graph_session(bundle, file, threads=threads), None
+    with bundle.open_graph(file) as graph:
+        reason: object = "its weights lie inside the graph, or it is in ONNX Runtime's own format"
+        try:
+            if isinstance(graph.model, bytes) and not file.endswith(".ort"):
+                twin = make_twin(graph.model, slots, half=factors == "fp16")
+                reason = "it has no slot that they know"
+                if twin is not None:
+                    session = open_session(twin.model, threads=threads, settings=graph.settings, operators=library.path)
+                    return session, Kernels(library.isa, library.path, twin.slots, factors)
+        except (BundleError, IndexError) as error:
+            reason = error.__cause__ or error
+    if use == "require":
+        raise BundleError(f"{bundle.file(file)} cannot be opened with kernels: {reason}")
+    if isinstance(reason, Exception):
+        say_once(f"{bundle.file(file)} cannot be opened with kernels: {str(reason)[:300]}")
+    return open_graph_session(bundle, file, threads=threads), None
+
+
 def open_session(
-    model: Path | str | bytes, *, threads: int | None = None, settings: Mapping[str, str] | None = None
+    model: Path | str | bytes,
+    *,
+    threads: int | None = None,
+    settings: Mapping[str, str] | None = None,
+    operators: Path | None = None,
 ) -> Any:
     """A session over a graph, on the CPU.
 
@@ -40,6 +87,7 @@ def open_session(
         model: The ``.onnx`` file, whose weights are found beside it, or its bytes.
         threads: Intra-op threads; ONNX Runtime's own choice where ``None``.
         settings: Session configuration entries by name.
+        operators: A library of custom operators.
 
     Returns:
         An ``onnxruntime.InferenceSession``. Threads may run it at the same time.
@@ -57,6 +105,8 @@ def open_session(
     for name, value in (settings or {}).items():
         options.add_session_config_entry(name, value)
     try:
+        if operators is not None:
+            options.register_custom_ops_library(str(operators))
         source = model if isinstance(model, bytes) else str(model)
         return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exception types are not public

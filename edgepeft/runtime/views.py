@@ -408,7 +408,8 @@ class Calls(AwaitedCalls):
         A text goes through the bundle's chat template where it has one, unless ``chat=False``; ``system`` is put before it.
         Token ids ``[tokens]`` are taken as they are. Other options: ``max_new_tokens`` (256, or what the context leaves),
         ``stop`` strings, ``temperature`` (0: greedy), ``top_k``, ``top_p``, ``repetition_penalty``, ``seed``; what is not given
-        comes from ``generation_config.json``. Lists run in batches of ``batch_size``. Raises :class:`InputError` for what the
+        comes from ``generation_config.json``. ``draft="prompt"`` looks up drafts in prompt and answer. Lists run in batches of
+        ``batch_size``. Raises :class:`InputError` for what the
         model or the options cannot do.
         """
         view = self.view

@@ -11,6 +11,7 @@
 #pragma once
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <functional>
@@ -18,6 +19,7 @@
 #include <stdexcept>
 
 #include "edgepeft.hpp"
+#include "edgepeft_draft.hpp"
 
 namespace edgepeft {
 
@@ -56,9 +58,11 @@ class Generator {
   }
 
   // The likeliest token, then the likeliest after that: at most `max_new_tokens`, ending with one of `stops` where it comes.
-  // `on_token` is called with each as it comes.
+  // `on_token` is called with each as it comes. With `draft` on, drafts are looked up in prompt and answer, and several tokens are
+  // verified in one run: the same answer (up to rounding), sooner where it repeats what was there.
   std::vector<int64_t> generate(const std::vector<int64_t>& prompt, int64_t max_new_tokens, const std::set<int64_t>& stops,
-                                const std::function<void(int64_t)>& on_token = [](int64_t) {}) {
+                                const std::function<void(int64_t)>& on_token = [](int64_t) {}, bool draft = false) {
+    if (draft) return drafted(prompt, max_new_tokens, stops, on_token);
     std::vector<int64_t> answer;
     auto logits = begin(prompt, max_new_tokens);
     while (true) {
@@ -89,6 +93,31 @@ class Generator {
   // Feeds one token; the logits after it.
   std::vector<float> step(int64_t token) { return run({token}); }
 
+  // Feeds several tokens; the logits after each.
+  std::vector<std::vector<float>> verify(const std::vector<int64_t>& tokens) {
+    run(tokens, 0);
+    std::vector<std::vector<float>> rows;
+    for (size_t i = 0; i < tokens.size(); ++i) rows.push_back(row_of(logits_, tokens.size() - 1 - i));
+    return rows;
+  }
+
+  // Forgets the last `count` tokens that were fed.
+  void forget(int64_t count) {
+    if (count <= 0) return;
+    if (count > width_) throw std::invalid_argument("fewer tokens were fed");
+    width_ -= count;
+    if (shared_) return;
+    for (auto& each : cache_) {  // of each head the first `width_` places
+      const size_t place = each.head_dim * each.element(), places = each.value.GetTensorTypeAndShapeInfo().GetShape()[2];
+      const auto* from = static_cast<const uint8_t*>(each.value.GetTensorRawData());
+      std::vector<uint8_t> kept(each.heads * width_ * place);
+      for (int64_t head = 0; head < each.heads; ++head)
+        std::memcpy(kept.data() + head * width_ * place, from + head * places * place, width_ * place);
+      each.buffer = std::move(kept);
+      each.value = over(each, width_);
+    }
+  }
+
   static int64_t best(const std::vector<float>& logits) {
     size_t found = 0;
     for (size_t i = 0; i < logits.size(); ++i) {
@@ -111,6 +140,38 @@ class Generator {
 
   static constexpr const char* kPast = "past_key_values.";
   static constexpr size_t kChunk = 512;  // of a prompt, so that attention scores stay small
+
+  std::vector<int64_t> drafted(const std::vector<int64_t>& prompt, int64_t max_new_tokens, const std::set<int64_t>& stops,
+                               const std::function<void(int64_t)>& on_token) {
+    Drafter drafter;
+    for (int64_t token : prompt) drafter.add(token);
+    std::vector<int64_t> answer;
+    auto take = [&](const std::vector<float>& logits) {
+      answer.push_back(best(logits));
+      drafter.add(answer.back());
+      on_token(answer.back());
+      return static_cast<int64_t>(answer.size()) >= max_new_tokens || stops.count(answer.back()) > 0;
+    };
+    bool ended = take(begin(prompt, max_new_tokens));
+    while (!ended) {
+      const size_t had = answer.size();
+      // The last token is never fed, and a draft is followed by one token that it did not foresee.
+      const auto draft = drafter.draft(costs_, static_cast<size_t>(max_new_tokens) - had - 1);
+      std::vector<int64_t> tokens = {answer.back()};
+      tokens.insert(tokens.end(), draft.begin(), draft.end());
+      const auto start = std::chrono::steady_clock::now();
+      const auto rows = verify(tokens);
+      costs_.add(tokens.size(), std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+      for (size_t i = 0; i < rows.size(); ++i) {
+        ended = take(rows[i]);
+        if (ended || i == draft.size() || answer.back() != draft[i]) break;
+      }
+      const std::vector<int64_t> chosen(answer.begin() + had, answer.end());
+      forget(static_cast<int64_t>(tokens.size() - chosen.size()));
+      drafter.judge(chosen);
+    }
+    return answer;
+  }
 
   static std::string state(const Cache& cache) { return "prefix." + cache.past.substr(std::strlen(kPast)); }
 
@@ -143,11 +204,17 @@ class Generator {
   }
 
   std::vector<float> run(const std::vector<int64_t>& tokens) {
+    run(tokens, static_cast<int64_t>(tokens.size()) - 1);
+    return row_of(logits_, 0);
+  }
+
+  // Leaves in `logits_` those after each token from the `first` on, where the graph can leave others out.
+  void run(const std::vector<int64_t>& tokens, int64_t first) {
     const int64_t count = tokens.size();
     std::map<std::string, std::vector<int64_t>> fed = {{"input_ids", tokens}, {"attention_mask", {}}};
     fed["attention_mask"].assign(width_ + count, 1);
     for (int64_t i = 0; i < count; ++i) fed["position_ids"].push_back(width_ + i);
-    fed["logits_from"] = {count - 1};
+    fed["logits_from"] = {first};
     std::vector<const char*> names, wanted = {"logits"};
     std::vector<Ort::Value> inputs, outputs;
     outputs.emplace_back(nullptr);  // allocated by the run
@@ -172,7 +239,7 @@ class Generator {
     for (size_t i = 0; i < cache_.size(); ++i)
       cache_[i].value = std::move(shared_ ? inputs[own - cache_.size() + i] : outputs[i + 1]);
     width_ += count;
-    return last_row(outputs[0]);
+    logits_ = std::move(outputs[0]);
   }
 
   // What an adapter with states holds beside them fills slots: fed by value, over the adapter's own memory.
@@ -190,9 +257,10 @@ class Generator {
     return found;
   }
 
-  static std::vector<float> last_row(const Ort::Value& logits) {
+  // The last row of logits, or that many rows before it.
+  static std::vector<float> row_of(const Ort::Value& logits, size_t before) {
     auto info = logits.GetTensorTypeAndShapeInfo();
-    const size_t size = info.GetShape().back(), from = info.GetElementCount() - size;
+    const size_t size = info.GetShape().back(), from = info.GetElementCount() - (before + 1) * size;
     if (info.GetElementType() != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16) {
       const float* data = logits.GetTensorData<float>() + from;
       return {data, data + size};
@@ -235,6 +303,8 @@ class Generator {
   Ort::MemoryInfo memory_ = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
   std::vector<Cache> cache_;
   std::set<std::string> fed_;  // the graph's inputs beside the cache
+  Ort::Value logits_{nullptr};  // of the last run
+  RunCosts costs_;
   bool shared_ = false;
   int64_t width_ = 0;          // places of the cache that are filled
   int64_t capacity_ = 0;       // and that there are, where one buffer is past and present

@@ -28,6 +28,7 @@ def test_a_prompt_is_answered_as_in_python(bundle: Path) -> None:
         ([], {}),
         (["--raw"], {"chat": False}),
         (["--system", "be good"], {"system": "be good"}),
+        (["--draft", "prompt"], {"draft": "prompt"}),
         (["--temperature", "1.2", "--top-k", "30", "--top-p", "0.95", "--repetition-penalty", "1.3", "--seed", "4"],
          {"temperature": 1.2, "top_k": 30, "top_p": 0.95, "repetition_penalty": 1.3, "seed": 4}),
     ):  # fmt: skip

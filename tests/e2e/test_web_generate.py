@@ -232,6 +232,15 @@ def test_the_module_against_python(causal: Path, tmp_path: Path) -> None:
     cases += [
         (blend, "good", {"chat": False, "temperature": 0}) for blend in ({"wide": 0.7, "narrow": 0.6}, {"narrow": -1.5})
     ]
+    cases += [
+        (name, prompt, {"chat": False, "draft": "prompt", **sampled})
+        for name in (None, "wide")
+        for prompt in ("good", "the film was very good and the end of the film was very good and the end")
+        for sampled in ({"temperature": 0}, {"temperature": 0.3, "seed": 5})
+    ]
+    cases.append(
+        ("wide", "good", {"chat": False, "temperature": 0, "draft": "prompt", "stop": [whole[len(whole) // 2 :][:2]]})
+    )
     # A random model's logits at half its temperature: many tokens are possible, so draws decide.
     sampled: list[dict[str, Any]] = [
         {"temperature": 2.0, "seed": 1}, {"temperature": 2.0, "seed": 2}, {"top_k": 8, "seed": 1},
@@ -239,7 +248,7 @@ def test_the_module_against_python(causal: Path, tmp_path: Path) -> None:
     ]  # fmt: skip
     cases += [("wide", "good", {"chat": False, **options}) for options in sampled]
     expected = generated(model, cases)
-    assert [each["finish"] for each in expected].count("stop") == 1
+    assert [each["finish"] for each in expected].count("stop") == 2
     assert len({tuple(each["tokens"]) for each in expected[-len(sampled) - 2 :]}) == len(sampled) + 2
     seen = [
         np.random.default_rng(seed).random(4).tolist() for seed in ([0, 0], [1, 0], [2**70 + 5, 0], [1, 2, 3, 4, 5, 6])

@@ -17,7 +17,7 @@ from edgepeft.base.lengths import lengths_that_matter, rope_switch
 from edgepeft.bundle import read_bundle
 from edgepeft.errors import CaptureError, InputError
 from edgepeft.pipeline import export
-from edgepeft.runtime.generation import switched
+from edgepeft.runtime.generation import draft, switched
 
 SWITCH, LONGEST = 40, 160
 
@@ -122,6 +122,32 @@ def test_texts_that_grow_over_the_switch(folders: dict[str, Path]) -> None:
         assert list(row.tokens) == wanted[:stop]
     alone = [model.adapter(name).generate(each, **options) for name, each in zip(names, ids, strict=True)]  # type: ignore[call-overload]
     assert [row.tokens for row in alone] == [row.tokens for row in found]
+
+
+@pytest.mark.parametrize("length", [8, SWITCH - 4, SWITCH + 9])
+def test_drafts_stay_on_their_side_of_the_switch(
+    length: int, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No token before the switch is verified in a run that ends beyond it, which would rotate it by the long frequencies."""
+    model = runtime.open(folders["bundle"])
+    prompts, names = [np.array(tokens(length)), np.array(tokens(5, 1))], ["a", "b"]
+    options = {"max_new_tokens": SWITCH, "temperature": 0.0, "eos": None}
+    plain = model.generate(prompts, adapters=names, **options)  # type: ignore[call-overload]
+    coming = {tuple(prompt): row.tokens for prompt, row in zip(prompts, plain, strict=True)}
+
+    def propose(self: draft.Drafter) -> draft.Proposal:
+        known = [*coming[tuple(self.prompt)][len(self._tokens) - len(self.prompt) :], *[5] * draft.LONGEST]
+        known[6] = (known[6] + 1) % 100
+        return draft.Proposal(known[: draft.LONGEST], 8)
+
+    monkeypatch.setattr(draft.Drafter, "propose", propose)
+    monkeypatch.setattr(draft.RunCosts, "ratios", lambda self: [0.0, *[1.0] * (draft.LONGEST + 1)])
+    for prompt, name, wanted in zip(prompts, names, plain, strict=True):
+        found = model.adapter(name).generate(prompt, draft="prompt", **options)  # type: ignore[arg-type]
+        assert found.tokens == wanted.tokens
+        assert len(wanted.tokens) < 5 or found.accepted_tokens > 0
+    found_rows = model.generate(prompts, adapters=names, draft="prompt", **options)  # type: ignore[call-overload]
+    assert [row.tokens for row in found_rows] == [row.tokens for row in plain]
 
 
 @pytest.mark.usefixtures("pieces")

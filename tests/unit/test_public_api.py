@@ -85,6 +85,8 @@ def test_pinned() -> None:
         "GenerateOptions",
         "Generation",
         "Generator",
+        "KernelWarning",
+        "Kernels",
         "Manifest",
         "MultiLabelPrediction",
         "Prediction",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ CHUNK = 512
 #: Rows are read together while their padded tokens are at most ``CHUNK``, and the logits that this computes beyond each row's
 #: last token at most this many; otherwise one after the other.
 LOGITS = 64
+#: The logits of runs over at most so many tokens keep their memory: those of the largest such run.
+KEPT_LOGITS = 16
 
 
 def padded(prompts: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
@@ -51,7 +54,9 @@ class Decoder:
         self._capacity = max(capacity, self._before) if signature.shared else 0
         self._cache = cache or self._begun(rows)
         self._grown: dict[str, Any] = {}
+        #: The logits that are bound, and the memory behind those of a few tokens: drafts change their number at each run.
         self._logits: np.ndarray | None = None
+        self._room = np.empty(0, signature.logits_dtype)
         self._held: dict[str, Any] = {}
         self._bound: dict[str, np.ndarray] = {}
         if signature.shared:
@@ -120,6 +125,25 @@ class Decoder:
         column = np.array(tokens, np.int64)[:, None]
         return self._run(column, np.ones_like(column), 0)[:, 0]
 
+    @property
+    def most_at_once(self) -> int:
+        """Tokens that :meth:`verify` takes: GroupQueryAttention takes several after a past for one row only."""
+        return CHUNK if self.rows == 1 else 1
+
+    def verify(self, tokens: Sequence[int]) -> np.ndarray:
+        """Feed several tokens of the one row; the logits behind each, ``[tokens, vocabulary]``, overwritten by the next call."""
+        row = np.array(tokens, np.int64)[None]
+        return self._run(row, np.ones_like(row), 0)[0]
+
+    def rollback(self, count: int) -> None:
+        """Forget the last ``count`` tokens that the one row was fed since its prompt."""
+        if not count:
+            return
+        self._mask = self._mask[:, :-count]
+        self._lengths = self._lengths - count
+        if not self._signature.shared:
+            self._grown = {name: _value(_copy(value.numpy()[:, :, :-count])) for name, value in self._grown.items()}
+
     def feed(self, tokens: np.ndarray, mask: np.ndarray, first: int, positions: np.ndarray) -> np.ndarray:
         """Logits ``[rows, tokens - first, vocabulary]`` of new tokens ``[rows, tokens]`` at these positions."""
         return self._run(tokens, mask, first, positions)
@@ -170,10 +194,7 @@ class Decoder:
         if width > self._capacity:
             self._grow(max(width, 2 * self._capacity))
         if self._logits is None or self._logits.shape[1] != count:
-            shape = (self.rows, count, self._signature.vocabulary or 0)
-            self._logits = np.empty(shape, self._signature.logits_dtype)
-            self._held["logits"] = _value(self._logits)
-            self._binding.bind_ortvalue_output("logits", self._held["logits"])
+            self._logits = self._bind_logits(count)
         for name, array in fed.items():
             bound = self._bound.get(name)
             if bound is not None and bound.shape == array.shape:
@@ -184,6 +205,20 @@ class Decoder:
             self._binding.bind_ortvalue_input(name, self._held[name])
         self._session.run_with_iobinding(self._binding, self.options)
         return self._logits
+
+    def _bind_logits(self, count: int) -> np.ndarray:
+        shape = (self.rows, count, self._signature.vocabulary or 0)
+        size = math.prod(shape)
+        if count > KEPT_LOGITS:  # a prompt's, which come once
+            found = np.empty(size, self._signature.logits_dtype)
+        else:
+            if self._room.size < size:
+                self._room = np.empty(size, self._signature.logits_dtype)
+            found = self._room[:size]
+        found = found.reshape(shape)
+        self._held["logits"] = _value(found)
+        self._binding.bind_ortvalue_output("logits", self._held["logits"])
+        return found
 
     def _run_grown(self, fed: Mapping[str, np.ndarray], count: int, width: int) -> np.ndarray:
         values = {name: _value(array) for name, array in fed.items()}

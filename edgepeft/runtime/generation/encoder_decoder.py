@@ -17,6 +17,8 @@ from .defaults import Defaults
 from .encoder import Prompt, PromptEncoder, token_ids
 from .generator import Generator
 from .graphs import Graphs
+from .loop import Plan
+from .options import Options
 
 
 class CrossedDecoder:
@@ -72,6 +74,19 @@ class CrossedDecoder:
         self.width += 1
         logits: np.ndarray = found["logits"][:, -1]
         return logits
+
+    @property
+    def most_at_once(self) -> int:
+        """One: drafts are for decoder-only models."""
+        return 1
+
+    def verify(self, tokens: Sequence[int]) -> np.ndarray:
+        """Feed the one token that :attr:`most_at_once` allows; the logits behind it, ``[1, vocabulary]``."""
+        return self.step(tokens)
+
+    def rollback(self, count: int) -> None:
+        """Forget the last ``count`` tokens that were written."""
+        self.truncate(self.width - count)
 
     def truncate(self, width: int) -> None:
         """Forget all but the first ``width`` tokens that were written."""
@@ -130,6 +145,14 @@ class Writer(Generator):
 
     continues = False
     encoder = SourceEncoder
+
+    def plan(self, prompts: Sequence[Sequence[int]], options: Options, before: int = 0) -> Plan:
+        """When to stop and how to choose; :class:`InputError` for drafts."""
+        if options.draft is not None:
+            raise InputError(
+                f"draft={options.draft!r} is for causal language models; an encoder-decoder's answer does not go on from its text"
+            )
+        return super().plan(prompts, options, before)
 
     def decoder(self, active: ActiveAdapter, rows: int, capacity: int) -> CrossedDecoder:
         """A fresh decoder with the adapter's tensors; its cache grows as it writes."""

@@ -13,6 +13,7 @@ from ..active import ActiveAdapter
 from .chat import ChatTemplate
 from .decoder import Decoder, rows_of
 from .defaults import NEW_TOKENS, Defaults
+from .draft import RunCosts, check_draft
 from .encoder import Prompt, PromptEncoder
 from .graphs import Graphs
 from .loop import Generation, Plan, Run, Steps
@@ -38,6 +39,8 @@ class Generator:
         self.prompts = self.encoder(graphs.bundle, own)
         self.tokens: Tokens = self.prompts.tokens
         self.defaults: Defaults = self.prompts.defaults
+        #: What runs over several tokens cost here; drafts are no longer than it repays.
+        self.costs = RunCosts()
 
     @cached_property
     def signature(self) -> Signature:
@@ -69,7 +72,9 @@ class Generator:
         )
         stops, stop_tokens = self.prompts.tokens.stops(check_stops(options.stop))
         ends = self.defaults.eos | self.prompts.tokens.numbers(options.eos)
-        return Plan(sampling, new, stops, ends, stop_tokens, self.tokens)
+        check_draft(options.draft)
+        costs = self.costs if options.draft is not None else None
+        return Plan(sampling, new, stops, ends, stop_tokens, self.tokens, costs)
 
     def decoder(self, active: ActiveAdapter, rows: int, capacity: int) -> Steps:
         """A fresh decoder with the adapter's tensors bound and its states in the cache; ``capacity`` tokens follow them."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from ...errors import InputError, NonFiniteError
 from ..finite import non_finite
+from .draft import Drafter, RunCosts
 from .sampling import Sampler, Sampling
 from .tokens import TextPieces, Tokens
 
@@ -25,7 +26,8 @@ class Generation:
     ``tokens`` are the new ones, the end-of-sequence token included where it came; ``text`` leaves out special tokens and
     the stop string. ``reused_tokens`` of the ``prompt_tokens`` were still in a conversation's cache. ``prefill_ms`` is
     the run over the rest of the prompt, ``first_token_ms`` the time from the call to the first token, and
-    ``tokens_per_second`` counts the tokens after the first (``None`` where there was only one).
+    ``tokens_per_second`` counts the tokens after the first (``None`` where there was only one). Of ``drafted_tokens``, which were
+    verified together with the token before them, ``accepted_tokens`` became part of the answer; 0 without ``draft``.
     """
 
     text: str
@@ -37,6 +39,8 @@ class Generation:
     first_token_ms: float
     tokens_per_second: float | None
     adapter: str | None
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -47,7 +51,8 @@ class Generation:
 class Plan:
     """How to generate one text: when to stop, how to choose, and what turns its tokens into text.
 
-    ``eos`` tokens end a text by themselves; ``stop_tokens`` are special tokens that the caller gave as stop strings.
+    ``eos`` tokens end a text by themselves; ``stop_tokens`` are special tokens that the caller gave as stop strings. ``costs``
+    are given where tokens are to be drafted from prompt and answer.
     """
 
     sampling: Sampling
@@ -56,6 +61,7 @@ class Plan:
     eos: frozenset[int]
     stop_tokens: frozenset[int]
     tokens: Tokens
+    costs: RunCosts | None = None
 
 
 class Steps(Protocol):
@@ -78,6 +84,16 @@ class Steps(Protocol):
     def step(self, tokens: Sequence[int]) -> np.ndarray:
         """Feed one token for each row; the next logits ``[rows, vocabulary]``."""
 
+    @property
+    def most_at_once(self) -> int:
+        """Tokens that :meth:`verify` takes; 1 where the batch has several rows."""
+
+    def verify(self, tokens: Sequence[int]) -> np.ndarray:
+        """Feed several tokens of the one row; the logits behind each, ``[tokens, vocabulary]``."""
+
+    def rollback(self, count: int) -> None:
+        """Forget the last ``count`` tokens that the one row was fed since its prompt."""
+
     def truncate(self, width: int) -> None:
         """Forget all but the first ``width`` tokens of the cache."""
 
@@ -99,12 +115,16 @@ class _Row:
         self.sampler = Sampler(plan.sampling, seed_row, context)
         self.finish: FinishReason | None = None
         self.ended = 0.0
+        self.drafter = Drafter(self.prompt, plan.costs) if plan.costs is not None else None
+        self.drafted = self.accepted = 0
 
     def take(self, logits: np.ndarray) -> str:
         """Choose the next token; the text it adds."""
         plan = self.plan
         token = self.sampler.pick(logits)
         self.tokens.append(token)
+        if self.drafter is not None:
+            self.drafter.add(token)
         piece = ""
         if token in plan.stop_tokens:
             self.finish = "stop"
@@ -152,6 +172,9 @@ class Run:
 
         self._decoder = decoder
         self._options = decoder.options = ort.RunOptions()  # its own, so that a late cancel() ends no later run
+        # ONNX Runtime's Python binding (1.32) looks for this entry at each run, and an exception inside it says that there is none,
+        # which takes some 50 µs a token. 0 is what none means.
+        self._options.add_run_config_entry("gpu_graph_id", "0")
         self._options.log_severity_level = 4  # it would report a cancellation; what fails is raised
         self._reused = reused
         self._model = variant, path
@@ -184,10 +207,7 @@ class Run:
         self._prefilled = self._first = perf_counter()
         while logits is not None:
             for row, scores in zip(going, logits, strict=True):
-                try:
-                    piece = row.take(scores)
-                except NonFiniteError as error:
-                    raise non_finite("next-token logits", self._adapters[row.number], *self._model) from error
+                piece = self._take(row, scores)
                 if len(row.tokens) == 1:
                     self._first = perf_counter()
                 if piece:
@@ -198,14 +218,59 @@ class Run:
             if len(left) < len(going):
                 going = [going[place] for place in left]
                 self._decoder.keep(left)
+            if len(going) == 1 and (drafter := going[0].drafter) is not None:
+                # Rows of a batch go on together: that costs less than drafts save. The last one drafts.
+                yield from self._drafted(going[0], drafter)
+                break
             logits = None if self._cancelled.is_set() else self._step([row.tokens[-1:] for row in going])
         for row in going:
-            if piece := row.cancel():
+            if row.finish is None and (piece := row.cancel()):
                 yield row.number, piece
 
-    def _step(self, tokens: Sequence[Sequence[int]], first: bool = False) -> np.ndarray | None:
+    def _take(self, row: _Row, scores: np.ndarray) -> str:
         try:
-            return self._decoder.prefill(tokens) if first else self._decoder.step([row[0] for row in tokens])
+            return row.take(scores)
+        except NonFiniteError as error:
+            raise non_finite("next-token logits", self._adapters[row.number], *self._model) from error
+
+    def _drafted(self, row: _Row, drafter: Drafter) -> Iterator[tuple[int, str]]:
+        """The rest of one row: its last token and a draft are run at once, and tokens are chosen as long as the draft has them.
+
+        Each token is chosen from the logits behind those that were chosen before it, by the same sampler as without drafts, so
+        its distribution is the same.
+        """
+        while row.finish is None and not self._cancelled.is_set():
+            most = min(self._decoder.most_at_once, row.plan.max_new_tokens - len(row.tokens)) - 1
+            proposal, draft = drafter.draft(most)
+            started = perf_counter()
+            logits = self._step([[row.tokens[-1], *draft]])
+            if logits is None:
+                return
+            drafter.costs.add(1 + len(draft), perf_counter() - started)
+            begun = len(row.tokens)
+            pieces: list[str] = []
+            try:
+                for place, scores in enumerate(logits):
+                    pieces.append(self._take(row, scores))
+                    if row.finish is not None or place == len(draft) or row.tokens[-1] != draft[place]:
+                        break
+            finally:  # and before a reader can leave: the cache holds the tokens that were chosen, but for the last
+                chosen = row.tokens[begun:]
+                self._decoder.rollback(1 + len(draft) - max(1, len(chosen)))
+            row.drafted += len(draft)
+            row.accepted += len(chosen) - 1
+            drafter.judge(proposal, chosen)
+            if text := "".join(pieces):
+                yield row.number, text
+
+    def _step(self, tokens: Sequence[Sequence[int]], first: bool = False) -> np.ndarray | None:
+        """Logits behind each row's tokens, or behind each token where one row has several; ``None`` once cancelled."""
+        try:
+            if first:
+                return self._decoder.prefill(tokens)
+            if len(tokens) == 1 and len(tokens[0]) > 1:
+                return self._decoder.verify(tokens[0])
+            return self._decoder.step([row[0] for row in tokens])
         except Exception as error:  # ONNX Runtime's exception types are not public
             if self._cancelled.is_set():
                 return None  # it reports the termination that cancel() asked for
@@ -230,4 +295,6 @@ class Run:
             first_token_ms=(self._first - self._started) * 1e3,
             tokens_per_second=(len(row.tokens) - 1) / seconds if len(row.tokens) > 1 and seconds > 0 else None,
             adapter=self._adapters[row.number],
+            drafted_tokens=row.drafted,
+            accepted_tokens=row.accepted,
         )

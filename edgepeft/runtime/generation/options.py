@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from ...errors import InputError
+from .draft import Draft
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,8 @@ class Options:
 
     ``chat``: whether texts go through the chat template as a user's message (messages always do); by default they do where
     there is a template. ``system`` is put before such a text. ``eos`` are further tokens that end a text, by text or number.
-    ``tools``, ``documents``, ``enable_thinking`` and what ``chat_template_kwargs`` holds go to the chat template.
+    ``tools``, ``documents``, ``enable_thinking`` and what ``chat_template_kwargs`` holds go to the chat template. ``draft``
+    ``"prompt"``: drafts are looked up in prompt and answer, and several tokens are verified in one run.
     """
 
     max_new_tokens: int | None = None
@@ -32,6 +34,7 @@ class Options:
     documents: Sequence[Any] | None = None
     enable_thinking: bool | None = None
     chat_template_kwargs: Mapping[str, Any] | None = None
+    draft: Draft | None = None
 
     @property
     def template_arguments(self) -> dict[str, Any]:
@@ -65,3 +68,4 @@ class GenerateOptions(TypedDict, total=False):
     documents: Sequence[Any] | None
     enable_thinking: bool | None
     chat_template_kwargs: Mapping[str, Any] | None
+    draft: Draft | None

@@ -56,6 +56,22 @@ class SwitchedDecoder:
         """Feed a token; the next logits ``[1, vocabulary]``."""
         return self._read(list(tokens))
 
+    @property
+    def most_at_once(self) -> int:
+        """Tokens that :meth:`verify` takes: none that would bring a token before the switch to its other side."""
+        return CHUNK if self._long else min(CHUNK, max(1, self._switch - len(self._tokens)))
+
+    def verify(self, tokens: Sequence[int]) -> np.ndarray:
+        """Feed several tokens; the logits behind each, ``[tokens, vocabulary]``, overwritten by the next call."""
+        if len(tokens) == 1:
+            return self._read(list(tokens))
+        return self._piece(list(tokens), first=0)
+
+    def rollback(self, count: int) -> None:
+        """Forget the last ``count`` tokens."""
+        if count:
+            self.truncate(len(self._tokens) - count)
+
     def truncate(self, width: int) -> None:
         """Forget all but the first ``width`` tokens."""
         del self._tokens[width:]
@@ -76,10 +92,12 @@ class SwitchedDecoder:
         self._long = long
         logits = np.empty(0)
         for start in range(0, len(tokens), CHUNK):
-            logits = self._piece(tokens[start : start + CHUNK])
+            piece = tokens[start : start + CHUNK]
+            logits = self._piece(piece, first=len(piece) - 1)
         return logits
 
-    def _piece(self, tokens: list[int]) -> np.ndarray:
+    def _piece(self, tokens: list[int], first: int) -> np.ndarray:
+        """Logits behind each token from the ``first`` on, ``[tokens - first, vocabulary]``."""
         self._decoder.options = self.options
         begin = self._decoder.width
         ids = np.array([tokens], np.int64)
@@ -88,7 +106,7 @@ class SwitchedDecoder:
         if self._long and len(self._tokens) + len(tokens) <= self._switch:
             ids, mask = (np.pad(array, ((0, 0), (0, 1))) for array in (ids, mask))
             positions = np.append(positions, [[self._switch]], axis=1)
-        logits = self._decoder.feed(ids, mask, len(tokens) - 1, positions)[:, 0]
+        logits = self._decoder.feed(ids, mask, first, positions)[0, : len(tokens) - first]
         self._tokens += tokens
         self._places += range(begin, begin + len(tokens))
         return logits
@@ -118,6 +136,22 @@ class EachAlone:
     def step(self, tokens: Sequence[int]) -> np.ndarray:
         """Feed one token for each row; the next logits ``[rows, vocabulary]``."""
         return self._each([[token] for token in tokens])
+
+    @property
+    def most_at_once(self) -> int:
+        """Tokens that :meth:`verify` takes: as many as its decoder does, of the last row that goes on."""
+        return self._decoders[0].most_at_once if self.rows == 1 else 1
+
+    def verify(self, tokens: Sequence[int]) -> np.ndarray:
+        """Feed several tokens of the one row; the logits behind each, ``[tokens, vocabulary]``."""
+        (decoder,) = self._decoders
+        decoder.options = self.options
+        return decoder.verify(tokens)
+
+    def rollback(self, count: int) -> None:
+        """Forget the last ``count`` tokens of the one row."""
+        for decoder in self._decoders:
+            decoder.rollback(count)
 
     def truncate(self, width: int) -> None:
         """Forget all but the first ``width`` tokens of each row."""

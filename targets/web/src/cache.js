@@ -83,6 +83,11 @@ export class Cache {
 
   /** Feed tokens; the logits after the last of them, `[vocabulary]`. @param {number[]} tokens @returns {Promise<Float32Array>} */
   async feed(tokens) {
+    return /** @type {Float32Array} */ ((await this.verify(tokens, tokens.length - 1)).at(-1));
+  }
+
+  /** Feed tokens; the logits after each of them from the `first` on. @param {number[]} tokens @param {number} [first] @returns {Promise<Float32Array[]>} */
+  async verify(tokens, first = 0) {
     const count = tokens.length;
     /** @param {number} length @param {(i: number) => number} value */
     const row = (length, value) =>
@@ -94,13 +99,31 @@ export class Cache {
     /** @type {Feeds} */
     const feeds = { input_ids: row(count, (i) => tokens[i] ?? 0), attention_mask: row(this.#length + count, () => 1), ...this.#past };
     if (this.#inputs.has("position_ids")) feeds.position_ids = row(count, (i) => this.#length + i);
-    // Only the last token's logits are wanted: a vocabulary's width for each token of a prompt is most of its cost.
-    if (this.#inputs.has("logits_from")) feeds.logits_from = this.#backend.tensor("int64", BigInt64Array.of(BigInt(count - 1)), [1]);
+    // Of a prompt only the last token's logits are wanted: a vocabulary's width for each token is most of its cost.
+    if (this.#inputs.has("logits_from")) feeds.logits_from = this.#backend.tensor("int64", BigInt64Array.of(BigInt(first)), [1]);
     const found = await this.#run(feeds);
     this.#past = Object.fromEntries(Object.keys(this.#past).map((name) => [name, /** @type {Tensor} */ (found[name.replace("past_key_values.", "present.")])]));
     this.#length += count;
     const logits = /** @type {Tensor} */ (found.logits);
-    return /** @type {Float32Array} */ (logits.data).subarray(-(logits.dims.at(-1) ?? 1));
+    const [data, width] = [/** @type {Float32Array} */ (logits.data), logits.dims.at(-1) ?? 1];
+    return Array.from({ length: count - first }, (_, i) =>
+      data.subarray(data.length - (count - first - i) * width, data.length - (count - first - i - 1) * width),
+    );
+  }
+
+  /** Forget the last tokens that were fed. @param {number} count */
+  forget(count) {
+    if (!count) return;
+    this.#length -= count;
+    this.#past = Object.fromEntries(
+      Object.entries(this.#past).map(([name, tensor]) => {
+        const [, heads = 0, places = 0, size = 0] = tensor.dims;
+        const [from, kept] = [/** @type {Float32Array} */ (tensor.data), places - count];
+        const data = new Float32Array(heads * kept * size);
+        for (let head = 0; head < heads; head += 1) data.set(from.subarray(head * places * size, (head * places + kept) * size), head * kept * size);
+        return [name, this.#backend.tensor("float32", data, [1, heads, kept, size])];
+      }),
+    );
   }
 }
 

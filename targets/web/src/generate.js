@@ -3,6 +3,7 @@
 import { Template } from "@huggingface/jinja";
 
 import { Cache, cacheInputs, pieceSize } from "./cache.js";
+import { Drafter, RunCosts } from "./draft.js";
 import { BundleError, InputError } from "./errors.js";
 import { decoder, write } from "./loop.js";
 import { Pieces } from "./pieces.js";
@@ -25,6 +26,7 @@ import { chooseSampling, Sampler } from "./sampling.js";
  * @property {object[]} [documents]  For the chat template: texts to answer from.
  * @property {boolean} [enableThinking]  For the chat template: whether the model thinks first.
  * @property {Record<string, unknown>} [chatTemplateKwargs]  Further variables of the chat template.
+ * @property {"prompt"} [draft]  Look up drafts in prompt and answer, and verify several tokens in one run.
  * @property {boolean} [chat]  Whether a text goes through the chat template as a user's message; by default it does where
  *   the bundle has one. Messages always do.
  * @property {string} [system]  Put before such a text.
@@ -79,6 +81,8 @@ export class Generator {
     this.settings = settings;
     /** How many tokens of a prompt are fed at a time. */
     this.piece = piece;
+    /** What runs over several tokens cost here. */
+    this.costs = new RunCosts();
   }
 
   /** @param {string | Message[]} prompt @param {GenerateOptions} options @param {number} before @returns {number[]} */
@@ -183,6 +187,9 @@ export class Generator {
     const { texts: stop, tokens: stops } = stopsOf(options.stop, this.tokenizer);
     const ends = [...this.settings.eos, ...endTokens(options.eos, this.tokenizer)];
     const wanted = options.maxNewTokens ?? this.settings.newTokens ?? NEW_TOKENS;
+    if (options.draft !== undefined && options.draft !== "prompt") {
+      throw new InputError(`draft is "prompt" (drafts are looked up in prompt and answer), found ${JSON.stringify(options.draft)}`);
+    }
     if (!Number.isInteger(wanted) || wanted < 1) throw new InputError(`maxNewTokens must be a whole number from 1 on, found ${wanted}`);
     const sampling = chooseSampling(options, this.settings.sampling);
     const ids = this.#encode(prompt, options, active.prefixLength);
@@ -195,7 +202,9 @@ export class Generator {
     if (logits === null) return { text: "", tokens: [], promptTokens: ids.length, finish: "cancelled", prefillMs: first - begin, tokensPerSecond: null };
     const written = await write({
       logits,
-      feed: (token) => cache.feed([token]),
+      feed: (tokens) => cache.verify(tokens),
+      forget: (count) => cache.forget(count),
+      drafter: options.draft === undefined ? undefined : new Drafter(ids, this.costs),
       sampler,
       pieces: new Pieces(decoder(this.tokenizer), ids, stop),
       ends,

@@ -1,6 +1,7 @@
 /** The loop of generation: pick a token, tell its text, feed it, until an end. */
 
 /**
+ * @typedef {import("./draft.js").Drafter} Drafter
  * @typedef {import("./pieces.js").Pieces} Pieces
  * @typedef {import("./sampling.js").Sampler} Sampler
  * @typedef {import("./tokenizer.js").TextEncoder} TextEncoder
@@ -19,7 +20,9 @@ export const decoder = (tokenizer) => (tokens) =>
 /**
  * @param {object} parts
  * @param {Float32Array} parts.logits  Of the first token.
- * @param {(token: number) => Promise<Float32Array>} parts.feed  A token to the logits of the next one.
+ * @param {(tokens: number[]) => Promise<Float32Array[]>} parts.feed  Tokens to the logits behind each; without a drafter it is one token.
+ * @param {(count: number) => void} [parts.forget]  Takes back the last tokens that were fed; a drafter needs it.
+ * @param {Drafter} [parts.drafter]  Drafts what is fed behind a token.
  * @param {Sampler} parts.sampler
  * @param {Pieces} parts.pieces
  * @param {number[]} parts.ends  Tokens that end a text.
@@ -29,23 +32,36 @@ export const decoder = (tokenizer) => (tokens) =>
  * @param {AbortSignal | undefined} parts.signal
  * @returns {Promise<Written>}
  */
-export async function write({ logits, feed, sampler, pieces, ends, stops = [], room, onText, signal }) {
+export async function write({ logits, feed, forget = () => {}, drafter, sampler, pieces, ends, stops = [], room, onText, signal }) {
   const begin = performance.now();
-  /** @type {Written["finish"]} */
-  let finish = "length";
-  for (;;) {
-    const token = sampler.pick(logits);
+  /** Take a token; what it ends the text with, if it does. @param {number} token @returns {Written["finish"] | null} */
+  const take = (token) => {
+    drafter?.add(token);
     if (stops.includes(token) || ends.includes(token)) {
-      finish = stops.includes(token) ? "stop" : "eos";
       pieces.tokens.push(token);
-      break;
+      return stops.includes(token) ? "stop" : "eos";
     }
     const piece = pieces.push(token);
     if (piece) onText(piece);
-    if (pieces.stopped) finish = "stop";
-    else if (signal?.aborted) finish = "cancelled";
-    if (pieces.stopped || signal?.aborted || pieces.tokens.length >= room) break;
-    logits = await feed(token);
+    if (pieces.stopped) return "stop";
+    if (signal?.aborted) return "cancelled";
+    return pieces.tokens.length >= room ? "length" : null;
+  };
+  let finish = take(sampler.pick(logits));
+  while (finish === null) {
+    const had = pieces.tokens.length;
+    const draft = drafter?.draft(room - had - 1) ?? [];
+    const started = performance.now();
+    const rows = await feed([/** @type {number} */ (pieces.tokens[had - 1]), ...draft]);
+    drafter?.costs.add(rows.length, performance.now() - started);
+    // Each token is chosen from the logits behind those before it, as without a draft; the first that the draft has not ends it.
+    for (const [i, row] of rows.entries()) {
+      finish = take(sampler.pick(row));
+      if (finish !== null || pieces.tokens.at(-1) !== draft[i]) break;
+    }
+    const chosen = pieces.tokens.slice(had);
+    forget(rows.length - chosen.length);
+    drafter?.judge(chosen);
   }
   const seconds = (performance.now() - begin) / 1e3;
   const rest = pieces.flush();

@@ -22,6 +22,7 @@ const NEW_TOKENS = 64;
 /** What greedy writing of one text does not take. */
 const OTHERS = /** @type {const} */ ([
   "chat",
+  "draft",
   "system",
   "tools",
   "documents",
@@ -91,7 +92,7 @@ export class Seq2Seq {
     const logits = await feed(this.start);
     const prefillMs = performance.now() - begin;
     const sampler = new Sampler(GREEDY, []);
-    const written = await write({ logits, feed, sampler, pieces, ends, stops, room: maxNewTokens, onText, signal });
+    const written = await write({ logits, feed: async ([token = 0]) => [await feed(token)], sampler, pieces, ends, stops, room: maxNewTokens, onText, signal });
     return { ...written, promptTokens: ids.dims[1] ?? 0, prefillMs };
   }
 

@@ -1,0 +1,3 @@
+#define EDGEPEFT_ISA avx2
+#define EDGEPEFT_WIDTH 8
+#include "low_rank_body.hpp"
