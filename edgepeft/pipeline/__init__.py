@@ -58,9 +58,9 @@ if TYPE_CHECKING:
     from ._for_target import Fitted as Fitted
     from ._for_target import export_for as export_for
     from ._for_target import fit as fit
-    from ._quality import Quality as Quality
     from ._plan import ExportPlan as ExportPlan
     from ._plan import plan_export as plan_export
+    from ._quality import Quality as Quality
     from ._quantize import QuantizedBundle as QuantizedBundle
     from ._quantize import quantize as quantize
     from ._relabel import relabel as relabel

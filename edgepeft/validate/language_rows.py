@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ..data import evenly, read_rows
+from ..data import evenly
+from ..data_files import read_rows
 from ..errors import DataError
 
 
