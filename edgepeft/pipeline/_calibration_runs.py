@@ -18,7 +18,7 @@ from ..runtime.per_text import PerText
 from ..runtime.text import TextEncoder
 from ._calibrate import check_texts, inputs_of
 
-#: Tokens of one run, and at most how many are run in all.
+#: Tokens of one run, and at most how many are run in all: half of them by the base where there are adapters.
 WINDOW, TOKENS = 256, 8192
 #: One window of so many is kept apart: what was fitted is judged by it.
 HELD_OUT = 5
@@ -74,8 +74,8 @@ def _language(bundle: Bundle, data: Mapping[str, Examples], rows: int) -> Runs:
     feeds: list[Mapping[str, np.ndarray]] = []
     held: dict[str | None, tuple[tuple[int, ...], ...]] = {}
     counts: dict[str, int] = {}
-    budget = TOKENS
-    for name in (None, *manifest.adapters):
+    adapters = manifest.adapters
+    for name in (None, *adapters):
         own = data.get(name or "*", data.get("*"))
         texts = list(own.texts) if own is not None else everything
         windows = list(
@@ -87,18 +87,13 @@ def _language(bundle: Bundle, data: Mapping[str, Examples], rows: int) -> Runs:
             )
         apart = windows[HELD_OUT - 1 :: HELD_OUT] or windows[-1:]
         used = [w for w in windows if w not in apart] or windows
-        if name is not None and own is None:
-            used = [used[i] for i in evenly(len(used), SHARED)]
+        share = TOKENS if not adapters else TOKENS // 2 if name is None else TOKENS // (2 * len(adapters))
+        most = max(1, share // length)
+        used = [used[i] for i in evenly(len(used), min(most, SHARED) if name is not None and own is None else most)]
         tensors = _slot_tensors(bundle, name)
-        ran = 0
-        for window in used:
-            if budget <= 0 and ran:
-                break
-            feeds.append({**feeds_of(bundle, window), **tensors})
-            budget -= len(window)
-            ran += 1
+        feeds += [{**feeds_of(bundle, window), **tensors} for window in used]
         held[name] = tuple(apart[:SHARED])
-        counts[name or "*"] = ran
+        counts[name or "*"] = len(used)
     return Runs(tuple(feeds), held, counts)
 
 

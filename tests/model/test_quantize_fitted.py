@@ -1,0 +1,144 @@
+"""q4 by GPTQ over bundles: adapters on while measuring, texts of one's own, the table against fp32, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from causal import build_causal_bundle
+from click.testing import CliRunner
+
+from edgepeft import runtime
+from edgepeft.bundle import read_bundle
+from edgepeft.cli import main
+from edgepeft.data import Examples
+from edgepeft.errors import DataError, InputError, UnknownAdapterError
+from edgepeft.pipeline import quantize
+from edgepeft.pipeline._calibration_runs import calibration_runs
+from edgepeft.pipeline._quality import measure_quality
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_causal_bundle(tmp_path_factory.mktemp("fitted"))
+
+
+@pytest.fixture
+def own(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "b"))
+
+
+def texts(*found: str) -> Examples:
+    return Examples(found, None)
+
+
+def test_a_language_model_is_fitted_with_its_adapters(own: Path, made: Path) -> None:
+    done = quantize(own, "q4")
+    assert done.method == "gptq"
+    bundle = read_bundle(own)
+    bundle.verify()
+    assert bundle.manifest.variants["q4"].recipe.startswith("4 bits in blocks of 32: GPTQ")
+    assert done.quantized.share > 0.9
+    counts = bundle.manifest.provenance["calibration"]["q4"]["texts"]
+    assert counts["*"] > counts["wide"] == counts["narrow"] == 4
+    for entry in bundle.manifest.adapters.values():
+        assert (own / entry.onnx_adapter).read_bytes() == (made / entry.onnx_adapter).read_bytes()
+    assert [row.adapter for row in done.quality] == [None, "wide", "narrow"]
+    for row in done.quality:
+        assert row.tokens > 100
+        assert 0 < row.divergence < 3  # random weights: near-uniform noise
+        assert row.divergence_error is not None
+        assert 0 < row.same_top <= 1
+    # The adapter is on in both sessions: its own perplexity, not the base's.
+    assert done.quality[1].perplexity_before != pytest.approx(done.quality[0].perplexity_before, rel=1e-3)
+
+
+def test_fitting_loses_less_than_rounding_to_nearest(own: Path, tmp_path: Path) -> None:
+    windows = calibration_runs(read_bundle(own), {}, rows=64).held_out
+    nearest = Path(shutil.copytree(own, tmp_path / "nearest"))
+    assert quantize(nearest, "q4", method="rtn").quality == ()
+    quantize(own, "q4", measure=False)
+    healed = Path(shutil.copytree(own, tmp_path / "healed"))
+    quantize(healed, "q4", heal=8, head_bits=8, replace=True, measure=False)
+    lost = [[row.divergence for row in measure_quality(each, "q4", windows)] for each in (nearest, own, healed)]
+    assert (np.array(lost[1]) < 0.95 * np.array(lost[0])).all()
+    assert (np.array(lost[2]) < 0.95 * np.array(lost[1])).all()
+
+
+def test_the_measured_numbers_are_those_of_the_two_models(own: Path) -> None:
+    done = quantize(own, "q4")
+    windows = calibration_runs(read_bundle(own), {}, rows=64).held_out["wide"]
+    sums = np.zeros(4)
+    for window in windows:
+        logits = []
+        for variant in ("fp32", "q4"):
+            decoder = runtime.open(own, variant=variant).adapter("wide").decoder(1, len(window))
+            rows = [decoder.prefill([[window[0]]]).copy(), *(decoder.step([token]).copy() for token in window[1:-1])]
+            found = np.concatenate(rows).astype(np.float64)
+            logits.append(found - np.log(np.exp(found).sum(1, keepdims=True)))
+        targets = np.array(window[1:])
+        one, two = logits
+        sums += [
+            len(targets),
+            -one[np.arange(len(targets)), targets].sum(),
+            (np.exp(one) * (one - two)).sum(),
+            (one.argmax(1) == two.argmax(1)).sum(),
+        ]
+    row = done.quality[1]
+    assert row.tokens == sums[0]
+    assert row.perplexity_before == pytest.approx(np.exp(sums[1] / sums[0]), rel=1e-4)
+    # A token by itself is rounded to 8 bits by other kernels than many at once.
+    assert row.divergence == pytest.approx(sums[2] / sums[0], rel=0.1)
+    assert row.same_top == pytest.approx(sums[3] / sums[0], abs=0.03)
+
+
+def test_texts_of_ones_own(own: Path) -> None:
+    data = {"wide": texts(*["the film was very good"] * 90), "*": texts(*["the end of the book was not"] * 90)}
+    done = quantize(own, "q4", data=data, rows=80)
+    assert done.method == "gptq"
+    assert {row.adapter for row in done.quality} == {None, "wide", "narrow"}
+    with pytest.raises(UnknownAdapterError, match="has no adapter 'other'"):
+        quantize(own, "q4", data={"other": texts("a b c")}, replace=True)
+    with pytest.raises(DataError, match="no run of two tokens"):
+        quantize(own, "q4", data={"*": texts("a")}, replace=True)
+    read_bundle(own).verify()
+
+
+def test_an_encoder_wants_texts(own_bundle: Path) -> None:
+    with pytest.raises(
+        InputError, match=r"cannot be run for it: .* no texts are given: --data .* --method rtn needs no texts"
+    ):
+        quantize(own_bundle, "q4", method="gptq")
+    assert quantize(own_bundle, "q4").method == "rtn"
+
+
+@pytest.mark.parametrize(
+    ("variant", "options", "said"),
+    [
+        ("int8", {"method": "gptq"}, "--method chooses how q4 rounds; int8 has one way"),
+        ("q4", {"method": "awq"}, "no method 'awq'; there are: gptq, rtn"),
+        ("q4", {"method": "rtn", "heal": 4}, "go with --method gptq"),
+        ("q4", {"head_bits": 3}, "a head has 4 or 8 bits; found 0 and 3"),
+        ("q4", {"heal": -1}, "found -1 and None"),
+        ("q4", {"method": "rtn", "data": {"*": texts("a text")}}, "q4 measures nothing beforehand"),
+    ],
+)
+def test_what_is_refused(variant: str, options: dict, said: str, own: Path) -> None:
+    with pytest.raises(InputError, match=said):
+        quantize(own, variant, **options)
+    assert list(read_bundle(own).manifest.variants) == ["fp32"]
+
+
+def test_the_table(own: Path) -> None:
+    shown = CliRunner().invoke(main, ["quantize", str(own), "--variant", "q4"])
+    assert shown.exit_code == 0, shown.output
+    assert "Against fp32, on texts kept apart" in shown.output
+    assert "(base)" in shown.output
+    assert "±" in shown.output
+    again = CliRunner().invoke(main, ["quantize", str(own), "--variant", "q4", "--replace", "--heal", "2", "--json"])
+    found = json.loads(again.stdout)
+    assert found["method"] == "gptq"
+    assert [row["adapter"] for row in found["quality"]] == [None, "wide", "narrow"]
