@@ -1,4 +1,4 @@
-"""Four bits in blocks: weights for MatMulNBits and GatherBlockQuantized, embedding and tied head stored once."""
+"""Four bits in blocks by rounding to nearest; nothing is run for it."""
 
 from __future__ import annotations
 
@@ -8,13 +8,10 @@ import numpy as np
 import onnx_ir as ir
 
 from ..bundle import SlotTable
-from ..graph.nodes import constant
-from ..graph.passes.edit import home_of, replace_node
-from .weights import Matrix, drop_unused, matrices
+from .nbits import Packed, Rounded, write
+from .weights import matrices
 
 BLOCK = 32
-#: Activations as int8 inside the kernels (ONNX Runtime's documentation of MatMulNBits).
-ACCURACY_LEVEL = 4
 
 
 def quantize_blocks(weight: np.ndarray, block: int = BLOCK) -> tuple[np.ndarray, np.ndarray]:
@@ -51,55 +48,11 @@ def round_to_blocks(weight: np.ndarray, block: int = BLOCK) -> np.ndarray:
     return (numbers * scales[:, :, None]).reshape(len(weight), -1)[:, : weight.shape[1]]
 
 
-class _Blocks:
-    """One weight in blocks of 4 bits, made once for all nodes that use it."""
-
-    def __init__(self, graph: ir.Graph, matrix: Matrix) -> None:
-        numbers = matrix.numbers
-        self.graph, self.name = graph, matrix.name
-        self.rows, self.columns = numbers.shape
-        packed, scales = quantize_blocks(numbers)
-        self.packed = constant(graph, f"{self.name}_q4", packed)
-        self.scales = constant(graph, f"{self.name}_scales", scales)
-
-    def matmul(self, node: ir.Node) -> None:
-        """Replace a linear node."""
-        bias = node.inputs[2] if len(node.inputs) > 2 else None
-        inputs = [node.inputs[0], self.packed, self.scales]
-        if bias is not None:
-            inputs += [None, None, bias]
-        attributes = {
-            "K": self.columns,
-            "N": self.rows,
-            "bits": 4,
-            "block_size": BLOCK,
-            "accuracy_level": ACCURACY_LEVEL,
-        }
-        replace_node(node, [ir.node("MatMulNBits", inputs, attributes, domain="com.microsoft", name=node.name)])
-
-    def gather(self, node: ir.Node) -> None:
-        """Replace a table's lookup; the table is the head's weight under another shape."""
-        flat = constant(self.graph, "edgepeft.table_shape", np.array([0, -1], np.int64))
-        view = ir.node("Reshape", [self.packed, flat], name=f"{self.name}/table")
-        view.outputs[0].name = f"{self.name}/table_output"
-        view.outputs[0].type = self.packed.type
-        home_of(node).insert_before(node, view)
-        inputs = [view.outputs[0], node.inputs[1], self.scales]
-        attributes = {"bits": 4, "block_size": BLOCK, "gather_axis": 0, "quantize_axis": 1}
-        new = ir.node("GatherBlockQuantized", inputs, attributes, domain="com.microsoft", name=node.name)
-        replace_node(node, [new])
-
-
 def q4(source: Path, target: Path, slots: SlotTable) -> None:
     """Weights of linear layers and embeddings in 4 bits, blocks of 32, by round-to-nearest; all else in fp32."""
     model = ir.load(source)
-    graph = model.graph
-    for matrix in matrices(graph, slots, width=BLOCK):
-        made = _Blocks(graph, matrix)
-        for node in matrix.linear:
-            made.matmul(node)
-        for node in matrix.tables:
-            made.gather(node)
-        drop_unused(graph, matrix)
-    graph.opset_imports["com.microsoft"] = 1
+    for matrix in matrices(model.graph, slots, width=BLOCK):
+        rows, columns = matrix.numbers.shape
+        packed, scales = quantize_blocks(matrix.numbers)
+        write(model.graph, matrix, Rounded(Packed(rows, columns, 4, BLOCK, packed, scales, None)))
     ir.save(model, target, external_data=f"{target.name}_data")
