@@ -52,7 +52,8 @@ def q4(source: Path, target: Path, slots: SlotTable) -> None:
     """Weights of linear layers and embeddings in 4 bits, blocks of 32, by round-to-nearest; all else in fp32."""
     model = ir.load(source)
     for matrix in matrices(model.graph, slots, width=BLOCK):
-        rows, columns = matrix.numbers.shape
-        packed, scales = quantize_blocks(matrix.numbers)
+        numbers = matrix.numbers
+        packed, scales = quantize_blocks(numbers)
+        rows, columns = numbers.shape
         write(model.graph, matrix, Rounded(Packed(rows, columns, 4, BLOCK, packed, scales, None)))
     ir.save(model, target, external_data=f"{target.name}_data")
