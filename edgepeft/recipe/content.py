@@ -19,7 +19,7 @@ _SHARED = {"config.json", "genai_config.json"}
 
 def digest(value: Any) -> str:
     """sha256 of a JSON value, independent of the order of keys."""
-    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
 
 
 def content(path: Path) -> str:

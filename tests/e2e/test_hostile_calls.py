@@ -122,7 +122,6 @@ CSV: list[tuple[str, bytes, str]] = [
     ("a.csv", b"x" * 200_000 + b"\n", "line 1: a field of more than 131,072 characters"),
     ("a.csv", b"text,text\na,b\n", "names the column 'text' twice"),
     ("a.csv", b"text\n\xff\xfe\n", "line 2: byte 0xff is not valid UTF-8"),
-    ("a.csv", "text\na\n".encode("utf-16"), "line 1: byte 0xff is not valid UTF-8"),
     ("a.jsonl", b'{"text": ' + b"[" * 5000 + b"\n", "line 1: "),
     ("a.jsonl", b'{"text": "\\ud800"}\n', "surrogate"),
     ("a.jsonl", b'{"text": "a", "n": ' + b"9" * 5000 + b"}\n", "5000 digits"),

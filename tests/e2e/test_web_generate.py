@@ -22,6 +22,7 @@ from edgepeft.bundle import read_bundle
 from edgepeft.devices.executors.web import NodeExecutor, WebExecutor, demo_site, packages
 from edgepeft.devices.executors.web.browser import answer_of
 from edgepeft.errors import DeviceError, InputError, ParityError
+from edgepeft.graph.passes import unpack_int4
 from edgepeft.graph.passes.unpack_int4 import SetAccuracyLevel
 from edgepeft.pipeline import add, export, quantize, write_input_style
 from edgepeft.pipeline._manifest import write_manifest
@@ -128,7 +129,8 @@ def test_a_wrong_zero_point_is_caught_and_nothing_is_written(
 ) -> None:
     own = Path(shutil.copytree(packed, tmp_path / "own"))
     before = {p: p.read_bytes() for p in own.rglob("*") if p.is_file()}
-    monkeypatch.setattr("edgepeft.graph.passes.unpack_int4._MIDDLE", 0x77)
+    stored = unpack_int4._stored
+    monkeypatch.setattr(unpack_int4, "_stored", lambda numbers, *rest: stored(numbers ^ 1, *rest))
     with pytest.raises(ParityError, match="with unpacked weights the outputs differ by"):
         write_input_style(own, "q4")
     assert {p: p.read_bytes() for p in own.rglob("*") if p.is_file()} == before

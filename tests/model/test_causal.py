@@ -247,7 +247,7 @@ def test_rows_in_another_order(
 def test_a_shorter_context_has_shorter_tables(folder_of: Make) -> None:
     base = capture(folder_of("llama"), task="text-generation", max_length=24)
     assert base.max_length == 24
-    tables = [v.const_value.shape for n, v in base.graph.graph.initializers.items() if n.endswith("cos_cache")]
+    tables = [v.const_value.shape for n, v in base.graph.graph.initializers.items() if n.endswith(".cos")]
     assert [tuple(shape) for shape in tables] == [(24, 8)]
     with pytest.raises(InputError, match="has a context of 64 tokens"):
         capture(folder_of("llama"), task="text-generation", max_length=65)

@@ -69,6 +69,7 @@ RESULTS = [
     "BundleDiff",
     "Difference",
     "QuantizedBundle",
+    "Quality",
     "Fitted",
 ]
 

@@ -70,6 +70,8 @@ def shape_gates(bundle: Bundle, target: Target, variants: Sequence[str]) -> tupl
     ships a list of its operators. What freezing gives is another graph, so nothing is decided.
     """
     inputs = bundle.manifest.inputs
+    if refused_shapes(bundle.manifest, target):
+        return ()  # said already, and freezing does not help a bundle that writes texts
     if target.graph.shapes != "static" or all(isinstance(size, int) for value in inputs for size in value.shape):
         return ()
     gates = []
