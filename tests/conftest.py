@@ -256,14 +256,14 @@ def save_lora(
     from peft import LoraConfig, get_peft_model
 
     auto = TasksManager.get_model_class_for_task(task)
-    base = auto.from_pretrained(
-        model, **({} if num_labels is None else {"num_labels": num_labels, "ignore_mismatched_sizes": True})
-    )
     options.setdefault("r", 4)
     options.setdefault("lora_alpha", 6)
     options.setdefault("target_modules", ["query", "value"])
     with torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(seed)  # a head of another size is random too
+        base = auto.from_pretrained(
+            model, **({} if num_labels is None else {"num_labels": num_labels, "ignore_mismatched_sizes": True})
+        )
         wrapped = get_peft_model(base, LoraConfig(**options))
     if prepare is not None:
         prepare(wrapped)
