@@ -18,9 +18,14 @@ from ..errors import BundleError, CorruptBundleError, InputError
 from .known_files import KnownFiles, settled
 from .manifest import FileEntry
 from .opening import Identity, open_inside
+from .reread import rereading
 
 #: When a file that is opened is hashed: each time, when it changed since it was last hashed, or never.
 Verify = Literal["always", "changed", "never"]
+
+#: A folder may be exchanged, and the old one emptied, while a file is on its way to be opened. Some are first opened long after
+#: the bundle was: then nobody further out reads again.
+_open = rereading(open_inside)
 
 _CHUNK = 1 << 20
 _CHANGED = "was changed after the bundle was written:"
@@ -165,7 +170,7 @@ class BundleFiles:
                 f"{self.root}: {name} is not listed in the manifest, so it is not used; export the bundle again"
             )
         path = self.root / name
-        file = VerifiedFile(name, path, open_inside(self.root, name), entry)
+        file = VerifiedFile(name, path, _open(self.root, name), entry)
         if file.identity.bytes != entry.bytes:
             file.close()
             raise self._differs(file, f"{file.identity.bytes} bytes", f"{entry.bytes}", "has")

@@ -414,3 +414,27 @@ def test_a_bundle_made_in_memory_reads_its_own_files(own: Callable[[str], Path])
         with pytest.raises(BundleError, match=says) as refused:
             opened.read_json("config.json")
         assert "config.json" in str(refused.value)
+
+
+def test_a_file_on_its_way_while_the_folder_is_exchanged(
+    own_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tokenizer is first opened by the first text: no retry of the open is left around it then."""
+    from edgepeft.bundle import opening
+    from edgepeft.bundle.transaction import replace_folder
+
+    model = runtime.open(own_bundle)
+    successor = Path(shutil.copytree(own_bundle, tmp_path / "successor"))
+    plain, exchanged = opening._open_root, []
+
+    def exchange(root: Path) -> int:
+        folder = plain(root)
+        if not exchanged:
+            exchanged.append(root)
+            replace_folder(successor, own_bundle)
+            shutil.rmtree(successor, ignore_errors=True)
+        return folder
+
+    monkeypatch.setattr(opening, "_open_root", exchange)
+    assert model.predict(["the film"])
+    assert exchanged
