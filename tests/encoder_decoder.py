@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 from conftest import _vocabulary, save_tokenizer
 
 SEQ2SEQ = "text2text-generation"
@@ -37,3 +39,15 @@ def build_encoder_decoder(folder: Path, kind: str) -> Path:
     model.save_pretrained(folder)
     save_tokenizer(folder, vocabulary)
     return folder
+
+
+def made_once(factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """``get(kind)``: the model of that kind, written when it is first asked for."""
+    made: dict[str, Path] = {}
+
+    def get(kind: str) -> Path:
+        if kind not in made:
+            made[kind] = build_encoder_decoder(factory.mktemp(kind), kind)
+        return made[kind]
+
+    return get

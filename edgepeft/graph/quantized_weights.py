@@ -7,6 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import onnx_ir as ir
 
+from .bit_packing import unpack
+
 
 @dataclass(frozen=True)
 class Blocks:
@@ -30,7 +32,7 @@ class Blocks:
     def read(self) -> np.ndarray:
         """The weight as float32 ``[rows, columns]``."""
         blocks = -(-self.columns // self.block)
-        q = _unpacked(_array(self.packed), self.bits, self.rows)[:, : blocks * self.block]
+        q = unpack(_array(self.packed), self.bits, self.rows)[:, : blocks * self.block]
         q = q.reshape(self.rows, blocks, self.block).astype(np.float32)
         scales, zeros = self._grid(blocks)
         q -= zeros
@@ -54,7 +56,7 @@ class Blocks:
         if self.zeros is not None:
             stored = _array(self.zeros)
             if stored.dtype == np.uint8:
-                stored = _unpacked(stored, self.bits, self.rows)[:, :blocks]
+                stored = unpack(stored, self.bits, self.rows)[:, :blocks]
             zeros = stored.astype(np.float32).reshape(self.rows, blocks)[:, :, None]
         return scales[:, :, None], zeros
 
@@ -62,15 +64,6 @@ class Blocks:
 def _array(value: ir.Value) -> np.ndarray:
     assert value.const_value is not None
     return value.const_value.numpy()
-
-
-def _unpacked(packed: np.ndarray, bits: int, rows: int) -> np.ndarray:
-    """uint8 ``[rows, numbers]`` out of bytes that hold ``8 / bits`` numbers each."""
-    packed = packed.reshape(rows, -1)
-    if bits == 8:
-        return packed
-    parts = [(packed >> shift) & ((1 << bits) - 1) for shift in range(0, 8, bits)]
-    return np.stack(parts, axis=-1).reshape(rows, -1)
 
 
 def _constant(node: ir.Node, index: int) -> ir.Value | None:

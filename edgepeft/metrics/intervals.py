@@ -142,3 +142,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[place]))
         corrected[place] = largest
     return corrected
+
+
+def ratio_of_sums(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float | None]:
+    """Sum over count, and the standard error of this ratio of two sums over groups (Cochran 1977, section 6.5)."""
+    ratio = float(sums.sum() / counts.sum())
+    groups = len(sums)
+    if groups < 2:
+        return ratio, None
+    residuals = sums - ratio * counts
+    return ratio, float(np.sqrt(groups / (groups - 1) * (residuals**2).sum()) / counts.sum())

@@ -21,7 +21,7 @@ from ..base.remote_code import trusting
 from ..base.replicate import LayerMap
 from ..base.shared import check_shareable
 from ..base.task import check_task, task_of
-from ..bundle import LOCK_TIMEOUT, Bundle, Head, check_name
+from ..bundle import LOCK_TIMEOUT, Bundle, Head
 from ..embedding.modules import EmbeddingModules
 from ..errors import InputError
 from ..graph.edit_base import add_slots, merge
@@ -33,7 +33,7 @@ from ..validate.quantized_base import check_given
 from ..validate.result import AdapterParity
 from ._embedding import announce_base, read_embedding, widened
 from ._heads import check_names, say_labels, task_in, with_head
-from ._manifest import check_target_folder
+from ._manifest import check_asked
 from ._write import write_bundle
 
 Announce = Callable[[str], None]
@@ -184,15 +184,7 @@ def _export(
     announce: Announce,
 ) -> Exported:
     write = partial(write_bundle, lock_timeout=lock_timeout, announce=announce)
-    for name in adapters:
-        try:
-            check_name(name)
-        except ValueError as error:
-            raise InputError(f"--adapter: {error}") from error
-    if mode != "swap" and not adapters:
-        raise InputError(f"--mode {mode} needs at least one --adapter NAME=PATH")
-    if mode == "swap" or len(adapters) == 1:
-        check_target_folder(out)
+    check_asked(adapters, mode, out)
     heads = dict(heads or {})
     check_names(heads, adapters)
     checkpoints = {name: read_checkpoint(source) for name, source in adapters.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from ..bundle import (
@@ -11,6 +11,7 @@ from ..bundle import (
     FileEntry,
     Manifest,
     Variant,
+    check_name,
     dump_manifest,
     hash_file,
 )
@@ -55,6 +56,23 @@ def _note_variants(folder: Path, variants: Mapping[str, Variant]) -> bool:
     path.unlink()
     path.write_text(written, encoding="utf-8")
     return True
+
+
+def check_asked(adapters: Collection[str], mode: str, target: Path) -> None:
+    """Refuse adapter names, a mode and a folder that an export cannot have; before anything is read.
+
+    Raises:
+        InputError: A name cannot be used, a mode wants an adapter, or the folder is taken.
+    """
+    for name in adapters:
+        try:
+            check_name(name)
+        except ValueError as error:
+            raise InputError(f"--adapter: {error}") from error
+    if mode != "swap" and not adapters:
+        raise InputError(f"--mode {mode} needs at least one --adapter NAME=PATH")
+    if mode == "swap" or len(adapters) == 1:
+        check_target_folder(target)
 
 
 def check_target_folder(target: Path) -> None:

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Literal
 
 from ..adapters.checkpoint import Checkpoint, read_checkpoint
-from ..bundle import check_name
 from ..errors import InputError
 from ..units import MB
-from ._manifest import check_target_folder
+from ._manifest import check_asked
 
 #: Peak memory of an export over the base's size in fp32, and what Python and torch take by themselves, in MB; measured on
 #: SmolLM2-135M and MiniLM (README), rounded up.
@@ -82,16 +81,8 @@ def plan_export(
         >>> plan_export("org/model", {"reviews": "./reviews-lora"}, "bundle").bytes
         92537112
     """
-    for name in adapters:
-        try:
-            check_name(name)
-        except ValueError as error:
-            raise InputError(f"--adapter: {error}") from error
-    if mode != "swap" and not adapters:
-        raise InputError(f"--mode {mode} needs at least one --adapter NAME=PATH")
     folder = Path(out)
-    if mode == "swap" or len(adapters) == 1:
-        check_target_folder(folder)
+    check_asked(adapters, mode, folder)
     checkpoints = {name: read_checkpoint(source) for name, source in adapters.items()}
     parameters = base_parameters(str(model))
     weights = PlannedFile("onnx/model.onnx_data", parameters * 4)

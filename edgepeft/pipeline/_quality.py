@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from .. import runtime as runtimes
+from ..metrics.intervals import ratio_of_sums
 from ..runtime.views import View
-from ._calibration_runs import feeds_of
+from ..validate.likelihood import logarithms
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,7 @@ def measure_quality(
 def _compare(name: str | None, whole: View, rounded: View, windows: Sequence[Sequence[int]]) -> Quality:
     sums = np.array([_window(whole, rounded, window) for window in windows])
     tokens, before, after, divergence, same = sums.sum(0)
-    error = None
-    if len(sums) > 1:
-        residuals = sums[:, 3] - divergence / tokens * sums[:, 0]
-        error = float(np.sqrt(len(sums) / (len(sums) - 1) * np.square(residuals).sum()) / tokens)
+    _, error = ratio_of_sums(sums[:, 3], sums[:, 0])
     return Quality(
         adapter=name,
         tokens=int(tokens),
@@ -71,22 +69,16 @@ def _compare(name: str | None, whole: View, rounded: View, windows: Sequence[Seq
     )
 
 
-def _window(whole: View, rounded: View, window: Sequence[int]) -> tuple[float, float, float, float, float]:
+def _window(whole: View, rounded: View, window: Sequence[int]) -> np.ndarray:
     """Tokens, both negative log-likelihoods, divergence and equal choices, summed over a window."""
-    one, two = (_log_probabilities(view, window) for view in (whole, rounded))
-    places, targets = np.arange(len(window) - 1), np.array(window[1:])
-    return (
-        float(len(targets)),
-        -float(one[places, targets].sum()),
-        -float(two[places, targets].sum()),
-        float((np.exp(one) * (one - two)).sum()),
-        float((one.argmax(1) == two.argmax(1)).sum()),
-    )
-
-
-def _log_probabilities(view: View, window: Sequence[int]) -> np.ndarray:
-    """Of each next token, float64 ``[tokens - 1, vocabulary]``."""
-    logits = view.forward(feeds_of(view.bundle, window))["logits"][0, :-1].astype(np.float64)
-    logits -= logits.max(1, keepdims=True)
-    found: np.ndarray = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-    return found
+    sums = np.zeros(5)
+    for (place, one), (_, two) in zip(logarithms(whole, window, 0), logarithms(rounded, window, 0), strict=True):
+        places, targets = np.arange(len(one)), np.array(window[place + 1 : place + 1 + len(one)])
+        sums += (
+            len(one),
+            -one[places, targets].sum(),
+            -two[places, targets].sum(),
+            (np.exp(one) * (one - two)).sum(),
+            (one.argmax(1) == two.argmax(1)).sum(),
+        )
+    return sums

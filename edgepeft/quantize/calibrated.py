@@ -16,11 +16,8 @@ from .grids import fit_grid
 from .low_rank import correction
 from .moments import BUDGET, Feeds, Moments, linear_inputs, measure_moments
 from .nbits import Packed, Rounded, write
-from .packing import Blocks, Grid
+from .packing import BLOCK, Blocks, Grid
 from .weights import Matrix, matrices
-
-#: Columns that share a scale and a zero point.
-BLOCK = 32
 
 
 def calibrated(

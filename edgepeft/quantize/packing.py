@@ -6,6 +6,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..graph.bit_packing import pack
+
+#: Columns that share a scale and a zero point.
+BLOCK = 32
 #: Bits for which ONNX Runtime has kernels.
 BITS = (2, 4, 8)
 
@@ -74,19 +78,6 @@ class Blocks:
     def packed_zeros(self) -> np.ndarray | None:
         """Zero points ``[rows, bytes]``, each row filled up to whole bytes; ``None`` for a grid without any."""
         return None if self.grid.zeros is None else pack(self.grid.zeros, self.grid.bits)
-
-
-def pack(q: np.ndarray, bits: int) -> np.ndarray:
-    """Numbers ``[rows, n]`` below ``2^bits`` in bytes ``[rows, ceil(n * bits / 8)]``, the first in the lowest bits."""
-    each = 8 // bits
-    if each == 1:
-        return np.ascontiguousarray(q, np.uint8)
-    rows, count = q.shape
-    whole = np.pad(q, ((0, 0), (0, -count % each))).reshape(rows, -1, each)
-    packed = np.zeros(whole.shape[:2], np.uint8)
-    for place in range(each):
-        packed |= (whole[:, :, place] << (place * bits)).astype(np.uint8)
-    return packed
 
 
 def _spread(parts: np.ndarray, block: int, columns: int) -> np.ndarray:

@@ -8,10 +8,10 @@ import numpy as np
 import onnx_ir as ir
 
 from ..bundle import SlotTable
+from ..graph.bit_packing import unpack
 from .nbits import Packed, Rounded, write
+from .packing import BLOCK
 from .weights import matrices
-
-BLOCK = 32
 
 
 def quantize_blocks(weight: np.ndarray, block: int = BLOCK) -> tuple[np.ndarray, np.ndarray]:
@@ -44,7 +44,7 @@ def quantize_blocks(weight: np.ndarray, block: int = BLOCK) -> tuple[np.ndarray,
 def round_to_blocks(weight: np.ndarray, block: int = BLOCK) -> np.ndarray:
     """``weight`` ``[rows, columns]`` with the numbers that :func:`quantize_blocks` leaves, float32."""
     packed, scales = quantize_blocks(weight, block)
-    numbers = np.stack([packed & 15, packed >> 4], axis=-1).reshape(*scales.shape, block).astype(np.float32) - 8
+    numbers = unpack(packed, 4, len(weight)).reshape(*scales.shape, block).astype(np.float32) - 8
     return (numbers * scales[:, :, None]).reshape(len(weight), -1)[:, : weight.shape[1]]
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..metrics.intervals import ratio_of_sums
 from .encode import Tokens, collate
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def _batches(sequences: Sequence[Tokens], vocabulary: int) -> list[list[Tokens]]
 
 def summarize(losses: Losses) -> Perplexity:
     """Perplexity and standard errors of :func:`measure`'s losses."""
-    nll, error = _ratio(np.array([value for value, _ in losses.values()]), _counts(losses))
+    nll, error = ratio_of_sums(np.array([value for value, _ in losses.values()]), _counts(losses))
     perplexity = math.exp(min(nll, 700.0))
     return Perplexity(
         perplexity=perplexity,
@@ -104,18 +105,8 @@ def summarize(losses: Losses) -> Perplexity:
 def change(before: Losses, after: Losses) -> Change:
     """How ``after`` differs from ``before``; both hold the same groups."""
     differences = np.array([after[group][0] - before[group][0] for group in before])
-    return Change(*_ratio(differences, _counts(before)))
+    return Change(*ratio_of_sums(differences, _counts(before)))
 
 
 def _counts(losses: Losses) -> np.ndarray:
     return np.array([tokens for _, tokens in losses.values()], dtype=float)
-
-
-def _ratio(sums: np.ndarray, counts: np.ndarray) -> tuple[float, float | None]:
-    """Sum over count, and the standard error of this ratio of two sums over groups (Cochran 1977, section 6.5)."""
-    ratio = float(sums.sum() / counts.sum())
-    groups = len(sums)
-    if groups < 2:
-        return ratio, None
-    residuals = sums - ratio * counts
-    return ratio, float(np.sqrt(groups / (groups - 1) * (residuals**2).sum()) / counts.sum())

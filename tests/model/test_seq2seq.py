@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from conftest import save_lora
-from encoder_decoder import MODELS, SEQ2SEQ, build_encoder_decoder
+from encoder_decoder import MODELS, SEQ2SEQ, made_once
 from hammer import generations, hammer
 
 from edgepeft import runtime
@@ -30,14 +30,7 @@ TOLERANCE = 1e-4
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
-
-    def get(kind: str) -> Path:
-        if kind not in made:
-            made[kind] = build_encoder_decoder(tmp_path_factory.mktemp(kind), kind)
-        return made[kind]
-
-    return get
+    return made_once(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

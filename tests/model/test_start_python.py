@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from causal import build_causal
 from conftest import Models, save_lora
-from encoder_decoder import SEQ2SEQ, build_encoder_decoder
+from encoder_decoder import SEQ2SEQ, made_once
 
 from edgepeft import runtime
 from edgepeft.bundle import read_bundle
@@ -58,14 +58,7 @@ def adapter(folder: Path, model: Path, task: str, seed: int = 1, **options: Any)
 
 @pytest.fixture(scope="module")
 def encoder_decoders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
-
-    def get(kind: str) -> Path:
-        if kind not in made:
-            made[kind] = build_encoder_decoder(tmp_path_factory.mktemp(kind), kind)
-        return made[kind]
-
-    return get
+    return made_once(tmp_path_factory)
 
 
 def model_of(task: str, kind: str, folder: Path, models: Models, encoder_decoders: Callable[[str], Path]) -> Path:

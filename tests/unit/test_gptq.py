@@ -11,6 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgepeft.bundle import SlotTable
 from edgepeft.errors import BundleError
+from edgepeft.graph.bit_packing import pack, unpack
 from edgepeft.graph.passes.unpack_int4 import SetAccuracyLevel, UnpackInt4
 from edgepeft.quantize.calibrated import calibrated, nearest
 from edgepeft.quantize.counts import count_quantized
@@ -18,7 +19,7 @@ from edgepeft.quantize.gptq import bias_of, gptq, inverse_factor
 from edgepeft.quantize.grids import fit_grid
 from edgepeft.quantize.low_rank import correction
 from edgepeft.quantize.moments import measure_moments
-from edgepeft.quantize.packing import BITS, Blocks, Grid, pack
+from edgepeft.quantize.packing import BITS, Blocks, Grid
 from edgepeft.quantize.q4 import round_to_blocks
 from edgepeft.runtime.sessions import open_session
 
@@ -52,6 +53,7 @@ def test_bytes_hold_the_numbers(bits: int) -> None:
     for column in range(11):
         byte, place = divmod(column, each)
         assert np.array_equal((packed[:, byte] >> (place * bits)) & ((1 << bits) - 1), q[:, column])
+    assert np.array_equal(unpack(packed, bits, 3)[:, :11], q)
 
 
 def test_a_grid_holds_what_lies_on_it() -> None:

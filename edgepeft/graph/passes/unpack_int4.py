@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
+from ..bit_packing import pack, unpack
 from .edit import EditPass, nodes_of, replace_node
 
 _TYPES = {4: ir.DataType.UINT4, 8: ir.DataType.UINT8}
@@ -82,9 +83,9 @@ def _replace(graph: ir.Graph, node: ir.Node) -> None:
     if zero is not None and not padded:
         middle = _said(graph, zero, f"{name}/zero", dtype, [narrow, blocks])
     else:
-        numbers = (
-            np.full(narrow * blocks, 1 << (bits - 1), np.uint8) if zero is None else _nibbles(zero, narrow, blocks)
-        )
+        numbers = np.full(narrow * blocks, 1 << (bits - 1), np.uint8)
+        if zero is not None and zero.const_value is not None:
+            numbers = unpack(zero.const_value.numpy(), bits, narrow)[:, :blocks].ravel()
         middle = _register(graph, _stored(numbers, dtype, [narrow, blocks], f"{name}/zero"))
     block = node.attributes.get_int("block_size", 0)
     unpacked = ir.node(
@@ -101,18 +102,10 @@ def _replace(graph: ir.Graph, node: ir.Node) -> None:
     replace_node(node, new)
 
 
-def _nibbles(zero: ir.Value, rows: int, blocks: int) -> np.ndarray:
-    """Zero points of 4 bits, out of rows that are filled up to whole bytes: uint8 ``[rows * blocks]``."""
-    assert zero.const_value is not None
-    packed = zero.const_value.numpy().reshape(rows, -1)
-    return np.stack([packed & 15, packed >> 4], axis=-1).reshape(rows, -1)[:, :blocks].ravel()
-
-
 def _stored(numbers: np.ndarray, dtype: ir.DataType, dims: list[int], name: str) -> ir.TensorProtocol:
     if dtype == ir.DataType.UINT8:
         return ir.tensor(numbers.reshape(dims), name=name)
-    even = np.pad(numbers, (0, len(numbers) % 2))
-    return ir.PackedTensor(even[::2] | (even[1::2] << 4), dtype, shape=ir.Shape(dims), name=name)
+    return ir.PackedTensor(pack(numbers[None], 4)[0], dtype, shape=ir.Shape(dims), name=name)
 
 
 def _said(graph: ir.Graph, value: ir.Value, name: str, dtype: ir.DataType, dims: list[int]) -> ir.Value:
