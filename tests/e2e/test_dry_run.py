@@ -45,8 +45,12 @@ def test_pack(cli: Any, exported: Path, tmp_path: Path) -> None:
     assert not out.exists()
     assert list(tmp_path.iterdir()) == []
     packed = good(cli(*command))
-    assert (planned["variant"], planned["mb"], planned["files"]) == (packed["variant"], packed["mb"], packed["files"])
-    assert planned["files"] == {name: (out / name).stat().st_size for name in planned["files"]}
+    assert (planned["variant"], list(planned["files"])) == (packed["variant"], list(packed["files"]))
+    assert packed["files"] == {name: (out / name).stat().st_size for name in packed["files"]}
+    # ONNX Runtime pads a graph in ORT format otherwise from one conversion to the next, by some bytes.
+    for name, size in planned["files"].items():
+        assert size == pytest.approx(packed["files"][name], abs=64 if name.endswith(".ort") else 0)
+    assert planned["mb"] == pytest.approx(packed["mb"], abs=64e-6)
 
 
 def test_export(cli: Any, encoder: Path, adapters: dict[str, Path], tmp_path: Path) -> None:
