@@ -76,6 +76,10 @@ def read_examples(
     for line, row in read_rows(path):
         for column in (text, label, pair):
             if column is not None and row.get(column) is None:
+                if column == label and column in row:
+                    raise DataError(
+                        f"{path}, line {line}: no column {column!r} that holds anything: the label is empty"
+                    )
                 raise DataError(
                     f"{path}, line {line}: no column {column!r}; this row has: {', '.join(map(str, row)) or '-'}"
                 )

@@ -12,7 +12,9 @@ from typing import Any
 from ..bundle.heads import ProblemType
 from ..data import Examples
 from ..errors import DataError, InputError
-from .loop import Schedule, Scores
+from .batches import Row
+from .gain import Gain, Verdict, gain_warning, majority_warning, paired_gain
+from .loop import Course, Schedule, Scores
 from .problem import Problem
 from .record import FORMAT, arguments_of, check_arguments, check_extra, versions, write_checkpoint
 from .source import load_split
@@ -28,6 +30,10 @@ class TrainedAdapter:
 
     ``folder`` holds ``adapter_model.safetensors``, ``adapter_config.json`` and ``edgepeft_adapter.json``. ``before``
     and ``after`` are scores on the validation rows; ``seconds`` is the time spent in the training loop.
+
+    ``gain`` is the change of accuracy (of numbers: of the mean error) on the same rows, with its interval; ``verdict`` calls it
+    ``better`` or ``worse`` only beyond that. ``warnings`` say what is wrong with the data or the result. ``threads`` were taken
+    in the end; ``cached_layers`` were run once a row, since nothing in them is trained.
     """
 
     folder: Path
@@ -46,6 +52,11 @@ class TrainedAdapter:
     trainable_parameters: int
     total_parameters: int
     problem_type: ProblemType = "single_label_classification"
+    gain: Gain | None = None
+    verdict: Verdict = "no difference shown"
+    warnings: tuple[str, ...] = ()
+    threads: int = 1
+    cached_layers: int = 0
 
 
 def train_adapter(
@@ -74,10 +85,10 @@ def train_adapter(
     threads: int | None = None,
     progress: bool | None = None,
 ) -> TrainedAdapter:
-    """Fine-tune a LoRA text classifier and write it to a folder. The same call on the same machine gives the same weights.
+    """Fine-tune a LoRA text classifier and write it to a folder.
 
-    Modules that the checkpoint lacks (the classification head) are trained in full and saved with the adapter. ``out``
-    appears whole or not at all.
+    With ``threads`` given, the same call on the same machine gives the same weights. Modules that the checkpoint lacks (the
+    classification head) are trained in full and saved with the adapter. ``out`` appears whole or not at all.
 
     Args:
         model: The base: a folder or a Hugging Face id.
@@ -105,7 +116,7 @@ def train_adapter(
         patience: Epochs without a better validation macro F1 (of numbers: mean error) after which training stops (``None``:
             never). The best epoch is kept either way.
         seed: Of the initial weights and the order of rows.
-        threads: PyTorch's threads.
+        threads: PyTorch's threads; by default as many as turn out fastest on the steps themselves.
         progress: Show the bar or not; by default on a terminal.
 
     Returns:
@@ -128,8 +139,7 @@ def train_adapter(
         arguments,
         ("rank", "epochs", "batch_size", "alpha", "learning_rate", "max_length", "patience", "threads"),
     )
-    check_extra()
-    split = load_split(
+    split = load_split(  # before torch is imported: what is wrong with the data is said at once
         data,
         validation=validation,
         fraction=validation_fraction,
@@ -139,6 +149,7 @@ def train_adapter(
         seed=seed,
         problem_type=problem_type,
     )
+    check_extra()
 
     from peft import LoraConfig, TaskType, get_peft_model
 
@@ -174,6 +185,10 @@ def train_adapter(
     start = time.perf_counter()
     schedule = Schedule(epochs, learning_rate, batch_size, seed, patience, threads)
     course = fit(adapted, base.tokenizer, rows, held, schedule, split.problem, progress=progress)
+    gain = paired_gain(course.row_before, course.row_after, split.problem.row_metric)
+    said = [*split.warnings, course.stopped, gain_warning(gain, len(held))]
+    if problem_type == "single_label_classification":
+        said.append(majority_warning(course.row_after, split.train.labels or (), split.validation.labels or ()))
     result = TrainedAdapter(
         folder=out,
         task=TASK,
@@ -191,28 +206,31 @@ def train_adapter(
         trainable_parameters=int(trainable),
         total_parameters=base.parameters,
         problem_type=problem_type,
+        gain=gain,
+        verdict=gain.verdict,
+        warnings=tuple(filter(None, said)),
+        threads=course.threads,
+        cached_layers=course.cached_layers,
     )
-    write_checkpoint(adapted, out, _record(result, course.train_loss, arguments))
+    write_checkpoint(adapted, out, _record(result, course, arguments))
     return result
 
 
-def _encode(
-    tokenizer: HubTokenizer, rows: Examples, problem: Problem, max_length: int
-) -> tuple[list[dict[str, Any]], int]:
-    """One unpadded feature dict a row, and how many rows were cut to ``max_length`` tokens."""
+def _encode(tokenizer: HubTokenizer, rows: Examples, problem: Problem, max_length: int) -> tuple[list[Row], int]:
+    """The rows as tokens, and how many rows were cut to ``max_length`` tokens."""
     inputs = (list(rows.texts),) if rows.pairs is None else (list(rows.texts), list(rows.pairs))
     whole = tokenizer(*inputs, truncation=False, verbose=False)["input_ids"]
     encoded = tokenizer(*inputs, truncation=True, max_length=max_length)
     if any(not row for row in encoded["input_ids"]):
         raise DataError(f"{rows.source or 'the given examples'}: a text has no tokens; remove empty texts")
-    features = [
-        {**{key: values[row] for key, values in encoded.items()}, "labels": target}
+    found = [
+        Row({key: values[row] for key, values in encoded.items()}, target)
         for row, target in enumerate(problem.targets(rows))
     ]
-    return features, sum(len(row) > max_length for row in whole)
+    return found, sum(len(row) > max_length for row in whole)
 
 
-def _record(result: TrainedAdapter, train_loss: Sequence[float], arguments: dict[str, Any]) -> dict[str, Any]:
+def _record(result: TrainedAdapter, course: Course, arguments: dict[str, Any]) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "task": result.task,
@@ -223,13 +241,20 @@ def _record(result: TrainedAdapter, train_loss: Sequence[float], arguments: dict
         "metrics": {
             "before": asdict(result.before),
             "after": asdict(result.after),
-            "train_loss": list(train_loss),
+            "gain": None if result.gain is None else asdict(result.gain),
+            "verdict": result.verdict,
+            "train_loss": list(course.train_loss),
+            "step_loss": [round(loss, 6) for loss in course.step_loss],
+            "epoch_scores": [asdict(scores) for scores in course.scores],
             "epochs": result.epochs,
             "best_epoch": result.best_epoch,
             "seconds": round(result.seconds, 3),
             "train_rows": result.train_rows,
             "validation_rows": result.validation_rows,
             "truncated_rows": result.truncated_rows,
+            "threads": result.threads,
+            "cached_layers": result.cached_layers,
+            "warnings": list(result.warnings),
         },
         "trainable_parameters": result.trainable_parameters,
         "total_parameters": result.total_parameters,

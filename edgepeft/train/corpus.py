@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from ..data_files import SUFFIXES, read_rows, read_text
 from ..errors import DataError
+from .leaks import check_leaks
 from .source import load_dataset
 
 Kind = Literal["completion", "messages", "text"]
@@ -75,6 +76,20 @@ def read_corpus(data: str | Path, columns: Columns) -> tuple[Corpus, Corpus | No
         else None
     )
     return _corpus(_numbered(splits[main], data), columns, str(data)), held
+
+
+def corpus_without_leaks(corpus: Corpus, held: Corpus | None) -> tuple[Corpus, int]:
+    """``corpus`` without the rows whose prompt or text is also in ``held``, and how many those were.
+
+    Raises :class:`DataError` where more than half of the rows would go.
+    """
+    if held is None:
+        return corpus, 0
+    known = {row.key for row in held.rows}
+    kept = tuple(row for row in corpus.rows if row.key not in known)
+    leaked = len(corpus.rows) - len(kept)
+    check_leaks(leaked, len(corpus.rows), corpus.source, held.source)
+    return replace(corpus, rows=kept), leaked
 
 
 def text_files(path: Path) -> list[Path]:

@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..data_files import read_text
 from ..errors import InputError
-from .corpus import Columns, Corpus, read_corpus
+from .corpus import Columns, Corpus, corpus_without_leaks, read_corpus
+from .gain import Verdict, gain_warning, likelihood_gain
+from .leaks import leak_warning
 from .perplexity import Change, Perplexity
 from .record import FORMAT, arguments_of, check_arguments, check_extra, versions, write_checkpoint
 from .tokenizer import HubTokenizer
@@ -58,6 +60,8 @@ class TrainedLanguageAdapter:
     skipped_rows: int
     trainable_parameters: int
     total_parameters: int
+    verdict: Verdict = "no difference shown"
+    warnings: tuple[str, ...] = ()
 
 
 def train_language_adapter(
@@ -159,11 +163,12 @@ def train_language_adapter(
         raise InputError(f"warmup must lie between 0 and 1 (a share of the steps), found {warmup}")
     if max_length is not None and max_length < 2:
         raise InputError(f"max_length must be at least 2: one token to predict another, found {max_length}")
-    check_extra()
     template = None if chat_template is None else read_text(Path(chat_template))
     columns = Columns(text=text, prompt=prompt, completion=completion, messages=messages)
     corpus, declared = read_corpus(data, columns)
     held_corpus = declared if validation is None else read_corpus(validation, columns)[0]
+    corpus, leaked = corpus_without_leaks(corpus, held_corpus)
+    check_extra()
 
     from peft import LoraConfig, TaskType, get_peft_model
 
@@ -235,6 +240,9 @@ def train_language_adapter(
         packed_length=length if (layout == "text" if packing is None else packing) else None,
         progress=progress,
     )
+    moved = change(course.before, course.after)
+    gain = likelihood_gain(moved.nll, moved.standard_error)
+    said = (leak_warning(leaked) if leaked else None, course.stopped, gain_warning(gain, len(held)))
     result = TrainedLanguageAdapter(
         folder=out,
         task=TASK,
@@ -243,7 +251,7 @@ def train_language_adapter(
         base_identity=base.identity,
         before=summarize(course.before),
         after=summarize(course.after),
-        change=change(course.before, course.after),
+        change=moved,
         seconds=time.perf_counter() - start,
         epochs=course.epochs,
         best_epoch=course.best_epoch,
@@ -256,6 +264,8 @@ def train_language_adapter(
         skipped_rows=skipped,
         trainable_parameters=int(trainable),
         total_parameters=base.parameters,
+        verdict=gain.verdict,
+        warnings=tuple(filter(None, said)),
     )
     record = _record(result, course.train_loss, length, arguments)
     write_checkpoint(adapted, out, record, {} if template is None else {_TEMPLATE_FILE: template})
@@ -319,6 +329,8 @@ def _record(
             "before": asdict(result.before),
             "after": asdict(result.after),
             "change": asdict(result.change),
+            "verdict": result.verdict,
+            "warnings": list(result.warnings),
             "train_loss": list(train_loss),
             "epochs": result.epochs,
             "best_epoch": result.best_epoch,

@@ -40,7 +40,8 @@ class LanguageSchedule:
 class LanguageCourse:
     """What a training run did; ``after`` is of the step whose weights were kept, ``best_epoch`` counts from 1.
 
-    ``tokens`` are the learnt tokens of all steps, repeats included.
+    ``tokens`` are the learnt tokens of all steps, repeats included. ``stopped`` says why it ended early, where the loss was no
+    number any more.
     """
 
     before: Losses
@@ -50,6 +51,7 @@ class LanguageCourse:
     best_epoch: int
     steps: int
     tokens: int
+    stopped: str = ""
 
 
 def fit_language(
@@ -65,8 +67,9 @@ def fit_language(
     """Train ``model`` (a PeftModel) in place and leave it at its best epoch by the perplexity of ``held``.
 
     ``packed_length`` packs sequences into blocks of that many tokens; ``None`` pads them, similar lengths together.
-    Steps weigh every learnt token alike, over all batches they accumulate. Raises :class:`InputError` at the first step
-    whose loss is not finite, or where the architecture does not keep packed sequences apart.
+    Steps weigh every learnt token alike, over all batches they accumulate. A loss that is no number ends the training, and the
+    best epoch before it is kept. Raises :class:`InputError` where there is none, or where the architecture does not keep packed
+    sequences apart.
     """
     from transformers import TrainingArguments
 
@@ -119,7 +122,7 @@ def fit_language(
             data_collator=lambda batch: collate([row["block"] for row in batch], pad_id),
         )
         trainer.evaluate()
-        losses = train_shown(
+        losses, stopped = train_shown(
             trainer, epochs=schedule.epochs, patience=schedule.patience, progress=progress, describe=_describe
         )
         steps_per_epoch = -(-len(blocks) // (schedule.batch_size * schedule.accumulation))
@@ -132,6 +135,7 @@ def fit_language(
         best_epoch=-(-best // steps_per_epoch),
         steps=trainer.state.global_step,
         tokens=trainer.tokens,
+        stopped=stopped,
     )
 
 

@@ -1,19 +1,23 @@
-"""The training loop: Hugging Face ``Trainer`` with what edgepeft wants of it, and the metrics of a classifier."""
+"""The training loop of a classifier: steps over batches of similar length, scores an epoch, the best epoch kept."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ..scratch import scratch_folder
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import InputError
+from .batches import Row
 from .problem import Problem
+from .steps import NotFiniteLossError, Run
 from .tokenizer import HubTokenizer
-from .trainer import COMMON, finite_trainer, seeded, train_shown
+from .trainer import seeded, shown
 
 if TYPE_CHECKING:
-    from peft import PeftModel
-    from transformers import Trainer
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,10 @@ class Scores:
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast to train; ``patience`` counts epochs without a better macro F1, ``None`` for never stop."""
+    """How long and how fast to train; ``patience`` counts epochs without a better macro F1, ``None`` for never stop.
+
+    ``threads`` is ``None`` for as many as turn out fastest.
+    """
 
     epochs: int
     learning_rate: float
@@ -44,19 +51,31 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Course:
-    """What a training run did; ``train_loss`` has the mean loss of each epoch, ``best_epoch`` counts from 1."""
+    """What a training run did; ``train_loss`` has the mean loss of each epoch, ``best_epoch`` counts from 1.
+
+    ``row_before`` and ``row_after`` ``[rows]`` are :meth:`.Problem.row_scores` of the validation rows, ``scores`` those of each
+    epoch. ``threads`` is the number that was taken in the end, ``cached_layers`` how many layers were run once a row only.
+    ``stopped`` says why it ended early, where the loss was no number any more.
+    """
 
     before: Scores
     after: Scores
     train_loss: tuple[float, ...]
     best_epoch: int
+    row_before: npt.NDArray[np.float64]
+    row_after: npt.NDArray[np.float64]
+    scores: tuple[Scores, ...] = ()
+    threads: int = 1
+    cached_layers: int = 0
+    stopped: str = ""
+    step_loss: tuple[float, ...] = field(default=(), repr=False)
 
 
 def fit(
-    model: PeftModel,
+    model: nn.Module,
     tokenizer: HubTokenizer,
-    train: Sequence[Mapping[str, Any]],
-    validation: Sequence[Mapping[str, Any]],
+    train: Sequence[Row],
+    validation: Sequence[Row],
     schedule: Schedule,
     problem: Problem,
     *,
@@ -64,53 +83,78 @@ def fit(
 ) -> Course:
     """Train ``model`` (a PeftModel) in place and leave it at its best epoch: by validation macro F1, of numbers by mean error.
 
-    Rows are ``{"input_ids": [...], …, "labels": int}``. Batches are made of rows of similar length and padded to the
-    longest. Raises :class:`InputError` at the first step whose loss is not finite.
+    Batches are made of rows of similar length and padded to the longest. A loss that is no number ends the training; the best
+    epoch before it is kept. Raises :class:`InputError` where there is none.
     """
-    from transformers import DataCollatorWithPadding, TrainingArguments
-
     metric, greater = problem.metric
-    # Sorted, so that evaluation pads as little as training does; the metrics do not depend on the order.
-    validation = sorted(validation, key=lambda row: len(row["input_ids"]))
-    with seeded(schedule.seed, schedule.threads), scratch_folder("train") as scratch:
-        trainer = finite_trainer()(
-            model=model,
-            args=TrainingArguments(
-                output_dir=scratch,
-                num_train_epochs=schedule.epochs,
-                learning_rate=schedule.learning_rate,
-                lr_scheduler_type="linear",
-                warmup_steps=0.06,
-                per_device_train_batch_size=schedule.batch_size,
-                per_device_eval_batch_size=max(32, schedule.batch_size),
-                train_sampling_strategy="group_by_length",
-                metric_for_best_model=metric,
-                greater_is_better=greater,
-                seed=schedule.seed,
-                **COMMON,
-            ),
-            train_dataset=train,
-            eval_dataset=validation,
-            data_collator=DataCollatorWithPadding(tokenizer),
-            compute_metrics=lambda output: problem.score(output.predictions, output.label_ids),
+    with seeded(schedule.seed, None):
+        run = Run(
+            model,
+            tokenizer,
+            train,
+            batch_size=schedule.batch_size,
+            learning_rate=schedule.learning_rate,
+            total_steps=schedule.epochs * -(-len(train) // schedule.batch_size),
+            seed=schedule.seed,
+            threads=schedule.threads,
         )
-        before = _evaluate(trainer)
-        losses = train_shown(
-            trainer, epochs=schedule.epochs, patience=schedule.patience, progress=progress, describe=_describe
-        )
-        after = _evaluate(trainer)
-        steps_per_epoch = -(-len(train) // schedule.batch_size)
-        best_epoch = round(trainer.state.best_global_step / steps_per_epoch)
-    return Course(before=before, after=after, train_loss=losses, best_epoch=best_epoch)
+        with run, _bar(progress, run.total_steps) as bar:
+            run.keep_states(validation)
+            before, row_before = _measure(run, validation, problem)
+            best: tuple[float, int, Scores, npt.NDArray[np.float64], Any] | None = None
+            losses: list[float] = []
+            scores: list[Scores] = []
+            stopped = ""
+            for epoch in range(1, schedule.epochs + 1):
+                try:
+                    losses.append(float(np.mean(run.advance(run.steps_per_epoch, bar.step))))
+                except NotFiniteLossError as error:
+                    if best is None:
+                        raise InputError(str(error)) from error
+                    stopped = f"{error}. Epoch {best[1]} was kept"
+                    break
+                mine, row_mine = _measure(run, validation, problem)
+                scores.append(mine)
+                bar.note(f"epoch {epoch}/{schedule.epochs}: {describe(mine)}")
+                value = float(getattr(mine, metric)) * (1 if greater else -1)
+                if best is None or value > best[0]:
+                    best = (value, epoch, mine, row_mine, run.weights())
+                if schedule.patience is not None and epoch - best[1] >= schedule.patience:
+                    break
+            if best is None:
+                raise InputError(f"epochs must be greater than 0, found {schedule.epochs}")
+            run.load(best[4])
+    return Course(
+        before=before,
+        after=best[2],
+        train_loss=tuple(losses),
+        best_epoch=best[1],
+        row_before=row_before,
+        row_after=best[3],
+        scores=tuple(scores),
+        threads=run.threads,
+        cached_layers=run.cached_layers,
+        stopped=stopped,
+        step_loss=tuple(run.losses),
+    )
 
 
-def _describe(metrics: Mapping[str, float]) -> str:
-    if "eval_mean_error" in metrics:
-        return f"mean error {metrics['eval_mean_error']:.3f}, correlation {metrics['eval_correlation']:.3f}"
-    return f"accuracy {metrics['eval_accuracy']:.3f}, macro F1 {metrics['eval_macro_f1']:.3f}"
+def describe(scores: Scores) -> str:
+    """Scores in words."""
+    if scores.accuracy is None:
+        return f"mean error {scores.mean_error:.3f}, correlation {scores.correlation:.3f}"
+    return f"accuracy {scores.accuracy:.3f}, macro F1 {scores.macro_f1:.3f}"
 
 
-def _evaluate(trainer: Trainer) -> Scores:
-    metrics = trainer.evaluate()
+def _measure(run: Run, rows: Sequence[Row], problem: Problem) -> tuple[Scores, npt.NDArray[np.float64]]:
+    logits, loss = run.evaluate(rows)
+    targets = np.array([row.target for row in rows])
+    found: Mapping[str, float] = problem.score(logits, targets)
     names = ("accuracy", "macro_f1", "mean_error", "correlation")
-    return Scores(loss=metrics["eval_loss"], **{name: metrics.get(f"eval_{name}") for name in names})
+    return Scores(loss=loss, **{name: found.get(name) for name in names}), problem.row_scores(logits, targets)
+
+
+def _bar(progress: bool | None, steps: int) -> Any:
+    from .progress import NoBar, StepBar
+
+    return StepBar(steps) if shown(progress) else NoBar()

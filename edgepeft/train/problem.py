@@ -15,6 +15,7 @@ from ..bundle.heads import ProblemType
 from ..data import Examples
 from ..errors import DataError, InputError
 from ..report.answers import row_labels, row_numbers
+from .leaks import row_keys
 
 #: Each label needs this many rows in training and in validation; with fewer, macro F1 jumps by a third for a single row.
 LEAST_ROWS = 2
@@ -41,6 +42,21 @@ class Problem:
     def metric(self) -> tuple[str, bool]:
         """The score by which the best epoch is chosen, and whether more of it is better."""
         return ("mean_error", False) if self.kind == "regression" else ("macro_f1", True)
+
+    @property
+    def row_metric(self) -> str:
+        """What :meth:`row_scores` gives of a row, and its mean of all."""
+        return "mean_error" if self.kind == "regression" else "accuracy"
+
+    def row_scores(
+        self, logits: npt.NDArray[np.floating], targets: npt.NDArray[np.floating]
+    ) -> npt.NDArray[np.float64]:
+        """Of each row of ``logits`` ``[rows, labels]``: 1 where its label or set is right, of numbers the absolute error."""
+        if self.kind == "single_label_classification":
+            return (logits.argmax(axis=-1) == targets).astype(np.float64)
+        if self.kind == "multi_label_classification":
+            return ((logits > 0) == (targets > 0.5)).all(axis=1).astype(np.float64)
+        return np.abs(logits.reshape(-1).astype(np.float64) - targets.reshape(-1).astype(np.float64))
 
     def score(self, logits: npt.NDArray[np.floating], targets: npt.NDArray[np.floating]) -> dict[str, float]:
         """Scores of ``logits`` ``[rows, labels]`` against what :meth:`targets` gives.
@@ -85,15 +101,15 @@ def split_at_random(rows: Examples, fraction: float, seed: int) -> tuple[Example
     if not 0 < fraction < 1:
         raise InputError(f"validation fraction must lie between 0 and 1, found {fraction}")
     groups: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for row, text in enumerate(rows.texts):
-        groups[text, rows.pairs[row] if rows.pairs else ""].append(row)
+    for row, key in enumerate(row_keys(rows)):
+        groups[key].append(row)
     order = list(groups.values())
     random.Random(seed).shuffle(order)
     take = max(LEAST_ROWS, round(len(order) * fraction))
     if len(order) - take < LEAST_ROWS:
         raise DataError(
-            f"{rows.source or 'the given examples'}: {len(order)} distinct rows are too few to hold out {take} for validation; "
-            "add rows, or give a validation file"
+            f"{rows.source or 'the given examples'}: {len(order)} distinct rows are too few to hold out {take} for validation "
+            f"and train on {LEAST_ROWS}; add rows, or give a validation file"
         )
     held = sorted(row for group in order[:take] for row in group)
     return rows.select(sorted(row for group in order[take:] for row in group)), rows.select(held)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Self
 
 
 def progress_callback(epochs: int, describe: Callable[[Mapping[str, float]], str]) -> Any:
@@ -11,15 +11,11 @@ def progress_callback(epochs: int, describe: Callable[[Mapping[str, float]], str
 
     ``describe`` puts the metrics of an evaluation into words.
     """
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     from transformers import TrainerCallback
 
     class Bar(TrainerCallback):
         def __init__(self) -> None:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-            # Standard output belongs to results (--json).
-            self.bar = Progress(*columns, console=Console(stderr=True))
+            self.bar = _bar()
             self.task = self.bar.add_task("training", total=None)
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -36,3 +32,51 @@ def progress_callback(epochs: int, describe: Callable[[Mapping[str, float]], str
             self.bar.stop()
 
     return Bar()
+
+
+class StepBar:
+    """A bar over training steps; a context manager."""
+
+    def __init__(self, steps: int) -> None:
+        self._bar = _bar()
+        self._task = self._bar.add_task("training", total=steps)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def step(self, done: int) -> None:
+        """So many steps are made."""
+        self._bar.update(self._task, completed=done)
+
+    def note(self, text: str) -> None:
+        """What the last measurement found."""
+        self._bar.update(self._task, description=text)
+
+
+class NoBar:
+    """Stands for a bar that is not drawn."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def step(self, done: int) -> None:
+        """Nothing."""
+
+    def note(self, text: str) -> None:
+        """Nothing."""
+
+
+def _bar() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    # Standard output belongs to results (--json).
+    return Progress(*columns, console=Console(stderr=True))

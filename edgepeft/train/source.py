@@ -14,6 +14,7 @@ from ..bundle.heads import ProblemType
 from ..data import Examples, read_examples
 from ..data_files import SUFFIXES
 from ..errors import DataError, InputError, MissingExtraError
+from .leaks import contradictions, leak_warning, row_keys, without_leaks
 from .problem import Problem, problem_of, split_at_random
 
 _FILE_SUFFIXES = set(SUFFIXES)
@@ -24,11 +25,12 @@ MIN_VALIDATION_ROWS = 2
 
 @dataclass(frozen=True)
 class Split:
-    """Training and validation rows, and what is learnt of them."""
+    """Training and validation rows, and what is learnt of them; ``warnings`` say what is wrong with some of them."""
 
     train: Examples
     validation: Examples
     problem: Problem
+    warnings: tuple[str, ...] = ()
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -64,26 +66,45 @@ def load_split(
     for examples in (rows, validation):
         if examples is not None and examples.labels is None:
             raise DataError(f"{examples.source or 'the given examples'}: rows without labels cannot be trained on")
-    if problem_type != "single_label_classification":
-        train, held = (rows, validation) if validation is not None else split_at_random(rows, fraction, seed)
-        return Split(train, held, problem_of(problem_type, train, held, label))
-    train, held = (rows, validation) if validation is not None else stratified_split(rows, fraction, seed)
-    return Split(train, held, Problem(problem_type, _check_labels(train, held, names)))
+    leaked = 0
+    if validation is not None:
+        train, leaked = without_leaks(rows, validation)
+        held = validation
+    elif problem_type == "single_label_classification":
+        train, held = stratified_split(rows, fraction, seed)
+    else:
+        train, held = split_at_random(rows, fraction, seed)
+    if problem_type == "single_label_classification":
+        problem = Problem(problem_type, _check_labels(train, held, names))
+    else:
+        problem = problem_of(problem_type, train, held, label)
+    return Split(train, held, problem, _warnings(train, leaked))
+
+
+def _warnings(train: Examples, leaked: int) -> tuple[str, ...]:
+    said = [leak_warning(leaked)] if leaked else []
+    if empty := sum(not text.strip() for text in train.texts):
+        said.append(f"{empty} of {len(train)} training texts are empty; they teach what stands for no text at all")
+    if twofold := contradictions(train, _labels(train)):
+        said.append(f"{twofold} text(s) occur in training with more than one label; no model can learn both")
+    return tuple(said)
 
 
 def stratified_split(rows: Examples, fraction: float, seed: int) -> tuple[Examples, Examples]:
     """Training and validation rows; each label gives ``fraction`` of its rows (at least two) to validation.
 
-    Equal inputs (text and pair) stay on one side, so that validation never repeats a training row.
+    Equal inputs (text and pair, but for case and white space) stay on one side, so that validation never repeats a training row.
     """
     if not 0 < fraction < 1:
         raise InputError(f"validation fraction must lie between 0 and 1, found {fraction}")
     groups: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for row, text in enumerate(rows.texts):
-        groups[text, rows.pairs[row] if rows.pairs else ""].append(row)
+    for row, key in enumerate(row_keys(rows)):
+        groups[key].append(row)
     by_label: dict[str, list[list[int]]] = defaultdict(list)
     for group in groups.values():
         by_label[_labels(rows)[group[0]]].append(group)
+    if len(by_label) < 2:
+        raise _one_label(rows, next(iter(by_label), ""))
     generator = random.Random(seed)
     train: list[int] = []
     held: list[int] = []
@@ -93,13 +114,28 @@ def stratified_split(rows: Examples, fraction: float, seed: int) -> tuple[Exampl
         if len(mine) - take < MIN_VALIDATION_ROWS:
             raise DataError(
                 f"{rows.source or 'the given examples'}: label {name!r} has {len(mine)} distinct row(s), too few to "
-                f"hold out {take} for validation and train on at least {MIN_VALIDATION_ROWS}. Add rows of it, lower "
-                "the validation fraction, or give a validation file."
+                f"hold out {take} for validation and train on at least {MIN_VALIDATION_ROWS}: {_needed(fraction)} are needed. "
+                "Add rows of it, lower the validation fraction, or give a validation file."
             )
         generator.shuffle(mine)
         held += [row for group in mine[:take] for row in group]
         train += [row for group in mine[take:] for row in group]
     return rows.select(sorted(train)), rows.select(sorted(held))
+
+
+def _needed(fraction: float) -> int:
+    """The fewest rows of a label that leave enough on both sides."""
+    rows = 2 * MIN_VALIDATION_ROWS
+    while rows - max(MIN_VALIDATION_ROWS, round(rows * fraction)) < MIN_VALIDATION_ROWS:
+        rows += 1
+    return rows
+
+
+def _one_label(rows: Examples, label: str) -> DataError:
+    return DataError(
+        f"{rows.source or 'the training rows'}: all {len(rows)} rows have the label {label!r}; a classifier needs two labels or "
+        "more. Is the label column the right one?"
+    )
 
 
 def _labels(rows: Examples) -> tuple[str, ...]:
@@ -109,12 +145,8 @@ def _labels(rows: Examples) -> tuple[str, ...]:
 def _check_labels(train: Examples, held: Examples, names: Sequence[str] | None) -> tuple[str, ...]:
     """The labels in id order: as the data set declares them, else sorted (as numbers where all are numbers)."""
     seen, validated = Counter(_labels(train)), Counter(_labels(held))
-    where = train.source or "the training rows"
     if len(seen) < 2:
-        raise DataError(
-            f"{where}: all {len(train)} rows have the label {next(iter(seen))!r}; a classifier needs two labels or "
-            "more. Is the label column the right one?"
-        )
+        raise _one_label(train, next(iter(seen), ""))
     if unseen := sorted(set(validated) - set(seen)):
         raise DataError(
             f"{held.source or 'the validation rows'}: label(s) {unseen} are not among the training labels "

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..errors import InputError
 from .progress import progress_callback
+from .steps import NotFiniteLossError
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -35,7 +36,7 @@ COMMON: Mapping[str, Any] = {
 
 
 def finite_trainer() -> Any:
-    """A ``Trainer`` class that prints nothing and raises :class:`InputError` at the first step whose loss is not finite."""
+    """A ``Trainer`` class that prints nothing and raises :class:`NotFiniteLossError` at a step whose loss is not finite."""
     from transformers import PrinterCallback, Trainer
 
     class FiniteTrainer(Trainer):
@@ -46,7 +47,7 @@ def finite_trainer() -> Any:
         def training_step(self, *arguments: Any, **options: Any) -> Any:
             loss = super().training_step(*arguments, **options)
             if not bool(loss.isfinite()):
-                raise InputError(
+                raise NotFiniteLossError(
                     f"the training loss became {float(loss)} at step {self.state.global_step + 1} with learning rate "
                     f"{self.args.learning_rate:g}; lower the learning rate, or check the texts and the base's weights"
                 )
@@ -62,10 +63,12 @@ def train_shown(
     patience: int | None,
     progress: bool | None,
     describe: Callable[[Mapping[str, float]], str],
-) -> tuple[float, ...]:
-    """Train, with a progress bar where that is wanted; the mean loss of each epoch.
+) -> tuple[tuple[float, ...], str]:
+    """Train, with a progress bar where that is wanted; the mean loss of each epoch, and why it ended early where it broke.
 
-    Stops after ``patience`` epochs without a better score; ``describe`` puts the scores of an evaluation into words.
+    Stops after ``patience`` epochs without a better score; ``describe`` puts the scores of an evaluation into words. A loss that
+    is no number ends the training too, and the weights of the best epoch are put back; raises :class:`InputError` where no epoch
+    had ended.
     """
     from transformers import EarlyStoppingCallback
 
@@ -76,8 +79,18 @@ def train_shown(
             callback = progress_callback(epochs, describe)
             stack.callback(callback.bar.stop)
             trainer.add_callback(callback)
-        trainer.train()
-    return tuple(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
+        stopped = ""
+        try:
+            trainer.train()
+        except NotFiniteLossError as error:
+            best = trainer.state.best_model_checkpoint
+            if best is None:
+                raise InputError(str(error)) from error
+            from peft import load_peft_weights, set_peft_model_state_dict
+
+            set_peft_model_state_dict(trainer.model, load_peft_weights(best, device="cpu"))
+            stopped = f"{error}. The best epoch before it was kept"
+    return tuple(entry["loss"] for entry in trainer.state.log_history if "loss" in entry), stopped
 
 
 def shown(progress: bool | None) -> bool:

@@ -325,7 +325,14 @@ def test_several_labels_are_learnt_and_exported(model: Path, tmp_path: Path) -> 
     from edgepeft.pipeline import export, validate
     from edgepeft.runtime import MultiLabelPrediction
 
-    result = train(model, tmp_path / "many", data=many_rows(200), problem_type="multi_label_classification", epochs=10)
+    result = train(
+        model,
+        tmp_path / "many",
+        data=many_rows(200),
+        problem_type="multi_label_classification",
+        epochs=15,
+        patience=None,
+    )
     assert result.labels == ("blame", "praise")
     assert result.before.accuracy < 0.6 < 0.85 < result.after.accuracy
     export(model, {"many": tmp_path / "many"}, tmp_path / "b")
@@ -390,3 +397,69 @@ def test_score_of_sets_and_numbers_against_hand_counts() -> None:
     assert found["mean_error"] == pytest.approx(2 / 3)
     assert found["correlation"] == pytest.approx(np.corrcoef([1, 2, 4], [1, 3, 5])[0, 1])
     assert numbers.score(np.ones((3, 1)), np.array([1.0, 2.0, 3.0]))["correlation"] == 0.0
+
+
+def test_a_run_that_makes_it_worse_ends_with_1(model: Path, tmp_path: Path) -> None:
+    """A base that knows the answer, trained on labels that are turned round: through the command line."""
+    import shutil
+
+    from edgepeft.cli import main
+
+    good = train(model, tmp_path / "good", epochs=8, patience=None, data=make_rows(200))
+    assert good.verdict == "better"
+    assert good.gain.lower > 0
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification
+
+    base = AutoModelForSequenceClassification.from_pretrained(model, num_labels=2)
+    merged = PeftModel.from_pretrained(base, good.folder).merge_and_unload()
+    merged.save_pretrained(tmp_path / "skilled")
+    for file in model.iterdir():
+        if not (tmp_path / "skilled" / file.name).exists():
+            shutil.copy(file, tmp_path / "skilled" / file.name)
+    rows, held = make_rows(120, seed=3), make_rows(80, seed=4)
+    turned = Examples(rows.texts, tuple("down" if label == "up" else "up" for label in rows.labels or ()))
+    files = []
+    for name, examples in (("d", turned), ("v", held)):
+        path = tmp_path / f"{name}.jsonl"
+        pairs = zip(examples.texts, examples.labels or (), strict=True)
+        path.write_text("".join(json.dumps({"text": f"{name} {text}", "label": label}) + "\n" for text, label in pairs))
+        files.append(str(path))
+    from click.testing import CliRunner
+
+    call = [
+        "train",
+        "--model",
+        str(tmp_path / "skilled"),
+        "--data",
+        files[0],
+        "--validation",
+        files[1],
+        "--threads",
+        "1",
+    ]
+    done = CliRunner().invoke(main, [*call, "--out", str(tmp_path / "bad"), "--learning-rate", "1e-2", "--json"])
+    assert done.exit_code == 1, done.output
+    assert "training made it worse than the base" in done.stderr
+    assert json.loads(done.stdout)["verdict"] == "worse"
+    assert json.loads((tmp_path / "bad" / ADAPTER_FILE).read_text())["metrics"]["verdict"] == "worse"
+
+
+def test_a_loss_that_is_no_number_keeps_the_best_epoch(model: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    from edgepeft.train.steps import Run
+
+    kept, calls = Run._loss, []
+
+    def broken(self: Run, rows: Any) -> Any:
+        calls.append(1)
+        loss = kept(self, rows)
+        return loss * float("nan") if len(calls) == 25 else loss  # 144 rows are 9 steps: in the third epoch
+
+    monkeypatch.setattr(Run, "_loss", broken)
+    result = train(model, tmp_path / "a", epochs=8, patience=None)
+    assert any(
+        "became nan at step 25" in warning and "lower the learning rate" in warning for warning in result.warnings
+    )
+    assert result.epochs == 2
+    assert result.best_epoch <= 2
+    assert all(np.isfinite(value).all() for value in tensors(tmp_path / "a").values())

@@ -38,6 +38,11 @@ def rows(count: int, seed: int = 0) -> list[dict[str, str]]:
     return found
 
 
+def others(count: int, seed: int) -> list[dict[str, str]]:
+    """As :func:`rows`, and none of them a row of theirs: rows to measure on that are also learnt would be taken out of training."""
+    return [{**row, "prompt": row["prompt"].replace("?", "!")} for row in rows(count, seed)]
+
+
 def write(path: Path, found: list[dict[str, Any]]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in found), encoding="utf-8")
     return path
@@ -321,7 +326,7 @@ def test_the_saved_adapter_has_the_perplexity_that_was_reported(
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    held = rows(30, seed=9)
+    held = others(30, seed=9)
     result = train(
         model,
         write(tmp_path / "d.jsonl", rows(60)),
@@ -366,7 +371,7 @@ def test_same_seed_same_weights_and_other_seed_others(model: Path, tmp_path: Pat
 def test_a_step_weighs_every_token_alike_over_its_batches(model: Path, tmp_path: Path) -> None:
     """One step over all rows, answers of very different length: its loss is the base's, however it is batched."""
     found = [{**row, "completion": row["completion"] * (1 + 8 * (i % 2))} for i, row in enumerate(rows(12))]
-    data, held = write(tmp_path / "d.jsonl", found), write(tmp_path / "v.jsonl", rows(4, seed=1))
+    data, held = write(tmp_path / "d.jsonl", found), write(tmp_path / "v.jsonl", others(4, seed=1))
     same = train(model, held, tmp_path / "x", validation=data, max_steps=1).before.nll
     for batch, accumulation, packing in ((12, 1, False), (2, 6, False), (1, 12, False), (1, 4, True)):
         options = {"batch_size": batch, "gradient_accumulation": accumulation, "packing": packing, "max_length": 160}
@@ -597,3 +602,29 @@ def test_the_command_refuses_with_exit_code_2(
     assert done.exit_code == 2
     assert says in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["d.jsonl"]
+
+
+def test_a_loss_that_is_no_number_keeps_the_best_epoch(model: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    import transformers
+
+    kept, calls = transformers.Trainer.training_step, []
+
+    def broken(self: Any, *arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        loss = kept(self, *arguments, **options)
+        return loss * float("nan") if len(calls) == 20 else loss  # 54 rows are 7 steps: in the third epoch
+
+    monkeypatch.setattr(transformers.Trainer, "training_step", broken)
+    result = train(model, write(tmp_path / "d.jsonl", rows(60)), tmp_path / "a", epochs=5, patience=None)
+    assert any("became nan at step 20" in warning and "best epoch before it" in warning for warning in result.warnings)
+    assert all(np.isfinite(value).all() for value in tensors(tmp_path / "a").values())
+    assert result.after.perplexity < result.before.perplexity
+
+
+def test_rows_to_measure_on_are_not_trained_on(model: Path, tmp_path: Path) -> None:
+    both = write(tmp_path / "v.jsonl", [*others(20, seed=1), *rows(4)])
+    result = train(model, write(tmp_path / "d.jsonl", rows(40)), tmp_path / "a", validation=both, epochs=1)
+    assert result.train_rows == 36
+    assert any(warning.startswith("4 training rows had the same text") for warning in result.warnings)
+    with pytest.raises(DataError, match="40 of the 40 training rows"):
+        train(model, tmp_path / "d.jsonl", tmp_path / "b", validation=tmp_path / "d.jsonl")

@@ -1,0 +1,188 @@
+"""Training steps of a classifier, one after another: what every kind of training and choosing here is made of."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from .batches import Collator, Row, epoch_batches, sorted_batches
+from .cached import ActivationCache
+from .threads import ThreadChooser, timed_threads
+from .tokenizer import HubTokenizer
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+#: The share of the steps in which the learning rate rises.
+WARMUP = 0.06
+_MOST_GRADIENT_NORM = 1.0
+_LEAST_EVALUATION_BATCH = 32
+
+
+class NotFiniteLossError(Exception):
+    """The loss of a step is NaN or infinite; the message names the step and what helps."""
+
+
+class Run:
+    """One training run: a model, its rows, its optimizer, and the steps it has made.
+
+    AdamW without weight decay, gradients cut to a norm of 1; the learning rate rises linearly over the first 6 % of the steps and
+    falls linearly to 0 (as with Hugging Face's ``Trainer``). The order of rows follows from the seed alone. A context
+    manager: PyTorch's number of threads is as before afterwards.
+
+    Args:
+        model: The network; what requires gradients is trained.
+        tokenizer: Pads batches.
+        rows: The training rows.
+        batch_size: Rows in a step.
+        learning_rate: The learning rate at its highest.
+        total_steps: Steps after which the learning rate is 0.
+        seed: Of the order of rows.
+        threads: PyTorch's threads; ``None`` for as many as turn out fastest.
+        rate_at: The learning rate at a step (from 0), relative to ``learning_rate``, in place of the usual course.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: HubTokenizer,
+        rows: Sequence[Row],
+        *,
+        batch_size: int,
+        learning_rate: float,
+        total_steps: int,
+        seed: int,
+        threads: int | None = None,
+        rate_at: Callable[[int], float] | None = None,
+    ) -> None:
+        import torch
+
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        self.device = accelerator or torch.device("cpu")
+        self.model = model.to(self.device)
+        self.rows = rows
+        self.batch_size, self.learning_rate, self.total_steps = batch_size, learning_rate, total_steps
+        self.steps_per_epoch = -(-len(rows) // batch_size)
+        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.losses: list[float] = []
+        self._collate = Collator(tokenizer, self.device)
+        self._optimizer = torch.optim.AdamW(self.trained, lr=learning_rate, weight_decay=0.0)
+        self._rate_at = rate_at or self._usual_rate
+        self._generator = np.random.default_rng(seed)
+        self._epoch: list[list[Row]] = []
+        self._chooser = ThreadChooser(threads if self.device.type == "cpu" else torch.get_num_threads())
+        self._threads_before = torch.get_num_threads()
+        self._cache: ActivationCache | None = None
+
+    def __enter__(self) -> Self:
+        import torch
+
+        torch.set_num_threads(self._chooser.chosen)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        import torch
+
+        torch.set_num_threads(self._threads_before)
+
+    @property
+    def threads(self) -> int:
+        """The threads that steps take now."""
+        return self._chooser.chosen
+
+    @property
+    def cached_layers(self) -> int:
+        """How many layers are run once a row and not once a step."""
+        return self._cache.layers if self._cache is not None else 0
+
+    def keep_states(self, also: Sequence[Row] = ()) -> None:
+        """Run the layers below the lowest trained one once, for the training rows and ``also``, and keep what they give."""
+        rows = [*self.rows, *also]
+        for row in rows:
+            row.hidden = None
+        self._cache = ActivationCache(self.model, rows, self._collate, max(_LEAST_EVALUATION_BATCH, self.batch_size))
+
+    def advance(self, steps: int, on_step: Callable[[int], None] = lambda step: None) -> list[float]:
+        """Make ``steps`` training steps; the loss of each.
+
+        Raises:
+            NotFiniteLossError: A loss is no number. The weights are those before that step.
+        """
+        import torch
+
+        self.model.train()
+        mine = []
+        for _ in range(steps):
+            if not self._epoch:
+                self._epoch = epoch_batches(self.rows, self.batch_size, self._generator)
+            rows = self._epoch.pop(0)
+            step = len(self.losses)
+            for group in self._optimizer.param_groups:
+                group["lr"] = self.learning_rate * self._rate_at(step)
+            with timed_threads(self._chooser, len(rows) * max(map(len, rows))):
+                loss = self._loss(rows)
+                value = float(loss.detach())
+                if not math.isfinite(value):
+                    raise NotFiniteLossError(
+                        f"the training loss became {value} at step {step + 1} with learning rate {self.learning_rate:g}; lower "
+                        "the learning rate, or check the texts and the base's weights"
+                    )
+                loss.backward()  # type: ignore[no-untyped-call] # torch 2.13 has no types here
+                torch.nn.utils.clip_grad_norm_(self.trained, _MOST_GRADIENT_NORM)
+                self._optimizer.step()
+                self._optimizer.zero_grad()
+            self.losses.append(value)
+            mine.append(value)
+            on_step(len(self.losses))
+        return mine
+
+    def _loss(self, rows: Sequence[Row]) -> torch.Tensor:
+        batch = self._collate(rows)
+        if self._cache is None:
+            return self.model(**batch).loss
+        with self._cache.feeding(rows, batch):
+            return self.model(**batch).loss
+
+    def evaluate(self, rows: Sequence[Row]) -> tuple[npt.NDArray[np.float32], float]:
+        """Logits ``[rows, labels]`` in the order of ``rows``, and the mean loss."""
+        import torch
+
+        found: list[Any] = [None] * len(rows)
+        total = 0.0
+        torch.set_num_threads(self.threads)
+        self.model.eval()
+        with torch.no_grad():
+            for places, part in sorted_batches(rows, max(_LEAST_EVALUATION_BATCH, self.batch_size)):
+                batch = self._collate(part)
+                if self._cache is None:
+                    output = self.model(**batch)
+                else:
+                    with self._cache.feeding(part, batch):
+                        output = self.model(**batch)
+                total += float(output.loss) * len(part)
+                for place, logits in zip(places, output.logits.float().cpu().numpy(), strict=True):
+                    found[place] = logits
+        return np.stack(found), total / len(rows)
+
+    def weights(self) -> list[torch.Tensor]:
+        """A copy of what is trained."""
+        return [parameter.detach().clone() for parameter in self.trained]
+
+    def load(self, weights: Sequence[torch.Tensor]) -> None:
+        """Put :meth:`weights` back."""
+        import torch
+
+        with torch.no_grad():
+            for parameter, value in zip(self.trained, weights, strict=True):
+                parameter.copy_(value)
+
+    def _usual_rate(self, step: int) -> float:
+        warmup = math.ceil(WARMUP * self.total_steps)
+        if step < warmup:
+            return step / max(1, warmup)
+        return max(0.0, (self.total_steps - step) / max(1, self.total_steps - warmup))
