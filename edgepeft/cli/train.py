@@ -1,4 +1,4 @@
-"""``edgepeft train``: fine-tune a LoRA adapter."""
+"""``edgepeft train``: fine-tune an adapter."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ..errors import InputError
 from .guarded import guarded
 from .options import PATH, json_option, label_option, pair_option, text_option
 from .show import print_json, warn
+from .train_compare import compared
 
 if TYPE_CHECKING:
     from ..train import TrainedAdapter, TrainedLanguageAdapter
@@ -24,7 +25,11 @@ if TYPE_CHECKING:
 @option_group(
     "What",
     option("--model", required=True, metavar="MODEL", help="The base: a folder or a Hugging Face id."),
-    option("--out", type=PATH, required=True, help="The adapter folder to write; an old adapter there is replaced."),
+    option(
+        "--out",
+        type=PATH,
+        help="The adapter folder to write; an old adapter there is replaced. With --compare: the best one that ships, if given.",
+    ),
     option(
         "--task",
         type=click.Choice(["text-classification", "text-generation"]),
@@ -69,7 +74,25 @@ if TYPE_CHECKING:
 )
 @option_group(
     "Adapter",
-    option("--rank", default=8, metavar="N", help="LoRA rank."),
+    option(
+        "--method",
+        default="lora",
+        metavar="NAME",
+        help="A method of PEFT (lora, ia3, oft, …), dora, rslora, pissa, ln or head-only.",
+    ),
+    option("--peft", multiple=True, metavar="KEY=VALUE", help="An option of PEFT's config of the method; repeatable."),
+    option(
+        "--ship",
+        type=click.Choice(["swap", "merge", "bake"]),
+        help="How it is to ship; a method that cannot is refused, with the reason.",
+    ),
+    option(
+        "--compare",
+        metavar="NAMES",
+        help="Methods to train side by side, such as lora,dora,ia3,ln,head-only,full (classification): quality with intervals, "
+        "share, memory, time, size.",
+    ),
+    option("--rank", default=8, metavar="N", help="Rank, of methods that have one."),
     option("--alpha", default=16.0, metavar="X", help="LoRA alpha; the scaling is alpha / rank."),
     option("--dropout", default=0.0, metavar="P", help="LoRA dropout."),
     option(
@@ -90,7 +113,7 @@ if TYPE_CHECKING:
         "--learning-rate",
         type=float,
         metavar="X",
-        show_default="1e-3; 5e-4 for generation",
+        show_default="1e-3, or what is usual for --method; 5e-4 for generation",
         help="Peak learning rate.",
     ),
     option(
@@ -135,7 +158,9 @@ if TYPE_CHECKING:
 def train(
     model: str,
     data: str,
-    out: Path,
+    out: Path | None,
+    compare: str | None,
+    peft: tuple[str, ...],
     task: str | None,
     text: str,
     label: str,
@@ -146,7 +171,7 @@ def train(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Fine-tune a LoRA adapter.
+    """Fine-tune an adapter: LoRA, or another method of PEFT.
 
     For text classification from rows with a label; for text generation from rows with prompt and completion, rows with
     messages, or texts. Writes a PEFT checkpoint with its scores, settings and base identity beside it. Exit code 1: the adapter
@@ -154,6 +179,8 @@ def train(
     """
     for file in filter(None, (data, given.get("validation"))):
         _look(Path(file))
+    if out is None and compare is None:
+        raise InputError("--out is missing: the adapter folder to write (only --compare goes without)")
     from ..train import choose_task, train_adapter, train_language_adapter
     from ..train.corpus import Columns
 
@@ -182,6 +209,16 @@ def train(
         from ..adapters.head_files import parse_problem_type
 
         options["problem_type"] = parse_problem_type(options["problem_type"], "--problem-type")
+    if peft:
+        from ..train.methods import parse_peft
+
+        options["peft"] = parse_peft(peft)
+    if compare is not None:
+        if generation:
+            raise InputError("--compare is for classification; compare language models with edgepeft validate")
+        compared(model, data, compare, out, as_json, text=text, label=label, **options)
+        return
+    assert out is not None  # checked above
     if generation:
         _say_language(train_language_adapter(model, data, out, **asdict(columns), **options), as_json)
     else:

@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import time
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..bundle.heads import ProblemType
 from ..data import Examples
-from ..errors import DataError, InputError
-from .batches import Row
 from .gain import Gain, Verdict, gain_warning, majority_warning, paired_gain
 from .loop import Course, Schedule, Scores
-from .problem import Problem
+from .methods import check_shipping, settings_of, trainable
 from .record import FORMAT, arguments_of, check_arguments, check_extra, versions, write_checkpoint
 from .source import load_split
-from .tokenizer import HubTokenizer
+
+if TYPE_CHECKING:
+    from .workbench import Workbench
 
 TASK = "text-classification"
-_DEFAULT_MAX_LENGTH = 128
 
 
 @dataclass(frozen=True)
@@ -70,6 +68,9 @@ def train_adapter(
     problem_type: ProblemType = "single_label_classification",
     validation: str | Path | Examples | None = None,
     validation_fraction: float = 0.1,
+    method: str = "lora",
+    peft: Mapping[str, Any] | None = None,
+    ship: Literal["swap", "merge", "bake"] | None = None,
     rank: int = 8,
     alpha: float = 16,
     dropout: float = 0.0,
@@ -77,7 +78,7 @@ def train_adapter(
     use_dora: bool = False,
     use_rslora: bool = False,
     epochs: int = 3,
-    learning_rate: float = 1e-3,
+    learning_rate: float | None = None,
     batch_size: int = 16,
     max_length: int | None = None,
     patience: int | None = 2,
@@ -85,7 +86,7 @@ def train_adapter(
     threads: int | None = None,
     progress: bool | None = None,
 ) -> TrainedAdapter:
-    """Fine-tune a LoRA text classifier and write it to a folder.
+    """Fine-tune an adapter that classifies texts, LoRA or another method, and write it to a folder.
 
     With ``threads`` given, the same call on the same machine gives the same weights. Modules that the checkpoint lacks (the
     classification head) are trained in full and saved with the adapter. ``out`` appears whole or not at all.
@@ -102,7 +103,11 @@ def train_adapter(
             list), or a number (``"regression"``).
         validation: Rows to measure on, as ``data``.
         validation_fraction: The share of rows that is held out where ``validation`` is not given.
-        rank: LoRA's rank.
+        method: What is trained: a method of PEFT (``"lora"``, ``"ia3"``, ``"oft"``, …), ``"dora"``, ``"rslora"``, ``"ln"`` or
+            ``"head-only"``.
+        peft: Options of PEFT's config of the method, by their names there.
+        ship: How the adapter is to ship; a method that cannot is refused.
+        rank: LoRA's rank, and that of other methods that have one.
         alpha: LoRA's alpha; the change is scaled by ``alpha / rank``.
         dropout: LoRA's dropout, a share.
         target_modules: Module names or ``"all-linear"``. By default the attention projections that PEFT knows for the
@@ -110,7 +115,7 @@ def train_adapter(
         use_dora: Train DoRA.
         use_rslora: Scale by ``alpha / sqrt(rank)``.
         epochs: The most passes over the data.
-        learning_rate: The learning rate at its highest.
+        learning_rate: The learning rate at its highest; by default 1e-3, 1e-2 for IA3 and a head alone, 3e-3 for norms.
         batch_size: Rows in a step.
         max_length: Tokens of a row, the rest is cut; by default 128, or the model's limit where that is lower.
         patience: Epochs without a better validation macro F1 (of numbers: mean error) after which training stops (``None``:
@@ -126,6 +131,7 @@ def train_adapter(
         DataError: A row of the data is wrong.
         MissingExtraError: The extra ``train`` is not installed.
         InputError: An option is wrong, or ``out`` is another kind of folder.
+        UnsupportedAdapterError: The method cannot ship, or not as ``ship`` says.
 
     Example:
         >>> trained = train_adapter("org/model", "reviews.jsonl", "reviews-lora", rank=8)
@@ -139,6 +145,7 @@ def train_adapter(
         arguments,
         ("rank", "epochs", "batch_size", "alpha", "learning_rate", "max_length", "patience", "threads"),
     )
+    check_shipping(method, "SEQ_CLS", ship)
     split = load_split(  # before torch is imported: what is wrong with the data is said at once
         data,
         validation=validation,
@@ -150,62 +157,58 @@ def train_adapter(
         problem_type=problem_type,
     )
     check_extra()
+    settings = settings_of(
+        method,
+        rank,
+        alpha,
+        dropout,
+        target_modules,
+        {"use_dora": use_dora, "use_rslora": use_rslora},
+        peft,
+        learning_rate,
+    )
 
-    from peft import LoraConfig, TaskType, get_peft_model
-
-    from .base import load_base, resolve_targets, token_limit
     from .loop import fit
+    from .methods import adapt
     from .trainer import seeded
+    from .workbench import open_workbench
 
     with seeded(seed, threads):  # the fresh head and lora_A are drawn here
-        base = load_base(model, split.labels, problem_type)
-        limit = token_limit(base.tokenizer, base.model.config)
-        if max_length is not None and max_length > limit:
-            raise InputError(f"max_length {max_length} is more than the {limit} tokens {base.source} can take")
-        length = min(_DEFAULT_MAX_LENGTH, limit) if max_length is None else max_length
-        config = LoraConfig(
-            task_type=TaskType.SEQ_CLS,
-            r=rank,
-            lora_alpha=alpha,
-            lora_dropout=dropout,
-            target_modules=resolve_targets(base, target_modules),
-            # PEFT adds these two names itself; given twice, they would be listed twice.
-            modules_to_save=[name for name in base.fresh if name not in {"classifier", "score"}],
-            exclude_modules=list(base.fresh) or None,
-            use_dora=use_dora,
-            use_rslora=use_rslora,
-        )
-        with warnings.catch_warnings():
-            # peft 0.21 asks for a property that transformers 5.23 renamed (November 2026).
-            warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
-            adapted = get_peft_model(base.model, config)
-    trainable, _ = adapted.get_nb_trainable_parameters()
-    rows, cut = _encode(base.tokenizer, split.train, split.problem, length)
-    held, held_cut = _encode(base.tokenizer, split.validation, split.problem, length)
+        bench = open_workbench(model, split, max_length)
+        adapted = adapt(bench.base, settings, steps=epochs * -(-len(bench.rows) // batch_size))
     start = time.perf_counter()
-    schedule = Schedule(epochs, learning_rate, batch_size, seed, patience, threads)
-    course = fit(adapted, base.tokenizer, rows, held, schedule, split.problem, progress=progress)
-    gain = paired_gain(course.row_before, course.row_after, split.problem.row_metric)
-    said = [*split.warnings, course.stopped, gain_warning(gain, len(held))]
-    if problem_type == "single_label_classification":
-        said.append(majority_warning(course.row_after, split.train.labels or (), split.validation.labels or ()))
+    schedule = Schedule(epochs, settings.rate, batch_size, seed, patience, threads)
+    course = fit(adapted, bench.base.tokenizer, bench.rows, bench.held, schedule, bench.problem, progress=progress)
+    return finish(bench, adapted, course, out, arguments, time.perf_counter() - start)
+
+
+def finish(
+    bench: Workbench, adapted: Any, course: Course, out: Path, arguments: dict[str, Any], seconds: float
+) -> TrainedAdapter:
+    """Judge a training run and write its adapter; ``arguments`` go into the record."""
+    gain = paired_gain(course.row_before, course.row_after, bench.problem.row_metric)
+    said = [*bench.split.warnings, course.stopped, gain_warning(gain, len(bench.held))]
+    if bench.problem.kind == "single_label_classification":
+        said.append(
+            majority_warning(course.row_after, bench.split.train.labels or (), bench.split.validation.labels or ())
+        )
     result = TrainedAdapter(
         folder=out,
         task=TASK,
-        labels=split.labels,
-        base_model=base.source,
-        base_identity=base.identity,
+        labels=bench.split.labels,
+        base_model=bench.base.source,
+        base_identity=bench.base.identity,
         before=course.before,
         after=course.after,
-        seconds=time.perf_counter() - start,
+        seconds=seconds,
         epochs=len(course.train_loss),
         best_epoch=course.best_epoch,
-        train_rows=len(rows),
-        validation_rows=len(held),
-        truncated_rows=cut + held_cut,
-        trainable_parameters=int(trainable),
-        total_parameters=base.parameters,
-        problem_type=problem_type,
+        train_rows=len(bench.rows),
+        validation_rows=len(bench.held),
+        truncated_rows=bench.cut,
+        trainable_parameters=trainable(adapted),
+        total_parameters=bench.base.parameters,
+        problem_type=bench.problem.kind,
         gain=gain,
         verdict=gain.verdict,
         warnings=tuple(filter(None, said)),
@@ -214,20 +217,6 @@ def train_adapter(
     )
     write_checkpoint(adapted, out, _record(result, course, arguments))
     return result
-
-
-def _encode(tokenizer: HubTokenizer, rows: Examples, problem: Problem, max_length: int) -> tuple[list[Row], int]:
-    """The rows as tokens, and how many rows were cut to ``max_length`` tokens."""
-    inputs = (list(rows.texts),) if rows.pairs is None else (list(rows.texts), list(rows.pairs))
-    whole = tokenizer(*inputs, truncation=False, verbose=False)["input_ids"]
-    encoded = tokenizer(*inputs, truncation=True, max_length=max_length)
-    if any(not row for row in encoded["input_ids"]):
-        raise DataError(f"{rows.source or 'the given examples'}: a text has no tokens; remove empty texts")
-    found = [
-        Row({key: values[row] for key, values in encoded.items()}, target)
-        for row, target in enumerate(problem.targets(rows))
-    ]
-    return found, sum(len(row) > max_length for row in whole)
 
 
 def _record(result: TrainedAdapter, course: Course, arguments: dict[str, Any]) -> dict[str, Any]:

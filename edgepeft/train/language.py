@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import time
-import warnings
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +13,7 @@ from ..errors import InputError
 from .corpus import Columns, Corpus, corpus_without_leaks, read_corpus
 from .gain import Verdict, gain_warning, likelihood_gain
 from .leaks import leak_warning
+from .methods import Settings, check_shipping, peft_type, settings_of
 from .perplexity import Change, Perplexity
 from .record import FORMAT, arguments_of, check_arguments, check_extra, versions, write_checkpoint
 from .tokenizer import HubTokenizer
@@ -75,6 +75,9 @@ def train_language_adapter(
     messages: str = "messages",
     validation: str | Path | None = None,
     validation_fraction: float = 0.1,
+    method: str = "lora",
+    peft: Mapping[str, Any] | None = None,
+    ship: Literal["swap", "merge", "bake"] | None = None,
     max_validation_tokens: int = 8192,
     chat: bool | None = None,
     chat_template: str | Path | None = None,
@@ -99,7 +102,7 @@ def train_language_adapter(
     threads: int | None = None,
     progress: bool | None = None,
 ) -> TrainedLanguageAdapter:
-    """Fine-tune a LoRA adapter of a causal language model and write it to a folder.
+    """Fine-tune an adapter, LoRA or another method, of a causal language model and write it to a folder.
 
     The loss is on what the model is to say: completions with the end-of-sequence token, the assistant's turns, all of a
     text. ``out`` appears whole or not at all. The same call on the same machine gives the same weights.
@@ -115,12 +118,16 @@ def train_language_adapter(
         messages: The column of chats.
         validation: Rows to measure on, as ``data``.
         validation_fraction: The share of distinct prompts or texts that is held out where ``validation`` is not given.
+        method: What is trained: a method of PEFT (``"lora"``, ``"ia3"``, ``"prefix_tuning"``, …), ``"dora"``, ``"rslora"`` or
+            ``"ln"``.
+        peft: Options of PEFT's config of the method, by their names there.
+        ship: How the adapter is to ship; a method that cannot is refused.
         max_validation_tokens: The most learnt tokens that are measured.
         chat: Whether prompt and completion go through the chat template; by default where the tokenizer has one.
         chat_template: A Jinja file that takes the place of the tokenizer's own, and is saved with the adapter.
         packing: Whether sequences are joined to blocks of ``max_length`` tokens, without seeing each other; by default for
             texts. Else they are padded.
-        rank: LoRA's rank.
+        rank: LoRA's rank, and that of other methods that have one.
         alpha: LoRA's alpha; the change is scaled by ``alpha / rank``.
         dropout: LoRA's dropout, a share.
         target_modules: Module names; by default ``"all-linear"``: every linear layer of the decoder but the head.
@@ -147,6 +154,7 @@ def train_language_adapter(
         DataError: A row of the data is wrong.
         MissingExtraError: The extra ``train`` is not installed.
         InputError: An option is wrong, or ``out`` is another kind of folder.
+        UnsupportedAdapterError: The method cannot ship, or not as ``ship`` says.
 
     Example:
         >>> trained = train_language_adapter("org/language-model", "support.jsonl", "support-lora")
@@ -163,6 +171,9 @@ def train_language_adapter(
         raise InputError(f"warmup must lie between 0 and 1 (a share of the steps), found {warmup}")
     if max_length is not None and max_length < 2:
         raise InputError(f"max_length must be at least 2: one token to predict another, found {max_length}")
+    check_shipping(method, "CAUSAL_LM", ship)
+    flags = {"use_dora": use_dora, "use_rslora": use_rslora}
+    settings = settings_of(method, rank, alpha, dropout, target_modules, flags, peft, learning_rate)
     template = None if chat_template is None else read_text(Path(chat_template))
     columns = Columns(text=text, prompt=prompt, completion=completion, messages=messages)
     corpus, declared = read_corpus(data, columns)
@@ -170,11 +181,10 @@ def train_language_adapter(
     corpus, leaked = corpus_without_leaks(corpus, held_corpus)
     check_extra()
 
-    from peft import LoraConfig, TaskType, get_peft_model
-
     from .base import load_language_base, token_limit
     from .encode import encode, limit, split
     from .lm_loop import LanguageSchedule, fit_language
+    from .methods import adapt, trainable
     from .perplexity import change, summarize
     from .trainer import seeded
 
@@ -203,21 +213,9 @@ def train_language_adapter(
         also = encode(held_corpus, base.tokenizer, max_length=length, chat=layout == "chat")
         train, held = list(encoded.sequences), limit(also.sequences, max_validation_tokens, seed)
         cut, skipped = encoded.cut + also.cut, encoded.skipped + also.skipped
+    planned = max_steps or epochs * -(-len(train) // (batch_size * gradient_accumulation))
     with seeded(seed, threads):  # lora_A is drawn here
-        config = LoraConfig(
-            task_type=TaskType.CAUSAL_LM,
-            r=rank,
-            lora_alpha=alpha,
-            lora_dropout=dropout,
-            target_modules=_targets(base, target_modules),
-            use_dora=use_dora,
-            use_rslora=use_rslora,
-        )
-        with warnings.catch_warnings():
-            # peft 0.21 asks for a property that transformers 5.23 renamed (November 2026).
-            warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
-            adapted = get_peft_model(base.model, config)
-    trainable, _ = adapted.get_nb_trainable_parameters()
+        adapted = adapt(base, replace(settings, targets=_targets(base, settings)), "CAUSAL_LM", steps=planned)
     start = time.perf_counter()
     course = fit_language(
         adapted,
@@ -262,7 +260,7 @@ def train_language_adapter(
         validation_tokens=sum(sequence.targets for sequence in held),
         cut_rows=cut,
         skipped_rows=skipped,
-        trainable_parameters=int(trainable),
+        trainable_parameters=trainable(adapted),
         total_parameters=base.parameters,
         verdict=gain.verdict,
         warnings=tuple(filter(None, said)),
@@ -295,10 +293,14 @@ def _layout(
     return "plain"
 
 
-def _targets(base: BaseModel, targets: str | Sequence[str] | None) -> str | list[str]:
+def _targets(base: BaseModel, settings: Settings) -> str | tuple[str, ...] | None:
     from .base import resolve_targets
 
-    wanted = resolve_targets(base, "all-linear" if targets is None else targets)
+    if settings.targets is None or peft_type(settings.method) == "LN_TUNING":
+        return settings.targets  # the method's own, which never are embedding or head
+    given = list(settings.targets) if isinstance(settings.targets, tuple) else settings.targets
+    resolved = resolve_targets(base, given)
+    wanted = resolved if isinstance(resolved, str) else tuple(resolved)
     head = base.model.get_output_embeddings()
     if isinstance(wanted, str) or head is None or not base.model.config.tie_word_embeddings:
         return wanted

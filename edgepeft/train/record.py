@@ -30,15 +30,19 @@ def arguments_of(values: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def check_arguments(out: Path, arguments: Mapping[str, Any], positive: tuple[str, ...]) -> None:
-    """:class:`InputError` for a number out of range, or an ``out`` that is not an adapter of ours."""
+def check_arguments(out: Path | None, arguments: Mapping[str, Any], positive: tuple[str, ...]) -> None:
+    """:class:`InputError` for a number out of range, or an ``out`` (where there is one) that is not an adapter of ours."""
     for name in positive:
         value = arguments[name]
         if value is not None and not value > 0:
             raise InputError(f"{name} must be greater than 0, found {value}")
     if not 0 <= arguments["dropout"] < 1:
         raise InputError(f"dropout must lie between 0 and 1, found {arguments['dropout']}")
-    if out.exists() and not (out.is_dir() and ((out / ADAPTER_FILE).is_file() or not any(out.iterdir()))):
+    if (
+        out is not None
+        and out.exists()
+        and not (out.is_dir() and ((out / ADAPTER_FILE).is_file() or not any(out.iterdir())))
+    ):
         raise InputError(f"{out} exists and is not an adapter that edgepeft wrote; give another folder, or remove it")
 
 

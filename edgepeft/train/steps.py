@@ -78,6 +78,8 @@ class Run:
         self._chooser = ThreadChooser(threads if self.device.type == "cpu" else torch.get_num_threads())
         self._threads_before = torch.get_num_threads()
         self._cache: ActivationCache | None = None
+        # AdaLoRA moves rank between modules, by gradients, as long as it trains.
+        self._plan_ranks = getattr(getattr(model, "base_model", None), "update_and_allocate", None)
 
     def __enter__(self) -> Self:
         import torch
@@ -135,6 +137,8 @@ class Run:
                 loss.backward()  # type: ignore[no-untyped-call] # torch 2.13 has no types here
                 torch.nn.utils.clip_grad_norm_(self.trained, _MOST_GRADIENT_NORM)
                 self._optimizer.step()
+                if self._plan_ranks is not None:
+                    self._plan_ranks(step)
                 self._optimizer.zero_grad()
             self.losses.append(value)
             mine.append(value)

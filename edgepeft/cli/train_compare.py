@@ -1,0 +1,82 @@
+"""``edgepeft train --compare``: methods side by side."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..errors import InputError
+from .show import print_json, steps, table, warn
+
+if TYPE_CHECKING:
+    from ..metrics.intervals import Interval
+    from ..train.compare import MethodComparison
+
+
+def compared(model: str, data: str, methods: str, out: Path | None, as_json: bool, **options: Any) -> None:
+    """Compare and print; ends with 1 where the adapter that was written is worse than the base."""
+    from ..train.compare import compare_methods
+
+    for name in ("method", "ship"):
+        if options.pop(name, None) not in {None, "lora"}:
+            raise InputError(f"--{name} says what one run trains; --compare names the methods")
+    for name in ("peft", "use_dora", "use_rslora"):
+        if options.pop(name, None):
+            raise InputError(
+                f"{'--peft' if name == 'peft' else name} is for one method; with --compare name dora or rslora"
+            )
+    options.pop("progress", None)
+    with steps() as announce:
+        names = [name.strip() for name in methods.split(",") if name.strip()]
+        found = compare_methods(model, data, names, out, announce=announce, **options)
+    for warning in found.warnings:
+        warn(warning)
+    if as_json:
+        print_json(found.as_dict())
+    else:
+        _show(found)
+    if found.adapter is not None and found.adapter.verdict == "worse":
+        sys.exit(1)
+
+
+def spread(interval: Interval | None, sign: str = "") -> str | None:
+    """An interval as tables show it."""
+    if interval is None:
+        return None
+    return f"{interval.estimate:{sign}.3f} [{interval.lower:{sign}.3f}, {interval.upper:{sign}.3f}]"
+
+
+def _show(found: MethodComparison) -> None:
+    first = found.rows[0].method
+    table(
+        f"Methods on {found.validation_rows} validation rows",
+        (
+            "method", f"{found.metric} [95 %]", f"change from {first} [95 %]", "verdict", "trained %", "memory growth MB",
+            "s an epoch", "file MB", "ships", "learning rate",
+        ),
+        [
+            (
+                row.method,
+                spread(row.score),
+                spread(row.change, "+"),
+                row.verdict,
+                f"{100 * row.share:.2f}",
+                None if row.memory_mb is None else f"{row.memory_mb:.0f}",
+                f"{row.seconds_an_epoch:.2f}",
+                f"{row.file_mb:.2f}",
+                row.ships or "no adapter",
+                f"{row.learning_rate:g}",
+            )
+            for row in found.rows
+        ],
+    )  # fmt: skip
+    if found.adapter is not None:
+        click.echo(f"{found.adapter.folder}: {found.chosen}, the best score that ships; equal scores by file size")
+    elif found.chosen:
+        click.echo(f"best that ships: {found.chosen} (--out writes it)")
+    for row in found.rows:
+        if row.stopped:
+            warn(f"{row.method}: {row.stopped}")
