@@ -22,6 +22,8 @@ from ._calibrate import check_texts, inputs_of
 WINDOW, TOKENS = 256, 8192
 #: One window of so many is kept apart: what was fitted is judged by it.
 HELD_OUT = 5
+#: Language models and encoders: how many runs compare matrices.
+PROBED, PROBED_TEXTS = 3, 32
 #: Where an adapter has no texts of its own, it runs at most so many windows of those for all.
 SHARED = 4
 
@@ -36,6 +38,10 @@ class Runs:
     held_out: Mapping[str | None, tuple[tuple[int, ...], ...]]
     #: Texts or windows that each ran, by name; ``"*"`` is the base.
     counts: Mapping[str, int]
+    #: Runs that nothing was fitted to: those by which matrices are compared (one of the base and of each adapter, at most
+    #: ``PROBED`` in all; more and shorter ones of encoders), and others by which the result is judged.
+    probes: tuple[Mapping[str, np.ndarray], ...] = ()
+    apart: tuple[Mapping[str, np.ndarray], ...] = ()
 
 
 def can_calibrate(bundle: Bundle, data: Mapping[str, Examples]) -> str:
@@ -74,6 +80,8 @@ def _language(bundle: Bundle, data: Mapping[str, Examples], rows: int) -> Runs:
     feeds: list[Mapping[str, np.ndarray]] = []
     held: dict[str | None, tuple[tuple[int, ...], ...]] = {}
     counts: dict[str, int] = {}
+    probes: list[Mapping[str, np.ndarray]] = []
+    kept_apart: list[Mapping[str, np.ndarray]] = []
     adapters = manifest.adapters
     for name in (None, *adapters):
         own = data.get(name or "*", data.get("*"))
@@ -92,9 +100,11 @@ def _language(bundle: Bundle, data: Mapping[str, Examples], rows: int) -> Runs:
         used = [used[i] for i in evenly(len(used), min(most, SHARED) if name is not None and own is None else most)]
         tensors = _slot_tensors(bundle, name)
         feeds += [{**feeds_of(bundle, window), **tensors} for window in used]
+        probes.append({**feeds_of(bundle, apart[0]), **tensors})
+        kept_apart += [{**feeds_of(bundle, window), **tensors} for window in apart[1:SHARED] or apart]
         held[name] = tuple(apart[:SHARED])
         counts[name or "*"] = len(used)
-    return Runs(tuple(feeds), held, counts)
+    return Runs(tuple(feeds), held, counts, tuple(probes[:PROBED]), tuple(kept_apart))
 
 
 def _windows(tokens: Tokens, texts: Sequence[str], length: int) -> Iterator[tuple[int, ...]]:
@@ -138,6 +148,7 @@ def _texts(bundle: Bundle, data: Mapping[str, Examples], rows: int) -> Runs:
     encoders = PerText(lambda own: TextEncoder(bundle, own))
     everything = [text for each in data.values() for text in inputs_of(each)]
     feeds: list[Mapping[str, np.ndarray]] = []
+    kept_apart: list[Mapping[str, np.ndarray]] = []
     counts: dict[str, int] = {}
     for name in (None, *bundle.manifest.adapters):
         own = data.get(name or "*", data.get("*"))
@@ -145,6 +156,10 @@ def _texts(bundle: Bundle, data: Mapping[str, Examples], rows: int) -> Runs:
         chosen = [texts[i] for i in evenly(len(texts), rows)]
         tensors = _slot_tensors(bundle, name)
         encoder = encoders.get(bundle.text_of(name))
-        feeds += [{**encoder.encode([text]), **tensors} for text in chosen]
-        counts[name or "*"] = len(chosen)
-    return Runs(tuple(feeds), {}, counts)
+        made = [{**encoder.encode([text]), **tensors} for text in chosen]
+        kept_apart += made[HELD_OUT - 1 :: HELD_OUT]
+        feeds += [each for place, each in enumerate(made) if (place + 1) % HELD_OUT]
+        counts[name or "*"] = len(made) - len(made) // HELD_OUT
+    apart = kept_apart or feeds
+    probes = [apart[i] for i in evenly(len(apart), PROBED_TEXTS)]
+    return Runs(tuple(feeds), {}, counts, tuple(probes), tuple(apart))
