@@ -27,7 +27,8 @@ PROBED, PROBED_TEXTS = 3, 32
 #: Where an adapter has no texts of its own, it runs at most so many windows of those for all.
 SHARED = 4
 
-_SHIPPED = Path(__file__).parents[1] / "quantize" / "calibration.txt"
+#: A text of many kinds that was written for this purpose.
+SHIPPED = Path(__file__).parents[1] / "quantize" / "calibration.txt"
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,6 @@ def can_calibrate(bundle: Bundle, data: Mapping[str, Examples]) -> str:
     manifest = bundle.manifest
     if "tokenizer.json" not in manifest.files:
         return "it has no tokenizer.json, so no text can be run"
-    if manifest.variants["fp32"].decoder_file is not None:
-        return "it has an encoder and a decoder, which are rounded to nearest so far"
     if manifest.writes:
         return ""
     return "" if data else f"it is for {manifest.task}, and no texts are given: --data NAME=FILE"
@@ -76,7 +75,7 @@ def calibration_runs(bundle: Bundle, data: Mapping[str, Examples], *, rows: int)
 def _language(bundle: Bundle, data: Mapping[str, Examples], rows: int) -> Runs:
     manifest = bundle.manifest
     length = min(WINDOW, manifest.max_length or WINDOW)
-    everything = [text for each in data.values() for text in each.texts] or [_SHIPPED.read_text(encoding="utf-8")]
+    everything = [text for each in data.values() for text in each.texts] or [SHIPPED.read_text(encoding="utf-8")]
     feeds: list[Mapping[str, np.ndarray]] = []
     held: dict[str | None, tuple[tuple[int, ...], ...]] = {}
     counts: dict[str, int] = {}
@@ -98,7 +97,7 @@ def _language(bundle: Bundle, data: Mapping[str, Examples], rows: int) -> Runs:
         share = TOKENS if not adapters else TOKENS // 2 if name is None else TOKENS // (2 * len(adapters))
         most = max(1, share // length)
         used = [used[i] for i in evenly(len(used), min(most, SHARED) if name is not None and own is None else most)]
-        tensors = _slot_tensors(bundle, name)
+        tensors = slot_tensors(bundle, name)
         feeds += [{**feeds_of(bundle, window), **tensors} for window in used]
         probes.append({**feeds_of(bundle, apart[0]), **tensors})
         kept_apart += [{**feeds_of(bundle, window), **tensors} for window in apart[1:SHARED] or apart]
@@ -136,7 +135,8 @@ def feeds_of(bundle: Bundle, window: Sequence[int]) -> dict[str, np.ndarray]:
     return feeds
 
 
-def _slot_tensors(bundle: Bundle, name: str | None) -> dict[str, np.ndarray]:
+def slot_tensors(bundle: Bundle, name: str | None) -> dict[str, np.ndarray]:
+    """An adapter's tensors by slot; none for the base."""
     if name is None:
         return {}
     slots = bundle.manifest.slots.tensors()
@@ -154,7 +154,7 @@ def _texts(bundle: Bundle, data: Mapping[str, Examples], rows: int) -> Runs:
         own = data.get(name or "*", data.get("*"))
         texts = inputs_of(own) if own is not None else everything
         chosen = [texts[i] for i in evenly(len(texts), rows)]
-        tensors = _slot_tensors(bundle, name)
+        tensors = slot_tensors(bundle, name)
         encoder = encoders.get(bundle.text_of(name))
         made = [{**encoder.encode([text]), **tensors} for text in chosen]
         kept_apart += made[HELD_OUT - 1 :: HELD_OUT]

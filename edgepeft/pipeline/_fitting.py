@@ -62,6 +62,11 @@ def choose_fitting(
             "--heal, --head-bits, --budget-mb, --bits and --max-kld go with --method gptq; "
             f"{rule.variant} is made by {chosen or 'a way of its own'} here"
         )
+    if goal and bundle.manifest.variants["fp32"].decoder_file is not None:
+        raise InputError(
+            f"{bundle.path} has an encoder and a decoder: bits are chosen for a goal in models of one graph. Leave "
+            "--budget-mb, --bits and --max-kld out"
+        )
     if goal and head_bits:
         raise InputError("--head-bits is chosen by what the head is worth where a size or a divergence is given")
     if heal < 0 or head_bits not in {None, 4, 8}:

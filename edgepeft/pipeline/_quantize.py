@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,7 +10,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from .. import runtime as runtimes
-from ..bundle import LOCK_TIMEOUT, Bundle, Manifest, SlotTable, Variant, read_bundle, scratch
+from ..bundle import LOCK_TIMEOUT, Bundle, Manifest, Variant, read_bundle, scratch
 from ..bundle.transaction import left_as_it_was
 from ..data import Examples
 from ..errors import BundleError, InputError
@@ -20,12 +20,14 @@ from ..quantize.merge_error import NOTABLE
 from ..quantize.recipes import Recipe
 from ..runtime.sessions import open_session
 from ._calibrate import ROWS, check_texts, measure_ranges, measured_without
-from ._calibration_runs import calibration_runs
+from ._calibration_crossed import CrossedRuns, crossed_runs
+from ._calibration_runs import Runs, calibration_runs
 from ._edit import Edit, copy_files, edit
 from ._fitting import Fitting, choose_fitting
 from ._manifest import require_onnx
 from ._mixed_bits import Front, Goal, make_mixed
-from ._quality import Quality, measure_quality
+from ._quality import Quality
+from ._quality_crossed import quality_of
 from ._web_graph import add_input_style
 
 Announce = Callable[[str], None]
@@ -129,10 +131,9 @@ def quantize(
             _put(change, folder, variant, made, announce)
     result = change.after
     quality: tuple[Quality, ...] = ()
-    if measure and made.held_out:
+    if measure and made.runs is not None and result.manifest.writes:
         announce("comparing with fp32 on texts kept apart")
-        there = {name: each for name, each in made.held_out.items() if name is None or name in result.manifest.adapters}
-        quality = measure_quality(result.path, variant, there)
+        quality = quality_of(result, variant, made.runs)
     return QuantizedBundle(
         bundle=result,
         variant=variant,
@@ -170,12 +171,12 @@ def _graphs(variant: Variant) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class _Made:
-    """A variant that a recipe made, its entry, what was quantized, and the texts that each adapter ran."""
+    """A variant that a recipe made: its entry, what was quantized, how many texts each adapter ran, and those of a fitted one."""
 
     entry: Variant
     counted: Quantized
     texts: Mapping[str, int]
-    held_out: Mapping[str | None, Sequence[Sequence[int]]]
+    runs: Runs | None
     front: Front | None = None
 
 
@@ -187,31 +188,20 @@ def _make(
     apply, summary = rule.apply, fitting.summary(rule)
     if fitting.method == "mse" and rule.searched is not None:
         apply = rule.searched
+    ways: dict[str, Callable[..., Front | None]] = dict.fromkeys(_graphs(whole), apply)
     texts: Mapping[str, int] = {}
-    held_out: Mapping[str | None, Sequence[Sequence[int]]] = {}
-    fronts: list[Front] = []
+    runs: Runs | None = None
     if rule.calibrated:
         ranges, texts = measure_ranges(copy, data, rows=rows, announce=announce)
-        apply = partial(rule.apply, ranges=ranges)
-    elif fitting.method == "gptq" and rule.fitted is not None:
-        runs = calibration_runs(copy, data, rows=rows)
-        texts, held_out = runs.counts, runs.held_out
-        source = "the given texts" if data else "the text that ships with edgepeft"
-        each = ", ".join(f"{count} of {'the base' if name == '*' else name}" for name, count in texts.items())
-        announce(f"calibrating on {source}: runs {each}")
-        apply = partial(
-            rule.fitted, batches=runs.feeds, open_session=open_session, heal=fitting.heal, head_bits=fitting.head_bits
-        )
-        if fitting.goal is not None:
-            mixed = partial(make_mixed, runs=runs, goal=fitting.goal, heal=fitting.heal, announce=announce)
-
-            def apply(source: Path, target: Path, slots: SlotTable) -> None:
-                fronts.append(mixed(source, target, slots))
-
+        ways = dict.fromkeys(ways, partial(rule.apply, ranges=ranges))
+    elif fitting.method == "gptq":
+        runs = _runs(copy, data, rows, announce)
+        texts = runs.counts
+        ways = {field: _fit(rule, fitting, runs, field, announce) for field in ways}
     announce(f"quantizing to {rule.variant}: {summary}")
     made = {field: rule.graph_file(file) for field, file in _graphs(whole).items()}
-    for field, file in _graphs(whole).items():
-        apply(folder / file, folder / made[field], slots)
+    found = [ways[field](folder / file, folder / made[field], slots) for field, file in _graphs(whole).items()]
+    fronts = [front for front in found if front is not None]
     graphs = [ir.load(folder / file) for file in made.values()]
     counted = total(count_quantized(graph, slots) for graph in graphs)
     if counted.quantized == 0:
@@ -230,7 +220,28 @@ def _make(
         recipe=fitting.summary(rule, *fronts),
         quantized_share=round(counted.share, 6),
     )
-    return _Made(entry, counted, texts, held_out, *fronts)
+    return _Made(entry, counted, texts, runs, *fronts)
+
+
+def _runs(copy: Bundle, data: Mapping[str, Examples], rows: int, announce: Announce) -> Runs:
+    """What calibrates the bundle, told."""
+    crossed = copy.manifest.variants["fp32"].decoder_file is not None
+    runs = (crossed_runs if crossed else calibration_runs)(copy, data, rows=rows)
+    source = "the given texts" if data else "the text that ships with edgepeft"
+    each = ", ".join(f"{count} of {'the base' if name == '*' else name}" for name, count in runs.counts.items())
+    announce(f"calibrating on {source}: runs {each}")
+    return runs
+
+
+def _fit(rule: Recipe, fitting: Fitting, runs: Runs, field: str, announce: Announce) -> Callable[..., Front | None]:
+    """What writes one graph of a variant by GPTQ."""
+    assert rule.fitted is not None
+    if fitting.goal is not None:
+        return partial(make_mixed, runs=runs, goal=fitting.goal, heal=fitting.heal, announce=announce)
+    feeds = runs.decoder if isinstance(runs, CrossedRuns) and field == "decoder_file" else runs.feeds
+    return partial(
+        rule.fitted, batches=feeds, open_session=open_session, heal=fitting.heal, head_bits=fitting.head_bits
+    )
 
 
 def _check_same(change: Edit, copy: Bundle, variant: str, made: _Made, announce: Announce) -> None:
