@@ -22,8 +22,8 @@ from ._calibrate import check_texts, inputs_of
 WINDOW, TOKENS = 256, 8192
 #: One window of so many is kept apart: what was fitted is judged by it.
 HELD_OUT = 5
-#: Language models and encoders: how many runs compare matrices.
-PROBED, PROBED_TEXTS = 3, 32
+#: How many runs compare matrices, and tokens of each, for language models; texts for encoders. Every matrix takes all of them.
+PROBED, PROBED_TOKENS, PROBED_TEXTS = 3, 128, 32
 #: Where an adapter has no texts of its own, it runs at most so many windows of those for all.
 SHARED = 4
 
@@ -99,7 +99,7 @@ def _language(bundle: Bundle, data: Mapping[str, Examples], rows: int) -> Runs:
         used = [used[i] for i in evenly(len(used), min(most, SHARED) if name is not None and own is None else most)]
         tensors = slot_tensors(bundle, name)
         feeds += [{**feeds_of(bundle, window), **tensors} for window in used]
-        probes.append({**feeds_of(bundle, apart[0]), **tensors})
+        probes.append({**feeds_of(bundle, apart[0][:PROBED_TOKENS]), **tensors})
         kept_apart += [{**feeds_of(bundle, window), **tensors} for window in apart[1:SHARED] or apart]
         held[name] = tuple(apart[:SHARED])
         counts[name or "*"] = len(used)
