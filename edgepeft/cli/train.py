@@ -15,7 +15,7 @@ from ..errors import InputError
 from .guarded import guarded
 from .options import PATH, json_option, label_option, pair_option, text_option
 from .show import print_json, warn
-from .train_compare import compared
+from .train_compare import compared, with_chosen_ranks
 
 if TYPE_CHECKING:
     from ..train import TrainedAdapter, TrainedLanguageAdapter
@@ -101,6 +101,25 @@ if TYPE_CHECKING:
         show_default="attention projections; all-linear for generation",
         help="Comma-separated module names, or all-linear.",
     ),
+    option(
+        "--modules",
+        type=click.Choice(["auto"]),
+        help="auto: ranks where a few batches say that they are worth most (classification), against uniform ranks of as many "
+        "bytes; the better is written.",
+    ),
+    option(
+        "--rank-budget-mb",
+        type=float,
+        metavar="MB",
+        show_default="what --rank at --target-modules takes",
+        help="What the matrices of --modules auto may take on disk.",
+    ),
+    option(
+        "--sensitivity",
+        type=click.Choice(["gradient", "fisher", "taylor", "eva"]),
+        default="gradient",
+        help="How --modules auto tells what a layer is worth.",
+    ),
     option("--dora", is_flag=True, help="DoRA: train the magnitude too."),
     option("--rslora", is_flag=True, help="Scale by alpha / sqrt(rank)."),
 )
@@ -160,6 +179,9 @@ def train(
     data: str,
     out: Path | None,
     compare: str | None,
+    modules: str | None,
+    rank_budget_mb: float | None,
+    sensitivity: str,
     peft: tuple[str, ...],
     task: str | None,
     text: str,
@@ -219,6 +241,14 @@ def train(
         compared(model, data, compare, out, as_json, text=text, label=label, **options)
         return
     assert out is not None  # checked above
+    if modules is None and rank_budget_mb is not None:
+        raise InputError("--rank-budget-mb is the budget of --modules auto")
+    if modules is not None:
+        if generation:
+            raise InputError("--modules auto is for classification; --target-modules names modules of language models")
+        options |= {"budget_mb": rank_budget_mb, "measure": sensitivity, "text": text, "label": label}
+        with_chosen_ranks(model, data, out, as_json, **options)
+        return
     if generation:
         _say_language(train_language_adapter(model, data, out, **asdict(columns), **options), as_json)
     else:

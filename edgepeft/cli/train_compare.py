@@ -42,6 +42,49 @@ def compared(model: str, data: str, methods: str, out: Path | None, as_json: boo
         sys.exit(1)
 
 
+def with_chosen_ranks(model: str, data: str, out: Path, as_json: bool, **options: Any) -> None:
+    """Train with ranks where a map says, and print the map; ends with 1 where the adapter is worse than the base."""
+    from ..train.choose_ranks import train_with_chosen_ranks
+
+    _without(options, "--modules auto", "peft")
+    with steps() as announce:
+        found = train_with_chosen_ranks(model, data, out, announce=announce, **options)
+    for warning in found.adapter.warnings:
+        warn(warning)
+    if as_json:
+        print_json(found.as_dict())
+    else:
+        header, *rows = found.map
+        table("What layers are worth for their bytes (darker: more), and the ranks that they get", header, rows)
+        table(
+            f"Chosen against uniform ranks, {found.budget_mb:.2f} MB each",
+            ("ranks", f"{found.metric} [95 %]", "change [95 %]"),
+            [
+                (
+                    f"uniform r={found.uniform_rank} at {', '.join(found.uniform_targets[:4])}",
+                    spread(found.uniform),
+                    None,
+                ),
+                (f"chosen, {len(found.ranks)} layers", spread(found.chosen), spread(found.change, "+")),
+            ],
+        )
+        more = found.change.lower > 0 or found.change.upper < 0
+        noise = "" if more else "; the difference lies within the noise, so the score decided and then the loss"
+        click.echo(f"{found.adapter.folder}: {found.kept} ranks kept{noise}")
+    if found.adapter.verdict == "worse":
+        sys.exit(1)
+
+
+def _without(options: dict[str, Any], why: str, *names: str) -> None:
+    """Take out what is for one method alone, and refuse it where it was given."""
+    if options.pop("method", "lora") != "lora" or options.pop("ship", None) is not None:
+        raise InputError(f"{why} says itself what is trained: leave out --method and --ship")
+    for name in names:
+        if options.pop(name, None):
+            raise InputError(f"--{name.removeprefix('use_')} does not go with {why}")
+    options.pop("progress", None)
+
+
 def spread(interval: Interval | None, sign: str = "") -> str | None:
     """An interval as tables show it."""
     if interval is None:
