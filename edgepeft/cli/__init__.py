@@ -34,6 +34,7 @@ from .run import run
 from .show import print_json
 from .targets import targets
 from .train import train
+from .tune import tune
 from .validate import validate
 from .verbosity import accept_behind, verbosity_options
 from .web import web
@@ -71,7 +72,7 @@ def _told(as_json: bool) -> Iterator[None]:
     cls=_Main,
     sections=[
         Section("Start here", [demo, doctor]),
-        Section("Make and change", [build, train, export, add, relabel, rename, remove, blend, quantize]),
+        Section("Make and change", [build, train, tune, export, add, relabel, rename, remove, blend, quantize]),
         Section("Use", [run, inspect, diff, web, push, pull, cache]),
         Section("Measure and judge", [validate, bench, check, report, targets]),
     ],

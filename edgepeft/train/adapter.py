@@ -183,14 +183,26 @@ def train_adapter(
 
 
 def finish(
-    bench: Workbench, adapted: Any, course: Course, out: Path, arguments: dict[str, Any], seconds: float
+    bench: Workbench,
+    adapted: Any,
+    course: Course,
+    out: Path,
+    arguments: dict[str, Any],
+    seconds: float,
+    extra: Mapping[str, Any] | None = None,
+    judged: Sequence[str] | None = None,
 ) -> TrainedAdapter:
-    """Judge a training run and write its adapter; ``arguments`` go into the record."""
+    """Judge a training run and write its adapter; ``arguments`` and ``extra`` go into the record.
+
+    ``judged`` are the labels of the rows that the course was judged on, where those are not the validation rows.
+    """
     gain = paired_gain(course.row_before, course.row_after, bench.problem.row_metric)
-    said = [*bench.split.warnings, course.stopped, gain_warning(gain, len(bench.held))]
+    said = [*bench.split.warnings, course.stopped, gain_warning(gain, len(course.row_after))]
     if bench.problem.kind == "single_label_classification":
         said.append(
-            majority_warning(course.row_after, bench.split.train.labels or (), bench.split.validation.labels or ())
+            majority_warning(
+                course.row_after, bench.split.train.labels or (), judged or bench.split.validation.labels or ()
+            )
         )
     result = TrainedAdapter(
         folder=out,
@@ -204,7 +216,7 @@ def finish(
         epochs=len(course.train_loss),
         best_epoch=course.best_epoch,
         train_rows=len(bench.rows),
-        validation_rows=len(bench.held),
+        validation_rows=len(course.row_after),
         truncated_rows=bench.cut,
         trainable_parameters=trainable(adapted),
         total_parameters=bench.base.parameters,
@@ -215,7 +227,7 @@ def finish(
         threads=course.threads,
         cached_layers=course.cached_layers,
     )
-    write_checkpoint(adapted, out, _record(result, course, arguments))
+    write_checkpoint(adapted, out, {**_record(result, course, arguments), **(extra or {})})
     return result
 
 

@@ -36,7 +36,7 @@ def check_arguments(out: Path | None, arguments: Mapping[str, Any], positive: tu
         value = arguments[name]
         if value is not None and not value > 0:
             raise InputError(f"{name} must be greater than 0, found {value}")
-    if not 0 <= arguments["dropout"] < 1:
+    if not 0 <= arguments.get("dropout", 0.0) < 1:
         raise InputError(f"dropout must lie between 0 and 1, found {arguments['dropout']}")
     if (
         out is not None

@@ -227,3 +227,35 @@ def _from_dataset(
             raise DataError(f"data set {source}, row {number}: {text!r} must be a string, found {type(value).__name__}")
     pairs = tuple(str(value) for value in rows[pair]) if pair is not None else None
     return Examples(texts, tuple(labels), pairs, source), tuple(names) if names else None
+
+
+def load_rows(
+    data: str | Path | Examples, validation: str | Path | Examples | None, *, text: str, label: str, pair: str | None
+) -> Split:
+    """Read ``data`` whole, for a search that judges out of fold; ``validation`` only where it is given, else no rows.
+
+    Raises :class:`DataError` for data of one class, a label of fewer than four rows, or one seen only in validation.
+    """
+    names: tuple[str, ...] | None = None
+    if isinstance(data, Examples):
+        rows = data
+    else:
+        rows, _, names = _read(data, text=text, label=label, pair=pair)
+    held = rows.select([])
+    if validation is not None:
+        held = (
+            validation
+            if isinstance(validation, Examples)
+            else _read(validation, text=text, label=label, pair=pair, split="validation")[0]
+        )
+    if rows.labels is None or held.labels is None:
+        raise DataError(f"{rows.source or 'the given examples'}: rows without labels cannot be trained on")
+    train, leaked = without_leaks(rows, held)
+    counts = Counter(_labels(train))
+    if len(counts) > 1 and (few := sorted(name for name, count in counts.items() if count < 2 * MIN_VALIDATION_ROWS)):
+        raise DataError(
+            f"{rows.source or 'the given examples'}: label(s) {few} have fewer than {2 * MIN_VALIDATION_ROWS} rows, too few to "
+            "train on some and judge on others; add rows of them"
+        )
+    labels = _check_labels(train, held if len(held) else train, names)
+    return Split(train, held, Problem("single_label_classification", labels), _warnings(train, leaked))

@@ -45,6 +45,7 @@ class Run:
         seed: Of the order of rows.
         threads: PyTorch's threads; ``None`` for as many as turn out fastest.
         rate_at: The learning rate at a step (from 0), relative to ``learning_rate``, in place of the usual course.
+        loss_of: The loss of a batch, in place of the model's own.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class Run:
         seed: int,
         threads: int | None = None,
         rate_at: Callable[[int], float] | None = None,
+        loss_of: Callable[[Run, Sequence[Row]], torch.Tensor] | None = None,
     ) -> None:
         import torch
 
@@ -72,6 +74,7 @@ class Run:
         self.losses: list[float] = []
         self._collate = Collator(tokenizer, self.device)
         self._optimizer = torch.optim.AdamW(self.trained, lr=learning_rate, weight_decay=0.0)
+        self._loss_of = loss_of
         self._rate_at = rate_at or self._usual_rate
         self._generator = np.random.default_rng(seed)
         self._epoch: list[list[Row]] = []
@@ -146,11 +149,15 @@ class Run:
         return mine
 
     def _loss(self, rows: Sequence[Row]) -> torch.Tensor:
+        return self._loss_of(self, rows) if self._loss_of is not None else self.forward(rows).loss
+
+    def forward(self, rows: Sequence[Row]) -> Any:
+        """The model's output for one batch of ``rows``, from their kept states where there are any."""
         batch = self._collate(rows)
         if self._cache is None:
-            return self.model(**batch).loss
+            return self.model(**batch)
         with self._cache.feeding(rows, batch):
-            return self.model(**batch).loss
+            return self.model(**batch)
 
     def evaluate(self, rows: Sequence[Row]) -> tuple[npt.NDArray[np.float32], float]:
         """Logits ``[rows, labels]`` in the order of ``rows``, and the mean loss."""
@@ -162,12 +169,7 @@ class Run:
         self.model.eval()
         with torch.no_grad():
             for places, part in sorted_batches(rows, max(_LEAST_EVALUATION_BATCH, self.batch_size)):
-                batch = self._collate(part)
-                if self._cache is None:
-                    output = self.model(**batch)
-                else:
-                    with self._cache.feeding(part, batch):
-                        output = self.model(**batch)
+                output = self.forward(part)
                 total += float(output.loss) * len(part)
                 for place, logits in zip(places, output.logits.float().cpu().numpy(), strict=True):
                     found[place] = logits

@@ -69,6 +69,8 @@ def open_workbench(model: str | Path, split: Split, max_length: int | None) -> W
 
 def encode(tokenizer: HubTokenizer, rows: Examples, problem: Problem, max_length: int) -> tuple[list[Row], int]:
     """The rows as tokens, and how many rows were cut to ``max_length`` tokens."""
+    if not len(rows):  # tokenizers take no empty list
+        return [], 0
     inputs = (list(rows.texts),) if rows.pairs is None else (list(rows.texts), list(rows.pairs))
     whole = tokenizer(*inputs, truncation=False, verbose=False)["input_ids"]
     encoded = tokenizer(*inputs, truncation=True, max_length=max_length)

@@ -1,0 +1,114 @@
+"""``edgepeft tune``: find a good adapter."""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import cloup
+from cloup import option, option_group
+
+from ..errors import InputError
+from .guarded import guarded
+from .options import PATH, json_option, label_option, pair_option, text_option
+from .show import print_json, steps, table, warn
+from .train_compare import spread
+
+if TYPE_CHECKING:
+    from ..train.tune import Tuning
+
+
+@cloup.command()
+@option_group(
+    "What",
+    option("--model", required=True, metavar="MODEL", help="The base: a folder or a Hugging Face id."),
+    option("--out", type=PATH, required=True, help="The adapter folder to write; an old adapter there is replaced."),
+    option("--budget", default="10min", metavar="TIME", help="Time for the search, such as 90s, 10min or 1h."),
+)
+@option_group(
+    "Data",
+    option("--data", required=True, metavar="FILE", help="Labelled rows, as for train; all are used."),
+    option("--validation", metavar="FILE", help="Rows that only the finished adapter is measured on."),
+    text_option,
+    label_option,
+    pair_option,
+)
+@option_group(
+    "Training",
+    option("--batch-size", default=16, metavar="N", help="Rows in a step."),
+    option(
+        "--max-length",
+        type=int,
+        metavar="N",
+        show_default="128, or the model's limit",
+        help="Tokens a row is cut to.",
+    ),
+    option("--seed", default=0, metavar="N", help="Seed of folds, initial weights and orders."),
+    option(
+        "--threads", type=int, metavar="N", show_default="the fastest, timed on the steps", help="PyTorch's threads."
+    ),
+)
+@json_option
+@guarded
+def tune(model: str, out: Path, budget: str, data: str, text: str, label: str, as_json: bool, **given: Any) -> None:
+    """Find a good adapter for labelled rows, within a time.
+
+    A head on frozen features first, then the learning rate (a range test, and rates around it), where LoRA goes, its rank, and
+    other methods last; each judged out of fold. Ends with the adapter, trained on all rows, and a table of what was tried. Exit
+    code 1: the adapter is worse than the base.
+    """
+    seconds = parse_seconds(budget)
+    from ..train.tune import tune as find
+
+    with steps() as announce:
+        found = find(model, data, out, budget_s=seconds, text=text, label=label, announce=announce, **given)
+    for warning in found.warnings:
+        warn(warning)
+    if as_json:
+        print_json(asdict(found))
+    else:
+        _show(found)
+    if found.adapter.verdict == "worse":
+        sys.exit(1)
+
+
+def parse_seconds(value: str) -> float:
+    """A time as people write it.
+
+    Example:
+        >>> parse_seconds("10min")
+        600.0
+    """
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|sec|m|min|h)?\s*", value.lower())
+    if found is None or not float(found.group(1)):
+        raise InputError(f"--budget {value!r}: expected a time such as 90s, 10min or 1h")
+    return float(found.group(1)) * {"m": 60, "min": 60, "h": 3600}.get(found.group(2) or "s", 1)
+
+
+def _show(found: Tuning) -> None:
+    table(
+        f"What was tried, on {found.judged_rows} rows judged out of fold ({found.folds} trainings each)",
+        ("stage", "what", "steps", "accuracy [95 %]", "against the chosen [95 %]", "loss", "s"),
+        [
+            (
+                row.stage,
+                row.what,
+                str(row.steps),
+                spread(row.accuracy),
+                "chosen" if row.change is None else spread(row.change, "+"),
+                f"{row.loss:.3f}",
+                f"{row.seconds:.0f}",
+            )
+            for row in found.tried
+        ],
+    )
+    click.echo(f"{found.adapter.folder}: {found.chosen}")
+    click.echo(f"why: {found.why}")
+    if found.left:
+        click.echo(f"not tried within the budget: {'; '.join(found.left)}")
+    else:
+        click.echo("a bigger budget would try nothing else; more rows would narrow the intervals")

@@ -1,0 +1,131 @@
+"""A classifier's head fitted outright: logistic regression on the features that enter it, and features taught by contrast first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import InputError, MissingExtraError
+from .batches import Row, sorted_batches
+
+if TYPE_CHECKING:
+    import torch
+
+    from .steps import Run
+
+#: Cosines are divided by this before they are compared (Khosla et al. 2020 use 0.07 to 0.1).
+_TEMPERATURE = 0.1
+_EVALUATION_BATCH = 32
+
+
+def head_of(model: Any, labels: int) -> Any:
+    """The trained linear layer that gives the logits of ``labels`` labels.
+
+    Raises:
+        InputError: There is none: the head ends otherwise.
+    """
+    from torch import nn
+
+    found = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.Linear) and module.out_features == labels and module.weight.requires_grad
+    ]
+    if not found:
+        raise InputError(
+            "the model's head does not end with a linear layer that is trained, so none can be fitted to features"
+        )
+    return found[-1]
+
+
+def features(run: Run, rows: Sequence[Row], head: Any) -> npt.NDArray[np.float32]:
+    """What enters ``head`` ``[rows, hidden]``, in the order of ``rows``."""
+    import torch
+
+    found: list[Any] = [None] * len(rows)
+    run.model.eval()
+    with torch.no_grad():
+        for places, part in sorted_batches(rows, _EVALUATION_BATCH):
+            states = entering(run, part, head)
+            for place, state in zip(places, states.float().cpu().numpy(), strict=True):
+                found[place] = state
+    return np.stack(found)
+
+
+def entering(run: Run, rows: Sequence[Row], head: Any) -> torch.Tensor:
+    """What enters ``head`` for one batch of ``rows`` ``[rows, hidden]``, with its graph where gradients are on.
+
+    Raises:
+        InputError: It is computed at every token (decoders that classify).
+    """
+    states: list[Any] = []
+    handle = head.register_forward_pre_hook(lambda _, inputs: states.append(inputs[0]))
+    try:
+        run.forward(rows)
+    finally:
+        handle.remove()
+    if states[-1].dim() != 2:
+        raise InputError(
+            "this model's head is computed at every token; a head on frozen features needs one vector a text"
+        )
+    return states[-1]
+
+
+def fit_head(run: Run, rows: Sequence[Row], labels: int, inverse_strength: float, seed: int) -> None:
+    """Put the solution of logistic regression on the frozen features of ``rows`` into the head.
+
+    Args:
+        run: The model; its head is changed in place.
+        rows: Training rows; targets are label ids.
+        labels: How many labels there are.
+        inverse_strength: scikit-learn's ``C``: the larger, the weaker the L2 penalty. Features are standardized for the fit.
+        seed: Of the solver.
+
+    Raises:
+        MissingExtraError: scikit-learn is not installed.
+    """
+    try:
+        from sklearn.linear_model import LogisticRegression
+    except ImportError as error:
+        raise MissingExtraError(
+            "a head on frozen features needs scikit-learn: pip install 'edgepeft[metrics]'"
+        ) from error
+    import torch
+
+    head = head_of(run.model, labels)
+    found = features(run, rows, head).astype(np.float64)
+    centre, spread = found.mean(axis=0), found.std(axis=0) + 1e-6
+    solver = LogisticRegression(C=inverse_strength, max_iter=1000, random_state=seed)
+    solver.fit((found - centre) / spread, [row.target for row in rows])
+    weight, bias = solver.coef_, solver.intercept_
+    if len(weight) == 1:  # two labels: one row of coefficients, for the second
+        weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
+    full = np.zeros((labels, found.shape[1])), np.full(labels, -20.0)
+    full[0][solver.classes_], full[1][solver.classes_] = weight / spread, bias - (weight / spread) @ centre
+    with torch.no_grad():
+        head.weight.copy_(torch.from_numpy(full[0]))
+        if head.bias is not None:
+            head.bias.copy_(torch.from_numpy(full[1]))
+
+
+def contrastive_loss(states: torch.Tensor, targets: Sequence[int]) -> torch.Tensor:
+    """The supervised contrastive loss of a batch (Khosla et al. 2020, equation 2): texts of one label together, others apart.
+
+    Args:
+        states: Features ``[rows, hidden]``.
+        targets: Label ids ``[rows]``; at least one label must occur twice.
+    """
+    import torch
+
+    unit = torch.nn.functional.normalize(states, dim=-1)
+    labels = torch.as_tensor(targets, device=states.device)
+    itself = torch.eye(len(labels), dtype=torch.bool, device=states.device)
+    scores = (unit @ unit.T / _TEMPERATURE).masked_fill(itself, float("-inf"))
+    log_share = scores - torch.logsumexp(scores, dim=1, keepdim=True)
+    same = (labels[:, None] == labels[None, :]) & ~itself
+    having = same.any(dim=1)
+    kept = log_share.masked_fill(~same, 0.0).sum(dim=1)[having] / same.sum(dim=1)[having]
+    return -kept.mean()

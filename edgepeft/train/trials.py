@@ -1,0 +1,205 @@
+"""Trials of a search: settings trained and judged out of fold, on the same folds for all."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from ..metrics.intervals import Interval, percentile_interval, resampled_rows
+from .frozen_features import contrastive_loss, entering, fit_head, head_of
+from .methods import Settings
+from .steps import NotFiniteLossError, Run
+
+if TYPE_CHECKING:
+    from .batches import Row
+    from .workbench import Workbench
+
+#: ``fine-tune``: gradient steps over adapter and head. ``features``: logistic regression on frozen features. ``contrast``: the
+#: adapter is taught by contrast first, and logistic regression then fits the head.
+Kind = Literal["fine-tune", "features", "contrast"]
+
+#: Rows to judge on that are enough: beyond, one split of the data is as good as several.
+_ENOUGH_ROWS = 200
+_MOST_FOLDS = 4
+_HELD_SHARE = 0.2
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What a trial trains. ``strength`` is the C of logistic regression, where there is one."""
+
+    settings: Settings
+    kind: Kind = "fine-tune"
+    strength: float = 1.0
+
+    def describe(self) -> str:
+        """In a few words."""
+        if self.kind == "features":
+            return f"head on frozen features, C={self.strength:g}"
+        if self.kind == "contrast":
+            return f"contrast, then head: {self.settings.describe()}, C={self.strength:g}"
+        return self.settings.describe()
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A candidate, judged: for each judged row the share of its judgements that were right, and its mean loss in nats."""
+
+    candidate: Candidate
+    stage: str
+    steps: int
+    right: npt.NDArray[np.float64]
+    loss: npt.NDArray[np.float64]
+    seconds: float
+
+    @property
+    def accuracy(self) -> float:
+        """The mean over rows."""
+        return float(self.right.mean())
+
+    @property
+    def key(self) -> tuple[float, float]:
+        """By accuracy; where that is equal by loss."""
+        return self.accuracy, -float(self.loss.mean())
+
+    @property
+    def interval(self) -> Interval:
+        """Accuracy with its 95 % interval, by the bootstrap over rows."""
+        return bootstrap(self.right)
+
+    def minus(self, other: Trial) -> Interval:
+        """The accuracy of this trial minus that of ``other``, on the same rows, with its 95 % interval."""
+        return bootstrap(self.right - other.right)
+
+
+def bootstrap(values: npt.NDArray[np.float64]) -> Interval:
+    """The mean of ``values`` ``[rows]`` and its 95 % percentile interval."""
+    draws = np.array([values[rows].mean() for rows in resampled_rows(len(values))])
+    return percentile_interval(float(values.mean()), draws)
+
+
+def make_folds(targets: Sequence[Any], seed: int) -> list[tuple[list[int], list[int]]]:
+    """Places to train and to judge on: one split for large data, repeated stratified cross-validation for small.
+
+    Folds are as many as the rarest label allows, four at most, and are drawn anew until 200 judgements are made, or five times.
+    Each label is on both sides of every fold.
+    """
+    generator = np.random.default_rng(seed)
+    places: dict[Any, list[int]] = defaultdict(list)
+    for place, target in enumerate(targets):
+        places[target].append(place)
+    least = min(len(mine) for mine in places.values())
+    if _HELD_SHARE * len(targets) >= _ENOUGH_ROWS / 2 and _HELD_SHARE * least >= 2:
+        held = sorted(
+            place for mine in places.values() for place in generator.permutation(mine)[: round(_HELD_SHARE * len(mine))]
+        )
+        return [_sides(len(targets), held)]
+    count = min(_MOST_FOLDS, least)
+    repeats = min(5, -(-_ENOUGH_ROWS // len(targets)))
+    folds = []
+    for _ in range(repeats):
+        parts: list[list[int]] = [[] for _ in range(count)]
+        for mine in places.values():
+            for turn, place in enumerate(generator.permutation(mine)):
+                parts[turn % count].append(int(place))
+        folds += [_sides(len(targets), sorted(part)) for part in parts]
+    return folds
+
+
+def _sides(rows: int, held: list[int]) -> tuple[list[int], list[int]]:
+    apart = set(held)
+    return [place for place in range(rows) if place not in apart], [int(place) for place in held]
+
+
+def run_trial(
+    bench: Workbench,
+    candidate: Candidate,
+    folds: Sequence[tuple[list[int], list[int]]],
+    *,
+    stage: str,
+    steps: int,
+    batch_size: int,
+    seed: int,
+    threads: int | None,
+) -> Trial:
+    """Train ``candidate`` on every fold and judge it on the fold's other rows."""
+    start = time.perf_counter()
+    right: dict[int, list[float]] = defaultdict(list)
+    loss: dict[int, list[float]] = defaultdict(list)
+    for number, (train, held) in enumerate(folds):
+        rows = [bench.rows[place] for place in train]
+        try:
+            run = trained(bench, candidate, rows, steps, batch_size, seed + number, threads)
+        except NotFiniteLossError:  # a candidate like any other, and the worst
+            for place in held:
+                right[place].append(0.0)
+                loss[place].append(float("inf"))
+            continue
+        judged = [bench.rows[place] for place in held]
+        with run:
+            logits, _ = run.evaluate(judged)
+        share = logits - logits.max(axis=1, keepdims=True)
+        log_likelihood = share - np.log(np.exp(share).sum(axis=1, keepdims=True))
+        for place, row, mine in zip(held, judged, log_likelihood, strict=True):
+            right[place].append(float(mine.argmax() == row.target))
+            loss[place].append(-float(mine[row.target]))
+    places = sorted(right)
+    return Trial(
+        candidate=candidate,
+        stage=stage,
+        steps=steps,
+        right=np.array([np.mean(right[place]) for place in places]),
+        loss=np.array([np.mean(loss[place]) for place in places]),
+        seconds=time.perf_counter() - start,
+    )
+
+
+def trained(
+    bench: Workbench,
+    candidate: Candidate,
+    rows: Sequence[Row],
+    steps: int,
+    batch_size: int,
+    seed: int,
+    threads: int | None,
+) -> Run:
+    """A run over ``rows`` that has ended; its model is what the candidate gives.
+
+    Raises:
+        NotFiniteLossError: The loss became no number.
+    """
+    labels = len(bench.problem.labels)
+    settings = Settings("head-only") if candidate.kind == "features" else candidate.settings
+    model = bench.fresh(settings, seed, steps=steps)
+    head = head_of(model, labels) if candidate.kind != "fine-tune" else None
+
+    def contrast(run: Run, batch: Sequence[Row]) -> Any:
+        targets = [row.target for row in batch]
+        if len(set(targets)) == len(targets):  # the last batch of an epoch: nothing alike in it
+            return run.forward(batch).loss
+        return contrastive_loss(entering(run, batch, head), targets)
+
+    run = Run(
+        model,
+        bench.base.tokenizer,
+        rows,
+        batch_size=batch_size,
+        learning_rate=settings.rate,
+        total_steps=steps,
+        seed=seed,
+        threads=threads,
+        loss_of=contrast if candidate.kind == "contrast" else None,
+    )
+    with run:
+        run.keep_states()
+        if candidate.kind != "features":
+            run.advance(steps)
+        if candidate.kind != "fine-tune":
+            fit_head(run, rows, labels, candidate.strength, seed)
+    return run

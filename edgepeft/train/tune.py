@@ -1,0 +1,361 @@
+"""``edgepeft tune``: find a good adapter by itself. Learning rate first, then where, then rank, then method."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..data import Examples
+from ..errors import InputError, MissingExtraError
+from ..metrics.intervals import Interval
+from .adapter import TrainedAdapter, finish
+from .loop import Course, Scores
+from .methods import Settings
+from .record import arguments_of, check_arguments, check_extra
+from .source import load_rows
+
+if TYPE_CHECKING:
+    from .trials import Candidate, Trial
+    from .workbench import Workbench
+
+#: Up to so many labels a class a head on frozen features and contrast are tried with several penalties: little is learnt otherwise.
+FEW_LABELS = 64
+#: A search goes on with a new setting only where it is better by so many standard errors of the paired difference: of many that are
+#: tried, some look better by chance.
+_WORTH_ERRORS = 0.5
+_LEAST_STEPS, _MOST_STEPS = 60, 400
+_EPOCHS = 4
+
+
+@dataclass(frozen=True)
+class TriedRow:
+    """One line of the table of what was tried: ``accuracy`` out of fold and ``change`` from the winner, with 95 % intervals."""
+
+    stage: str
+    what: str
+    steps: int
+    accuracy: Interval
+    change: Interval | None
+    loss: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What a search found.
+
+    ``chosen`` says what the adapter is, ``why`` why that. ``judged_rows`` were judged out of fold, ``folds`` times trained.
+    ``range_rate`` is the learning rate that the range test began with. ``left`` says what was not tried for want of time; a
+    larger budget may bring it.
+    """
+
+    chosen: str
+    why: str
+    tried: tuple[TriedRow, ...]
+    judged_rows: int
+    folds: int
+    range_rate: float
+    seconds: float
+    left: tuple[str, ...]
+    warnings: tuple[str, ...]
+    adapter: TrainedAdapter
+
+
+class _Search:
+    """Trials so far, the best of them, and the time that is left."""
+
+    def __init__(
+        self, bench: Workbench, budget_s: float, batch_size: int, seed: int, threads: int | None, announce: Any
+    ) -> None:
+        from .trials import make_folds
+
+        self.bench, self.batch_size, self.seed, self.threads, self.announce = bench, batch_size, seed, threads, announce
+        self.folds = make_folds([row.target for row in bench.rows], seed)
+        self.steps = max(_LEAST_STEPS, min(_MOST_STEPS, _EPOCHS * -(-len(self.folds[0][0]) // batch_size)))
+        self.ends = time.monotonic() + budget_s
+        self.trials: list[Trial] = []
+        self.best: Trial | None = None
+        self.left: list[str] = []
+
+    def stage(self, name: str, candidates: Sequence[Candidate]) -> None:
+        """Successive halving: all candidates with a third of the steps, the better half with all. One may become the best."""
+        short = max(_LEAST_STEPS // 2, self.steps // 3)
+        if len(candidates) > 2 and candidates[0].kind != "features":  # whose fit takes no steps
+            candidates = self._halved(name, candidates, short)
+        for candidate in candidates:
+            trial = self._try(name, candidate, self.steps)
+            if trial is not None and (self.best is None or _clearly_better(trial, self.best)):
+                self.best = trial
+
+    def _halved(self, name: str, candidates: Sequence[Candidate], steps: int) -> list[Candidate]:
+        tried = [trial for candidate in candidates if (trial := self._try(name, candidate, steps)) is not None]
+        tried.sort(key=lambda trial: trial.key, reverse=True)
+        return [trial.candidate for trial in tried[: -(-len(tried) // 2)]]
+
+    def _try(self, name: str, candidate: Candidate, steps: int) -> Trial | None:
+        from .trials import run_trial
+
+        known = [trial.seconds / max(1, trial.steps) for trial in self.trials if trial.candidate.kind == candidate.kind]
+        expected = steps * max(known, default=0.0)
+        if self.trials and time.monotonic() + expected > self.ends:
+            self.left.append(f"{candidate.describe()} ({steps} steps)")
+            return None
+        trial = run_trial(
+            self.bench,
+            candidate,
+            self.folds,
+            stage=name,
+            steps=steps,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            threads=self.threads,
+        )
+        self.trials.append(trial)
+        self.announce(
+            f"{name}: {candidate.describe()}, {steps} steps: accuracy {trial.accuracy:.3f} in {trial.seconds:.0f} s"
+        )
+        return trial
+
+
+def tune(
+    model: str | Path,
+    data: str | Path | Examples,
+    out: str | Path,
+    *,
+    budget_s: float = 600.0,
+    text: str = "text",
+    label: str = "label",
+    pair: str | None = None,
+    validation: str | Path | Examples | None = None,
+    batch_size: int = 16,
+    max_length: int | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    announce: Callable[[str], None] = lambda message: None,
+) -> Tuning:
+    """Find a good adapter for labelled rows within a time, and write it, trained on all of them.
+
+    What matters most comes first: a head on frozen features, which costs nothing; the learning rate, around what a range test
+    gives; where LoRA goes; its rank; another method last. In each stage all candidates train a third of the steps and the better
+    half all of them. They are judged out of fold, on the same folds; with up to 64 rows of a label teaching features by contrast
+    is tried too. A new setting is taken only where it is better by half a standard error.
+
+    Args:
+        model: The base: a folder or a Hugging Face id.
+        data: Labelled rows; all of them are used, to judge and in the end to train.
+        out: The adapter's folder.
+        budget_s: Seconds for the search; the last training comes on top. At least one setting is tried.
+        text: The column of texts.
+        label: The column of labels.
+        pair: The column of second texts.
+        validation: Rows that only the finished adapter is measured on.
+        batch_size: Rows in a step.
+        max_length: Tokens of a row.
+        seed: Of the folds, initial weights and orders.
+        threads: PyTorch's threads.
+        announce: Is called with a line of text for each trial.
+
+    Returns:
+        What was tried and chosen, and the adapter.
+
+    Raises:
+        DataError: There is one label only, or fewer than four rows of one.
+        InputError: An option is wrong.
+
+    Example:
+        >>> found = tune("org/model", "reviews.jsonl", "reviews-lora", budget_s=300)
+        >>> found.chosen
+        'lora r=8, lr 0.002'
+    """
+    arguments = arguments_of({name: value for name, value in locals().items() if name != "announce"})
+    folder = Path(out)
+    check_arguments(folder, arguments, ("budget_s", "batch_size", "max_length", "threads"))
+    split = load_rows(data, validation, text=text, label=label, pair=pair)
+    check_extra()
+    from .range_test import range_test
+    from .trainer import seeded
+    from .trials import Candidate
+    from .workbench import open_workbench
+
+    began = time.monotonic()
+    with seeded(seed, threads):
+        bench = open_workbench(model, split, max_length)
+    search = _Search(bench, budget_s, batch_size, seed, threads, announce)
+    counts = np.unique([row.target for row in bench.rows], return_counts=True)[1]
+    few = int(counts.min()) <= FEW_LABELS
+    said = list(split.warnings)
+    lora = Settings("lora", rank=8)
+    try:
+        search.stage("frozen features", [Candidate(lora, "features", c) for c in ((0.01, 0.1, 1.0) if few else (0.1,))])
+    except (MissingExtraError, InputError) as error:
+        said.append(f"a head on frozen features was not tried: {error}")
+    found = range_test(bench, bench.rows, lora, batch_size=batch_size, seed=seed, threads=threads)
+    announce(f"range test: learning rate {found.rate:g}")
+    search.stage(
+        "learning rate",
+        [Candidate(replace(lora, learning_rate=rate)) for rate in (found.rate, found.rate / 3, found.rate * 3)],
+    )
+    tuned = _best_rate(search, replace(lora, learning_rate=found.rate))
+    if few:
+        search.stage("contrast", [Candidate(tuned, "contrast", c) for c in (0.01, 1.0)])
+    best = search.best.candidate if search.best is not None else Candidate(tuned)
+    kind, base = (best.kind, best.settings) if best.kind != "features" else ("fine-tune", tuned)
+    search.stage("where", [Candidate(replace(base, targets="all-linear"), kind, best.strength)])
+    base = _going_on(search, base)
+    search.stage("rank", [Candidate(replace(base, rank=rank), kind, best.strength) for rank in (2, 32)])
+    base = _going_on(search, base)
+    others = [replace(base, method="dora"), Settings("ln", learning_rate=3 * base.rate)]
+    search.stage("method", [Candidate(settings, kind, best.strength) for settings in others])
+    if search.best is None:
+        raise InputError("no setting could be trained; lower --batch-size, or look at the texts")
+    return _finished(bench, search, folder, arguments, found.rate, began, said)
+
+
+def _best_rate(search: _Search, default: Settings) -> Settings:
+    """The best fine-tuning so far among those with the most steps, whether or not it beats a head on frozen features."""
+    tried = [trial for trial in search.trials if trial.candidate.kind == "fine-tune"]
+    if not tried:
+        return default
+    most = max(trial.steps for trial in tried)
+    return max((trial for trial in tried if trial.steps == most), key=lambda trial: trial.key).candidate.settings
+
+
+def _going_on(search: _Search, base: Settings) -> Settings:
+    """The settings that later stages vary: those of the best trial that has any."""
+    if search.best is None or search.best.candidate.kind == "features":
+        return base
+    return search.best.candidate.settings
+
+
+def _clearly_better(trial: Trial, best: Trial) -> bool:
+    change = trial.minus(best)
+    error = (change.upper - change.lower) / (2 * 1.96)
+    return change.estimate > _WORTH_ERRORS * error
+
+
+def _finished(
+    bench: Workbench,
+    search: _Search,
+    folder: Path,
+    arguments: dict[str, Any],
+    rate: float,
+    began: float,
+    said: list[str],
+) -> Tuning:
+    """Train the winner on all rows, write it, and tell what was tried."""
+    from .trials import trained
+
+    best = search.best
+    assert best is not None  # the caller looked
+    searched = time.monotonic() - began
+    start = time.perf_counter()
+    steps = search.steps * len(bench.rows) // len(search.folds[0][0])  # as many epochs as in a fold
+    run = trained(bench, best.candidate, bench.rows, steps, search.batch_size, search.seed, search.threads)
+    course = _course(bench, search, best, run)
+    adapter = finish(
+        bench,
+        run.model,
+        course,
+        folder,
+        {**arguments, "chosen": best.candidate.describe()},
+        time.perf_counter() - start,
+        extra={"tuning": [_as_record(trial) for trial in search.trials]},
+        judged=None if bench.held else bench.split.train.select(_places(search)).labels,
+    )
+    tried = tuple(
+        TriedRow(
+            stage=trial.stage,
+            what=trial.candidate.describe(),
+            steps=trial.steps,
+            accuracy=trial.interval,
+            change=None if trial is best else trial.minus(best),
+            loss=float(trial.loss.mean()),
+            seconds=trial.seconds,
+        )
+        for trial in search.trials
+    )
+    return Tuning(
+        chosen=best.candidate.describe(),
+        why=_why(search, best),
+        tried=tried,
+        judged_rows=len(best.right),
+        folds=len(search.folds),
+        range_rate=rate,
+        seconds=searched,
+        left=tuple(search.left),
+        warnings=tuple(said) + adapter.warnings,
+        adapter=adapter,
+    )
+
+
+def _course(bench: Workbench, search: _Search, best: Trial, run: Any) -> Course:
+    """The winner's scores as a course: on the validation rows where there are some, else out of fold."""
+    untrained = bench.fresh(Settings("head-only"), search.seed)
+    rows = bench.held or bench.rows
+    trained_model = run.model
+    with run:
+        run.model = untrained.to(run.device)
+        run.keep_states(bench.held)
+        logits, loss = run.evaluate(rows)
+        targets = np.array([row.target for row in rows])
+        before = Scores(loss=loss, **bench.problem.score(logits, targets))
+        row_before = bench.problem.row_scores(logits, targets)
+        run.model = trained_model
+        run.keep_states(bench.held)
+        if bench.held:
+            logits, loss = run.evaluate(rows)
+            after = Scores(loss=loss, **bench.problem.score(logits, targets))
+            row_after = bench.problem.row_scores(logits, targets)
+        else:
+            after = Scores(best.accuracy, None, float(best.loss.mean()))
+            row_before = row_before[_places(search)]
+            row_after = (best.right > 0.5).astype(np.float64)  # right in most of its folds
+            before = replace(before, accuracy=float(row_before.mean()))
+    return Course(
+        before=before,
+        after=after,
+        train_loss=(float(np.mean(run.losses)),) if run.losses else (),
+        best_epoch=1,
+        row_before=row_before,
+        row_after=row_after,
+        threads=run.threads,
+        cached_layers=run.cached_layers,
+        step_loss=tuple(run.losses),
+    )
+
+
+def _places(search: _Search) -> list[int]:
+    """The training rows that were judged out of fold."""
+    return sorted({place for _, held in search.folds for place in held})
+
+
+def _why(search: _Search, best: Trial) -> str:
+    others = [trial for trial in search.trials if trial is not best and trial.steps == best.steps]
+    ties = sum(trial.minus(best).upper >= 0 for trial in others)
+    head = next((trial for trial in search.trials if trial.candidate.kind == "features"), None)
+    said = f"accuracy {best.accuracy:.3f} out of fold"
+    if others:
+        said += f"; {ties} of {len(others)} other settings with as many steps are not shown to be worse"
+    if head is not None and best.candidate.kind != "features":
+        change = best.minus(head)
+        said += f"; {change.estimate:+.3f} [{change.lower:+.3f}, {change.upper:+.3f}] against a head on frozen features"
+    return said
+
+
+def _as_record(trial: Trial) -> dict[str, Any]:
+    interval = trial.interval
+    return {
+        "stage": trial.stage,
+        "what": trial.candidate.describe(),
+        "steps": trial.steps,
+        "accuracy": interval.estimate,
+        "lower": interval.lower,
+        "upper": interval.upper,
+        "loss": float(trial.loss.mean()),
+        "seconds": round(trial.seconds, 3),
+    }
