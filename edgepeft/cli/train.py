@@ -16,6 +16,7 @@ from .guarded import guarded
 from .options import PATH, json_option, label_option, pair_option, text_option
 from .show import print_json, warn
 from .train_compare import compared, with_chosen_ranks
+from .train_verdict import say_verdict
 
 if TYPE_CHECKING:
     from ..train import TrainedAdapter, TrainedLanguageAdapter
@@ -91,6 +92,12 @@ if TYPE_CHECKING:
         metavar="NAMES",
         help="Methods to train side by side, such as lora,dora,ia3,ln,head-only,full (classification): quality with intervals, "
         "share, memory, time, size.",
+    ),
+    option(
+        "--verdict",
+        is_flag=True,
+        help="Do not train an adapter but tell whether one suffices, or more rank, more data or all weights would be better "
+        "(classification).",
     ),
     option("--rank", default=8, metavar="N", help="Rank, of methods that have one."),
     option("--alpha", default=16.0, metavar="X", help="LoRA alpha; the scaling is alpha / rank."),
@@ -179,6 +186,7 @@ def train(
     data: str,
     out: Path | None,
     compare: str | None,
+    verdict: bool,
     modules: str | None,
     rank_budget_mb: float | None,
     sensitivity: str,
@@ -201,8 +209,8 @@ def train(
     """
     for file in filter(None, (data, given.get("validation"))):
         _look(Path(file))
-    if out is None and compare is None:
-        raise InputError("--out is missing: the adapter folder to write (only --compare goes without)")
+    if out is None and compare is None and not verdict:
+        raise InputError("--out is missing: the adapter folder to write (only --compare and --verdict go without)")
     from ..train import choose_task, train_adapter, train_language_adapter
     from ..train.corpus import Columns
 
@@ -235,6 +243,11 @@ def train(
         from ..train.methods import parse_peft
 
         options["peft"] = parse_peft(peft)
+    if verdict:
+        if generation:
+            raise InputError("--verdict is for classification")
+        say_verdict(model, data, as_json, text=text, label=label, **options)
+        return
     if compare is not None:
         if generation:
             raise InputError("--compare is for classification; compare language models with edgepeft validate")

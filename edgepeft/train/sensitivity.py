@@ -101,7 +101,7 @@ def measure_sites(
     from .steps import Run
 
     model: Any = bench.fresh(Settings("head-only"), seed)
-    names = _linear_names(bench)
+    names = linear_names(bench)
     with Run(
         model,
         bench.base.tokenizer,
@@ -183,7 +183,8 @@ def _site(name: str, module: Any, gradient: Any, fisher: float, moment: Any) -> 
     )
 
 
-def _linear_names(bench: Workbench) -> list[str]:
+def linear_names(bench: Workbench) -> list[str]:
+    """The names of the base's linear layers below its head; :class:`InputError` where there are none."""
     from torch import nn
 
     head = [child for child, _ in bench.base.model.named_children() if child != bench.base.model.base_model_prefix]

@@ -27,6 +27,8 @@ Kind = Literal["fine-tune", "features", "contrast"]
 #: Rows to judge on that are enough: beyond, one split of the data is as good as several.
 _ENOUGH_ROWS = 200
 _MOST_FOLDS = 4
+#: Each fold is a training: with few rows, eight of them are what a search of minutes can pay for a setting.
+_MOST_TRAININGS = 8
 _HELD_SHARE = 0.2
 
 
@@ -87,7 +89,7 @@ def bootstrap(values: npt.NDArray[np.float64]) -> Interval:
 def make_folds(targets: Sequence[Any], seed: int) -> list[tuple[list[int], list[int]]]:
     """Places to train and to judge on: one split for large data, repeated stratified cross-validation for small.
 
-    Folds are as many as the rarest label allows, four at most, and are drawn anew until 200 judgements are made, or five times.
+    Folds are as many as the rarest label allows, four at most, and are drawn anew until 200 judgements are made or there are eight.
     Each label is on both sides of every fold.
     """
     generator = np.random.default_rng(seed)
@@ -101,7 +103,7 @@ def make_folds(targets: Sequence[Any], seed: int) -> list[tuple[list[int], list[
         )
         return [_sides(len(targets), held)]
     count = min(_MOST_FOLDS, least)
-    repeats = min(5, -(-_ENOUGH_ROWS // len(targets)))
+    repeats = max(1, min(_MOST_TRAININGS // count, -(-_ENOUGH_ROWS // len(targets))))
     folds = []
     for _ in range(repeats):
         parts: list[list[int]] = [[] for _ in range(count)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +29,7 @@ FEW_LABELS = 64
 #: A search goes on with a new setting only where it is better by so many standard errors of the paired difference: of many that are
 #: tried, some look better by chance.
 _WORTH_ERRORS = 0.5
-_LEAST_STEPS, _MOST_STEPS = 60, 400
+_LEAST_STEPS, _MOST_STEPS = 40, 400
 _EPOCHS = 4
 
 
@@ -205,7 +206,8 @@ def tune(
         search.stage("contrast", [Candidate(tuned, "contrast", c) for c in (0.01, 1.0)])
     best = search.best.candidate if search.best is not None else Candidate(tuned)
     kind, base = (best.kind, best.settings) if best.kind != "features" else ("fine-tune", tuned)
-    search.stage("where", [Candidate(replace(base, targets="all-linear"), kind, best.strength)])
+    wheres: list[str | tuple[str, ...]] = ["all-linear", upper_half(bench)]
+    search.stage("where", [Candidate(replace(base, targets=where), kind, best.strength) for where in wheres if where])
     base = _going_on(search, base)
     search.stage("rank", [Candidate(replace(base, rank=rank), kind, best.strength) for rank in (2, 32)])
     base = _going_on(search, base)
@@ -214,6 +216,21 @@ def tune(
     if search.best is None:
         raise InputError("no setting could be trained; lower --batch-size, or look at the texts")
     return _finished(bench, search, folder, arguments, found.rate, began, said)
+
+
+def upper_half(bench: Workbench) -> tuple[str, ...]:
+    """The linear layers of the upper half of the network's blocks; empty where there are fewer than two.
+
+    The lower half is then frozen, and run once a row instead of once a step.
+    """
+    from .sensitivity import linear_names
+
+    numbered = [(name, found) for name in linear_names(bench) if (found := re.search(r"\.(\d+)\.", name))]
+    layers = sorted({int(found.group(1)) for _, found in numbered})
+    if len(layers) < 2:
+        return ()
+    middle = layers[len(layers) // 2]
+    return tuple(name for name, found in numbered if int(found.group(1)) >= middle)
 
 
 def _best_rate(search: _Search, default: Settings) -> Settings:

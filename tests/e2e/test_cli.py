@@ -21,6 +21,7 @@ pytestmark = pytest.mark.e2e
 
 COMMANDS = [
     "train",
+    "tune",
     "export",
     "add",
     "quantize",
