@@ -28,9 +28,9 @@ class Packed:
     bits: int
     block: int
     #: uint8 ``[rows, blocks, block * bits / 8]``, float32 ``[rows, blocks]``, uint8 ``[rows, bytes]`` or ``None``.
-    numbers: np.ndarray
-    scales: np.ndarray
-    zeros: np.ndarray | None
+    numbers: np.ndarray | ir.LazyTensor
+    scales: np.ndarray | ir.LazyTensor
+    zeros: np.ndarray | ir.LazyTensor | None
 
     @staticmethod
     def of(blocks: Blocks) -> Packed:

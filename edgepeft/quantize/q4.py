@@ -11,10 +11,10 @@ from ..bundle import SlotTable
 from ..graph.bit_packing import unpack
 from .nbits import Packed, Rounded, write
 from .packing import BLOCK
-from .weights import matrices
+from .weights import Numbers, Part, matrices
 
 
-def quantize_blocks(weight: np.ndarray, block: int = BLOCK) -> tuple[np.ndarray, np.ndarray]:
+def quantize_blocks(weight: Numbers, block: int = BLOCK) -> tuple[np.ndarray, np.ndarray]:
     """Round ``weight`` ``[rows, columns]`` to 4 bits with one scale for each ``block`` columns of a row.
 
     Symmetric: a number is ``(q - 8) * scale`` with ``q`` in 0 … 15, and the number of largest magnitude is met exactly
@@ -51,9 +51,19 @@ def round_to_blocks(weight: np.ndarray, block: int = BLOCK) -> np.ndarray:
 def q4(source: Path, target: Path, slots: SlotTable) -> None:
     """Weights of linear layers and embeddings in 4 bits, blocks of 32, by round-to-nearest; all else in fp32."""
     model = ir.load(source)
-    for matrix in matrices(model.graph, slots, width=BLOCK):
-        numbers = matrix.numbers
-        packed, scales = quantize_blocks(numbers)
-        rows, columns = numbers.shape
-        write(model.graph, matrix, Rounded(Packed(rows, columns, 4, BLOCK, packed, scales, None)))
+    q4_graph(model, slots)
     ir.save(model, target, external_data=f"{target.name}_data")
+
+
+def q4_graph(model: ir.Model, slots: SlotTable) -> None:
+    """Do so in a graph; numbers that are deferred are rounded when they are written."""
+    for matrix in matrices(model.graph, slots, width=BLOCK):
+        rows, columns = matrix.shape
+        packed, scales = matrix.rounded(quantize_blocks, _parts)
+        write(model.graph, matrix, Rounded(Packed(rows, columns, 4, BLOCK, packed, scales, None)))
+
+
+def _parts(rows: int, columns: int) -> list[Part]:
+    """What :func:`quantize_blocks` returns for a matrix of that size."""
+    blocks = -(-columns // BLOCK)
+    return [(np.uint8, (rows, blocks, BLOCK // 2)), (np.float32, (rows, blocks))]

@@ -28,8 +28,11 @@ class Recipe:
     ``apply(source file, target file, slots)`` writes the new graph and its weights; one that is ``calibrated`` also takes
     ``ranges=``, measured on texts (:func:`~edgepeft.quantize.w8a16.with_extremes`). ``rounded`` gives what a linear weight
     ``[out, in]`` is after it, in float32: by that it is judged how much of a merged adapter survives. ``fitted`` writes the same
-    variant by GPTQ from runs of the model (:func:`~edgepeft.quantize.calibrated.calibrated`), where it can be had. ``browsers`` and
-    ``genai`` say whether transformers.js, and onnxruntime-genai, should open this variant first where there are several.
+    variant by GPTQ from runs of the model (:func:`~edgepeft.quantize.calibrated.calibrated`), where it can be had.
+    ``in_graph(model, slots)`` does what ``apply`` does in a graph, and rounds numbers that are deferred
+    (:mod:`edgepeft.graph.deferred`) when they are written: a recipe that has it needs no data, and makes its variant of a base of any
+    size. ``browsers`` and ``genai`` say whether transformers.js, and onnxruntime-genai, should open this variant first where there
+    are several.
     """
 
     variant: str
@@ -39,6 +42,7 @@ class Recipe:
     rounded: Callable[[np.ndarray], np.ndarray]
     calibrated: bool = False
     fitted: Callable[..., None] | None = None
+    in_graph: Callable[..., None] | None = None
     browsers: bool = False
     genai: bool = False
 
@@ -73,6 +77,7 @@ RECIPES: dict[str, Recipe] = {
             "8 bits, for encoders",
             apply=_in("int8", "int8"),
             rounded=_in("int8", "round_channels"),
+            in_graph=_in("int8", "int8_graph"),
             browsers=True,
         ),
         Recipe(
@@ -82,6 +87,7 @@ RECIPES: dict[str, Recipe] = {
             apply=_in("q4", "q4"),
             rounded=_in("q4", "round_to_blocks"),
             fitted=_in("calibrated", "calibrated"),
+            in_graph=_in("q4", "q4_graph"),
             browsers=True,
             genai=True,
         ),
