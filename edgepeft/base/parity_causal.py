@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -169,22 +170,31 @@ def reference_causal(module: Any, batch: CausalBatch) -> tuple[np.ndarray, np.nd
 
     Where a call's tokens change each other, following tokens are run through PyTorch's cache instead.
     """
-    import torch
-
     if sees_calls(module):
         return _reference_by_calls(module, batch)
+    prompt, *following = (call() for call in reference_calls(module, batch))
+    return prompt, np.stack(following)
 
-    def logits(ids: np.ndarray, kept: int, **inputs: Any) -> Any:
-        found = module(input_ids=torch.from_numpy(ids), use_cache=False, **inputs, **_keep(module, kept)).logits
-        return found[:, -kept:]
 
-    with torch.no_grad():
-        prompt = logits(batch.ids, batch.kept, attention_mask=torch.from_numpy(batch.mask))
-        following = []
-        for ids, mask, after in zip(batch.ids, batch.mask, batch.following, strict=True):
-            whole = np.concatenate([ids[mask == 1], after])[None]
-            following.append(logits(whole, len(after))[0].numpy())
-    return prompt.numpy(), np.stack(following)
+def reference_calls(module: Any, batch: CausalBatch) -> list[Callable[[], np.ndarray]]:
+    """The calls of PyTorch that :func:`reference_causal` is made of: the prompts' logits, and then each row's after it.
+
+    They do not depend on each other.
+    """
+    import torch
+
+    def logits(ids: np.ndarray, kept: int, **inputs: np.ndarray) -> np.ndarray:
+        tensors = {name: torch.from_numpy(array) for name, array in {"input_ids": ids, **inputs}.items()}
+        with torch.no_grad():
+            found = module(**tensors, use_cache=False, **_keep(module, kept)).logits
+        numbers: np.ndarray = found[:, -kept:].numpy()
+        return numbers
+
+    calls: list[Callable[[], np.ndarray]] = [partial(logits, batch.ids, batch.kept, attention_mask=batch.mask)]
+    for ids, mask, after in zip(batch.ids, batch.mask, batch.following, strict=True):
+        whole = np.concatenate([ids[mask == 1], after])[None]
+        calls.append(lambda whole=whole, kept=len(after): logits(whole, kept)[0])
+    return calls
 
 
 def causal_difference(

@@ -15,6 +15,7 @@ import onnx_ir as ir
 from ..bundle import SlotTable
 from ..graph.nodes import constant
 from ..graph.passes.edit import insert_behind, replace_node
+from .pieces import in_pieces
 from .weights import Matrix, Numbers, drop_unused, matrices
 
 #: Activations are uint8 around this zero point, -127 … 127 from it.
@@ -34,15 +35,21 @@ def quantize_channels(weight: Numbers) -> tuple[np.ndarray, np.ndarray]:
     rows, columns = weight.shape
     quantized = np.empty((rows, columns), np.int8)
     scales = np.empty(rows, np.float32)
-    step = max(1, (1 << 22) // max(1, columns))  # a few MB at a time: a whole head would take three times its size
-    for start in range(0, rows, step):
-        part = weight[start : start + step].astype(np.float32, copy=False)
-        pairs = np.pad(part, ((0, 0), (0, columns % 2))).reshape(len(part), -1, 2)
+
+    def work(start: int, stop: int) -> None:
+        part = weight[start:stop].astype(np.float32, copy=False)
+        even, odd = part[:, ::2], part[:, 1::2]
+        if columns % 2:
+            odd = np.pad(odd, ((0, 0), (0, 1)))
         # Rounding adds half a unit to each of the two at most, so the numbers themselves may add up to one less.
-        together = np.maximum(np.maximum(pairs, 0).sum(2), np.maximum(-pairs, 0).sum(2)).max(1) / (PAIR - 1)
+        above = np.maximum(even, 0) + np.maximum(odd, 0)
+        below = np.maximum(-even, 0) + np.maximum(-odd, 0)
+        together = np.maximum(above, below, out=above).max(1) / (PAIR - 1)
         scale = np.maximum(together, np.abs(part).max(1) / TOP)
-        scales[start : start + step] = scale
-        quantized[start : start + step] = np.rint(part / np.where(scale == 0, 1, scale)[:, None])
+        scales[start:stop] = scale
+        quantized[start:stop] = np.rint(part / np.where(scale == 0, 1, scale)[:, None])
+
+    in_pieces(rows, columns, work)
     return quantized, scales
 
 

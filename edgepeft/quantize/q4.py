@@ -8,9 +8,9 @@ import numpy as np
 import onnx_ir as ir
 
 from ..bundle import SlotTable
-from ..graph.bit_packing import unpack
 from .nbits import Packed, Rounded, write
 from .packing import BLOCK
+from .pieces import in_pieces
 from .weights import Numbers, Part, matrices
 
 
@@ -25,27 +25,51 @@ def quantize_blocks(weight: Numbers, block: int = BLOCK) -> tuple[np.ndarray, np
     blocks = -(-columns // block)
     packed = np.empty((rows, blocks, block // 2), np.uint8)
     scales = np.empty((rows, blocks), np.float32)
-    step = max(1, (1 << 22) // max(1, columns))  # a few MB at a time: a whole head would take three times its size
-    for start in range(0, rows, step):
-        part = weight[start : start + step].astype(np.float32, copy=False)
-        if blocks * block != columns:
-            part = np.pad(part, ((0, 0), (0, blocks * block - columns)))
-        part = part.reshape(len(part), blocks, block)
-        largest = np.take_along_axis(part, np.abs(part).argmax(axis=2)[:, :, None], axis=2)
-        scale = largest / -8
-        with np.errstate(divide="ignore", invalid="ignore"):
-            quantized = np.where(scale == 0, 0, np.rint(part / scale))
-        nibbles = (np.clip(quantized, -8, 7) + 8).astype(np.uint8)
-        packed[start : start + step] = nibbles[:, :, ::2] | (nibbles[:, :, 1::2] << 4)
-        scales[start : start + step] = scale[:, :, 0]
+
+    def work(start: int, stop: int) -> None:
+        steps, scale = _steps(weight[start:stop], block)
+        steps += 8
+        pairs = steps.astype(np.uint8).view("<u2")  # two numbers of 4 bits, each in a byte
+        packed[start:stop] = (pairs | (pairs >> 4)).astype(np.uint8)
+        scales[start:stop] = scale
+
+    in_pieces(rows, columns, work)
     return packed, scales
+
+
+def _steps(part: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
+    """Whole numbers -8 … 7 ``[rows, blocks, block]`` as float32, and the scale of each block ``[rows, blocks]``."""
+    part = part.astype(np.float32, copy=False)
+    columns = part.shape[1]
+    blocks = -(-columns // block)
+    if blocks * block != columns:
+        part = np.pad(part, ((0, 0), (0, blocks * block - columns)))
+    part = part.reshape(len(part), blocks, block)
+    high, low = part.max(axis=2), part.min(axis=2)
+    largest = np.where(high >= -low, high, low)
+    if (doubtful := high == -low).any():  # of two as large the first counts
+        tied = part[doubtful]
+        largest[doubtful] = np.take_along_axis(tied, np.abs(tied).argmax(axis=1)[:, None], axis=1)[:, 0]
+    scale = largest / -8
+    with np.errstate(divide="ignore", invalid="ignore"):
+        steps = part / scale[:, :, None]
+    if (empty := scale == 0).any():
+        steps[empty] = 0
+    np.rint(steps, out=steps)
+    return np.clip(steps, -8, 7, out=steps), scale
 
 
 def round_to_blocks(weight: np.ndarray, block: int = BLOCK) -> np.ndarray:
     """``weight`` ``[rows, columns]`` with the numbers that :func:`quantize_blocks` leaves, float32."""
-    packed, scales = quantize_blocks(weight, block)
-    numbers = unpack(packed, 4, len(weight)).reshape(*scales.shape, block).astype(np.float32) - 8
-    return (numbers * scales[:, :, None]).reshape(len(weight), -1)[:, : weight.shape[1]]
+    rounded = np.empty(weight.shape, np.float32)
+
+    def work(start: int, stop: int) -> None:
+        steps, scale = _steps(weight[start:stop], block)
+        steps *= scale[:, :, None]
+        rounded[start:stop] = steps.reshape(stop - start, -1)[:, : weight.shape[1]]
+
+    in_pieces(len(weight), weight.shape[1], work)
+    return rounded
 
 
 def q4(source: Path, target: Path, slots: SlotTable) -> None:

@@ -30,9 +30,9 @@ class Recipe:
     ``[out, in]`` is after it, in float32: by that it is judged how much of a merged adapter survives. ``fitted`` writes the same
     variant by GPTQ from runs of the model (:func:`~edgepeft.quantize.calibrated.calibrated`), where it can be had.
     ``in_graph(model, slots)`` does what ``apply`` does in a graph, and rounds numbers that are deferred
-    (:mod:`edgepeft.graph.deferred`) when they are written: a recipe that has it needs no data, and makes its variant of a base of any
-    size. ``browsers`` and ``genai`` say whether transformers.js, and onnxruntime-genai, should open this variant first where there
-    are several.
+    (:mod:`edgepeft.graph.deferred`) when they are written: a recipe that has it needs no data, and makes its variant of a base
+    of any size. ``browsers`` and ``genai`` say whether transformers.js, and onnxruntime-genai, should open this variant first
+    where there are several.
     """
 
     variant: str

@@ -158,7 +158,7 @@ def adapter_probe(bundle: Bundle, name: str, source: Source, base: str, plain: P
     return AdapterProbe(probe, "" if encode is None else texts.difference(encode))
 
 
-def _check_mixed(
+def check_mixed(
     runtime: Runtime, expected: Mapping[str, Found], probe: Probe, results: Sequence[AdapterParity]
 ) -> None:
     """Raise :class:`ParityError` where the rows of a mixed batch are not what each is alone."""
@@ -171,9 +171,10 @@ def _check_mixed(
             )
 
 
-def _judged(
+def judge_adapter(
     runtime: Runtime, name: str, expected: Found, probe: AdapterProbe, noise: Callable[[], Noise]
 ) -> AdapterParity:
+    """:func:`adapter_parity`; raises :class:`ParityError` where the adapter is beyond the tolerance, or reads other tokens."""
     result = adapter_parity(runtime, name, expected, probe.probe, noise)
     if probe.other_tokens:
         raise ParityError(
@@ -213,20 +214,20 @@ def check_parity(
             part = probes[name].probe
             return peft_noise(bundle, name, sources[name], base, part, found, module=module, rounded=rounded)
 
-        return _judged(runtime, name, found, probes[name], noise)
+        return judge_adapter(runtime, name, found, probes[name], noise)
 
     if "fp32" in bundle.manifest.variants:
         expected = {name: outputs(name) for name in sources}
         settle()
         runtime = runtimes.open(bundle.path)
         results = [judged(runtime, name, found) for name, found in expected.items()]
-        _check_mixed(runtime, expected, plain, results)
+        check_mixed(runtime, expected, plain, results)
     else:
         runtime = runtimes.open(bundle.path)
         with comparable(runtime) as (compared, rounded):
             expected = {name: outputs(name, rounded) for name in sources}
             results = [judged(compared, name, found, rounded) for name, found in expected.items()]
-            _check_mixed(compared, expected, plain, results)
+            check_mixed(compared, expected, plain, results)
     if runtime.adapters and not base_restored(runtime, plain):
         raise ParityError("the base's outputs are not the same bits after the adapters were used; nothing was written")
     return tuple(results)
