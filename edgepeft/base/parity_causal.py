@@ -193,8 +193,14 @@ def reference_calls(module: Any, batch: CausalBatch) -> list[Callable[[], np.nda
     calls: list[Callable[[], np.ndarray]] = [partial(logits, batch.ids, batch.kept, attention_mask=batch.mask)]
     for ids, mask, after in zip(batch.ids, batch.mask, batch.following, strict=True):
         whole = np.concatenate([ids[mask == 1], after])[None]
-        calls.append(lambda whole=whole, kept=len(after): logits(whole, kept)[0])
+        calls.append(partial(_first, partial(logits, whole, len(after))))
     return calls
+
+
+def _first(rows: Callable[[], np.ndarray]) -> np.ndarray:
+    """The first of the rows."""
+    found: np.ndarray = rows()[0]
+    return found
 
 
 def causal_difference(

@@ -59,6 +59,14 @@ from .values import calibration_texts, named
         help="Write only what this target gets: its variant, slot style, threads and file format, within its size budget.",
     ),
     option(
+        "--variant",
+        "variants",
+        multiple=True,
+        metavar="VARIANT",
+        help="Write this precision only: fp32, int8 or q4 (rounded to nearest); may be repeated. Language models are read block by "
+        "block, so that memory and disk stay small. Without: fp32.",
+    ),
+    option(
         "--onnx",
         type=PATH,
         help="An ONNX file of the same base, used as it is: fp32, or a language model in 4 or 8 bits.",
@@ -107,6 +115,7 @@ def export(
     slots: Literal["adapters", "all-linear"],
     task: str | None,
     target: str | None,
+    variants: tuple[str, ...],
     onnx: Path | None,
     max_rank: int | None,
     max_length: int | None,
@@ -134,14 +143,19 @@ def export(
     from functools import partial
 
     from ..pipeline import export as run
+    from ..pipeline import export_variants
     from ..targets import load_target
 
     if target is not None:
         from ..pipeline import export_for
 
+        if variants:
+            raise InputError("--target chooses the variant itself; leave --variant out")
         run = partial(export_for, load_target(target), data=calibration_texts(data, text, pair))
     elif data:
         raise InputError("--data is for variants that a --target asks for; quantize the bundle with it afterwards")
+    elif variants:
+        run = partial(export_variants, variants)
     with steps() as announce:
         result = run(
             model,

@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     from ._remove import remove as remove
     from ._rename import rename as rename
     from ._static import write_static as write_static
+    from ._straight import export_variants as export_variants
     from ._web_graph import write_input_style as write_input_style
     from ._write import write_bundle as write_bundle
 
@@ -96,6 +97,7 @@ _HOME = {
     "write_input_style": "._web_graph",
     "fit": "._for_target",
     "export_for": "._for_target",
+    "export_variants": "._straight",
     "write_static": "._static",
     # what the stages return, and what is in it
     "TrainedAdapter": "..train.adapter",
@@ -149,6 +151,7 @@ __all__ = [  # noqa: RUF022 - in the order of the pipeline
     "write_input_style",
     "fit",
     "export_for",
+    "export_variants",
     "write_static",
     "TrainedAdapter",
     "TrainedLanguageAdapter",

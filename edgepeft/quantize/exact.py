@@ -31,7 +31,7 @@ def _multiply_floats(graph: ir.Graph, node: ir.Node) -> None:
     rounded = node.inputs[0].producer() if node.inputs[0] is not None else None
     if rounded is None or rounded.op_type != "QuantizeLinear":
         return
-    unit = constant(graph, "edgepeft.exact.unit", np.float32(1).reshape(()))
+    unit = constant(graph, "edgepeft.exact.unit", np.array(1, np.float32))
     wide = ir.node("DequantizeLinear", [node.inputs[1], unit], name=f"{node.name}/weight")
     wide.outputs[0].name, wide.outputs[0].type = f"{node.name}/weight_output", FLOAT
     product = ir.node("MatMul", [rounded.inputs[0], wide.outputs[0]], name=f"{node.name}/exact")

@@ -149,10 +149,10 @@ def check_streamed(
         announce(f"comparing the base and {len(checkpoints)} adapters in {variant} with PyTorch, block by block")
         found = _check(bundle, variant, checkpoints, base, rules, plain, probes)
         worst = max(worst, found[0])
-        for each in found[1]:
-            known = results.get(each.adapter)
+        for name, each in zip(probes, found[1], strict=True):
+            known = results.get(name)
             if known is None or each.max_difference > known.max_difference:
-                results[each.adapter] = each
+                results[name] = each
     return worst, tuple(results.values())
 
 
