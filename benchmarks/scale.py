@@ -2,13 +2,13 @@
 
     python benchmarks/scale.py WORK --size 0.5b 1b [--path straight two-steps] [--variant q4] [--rounds N] [--limit-gb GB]
 
-A checkpoint with random numbers in a real shape, and two LoRA adapters, are written to ``WORK`` shard by shard (bfloat16, about 1 GB
-a shard) and stay there. ``straight`` is ``edgepeft export --variant V``; ``two-steps`` is ``export`` and then ``quantize --method rtn``,
-which writes fp32 on the way. Each run is a process of its own; with ``--rounds`` they alternate, and ratios are stated of runs of one
-round. Memory is sampled from ``/proc/PID/smaps_rollup``: ``anonymous`` is what no file backs and the kernel cannot drop, ``file`` what it
-maps of files. ``disk`` is what the process wrote (``write_bytes``). ``--limit-gb`` sets ``RLIMIT_DATA``, which counts private
-writable mappings, in the child: it dies where it asks for more. ``--forget`` drops the checkpoint when done. Random numbers say
-nothing about quality.
+A checkpoint with random numbers in a real shape, and two LoRA adapters, are written to ``WORK`` shard by shard (bfloat16, about
+1 GB a shard) and stay there. ``straight`` is ``edgepeft export --variant V``; ``two-steps`` is ``export`` and then
+``quantize --method rtn``, which writes fp32 on the way. Each run is a process of its own; with ``--rounds`` they alternate, and
+ratios are stated of runs of one round. Memory is sampled from ``/proc/PID/smaps_rollup``: ``anonymous`` is what no file backs and
+the kernel cannot drop, ``file`` what it maps of files. ``disk`` is what the process wrote (``write_bytes``). ``--limit-gb`` sets
+``RLIMIT_DATA``, which counts private writable mappings, in the child: it dies where it asks for more. ``--forget`` drops the
+checkpoint when done. Random numbers say nothing about quality.
 """
 
 from __future__ import annotations
@@ -229,7 +229,7 @@ def measured(commands: list[list[str]], result: Path, limit_gb: float | None, lo
                 [sys.executable, "-m", "edgepeft", *command],
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                preexec_fn=limited,  # noqa: PLW1509 - this process has one thread
+                preexec_fn=limited,
             )
             while child.poll() is None:
                 try:
@@ -296,7 +296,8 @@ def main() -> None:
                 runs[path].append(run)
                 print(
                     f"{size:<7} {path:<10} {run.seconds:7.1f} {run.anonymous_mb:13.0f} {run.file_mb:9.0f} {run.disk_mb:9.0f} "
-                    f"{run.result_mb:10.0f} {checkpoint:14.0f} {run.anonymous_mb / checkpoint:10.2f} {run.disk_mb / run.result_mb:12.2f}",
+                    f"{run.result_mb:10.0f} {checkpoint:14.0f} {run.anonymous_mb / checkpoint:10.2f} "
+                    f"{run.disk_mb / run.result_mb:12.2f}",
                     flush=True,
                 )
                 shutil.rmtree(out, ignore_errors=True)

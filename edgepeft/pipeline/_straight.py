@@ -21,9 +21,11 @@ from ..base.load import load_model
 from ..base.remote_code import trusting
 from ..base.streamed.graph import build_in_place
 from ..base.streamed.load import LoadedInPlace, NotStreamedError, load_in_place
+from ..base.streamed.memory import give_back
 from ..base.task import check_task, task_of
 from ..bundle import LOCK_TIMEOUT, Bundle, SlotTable, Variant, replacing, scratch
 from ..errors import BundleError, CaptureError, InputError
+from ..graph.deferred import Deferred
 from ..graph.edit_base import add_slots
 from ..graph.editable import SlottedBase
 from ..quantize import RECIPES
@@ -237,12 +239,14 @@ def _rule(variant: str) -> Callable[[ir.Model, SlotTable], None]:
 def _rounding(base: Base, slotted: SlottedBase, graph: ir.Model, variant: str) -> Rounding:
     """What a recipe makes of the parameters whose numbers it has rounded in ``graph``."""
     before, after = slotted.graph.graph.initializers, graph.graph.initializers
-    gone = before.keys() - after.keys()
-    return {
-        name: RECIPES[variant].rounded
-        for name, places in base.locations.items()
-        if any(place.initializer in gone for place in places)
+    # Of a table the graph may hold a part only (OPT's positions), so what was rounded is told by where the numbers come from.
+    rounded = {
+        id(run.array)
+        for name in before.keys() - after.keys()
+        if isinstance(tensor := before[name].const_value, Deferred)
+        for run in tensor.rows.runs
     }
+    return {name: RECIPES[variant].rounded for name, array in base.weights.items() if id(array) in rounded}
 
 
 def _write(graphs: Mapping[str, ir.Model], table: SlotTable, announce: Announce, folder: Path) -> dict[str, Variant]:
@@ -256,6 +260,7 @@ def _write(graphs: Mapping[str, ir.Model], table: SlotTable, announce: Announce,
             raise BundleError(f"recipe {variant} quantized none of {counted.total} weights; nothing was written")
         announce(f"writing {variant}: {WHOLE if rule is None else rule.summary}")
         ir.save(graph, folder / file, external_data=f"{Path(file).name}_data")
+        give_back()
         written[variant] = Variant(
             file=file,
             data=(f"{file}_data",),

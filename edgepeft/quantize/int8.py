@@ -37,7 +37,7 @@ def quantize_channels(weight: Numbers) -> tuple[np.ndarray, np.ndarray]:
     scales = np.empty(rows, np.float32)
 
     def work(start: int, stop: int) -> None:
-        part = weight[start:stop].astype(np.float32, copy=False)
+        part = np.ascontiguousarray(weight[start:stop], np.float32)
         even, odd = part[:, ::2], part[:, 1::2]
         if columns % 2:
             odd = np.pad(odd, ((0, 0), (0, 1)))

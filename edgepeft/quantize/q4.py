@@ -39,7 +39,7 @@ def quantize_blocks(weight: Numbers, block: int = BLOCK) -> tuple[np.ndarray, np
 
 def _steps(part: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
     """Whole numbers -8 … 7 ``[rows, blocks, block]`` as float32, and the scale of each block ``[rows, blocks]``."""
-    part = part.astype(np.float32, copy=False)
+    part = np.ascontiguousarray(part, np.float32)
     columns = part.shape[1]
     blocks = -(-columns // block)
     if blocks * block != columns:

@@ -27,6 +27,7 @@ from ..base.rounding import Noise, judge, sums_reversed
 from ..base.streamed.checkpoint import widen
 from ..base.streamed.load import LoadedInPlace
 from ..base.streamed.lockstep import Lockstep, StoredNumbers
+from ..base.streamed.memory import give_back
 from ..bundle import Bundle, hash_file
 from ..errors import InputError, ParityError
 from ..quantize.exact import compute_exactly
@@ -44,15 +45,14 @@ Rounding = Mapping[str, Callable[[np.ndarray], np.ndarray]]
 def why_not(checkpoint: Checkpoint) -> str | None:
     """Why an adapter cannot be compared block by block, in words; ``None`` where it can.
 
-    PEFT's model of it must leave the base's parameters alone, and must not copy them: they are not there.
+    PEFT's model of it must leave the base's parameters alone: they are not there. DoRA's gains are made of the checkpoint's own
+    weights, where PEFT over rounded ones would make others.
     """
     config = checkpoint.config
     alone = method_of(checkpoint).leaves_base_alone
     if alone is None or not alone(config):
-        return f"{checkpoint.peft_type} may change the base's own numbers in PEFT"
-    if config.get("modules_to_save") or config.get("trainable_token_indices"):
-        return "it brings whole layers or tokens of its own"
-    return None
+        return f"PEFT's {checkpoint.peft_type} with its settings may change the base's own numbers"
+    return "DoRA's gains are made of the base's own numbers" if config.get("use_dora") else None
 
 
 @dataclass(frozen=True)
@@ -167,6 +167,7 @@ def _check(
 ) -> tuple[float, list[AdapterParity]]:
     asked: dict[str | None, Probe] = {None: plain, **{name: each.probe for name, each in probes.items()}}
     expected = base.outputs(checkpoints, asked, rules)
+    give_back()
     again: dict[str | None, Found] = {}
 
     def noise(name: str | None) -> Noise:
