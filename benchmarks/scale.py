@@ -190,9 +190,10 @@ def write_adapter(folder: Path, model: Path, config: dict[str, Any], targets: li
 
 @dataclass(frozen=True)
 class Run:
-    """One run: seconds, and megabytes at their peak or in all."""
+    """One run: seconds on the clock and of all cores, and megabytes at their peak or in all."""
 
     seconds: float
+    cpu_s: float
     anonymous_mb: float
     file_mb: float
     disk_mb: float
@@ -212,6 +213,11 @@ def _sample(pid: int) -> tuple[float, float, float]:
     return anonymous * 1024 / 1e6, (found["Rss"] - anonymous) * 1024 / 1e6, written / 1e6
 
 
+def _cpu_of_children() -> float:
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 def measured(commands: list[list[str]], result: Path, limit_gb: float | None, log: Path) -> Run:
     """Run ``edgepeft`` commands one after the other; the peak is that of the largest."""
 
@@ -221,7 +227,7 @@ def measured(commands: list[list[str]], result: Path, limit_gb: float | None, lo
             resource.setrlimit(resource.RLIMIT_DATA, (size, size))
 
     anonymous = mapped = disk = 0.0
-    started = time.perf_counter()
+    started, spent = time.perf_counter(), _cpu_of_children()
     for command in commands:
         written = 0.0
         with log.open("ab") as output:
@@ -243,7 +249,7 @@ def measured(commands: list[list[str]], result: Path, limit_gb: float | None, lo
         disk += written
     seconds = time.perf_counter() - started
     size = sum(path.stat().st_size for path in result.rglob("*") if path.is_file())
-    return Run(seconds, anonymous, mapped, disk, size / 1e6)
+    return Run(seconds, _cpu_of_children() - spent, anonymous, mapped, disk, size / 1e6)
 
 
 def commands_of(path: str, model: Path, adapters: dict[str, Path], out: Path, variants: list[str]) -> list[list[str]]:
@@ -274,7 +280,7 @@ def main() -> None:
     asked = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     print(
-        "size    path       seconds  anonymous MB   file MB   disk MB  result MB  checkpoint MB  anon/ckpt  disk/result"
+        "size    path       seconds  CPU s  anonymous MB   file MB   disk MB  result MB  checkpoint MB  anon/ckpt  disk/result"
     )
     for size in asked.size:
         folder, config = asked.work / size, SHAPES[size]
@@ -295,18 +301,21 @@ def main() -> None:
                 run = measured(lines, out, asked.limit_gb, folder / f"{path}.log")
                 runs[path].append(run)
                 print(
-                    f"{size:<7} {path:<10} {run.seconds:7.1f} {run.anonymous_mb:13.0f} {run.file_mb:9.0f} {run.disk_mb:9.0f} "
-                    f"{run.result_mb:10.0f} {checkpoint:14.0f} {run.anonymous_mb / checkpoint:10.2f} "
+                    f"{size:<7} {path:<10} {run.seconds:7.1f} {run.cpu_s:6.1f} {run.anonymous_mb:13.0f} {run.file_mb:9.0f} "
+                    f"{run.disk_mb:9.0f} {run.result_mb:10.0f} {checkpoint:14.0f} {run.anonymous_mb / checkpoint:10.2f} "
                     f"{run.disk_mb / run.result_mb:12.2f}",
                     flush=True,
                 )
                 shutil.rmtree(out, ignore_errors=True)
         if len(runs) == 2:
-            seconds, memory = (
+            seconds, cpu, memory = (
                 statistics.median(getattr(a, field) / getattr(b, field) for a, b in zip(*runs.values(), strict=True))
-                for field in ("seconds", "anonymous_mb")
+                for field in ("seconds", "cpu_s", "anonymous_mb")
             )
-            print(f"{size:<7} {' / '.join(runs)}: {seconds:.2f}x the seconds, {memory:.2f}x the anonymous memory")
+            print(
+                f"{size:<7} {' / '.join(runs)}: {seconds:.2f}x the seconds, {cpu:.2f}x the CPU time, "
+                f"{memory:.2f}x the anonymous memory"
+            )
         if asked.forget:
             shutil.rmtree(folder)
 

@@ -138,7 +138,7 @@ def export(
     """
     wanted = named(adapters, "--adapter")
     if dry_run:
-        _plan(model, wanted, out, mode, as_json)
+        _plan(model, wanted, out, mode, variants, as_json)
         return
     from functools import partial
 
@@ -200,22 +200,27 @@ def export(
 
 
 def _plan(
-    model: str, adapters: dict[str, str], out: Path, mode: Literal["swap", "merge", "bake"], as_json: bool
+    model: str,
+    adapters: dict[str, str],
+    out: Path,
+    mode: Literal["swap", "merge", "bake"],
+    variants: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     from ..pipeline import plan_export
 
-    plan = plan_export(model, adapters, out, mode=mode)
+    plan = plan_export(model, adapters, out, mode=mode, variants=variants)
     if as_json:
         print_json({"bundle": str(out), **asdict(plan), "bytes": plan.bytes, "fits": plan.fits, "dry_run": True})
         return
     table("", ("file", "about"), [(file.name, megabytes(file.bytes)) for file in plan.files])
     click.echo(
         f"{out}: would get about {megabytes(plan.bytes)}{' in place of the bundle there' if plan.replaces else ''} "
-        f"({plan.parameters:,} parameters in fp32, mode {mode})"
+        f"({plan.parameters:,} parameters in {', '.join(plan.variants)}, mode {mode})"
     )
     click.echo(
-        f"about {plan.memory_mb / 1e3:.1f} GB of memory and {plan.disk_mb / 1e3:.2f} GB of disk at the peak, "
-        f"{plan.free_mb / 1e3:.1f} GB are free; nothing was written"
+        f"about {plan.memory_mb / 1e3:.1f} GB of memory and {plan.disk_mb / 1e3:.2f} GB of disk at the peak, and "
+        f"{plan.minutes:.1f} minutes; {plan.free_mb / 1e3:.1f} GB of disk are free; nothing was written"
     )
     if not plan.fits:
-        warn(f"the disk at {out} has too little room")
+        warn(f"the {'disk' if plan.disk_mb > plan.free_mb else 'memory'} has too little room for {out}")

@@ -36,6 +36,7 @@ from ..validate.streamed import Rounding, StreamedBase, check_streamed, why_not
 from ._export import Announce, Exported, announce_parity, checkpoint_hashes, export
 from ._heads import with_head
 from ._manifest import check_asked, check_target_folder
+from ._plan import plan_export
 from ._quantize import quantize
 from ._remove import remove
 from ._write import write_bundle
@@ -104,11 +105,33 @@ def export_variants(
     with trusting(options.get("trust_remote_code", False)):
         try:
             asked = _asked(str(model), adapters, wanted, options)
+            _plan(wanted, model, adapters, out, mode, announce, streamed=True)
             given = load_in_place(model, announce=announce)
             return _streamed(asked, given, out, lock_timeout, announce)
         except NotStreamedError as error:
             announce(f"{model} is held in memory: {error}")
+    _plan(wanted, model, adapters, out, mode, announce, streamed=False)
     return _two_steps(wanted, model, adapters, out, lock_timeout, announce, options)
+
+
+def _plan(
+    variants: tuple[str, ...],
+    model: str | Path,
+    adapters: Mapping[str, str | Path],
+    out: Path,
+    mode: Literal["swap", "merge", "bake"],
+    announce: Announce,
+    *,
+    streamed: bool,
+) -> None:
+    """Say what the export takes; :class:`InputError` where that is more than there is."""
+    try:
+        plan = plan_export(model, adapters, out, mode=mode, variants=variants, streamed=streamed)
+    except InputError as error:
+        announce(f"what it takes cannot be told: {error}")
+        return
+    announce(str(plan))
+    plan.require_room(out)
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,8 @@ class Recipe:
     variant by GPTQ from runs of the model (:func:`~edgepeft.quantize.calibrated.calibrated`), where it can be had.
     ``in_graph(model, slots)`` does what ``apply`` does in a graph, and rounds numbers that are deferred
     (:mod:`edgepeft.graph.deferred`) when they are written: a recipe that has it needs no data, and makes its variant of a base
-    of any size. ``browsers`` and ``genai`` say whether transformers.js, and onnxruntime-genai, should open this variant first
-    where there are several.
+    of any size. ``weight_bytes`` is about what a weight takes in the file. ``browsers`` and ``genai`` say whether
+    transformers.js, and onnxruntime-genai, should open this variant first where there are several.
     """
 
     variant: str
@@ -43,6 +43,7 @@ class Recipe:
     calibrated: bool = False
     fitted: Callable[..., None] | None = None
     in_graph: Callable[..., None] | None = None
+    weight_bytes: float = 1.0
     browsers: bool = False
     genai: bool = False
 
@@ -88,6 +89,7 @@ RECIPES: dict[str, Recipe] = {
             rounded=_in("q4", "round_to_blocks"),
             fitted=_in("calibrated", "calibrated"),
             in_graph=_in("q4", "q4_graph"),
+            weight_bytes=0.5 + 4 / 32,
             browsers=True,
             genai=True,
         ),

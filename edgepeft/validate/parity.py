@@ -15,6 +15,7 @@ from ..bundle import Bundle, Manifest
 from ..errors import InputError, ParityError
 from ..runtime import Runtime
 from ..runtime.finite import count_not_finite
+from ..runtime.views import View
 from .mixed_probe import mixed_differences
 from .probe import Found, Probe, bundle_probe, same_outputs
 from .quantized_base import comparable
@@ -100,7 +101,6 @@ def adapter_parity(
     """
     merged = runtime.manifest.mode != "swap"
     view = runtime.base if merged else runtime.adapter(name)
-    without = None if merged else probe.run(runtime.adapter(None, task=view.task))
     found = probe.run(view)
     sides = ((f"ONNX Runtime ({runtime.variant})", found), ("PEFT", expected))
     difference = probe.difference(found, expected)
@@ -110,9 +110,16 @@ def adapter_parity(
         max_difference=difference,
         allowed=TOLERANCE if measured is None else measured.allowed,
         noise="" if measured is None else str(measured),
-        changes_output=without is None or not same_outputs(found, without),
+        changes_output=merged or _changes(runtime.adapter(None, task=view.task), probe, found),
         not_finite="; ".join(f"{side}: {said}" for side, outputs in sides if (said := _not_finite(outputs))),
     )
+
+
+def _changes(base: View, probe: Probe, found: Found) -> bool:
+    """Whether ``found`` is not what the base gives; the first batch most often tells."""
+    brief = probe.brief()
+    first = brief.run(base)
+    return not same_outputs(found[: len(first)], first) or not same_outputs(found, probe.run(base))
 
 
 def base_restored(runtime: Runtime, probe: Probe) -> bool:

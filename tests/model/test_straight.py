@@ -17,7 +17,7 @@ from edgepeft import runtime
 from edgepeft.bundle import read_bundle
 from edgepeft.errors import BundleError, InputError, ParityError
 from edgepeft.graph.deferred import StoredRows
-from edgepeft.pipeline import export, export_variants, quantize
+from edgepeft.pipeline import export, export_variants, plan_export, quantize
 
 LORA = {"task": "text-generation", "task_type": "CAUSAL_LM", "target_modules": "all-linear", "scale": 0.25}
 
@@ -273,3 +273,35 @@ def test_identity_is_the_same_and_json_stays_readable(llama: Path, tmp_path: Pat
     export(llama / "model", {}, tmp_path / "other", slots="all-linear", task="text-generation")
     assert read_bundle(tmp_path / "out").manifest.base == read_bundle(tmp_path / "other").manifest.base
     assert json.loads((tmp_path / "out" / "config.json").read_text())["transformers.js_config"]["dtype"] == "int8"
+
+
+def test_the_plan_is_said_first_and_is_about_right(llama: Path, tmp_path: Path) -> None:
+    planned = plan_export(llama / "model", adapters_of(llama), tmp_path / "out", variants=["q4", "int8"])
+    assert (planned.streamed, planned.variants) == (True, ("q4", "int8"))
+    _, said = straight(["q4", "int8"], llama / "model", adapters_of(llama), tmp_path / "out")
+    assert said[0] == str(planned)
+    assert "to q4, int8, block by block: about" in said[0]
+    for file in planned.files:
+        if file.name.startswith("onnx/"):  # the rotary tables of these tiny shapes are a third of the file
+            tables = 2 * 4 * 192 * 8
+            assert (tmp_path / "out" / file.name).stat().st_size == pytest.approx(file.bytes + tables, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("what", "patch", "message"),
+    [
+        ("free_memory_mb", lambda: 100.0, r"takes about 0\.\d GB of memory, and 0\.1 GB are free"),
+        ("free_disk_mb", lambda target: 0.0, r"takes about 0\.0 GB of disk, and 0\.0 GB are free there"),
+    ],
+    ids=["memory", "disk"],
+)
+def test_what_cannot_fit_is_refused_before_it_starts(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str, patch: Any, message: str
+) -> None:
+    monkeypatch.setattr(f"edgepeft.pipeline._plan.{what}", patch)
+    with pytest.raises(InputError, match=message):
+        straight(["q4"], llama / "model", adapters_of(llama), tmp_path / "out")
+    assert not any(tmp_path.iterdir())
+    monkeypatch.setattr("edgepeft.pipeline._plan.free_memory_mb", lambda: None)  # a system that does not say
+    monkeypatch.setattr("edgepeft.pipeline._plan.free_disk_mb", lambda target: 1e6)
+    straight(["q4"], llama / "model", {}, tmp_path / "out")

@@ -1,7 +1,7 @@
 """Running many forward passes of a large PyTorch model with one block of its numbers in memory at a time.
 
-Every pass is a thread that waits at the door of each block (a decoder layer) until its numbers are there. One thread runs at a
-time; when all wait, the block that most of them wait for is read, they pass through it, and its numbers are dropped. So the
+Every pass is a thread that waits at the door of each block (a decoder layer) until its numbers are there. When all wait, the block
+that most of them wait for is read, they pass through it, as many at a time as there are cores, and its numbers are dropped. So the
 numbers are read once for all passes, and the model itself needs no change: PEFT's layers inside a block run as they are.
 """
 
@@ -65,8 +65,8 @@ class _Pass(threading.Thread):
         """Wait for the first turn, and work."""
         import torch
 
-        self._sleep()
         try:
+            self._sleep()
             with torch.no_grad():
                 self.result = self.work()
         except BaseException as error:  # handed to who asked for the result
@@ -75,10 +75,13 @@ class _Pass(threading.Thread):
         self.waits.set()
 
     def _sleep(self) -> None:
+        import torch
+
         self.turn.wait()
         self.turn.clear()
         if self.abandoned:
             raise _Abandoned
+        torch.set_num_threads(1)  # passes share the cores; teams of threads of their own would only wait for each other
 
     def wait_at(self, unit: _Unit, given: Any = None) -> Any:
         """Let others run until ``unit`` may be passed; what was made of ``given`` meanwhile."""
@@ -88,10 +91,9 @@ class _Pass(threading.Thread):
         return self.given
 
     def resume(self) -> None:
-        """Run until the next door, or the end."""
+        """Run towards the next door, or the end, where ``waits`` is set."""
         self.waits.clear()
         self.turn.set()
-        self.waits.wait()
 
 
 class Lockstep:
@@ -129,22 +131,24 @@ class Lockstep:
         Raises:
             Exception: The first that one of them raises; the others are ended.
         """
+        import torch
+
+        cores = torch.get_num_threads()
         passes = [_Pass(work) for work in works]
         for each in passes:
             each.start()
         try:
-            for each in passes:
-                each.resume()
+            _go_on(passes, cores)
             while waiting := [each for each in passes if each.is_alive() and each.unit is not None]:
                 _raise(passes)
                 unit = max(self._units, key=lambda unit: sum(each.unit is unit for each in waiting))
                 here = [each for each in waiting if each.unit is unit]
+                torch.set_num_threads(cores)
                 if unit.in_pieces:
                     self._multiply(unit, here)
                 else:
                     self._fill(unit)
-                for each in here:
-                    each.resume()
+                _go_on(here, cores)
                 if not unit.in_pieces:
                     self._empty(unit)
             _raise(passes)
@@ -154,6 +158,7 @@ class Lockstep:
                 each.turn.set()
             for each in passes:
                 each.join()
+            torch.set_num_threads(cores)
         return [each.result for each in passes]
 
     def _fill(self, unit: _Unit) -> None:
@@ -195,19 +200,20 @@ class Lockstep:
         """The forward of a table of which only the rows that are asked for are read."""
         import torch
 
-        own = type(module).forward
+        own, alone = type(module).forward, threading.Lock()
         name = unit.parameters[unit.door]["weight"]
 
         def forward(ids: Any) -> Any:
             used, places = torch.unique(ids, return_inverse=True)
-            empty, pad = module._parameters["weight"], module.padding_idx
-            rows = _tensor(self._numbers.rows(name, used.numpy()))
-            module._parameters["weight"] = torch.nn.Parameter(rows, requires_grad=False)
-            module.padding_idx = None  # it names a row of the whole table, and matters to training only
-            try:
-                return own(module, places)
-            finally:
-                module._parameters["weight"], module.padding_idx = empty, pad
+            rows = torch.nn.Parameter(_tensor(self._numbers.rows(name, used.numpy())), requires_grad=False)
+            with alone:
+                empty, pad = module._parameters["weight"], module.padding_idx
+                # What it pads with is a row of the whole table, and matters to training only.
+                module._parameters["weight"], module.padding_idx = rows, None
+                try:
+                    return own(module, places)
+                finally:
+                    module._parameters["weight"], module.padding_idx = empty, pad
 
         return forward
 
@@ -219,6 +225,16 @@ def _tensor(numbers: np.ndarray) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch warns that a mapped file cannot be written to
         return torch.from_numpy(np.ascontiguousarray(numbers))
+
+
+def _go_on(passes: Sequence[_Pass], cores: int) -> None:
+    """Let each pass run to its next door, so many at a time."""
+    for start in range(0, len(passes), cores):
+        together = passes[start : start + cores]
+        for each in together:
+            each.resume()
+        for each in together:
+            each.waits.wait()
 
 
 def _raise(passes: Sequence[_Pass]) -> None:
