@@ -28,11 +28,11 @@ class Recipe:
     ``apply(source file, target file, slots)`` writes the new graph and its weights; one that is ``calibrated`` also takes
     ``ranges=``, measured on texts (:func:`~edgepeft.quantize.w8a16.with_extremes`). ``rounded`` gives what a linear weight
     ``[out, in]`` is after it, in float32: by that it is judged how much of a merged adapter survives. ``fitted`` writes the same
-    variant by GPTQ from runs of the model (:func:`~edgepeft.quantize.calibrated.calibrated`), where it can be had.
-    ``in_graph(model, slots)`` does what ``apply`` does in a graph, and rounds numbers that are deferred
-    (:mod:`edgepeft.graph.deferred`) when they are written: a recipe that has it needs no data, and makes its variant of a base
-    of any size. ``weight_bytes`` is about what a weight takes in the file. ``browsers`` and ``genai`` say whether
-    transformers.js, and onnxruntime-genai, should open this variant first where there are several.
+    variant by GPTQ from runs of the model (:func:`~edgepeft.quantize.calibrated.calibrated`), where it can be had, and ``searched``
+    by the grids with the smallest squared error. ``in_graph(model, slots)`` does what ``apply`` does in a graph, and rounds
+    numbers that are deferred (:mod:`edgepeft.graph.deferred`) when they are written: a recipe that has it needs no data, and makes
+    its variant of a base of any size. ``weight_bytes`` is about what a weight takes in the file. ``browsers`` and ``genai`` say
+    whether transformers.js, and onnxruntime-genai, should open this variant first where there are several.
     """
 
     variant: str
@@ -44,6 +44,7 @@ class Recipe:
     fitted: Callable[..., None] | None = None
     in_graph: Callable[..., None] | None = None
     weight_bytes: float = 1.0
+    searched: Callable[..., None] | None = None
     browsers: bool = False
     genai: bool = False
 
@@ -65,6 +66,7 @@ def _in(module: str, name: str) -> Callable[..., Any]:
 #: Ways to round, by the name that ``--method`` takes: what each does, as the manifest says it.
 METHODS: dict[str, str] = {
     "gptq": "GPTQ with zero points, and biases for what rounding moves on average",
+    "mse": "the nearest number of grids with zero points and the smallest squared error",
     "rtn": "round to nearest",
 }
 
@@ -90,8 +92,16 @@ RECIPES: dict[str, Recipe] = {
             fitted=_in("calibrated", "calibrated"),
             in_graph=_in("q4", "q4_graph"),
             weight_bytes=0.5 + 4 / 32,
+            searched=_in("searched", "least_error"),
             browsers=True,
             genai=True,
+        ),
+        Recipe(
+            "q8",
+            "8 bits in blocks, grids with zero points and the smallest squared error: linear layers and embeddings",
+            "8 bits in blocks, for language models that must lose next to nothing",
+            apply=_in("searched", "q8"),
+            rounded=_in("searched", "round_to_grids"),
         ),
         Recipe(
             "w8a16",
@@ -136,5 +146,6 @@ def with_texts() -> str:
 
 
 def without_texts() -> str:
-    """The others, ``int8 and q4``."""
-    return " and ".join(name for name, each in RECIPES.items() if not each.calibrated)
+    """The others, ``int8, q4 and q8``."""
+    *first, last = (name for name, each in RECIPES.items() if not each.calibrated)
+    return f"{', '.join(first)} and {last}" if first else last
