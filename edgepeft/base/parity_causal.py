@@ -170,37 +170,53 @@ def reference_causal(module: Any, batch: CausalBatch) -> tuple[np.ndarray, np.nd
 
     Where a call's tokens change each other, following tokens are run through PyTorch's cache instead.
     """
-    if sees_calls(module):
-        return _reference_by_calls(module, batch)
-    prompt, *following = (call() for call in reference_calls(module, batch))
-    return prompt, np.stack(following)
-
-
-def reference_calls(module: Any, batch: CausalBatch) -> list[Callable[[], np.ndarray]]:
-    """The calls of PyTorch that :func:`reference_causal` is made of: the prompts' logits, and then each row's after it.
-
-    They do not depend on each other.
-    """
     import torch
 
-    def logits(ids: np.ndarray, kept: int, **inputs: np.ndarray) -> np.ndarray:
-        tensors = {name: torch.from_numpy(array) for name, array in {"input_ids": ids, **inputs}.items()}
+    if sees_calls(module):
+        return _reference_by_calls(module, batch)
+
+    def logits(ids: np.ndarray, kept: int, **inputs: Any) -> Any:
+        found = module(input_ids=torch.from_numpy(ids), use_cache=False, **inputs, **_keep(module, kept)).logits
+        return found[:, -kept:]
+
+    with torch.no_grad():
+        prompt = logits(batch.ids, batch.kept, attention_mask=torch.from_numpy(batch.mask))
+        following = []
+        for ids, mask, after in zip(batch.ids, batch.mask, batch.following, strict=True):
+            whole = np.concatenate([ids[mask == 1], after])[None]
+            following.append(logits(whole, len(after))[0].numpy())
+    return prompt.numpy(), np.stack(following)
+
+
+def row_calls(module: Any, batch: CausalBatch) -> list[Callable[[], np.ndarray]]:
+    """Calls of PyTorch that give each row's logits, whole and unpadded: those that are compared of its prompt, and those after it.
+
+    They do not depend on each other. A row's logits do not depend on what is padded beside it, so :func:`from_rows` makes of
+    them what :func:`reference_causal` gives, at half its cost.
+    """
+
+    def logits(ids: np.ndarray, kept: int) -> np.ndarray:
+        import torch
+
         with torch.no_grad():
-            found = module(**tensors, use_cache=False, **_keep(module, kept)).logits
-        numbers: np.ndarray = found[:, -kept:].numpy()
+            found = module(input_ids=torch.from_numpy(ids[None]), use_cache=False, **_keep(module, kept)).logits
+        numbers: np.ndarray = found[0, -kept:].numpy()
         return numbers
 
-    calls: list[Callable[[], np.ndarray]] = [partial(logits, batch.ids, batch.kept, attention_mask=batch.mask)]
-    for ids, mask, after in zip(batch.ids, batch.mask, batch.following, strict=True):
-        whole = np.concatenate([ids[mask == 1], after])[None]
-        calls.append(partial(_first, partial(logits, whole, len(after))))
-    return calls
+    first = batch.ids.shape[1] - batch.kept
+    return [
+        partial(logits, np.concatenate([ids[mask == 1], after]), max(0, int(mask.sum()) - first) + len(after))
+        for ids, mask, after in zip(batch.ids, batch.mask, batch.following, strict=True)
+    ]
 
 
-def _first(rows: Callable[[], np.ndarray]) -> np.ndarray:
-    """The first of the rows."""
-    found: np.ndarray = rows()[0]
-    return found
+def from_rows(batch: CausalBatch, rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The findings of :func:`row_calls` as :func:`reference_causal` gives them; zeros where a prompt is padded."""
+    steps = batch.following.shape[1]
+    prompt = np.zeros((len(rows), batch.kept, rows[0].shape[-1]), rows[0].dtype)
+    for row, found in enumerate(rows):
+        prompt[row, : len(found) - steps] = found[: len(found) - steps]
+    return prompt, np.stack([found[len(found) - steps :] for found in rows])
 
 
 def causal_difference(

@@ -22,7 +22,7 @@ from ..adapters.layout import conv1d_weights
 from ..adapters.read import method_of
 from ..adapters.through_peft.load import ask_for_task, wrap
 from ..base.load import quiet
-from ..base.parity_causal import CausalBatch, reference_calls
+from ..base.parity_causal import CausalBatch, from_rows, row_calls
 from ..base.rounding import Noise, judge, sums_reversed
 from ..base.streamed.checkpoint import widen
 from ..base.streamed.load import LoadedInPlace
@@ -76,14 +76,12 @@ class StreamedBase:
             if name is not None:
                 module = _adapted(module, checkpoints[name])
             for batch in batches[name]:
-                works += reference_calls(module, batch)
+                works += row_calls(module, batch)
         results = iter(steps.run(works))
         found: dict[str | None, Found] = {}
         for name in probes:
-            found[name] = [
-                {"prompt": next(results), "following": np.stack([next(results) for _ in batch.ids])}
-                for batch in batches[name]
-            ]
+            pairs = [from_rows(batch, [next(results) for _ in batch.ids]) for batch in batches[name]]
+            found[name] = [{"prompt": prompt, "following": following} for prompt, following in pairs]
         return found
 
 
