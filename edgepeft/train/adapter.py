@@ -146,6 +146,7 @@ def train_adapter(
         ("rank", "epochs", "batch_size", "alpha", "learning_rate", "max_length", "patience", "threads"),
     )
     check_shipping(method, "SEQ_CLS", ship)
+    check_extra()
     split = load_split(  # before torch is imported: what is wrong with the data is said at once
         data,
         validation=validation,
@@ -156,7 +157,6 @@ def train_adapter(
         seed=seed,
         problem_type=problem_type,
     )
-    check_extra()
     settings = settings_of(
         method,
         rank,

@@ -126,6 +126,7 @@ def train_with_chosen_ranks(
 
     if measure not in MEASURES:
         raise InputError(f"a layer's worth is told by {', '.join(MEASURES)}, not by {measure!r}")
+    check_extra()
     split = load_split(
         data,
         validation=validation,
@@ -136,7 +137,6 @@ def train_with_chosen_ranks(
         seed=seed,
         problem_type=problem_type,
     )
-    check_extra()
     from .base import resolve_targets
     from .trainer import seeded
     from .workbench import open_workbench

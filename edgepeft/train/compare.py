@@ -140,6 +140,7 @@ def compare_methods(
         )
     for method in methods:
         peft_type(method)
+    check_extra()
     split = load_split(
         data,
         validation=validation,
@@ -150,7 +151,6 @@ def compare_methods(
         seed=seed,
         problem_type=problem_type,
     )
-    check_extra()
     from .trainer import seeded
     from .workbench import open_workbench
 

@@ -93,8 +93,8 @@ def judge_complexity(
     Raises:
         DataError: There is one label only, or fewer than four rows of one.
     """
-    split = load_rows(data, None, text=text, label=label, pair=pair)
     check_extra()
+    split = load_rows(data, None, text=text, label=label, pair=pair)
     from .trainer import seeded
     from .workbench import open_workbench
 

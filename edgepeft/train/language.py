@@ -13,7 +13,7 @@ from ..errors import InputError
 from .corpus import Columns, Corpus, corpus_without_leaks, read_corpus
 from .gain import Verdict, gain_warning, likelihood_gain
 from .leaks import leak_warning
-from .methods import Settings, check_shipping, peft_type, settings_of
+from .methods import Settings, check_shipping, settings_of, takes_norms
 from .perplexity import Change, Perplexity
 from .record import FORMAT, arguments_of, check_arguments, check_extra, versions, write_checkpoint
 from .tokenizer import HubTokenizer
@@ -174,12 +174,12 @@ def train_language_adapter(
     check_shipping(method, "CAUSAL_LM", ship)
     flags = {"use_dora": use_dora, "use_rslora": use_rslora}
     settings = settings_of(method, rank, alpha, dropout, target_modules, flags, peft, learning_rate)
+    check_extra()
     template = None if chat_template is None else read_text(Path(chat_template))
     columns = Columns(text=text, prompt=prompt, completion=completion, messages=messages)
     corpus, declared = read_corpus(data, columns)
     held_corpus = declared if validation is None else read_corpus(validation, columns)[0]
     corpus, leaked = corpus_without_leaks(corpus, held_corpus)
-    check_extra()
 
     from .base import load_language_base, token_limit
     from .encode import encode, limit, split
@@ -296,7 +296,7 @@ def _layout(
 def _targets(base: BaseModel, settings: Settings) -> str | tuple[str, ...] | None:
     from .base import resolve_targets
 
-    if settings.targets is None or peft_type(settings.method) == "LN_TUNING":
+    if settings.targets is None or takes_norms(settings.method):
         return settings.targets  # the method's own, which never are embedding or head
     given = list(settings.targets) if isinstance(settings.targets, tuple) else settings.targets
     resolved = resolve_targets(base, given)

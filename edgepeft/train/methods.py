@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..adapters.methods.registry import METHODS
+from ..adapters.methods.training import USUAL, Training
 from ..errors import InputError, UnsupportedAdapterError
 from ..spelling import did_you_mean
 
@@ -26,16 +27,11 @@ _VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "dora": ("LORA", {"use_dora": True}),
     "rslora": ("LORA", {"use_rslora": True}),
     "pissa": ("LORA", {"init_lora_weights": "pissa"}),
-    "ln": ("LN_TUNING", {}),
+    "ln": (next(name for name, method in METHODS.items() if method.training.modules == "norms"), {}),
 }
-#: Learning rates that a run of a few epochs over some hundred rows takes without a search, where not LoRA's 1e-3: methods that
-#: scale what is there already, and heads, want larger steps; all weights at once a tenth (LoRA Without Regret, 2025).
-_RATES = {"IA3": 1e-2, "LN_TUNING": 3e-3, "BEFT": 3e-3, "VERA": 1e-2, HEAD_ONLY: 1e-2, FULL: 1e-4}
-#: How PEFT's config calls what `rank` means, where not `r`; OFT's r is a number of blocks.
-_WITHOUT_RANK = {"OFT", "ADALORA"}
-
-#: Methods that PEFT makes over language models alone, whatever its config says.
-_LANGUAGE_MODELS_ONLY = {"SHADOW", "ADAPTION_PROMPT", "CPT"}
+#: Usual learning rates of what is no method of PEFT: a head wants larger steps than LoRA, all weights at once a tenth of its
+#: (LoRA Without Regret, 2025).
+_RATES = {HEAD_ONLY: 1e-2, FULL: 1e-4}
 
 Task = Literal["SEQ_CLS", "CAUSAL_LM"]
 
@@ -72,7 +68,7 @@ class Settings:
             else self.targets
         )
         parts = [self.method]
-        if peft_type(self.method) not in {HEAD_ONLY, FULL, "IA3", "LN_TUNING"}:
+        if _training(peft_type(self.method)).modules == "usual" and self.method not in {HEAD_ONLY, FULL}:
             parts.append(
                 f"r={self.rank}"
                 if not self.ranks
@@ -85,7 +81,12 @@ class Settings:
 
 def usual_rate(method: str) -> float:
     """The learning rate of a classifier's method where none is asked for."""
-    return _RATES.get(peft_type(method), 1e-3)
+    kind = peft_type(method)
+    return _RATES[kind] if kind in _RATES else _training(kind).rate
+
+
+def _training(kind: str) -> Training:
+    return METHODS[kind].training if kind in METHODS else USUAL
 
 
 def peft_type(method: str) -> str:
@@ -137,7 +138,7 @@ def check_shipping(method: str, task: Task, wanted: str | None) -> None:
             raise UnsupportedAdapterError("head-only is for classification: a language model's head is its base's")
         return
     entry, ships = METHODS[kind], shipping(method, task)
-    if kind in _LANGUAGE_MODELS_ONLY and task != "CAUSAL_LM":
+    if entry.training.language_only and task != "CAUSAL_LM":
         raise UnsupportedAdapterError(
             f"{entry.title} cannot ship a classifier: PEFT offers it for language models only"
         )
@@ -229,7 +230,7 @@ def _config(base: BaseModel, settings: Settings, kind: str, task: Task, steps: i
         options["exclude_modules"] = list(base.fresh) or None
     if "target_modules" in fields:
         options["target_modules"] = _targets(base, settings, kind, task)
-    if "r" in fields and kind not in _WITHOUT_RANK:
+    if "r" in fields and _training(kind).ranked:
         options["r"] = settings.rank
     alpha = 2.0 * settings.rank if settings.alpha is None else settings.alpha
     options |= {"lora_alpha": alpha} if "lora_alpha" in fields else {"alpha": alpha} if "alpha" in fields else {}
@@ -239,7 +240,7 @@ def _config(base: BaseModel, settings: Settings, kind: str, task: Task, steps: i
             options["rank_pattern"] = dict(settings.ranks)
             # The same scaling at every rank, or the small ones would learn faster than the large ones.
             options["alpha_pattern"] = {name: rank * alpha / settings.rank for name, rank in settings.ranks}
-    if kind == "ADALORA":
+    if _training(kind).plans_ranks:
         options |= {
             "init_r": max(1, round(1.5 * settings.rank)),
             "target_r": settings.rank,
@@ -267,14 +268,14 @@ def _targets(base: BaseModel, settings: Settings, kind: str, task: Task) -> Any:
         return DUMMY_TARGET_MODULES
     if settings.ranks:
         return [name for name, _ in settings.ranks]
-    if settings.targets is None and kind == "IA3":
+    if settings.targets is None and _training(kind).modules == "own":
         return None  # PEFT knows which of them are feed-forward
-    if settings.targets is None and kind == "LN_TUNING":
+    if settings.targets is None and _training(kind).modules == "norms":
         return norms(base)
     if settings.targets is None and task == "CAUSAL_LM":
         return "all-linear"
     wanted = list(settings.targets) if isinstance(settings.targets, tuple) else settings.targets
-    return wanted if kind == "LN_TUNING" else resolve_targets(base, wanted)
+    return wanted if _training(kind).modules == "norms" else resolve_targets(base, wanted)
 
 
 def norms(base: BaseModel) -> list[str]:
@@ -287,6 +288,11 @@ def norms(base: BaseModel) -> list[str]:
     if not found:
         raise InputError(f"{base.source} has no norms to train")
     return sorted(found)
+
+
+def takes_norms(method: str) -> bool:
+    """Whether the modules of a method are norms, and not linear layers."""
+    return _training(peft_type(method)).modules == "norms"
 
 
 def trainable(model: nn.Module) -> int:

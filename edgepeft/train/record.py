@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import tempfile
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,17 +48,10 @@ def check_arguments(out: Path | None, arguments: Mapping[str, Any], positive: tu
 
 
 def check_extra() -> None:
-    """:class:`MissingExtraError` where training's libraries are not installed."""
-    try:
-        import accelerate
-        import peft
-        import torch
-        import transformers
-    except ImportError as error:
-        raise MissingExtraError(
-            f"training needs {error.name}, which is not installed: pip install 'edgepeft[train]'"
-        ) from error
-    del accelerate, peft, torch, transformers
+    """:class:`MissingExtraError` where training's libraries are not installed; they are looked for and not imported."""
+    missing = next((name for name in ("torch", "transformers", "peft", "accelerate") if find_spec(name) is None), None)
+    if missing is not None:
+        raise MissingExtraError(f"training needs {missing}, which is not installed: pip install 'edgepeft[train]'")
 
 
 def versions() -> dict[str, str]:

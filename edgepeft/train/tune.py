@@ -176,8 +176,8 @@ def tune(
     arguments = arguments_of({name: value for name, value in locals().items() if name != "announce"})
     folder = Path(out)
     check_arguments(folder, arguments, ("budget_s", "batch_size", "max_length", "threads"))
-    split = load_rows(data, validation, text=text, label=label, pair=pair)
     check_extra()
+    split = load_rows(data, validation, text=text, label=label, pair=pair)
     from .range_test import range_test
     from .trainer import seeded
     from .trials import Candidate

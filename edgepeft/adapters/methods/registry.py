@@ -15,6 +15,7 @@ from ..checkpoint import Checkpoint
 from ..edits import Adapter
 from . import dense, direct, factors, lora, tracing
 from .tracing import PLAIN, Tracing
+from .training import USUAL, Training
 
 #: ``swap``: closed form in the five edits. ``svd``: a change of weights, swapped where its SVD is smaller than the weights
 #: and merged otherwise. ``merge``: a change of weights of full rank. ``bake``: no change of weights, but it can be traced.
@@ -64,6 +65,8 @@ class Method:
     tasks: str = ""
     #: How it is traced, where its layers cannot be traced as they are.
     tracing: Tracing = PLAIN
+    #: How it is trained here.
+    training: Training = USUAL
     #: Whether a token's result depends on all tokens of its call, padding among them.
     averages_over_tokens: bool = False
     #: Whether PEFT leaves the base's numbers as they are when it loads a checkpoint of this config; none where it may not.
@@ -97,11 +100,17 @@ _RANK_R = "rank r, by SVD"
 _METHODS = (
     Method("LORA", "LoRA", "swap", "LowRank; OutGain for DoRA; Override for biases and saved modules", lower=lora.lower_lora,
         leaves_base_alone=lora.leaves_base_alone, edits_at=lora.edits_at),
-    Method("ADALORA", "AdaLoRA", "swap", "LowRank", lower=factors.lower_adalora, prefix="lora_"),
+    Method("ADALORA", "AdaLoRA", "swap", "LowRank", lower=factors.lower_adalora, prefix="lora_",
+        training=Training(ranked=False, plans_ranks=True),
+    ),
     Method("ADAMSS", "AdaMSS", "svd", "LowRank by SVD", "subspaces come from an SVD and k-means of the base at load"),
     Method("BOFT", "BOFT", "merge", "merged weight", _ORTHOGONAL, tracing=tracing.BOFT),
-    Method("IA3", "IA3", "swap", "OutGain and bias Override (keys, values), InGain (feed-forward)", lower=direct.lower_ia3),
-    Method("BEFT", "BEFT", "swap", "Override of biases", lower=direct.lower_beft),
+    Method("IA3", "IA3", "swap", "OutGain and bias Override (keys, values), InGain (feed-forward)", lower=direct.lower_ia3,
+        training=Training(rate=1e-2, modules="own"),
+    ),
+    Method("BEFT", "BEFT", "swap", "Override of biases", lower=direct.lower_beft,
+        training=Training(rate=3e-3),
+    ),
     Method(
         "LILY", "Lily", "bake", "traced as it is",
         "a router mixes its factors by all tokens of a call, so its sites are not linear in their input; over language models "
@@ -115,11 +124,17 @@ _METHODS = (
         "LOKR", "LoKr", "swap", "LowRank at the product of its factors' ranks",
         "merged where that product outgrows the weights", lower=factors.lower_lokr,
     ),
-    Method("OFT", "OFT", "merge", "merged weight", _ORTHOGONAL),
+    Method("OFT", "OFT", "merge", "merged weight", _ORTHOGONAL,
+        training=Training(ranked=False),
+    ),
     Method("POLY", "Poly", "swap", "LowRank (one task's mixture)", "one adapter a task", lower=factors.lower_poly, tasks="n_tasks",
         tracing=tracing.POLY),
-    Method("LN_TUNING", "LN tuning", "swap", "Override of norms", lower=direct.lower_ln_tuning),
-    Method("VERA", "VeRA", "swap", "LowRank", "through PEFT where save_projection is false", lower=factors.lower_vera),
+    Method("LN_TUNING", "LN tuning", "swap", "Override of norms", lower=direct.lower_ln_tuning,
+        training=Training(rate=3e-3, modules="norms"),
+    ),
+    Method("VERA", "VeRA", "swap", "LowRank", "through PEFT where save_projection is false", lower=factors.lower_vera,
+        training=Training(rate=1e-2),
+    ),
     Method("FROD", "FRoD", "merge", "merged weight", "its rotated sparse change has full rank", tracing=tracing.FROD),
     Method("PVERA", "PVeRA", "swap", "LowRank of the mean", "refused with sample_at_inference", lower=factors.lower_pvera),
     Method("FOURIERFT", "FourierFT", "svd", "LowRank by SVD", _DRAWN),
@@ -177,16 +192,19 @@ _METHODS = (
     Method(
         "CPT", "CPT", "refuse", "Prefix",
         "it puts trained states before the sequence (a Prefix), and PEFT offers it for language models only", virtual="tokens",
+        training=Training(language_only=True),
     ),
     Method("CARTRIDGE", "Cartridge", "bake", "Prefix; over encoders traced as it is", _VIRTUAL, virtual="states"),
     Method(
         "ADAPTION_PROMPT", "LLaMA-Adapter", "bake", "traced as it is",
         "gated prompts inside attention change the layer itself; PEFT offers it for Llama, Mistral and GPT-2 only",
+        training=Training(language_only=True),
     ),
     Method(
         "SHADOW", "Shadow", "bake", "traced as it is",
         "a second network, with a cache of its own, runs beside the base and changes its states; PEFT offers it for decoders only",
         tracing=tracing.SHADOW,
+        training=Training(language_only=True),
     ),
 )  # fmt: skip
 
