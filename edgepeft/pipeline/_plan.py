@@ -126,7 +126,7 @@ def plan_export(
     sizes = checkpoint_sizes(str(model))
     wanted = tuple(dict.fromkeys(variants)) or (WHOLE,)
     if streamed is None:
-        streamed = bool(variants) and wanted != (WHOLE,) and mode == "swap" and _continues_texts(str(model))
+        streamed = bool(variants) and mode == "swap" and _continues_texts(str(model))
     weights = {variant: _bytes_of(variant, sizes) for variant in wanted}
     named = [PlannedFile(_weights_file(variant), size) for variant, size in weights.items()]
     if mode == "swap":
@@ -143,7 +143,8 @@ def plan_export(
         ]
     total, whole = sum(file.bytes for file in files), 4 * sizes.parameters
     if streamed:
-        memory = 4 * LAYER_FACTOR * sizes.largest_layer + SESSION_FACTOR * max(weights.values())
+        compared = max((size for name, size in weights.items() if name != WHOLE), default=0)
+        memory = 4 * LAYER_FACTOR * sizes.largest_layer + SESSION_FACTOR * compared
         disk, seconds = total, _STREAMED_SECONDS * len(wanted)
     else:
         memory = MEMORY_FACTOR * whole

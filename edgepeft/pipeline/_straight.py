@@ -98,8 +98,6 @@ def export_variants(
                 else ""
             )
         )
-    if wanted == (WHOLE,):
-        return export(model, adapters, out, lock_timeout=lock_timeout, announce=announce, **options)
     mode: Literal["swap", "merge", "bake"] = options.get("mode", "swap")
     check_asked(adapters, mode, out)
     with trusting(options.get("trust_remote_code", False)):
@@ -110,6 +108,8 @@ def export_variants(
             return _streamed(asked, given, out, lock_timeout, announce)
         except NotStreamedError as error:
             announce(f"{model} is held in memory: {error}")
+    if wanted == (WHOLE,):
+        return export(model, adapters, out, lock_timeout=lock_timeout, announce=announce, **options)
     _plan(wanted, model, adapters, out, mode, announce, streamed=False)
     return _two_steps(wanted, model, adapters, out, lock_timeout, announce, options)
 

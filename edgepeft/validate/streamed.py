@@ -31,6 +31,7 @@ from ..base.streamed.memory import give_back
 from ..bundle import Bundle, hash_file
 from ..errors import InputError, ParityError
 from ..quantize.exact import compute_exactly
+from ..quantize.recipes import WHOLE
 from ..runtime import Runtime
 from ..runtime.engine import Engine
 from .parity import AdapterProbe, adapter_probe, base_restored, check_mixed, judge_adapter
@@ -113,7 +114,10 @@ def exact_runtime(bundle: Bundle, variant: str) -> Iterator[Runtime]:
         files = {**bundle.manifest.files, file: hash_file(path)}
         variants = {variant: entry.model_copy(update={"file": file})}
         manifest = bundle.manifest.model_copy(update={"files": files, "variants": variants})
-        yield Runtime(Engine(Bundle(bundle.path, manifest, verification="never"), variant, None, kernels="off"))
+        # fp32 is multiplied as it lies in its file; blocks of few bits are fast only in the kernels' own layout.
+        settings = {"session.disable_prepacking": "1"} if variant == WHOLE else None
+        written = Bundle(bundle.path, manifest, verification="never")
+        yield Runtime(Engine(written, variant, None, kernels="off", settings=settings))
     finally:
         path.unlink(missing_ok=True)
 
