@@ -27,8 +27,9 @@ from ..base.parity_positions import Place, place_difference, places, reference_p
 from ..base.rounding import TOLERANCE, Noise, judge, sums_reversed
 from ..base.streamed.checkpoint import widen
 from ..base.streamed.load import LoadedInPlace
-from ..base.streamed.lockstep import Lockstep, StoredNumbers
+from ..base.streamed.lockstep import Lockstep
 from ..base.streamed.memory import give_back
+from ..base.streamed.numbers import StoredNumbers
 from ..bundle import Bundle, hash_file
 from ..errors import InputError, ParityError
 from ..quantize.exact import compute_exactly

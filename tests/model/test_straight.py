@@ -146,7 +146,7 @@ def test_a_weight_that_is_rounded_otherwise_is_found(
 
 
 def test_an_adapter_that_differs_is_found(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import edgepeft.pipeline._straight as straight_module
+    import edgepeft.pipeline._streamed as straight_module
 
     own = straight_module.read_adapter
 
