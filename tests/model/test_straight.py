@@ -290,7 +290,7 @@ def test_the_plan_is_said_first_and_is_about_right(llama: Path, tmp_path: Path) 
 @pytest.mark.parametrize(
     ("what", "patch", "message"),
     [
-        ("free_memory_mb", lambda: 100.0, r"takes about 0\.\d GB of memory, and 0\.1 GB are free"),
+        ("free_memory_mb", lambda: 100.0, r"takes about 1\.1 GB of memory, and 0\.1 GB are free"),
         ("free_disk_mb", lambda target: 0.0, r"takes about 0\.0 GB of disk, and 0\.0 GB are free there"),
     ],
     ids=["memory", "disk"],
