@@ -109,7 +109,9 @@ def quantizers(base: Path, work: Path) -> Iterator[tuple[str, int, Logits]]:
     from onnxruntime.quantization import matmul_nbits_quantizer as nbits
 
     bundle = read_bundle(base / "bundle")
-    copied = Path(shutil.copytree(base / "bundle" / "onnx", work / "fp32", dirs_exist_ok=True))  # onnx refuses hard links
+    copied = Path(
+        shutil.copytree(base / "bundle" / "onnx", work / "fp32", dirs_exist_ok=True)
+    )  # onnx refuses hard links
     source = copied / Path(bundle.manifest.variants["fp32"].file).name
     tensors = bundle.manifest.slots.tensors()
     slots = [n.name for n in ir.load(source).graph if any(v is not None and v.name in tensors for v in n.inputs)]
