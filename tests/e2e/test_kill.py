@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from causal import build_causal
 
 from edgepeft.bundle import read_bundle, replacing
 
@@ -174,3 +175,31 @@ def children_of(parent: int) -> list[int]:
         if int(rest.split()[1]) == parent and "python" in name:
             found.append(int(stat.parent.name))
     return found
+
+
+def test_killed_while_a_language_model_is_written_straight(tmp_path: Path) -> None:
+    """While its weights are written, while it is compared, and once at random: the old bundle stays, and the next run cleans up."""
+    model, out = build_causal(tmp_path / "model"), tmp_path / "place" / "bundle"
+    export = ("export", "--model", model, "--variant", "q4", "--out", out)
+    first = call(*export)
+    assert first.exit_code == 0, first.output
+    before = snapshot(out)
+
+    def compared() -> bool:
+        return any(next((out.parent / name).rglob("*.exact.onnx"), None) is not None for name in leftovers(out))
+
+    some = random.Random(7).randint(1, len(before))
+    moments: list[Callable[[], bool]] = [
+        lambda: any(next((out.parent / name).rglob("*.onnx_data"), None) is not None for name in leftovers(out)),
+        compared,
+        lambda: staged(out) >= some,
+    ]
+    killed = sum(kill_when(moment, *export, "--slots", "all-linear") for moment in moments)
+    assert killed >= 2, "too few of the kills hit; they test nothing"
+    assert snapshot(out) == before
+    assert len(leftovers(out)) <= 1
+    done = call(*export, "--slots", "all-linear")
+    assert done.exit_code == 0, done.output
+    assert leftovers(out) == []
+    assert snapshot(out) != before
+    read_bundle(out).verify()
