@@ -10,6 +10,7 @@ from typing import Literal
 from ..bundle import read_bundle, rereading
 from ..bundle.manifest import Manifest
 from ..errors import InputError, TargetError, UnknownAdapterError
+from ..report.partial import Keep, keep_nothing
 from ..targets import Shape, Target, load_target, parse_shape
 from ..worker.job import Case, Job, Sampling, WorkerResult
 from ..worker.process import Runner, run_worker
@@ -104,6 +105,7 @@ def bench(
     sampling: Sampling | None = None,
     runner: Runner = run_worker,
     progress: Progress = silent,
+    keep: Keep = keep_nothing,
 ) -> BenchResult:
     """Measure a bundle on this host, in fresh processes for each variant.
 
@@ -121,6 +123,7 @@ def bench(
         sampling: How long each case is measured, in seconds and runs.
         runner: What runs a job in a process.
         progress: Is called with jobs done, jobs in all, and what was done.
+        keep: Is given a function of no arguments after each process: the result of all so far, ``None`` before the first.
 
     Returns:
         Latency and swap times in milliseconds, memory and sizes in MB, by variant.
@@ -145,14 +148,17 @@ def bench(
     sampling = sampling or Sampling()
     runs: dict[str, list[WorkerResult]] = {variant: [] for variant in plan.variants}
     total = processes * len(plan.variants)
+    facts = BundleFacts.of(opened.path, opened.manifest)
+    keep(lambda: None)
     for number in range(processes):
         for variant in plan.variants:
             progress(sum(map(len, runs.values())), total, f"{variant}, process {number + 1} of {processes}")
             result = runner(plan.job(opened.path, variant, sampling, swaps))
             require_runtime(target, result)
             runs[variant].append(result)
+            keep(lambda: summarise(facts, target.name, sampling, runs))
     progress(total, total, "done")
-    return summarise(BundleFacts.of(opened.path, opened.manifest), target.name, sampling, runs)
+    return summarise(facts, target.name, sampling, runs)
 
 
 def require_host(target: Target, runner: Runner) -> None:

@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from .gate import Gate, Report
 
-#: Is given what makes the report of all that is measured so far, after each step of a measurement.
-Keep = Callable[[Callable[[], Report]], None]
+#: Is given what makes the record of all that is measured so far, after each step; ``None`` where there is nothing yet.
+Keep = Callable[[Callable[[], Any]], None]
 
 #: The gate of a report that is not whole.
 ENDED = "measured to the end"
 
 
-def keep_nothing(report: Callable[[], Report]) -> None:
+def keep_nothing(make: Callable[[], Any]) -> None:
     """The ``keep`` of a caller who wants no partial report."""
 
 
 class Partial:
-    """Keeps the last of what it is given; nothing is made of it unless the run is broken off.
+    """The last of what a measurement has so far; nothing is made of it unless the run is broken off.
+
+    Args:
+        begun: Is called at the first step, when all that was asked for is known to be right.
 
     Example:
         >>> partial = Partial()
@@ -28,12 +32,16 @@ class Partial:
         <Verdict.INCONCLUSIVE: 'inconclusive'>
     """
 
-    def __init__(self) -> None:
-        self._make: Callable[[], Report] | None = None
+    def __init__(self, begun: Callable[[], None] = lambda: None) -> None:
+        self._begun: Callable[[], None] | None = begun
+        self._make: Callable[[], Report | None] = lambda: None
 
-    def keep(self, report: Callable[[], Report]) -> None:
+    def keep(self, make: Callable[[], Report | None]) -> None:
         """Take what makes the report of all that is measured so far."""
-        self._make = report
+        self._make = make
+        begun, self._begun = self._begun, None
+        if begun is not None:
+            begun()
 
     def report(self, kind: str, why: str) -> Report:
         """What was kept, marked as partial: its first gate is *inconclusive*, so that it never passes.
@@ -42,14 +50,14 @@ class Partial:
             kind: The stage, where nothing was kept.
             why: What broke the run off.
         """
-        made = Report(kind=kind, title=f"{kind} did not end", notes=("nothing was measured yet",))
-        if self._make is not None:
-            made = self._make()
-        gate = Gate.undecided(ENDED, f"{why}: what follows is what was measured until then; run it again")
+        made = self._make()
+        if made is None:
+            made = Report(kind=kind, title=f"{kind} did not end", data={"measured": False})
+        gate = Gate.undecided(ENDED, f"{why}; what is said here was measured until then, run it again")
         return replace(
             made,
-            title=f"{made.title} (partial: {why})" if self._make is not None else made.title,
+            title=f"{made.title} (partial: {why})",
             gates=(gate, *made.gates),
-            notes=(f"partial report: {why}", *made.notes),
+            notes=(f"this report is partial: {why}", *made.notes),
             data={**made.data, "partial": why},
         )
