@@ -11,7 +11,7 @@ import numpy as np
 
 from ..bench import Correct, Job, Progress, Rows, bench, bench_report, check, check_report
 from ..bench.accuracy import answers
-from ..bench.history import append_run, is_history
+from ..bench.history import append_run, is_history, refuse_url, require_history
 from ..bundle import Bundle, head_of, read_bundle, rereading
 from ..data import Examples
 from ..errors import InputError
@@ -52,6 +52,8 @@ def bench_on(
     device. ``keep`` is given what makes the report of all so far, after each process. Raises as
     :func:`edgepeft.devices.validate_on`.
     """
+    if history is not None:
+        require_history(history)
     opened = read_bundle(bundle)
     place = find_place(target, on, opened.manifest.task)
     chosen = variants or [name for name in target.variants if name in opened.manifest.variants]
@@ -139,6 +141,7 @@ def check_on(
     the same executor), memory, sizes and (with ``data``) accuracy floors and drops are judged. Raises as
     :func:`edgepeft.devices.validate_on`.
     """
+    refuse_url(baseline)
     opened = read_bundle(bundle)
     place = find_place(target, on, opened.manifest.task)
     chosen = choose_variants(opened.manifest, target, options.get("variants"))

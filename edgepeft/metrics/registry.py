@@ -68,6 +68,9 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric("exact_match", "exact match", _kinds("text"), Share(scores.text_is_right)),
     Metric("chrf", "chrF", _kinds("text"), Sums(scores.character_counts, scores.chrf_of), needs="sacrebleu"),
+    Metric(
+        "wer", "word error rate", _kinds("text"), Sums(scores.word_errors, scores.mean_of), better="lower", needs="jiwer"
+    ),
 )  # fmt: skip
 
 

@@ -179,6 +179,24 @@ def text_is_right(labels: np.ndarray, outputs: np.ndarray) -> np.ndarray:
     return np.array([mine.strip() == theirs.strip() for mine, theirs in zip(labels, outputs, strict=True)])
 
 
+def word_errors(labels: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+    """What each text adds to the word error rate (jiwer): words replaced, left out and put in, and words of the reference.
+
+    Words are what white space separates, as they are written; a speech adapter's texts are compared with references in its form.
+    """
+    from jiwer import process_words
+
+    rows = []
+    for reference, answer in zip(labels, outputs, strict=True):
+        words = len(reference.split())
+        if words:
+            found = process_words(reference, answer)
+            rows.append([found.substitutions + found.deletions + found.insertions, words])
+        else:  # jiwer takes no empty reference
+            rows.append([len(answer.split()), 0])
+    return np.array(rows)
+
+
 def character_counts(labels: np.ndarray, outputs: np.ndarray) -> np.ndarray:
     """What each text adds to chrF: sacrebleu's counts of character n-grams."""
     from sacrebleu.metrics import CHRF
