@@ -19,7 +19,7 @@ from ..report.partial import Keep, keep_nothing
 from ..targets import CheckRules, Shape, Target, load_target
 from ..worker.job import Case, Host, Job, Model, Sampling, WorkerResult
 from ..worker.process import Runner, run_worker
-from .accuracy import Correct, check_accuracy, predict_correct
+from .accuracy import Correct, check_accuracy, check_labels, predict_correct
 from .gates import budget_gates
 from .history import is_history
 from .interleave import CaseCheck, Checked, interleave
@@ -141,6 +141,7 @@ def check(
             raise InputError(f"data was given for {name!r}, which is no adapter of {opened.path}")
     asked = adapters is not None, variants is not None, shapes is not None
     plan = make_plan(opened.manifest, target, adapters, variants, shapes, threads)
+    check_labels(opened.manifest, data or {}, [case.adapter for case in plan.cases])
     reference = None if Path(baseline).is_file() else read_bundle(baseline)
     run = _checking(runner, target)
     facts = BundleFacts.of(opened.path, opened.manifest)

@@ -131,7 +131,10 @@ UNBOUNDED = 10_000
 
 def open_total(done: int, total: int, seconds: float, rules: CheckRules) -> tuple[int, int]:
     """How far a check is: processes of the most that there may be, or where time alone ends it seconds of those there are."""
-    return (done, total) if rules.max_rounds < UNBOUNDED else (int(seconds), max(1, math.ceil(rules.max_seconds)))
+    if rules.max_rounds < UNBOUNDED:
+        return done, total
+    whole = max(1, math.ceil(rules.max_seconds))
+    return min(int(seconds), whole), whole
 
 
 def interleave(
@@ -185,6 +188,7 @@ def interleave(
                     state.verdict = judge(state.bounds, limit)
         if late or all(state.verdict is not Verdict.INCONCLUSIVE for state in states.values()):
             break
+    _, total = open_total(total, total, 0, rules)
     progress(total, total, "done")
     return runs, tuple(state.check(key, rules) for key, state in states.items())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ..bundle import Bundle, read_bundle, rereading
@@ -64,6 +65,7 @@ def validate_on(
     fitting = adapters_of(opened, inside or {}, general, set(opened.manifest.adapters))
 
     def finished(report: Report) -> Report:
+        report = replace(report, notes=(*report.notes, *_not_judged(target, bool(data), bool(general))))
         return with_generalization(report, opened, inside or {}, fitting, chosen, target.generalization, progress)
 
     if place.executor is None:
@@ -81,3 +83,13 @@ def validate_on(
     if generates:
         return finished(validate_tokens(opened, target, executor, chosen, prompts, rows, new_tokens, peft, progress))
     return finished(validate_labels(opened, target, executor, chosen, examples, rows, peft, max_drop, progress))
+
+
+def _not_judged(target: Target, data: bool, general: bool) -> list[str]:
+    """What to say of limits that the target sets and nothing was given to judge by."""
+    said = []
+    if not data and target.accuracy:
+        said.append("the target's accuracy floors were not judged: no --data was given")
+    if not general and target.generalization.model_dump(exclude_none=True):
+        said.append("the target's [generalization] limits were not judged: no --general was given")
+    return said
