@@ -1,9 +1,10 @@
-"""8-bit recipes side by side: whose labels are PEFT's, and at which latency relative to fp32.
+"""Recipes for encoders side by side, 8 bits and 4: whose labels are PEFT's, and at which latency relative to fp32.
 
     python benchmarks/int8.py demo-out            # after `edgepeft demo`
     qemu-x86_64-static -cpu Haswell $(which python) benchmarks/int8.py --exact    # integer sums without VNNI
 
-fp32 stands for PEFT: `edgepeft validate` shows that they agree on every row. w8a16 is calibrated on training rows.
+fp32 stands for PEFT: `edgepeft validate` shows that they agree on every row. w8a16 and GPTQ are calibrated
+on training rows.
 """
 
 from __future__ import annotations
@@ -32,8 +33,13 @@ from edgepeft.bundle import SlotTable, read_bundle
 from edgepeft.data import read_examples
 from edgepeft.graph.nodes import is_linear
 from edgepeft.pipeline._calibrate import measure_ranges
+from edgepeft.pipeline._calibration_runs import calibration_runs
+from edgepeft.quantize.calibrated import calibrated
 from edgepeft.quantize.int8 import int8, quantize_channels
+from edgepeft.quantize.q4 import q4
+from edgepeft.quantize.searched import least_error, q8
 from edgepeft.quantize.w8a16 import w8a16
+from edgepeft.runtime.sessions import open_session
 
 SHAPES = ((1, 32), (1, 128))
 ROUNDS = 24
@@ -117,11 +123,17 @@ def compare(demo: Path) -> None:
 
     training = {name: read_examples(demo / "data" / f"{name}.train.jsonl") for name in bundle.manifest.adapters}
     ranges, _ = measure_ranges(bundle, training, announce=print)
+    fitted = calibration_runs(bundle, training, rows=64).feeds
     recipes: dict[str, Callable[[Path, Path, SlotTable], None]] = {
         "reduce_range": dynamic(True),
         "all 8 bits": dynamic(False),
         "edgepeft's int8": int8,
         "edgepeft's w8a16": partial(w8a16, ranges=ranges),
+        "edgepeft's q8": q8,
+        "edgepeft's q4, rtn": q4,
+        "edgepeft's q4, mse": least_error,
+        "edgepeft's q4, gptq": partial(calibrated, batches=fitted, open_session=open_session),
+        "edgepeft's q4, gptq, heal 8": partial(calibrated, batches=fitted, open_session=open_session, heal=8),
     }
     with tempfile.TemporaryDirectory() as scratch:
         sessions = {"fp32": session(source)}

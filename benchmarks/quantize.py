@@ -25,17 +25,21 @@ import numpy as np
 from edgepeft import runtime
 from edgepeft.bundle import read_bundle
 from edgepeft.demo import assets
-from edgepeft.pipeline import export, quantize
+from edgepeft.pipeline import Goal, export, quantize
 from edgepeft.pipeline._quality import measure_quality
 from edgepeft.runtime.generation.tokens import Tokens
 
 WINDOW, CONTEXT, STEPS = 512, 128, 100
 RECIPES: dict[str, dict[str, Any]] = {
     "rtn": {"method": "rtn"},
+    "mse": {"method": "mse"},
     "gptq": {},
     "gptq, head 8 bits": {"head_bits": 8},
     "gptq, heal 8": {"heal": 8},
     "gptq, head 8 bits, heal 8": {"head_bits": 8, "heal": 8},
+    "95 MB": {"goal": Goal(bytes=95_000_000)},
+    "110 MB": {"goal": Goal(bytes=110_000_000)},
+    "110 MB, heal 8": {"goal": Goal(bytes=110_000_000), "heal": 8},
 }
 
 

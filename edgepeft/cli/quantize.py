@@ -17,7 +17,7 @@ from .show import megabytes, print_json, steps, table, warn
 from .values import calibration_texts
 
 if TYPE_CHECKING:
-    from ..pipeline import Quality
+    from ..pipeline import Front, Quality
 
 
 @cloup.command()
@@ -60,6 +60,22 @@ if TYPE_CHECKING:
         help="Give each linear layer a low-rank correction in floats: better, larger, slower.",
     ),
     option("--head-bits", type=click.Choice(("4", "8")), help="Bits of a language model's head; 4 by default."),
+    option(
+        "--budget-mb",
+        type=float,
+        metavar="N",
+        help="The best within that size of the variant's files: 4 or 8 bits and the size of blocks for each matrix, by what "
+        "it costs the model's answers.",
+    ),
+    option(
+        "--bits", type=float, metavar="N", help="The same, within that many bits a weight (4.3 to 9), scales included."
+    ),
+    option(
+        "--max-kld",
+        type=float,
+        metavar="NATS",
+        help="The smallest whose divergence from fp32 is at most this, on texts kept apart.",
+    ),
     option("--measure/--no-measure", default=True, help="Compare a language model with fp32 on texts kept apart."),
 )
 @option("--replace", is_flag=True, help="Make it again where it exists.")
@@ -76,6 +92,9 @@ def quantize(
     method: str | None,
     heal: int,
     head_bits: str | None,
+    budget_mb: float | None,
+    bits: float | None,
+    max_kld: float | None,
     measure: bool,
     replace: bool,
     lock_timeout: float,
@@ -85,8 +104,12 @@ def quantize(
 
     The adapters are unchanged and serve every variant.
     """
+    from ..pipeline import Goal
     from ..pipeline import quantize as run
 
+    goal = None
+    if (budget_mb, bits, max_kld) != (None, None, None):
+        goal = Goal(bytes=None if budget_mb is None else int(budget_mb * 1e6), bits=bits, divergence=max_kld)
     texts = calibration_texts(data, text, pair)
     with steps() as announce:
         result = run(
@@ -97,6 +120,7 @@ def quantize(
             method=method,
             heal=heal,
             head_bits=int(head_bits) if head_bits else None,
+            goal=goal,
             measure=measure,
             replace=replace,
             lock_timeout=lock_timeout,
@@ -117,6 +141,7 @@ def quantize(
                 "merge_error": result.merge_error,
                 "method": result.method,
                 "quality": [asdict(each) for each in result.quality],
+                "front": None if result.front is None else asdict(result.front),
             }
         )
         return
@@ -124,11 +149,29 @@ def quantize(
         f"{bundle}: {variant} holds {share.share:.1%} of {share.total:,} weights quantized, "
         f"{megabytes(result.bytes_before)} -> {megabytes(result.bytes_after)}"
     )
+    if result.front is not None:
+        _show_front(result.front)
     if result.quality:
         table("Against fp32, on texts kept apart", _COLUMNS, [_row(each) for each in result.quality])
     if result.bundle.manifest.task.endswith("-classification"):
         click.echo(f"Check its accuracy with: edgepeft validate {bundle} --data NAME=FILE")
 
+
+def _show_front(front: Front) -> None:
+    """What was chosen among what could have been had."""
+    forms = ", ".join(f"{count:,} in {form}" for form, count in front.forms.items())
+    click.echo(f"{front.bits:.2f} bits a weight: {forms}")
+    rows = [(f"{mb:.2f}", f"{loss:.4f}", "") for mb, loss in front.points[:: max(1, len(front.points) // SHOWN)]]
+    chosen = (f"{front.chosen[0]:.2f}", f"{front.chosen[1]:.4f}", f"chosen: {front.measured:.4f} measured")
+    table(
+        "The front: what each size could reach",
+        ("MB", "expected KL divergence", ""),
+        sorted([*rows, chosen], key=lambda row: (float(row[0]), row[2])),
+    )
+
+
+#: Rows of the front that are printed.
+SHOWN = 8
 
 _COLUMNS = ("adapter", "tokens", "perplexity fp32", "perplexity", "change", "KL divergence", "same top token")
 

@@ -13,6 +13,7 @@ from ..errors import InputError
 from ..report.gate import Table, Verdict
 from ..units import MB
 from . import explanations
+from .bits import bits_charts
 from .figures import (
     Chart,
     Choice,
@@ -52,6 +53,7 @@ def sections(reports: Sequence[SavedReport], bundles: Sequence[Bundle]) -> list[
         quality_section(_latest(reports, "validate"), bundles, _latest(reports, "bench")),
         *(other_section(saved) for saved in _others(reports)),
         size_section(bundles),
+        bits_section(bundles),
         history_section([saved for saved in reports if saved.kind == "bench"]),
     ]
     return [section for section in found if section is not None and (section.charts or section.tables)]
@@ -194,6 +196,12 @@ def size_section(bundles: Sequence[Bundle]) -> Section | None:
         explanations.SIZES,
         charts,
     )
+
+
+def bits_section(bundles: Sequence[Bundle]) -> Section | None:
+    """What other sizes of a variant could have reached, where its bits were chosen for a goal."""
+    drawn = tuple(chart for bundle in bundles for chart in bits_charts(bundle))
+    return Section("bits", "Bits", explanations.BITS, drawn) if drawn else None
 
 
 def device_parts(bundle: Bundle) -> dict[str, dict[str, float]]:

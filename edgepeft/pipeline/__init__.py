@@ -58,6 +58,8 @@ if TYPE_CHECKING:
     from ._for_target import Fitted as Fitted
     from ._for_target import export_for as export_for
     from ._for_target import fit as fit
+    from ._mixed_bits import Front as Front
+    from ._mixed_bits import Goal as Goal
     from ._plan import ExportPlan as ExportPlan
     from ._plan import plan_export as plan_export
     from ._quality import Quality as Quality
@@ -121,6 +123,8 @@ _HOME = {
     "BundleDiff": "._diff",
     "Difference": "._diff",
     "QuantizedBundle": "._quantize",
+    "Front": "._mixed_bits",
+    "Goal": "._mixed_bits",
     "Quality": "._quality",
     "Fitted": "._for_target",
 }

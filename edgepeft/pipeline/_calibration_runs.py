@@ -22,10 +22,13 @@ from ._calibrate import check_texts, inputs_of
 WINDOW, TOKENS = 256, 8192
 #: One window of so many is kept apart: what was fitted is judged by it.
 HELD_OUT = 5
+#: How many runs compare matrices, and tokens of each, for language models; texts for encoders. Every matrix takes all of them.
+PROBED, PROBED_TOKENS, PROBED_TEXTS = 3, 128, 32
 #: Where an adapter has no texts of its own, it runs at most so many windows of those for all.
 SHARED = 4
 
-_SHIPPED = Path(__file__).parents[1] / "quantize" / "calibration.txt"
+#: A text of many kinds that was written for this purpose.
+SHIPPED = Path(__file__).parents[1] / "quantize" / "calibration.txt"
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,10 @@ class Runs:
     held_out: Mapping[str | None, tuple[tuple[int, ...], ...]]
     #: Texts or windows that each ran, by name; ``"*"`` is the base.
     counts: Mapping[str, int]
+    #: Runs that nothing was fitted to: those by which matrices are compared (one of the base and of each adapter, at most
+    #: ``PROBED`` in all; more and shorter ones of encoders), and others by which the result is judged.
+    probes: tuple[Mapping[str, np.ndarray], ...] = ()
+    apart: tuple[Mapping[str, np.ndarray], ...] = ()
 
 
 def can_calibrate(bundle: Bundle, data: Mapping[str, Examples]) -> str:
@@ -43,8 +50,6 @@ def can_calibrate(bundle: Bundle, data: Mapping[str, Examples]) -> str:
     manifest = bundle.manifest
     if "tokenizer.json" not in manifest.files:
         return "it has no tokenizer.json, so no text can be run"
-    if manifest.variants["fp32"].decoder_file is not None:
-        return "it has an encoder and a decoder, which are rounded to nearest so far"
     if manifest.writes:
         return ""
     return "" if data else f"it is for {manifest.task}, and no texts are given: --data NAME=FILE"
@@ -70,10 +75,12 @@ def calibration_runs(bundle: Bundle, data: Mapping[str, Examples], *, rows: int)
 def _language(bundle: Bundle, data: Mapping[str, Examples], rows: int) -> Runs:
     manifest = bundle.manifest
     length = min(WINDOW, manifest.max_length or WINDOW)
-    everything = [text for each in data.values() for text in each.texts] or [_SHIPPED.read_text(encoding="utf-8")]
+    everything = [text for each in data.values() for text in each.texts] or [SHIPPED.read_text(encoding="utf-8")]
     feeds: list[Mapping[str, np.ndarray]] = []
     held: dict[str | None, tuple[tuple[int, ...], ...]] = {}
     counts: dict[str, int] = {}
+    probes: list[Mapping[str, np.ndarray]] = []
+    kept_apart: list[Mapping[str, np.ndarray]] = []
     adapters = manifest.adapters
     for name in (None, *adapters):
         own = data.get(name or "*", data.get("*"))
@@ -90,11 +97,13 @@ def _language(bundle: Bundle, data: Mapping[str, Examples], rows: int) -> Runs:
         share = TOKENS if not adapters else TOKENS // 2 if name is None else TOKENS // (2 * len(adapters))
         most = max(1, share // length)
         used = [used[i] for i in evenly(len(used), min(most, SHARED) if name is not None and own is None else most)]
-        tensors = _slot_tensors(bundle, name)
+        tensors = slot_tensors(bundle, name)
         feeds += [{**feeds_of(bundle, window), **tensors} for window in used]
+        probes.append({**feeds_of(bundle, apart[0][:PROBED_TOKENS]), **tensors})
+        kept_apart += [{**feeds_of(bundle, window), **tensors} for window in apart[1:SHARED] or apart]
         held[name] = tuple(apart[:SHARED])
         counts[name or "*"] = len(used)
-    return Runs(tuple(feeds), held, counts)
+    return Runs(tuple(feeds), held, counts, tuple(probes[:PROBED]), tuple(kept_apart))
 
 
 def _windows(tokens: Tokens, texts: Sequence[str], length: int) -> Iterator[tuple[int, ...]]:
@@ -126,7 +135,8 @@ def feeds_of(bundle: Bundle, window: Sequence[int]) -> dict[str, np.ndarray]:
     return feeds
 
 
-def _slot_tensors(bundle: Bundle, name: str | None) -> dict[str, np.ndarray]:
+def slot_tensors(bundle: Bundle, name: str | None) -> dict[str, np.ndarray]:
+    """An adapter's tensors by slot; none for the base."""
     if name is None:
         return {}
     slots = bundle.manifest.slots.tensors()
@@ -138,13 +148,18 @@ def _texts(bundle: Bundle, data: Mapping[str, Examples], rows: int) -> Runs:
     encoders = PerText(lambda own: TextEncoder(bundle, own))
     everything = [text for each in data.values() for text in inputs_of(each)]
     feeds: list[Mapping[str, np.ndarray]] = []
+    kept_apart: list[Mapping[str, np.ndarray]] = []
     counts: dict[str, int] = {}
     for name in (None, *bundle.manifest.adapters):
         own = data.get(name or "*", data.get("*"))
         texts = inputs_of(own) if own is not None else everything
         chosen = [texts[i] for i in evenly(len(texts), rows)]
-        tensors = _slot_tensors(bundle, name)
+        tensors = slot_tensors(bundle, name)
         encoder = encoders.get(bundle.text_of(name))
-        feeds += [{**encoder.encode([text]), **tensors} for text in chosen]
-        counts[name or "*"] = len(chosen)
-    return Runs(tuple(feeds), {}, counts)
+        made = [{**encoder.encode([text]), **tensors} for text in chosen]
+        kept_apart += made[HELD_OUT - 1 :: HELD_OUT]
+        feeds += [each for place, each in enumerate(made) if (place + 1) % HELD_OUT]
+        counts[name or "*"] = len(made) - len(made) // HELD_OUT
+    apart = kept_apart or feeds
+    probes = [apart[i] for i in evenly(len(apart), PROBED_TEXTS)]
+    return Runs(tuple(feeds), {}, counts, tuple(probes), tuple(apart))

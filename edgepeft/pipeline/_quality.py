@@ -55,7 +55,11 @@ def measure_quality(
 
 
 def _compare(name: str | None, whole: View, rounded: View, windows: Sequence[Sequence[int]]) -> Quality:
-    sums = np.array([_window(whole, rounded, window) for window in windows])
+    return quality_from(name, np.array([_window(whole, rounded, window) for window in windows]))
+
+
+def quality_from(name: str | None, sums: np.ndarray) -> Quality:
+    """A row out of sums over windows, ``[windows, 5]``: tokens, both negative log-likelihoods, divergence, equal choices."""
     tokens, before, after, divergence, same = sums.sum(0)
     _, error = ratio_of_sums(sums[:, 3], sums[:, 0])
     return Quality(

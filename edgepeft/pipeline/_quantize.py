@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,13 +17,17 @@ from ..errors import BundleError, InputError
 from ..quantize import recipe
 from ..quantize.counts import Quantized, count_quantized, total
 from ..quantize.merge_error import NOTABLE
-from ..quantize.recipes import METHODS, Recipe
+from ..quantize.recipes import Recipe
 from ..runtime.sessions import open_session
 from ._calibrate import ROWS, check_texts, measure_ranges, measured_without
-from ._calibration_runs import calibration_runs, can_calibrate
+from ._calibration_crossed import CrossedRuns, crossed_runs
+from ._calibration_runs import Runs, calibration_runs
 from ._edit import Edit, copy_files, edit
+from ._fitting import Fitting, choose_fitting
 from ._manifest import require_onnx
-from ._quality import Quality, measure_quality
+from ._mixed_bits import Front, Goal, make_mixed
+from ._quality import Quality
+from ._quality_crossed import quality_of
 from ._web_graph import add_input_style
 
 Announce = Callable[[str], None]
@@ -44,6 +48,8 @@ class QuantizedBundle:
     method: str | None = None
     #: How far the variant is from fp32, for the base and each adapter; empty where that is not measured.
     quality: tuple[Quality, ...] = ()
+    #: What else could have been had, where bits were chosen for a goal.
+    front: Front | None = None
 
     @property
     def warning(self) -> str:
@@ -66,6 +72,7 @@ def quantize(
     method: str | None = None,
     heal: int = 0,
     head_bits: int | None = None,
+    goal: Goal | None = None,
     measure: bool = True,
     replace: bool = False,
     lock_timeout: float = LOCK_TIMEOUT,
@@ -81,10 +88,11 @@ def quantize(
         variant: The recipe's name: ``"int8"``, ``"q4"`` or ``"w8a16"``.
         data: Texts by adapter (``"*"``: for all), for recipes that run the model (``w8a16``, and ``q4`` by GPTQ).
         rows: How many texts of each adapter are run to measure.
-        method: How ``q4`` rounds: ``"gptq"`` or ``"rtn"`` (:data:`~edgepeft.quantize.recipes.METHODS`). By default GPTQ where the
-            bundle can be calibrated: a language model by a text that ships with edgepeft, other bases by ``data``.
+        method: How ``q4`` rounds: ``"gptq"``, ``"mse"`` or ``"rtn"`` (:data:`~edgepeft.quantize.recipes.METHODS`). By default
+            GPTQ where the bundle can be calibrated: a language model by a text that ships with edgepeft, others by ``data``.
         heal: Rank of a correction that each linear layer gets in floats, for GPTQ; 0 for none.
         head_bits: 4 or 8 bits for a language model's head, for GPTQ.
+        goal: A size, or a divergence from fp32: each matrix then gets the bits that reach it best, for GPTQ.
         measure: Compare a language model's variant with fp32 on texts kept apart.
         replace: Replace a variant of that name.
         lock_timeout: Seconds to wait for another process that changes the bundle.
@@ -105,20 +113,10 @@ def quantize(
     """
     rule = recipe(variant)
     opened = read_bundle(bundle)
-    method = _method(opened, rule, data or {}, method)
-    if (heal or head_bits) and method != "gptq":
-        raise InputError(
-            f"--heal and --head-bits go with --method gptq; {variant} is made by {method or 'a way of its own'} here"
-        )
-    if heal < 0 or head_bits not in {None, 4, 8}:
-        raise InputError(
-            f"the rank to heal with is 0 or more, and a head has 4 or 8 bits; found {heal} and {head_bits}"
-        )
-    if data and not rule.calibrated and method != "gptq":
-        raise InputError(f"{variant} measures nothing beforehand: leave the data out")
+    fitting = choose_fitting(opened, rule, data or {}, method=method, heal=heal, head_bits=head_bits, goal=goal)
+    method = fitting.method
     if rule.calibrated:
         check_texts(opened, data or {})
-    fitting = _Fitting(method, heal, head_bits)
 
     def needs(manifest: Manifest) -> tuple[str, ...]:
         _check_wanted(manifest, opened.path, variant, replace)
@@ -133,10 +131,9 @@ def quantize(
             _put(change, folder, variant, made, announce)
     result = change.after
     quality: tuple[Quality, ...] = ()
-    if measure and made.held_out:
+    if measure and made.runs is not None and result.manifest.writes:
         announce("comparing with fp32 on texts kept apart")
-        there = {name: each for name, each in made.held_out.items() if name is None or name in result.manifest.adapters}
-        quality = measure_quality(result.path, variant, there)
+        quality = quality_of(result, variant, made.runs)
     return QuantizedBundle(
         bundle=result,
         variant=variant,
@@ -146,45 +143,8 @@ def quantize(
         merge_error=result.manifest.provenance.get("merge_error", {}).get(variant),
         method=method,
         quality=quality,
+        front=made.front,
     )
-
-
-@dataclass(frozen=True)
-class _Fitting:
-    """How a recipe with a choice of methods rounds."""
-
-    method: str | None
-    heal: int = 0
-    head_bits: int | None = None
-
-    def summary(self, rule: Recipe) -> str:
-        """What the manifest says of the variant."""
-        if self.method != "gptq":
-            return rule.summary
-        parts = [f"4 bits in blocks of 32: {METHODS[self.method]}"]
-        parts += [f"{self.head_bits} bits for the head"] if self.head_bits else []
-        parts += [f"corrections of rank {self.heal}"] if self.heal else []
-        return "; ".join(parts)
-
-
-def _method(bundle: Bundle, rule: Recipe, data: Mapping[str, Examples], wanted: str | None) -> str | None:
-    """The method that makes a variant of this bundle; :class:`InputError` where the wanted one cannot."""
-    if rule.fitted is None:
-        if wanted is not None:
-            raise InputError(f"--method chooses how q4 rounds; {rule.variant} has one way")
-        return None
-    if wanted is not None and wanted not in METHODS:
-        raise InputError(f"no method {wanted!r}; there are: {', '.join(METHODS)}")
-    if wanted == "rtn":
-        return wanted
-    if "fp32" not in bundle.manifest.variants:
-        return "rtn"  # refused with the reason later
-    lacks = can_calibrate(bundle, data)
-    if lacks and wanted == "gptq":
-        raise InputError(
-            f"gptq runs the model, and {bundle.path} cannot be run for it: {lacks}. --method rtn needs no texts"
-        )
-    return "rtn" if lacks else "gptq"
 
 
 def _check_wanted(manifest: Manifest, path: Path, variant: str, replace: bool) -> None:
@@ -211,38 +171,37 @@ def _graphs(variant: Variant) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class _Made:
-    """A variant that a recipe made, its entry, what was quantized, and the texts that each adapter ran."""
+    """A variant that a recipe made: its entry, what was quantized, how many texts each adapter ran, and those of a fitted one."""
 
     entry: Variant
     counted: Quantized
     texts: Mapping[str, int]
-    held_out: Mapping[str | None, Sequence[Sequence[int]]]
+    runs: Runs | None
+    front: Front | None = None
 
 
 def _make(
-    copy: Bundle, rule: Recipe, fitting: _Fitting, data: Mapping[str, Examples], rows: int, announce: Announce
+    copy: Bundle, rule: Recipe, fitting: Fitting, data: Mapping[str, Examples], rows: int, announce: Announce
 ) -> _Made:
     """Run a recipe beside the fp32 graphs of ``copy``."""
     slots, whole, folder = copy.manifest.slots, copy.manifest.variants["fp32"], copy.path
     apply, summary = rule.apply, fitting.summary(rule)
+    if fitting.method == "mse" and rule.searched is not None:
+        apply = rule.searched
+    ways: dict[str, Callable[..., Front | None]] = dict.fromkeys(_graphs(whole), apply)
     texts: Mapping[str, int] = {}
-    held_out: Mapping[str | None, Sequence[Sequence[int]]] = {}
+    runs: Runs | None = None
     if rule.calibrated:
         ranges, texts = measure_ranges(copy, data, rows=rows, announce=announce)
-        apply = partial(rule.apply, ranges=ranges)
-    elif fitting.method == "gptq" and rule.fitted is not None:
-        runs = calibration_runs(copy, data, rows=rows)
-        texts, held_out = runs.counts, runs.held_out
-        source = "the given texts" if data else "the text that ships with edgepeft"
-        each = ", ".join(f"{count} of {'the base' if name == '*' else name}" for name, count in texts.items())
-        announce(f"calibrating on {source}: runs {each}")
-        apply = partial(
-            rule.fitted, batches=runs.feeds, open_session=open_session, heal=fitting.heal, head_bits=fitting.head_bits
-        )
+        ways = dict.fromkeys(ways, partial(rule.apply, ranges=ranges))
+    elif fitting.method == "gptq":
+        runs = _runs(copy, data, rows, announce)
+        texts = runs.counts
+        ways = {field: _fit(rule, fitting, runs, field, announce) for field in ways}
     announce(f"quantizing to {rule.variant}: {summary}")
     made = {field: rule.graph_file(file) for field, file in _graphs(whole).items()}
-    for field, file in _graphs(whole).items():
-        apply(folder / file, folder / made[field], slots)
+    found = [ways[field](folder / file, folder / made[field], slots) for field, file in _graphs(whole).items()]
+    fronts = [front for front in found if front is not None]
     graphs = [ir.load(folder / file) for file in made.values()]
     counted = total(count_quantized(graph, slots) for graph in graphs)
     if counted.quantized == 0:
@@ -258,10 +217,31 @@ def _make(
         **made,
         data=tuple(f"onnx/{path.name}" for paths in beside for path in paths),
         slots=whole.slots,
-        recipe=summary,
+        recipe=fitting.summary(rule, *fronts),
         quantized_share=round(counted.share, 6),
     )
-    return _Made(entry, counted, texts, held_out)
+    return _Made(entry, counted, texts, runs, *fronts)
+
+
+def _runs(copy: Bundle, data: Mapping[str, Examples], rows: int, announce: Announce) -> Runs:
+    """What calibrates the bundle, told."""
+    crossed = copy.manifest.variants["fp32"].decoder_file is not None
+    runs = (crossed_runs if crossed else calibration_runs)(copy, data, rows=rows)
+    source = "the given texts" if data else "the text that ships with edgepeft"
+    each = ", ".join(f"{count} of {'the base' if name == '*' else name}" for name, count in runs.counts.items())
+    announce(f"calibrating on {source}: runs {each}")
+    return runs
+
+
+def _fit(rule: Recipe, fitting: Fitting, runs: Runs, field: str, announce: Announce) -> Callable[..., Front | None]:
+    """What writes one graph of a variant by GPTQ."""
+    assert rule.fitted is not None
+    if fitting.goal is not None:
+        return partial(make_mixed, runs=runs, goal=fitting.goal, heal=fitting.heal, announce=announce)
+    feeds = runs.decoder if isinstance(runs, CrossedRuns) and field == "decoder_file" else runs.feeds
+    return partial(
+        rule.fitted, batches=feeds, open_session=open_session, heal=fitting.heal, head_bits=fitting.head_bits
+    )
 
 
 def _check_same(change: Edit, copy: Bundle, variant: str, made: _Made, announce: Announce) -> None:
@@ -285,7 +265,8 @@ def _put(change: Edit, folder: Path, variant: str, made: _Made, announce: Announ
         (folder / file).replace(change.folder / file)
     provenance = dict(manifest.provenance)
     if made.texts:
-        provenance["calibration"] = {**provenance.get("calibration", {}), variant: {"texts": made.texts}}
+        chosen = {"bits": made.front.told()} if made.front else {}
+        provenance["calibration"] = {**provenance.get("calibration", {}), variant: {"texts": made.texts, **chosen}}
     staged = change.stage(
         written=made.entry.files(), variants={**manifest.variants, variant: made.entry}, provenance=provenance
     )

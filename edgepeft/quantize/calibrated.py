@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,19 @@ from .grids import fit_grid
 from .low_rank import correction
 from .moments import BUDGET, Feeds, Moments, linear_inputs, measure_moments
 from .nbits import Packed, Rounded, write
-from .packing import BLOCK, Blocks, Grid
+from .packing import BLOCK, Blocks, Form, Grid
 from .weights import Matrix, matrices
+
+#: From so many bits on the nearest number is as good as one that makes up for others.
+NEAREST_BITS = 8
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A weight that was fitted, and the mean ``[in]`` of what its layer reads."""
+
+    rounded: Rounded
+    mean: np.ndarray
 
 
 def calibrated(
@@ -52,37 +64,97 @@ def calibrated(
     Raises:
         BundleError: A weight or an activation is not finite; the message names it.
     """
-    model = ir.load(source)
-    graph = model.graph
-    waiting = {matrix.name: matrix for matrix in matrices(graph, slots, width=BLOCK)}
+    form, head = Form(bits), Form(head_bits or bits)
+    forms = {
+        matrix.name: head if is_head(matrix) else form for matrix in matrices(ir.load(source).graph, slots, width=BLOCK)
+    }
+    fitted = fit(source, slots, forms, batches=batches, open_session=open_session, heal=heal, budget=budget)
+    write_rounded(source, target, slots, {name: each.rounded for name, each in fitted.items()}, forms)
+
+
+def is_head(matrix: Matrix) -> bool:
+    """Whether a matrix writes an output of the graph, as a language model's head does."""
+    return any(node.outputs[0].is_graph_output() for node in matrix.linear)
+
+
+def fit(
+    source: Path,
+    slots: SlotTable,
+    forms: Mapping[str, Form],
+    *,
+    batches: Sequence[Feeds],
+    open_session: Callable[[Path], Any],
+    heal: int = 0,
+    budget: int = BUDGET,
+    only: Collection[str] | None = None,
+) -> dict[str, Fitted]:
+    """Round the matrices of linear layers that texts reach.
+
+    Args:
+        source: The fp32 graph, its weights beside it.
+        slots: The bundle's slots.
+        forms: How each matrix is stored, by its name.
+        batches: What the graph runs to be measured.
+        open_session: Opens a graph with ONNX Runtime.
+        heal: Rank of the correction of each linear layer that is no table too; 0 for none.
+        budget: Bytes of covariances that are held at a time.
+        only: The matrices to fit; all of ``forms`` by default.
+
+    Returns:
+        What each became, by name. Matrices that no text reaches are left out.
+
+    Raises:
+        BundleError: A weight or an activation is not finite; the message names it.
+    """
+    graph = ir.load(source).graph
+    wanted = forms.keys() if only is None else set(only)
+    waiting = {m.name: m for m in matrices(graph, slots, width=BLOCK) if m.name in wanted}
     reads: dict[str, list[str]] = {}
     for weight, value in linear_inputs(graph, slots).items():
         if weight in waiting:
             reads.setdefault(value, []).append(weight)
-    done: dict[str, Rounded] = {}
-    for found in measure_moments(source, slots, batches, open_session, budget=budget):
+    done: dict[str, Fitted] = {}
+    for found in measure_moments(source, slots, batches, open_session, budget=budget, only=waiting.keys()):
         for value, moments in found.items():
             for name in reads.get(value, ()):
                 matrix = waiting[name]
-                head = any(node.outputs[0].is_graph_output() for node in matrix.linear)
-                done[name] = _fitted(matrix, moments, head_bits or bits if head else bits, 0 if matrix.tables else heal)
-    for name, matrix in waiting.items():
-        write(graph, matrix, done[name] if name in done else Rounded(Packed.of(nearest(_finite(matrix), bits))))
+                done[name] = _fitted(matrix, moments, forms[name], 0 if matrix.tables else heal)
+    return done
+
+
+def write_rounded(
+    source: Path, target: Path, slots: SlotTable, rounded: Mapping[str, Rounded], forms: Mapping[str, Form]
+) -> None:
+    """Write ``target`` with the weights of ``rounded``, all others rounded to the nearest number of their form."""
+    model = ir.load(source)
+    for matrix in list(matrices(model.graph, slots, width=BLOCK)):
+        known = rounded.get(matrix.name)
+        form = forms[matrix.name]
+        write(model.graph, matrix, known or Rounded(Packed.of(nearest(finite(matrix), form.bits, form.block))))
     ir.save(model, target, external_data=f"{target.name}_data")
 
 
-def _fitted(matrix: Matrix, moments: Moments, bits: int, heal: int) -> Rounded:
-    weight = _finite(matrix)
-    blocks = gptq(weight, moments.covariance, bits=bits, block=BLOCK)
+def _fitted(matrix: Matrix, moments: Moments, form: Form, heal: int) -> Fitted:
+    weight = finite(matrix)
+    if form.bits >= NEAREST_BITS:
+        return Fitted(nearest_with_bias(weight, moments.mean, form), moments.mean)
+    blocks = gptq(weight, moments.covariance, bits=form.bits, block=form.block)
     error = weight - blocks.numbers()
     added = None
     if heal:
         added = correction(error, moments.covariance, heal)
         error -= (added.first @ added.second).T
-    return Rounded(Packed.of(blocks), bias_of(error, moments.mean), added)
+    return Fitted(Rounded(Packed.of(blocks), bias_of(error, moments.mean), added), moments.mean)
 
 
-def _finite(matrix: Matrix) -> np.ndarray:
+def nearest_with_bias(weight: np.ndarray, mean: np.ndarray, form: Form) -> Rounded:
+    """``weight`` ``[out, in]`` rounded to the nearest, and a bias for what that moves at the ``mean`` of its inputs."""
+    blocks = nearest(weight, form.bits, form.block)
+    return Rounded(Packed.of(blocks), bias_of(weight - blocks.numbers(), mean))
+
+
+def finite(matrix: Matrix) -> np.ndarray:
+    """A matrix's numbers; :class:`BundleError` where one is infinite or no number."""
     weight = matrix.numbers
     if not np.isfinite(weight).all():
         raise BundleError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,7 @@ def measure_moments(
     open_session: Callable[[Path], Any],
     *,
     budget: int = BUDGET,
+    only: Collection[str] | None = None,
 ) -> Iterator[dict[str, Moments]]:
     """Mean and covariance of every value that linear layers read, a segment of the graph at a time.
 
@@ -98,6 +99,7 @@ def measure_moments(
         batches: Inputs of the graph, and slot tensors, of each run. Every row of every run counts alike.
         open_session: Opens a segment's graph with ONNX Runtime.
         budget: Bytes of covariances that are held at a time.
+        only: The matrices whose inputs are measured; all by default.
 
     Yields:
         Moments by the name of the value, for each segment.
@@ -106,7 +108,8 @@ def measure_moments(
         BundleError: An activation is not finite; the message names it.
     """
     model = ir.load(source)
-    watched = set(linear_inputs(model.graph, slots).values())
+    read = linear_inputs(model.graph, slots)
+    watched = {value for matrix, value in read.items() if only is None or matrix in only}
     defaults = {
         name: model.graph.initializers[name].const_value.numpy()  # type: ignore[union-attr]
         for name in slots.tensors()

@@ -8,9 +8,10 @@ import numpy as np
 import onnx_ir as ir
 
 from ..errors import BundleError
+from ..graph.bit_packing import unpack
 from ..graph.nodes import FLOAT, constant
 from ..graph.passes.edit import home_of, replace_node
-from .packing import Blocks
+from .packing import Blocks, Grid
 from .weights import Matrix, drop_unused
 
 #: Activations as int8 inside the kernels (ONNX Runtime's documentation of MatMulNBits).
@@ -43,6 +44,13 @@ class Packed:
     def bytes(self) -> int:
         """Bytes in the file."""
         return self.numbers.nbytes + self.scales.nbytes + (0 if self.zeros is None else self.zeros.nbytes)
+
+    def weight(self) -> np.ndarray:
+        """The numbers that it stands for, float32 ``[rows, columns]``."""
+        q = unpack(self.numbers, self.bits, self.rows)[:, : self.columns]
+        blocks = self.scales.shape[1]
+        zeros = None if self.zeros is None else unpack(self.zeros, self.bits, self.rows)[:, :blocks]
+        return Grid(self.bits, self.block, self.scales, zeros).numbers(q)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,22 @@ BITS = (2, 4, 8)
 
 
 @dataclass(frozen=True)
+class Form:
+    """How a weight is stored: bits of a number, and how many columns share a scale and a zero point."""
+
+    bits: int = 4
+    block: int = BLOCK
+
+    def bytes(self, rows: int, columns: int) -> int:
+        """Bytes of a weight ``[rows, columns]`` in the file: numbers, float32 scales, zero points."""
+        blocks = -(-columns // self.block)
+        return rows * (blocks * self.block * self.bits // 8 + 4 * blocks + -(-blocks * self.bits // 8))
+
+    def __str__(self) -> str:
+        return f"{self.bits} bits in blocks of {self.block}"
+
+
+@dataclass(frozen=True)
 class Grid:
     """The numbers that each block of a weight may take: ``(q - zero) * scale`` with ``q`` in 0 … 2^bits - 1.
 

@@ -28,7 +28,8 @@ class Recipe:
     ``apply(source file, target file, slots)`` writes the new graph and its weights; one that is ``calibrated`` also takes
     ``ranges=``, measured on texts (:func:`~edgepeft.quantize.w8a16.with_extremes`). ``rounded`` gives what a linear weight
     ``[out, in]`` is after it, in float32: by that it is judged how much of a merged adapter survives. ``fitted`` writes the same
-    variant by GPTQ from runs of the model (:func:`~edgepeft.quantize.calibrated.calibrated`), where it can be had. ``browsers`` and
+    variant by GPTQ from runs of the model (:func:`~edgepeft.quantize.calibrated.calibrated`), where it can be had, and ``searched``
+    by the grids with the smallest squared error. ``browsers`` and
     ``genai`` say whether transformers.js, and onnxruntime-genai, should open this variant first where there are several.
     """
 
@@ -39,6 +40,7 @@ class Recipe:
     rounded: Callable[[np.ndarray], np.ndarray]
     calibrated: bool = False
     fitted: Callable[..., None] | None = None
+    searched: Callable[..., None] | None = None
     browsers: bool = False
     genai: bool = False
 
@@ -60,6 +62,7 @@ def _in(module: str, name: str) -> Callable[..., Any]:
 #: Ways to round, by the name that ``--method`` takes: what each does, as the manifest says it.
 METHODS: dict[str, str] = {
     "gptq": "GPTQ with zero points, and biases for what rounding moves on average",
+    "mse": "the nearest number of grids with zero points and the smallest squared error",
     "rtn": "round to nearest",
 }
 
@@ -82,8 +85,16 @@ RECIPES: dict[str, Recipe] = {
             apply=_in("q4", "q4"),
             rounded=_in("q4", "round_to_blocks"),
             fitted=_in("calibrated", "calibrated"),
+            searched=_in("searched", "least_error"),
             browsers=True,
             genai=True,
+        ),
+        Recipe(
+            "q8",
+            "8 bits in blocks, grids with zero points and the smallest squared error: linear layers and embeddings",
+            "8 bits in blocks, for language models that must lose next to nothing",
+            apply=_in("searched", "q8"),
+            rounded=_in("searched", "round_to_grids"),
         ),
         Recipe(
             "w8a16",
@@ -128,5 +139,6 @@ def with_texts() -> str:
 
 
 def without_texts() -> str:
-    """The others, ``int8 and q4``."""
-    return " and ".join(name for name, each in RECIPES.items() if not each.calibrated)
+    """The others, ``int8, q4 and q8``."""
+    *first, last = (name for name, each in RECIPES.items() if not each.calibrated)
+    return f"{', '.join(first)} and {last}" if first else last

@@ -119,7 +119,7 @@ def test_an_encoder_wants_texts(own_bundle: Path) -> None:
     ("variant", "options", "said"),
     [
         ("int8", {"method": "gptq"}, "--method chooses how q4 rounds; int8 has one way"),
-        ("q4", {"method": "awq"}, "no method 'awq'; there are: gptq, rtn"),
+        ("q4", {"method": "awq"}, "no method 'awq'; there are: gptq, mse, rtn"),
         ("q4", {"method": "rtn", "heal": 4}, "go with --method gptq"),
         ("q4", {"head_bits": 3}, "a head has 4 or 8 bits; found 0 and 3"),
         ("q4", {"heal": -1}, "found -1 and None"),

@@ -7,11 +7,13 @@ logit, as everywhere. Adapters' numbers are random.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
 from conftest import save_lora
@@ -20,9 +22,13 @@ from hammer import generations, hammer
 
 from edgepeft import runtime
 from edgepeft.base.samples import bundle_batches
+from edgepeft.bundle import read_bundle
 from edgepeft.cli import main
+from edgepeft.data import Examples
 from edgepeft.errors import InputError
-from edgepeft.pipeline import add, export, quantize, validate
+from edgepeft.pipeline import Goal, add, export, quantize, validate
+from edgepeft.pipeline._calibration_crossed import crossed_runs
+from edgepeft.pipeline._quality_crossed import measure_answers
 from edgepeft.runtime import Runtime, View
 
 TOLERANCE = 1e-4
@@ -231,8 +237,6 @@ def test_the_token_that_answers_begin_with(
     folders: Callable[[str], Path], sources: Callable[[str], dict[str, Path]], tmp_path: Path
 ) -> None:
     """``forced_bos_token_id``, as BART and mBART have it."""
-    import shutil
-
     folder = Path(shutil.copytree(folders("Bart"), tmp_path / "bart"))
     settings = json.loads((folder / "generation_config.json").read_text())
     (folder / "generation_config.json").write_text(json.dumps({**settings, "forced_bos_token_id": 7}))
@@ -248,10 +252,9 @@ def test_the_token_that_answers_begin_with(
 @pytest.mark.parametrize("variant", ["int8", "q4"])
 def test_quantized(variant: str, bundles: Callable[[str], Path], tmp_path: Path) -> None:
     """Both graphs shrink, and the variant swaps. Reference: fp32 and what rounding does to random weights of width 32."""
-    import shutil
-
     own = Path(shutil.copytree(bundles("T5"), tmp_path / "own"))
-    done = quantize(own, variant)
+    # Random tokens are judged here, and the tiny tokenizer knows next to nothing of a text: nothing is fitted to it.
+    done = quantize(own, variant, method="rtn" if variant == "q4" else None)
     entry = done.bundle.manifest.variants[variant]
     assert (entry.file, entry.decoder_file) == (
         f"onnx/encoder_model_{variant}.onnx", f"onnx/decoder_with_past_model_{variant}.onnx",
@@ -271,6 +274,36 @@ def test_quantized(variant: str, bundles: Callable[[str], Path], tmp_path: Path)
     assert not np.allclose(seen["small"], seen[None], atol=0.1)
     assert len(small.generate("a good film", max_new_tokens=5).tokens) == 5
     assert validate(own).passed
+
+
+@pytest.mark.parametrize("kind", ["T5", "Bart"])
+def test_both_graphs_are_fitted(kind: str, bundles: Callable[[str], Path], tmp_path: Path) -> None:
+    """By what fp32 writes about texts, each adapter on; it loses less than rounding to nearest on answers kept apart."""
+    own = Path(shutil.copytree(bundles(kind), tmp_path / "own"))
+    done = quantize(own, "q4", rows=20)
+    assert done.method == "gptq"
+    counts = done.bundle.manifest.provenance["calibration"]["q4"]["texts"]
+    assert counts["*"] == 16
+    assert set(counts) == {"*", "small", "dora"}
+    entry = done.bundle.manifest.variants["q4"]
+    for file in (entry.file, entry.decoder_file):
+        graph = ir.load(own / str(file))
+        nodes = [node for node in graph.graph if node.op_type == "MatMulNBits"]
+        assert nodes
+        assert all(len(node.inputs) > 5 for node in nodes), "every layer of both graphs has its bias"
+    assert [row.adapter for row in done.quality] == [None, "small", "dora"]
+    answers = crossed_runs(read_bundle(own), {}, rows=20).answers
+    assert answers is not None
+    assert [sum(len(answer) for _, answer in each) for each in answers.values()] == [row.tokens for row in done.quality]
+    nearest = Path(shutil.copytree(bundles(kind), tmp_path / "nearest"))
+    assert quantize(nearest, "q4", method="rtn").quality == ()
+    lost = [np.mean([row.divergence for row in measure_answers(each, "q4", answers)]) for each in (own, nearest)]
+    assert 0 < lost[0] < 0.9 * lost[1]
+    texts = Examples(("a good film", "the book was bad", "a long end") * 4, None)
+    again = quantize(own, "q4", data={"*": texts}, replace=True, measure=False)
+    assert again.quality == ()
+    with pytest.raises(InputError, match="bits are chosen for a goal in models of one graph"):
+        quantize(own, "q4", goal=Goal(bits=5), replace=True)
 
 
 def test_what_does_not_fit(bundles: Callable[[str], Path]) -> None:

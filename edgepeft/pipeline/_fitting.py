@@ -1,0 +1,98 @@
+"""How a recipe with a choice of methods rounds, and whether what was asked for goes together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ..bundle import Bundle
+from ..data import Examples
+from ..errors import InputError
+from ..quantize.recipes import METHODS, Recipe
+from ._calibration_runs import can_calibrate
+from ._mixed_bits import Front, Goal
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """How a recipe with a choice of methods rounds."""
+
+    method: str | None
+    heal: int = 0
+    head_bits: int | None = None
+    goal: Goal | None = None
+
+    def summary(self, rule: Recipe, front: Front | None = None) -> str:
+        """What the manifest says of the variant."""
+        if self.method == "mse":
+            return f"4 bits in blocks of 32, {METHODS[self.method]}: linear layers and embeddings"
+        if self.method != "gptq":
+            return rule.summary
+        width = f"{front.bits:.2f} bits a weight, by what each matrix is worth" if front else "4 bits in blocks of 32"
+        parts = [f"{width}: {METHODS[self.method]}"]
+        parts += [f"{self.head_bits} bits for the head"] if self.head_bits else []
+        parts += [f"corrections of rank {self.heal}"] if self.heal else []
+        return "; ".join(parts)
+
+
+def choose_fitting(
+    bundle: Bundle,
+    rule: Recipe,
+    data: Mapping[str, Examples],
+    *,
+    method: str | None,
+    heal: int,
+    head_bits: int | None,
+    goal: Goal | None,
+) -> Fitting:
+    """How a variant of this bundle is made; :class:`InputError` where the options do not go together.
+
+    Args:
+        bundle: The bundle.
+        rule: The variant's recipe.
+        data: Texts by adapter.
+        method: A name of ``METHODS``; by default GPTQ where the bundle can be calibrated.
+        heal: Rank of corrections.
+        head_bits: Bits of a language model's head.
+        goal: What bits are chosen for.
+    """
+    chosen = _method(bundle, rule, data, method)
+    if (heal or head_bits or goal) and chosen != "gptq":
+        raise InputError(
+            "--heal, --head-bits, --budget-mb, --bits and --max-kld go with --method gptq; "
+            f"{rule.variant} is made by {chosen or 'a way of its own'} here"
+        )
+    if goal and bundle.manifest.variants["fp32"].decoder_file is not None:
+        raise InputError(
+            f"{bundle.path} has an encoder and a decoder: bits are chosen for a goal in models of one graph. Leave "
+            "--budget-mb, --bits and --max-kld out"
+        )
+    if goal and head_bits:
+        raise InputError("--head-bits is chosen by what the head is worth where a size or a divergence is given")
+    if heal < 0 or head_bits not in {None, 4, 8}:
+        raise InputError(
+            f"the rank to heal with is 0 or more, and a head has 4 or 8 bits; found {heal} and {head_bits}"
+        )
+    if data and not rule.calibrated and chosen != "gptq":
+        raise InputError(f"{rule.variant} measures nothing beforehand: leave the data out")
+    return Fitting(chosen, heal, head_bits, goal)
+
+
+def _method(bundle: Bundle, rule: Recipe, data: Mapping[str, Examples], wanted: str | None) -> str | None:
+    """The method that makes a variant of this bundle; :class:`InputError` where the wanted one cannot."""
+    if rule.fitted is None:
+        if wanted is not None:
+            raise InputError(f"--method chooses how q4 rounds; {rule.variant} has one way")
+        return None
+    if wanted is not None and wanted not in METHODS:
+        raise InputError(f"no method {wanted!r}; there are: {', '.join(METHODS)}")
+    if wanted in {"rtn", "mse"}:
+        return wanted
+    if "fp32" not in bundle.manifest.variants:
+        return "rtn"  # refused with the reason later
+    lacks = can_calibrate(bundle, data)
+    if lacks and wanted == "gptq":
+        raise InputError(
+            f"gptq runs the model, and {bundle.path} cannot be run for it: {lacks}. --method rtn needs no texts"
+        )
+    return "rtn" if lacks else "gptq"

@@ -1,0 +1,60 @@
+"""What a fitted variant writes against fp32: language models on texts, encoder-decoders on answers of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from .. import runtime as runtimes
+from ..bundle import Bundle
+from ..runtime.views import View
+from ._calibration_crossed import CrossedRuns, Pair, steps
+from ._calibration_runs import Runs
+from ._quality import Quality, measure_quality, quality_from
+
+
+def quality_of(bundle: Bundle, variant: str, runs: Runs) -> tuple[Quality, ...]:
+    """The rows of the table for what was kept apart; adapters that were removed meanwhile are left out."""
+    there = {None, *bundle.manifest.adapters}
+    if isinstance(runs, CrossedRuns):
+        answers = {name: each for name, each in (runs.answers or {}).items() if name in there}
+        return measure_answers(bundle.path, variant, answers)
+    return measure_quality(bundle.path, variant, {name: each for name, each in runs.held_out.items() if name in there})
+
+
+def measure_answers(bundle: Path, variant: str, answers: Mapping[str | None, Sequence[Pair]]) -> tuple[Quality, ...]:
+    """Compare a variant of an encoder-decoder with fp32 over what fp32 writes, token by token.
+
+    Args:
+        bundle: The bundle's folder.
+        variant: The variant to judge.
+        answers: Texts and answers in tokens by adapter (``None``: the base).
+
+    Returns:
+        One row for each adapter, in the order of ``answers``.
+    """
+    with runtimes.open(bundle, variant="fp32") as whole, runtimes.open(bundle, variant=variant) as rounded:
+        found = []
+        for name, pairs in answers.items():
+            views = [model.base if name is None else model.adapter(name) for model in (whole, rounded)]
+            found.append(quality_from(name, np.array([_sums(views[0], views[1], pair) for pair in pairs])))
+        return tuple(found)
+
+
+def _sums(whole: View, rounded: View, pair: Pair) -> np.ndarray:
+    source, answer = pair
+    sums = np.zeros(5)
+    for token, one, two in zip(answer, steps(whole, source, answer), steps(rounded, source, answer), strict=True):
+        first, second = (_logarithms(logits) for logits in (one, two))
+        possible = np.isfinite(first)  # a forced first token leaves no choice
+        divergence = np.exp(first[possible]) @ (first[possible] - second[possible])
+        sums += (1, -first[token], -second[token], divergence, one.argmax() == two.argmax())
+    return sums
+
+
+def _logarithms(logits: np.ndarray) -> np.ndarray:
+    wide = logits.astype(np.float64) - logits.max()
+    found: np.ndarray = wide - np.log(np.exp(wide).sum())
+    return found
