@@ -16,6 +16,7 @@ from ..errors import InputError
 from ..report.accuracy import Accuracy, Beside
 from ..report.gate import Gate, Verdict, overall
 from ..report.partial import Keep, keep_nothing
+from ..spelling import did_you_mean
 from ..targets import CheckRules, Shape, Target, load_target
 from ..worker.job import Case, Host, Job, Model, Sampling, WorkerResult
 from ..worker.process import Runner, run_worker
@@ -138,7 +139,8 @@ def check(
     opened = read_bundle(bundle)
     for name in data or {}:
         if name != "*" and name not in opened.manifest.adapters:
-            raise InputError(f"data was given for {name!r}, which is no adapter of {opened.path}")
+            close = did_you_mean(name, opened.manifest.adapters)
+            raise InputError(f"data was given for {name!r}, which is no adapter of {opened.path}{close}")
     asked = adapters is not None, variants is not None, shapes is not None
     plan = make_plan(opened.manifest, target, adapters, variants, shapes, threads)
     check_labels(opened.manifest, data or {}, [case.adapter for case in plan.cases])

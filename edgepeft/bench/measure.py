@@ -11,6 +11,7 @@ from ..bundle import read_bundle, rereading
 from ..bundle.manifest import Manifest
 from ..errors import InputError, TargetError, UnknownAdapterError
 from ..report.partial import Keep, keep_nothing
+from ..spelling import did_you_mean
 from ..targets import Shape, Target, load_target, parse_shape
 from ..worker.job import Case, Job, Sampling, WorkerResult
 from ..worker.process import Runner, run_worker
@@ -58,12 +59,14 @@ def make_plan(
         adapters = (*manifest.adapters,) or (None,)
     for adapter in adapters:
         if adapter is not None and adapter not in manifest.adapters:
-            raise UnknownAdapterError(f"no adapter {adapter!r} in the bundle; it has: {_names(manifest.adapters)}")
+            raise UnknownAdapterError(
+                f"no adapter {adapter!r} in the bundle; it has: {_names(adapter, manifest.adapters)}"
+            )
     if variants is None:
         variants = [name for name in target.variants if name in manifest.variants] or [*manifest.variants]
     for variant in variants:
         if variant not in manifest.variants:
-            raise InputError(f"no variant {variant!r} in the bundle; it has: {_names(manifest.variants)}")
+            raise InputError(f"no variant {variant!r} in the bundle; it has: {_names(variant, manifest.variants)}")
     sizes = target.shapes() if shapes is None else [parse_shape(s) if isinstance(s, str) else s for s in shapes]
     for size in sizes:
         if manifest.max_length is not None and size.sequence > manifest.max_length:
@@ -87,8 +90,9 @@ def make_plan(
     )
 
 
-def _names(names: Iterable[str]) -> str:
-    return ", ".join(names) or "none"
+def _names(asked: str, names: Iterable[str]) -> str:
+    known = list(names)
+    return f"{', '.join(known) or 'none'}{did_you_mean(asked, known)}"
 
 
 @rereading

@@ -17,6 +17,7 @@ from ..report.accuracy import Accuracy
 from ..report.gate import Gate, Report
 from ..report.partial import Keep, keep_nothing
 from ..runtime import Runtime
+from ..spelling import did_you_mean
 from ..targets import GeneralizationRules
 from .chunks import AnswerFile, ChunksOf, state_hash
 from .detectors import adapter_outputs, other_bases, permuted_labels, twins, unchanged
@@ -101,7 +102,8 @@ def validate(
     names = list(variants or manifest.variants)
     for name in names:
         if name not in manifest.variants:
-            raise InputError(f"{opened.path} has no variant {name!r}; it has: {', '.join(manifest.variants)}")
+            close = did_you_mean(name, manifest.variants)
+            raise InputError(f"{opened.path} has no variant {name!r}; it has: {', '.join(manifest.variants)}{close}")
     data, rules = dict(data or {}), rules or GeneralizationRules()
     chosen = _chosen(opened, data, only)
     for name, rows in data.items():
@@ -192,7 +194,10 @@ def _chosen(bundle: Bundle, data: Mapping[str, Rows], only: Sequence[str] | None
     known = {*bundle.manifest.adapters, *filter(None, [bundle.manifest.merged])}
     for name in (*data, *(only or ())):
         if name not in known:
-            raise InputError(f"{bundle.path} has no adapter {name!r}; it has: {', '.join(sorted(known)) or 'none'}")
+            close = did_you_mean(name, known)
+            raise InputError(
+                f"{bundle.path} has no adapter {name!r}; it has: {', '.join(sorted(known)) or 'none'}{close}"
+            )
     chosen = known if only is None else set(only)
     if stray := next((name for name in data if name not in chosen), None):
         raise InputError(

@@ -106,3 +106,33 @@ def test_progress_of_a_budget_in_seconds_ends_at_its_end() -> None:
     rules = CheckRules().for_seconds(5)
     assert [open_total(9, 40_000, seconds, rules) for seconds in (0, 4.2, 7.9)] == [(0, 5), (4, 5), (5, 5)]
     assert open_total(9, 48, 100, CheckRules()) == (9, 48)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (
+            ["bench", "--adapter", "reveiws"],
+            "no adapter 'reveiws' in the bundle; it has: reviews, movies; did you mean 'reviews'?",
+        ),
+        (["bench", "--variant", "int88"], "no variant 'int88' in the bundle; it has: fp32, int8; did you mean 'int8'?"),
+        (["check", "--baseline", "BUNDLE", "--adapter", "Movie"], "did you mean 'movies'?"),
+        (["check", "--baseline", "BUNDLE", "--variant", "fp3"], "did you mean 'fp32'?"),
+        (["check", "--baseline", "BUNDLE", "--data", "reveiws=DATA"], "which is no adapter of"),
+        (["check", "--baseline", "BUNDLE", "--data", "reveiws=DATA"], "did you mean 'reviews'?"),
+        (["validate", "--variant", "INT8"], "has no variant 'INT8'; it has: fp32, int8; did you mean 'int8'?"),
+        (
+            ["validate", "--adapter", "moveis"],
+            "has no adapter 'moveis'; it has: movies, reviews; did you mean 'movies'?",
+        ),
+        (["validate", "--adapter", "moveis=x"], "did you mean 'movies'?"),
+        (["validate", "--data", "moveis=DATA"], "did you mean 'movies'?"),
+    ],
+)
+def test_names_that_are_nearly_right(bundle: Path, tmp_path: Path, arguments: list[str], says: str) -> None:
+    rows = tmp_path / "rows.csv"
+    rows.write_text("text,label\na,yes\n")
+    given = [each.replace("BUNDLE", str(bundle)).replace("DATA", str(rows)) for each in arguments]
+    done = CliRunner().invoke(main, [given[0], str(bundle), *given[1:]])
+    assert done.exit_code == 2
+    assert says in " ".join(done.output.split())
