@@ -45,8 +45,9 @@ class HeldWeights:
         return True
 
     def __call__(self, parameter: str, /) -> np.ndarray | None:
-        """The parameter's numbers."""
-        return self._arrays.get(parameter)
+        """The parameter's numbers, float32 also where they are held as they are stored."""
+        array = self._arrays.get(parameter)
+        return array if array is None or array.dtype == np.float32 else array.astype(np.float32)
 
     def shape(self, parameter: str, /) -> tuple[int, ...] | None:
         """The parameter's shape."""

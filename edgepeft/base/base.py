@@ -23,9 +23,9 @@ class Base:
     """A base model and its ONNX graph.
 
     ``graph`` computes the base without slots, in the precision that ``variant`` names: fp32, unless a quantized file was
-    given. ``weights`` are the parameters by Hugging Face name (float32,
-    PyTorch's layout; fresh ones are zero) and ``locations`` says where in the graph their numbers lie. ``reference`` is
-    the PyTorch model in eval mode, for parity.
+    given. ``weights`` are the parameters by Hugging Face name (float32, or as they are stored where the base is written straight
+    to a variant; PyTorch's layout; fresh ones are zero) and ``locations`` says where in the graph their numbers lie.
+    ``reference`` is the PyTorch model in eval mode, for parity.
     """
 
     graph: ir.Model

@@ -172,14 +172,15 @@ def _captured(loaded: Loaded, onnx: str | Path | None, announce: Callable[[str],
             failures.append(f"{name}: {error}")
             announce(f"capture route {name} dropped: {error}")
             continue
-        return _base(loaded, captured, name)
+        return base_of(loaded, captured, name)
     raise CaptureError(
         f"{loaded.source}: no route captures this base ({type(loaded.model).__name__}) correctly. "
         + " | ".join(failures)
     )
 
 
-def _base(loaded: Loaded, captured: Captured, route: str) -> Base:
+def base_of(loaded: Loaded, captured: Captured, route: str) -> Base:
+    """A captured model with what the rest of the package needs to know of it."""
     config = loaded.model.config
     head = own_head(config, loaded.task, captured.weights)
     return Base(

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator
+from typing import Any, Protocol
 
 import numpy as np
 
 
-def hash_weights(weights: Iterable[tuple[str, np.ndarray]]) -> str:
+class Pieces(Protocol):
+    """A weight that is read piece by piece, along its first axis."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the whole."""
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        """The pieces, float32."""
+
+
+def hash_weights(weights: Iterable[tuple[str, np.ndarray | Pieces]]) -> str:
     """sha256 over ``(name, shape, float32 bytes)`` of each weight, independent of the order given."""
     digests = []
     for name, array in weights:
-        digest = hashlib.sha256(f"{name}\0{array.shape}\0".encode())
-        digest.update(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data)
+        digest = hashlib.sha256(f"{name}\0{tuple(array.shape)}\0".encode())
+        for piece in (array,) if isinstance(array, np.ndarray) else array:
+            digest.update(np.ascontiguousarray(piece).view(np.uint8).reshape(-1).data)
         digests.append((name, digest.hexdigest()))
     return hashlib.sha256("".join(f"{name} {digest}\n" for name, digest in sorted(digests)).encode()).hexdigest()
 

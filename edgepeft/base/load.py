@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Collection, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -191,8 +191,6 @@ def load_model(
             refuse_remote_code(source, error)
             raise InputError(f"cannot load {source!r} for {task}: {str(error).strip().splitlines()[0]}") from error
     model = model.eval()
-    if task not in {"text-generation", "text2text-generation"}:
-        model.config.use_cache = False  # these tasks read a sequence once
     fresh = tuple(sorted(info["missing_keys"]))
     if info.get("mismatched_keys"):
         raise CaptureError(
@@ -214,10 +212,33 @@ def load_model(
         for name in fresh:
             if name in parameters:
                 parameters[name].zero_()
-    embedding = embedding_of(source, task)
+    loaded = described(model, source, task, identity=identity, pad_token=pad_token, texts=texts, announce=announce)
+    return replace(
+        loaded,
+        fresh=fresh,
+        layers=tuple((int(start), int(end)) for start, end in layers),
+        unexpected=unexpected,
+        part_of=config.model_type if part else None,
+    )
+
+
+def described(
+    model: Any,
+    source: str,
+    task: str,
+    *,
+    identity: str,
+    pad_token: str | int | None = None,
+    texts: Mapping[str, FolderText] = MappingProxyType({}),
+    announce: Callable[[str], None] = lambda message: None,
+) -> Loaded:
+    """What a capture needs to know of ``model`` beside its numbers: inputs, files, lengths, padding; see :func:`load_model`."""
+    generates = task in {"text-generation", "text2text-generation"}
+    if not generates:
+        model.config.use_cache = False  # these tasks read a sequence once
+    where, embedding = model_source(source), embedding_of(source, task)
     inputs = input_shapes(model)
     check_inputs(model, inputs, task)
-    generates = task in {"text-generation", "text2text-generation"}
     with quiet():
         files = model_files(where, source, texts=generates or "input_ids" in inputs)
     if embedding is not None and embedding.lower_case:
@@ -230,16 +251,13 @@ def load_model(
         model=model,
         source=source,
         task=task,
-        fresh=fresh,
+        fresh=(),
         identity=identity,
         inputs=inputs,
         max_length=longest(rows, files, said) if "input_ids" in inputs else None,
         positions=rows,
         files=files,
-        layers=tuple((int(start), int(end)) for start, end in layers),
-        unexpected=unexpected,
         embedding=embedding,
-        part_of=config.model_type if part else None,
     )
 
 

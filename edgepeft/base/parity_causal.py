@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -185,6 +186,37 @@ def reference_causal(module: Any, batch: CausalBatch) -> tuple[np.ndarray, np.nd
             whole = np.concatenate([ids[mask == 1], after])[None]
             following.append(logits(whole, len(after))[0].numpy())
     return prompt.numpy(), np.stack(following)
+
+
+def row_calls(module: Any, batch: CausalBatch) -> list[Callable[[], np.ndarray]]:
+    """Calls of PyTorch that give each row's logits, whole and unpadded: those that are compared of its prompt, and those after it.
+
+    They do not depend on each other. A row's logits do not depend on what is padded beside it, so :func:`from_rows` makes of
+    them what :func:`reference_causal` gives, at half its cost.
+    """
+
+    def logits(ids: np.ndarray, kept: int) -> np.ndarray:
+        import torch
+
+        with torch.no_grad():
+            found = module(input_ids=torch.from_numpy(ids[None]), use_cache=False, **_keep(module, kept)).logits
+        numbers: np.ndarray = found[0, -kept:].numpy()
+        return numbers
+
+    first = batch.ids.shape[1] - batch.kept
+    return [
+        partial(logits, np.concatenate([ids[mask == 1], after]), max(0, int(mask.sum()) - first) + len(after))
+        for ids, mask, after in zip(batch.ids, batch.mask, batch.following, strict=True)
+    ]
+
+
+def from_rows(batch: CausalBatch, rows: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """The findings of :func:`row_calls` as :func:`reference_causal` gives them; zeros where a prompt is padded."""
+    steps = batch.following.shape[1]
+    prompt = np.zeros((len(rows), batch.kept, rows[0].shape[-1]), rows[0].dtype)
+    for row, found in enumerate(rows):
+        prompt[row, : len(found) - steps] = found[: len(found) - steps]
+    return prompt, np.stack([found[len(found) - steps :] for found in rows])
 
 
 def causal_difference(

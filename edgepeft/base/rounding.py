@@ -60,7 +60,7 @@ def rounding_noise(module: Any, run: Callable[[Any], T], difference: Callable[[T
             pass  # some models have operations in fp32 only: the other way serves them too
         else:
             return Noise(difference(exact, fp32), "float64")
-    with _sums_reversed():
+    with sums_reversed():
         return Noise(difference(run(module), fp32), "the same sums in the opposite order")
 
 
@@ -82,7 +82,7 @@ def judge(what: str, difference: float, noise: Callable[[], Noise]) -> None:
 
 
 @contextmanager
-def _sums_reversed() -> Iterator[None]:
+def sums_reversed() -> Iterator[None]:
     """Linear layers add up their products from the last to the first while the block runs."""
     import torch
 

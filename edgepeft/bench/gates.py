@@ -35,6 +35,11 @@ def budget_gates(result: BenchResult, target: Target) -> tuple[Gate, ...]:
             gates.append(_time_gate(f"load {name}", variant.load_ms, median(variant.load_ms), budgets.load_ms))
         gates += _size_gate(f"peak RSS {name}", variant.peak_rss_mb, budgets.peak_rss_mb)
         gates += _size_gate(
+            f"own memory {name}", variant.anonymous_mb, budgets.anonymous_mb, "anonymous, once it is open"
+        )
+        gates += _size_gate(f"mapped memory {name}", variant.mapped_mb, budgets.mapped_mb, "of files, once it is open")
+        gates += _size_gate(f"peak at load {name}", variant.load_peak_mb, budgets.load_peak_mb)
+        gates += _size_gate(
             f"RSS drift {name}", variant.rss_drift_mb, budgets.rss_drift_mb, f"{variant.swaps} swaps in all"
         )
     sizes = {v.variant: result.bundle.deployed_mb.get(v.variant, result.bundle.bundle_mb) for v in result.variants}

@@ -18,7 +18,7 @@ def bench_report(result: BenchResult, target: Target) -> Report:
         kind="bench",
         title=f"Bench of {result.bundle.path} for {result.target}",
         gates=budget_gates(result, target),
-        tables=(_latency(result), _variants(result), _sizes(result.bundle)),
+        tables=(_latency(result), _variants(result), *_memory(result), _sizes(result.bundle)),
         notes=(_host(result),),
         data=finite_json(result.model_dump(mode="json")),
     )
@@ -54,7 +54,7 @@ def check_report(result: CheckResult) -> Report:
         kind="check",
         title=f"Check of {result.candidate.bundle.path} against {result.baseline.path} for {result.target}",
         gates=result.gates,
-        tables=(*tables, _variants(result.candidate), _sizes(result.candidate.bundle)),
+        tables=(*tables, _variants(result.candidate), *_memory(result.candidate), _sizes(result.candidate.bundle)),
         notes=(_host(result.candidate), *result.notes, f"measured in {result.seconds:.0f} s"),
         data=finite_json(result.model_dump(mode="json")),
     )
@@ -92,6 +92,14 @@ def _variants(result: BenchResult) -> Table:
             for v in result.variants
         ),
     )  # fmt: skip
+
+
+def _memory(result: BenchResult) -> tuple[Table, ...]:
+    """What is the process's own and what is mapped from files, where the platform tells."""
+    rows = tuple(
+        (v.variant, v.anonymous_mb, v.mapped_mb, v.load_peak_mb) for v in result.variants if v.anonymous_mb is not None
+    )
+    return (Table("Memory once open", ("variant", "own MB", "mapped MB", "peak until then MB"), rows),) if rows else ()
 
 
 def _sizes(facts: BundleFacts) -> Table:

@@ -82,6 +82,11 @@ class VariantResult(Model):
     load_ms: tuple[float, ...]
     rss_loaded_mb: float | None
     peak_rss_mb: float | None
+    #: Of the resident set once the bundle is open: memory of the process's own, and what is mapped from files.
+    anonymous_mb: float | None = None
+    mapped_mb: float | None = None
+    #: Highest resident set until the bundle was open.
+    load_peak_mb: float | None = None
     swaps: int = 0
     swap_process_p50_ms: tuple[float, ...] = ()
     swap_p50_ms: float | None = None
@@ -164,6 +169,9 @@ def _variant_result(variant: str, results: Sequence[WorkerResult]) -> VariantRes
         load_ms=tuple(run.load_ms for run in results),
         rss_loaded_mb=_largest([run.rss_loaded_mb for run in results]),
         peak_rss_mb=_largest([run.peak_rss_mb for run in results]),
+        anonymous_mb=_largest([run.anonymous_mb for run in results]),
+        mapped_mb=_largest([run.mapped_mb for run in results]),
+        load_peak_mb=_largest([run.load_peak_mb for run in results]),
         swaps=sum(len(swap.use_ms) for swap in swaps),
         swap_process_p50_ms=tuple(use),
         swap_p50_ms=median(use) if use else None,

@@ -36,6 +36,7 @@ from .targets import targets
 from .train import train
 from .validate import validate
 from .verbosity import accept_behind, verbosity_options
+from .warm import warm
 from .web import web
 
 
@@ -72,7 +73,7 @@ def _told(as_json: bool) -> Iterator[None]:
     sections=[
         Section("Start here", [demo, doctor]),
         Section("Make and change", [build, train, export, add, relabel, rename, remove, blend, quantize]),
-        Section("Use", [run, inspect, diff, web, push, pull, cache]),
+        Section("Use", [run, warm, inspect, diff, web, push, pull, cache]),
         Section("Measure and judge", [validate, bench, check, report, targets]),
     ],
     context_settings=Context.settings(

@@ -59,6 +59,14 @@ from .values import calibration_texts, named
         help="Write only what this target gets: its variant, slot style, threads and file format, within its size budget.",
     ),
     option(
+        "--variant",
+        "variants",
+        multiple=True,
+        metavar="VARIANT",
+        help="Write this precision only: fp32, int8 or q4 (rounded to nearest); may be repeated. Language models are read block by "
+        "block, so that memory and disk stay small. Without: fp32.",
+    ),
+    option(
         "--onnx",
         type=PATH,
         help="An ONNX file of the same base, used as it is: fp32, or a language model in 4 or 8 bits.",
@@ -107,6 +115,7 @@ def export(
     slots: Literal["adapters", "all-linear"],
     task: str | None,
     target: str | None,
+    variants: tuple[str, ...],
     onnx: Path | None,
     max_rank: int | None,
     max_length: int | None,
@@ -129,19 +138,24 @@ def export(
     """
     wanted = named(adapters, "--adapter")
     if dry_run:
-        _plan(model, wanted, out, mode, as_json)
+        _plan(model, wanted, out, mode, variants, as_json)
         return
     from functools import partial
 
     from ..pipeline import export as run
+    from ..pipeline import export_variants
     from ..targets import load_target
 
     if target is not None:
         from ..pipeline import export_for
 
+        if variants:
+            raise InputError("--target chooses the variant itself; leave --variant out")
         run = partial(export_for, load_target(target), data=calibration_texts(data, text, pair))
     elif data:
         raise InputError("--data is for variants that a --target asks for; quantize the bundle with it afterwards")
+    elif variants:
+        run = partial(export_variants, variants)
     with steps() as announce:
         result = run(
             model,
@@ -186,22 +200,27 @@ def export(
 
 
 def _plan(
-    model: str, adapters: dict[str, str], out: Path, mode: Literal["swap", "merge", "bake"], as_json: bool
+    model: str,
+    adapters: dict[str, str],
+    out: Path,
+    mode: Literal["swap", "merge", "bake"],
+    variants: tuple[str, ...],
+    as_json: bool,
 ) -> None:
     from ..pipeline import plan_export
 
-    plan = plan_export(model, adapters, out, mode=mode)
+    plan = plan_export(model, adapters, out, mode=mode, variants=variants)
     if as_json:
         print_json({"bundle": str(out), **asdict(plan), "bytes": plan.bytes, "fits": plan.fits, "dry_run": True})
         return
     table("", ("file", "about"), [(file.name, megabytes(file.bytes)) for file in plan.files])
     click.echo(
         f"{out}: would get about {megabytes(plan.bytes)}{' in place of the bundle there' if plan.replaces else ''} "
-        f"({plan.parameters:,} parameters in fp32, mode {mode})"
+        f"({plan.parameters:,} parameters in {', '.join(plan.variants)}, mode {mode})"
     )
     click.echo(
-        f"about {plan.memory_mb / 1e3:.1f} GB of memory and {plan.disk_mb / 1e3:.2f} GB of disk at the peak, "
-        f"{plan.free_mb / 1e3:.1f} GB are free; nothing was written"
+        f"about {plan.memory_mb / 1e3:.1f} GB of memory and {plan.disk_mb / 1e3:.2f} GB of disk at the peak, and "
+        f"{plan.minutes:.1f} minutes; {plan.free_mb / 1e3:.1f} GB of disk are free; nothing was written"
     )
     if not plan.fits:
-        warn(f"the disk at {out} has too little room")
+        warn(f"the {'disk' if plan.disk_mb > plan.free_mb else 'memory'} has too little room for {out}")

@@ -112,16 +112,18 @@ def factor_input(graph: ir.Graph, name: str, shape: Sequence[Dim], out_axis: int
     return slot_input(graph, name, declared, np.zeros(default, np.float32))
 
 
-def constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    """The constant of that name, registered once."""
+def constant(graph: ir.Graph, name: str, numbers: np.ndarray | ir.LazyTensor) -> ir.Value:
+    """The constant of that name, registered once; ``numbers`` may be made later."""
     existing = graph.initializers.get(name)
     if existing is not None:
         return existing
+    tensor: ir.TensorProtocol
+    if isinstance(numbers, ir.LazyTensor):
+        numbers.name, tensor = name, numbers
+    else:
+        tensor = ir.tensor(numbers, name=name)
     value = ir.Value(
-        name=name,
-        shape=ir.Shape(array.shape),
-        type=ir.TensorType(ir.DataType.from_numpy(array.dtype)),
-        const_value=ir.tensor(array, name=name),
+        name=name, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype), const_value=tensor
     )
     graph.register_initializer(value)
     return value

@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from ._remove import remove as remove
     from ._rename import rename as rename
     from ._static import write_static as write_static
+    from ._straight import export_variants as export_variants
     from ._web_graph import write_input_style as write_input_style
     from ._write import write_bundle as write_bundle
 
@@ -102,6 +103,7 @@ _HOME = {
     "fit": "._for_target",
     "export_for": "._for_target",
     "write_static": "._static",
+    "export_variants": "._straight",
     # what the stages return, and what is in it
     "TrainedAdapter": "..train.adapter",
     "TrainedLanguageAdapter": "..train.language",
@@ -159,6 +161,7 @@ __all__ = [  # noqa: RUF022 - in the order of the pipeline
     "fit",
     "export_for",
     "write_static",
+    "export_variants",
     "TrainedAdapter",
     "TrainedLanguageAdapter",
     "Base",

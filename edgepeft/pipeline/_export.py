@@ -308,17 +308,17 @@ def _swap(
         base,
         slotted,
         read,
-        recipe={"slots": reserve, "added_nodes": slotted.added_nodes, "checkpoints": _hashes(read)},
+        recipe={"slots": reserve, "added_nodes": slotted.added_nodes, "checkpoints": checkpoint_hashes(read)},
         check=check,
     )
     for adapter in read:
         entry = bundle.manifest.adapters[adapter.name]
         say_labels(adapter.name, adapter.labels is not None, entry, base.head_for(adapter.task), announce)
-    _announce_parity(parity, announce)
+    announce_parity(parity, announce)
     return Exported(bundles=(bundle,), parity=tuple(parity), capture_parity=base.parity)
 
 
-def _hashes(read: list[Adapter]) -> dict[str, str]:
+def checkpoint_hashes(read: list[Adapter]) -> dict[str, str]:
     """sha256 of each checkpoint's weights: which training run a bundle holds."""
     return {adapter.name: adapter.checkpoint_sha256 for adapter in read}
 
@@ -330,7 +330,10 @@ def _merge(
     parity: list[AdapterParity] = []
     for adapter in read:
         merged = merge(base, adapter)
-        recipe = {"checkpoints": _hashes([adapter]), "merge_error": lost_by_rounding(_merged_weights(base, adapter))}
+        recipe = {
+            "checkpoints": checkpoint_hashes([adapter]),
+            "merge_error": lost_by_rounding(_merged_weights(base, adapter)),
+        }
 
         def check(bundle: Bundle, adapter: Adapter = adapter) -> None:
             checked = {adapter.name: checkpoints[adapter.name]}
@@ -338,7 +341,7 @@ def _merge(
 
         target = out if len(read) == 1 else out / adapter.name
         bundles.append(write(target, base, merged, recipe=recipe, check=check))
-    _announce_parity(parity, announce)
+    announce_parity(parity, announce)
     return Exported(bundles=tuple(bundles), parity=tuple(parity), capture_parity=base.parity)
 
 
@@ -387,13 +390,16 @@ def _bake(
         target = out if len(checkpoints) == 1 else out / name
         own = _embeddings(base, {name: checkpoint}, announce)
         bundles.append(
-            write(target, base, content, embeddings=own, recipe={"checkpoints": _hashes([adapter])}, check=check)
+            write(
+                target, base, content, embeddings=own, recipe={"checkpoints": checkpoint_hashes([adapter])}, check=check
+            )
         )
-    _announce_parity(parity, announce)
+    announce_parity(parity, announce)
     return Exported(bundles=tuple(bundles), parity=tuple(parity), capture_parity=captured)
 
 
-def _announce_parity(parity: list[AdapterParity], announce: Announce) -> None:
+def announce_parity(parity: list[AdapterParity], announce: Announce) -> None:
+    """Say how far each adapter is from PEFT, and which changes nothing."""
     for result in parity:
         why = f", allowed {result.allowed:.1e}: {result.noise}" if result.noise else ""
         announce(f"adapter {result.adapter}: {result.max_difference:.1e} from PEFT{why}")

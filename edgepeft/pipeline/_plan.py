@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Mapping
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from ..adapters.checkpoint import Checkpoint, read_checkpoint
 from ..errors import InputError
+from ..quantize import recipe
+from ..quantize.recipes import WHOLE
 from ..units import MB
+from ._checkpoint_sizes import CheckpointSizes, checkpoint_sizes
 from ._manifest import check_asked
+from ._room import free_disk_mb, free_memory_mb
 
-#: Peak memory of an export over the base's size in fp32, and what Python and torch take by themselves, in MB; measured on
-#: SmolLM2-135M and MiniLM (README), rounded up.
-MEMORY_FACTOR, MEMORY_LIBRARIES_MB = 3.0, 700.0
-#: Most bytes of a safetensors header that are read: the format's own limit.
-_MAX_HEADER = 100_000_000
+#: What Python, torch and ONNX Runtime take by themselves, in MB.
+MEMORY_LIBRARIES_MB = 700.0
+#: Peak memory over the base's size in fp32 where it is held as a whole: 1.3 times in memory of its own and up to 1.1 mapped from
+#: files for a shape of 0.5 billion parameters, twice in all for one of 1.24 (benchmarks/scale.py).
+MEMORY_FACTOR = 2.4
+#: The same where it is read block by block: copies of the largest layer in fp32, and what a session over the largest variant
+#: takes of the variant's size (its weights once more in the kernels' layout).
+LAYER_FACTOR, SESSION_FACTOR = 3.0, 1.3
+#: Processor seconds for a billion parameters: in memory, and block by block for each variant.
+_SECONDS, _STREAMED_SECONDS = 120.0, 90.0
 
 
 @dataclass(frozen=True)
@@ -33,7 +42,8 @@ class PlannedFile:
 class ExportPlan:
     """What an export would do. Sizes are estimates from the checkpoint's headers; ``disk_mb`` is what it needs at its peak.
 
-    ``free_mb`` is what the disk at the target has, ``replaces`` whether a bundle there would be replaced.
+    ``free_mb`` is what the disk at the target has, ``replaces`` whether a bundle there would be replaced. ``free_memory_mb`` is
+    ``None`` where the system does not say. ``minutes`` are of this machine's cores, with nothing else on them.
     """
 
     mode: str
@@ -43,6 +53,11 @@ class ExportPlan:
     disk_mb: float
     free_mb: float
     replaces: bool
+    variants: tuple[str, ...] = (WHOLE,)
+    #: Whether the base is read block by block.
+    streamed: bool = False
+    minutes: float = 0.0
+    free_memory_mb: float | None = None
 
     @property
     def bytes(self) -> int:
@@ -51,8 +66,28 @@ class ExportPlan:
 
     @property
     def fits(self) -> bool:
-        """Whether the disk has room."""
-        return self.disk_mb <= self.free_mb
+        """Whether the disk and the memory have room."""
+        return self.disk_mb <= self.free_mb and self.memory_mb <= (self.free_memory_mb or float("inf"))
+
+    def __str__(self) -> str:
+        how = "block by block" if self.streamed else "in memory"
+        return (
+            f"{self.parameters / 1e9:.2f} billion parameters to {', '.join(self.variants)}, {how}: about "
+            f"{self.memory_mb / 1e3:.1f} GB of memory, {self.disk_mb / 1e3:.2f} GB of disk, {self.minutes:.1f} minutes"
+        )
+
+    def require_room(self, out: Path) -> None:
+        """Raise :class:`InputError` where the export would run out of memory or disk."""
+        if self.disk_mb > self.free_mb:
+            raise InputError(
+                f"{out}: the export takes about {self.disk_mb / 1e3:.1f} GB of disk, and {self.free_mb / 1e3:.1f} GB are free "
+                "there. Free some, or choose another --out"
+            )
+        if self.free_memory_mb is not None and self.memory_mb > self.free_memory_mb:
+            raise InputError(
+                f"{out}: the export takes about {self.memory_mb / 1e3:.1f} GB of memory, and {self.free_memory_mb / 1e3:.1f} GB "
+                "are free. Close what takes it, ask for one --variant at a time, or export on a machine with more"
+            )
 
 
 def plan_export(
@@ -61,6 +96,8 @@ def plan_export(
     out: str | Path,
     *,
     mode: Literal["swap", "merge", "bake"] = "swap",
+    variants: Sequence[str] = (),
+    streamed: bool | None = None,
 ) -> ExportPlan:
     """Tell what :func:`export` would write, how large, and what memory and disk it takes. Nothing is written or loaded.
 
@@ -69,6 +106,8 @@ def plan_export(
         adapters: PEFT checkpoints by the names that they get; they are read, and refused as an export would.
         out: The bundle's folder.
         mode: As :func:`export` takes it.
+        variants: As :func:`export_variants` takes them; fp32 by default.
+        streamed: Whether the base is read block by block; by default a language model's is, for variants.
 
     Returns:
         The plan.
@@ -84,76 +123,66 @@ def plan_export(
     folder = Path(out)
     check_asked(adapters, mode, folder)
     checkpoints = {name: read_checkpoint(source) for name, source in adapters.items()}
-    parameters = base_parameters(str(model))
-    weights = PlannedFile("onnx/model.onnx_data", parameters * 4)
+    sizes = checkpoint_sizes(str(model))
+    wanted = tuple(dict.fromkeys(variants)) or (WHOLE,)
+    if streamed is None:
+        streamed = bool(variants) and wanted != (WHOLE,) and mode == "swap" and _continues_texts(str(model))
+    weights = {variant: _bytes_of(variant, sizes) for variant in wanted}
+    named = [PlannedFile(_weights_file(variant), size) for variant, size in weights.items()]
     if mode == "swap":
-        files = [weights]
+        files = list(named)
         for name, checkpoint in checkpoints.items():
             size = _adapter_bytes(checkpoint)
             files += [PlannedFile(f"adapters/{name}.{suffix}", size) for suffix in ("onnx_adapter", "onnx")]
     else:
         nested = len(adapters) > 1
-        files = [PlannedFile(f"{name}/{weights.name}" if nested else weights.name, weights.bytes) for name in adapters]
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
-    total = sum(file.bytes for file in files)
+        files = [
+            PlannedFile(f"{name}/{each.name}" if nested else each.name, each.bytes)
+            for name in adapters
+            for each in named
+        ]
+    total, whole = sum(file.bytes for file in files), 4 * sizes.parameters
+    if streamed:
+        memory = 4 * LAYER_FACTOR * sizes.largest_layer + SESSION_FACTOR * max(weights.values())
+        disk, seconds = total, _STREAMED_SECONDS * len(wanted)
+    else:
+        memory = MEMORY_FACTOR * whole
+        # The weights lie in a scratch folder as well until they are written, and a variant is made of fp32.
+        disk, seconds = total + (whole if wanted == (WHOLE,) else 2 * whole), _SECONDS
     return ExportPlan(
         mode=mode,
-        parameters=parameters,
+        parameters=sizes.parameters,
         files=tuple(files),
-        memory_mb=MEMORY_LIBRARIES_MB + MEMORY_FACTOR * weights.bytes / MB,
-        disk_mb=(total + weights.bytes) / MB,  # the weights lie in a scratch folder as well until they are written
-        free_mb=shutil.disk_usage(there).free / MB,
+        memory_mb=MEMORY_LIBRARIES_MB + memory / MB,
+        disk_mb=disk / MB,
+        free_mb=free_disk_mb(folder),
         replaces=(folder / "edgepeft.json").is_file(),
+        variants=wanted,
+        streamed=streamed,
+        minutes=(15 + seconds * sizes.parameters / 1e9 / min(4, os.cpu_count() or 1)) / 60,
+        free_memory_mb=free_memory_mb(),
     )
+
+
+def _bytes_of(variant: str, sizes: CheckpointSizes) -> int:
+    """About what the weights of a variant take."""
+    if variant == WHOLE:
+        return 4 * sizes.parameters
+    return round(recipe(variant).weight_bytes * sizes.in_matrices) + 4 * (sizes.parameters - sizes.in_matrices)
+
+
+def _weights_file(variant: str) -> str:
+    return f"{'onnx/model.onnx' if variant == WHOLE else recipe(variant).graph_file('onnx/model.onnx')}_data"
+
+
+def _continues_texts(source: str) -> bool:
+    """Whether a folder's config names a language model that continues texts."""
+    try:
+        names = json.loads((Path(source) / "config.json").read_text(encoding="utf-8")).get("architectures") or [""]
+    except (OSError, ValueError, AttributeError):
+        return False
+    return str(names[0]).endswith(("ForCausalLM", "LMHeadModel"))
 
 
 def _adapter_bytes(checkpoint: Checkpoint) -> int:
     return 4 * sum(tensor.size for tensor in checkpoint.tensors.values())
-
-
-def base_parameters(source: str) -> int:
-    """How many numbers a base's checkpoint holds, from the headers of its safetensors files.
-
-    Raises:
-        InputError: There is no such base, or it has no safetensors file, whose header says it.
-    """
-    from ..base.load import check_source
-
-    check_source(source)
-    folder = Path(source)
-    if not folder.is_dir():
-        from huggingface_hub import get_safetensors_metadata, snapshot_download
-
-        folder = Path(snapshot_download(source, allow_patterns=["config.json"]))
-        if not [*folder.glob("*.safetensors")]:
-            try:
-                return sum(get_safetensors_metadata(source).parameter_count.values())
-            except Exception as error:  # no network, or no such file: the hub's library has a dozen types for it
-                raise InputError(
-                    f"{source}: its size cannot be told without fetching it ({str(error)[:200]})"
-                ) from error
-    files = sorted(folder.glob("*.safetensors"))
-    if not (folder / "config.json").is_file():
-        raise InputError(f"base model {source!r} has no config.json")
-    if not files:
-        raise InputError(f"{source} has no safetensors file, whose header tells its size; export it without --dry-run")
-    return sum(_numbers(file) for file in files)
-
-
-def _numbers(file: Path) -> int:
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        if not 0 < length <= min(_MAX_HEADER, file.stat().st_size):
-            raise InputError(f"{file} is not a readable safetensors file (truncated or damaged?)")
-        try:
-            header = json.loads(opened.read(length))
-            return sum(_product(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{file} is not a readable safetensors file (truncated or damaged?): {error}") from error
-
-
-def _product(shape: list[int]) -> int:
-    count = 1
-    for size in shape:
-        count *= int(size)
-    return count

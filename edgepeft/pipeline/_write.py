@@ -73,7 +73,8 @@ def write_bundle(
     *,
     embeddings: Mapping[str, EmbeddingModules] | None = None,
     recipe: Mapping[str, Any] | None = None,
-    check: Callable[[Bundle], None] = lambda bundle: None,
+    variants: Callable[[Path], Mapping[str, Variant]] | None = None,
+    check: Callable[[Bundle], Mapping[str, Any] | None] = lambda bundle: None,
     lock_timeout: float = LOCK_TIMEOUT,
     announce: Callable[[str], None] = lambda message: None,
 ) -> Bundle:
@@ -89,7 +90,8 @@ def write_bundle(
         adapters: Adapters of this base; none for a merged base.
         embeddings: How texts are embedded with an adapter (also the one that is merged), where that is not the base's way.
         recipe: What the manifest's provenance says of how the bundle was made.
-        check: Is called with the bundle before it takes its place.
+        variants: Writes the graphs below a folder and says what they are; by default the content is saved as it is.
+        check: Is called with the bundle before it takes its place. What it returns is added to the manifest's provenance.
         lock_timeout: Seconds to wait for another process that changes the bundle.
         announce: Is called with a line of text for each thing about text that an adapter changes.
 
@@ -139,16 +141,11 @@ def write_bundle(
         if merged is not None:
             write_text(folder, changed[merged.name])
         (folder / "onnx").mkdir()
-        whole = "model" if base.variant == "fp32" else f"model_{base.variant}"
-        names = [whole] if content.decoder is None else ["encoder_model", "decoder_with_past_model"]
-        for name, part in zip(names, (graph, content.decoder), strict=False):
-            assert part is not None
-            ir.save(part, folder / "onnx" / f"{name}.onnx", external_data=f"{name}.onnx_data")
+        written = _save(folder, base, content, table) if variants is None else variants(folder)
         base.forget()
         embedding = None
         if hidden is not None:
             embedding = write_base(folder, own.get(merged.name if merged else "", base.embedding), hidden)
-        data = tuple(sorted(f"onnx/{p.name}" for p in (folder / "onnx").iterdir() if p.suffix == ".onnx_data"))
         entries = {
             each.adapter.name: write_adapter(
                 folder,
@@ -193,16 +190,7 @@ def write_bundle(
             embedding=embedding,
             rope_switch=_rope_switch(base),
             slots=table,
-            variants={
-                base.variant: Variant(
-                    file=f"onnx/{names[0]}.onnx",
-                    decoder_file=None if content.decoder is None else f"onnx/{names[1]}.onnx",
-                    data=data,
-                    slots="overridable" if merged is None else "none",
-                    recipe="fp32" if base.variant == "fp32" else "as it was given",
-                    quantized_share=round(count_quantized(graph, table).share, 6),
-                )
-            },
+            variants=dict(written),
             adapters=entries,
             merged=merged.name if merged is not None else None,
             provenance={
@@ -214,8 +202,31 @@ def write_bundle(
             files=_listed(folder, {}),
         )
         manifest = write_manifest(folder, manifest, manifest.files)
-        check(Bundle(path=folder, manifest=manifest))
+        found = check(Bundle(path=folder, manifest=manifest))
+        if found:
+            more = manifest.model_copy(update={"provenance": {**manifest.provenance, **found}})
+            manifest = write_manifest(folder, more, manifest.files)
     return Bundle(path=target, manifest=manifest)
+
+
+def _save(folder: Path, base: Base, content: SlottedBase | MergedBase, table: SlotTable) -> dict[str, Variant]:
+    """Write a base's graphs below ``folder`` in the precision that they have."""
+    whole = "model" if base.variant == "fp32" else f"model_{base.variant}"
+    names = [whole] if content.decoder is None else ["encoder_model", "decoder_with_past_model"]
+    for name, part in zip(names, (content.graph, content.decoder), strict=False):
+        assert part is not None
+        ir.save(part, folder / "onnx" / f"{name}.onnx", external_data=f"{name}.onnx_data")
+    data = tuple(sorted(f"onnx/{p.name}" for p in (folder / "onnx").iterdir() if p.suffix == ".onnx_data"))
+    return {
+        base.variant: Variant(
+            file=f"onnx/{names[0]}.onnx",
+            decoder_file=None if content.decoder is None else f"onnx/{names[1]}.onnx",
+            data=data,
+            slots="none" if isinstance(content, MergedBase) else "overridable",
+            recipe="fp32" if base.variant == "fp32" else "as it was given",
+            quantized_share=round(count_quantized(content.graph, table).share, 6),
+        )
+    }
 
 
 def _rope_switch(base: Base) -> int | None:

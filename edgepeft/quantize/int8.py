@@ -15,7 +15,8 @@ import onnx_ir as ir
 from ..bundle import SlotTable
 from ..graph.nodes import constant
 from ..graph.passes.edit import insert_behind, replace_node
-from .weights import Matrix, drop_unused, matrices
+from .pieces import in_pieces
+from .weights import Matrix, Numbers, drop_unused, matrices
 
 #: Activations are uint8 around this zero point, -127 … 127 from it.
 ZERO, TOP = 128, 127
@@ -24,7 +25,7 @@ ZERO, TOP = 128, 127
 PAIR = 128
 
 
-def quantize_channels(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def quantize_channels(weight: Numbers) -> tuple[np.ndarray, np.ndarray]:
     """Round ``weight`` ``[out, in]`` to int8 with one scale for each output channel, so that no kernel saturates.
 
     Returns int8 ``[out, in]`` and float32 scales ``[out]``: a number is ``q * scale``. The range is -127 … 127, less where
@@ -34,15 +35,21 @@ def quantize_channels(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     rows, columns = weight.shape
     quantized = np.empty((rows, columns), np.int8)
     scales = np.empty(rows, np.float32)
-    step = max(1, (1 << 22) // max(1, columns))  # a few MB at a time: a whole head would take three times its size
-    for start in range(0, rows, step):
-        part = weight[start : start + step].astype(np.float32, copy=False)
-        pairs = np.pad(part, ((0, 0), (0, columns % 2))).reshape(len(part), -1, 2)
+
+    def work(start: int, stop: int) -> None:
+        part = np.ascontiguousarray(weight[start:stop], np.float32)
+        even, odd = part[:, ::2], part[:, 1::2]
+        if columns % 2:
+            odd = np.pad(odd, ((0, 0), (0, 1)))
         # Rounding adds half a unit to each of the two at most, so the numbers themselves may add up to one less.
-        together = np.maximum(np.maximum(pairs, 0).sum(2), np.maximum(-pairs, 0).sum(2)).max(1) / (PAIR - 1)
+        above = np.maximum(even, 0) + np.maximum(odd, 0)
+        below = np.maximum(-even, 0) + np.maximum(-odd, 0)
+        together = np.maximum(above, below, out=above).max(1) / (PAIR - 1)
         scale = np.maximum(together, np.abs(part).max(1) / TOP)
-        scales[start : start + step] = scale
-        quantized[start : start + step] = np.rint(part / np.where(scale == 0, 1, scale)[:, None])
+        scales[start:stop] = scale
+        quantized[start:stop] = np.rint(part / np.where(scale == 0, 1, scale)[:, None])
+
+    in_pieces(rows, columns, work)
     return quantized, scales
 
 
@@ -122,14 +129,12 @@ def _multiply(graph: ir.Graph, node: ir.Node, weight: ir.Value, scales: ir.Value
     replace_node(node, nodes)
 
 
-def _look_up(graph: ir.Graph, node: ir.Node, table: ir.Value, scales: ir.Value) -> None:
-    """Replace a lookup of float rows by one of int8 rows and their scales."""
+def _look_up(graph: ir.Graph, node: ir.Node, table: ir.Value, name: str, scales: np.ndarray | ir.LazyTensor) -> None:
+    """Replace a lookup of float rows by one of int8 rows and their scales ``[rows, 1]``, the constant ``name``."""
     ids = node.inputs[1]
-    assert scales.const_value is not None
-    numbers = scales.const_value.numpy()
     rows = ir.node("Gather", [table, ids], name=f"{node.name}/rows")
     cast = ir.node("Cast", [rows.outputs[0]], {"to": int(ir.DataType.FLOAT)}, name=f"{node.name}/float")
-    column = constant(graph, f"{scales.name}_column", numbers.reshape(-1, 1))
+    column = constant(graph, name, scales)
     scale = ir.node("Gather", [column, ids], name=f"{node.name}/scale")
     product = ir.node("Mul", [cast.outputs[0], scale.outputs[0]], name=node.name)
     for each, dtype in ((rows, ir.DataType.INT8), (cast, ir.DataType.FLOAT), (scale, ir.DataType.FLOAT)):
@@ -137,20 +142,33 @@ def _look_up(graph: ir.Graph, node: ir.Node, table: ir.Value, scales: ir.Value) 
     replace_node(node, [rows, cast, scale, product])
 
 
+def _rounded(numbers: Numbers, *, turned: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scales ``[out]``, int8 ``[out, in]`` (``turned``: ``[in, out]``), and the scales once more ``[out, 1]``."""
+    weight, scale = quantize_channels(numbers)
+    return scale, np.ascontiguousarray(weight.T) if turned else weight, scale.reshape(-1, 1)
+
+
 def _quantize(graph: ir.Graph, matrix: Matrix, activations: _Activations) -> None:
-    weight, scale = quantize_channels(matrix.numbers)
+    scale, weight, column = matrix.rounded(
+        lambda numbers: _rounded(numbers, turned=not matrix.tables),
+        lambda rows, columns: [
+            (np.float32, (rows,)),
+            (np.int8, (rows, columns) if matrix.tables else (columns, rows)),
+            (np.float32, (rows, 1)),
+        ],
+    )
     scales = constant(graph, f"{matrix.name}_scales", scale)
     if matrix.tables:
         stored = constant(graph, f"{matrix.name}_int8", weight)
         for node in matrix.tables:
-            _look_up(graph, node, stored, scales)
+            _look_up(graph, node, stored, f"{scales.name}_column", column)
         if matrix.linear:  # a tied head: stored once, turned when the graph is opened
             turned = ir.node("Transpose", [stored], {"perm": [1, 0]}, name=f"{matrix.name}_int8/head")
             turned.outputs[0].name, turned.outputs[0].type = f"{matrix.name}_int8/head_output", stored.type
             insert_behind(stored, [turned])
             stored = turned.outputs[0]
     else:
-        stored = constant(graph, f"{matrix.name}_int8", np.ascontiguousarray(weight.T))
+        stored = constant(graph, f"{matrix.name}_int8", weight)
     for node in matrix.linear:
         _multiply(graph, node, stored, scales, activations)
     if not scales.uses():
@@ -161,7 +179,12 @@ def _quantize(graph: ir.Graph, matrix: Matrix, activations: _Activations) -> Non
 def int8(source: Path, target: Path, slots: SlotTable) -> None:
     """Linear layers and embeddings in 8 bits, activations in 8 bits per token at run time; all else in fp32."""
     model = ir.load(source)
+    int8_graph(model, slots)
+    ir.save(model, target, external_data=f"{target.name}_data")
+
+
+def int8_graph(model: ir.Model, slots: SlotTable) -> None:
+    """Do so in a graph; numbers that are deferred are rounded when they are written."""
     activations = _Activations(model.graph)
     for matrix in matrices(model.graph, slots):
         _quantize(model.graph, matrix, activations)
-    ir.save(model, target, external_data=f"{target.name}_data")

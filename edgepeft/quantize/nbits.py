@@ -29,9 +29,9 @@ class Packed:
     bits: int
     block: int
     #: uint8 ``[rows, blocks, block * bits / 8]``, float32 ``[rows, blocks]``, uint8 ``[rows, bytes]`` or ``None``.
-    numbers: np.ndarray
-    scales: np.ndarray
-    zeros: np.ndarray | None
+    numbers: np.ndarray | ir.LazyTensor
+    scales: np.ndarray | ir.LazyTensor
+    zeros: np.ndarray | ir.LazyTensor | None
 
     @staticmethod
     def of(blocks: Blocks) -> Packed:
@@ -47,10 +47,10 @@ class Packed:
 
     def weight(self) -> np.ndarray:
         """The numbers that it stands for, float32 ``[rows, columns]``."""
-        q = unpack(self.numbers, self.bits, self.rows)[:, : self.columns]
-        blocks = self.scales.shape[1]
-        zeros = None if self.zeros is None else unpack(self.zeros, self.bits, self.rows)[:, :blocks]
-        return Grid(self.bits, self.block, self.scales, zeros).numbers(q)
+        scales = np.asarray(self.scales)
+        q = unpack(np.asarray(self.numbers), self.bits, self.rows)[:, : self.columns]
+        zeros = None if self.zeros is None else unpack(np.asarray(self.zeros), self.bits, self.rows)
+        return Grid(self.bits, self.block, scales, None if zeros is None else zeros[:, : scales.shape[1]]).numbers(q)
 
 
 @dataclass(frozen=True)

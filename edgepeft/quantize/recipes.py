@@ -29,8 +29,10 @@ class Recipe:
     ``ranges=``, measured on texts (:func:`~edgepeft.quantize.w8a16.with_extremes`). ``rounded`` gives what a linear weight
     ``[out, in]`` is after it, in float32: by that it is judged how much of a merged adapter survives. ``fitted`` writes the same
     variant by GPTQ from runs of the model (:func:`~edgepeft.quantize.calibrated.calibrated`), where it can be had, and ``searched``
-    by the grids with the smallest squared error. ``browsers`` and
-    ``genai`` say whether transformers.js, and onnxruntime-genai, should open this variant first where there are several.
+    by the grids with the smallest squared error. ``in_graph(model, slots)`` does what ``apply`` does in a graph, and rounds
+    numbers that are deferred (:mod:`edgepeft.graph.deferred`) when they are written: a recipe that has it needs no data, and makes
+    its variant of a base of any size. ``weight_bytes`` is about what a weight takes in the file. ``browsers`` and ``genai`` say
+    whether transformers.js, and onnxruntime-genai, should open this variant first where there are several.
     """
 
     variant: str
@@ -40,6 +42,8 @@ class Recipe:
     rounded: Callable[[np.ndarray], np.ndarray]
     calibrated: bool = False
     fitted: Callable[..., None] | None = None
+    in_graph: Callable[..., None] | None = None
+    weight_bytes: float = 1.0
     searched: Callable[..., None] | None = None
     browsers: bool = False
     genai: bool = False
@@ -76,6 +80,7 @@ RECIPES: dict[str, Recipe] = {
             "8 bits, for encoders",
             apply=_in("int8", "int8"),
             rounded=_in("int8", "round_channels"),
+            in_graph=_in("int8", "int8_graph"),
             browsers=True,
         ),
         Recipe(
@@ -85,6 +90,8 @@ RECIPES: dict[str, Recipe] = {
             apply=_in("q4", "q4"),
             rounded=_in("q4", "round_to_blocks"),
             fitted=_in("calibrated", "calibrated"),
+            in_graph=_in("q4", "q4_graph"),
+            weight_bytes=0.5 + 4 / 32,
             searched=_in("searched", "least_error"),
             browsers=True,
             genai=True,

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx_ir as ir
 
 from ..bundle import SlotTable
+from ..graph.deferred import Deferred, StoredRows, later
 from ..graph.nodes import is_quantized_linear, linear_users, weight_is_transposed
 from ..graph.passes.edit import home_of
 
 #: Smaller tables than this stay as they are: they are positions and types, and save nothing.
 SMALL = 4096
+
+#: A matrix ``[out, in]`` that is read by slices of rows.
+Numbers: TypeAlias = "np.ndarray | StoredRows"
+#: The type and the shape of an array.
+Part: TypeAlias = tuple[np.dtype[Any] | type[Any], tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -34,11 +41,37 @@ class Matrix:
         return self.value.name or ""
 
     @property
+    def shape(self) -> tuple[int, int]:
+        """``(rows, columns)`` of ``numbers``."""
+        assert self.value.const_value is not None
+        first, second = self.value.const_value.shape.numpy()
+        return (first, second) if self.transposed else (second, first)
+
+    @property
     def numbers(self) -> np.ndarray:
         """The matrix, turned where it is stored as ``[in, out]``."""
         assert self.value.const_value is not None
         array = self.value.const_value.numpy()
         return array if self.transposed else np.ascontiguousarray(array.T)
+
+    @property
+    def deferred(self) -> StoredRows | None:
+        """The same where its numbers are read from their files when they are used; it is sliced as an array is."""
+        tensor = self.value.const_value
+        held = isinstance(tensor, Deferred) and tensor.turned != self.transposed
+        return tensor.rows if isinstance(tensor, Deferred) and held else None
+
+    def rounded(
+        self, make: Callable[[Numbers], Sequence[np.ndarray]], parts: Callable[[int, int], Sequence[Part]]
+    ) -> list[np.ndarray] | list[ir.LazyTensor]:
+        """What ``make`` makes of the numbers: at once, or when it is written where the numbers are deferred.
+
+        ``parts`` says the type and shape of each array for a matrix of so many rows and columns.
+        """
+        rows = self.deferred
+        if rows is None:
+            return list(make(self.numbers))
+        return later(lambda: make(rows), parts(rows.shape[0], rows.shape[1]))
 
 
 def _is_table(node: ir.Node, index: int) -> bool:
@@ -57,7 +90,7 @@ def matrices(graph: ir.Graph, slots: SlotTable, *, width: int = 1) -> Iterator[M
             continue
         linear = [node for node in linear_users(value) if not is_quantized_linear(node)]
         tables = [node for node, index in value.uses() if _is_table(node, index)]
-        tables = tables if tensor.size >= SMALL and tensor.numpy().shape[1] % width == 0 else []
+        tables = tables if tensor.size >= SMALL and tensor.shape.numpy()[1] % width == 0 else []
         transposed = {weight_is_transposed(node) for node in linear} or {True}
         if not (linear or tables) or len(transposed) > 1 or (tables and transposed == {False}):
             continue

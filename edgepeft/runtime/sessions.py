@@ -12,6 +12,7 @@ from ..bundle import Bundle, Manifest
 from ..errors import BundleError
 from .kernels import Factors, Kernels, UseKernels, library_for, say_once
 from .twin import make_twin
+from .warm import open_warm
 
 #: ONNX Runtime's names of types that a manifest calls otherwise.
 _TYPES = {"float32": "float", "float64": "double"}
@@ -22,10 +23,15 @@ def open_graph_session(
 ) -> Any:
     """:func:`open_session` over a graph of a bundle: it and its weights are verified, and what was verified is what is opened.
 
+    Where there is a warm copy of the graph (:mod:`.warm`), that is opened.
+
     Raises:
         CorruptBundleError: A file is not what the manifest says, or the graph names one that the manifest does not list.
         BundleError: ONNX Runtime cannot open the graph.
     """
+    with open_warm(bundle, file) as ready:
+        if ready is not None:
+            return open_session(ready.model, threads=threads, settings={**ready.settings, **(settings or {})})
     with bundle.open_graph(file) as graph:
         try:
             return open_session(graph.model, threads=threads, settings={**graph.settings, **(settings or {})})

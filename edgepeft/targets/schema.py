@@ -118,6 +118,10 @@ class Budgets(_Model):
     load_ms: Positive | None = None
     #: Highest resident set size of a process that measures everything.
     peak_rss_mb: Positive | None = None
+    #: Memory of the process's own once the bundle is open, what is mapped from files, and the highest resident set till then.
+    anonymous_mb: Positive | None = None
+    mapped_mb: Positive | None = None
+    load_peak_mb: Positive | None = None
     #: Growth of the resident set over the swaps measured.
     rss_drift_mb: Positive | None = None
     #: All files of the bundle but the variants that the target does not use: what one device gets.

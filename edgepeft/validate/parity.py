@@ -15,6 +15,7 @@ from ..bundle import Bundle, Manifest
 from ..errors import InputError, ParityError
 from ..runtime import Runtime
 from ..runtime.finite import count_not_finite
+from ..runtime.views import View
 from ..spelling import did_you_mean
 from .mixed_probe import mixed_differences
 from .probe import Found, Probe, bundle_probe, same_outputs
@@ -101,7 +102,6 @@ def adapter_parity(
     """
     merged = runtime.manifest.mode != "swap"
     view = runtime.base if merged else runtime.adapter(name)
-    without = None if merged else probe.run(runtime.adapter(None, task=view.task))
     found = probe.run(view)
     sides = ((f"ONNX Runtime ({runtime.variant})", found), ("PEFT", expected))
     difference = probe.difference(found, expected)
@@ -111,9 +111,16 @@ def adapter_parity(
         max_difference=difference,
         allowed=TOLERANCE if measured is None else measured.allowed,
         noise="" if measured is None else str(measured),
-        changes_output=without is None or not same_outputs(found, without),
+        changes_output=merged or _changes(runtime.adapter(None, task=view.task), probe, found),
         not_finite="; ".join(f"{side}: {said}" for side, outputs in sides if (said := _not_finite(outputs))),
     )
+
+
+def _changes(base: View, probe: Probe, found: Found) -> bool:
+    """Whether ``found`` is not what the base gives; the first batch most often tells."""
+    brief = probe.brief()
+    first = brief.run(base)
+    return not same_outputs(found[: len(first)], first) or not same_outputs(found, probe.run(base))
 
 
 def base_restored(runtime: Runtime, probe: Probe) -> bool:
@@ -159,7 +166,7 @@ def adapter_probe(bundle: Bundle, name: str, source: Source, base: str, plain: P
     return AdapterProbe(probe, "" if encode is None else texts.difference(encode))
 
 
-def _check_mixed(
+def check_mixed(
     runtime: Runtime, expected: Mapping[str, Found], probe: Probe, results: Sequence[AdapterParity]
 ) -> None:
     """Raise :class:`ParityError` where the rows of a mixed batch are not what each is alone."""
@@ -172,9 +179,10 @@ def _check_mixed(
             )
 
 
-def _judged(
+def judge_adapter(
     runtime: Runtime, name: str, expected: Found, probe: AdapterProbe, noise: Callable[[], Noise]
 ) -> AdapterParity:
+    """:func:`adapter_parity`; raises :class:`ParityError` where the adapter is beyond the tolerance, or reads other tokens."""
     result = adapter_parity(runtime, name, expected, probe.probe, noise)
     if probe.other_tokens:
         raise ParityError(
@@ -214,20 +222,20 @@ def check_parity(
             part = probes[name].probe
             return peft_noise(bundle, name, sources[name], base, part, found, module=module, rounded=rounded)
 
-        return _judged(runtime, name, found, probes[name], noise)
+        return judge_adapter(runtime, name, found, probes[name], noise)
 
     if "fp32" in bundle.manifest.variants:
         expected = {name: outputs(name) for name in sources}
         settle()
         runtime = runtimes.open(bundle.path)
         results = [judged(runtime, name, found) for name, found in expected.items()]
-        _check_mixed(runtime, expected, plain, results)
+        check_mixed(runtime, expected, plain, results)
     else:
         runtime = runtimes.open(bundle.path)
         with comparable(runtime) as (compared, rounded):
             expected = {name: outputs(name, rounded) for name in sources}
             results = [judged(compared, name, found, rounded) for name, found in expected.items()]
-            _check_mixed(compared, expected, plain, results)
+            check_mixed(compared, expected, plain, results)
     if runtime.adapters and not base_restored(runtime, plain):
         raise ParityError("the base's outputs are not the same bits after the adapters were used; nothing was written")
     return tuple(results)

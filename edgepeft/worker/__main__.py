@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from ..errors import EdgepeftError, NonFiniteError
 from ..targets import Shape
-from .host import fingerprint, peak_rss_mb, rss_mb
+from .host import fingerprint, held_mb, peak_rss_mb, rss_mb
 from .inference import Arrays, inference, make_inputs
 from .instructions import Counter
 from .job import (
@@ -109,7 +109,7 @@ def measure(job: Job) -> WorkerResult:
     start = perf_counter()
     runtime = runtime_room.open(job.bundle, variant=job.variant, threads=job.threads)
     load_ms = (perf_counter() - start) * 1e3
-    rss_loaded = rss_mb()
+    rss_loaded, held, load_peak = rss_mb(), held_mb(), peak_rss_mb()
     wanted = runtime.adapters if job.swaps else {case.adapter for case in job.cases if case.adapter}
     cold = tuple(_ms(lambda name=name: runtime.use(name)) for name in wanted)  # type: ignore[misc]
 
@@ -142,6 +142,9 @@ def measure(job: Job) -> WorkerResult:
         rss_start_mb=rss_start,
         rss_loaded_mb=rss_loaded,
         peak_rss_mb=peak_rss_mb(),
+        anonymous_mb=None if held is None else held[0],
+        mapped_mb=None if held is None else held[1],
+        load_peak_mb=load_peak,
         cases=cases,
         counts=counts,
         swap=swap,

@@ -50,6 +50,19 @@ def rss_mb() -> float | None:
     return _proc_status_mb("VmRSS")
 
 
+def held_mb() -> tuple[float, float] | None:
+    """Of the resident set, what is this process's own (anonymous) and what is mapped from files, in MB.
+
+    The second is shared between processes, and the system may drop it. ``None`` where there is no ``/proc/self/smaps_rollup``.
+    """
+    try:
+        lines = Path("/proc/self/smaps_rollup").read_text(encoding="ascii").splitlines()[1:]
+        said = {line.split(":")[0]: int(line.split()[1]) * 1024 / MB for line in lines}
+        return said["Anonymous"], said["Rss"] - said["Anonymous"]
+    except (OSError, KeyError, ValueError, IndexError):
+        return None
+
+
 def peak_rss_mb() -> float | None:
     """Highest resident set size of this process, in MB; ``None`` on Windows.
 

@@ -191,6 +191,11 @@ class WorkerResult(Model):
     rss_start_mb: float | None
     rss_loaded_mb: float | None
     peak_rss_mb: float | None
+    #: Of the resident set once the bundle is open: memory of the process's own, and what is mapped from files.
+    anonymous_mb: float | None = None
+    mapped_mb: float | None = None
+    #: Highest resident set until the bundle was open.
+    load_peak_mb: float | None = None
     cases: tuple[CaseSamples, ...]
     counts: tuple[CaseCount, ...] = ()
     swap: SwapSamples | None = None

@@ -59,6 +59,17 @@ def test_times_fail_only_when_every_process_is_over(processes: tuple[float, ...]
     assert (gate.verdict, gate.value, gate.limit, gate.unit) == (verdict, sorted(processes)[1], 15, "ms")
 
 
+def test_own_and_mapped_memory_are_judged_apart() -> None:
+    held = {"anonymous_mb": 57.0, "mapped_mb": 1064.0, "load_peak_mb": 1374.0}
+    found = gates(result(**held), anonymous_mb=100, mapped_mb=1000, load_peak_mb=1400)
+    assert {name: gate.verdict.value for name, gate in found.items()} == {
+        "own memory fp32": "pass",
+        "mapped memory fp32": "fail",
+        "peak at load fp32": "pass",
+    }
+    assert gates(result(), anonymous_mb=1, mapped_mb=1, load_peak_mb=1) == {}, "a platform that cannot tell"
+
+
 def test_every_budget_has_its_gate() -> None:
     found = gates(
         result(swaps=100, swap_process_p50_ms=(0.1, 0.2, 0.3), swap_p50_ms=0.2, rss_drift_mb=7.0),

@@ -45,6 +45,7 @@ STAGES = [
     "fit",
     "export_for",
     "write_static",
+    "export_variants",
 ]
 RESULTS = [
     "TrainedAdapter",

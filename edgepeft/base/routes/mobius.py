@@ -53,11 +53,11 @@ def _normalised(config: Any) -> Any:
     return config
 
 
-def _graph(loaded: Loaded) -> ir.Model:
-    """The model's graph, with its weights."""
+def skeleton(loaded: Loaded) -> tuple[Any, ir.Model]:
+    """mobius' definition of the model, and its graph without weights; :class:`CaptureError` where mobius has none."""
     import dataclasses
 
-    from mobius import apply_weights, build_from_module, registry
+    from mobius import build_from_module, registry
 
     config = _normalised(loaded.model.config)
     kind = config.model_type
@@ -80,8 +80,13 @@ def _graph(loaded: Loaded) -> ir.Model:
     )
     module = module_class(settings)
     package = build_from_module(module, settings, "text-generation", execution_provider="cpu")
-    graph = package["model"]
-    state = dict(loaded.model.state_dict())
+    return module, package["model"]
+
+
+def give_weights(module: Any, graph: ir.Model, state: dict[str, Any], kind: str) -> dict[str, Any]:
+    """Give the graph of a definition the tensors of ``state``, laid out as the definition wants them; those, by initializer."""
+    from mobius import apply_weights
+
     if hasattr(module, "preprocess_weights"):
         state = module.preprocess_weights(state)
     apply_weights(graph, state)
@@ -90,16 +95,25 @@ def _graph(loaded: Loaded) -> ir.Model:
         raise CaptureError(
             f"mobius' graph of {kind!r} has {len(missing)} weights that the model lacks, such as {missing[0]}"
         )
+    return state
+
+
+def _graph(loaded: Loaded) -> ir.Model:
+    """The model's graph, with its weights."""
+    module, graph = skeleton(loaded)
+    give_weights(module, graph, dict(loaded.model.state_dict()), loaded.model.config.model_type)
     for name, value in graph.graph.initializers.items():
+        assert value.const_value is not None
         value.const_value = ir.tensor(value.const_value.numpy(), name=name)
     return graph
 
 
-def _spilled_graph(loaded: Loaded) -> Built:
-    """The model's graph as the bundle promises it, its weights in a scratch file."""
+@contextmanager
+def building(loaded: Loaded) -> Iterator[None]:
+    """Hold back what mobius logs, and give a type to what it raises: :class:`CaptureError`."""
     try:
         with _quiet_mobius():
-            graph = _graph(loaded)
+            yield
     except CaptureError:
         raise
     except Exception as error:  # mobius raises whatever its builders and onnxscript raise
@@ -107,6 +121,12 @@ def _spilled_graph(loaded: Loaded) -> Built:
         raise CaptureError(
             f"mobius cannot build {type(loaded.model).__name__}: {type(error).__name__}: {first}"
         ) from error
+
+
+def _spilled_graph(loaded: Loaded) -> Built:
+    """The model's graph as the bundle promises it, its weights in a scratch file."""
+    with building(loaded):
+        graph = _graph(loaded)
     for fix in fixes_for(loaded):
         fix(graph)
     spilled = spill(graph)

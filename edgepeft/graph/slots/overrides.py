@@ -104,7 +104,7 @@ class Overrides:
             return
         value = self.sites.value(self.sites.locations[f"{site}.bias"][0])
         name = f"{site}.bias"
-        array = self.sites.weights[name].reshape(1, 1, -1)
+        array = self.sites.weights[name].astype(np.float32, copy=False).reshape(1, 1, -1)
         slot = slot_input(self.graph, f"{name}.slot", ("adapter_batch", 1, width), array)
         (user, index), *others = value.uses()
         if others or user.op_type != "Add":
@@ -150,7 +150,7 @@ class Overrides:
         old = self.sites.value(location)
         width = out or int(weight.shape[0])
         shape = ("adapter_batch", int(weight.shape[1]), width)
-        slot = slot_input(self.graph, f"{parameter}.slot", shape, np.ascontiguousarray(weight.T)[None])
+        slot = slot_input(self.graph, f"{parameter}.slot", shape, np.ascontiguousarray(weight.T, np.float32)[None])
         for node in linear_users(old):
             split_bias(self.graph, node)
             chain = Chain(self.graph, parameter if node is linear_users(old)[0] else f"{parameter}.{node.name}")

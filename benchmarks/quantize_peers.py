@@ -1,0 +1,240 @@
+"""What 4 bits cost SmolLM2-135M in edgepeft and its peers: size, divergence from fp32 and same top token on the same tokens.
+
+    python benchmarks/quantize.py --only gptq                     # makes build/quantize/off-grid/bundle and the weights
+    python benchmarks/quantize_peers.py build/quantize/off-grid   # what is installed takes part:
+    pip install onnxruntime-genai llama-cpp-python gguf           # the builder of the first, the quantizer of the second
+
+Every engine is compared with the same fp32 weights. ONNX Runtime's quantizers are applied to edgepeft's fp32 graph; the builder
+of onnxruntime-genai starts from the Hugging Face folder; llama.cpp from a GGUF file with these weights, and is compared with what
+it computes of them in fp32 itself. Windows of 512 tokens of Python's manual and of Emma.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import onnx_ir as ir
+from quantize import windows
+
+from edgepeft.bundle import read_bundle
+from edgepeft.demo import assets
+from edgepeft.pipeline import Goal, quantize
+from edgepeft.pipeline._calibration_runs import feeds_of
+from edgepeft.runtime.sessions import open_session
+
+Logits = Callable[[list[int]], np.ndarray]
+
+
+def logarithms(logits: np.ndarray) -> np.ndarray:
+    """Logarithms of probabilities, ``[tokens, vocabulary]``."""
+    wide = logits.reshape(-1, logits.shape[-1]).astype(np.float64)
+    wide -= wide.max(1, keepdims=True)
+    return wide - np.log(np.exp(wide).sum(1, keepdims=True))
+
+
+def compare(reference: Logits, other: Logits, parts: list[list[int]]) -> str:
+    """Perplexity's change, divergence and same top token over the windows."""
+    sums = np.zeros(5)
+    for window in parts:
+        one, two = logarithms(reference(window))[:-1], logarithms(other(window))[:-1]
+        places, targets = np.arange(len(one)), np.array(window[1:])
+        sums += (
+            len(one),
+            -one[places, targets].sum(),
+            -two[places, targets].sum(),
+            (np.exp(one) * (one - two)).sum(),
+            (one.argmax(1) == two.argmax(1)).sum(),
+        )
+    tokens, before, after, divergence, same = sums
+    return f"{np.exp((after - before) / tokens) - 1:+.1%}, {divergence / tokens:.3f}, {same / tokens:.3f}"
+
+
+def graph(bundle: Any, file: Path) -> Logits:
+    """A graph with the inputs of a bundle's."""
+    session = open_session(file)
+    return lambda window: session.run(["logits"], feeds_of(bundle, window))[0]
+
+
+def built(folder: Path) -> Logits:
+    """A graph of onnxruntime-genai's builder: it takes a cache, empty here, and a mask."""
+    session = open_session(folder / "model.onnx")
+
+    def run(window: list[int]) -> np.ndarray:
+        feeds: dict[str, np.ndarray] = {}
+        for value in session.get_inputs():
+            if value.name == "input_ids":
+                feeds[value.name] = np.array([window], np.int64)
+            elif value.name == "attention_mask":
+                feeds[value.name] = np.ones((1, len(window)), np.int64)
+            elif value.name == "position_ids":
+                feeds[value.name] = np.arange(len(window), dtype=np.int64)[None]
+            else:
+                feeds[value.name] = np.zeros((1, int(value.shape[1]), 0, int(value.shape[3])), np.float32)
+        found: np.ndarray = session.run(["logits"], feeds)[0]
+        return found
+
+    return run
+
+
+def ours(base: Path, work: Path) -> Iterator[tuple[str, int, Logits]]:
+    """edgepeft's recipes."""
+    recipes: dict[str, dict[str, Any]] = {
+        "rtn": {"method": "rtn"},
+        "mse": {"method": "mse"},
+        "gptq (default)": {},
+        "95 MB": {"goal": Goal(bytes=95_000_000)},
+        "110 MB": {"goal": Goal(bytes=110_000_000)},
+    }
+    for name, options in recipes.items():
+        folder = work / "ours"
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(base / "bundle", folder)
+        done = quantize(folder, "q4", measure=False, **options)
+        yield (
+            f"edgepeft, {name}",
+            done.bytes_after,
+            graph(done.bundle, folder / done.bundle.manifest.variants["q4"].file),
+        )
+
+
+def quantizers(base: Path, work: Path) -> Iterator[tuple[str, int, Logits]]:
+    """ONNX Runtime's own quantizers of MatMul, over edgepeft's graph with an embedding of its own beside the head."""
+    from onnxruntime.quantization import matmul_nbits_quantizer as nbits
+
+    bundle = read_bundle(base / "bundle")
+    copied = Path(
+        shutil.copytree(base / "bundle" / "onnx", work / "fp32", dirs_exist_ok=True)
+    )  # onnx refuses hard links
+    source = copied / Path(bundle.manifest.variants["fp32"].file).name
+    tensors = bundle.manifest.slots.tensors()
+    slots = [n.name for n in ir.load(source).graph if any(v is not None and v.name in tensors for v in n.inputs)]
+    default = {"block_size": 32, "accuracy_level": 4}
+    configs: dict[str, dict[str, Any]] = {
+        "default, asymmetric": {"is_symmetric": False, **default},
+        "HQQ": {"algo_config": nbits.HQQWeightOnlyQuantConfig(block_size=32, bits=4, axis=1), "accuracy_level": 4},
+        "k-quant": {"algo_config": nbits.KQuantWeightOnlyQuantConfig(), **default},
+    }
+    for name, options in configs.items():
+        folder = work / "ort"
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        made = nbits.MatMulNBitsQuantizer(str(source), nodes_to_exclude=slots, **options)
+        made.process()
+        made.model.save_model_to_file(str(folder / "model.onnx"), True)
+        size = sum(path.stat().st_size for path in folder.iterdir())
+        yield f"ONNX Runtime {name}", size, graph(bundle, folder / "model.onnx")
+
+
+def builder(base: Path, work: Path) -> Iterator[tuple[str, int, Logits]]:
+    """onnxruntime-genai's builder, its defaults for int4 on CPUs."""
+    model = base / "model" if (base / "model").exists() else assets.smollm2()
+    folder = work / "genai"
+    shutil.rmtree(folder, ignore_errors=True)
+    command = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-m", str(model), "-p", "int4", "-e", "cpu"]
+    subprocess.run(
+        [*command, "-o", str(folder), "-c", str(work / "genai-cache")], check=True, capture_output=True, cwd=work
+    )
+    size = sum(path.stat().st_size for path in folder.glob("model.onnx*"))
+    yield "onnxruntime-genai's builder, int4", size, built(folder)
+
+
+def gguf_of(model: Path, source: Path, target: Path) -> None:
+    """``source``, a GGUF of the same architecture, with the numbers of a Hugging Face folder in float32."""
+    import gguf
+    from safetensors.numpy import load_file
+
+    tensors = load_file(model / "model.safetensors")
+    reader = gguf.GGUFReader(str(source))
+    writer = gguf.GGUFWriter(str(target), "llama")
+    for key, field in reader.fields.items():
+        if key.startswith("GGUF.") or key in {"general.architecture", "general.file_type"}:
+            continue
+        kind = field.types[0]
+        inner = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
+        writer.add_key_value(key, field.contents(), kind, inner)
+    writer.add_file_type(0)
+    heads = {"attn_q": reader.fields["llama.attention.head_count"].contents()}
+    heads["attn_k"] = reader.fields["llama.attention.head_count_kv"].contents()
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, reader.fields["llama.block_count"].contents())
+    for name, array in tensors.items():
+        if name == "lm_head.weight":
+            continue
+        to = names.get_name(name, try_suffixes=(".weight",))
+        count = next((each for part, each in heads.items() if f".{part}." in to), None)
+        if count is not None:  # llama.cpp pairs neighbours where Hugging Face pairs halves
+            rows, columns = array.shape
+            array = array.reshape(count, 2, rows // count // 2, columns).swapaxes(1, 2).reshape(rows, columns)
+        writer.add_tensor(to, np.ascontiguousarray(array, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def llama(base: Path, work: Path) -> Iterator[tuple[str, int, Logits, Logits]]:
+    """llama.cpp's quantizations, with its own fp32 as the reference."""
+    import llama_cpp
+
+    source = next((assets.cache_dir() / "assets").glob("smollm2-gguf*/*.gguf"))
+    model = base / "model" if (base / "model").exists() else assets.smollm2()
+    whole = work / "whole.gguf"
+    if not whole.exists():
+        gguf_of(model, source, whole)
+
+    def opened(path: Path) -> Logits:
+        engine = llama_cpp.Llama(str(path), n_ctx=1024, n_batch=512, logits_all=True, verbose=False, n_threads=2)
+
+        def run(window: list[int]) -> np.ndarray:
+            engine.reset()
+            engine.eval(window)
+            return np.array(engine.scores[: len(window)])
+
+        return run
+
+    reference = opened(whole)
+    for name in ("Q4_0", "Q4_K_M", "Q5_K_M"):
+        path = work / f"{name}.gguf"
+        options = llama_cpp.llama_model_quantize_default_params()
+        options.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{name}")
+        options.allow_requantize = True
+        llama_cpp.llama_model_quantize(str(whole).encode(), str(path).encode(), options)
+        yield f"llama.cpp {name}", path.stat().st_size, opened(path), reference
+
+
+@click.command(help=__doc__)
+@click.argument("base", type=click.Path(path_type=Path, exists=True))
+@click.option("--tokens", default=2048, show_default=True, help="Of each text.")
+@click.option("--only", multiple=True, type=click.Choice(("ours", "quantizers", "builder", "llama")))
+def main(base: Path, tokens: int, only: tuple[str, ...]) -> None:
+    """Print a row for each engine and recipe."""
+    work = base / "peers"
+    work.mkdir(exist_ok=True)
+    texts = windows(base / "bundle", tokens)
+    bundle = read_bundle(base / "bundle")
+    fp32 = graph(bundle, base / "bundle" / bundle.manifest.variants["fp32"].file)
+    click.echo(f"{'engine and recipe':40s} {'MB':>6s}  perplexity over fp32, KL divergence, same top token")
+    makers: dict[str, Callable[..., Iterator[tuple[Any, ...]]]] = {
+        "ours": ours, "quantizers": quantizers, "builder": builder, "llama": llama,
+    }  # fmt: skip
+    for kind, make in makers.items():
+        if only and kind not in only:
+            continue
+        try:
+            for name, size, run, *own in make(base, work):
+                reference = own[0] if own else fp32
+                found = "; ".join(f"{text} {compare(reference, run, parts)}" for text, parts in texts.items())
+                click.echo(f"{name:40s} {size / 1e6:6.1f}  {found}")
+        except (ModuleNotFoundError, subprocess.CalledProcessError) as error:
+            reason = error.stderr.decode()[-500:] if isinstance(error, subprocess.CalledProcessError) else error
+            click.echo(f"{kind:40s}         left out: {reason}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""Parity of a bundle whose base is too large to be held by PyTorch and ONNX Runtime at once.
+
+PyTorch's side is computed block by block, for the base and all adapters together, with the numbers that the variant is to hold:
+the checkpoint's, rounded as the recipe rounds. ONNX Runtime's side is the written file, mapped, with kernels that keep
+activations in float32. So the file is compared, and a weight at a wrong place shows as in any other comparison.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from ..adapters.bundle_graph import load_graph
+from ..adapters.checkpoint import Checkpoint
+from ..adapters.layout import conv1d_weights
+from ..adapters.read import method_of
+from ..adapters.through_peft.load import ask_for_task, wrap
+from ..base.load import quiet
+from ..base.parity_causal import CausalBatch, from_rows, row_calls
+from ..base.rounding import Noise, judge, sums_reversed
+from ..base.streamed.checkpoint import widen
+from ..base.streamed.load import LoadedInPlace
+from ..base.streamed.lockstep import Lockstep, StoredNumbers
+from ..base.streamed.memory import give_back
+from ..bundle import Bundle, hash_file
+from ..errors import InputError, ParityError
+from ..quantize.exact import compute_exactly
+from ..runtime import Runtime
+from ..runtime.engine import Engine
+from .parity import AdapterProbe, adapter_probe, base_restored, check_mixed, judge_adapter
+from .probe import CausalProbe, Found, Probe, bundle_probe
+from .reference import called
+from .result import AdapterParity
+
+#: What a linear map ``[out, in]`` becomes, by parameter.
+Rounding = Mapping[str, Callable[[np.ndarray], np.ndarray]]
+
+
+def why_not(checkpoint: Checkpoint) -> str | None:
+    """Why an adapter cannot be compared block by block, in words; ``None`` where it can.
+
+    PEFT's model of it must leave the base's parameters alone: they are not there. DoRA's gains are made of the checkpoint's own
+    weights, where PEFT over rounded ones would make others.
+    """
+    config = checkpoint.config
+    alone = method_of(checkpoint).leaves_base_alone
+    if alone is None or not alone(config):
+        return f"PEFT's {checkpoint.peft_type} with its settings may change the base's own numbers"
+    return "DoRA's gains are made of the base's own numbers" if config.get("use_dora") else None
+
+
+@dataclass(frozen=True)
+class StreamedBase:
+    """The base of a streamed comparison: its model without numbers, and where those are."""
+
+    given: LoadedInPlace
+    source: str
+
+    def outputs(
+        self, checkpoints: Mapping[str, Checkpoint], probes: Mapping[str | None, Probe], rounding: Rounding
+    ) -> dict[str | None, Found]:
+        """What PyTorch computes for the base (``None``) and each adapter on its probe, all in one pass over the numbers."""
+        model = self.given.loaded.model
+        numbers = StoredNumbers(self.given.arrays, widen, rounding, frozenset(conv1d_weights(model)))
+        steps = Lockstep(model, numbers)
+        works: list[Callable[[], np.ndarray]] = []
+        batches = {name: _batches(probe) for name, probe in probes.items()}
+        for name in probes:
+            module = steps.copy()
+            if name is not None:
+                module = _adapted(module, checkpoints[name])
+            for batch in batches[name]:
+                works += row_calls(module, batch)
+        results = iter(steps.run(works))
+        found: dict[str | None, Found] = {}
+        for name in probes:
+            pairs = [from_rows(batch, [next(results) for _ in batch.ids]) for batch in batches[name]]
+            found[name] = [{"prompt": prompt, "following": following} for prompt, following in pairs]
+        return found
+
+
+def _batches(probe: Probe) -> list[CausalBatch]:
+    if not isinstance(probe, CausalProbe):
+        raise InputError("only language models are compared block by block")
+    return probe.batches
+
+
+def _adapted(module: Any, checkpoint: Checkpoint) -> Any:
+    with quiet():
+        wrapped = wrap(module, checkpoint)
+    ask_for_task(wrapped, checkpoint.task)
+    return called(wrapped.eval(), checkpoint)
+
+
+@contextmanager
+def exact_runtime(bundle: Bundle, variant: str) -> Iterator[Runtime]:
+    """A runtime over a variant whose kernels keep activations in float32; its weights are the file that was written."""
+    import onnx_ir as ir
+
+    entry = bundle.manifest.variants[variant]
+    file = str(PurePosixPath(entry.file).with_suffix(".exact.onnx"))
+    graph = load_graph(bundle, entry.file)
+    compute_exactly(graph)
+    path = bundle.path / file
+    try:
+        ir.save(graph, path)  # the weights stay where they are
+        files = {**bundle.manifest.files, file: hash_file(path)}
+        variants = {variant: entry.model_copy(update={"file": file})}
+        manifest = bundle.manifest.model_copy(update={"files": files, "variants": variants})
+        yield Runtime(Engine(Bundle(bundle.path, manifest, verification="never"), variant, None, kernels="off"))
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def check_streamed(
+    bundle: Bundle,
+    checkpoints: Mapping[str, Checkpoint],
+    base: StreamedBase,
+    rounding: Mapping[str, Rounding],
+    announce: Callable[[str], None] = lambda message: None,
+) -> tuple[float, tuple[AdapterParity, ...]]:
+    """Compare each variant of a written bundle with PyTorch, the base and every adapter.
+
+    Args:
+        bundle: The bundle, not yet in its place.
+        checkpoints: The adapters.
+        base: The base's numbers and its model without them.
+        rounding: By variant, what its recipe makes of the parameters that it quantized.
+        announce: Is called with a line of text for each variant.
+
+    Returns:
+        The base's largest difference, and each adapter's, of the variant where it is largest.
+
+    Raises:
+        ParityError: A variant differs by more than rounding explains.
+    """
+    plain = bundle_probe(bundle)
+    probes = {name: adapter_probe(bundle, name, each, base.source, plain) for name, each in checkpoints.items()}
+    worst, results = 0.0, dict[str, AdapterParity]()
+    for variant, rules in rounding.items():
+        announce(f"comparing the base and {len(checkpoints)} adapters in {variant} with PyTorch, block by block")
+        found = _check(bundle, variant, checkpoints, base, rules, plain, probes)
+        worst = max(worst, found[0])
+        for name, each in zip(probes, found[1], strict=True):
+            known = results.get(name)
+            if known is None or each.max_difference > known.max_difference:
+                results[name] = each
+    return worst, tuple(results.values())
+
+
+def _check(
+    bundle: Bundle,
+    variant: str,
+    checkpoints: Mapping[str, Checkpoint],
+    base: StreamedBase,
+    rules: Rounding,
+    plain: Probe,
+    probes: Mapping[str, AdapterProbe],
+) -> tuple[float, list[AdapterParity]]:
+    asked: dict[str | None, Probe] = {None: plain, **{name: each.probe for name, each in probes.items()}}
+    expected = base.outputs(checkpoints, asked, rules)
+    give_back()
+    again: dict[str | None, Found] = {}
+
+    def noise(name: str | None) -> Noise:
+        if not again:
+            with sums_reversed():
+                again.update(base.outputs(checkpoints, asked, rules))
+        size = asked[name].difference(again[name], expected[name])
+        return Noise(size, "the same sums in the opposite order")
+
+    with exact_runtime(bundle, variant) as runtime:
+        difference = plain.difference(plain.run(runtime.base), expected[None])
+        judge(f"logits of the base in {variant}", difference, lambda: noise(None))
+        results = [
+            judge_adapter(runtime, name, expected[name], each, partial(noise, name)) for name, each in probes.items()
+        ]
+        check_mixed(runtime, {name: expected[name] for name in probes}, plain, results)
+        if runtime.adapters and not base_restored(runtime, plain):
+            raise ParityError(
+                "the base's outputs are not the same bits after the adapters were used; nothing was written"
+            )
+    return difference, results
