@@ -24,9 +24,9 @@ _BYTES = {"int8": 1.02, "w8a16": 1.02, "q8": 1.16, "q4": 0.64, "q4 gptq": 0.665}
 #: What an 8-bit head adds to 4 bits, in bytes a number.
 _WIDE_HEAD = 0.52
 #: Peak memory over the weights in fp32, and what Python and its libraries take by themselves, in MB; measured likewise.
-_MEMORY_FACTOR, _LIBRARIES_MB = {"gptq": 2.5}, 250.0
+_MEMORY_FACTOR, _LIBRARIES_MB = {"gptq": 3.3}, 250.0
 #: CPU seconds on one core of a 2.x GHz server for a million weights; GPTQ's are for the 4,200 tokens that ship with edgepeft.
-_SECONDS = {"int8": 0.05, "w8a16": 0.6, "q8": 0.1, "q4": 0.03, "q4 gptq": 1.2}
+_SECONDS = {"int8": 0.05, "w8a16": 0.6, "q8": 0.1, "q4": 0.03, "q4 gptq": 0.5}
 
 
 @dataclass(frozen=True)

@@ -70,10 +70,11 @@ def key_of(bundle: Bundle, file: str) -> str:
     """The name of a graph's warm copy: what it is made of, by what, and for which processor, hashed."""
     import onnxruntime
 
-    variant = next(each for each in bundle.manifest.variants.values() if file in each.graphs())
+    # A graph that pools and normalizes embeddings belongs to no variant, and has no weights beside it.
+    data = next((each.data for each in bundle.manifest.variants.values() if file in each.graphs()), ())
     parts = {
         "layout": _LAYOUT,
-        "files": {name: bundle.manifest.files[name].sha256 for name in sorted({file, *variant.data})},
+        "files": {name: bundle.manifest.files[name].sha256 for name in sorted({file, *data})},
         "onnxruntime": onnxruntime.__version__,
         "processor": processor(),
         "settings": _settings(),
