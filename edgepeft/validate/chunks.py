@@ -81,7 +81,7 @@ def _packed(answers: Answers) -> bytes:
     arrays: dict[str, Any] = {name: value for name, value in answers.items() if isinstance(value, np.ndarray)}
     texts = {name: value for name, value in answers.items() if name not in arrays}
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays, json=np.frombuffer(json.dumps(texts).encode(), np.uint8))
+    np.savez(buffer, **arrays, json=np.frombuffer(json.dumps(texts, allow_nan=False).encode(), np.uint8))
     return buffer.getvalue()
 
 
@@ -152,11 +152,11 @@ def rows_hash(rows: Examples | LanguageRows) -> str:
     found = hashlib.sha256()
     if isinstance(rows, LanguageRows):
         for row in rows.rows:
-            found.update(json.dumps([row.prompt, row.answer]).encode())
+            found.update(json.dumps([row.prompt, row.answer], allow_nan=False).encode())
     else:
         for place in range(len(rows)):
             pair = None if rows.pairs is None else rows.pairs[place]
-            found.update(json.dumps([rows.texts[place], pair]).encode())
+            found.update(json.dumps([rows.texts[place], pair], allow_nan=False).encode())
     return found.hexdigest()
 
 
@@ -192,7 +192,7 @@ class ChunksOf:
         """For rows of an adapter (``None``: the base) in a variant; ``beside`` names what else is run on them."""
         if id(rows) not in self._rows:
             self._rows[id(rows)] = rows_hash(rows)
-        key = json.dumps([self._bundle, variant, adapter, self._rows[id(rows)], beside])
+        key = json.dumps([self._bundle, variant, adapter, self._rows[id(rows)], beside], allow_nan=False)
         name = adapter or "the base"
 
         def told(done: int, total: int) -> None:
