@@ -221,7 +221,7 @@ def _sensitivity(
 
     found = measure_sensitivity(source, slots, rounded, runs.probes, open_session, progress)
     kept.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(kept, json.dumps(asdict(found)))
+    replace_text(kept, json.dumps(asdict(found), allow_nan=False))
     return found
 
 
