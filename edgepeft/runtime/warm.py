@@ -70,15 +70,16 @@ def key_of(bundle: Bundle, file: str) -> str:
     """The name of a graph's warm copy: what it is made of, by what, and for which processor, hashed."""
     import onnxruntime
 
-    variant = next(each for each in bundle.manifest.variants.values() if file in each.graphs())
+    # A graph that pools and normalizes embeddings belongs to no variant, and has no weights beside it.
+    data = next((each.data for each in bundle.manifest.variants.values() if file in each.graphs()), ())
     parts = {
         "layout": _LAYOUT,
-        "files": {name: bundle.manifest.files[name].sha256 for name in sorted({file, *variant.data})},
+        "files": {name: bundle.manifest.files[name].sha256 for name in sorted({file, *data})},
         "onnxruntime": onnxruntime.__version__,
         "processor": processor(),
         "settings": _settings(),
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, allow_nan=False).encode()).hexdigest()[:32]
 
 
 def _place(bundle: Bundle, file: str) -> Path:
@@ -167,7 +168,7 @@ def _make(bundle: Bundle, file: str, place: Path) -> None:
         (folder / _WEIGHTS).touch()  # a graph of small weights holds them itself
         files = {name: hash_file(folder / name).model_dump() for name in (_GRAPH, _WEIGHTS)}
         record = {"files": files, "of": str(bundle.path), "graph": file}
-        (folder / _RECORD).write_text(json.dumps(record, indent=2), encoding="utf-8")
+        (folder / _RECORD).write_text(json.dumps(record, indent=2, allow_nan=False), encoding="utf-8")
         folder.chmod(0o755)
         shutil.rmtree(place, ignore_errors=True)  # a damaged one
         folder.rename(place)

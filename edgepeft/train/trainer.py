@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InputError
-from .progress import progress_callback
+from .progress import lines_callback, progress_callback
 
 if TYPE_CHECKING:
     from transformers import Trainer
@@ -63,7 +63,7 @@ def train_shown(
     progress: bool | None,
     describe: Callable[[Mapping[str, float]], str],
 ) -> tuple[float, ...]:
-    """Train, with a progress bar where that is wanted; the mean loss of each epoch.
+    """Train, with a progress bar where that is wanted and a line at its start and end otherwise; the mean loss of each epoch.
 
     Stops after ``patience`` epochs without a better score; ``describe`` puts the scores of an evaluation into words.
     """
@@ -76,6 +76,8 @@ def train_shown(
             callback = progress_callback(epochs, describe)
             stack.callback(callback.bar.stop)
             trainer.add_callback(callback)
+        elif progress is None:
+            trainer.add_callback(lines_callback(describe))
         trainer.train()
     return tuple(entry["loss"] for entry in trainer.state.log_history if "loss" in entry)
 

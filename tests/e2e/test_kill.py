@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -15,6 +16,8 @@ import pytest
 from causal import build_causal
 
 from edgepeft.bundle import read_bundle, replacing
+from edgepeft.report import write_reports
+from edgepeft.report.gate import Gate, Report
 
 from .conftest import call, snapshot, spawn
 
@@ -138,6 +141,18 @@ def test_a_terminated_command_takes_its_worker_along(bundle: Path) -> None:
     assert process.returncode == 128 + 15
     assert "Traceback" not in said
     assert not [child for child in children if Path(f"/proc/{child}").exists()]
+    report = json.loads((bundle / "report" / "bench.json").read_text())
+    assert (report["verdict"], report["data"]["partial"]) == ("inconclusive", "ended by signal 15")
+
+
+def test_a_killed_command_leaves_no_earlier_pass(bundle: Path) -> None:
+    path = bundle / "report" / "bench.json"
+    earlier = Report(kind="bench", title="Bench of b", gates=(Gate.holds("it is good", True),))
+    write_reports(path.parent, "bench", earlier)
+    before = path.read_bytes()
+    assert kill_when(lambda: path.read_bytes() != before, "bench", bundle, "--shape", "1x8", "--processes", 9)
+    report = json.loads(path.read_text())
+    assert (report["verdict"], report["data"]["partial"]) == ("inconclusive", "it is still running, or was killed")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
