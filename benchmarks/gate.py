@@ -4,6 +4,7 @@ Prints one line a check and a summary: against itself ``fail`` must never come u
 the layers' work it must. Needs the ``export`` extra (onnx_ir) to make the copy.
 
     python benchmarks/gate.py BUNDLE [--times 20] [--variant fp32] [--shape 1x32] [--adapter NAME]
+    python benchmarks/gate.py BUNDLE --times 100 --budget-s 20 --only-itself     # many short checks
 """
 
 from __future__ import annotations
@@ -103,25 +104,33 @@ def main() -> int:
     parser.add_argument("--variant", default="fp32")
     parser.add_argument("--shape", action="append", help="<batch>x<sequence>, repeatable (default 1x32)")
     parser.add_argument("--adapter", action="append", help="repeatable (default: the first adapter, else the base)")
+    parser.add_argument(
+        "--budget-s", type=float, help="seconds for each check (default: the target's rounds and seconds)"
+    )
+    parser.add_argument("--only-itself", action="store_true", help="leave the slower copy out")
     options = parser.parse_args()
     bundle: Path = options.bundle
     adapters = options.adapter or [next(iter(read_bundle(bundle).manifest.adapters), None)]
     # Budgets are another gate: here only the comparison is on trial.
     target = Target.model_validate({**load_target(options.target).model_dump(), "budgets": {}})
+    if options.budget_s is not None:
+        target = target.model_copy(update={"check": target.check.for_seconds(options.budget_s)})
     ask = {"adapters": adapters, "variants": [options.variant], "shapes": options.shape or ["1x32"]}
     verdicts: Counter[Verdict] = Counter()
     for number in range(options.times):
         result = check(bundle, bundle, target, **ask)
         verdicts[result.verdict] += 1
         print(line(f"itself {number + 1:2}", result), flush=True)
+    counts = ", ".join(f"{verdicts[verdict]} {verdict}" for verdict in Verdict)
+    print(f"against itself, {options.times} times: {counts} (must be 0 fail)")
+    if options.only_itself:
+        return 1 if verdicts[Verdict.FAIL] else 0
     with tempfile.TemporaryDirectory() as folder:
         slow, nodes = slower_copy(bundle, Path(folder) / "slow", options.variant)
         equal = same_outputs(bundle, slow, options.variant, adapters[0])
         print(f"slower copy: {nodes} nodes computed twice, outputs {'equal bit for bit' if equal else 'DIFFER'}")
         slower = check(slow, bundle, target, **ask)
         print(line("slower copy", slower), flush=True)
-    counts = ", ".join(f"{verdicts[verdict]} {verdict}" for verdict in Verdict)
-    print(f"against itself, {options.times} times: {counts} (must be 0 fail)")
     print(f"against the slower copy: {slower.verdict} (must be fail)")
     good = not verdicts[Verdict.FAIL] and slower.verdict is Verdict.FAIL and nodes > 0 and equal
     return 0 if good else 1

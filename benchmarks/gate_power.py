@@ -138,19 +138,26 @@ def paired(machine: Simulated, rules: CheckRules) -> Verdict:
     return cases[0].verdict
 
 
-def saved(machine: Simulated, rules: CheckRules, processes: int = 10) -> Verdict:
-    """A check against a report of so many processes, made some minutes before on the same machine."""
+def saved(machine: Simulated, rules: CheckRules, processes: int = 10, runs: int = 1) -> Verdict:
+    """A check against ``runs`` reports of so many processes each, made some minutes apart on the same machine."""
     job = PLAN.job(Path("baseline"), "fp32", CHECK_SAMPLING)
-    report: BenchResult = summarise(
-        FACTS, "linux-x64-cpu", CHECK_SAMPLING, {"fp32": [machine(job) for _ in range(processes)]}
-    )
-    machine.skip(machine.rng.uniform(0, 120))
+    reports: list[BenchResult] = []
+    for _ in range(runs):
+        reports.append(
+            summarise(FACTS, "linux-x64-cpu", CHECK_SAMPLING, {"fp32": [machine(job) for _ in range(processes)]})
+        )
+        machine.skip(machine.rng.uniform(0, 120))
     machine.now = 0.0
     with mock.patch("edgepeft.bench.sessions.monotonic", machine.clock):
         _, cases = against_saved(
-            Path("candidate"), FACTS, Saved((report,)), PLAN, rules, CHECK_SAMPLING, machine, silent
+            Path("candidate"), FACTS, Saved(tuple(reports)), PLAN, rules, CHECK_SAMPLING, machine, silent
         )
     return cases[0].verdict
+
+
+def history(machine: Simulated, rules: CheckRules) -> Verdict:
+    """A check against a history of ten runs of three processes, as ``bench --history`` makes it."""
+    return saved(machine, rules, processes=3, runs=10)
 
 
 def rates(
@@ -187,6 +194,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--noise", type=Path, action="append", help="recorded series; default: all in benchmarks/noise")
     parser.add_argument("--checks", type=int, default=200, help="simulated checks of each kind")
+    parser.add_argument("--only", default="", metavar="WORD", help="only kinds whose name holds this")
     parser.add_argument("--tolerance", type=float, default=0.03, help="slowdown allowed")
     parser.add_argument("--record", type=Path, metavar="BUNDLE", help="record a series instead")
     parser.add_argument("--minutes", type=float, default=5)
@@ -203,11 +211,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ("+10 %, two bundles", paired, 0.10, rules.for_seconds(60)),
         ("A/A, saved report", saved, 0.0, loose.for_seconds(120)),
         ("+25 %, saved report", saved, 0.25, loose.for_seconds(120)),
+        ("A/A, history", history, 0.0, loose.for_seconds(120)),
+        ("+25 %, history", history, 0.25, loose.for_seconds(120)),
     )
     series = [load_noise(path) for path in options.noise or sorted(NOISE.glob("*.json"))]
     for noise in (specified(), *series):
         print(f"{describe(noise)}; {options.checks} checks of each kind:")
         for name, check, effect, kept in kinds:
+            if options.only not in name:
+                continue
             passed, failed, unsure, seconds = rates(check, noise, effect, kept, options.checks)
             print(
                 f"  {name:<20} allowed +{kept.latency_tolerance:.0%}, budget {kept.max_seconds:.0f} s: pass {passed:.1%}, "

@@ -39,7 +39,6 @@ RECIPES: dict[str, dict[str, Any]] = {
     "gptq, head 8 bits, heal 8": {"head_bits": 8, "heal": 8},
     "95 MB": {"goal": Goal(bytes=95_000_000)},
     "110 MB": {"goal": Goal(bytes=110_000_000)},
-    "110 MB, heal 8": {"goal": Goal(bytes=110_000_000), "heal": 8},
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from .data_files import read_rows, read_text
 from .errors import DataError, InputError
+from .spilled_texts import IN_MEMORY, TextsBuilder
 
 
 def evenly(count: int, rows: int) -> list[int]:
@@ -25,15 +27,16 @@ class Examples:
     """Rows of a data file.
 
     ``texts[i]`` is the input of row ``i`` (a pair's second text is in ``pairs[i]``); ``labels[i]`` is its label as a
-    string, or ``labels`` is ``None`` when the file was read without labels.
+    string, or ``labels`` is ``None`` when the file was read without labels. Texts of a large file are on disk, and read when they
+    are asked for.
     """
 
-    texts: tuple[str, ...]
+    texts: Sequence[str]
     labels: tuple[str, ...] | None
-    pairs: tuple[str, ...] | None = None
+    pairs: Sequence[str] | None = None
     source: str = ""
     #: The line of the file on which each row starts (1-based, a CSV header is line 1); empty for rows not from a file.
-    lines: tuple[int, ...] = field(default=(), compare=False)
+    lines: Sequence[int] = field(default=(), compare=False)
 
     def where(self, row: int) -> str:
         """The file and line of a row, for messages."""
@@ -69,10 +72,10 @@ def read_examples(
     the line number for a row that is not UTF-8, lacks a column or has an empty label.
     """
     path = Path(path)
-    texts: list[str] = []
+    texts, pairs = TextsBuilder(), TextsBuilder()
     labels: list[str] = []
-    pairs: list[str] = []
-    lines: list[int] = []
+    known: dict[str, str] = {}  # of many rows with few labels each label is held once
+    lines = array("Q")
     for line, row in read_rows(path):
         for column in (text, label, pair):
             if column is not None and row.get(column) is None:
@@ -93,19 +96,19 @@ def read_examples(
             ).strip()
             if not value:
                 raise DataError(f"{path}, line {line}: the label is empty")
-            labels.append(value)
+            labels.append(known.setdefault(value, value))
         if pair is not None:
             pairs.append(str(row[pair]))
         if limit is not None and len(texts) >= limit:
             break
-    if not texts:
+    if not len(texts):
         raise DataError(f"{path} has no data rows")
     return Examples(
-        texts=tuple(texts),
+        texts=texts.done(),
         labels=tuple(labels) if label is not None else None,
-        pairs=tuple(pairs) if pair is not None else None,
+        pairs=pairs.done() if pair is not None else None,
         source=str(path),
-        lines=tuple(lines),
+        lines=tuple(lines) if len(lines) <= IN_MEMORY else lines,
     )
 
 

@@ -7,9 +7,11 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from .errors import DataError, MissingExtraError
 from .strict_json import parse_json
@@ -34,24 +36,55 @@ def read_text(path: Path) -> str:
     Raises:
         DataError: It cannot be read, or a line is in another encoding.
     """
-    name = "standard input" if str(path) == "-" else str(path)
     try:
         raw = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
     except OSError as error:
-        raise DataError(f"cannot read data file {path}: {error.strerror or error}") from error
-    encoding = next((encoding for mark, encoding in _MARKS if raw.startswith(mark)), None) or _unmarked(raw)
+        raise _unreadable(path, error) from error
+    encoding = _encoding(raw)
     try:
         return raw.decode(encoding)
     except UnicodeDecodeError as error:
-        if encoding.startswith("utf-8"):
-            row = raw.count(b"\n", 0, error.start) + 1
-            raise DataError(
-                f"{name}, line {row}: byte 0x{raw[error.start]:02x} is not valid UTF-8. "
-                "Convert the file first, for example: iconv -f latin1 -t utf-8 IN > OUT"
-            ) from error
-        raise DataError(
-            f"{name} begins as {encoding.upper()} and is not: {error.reason} at byte {error.start}"
-        ) from error
+        raise _not_text(path, raw, encoding, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> DataError:
+    return DataError(f"cannot read data file {path}: {error.strerror or error}")
+
+
+def _not_text(path: Path, raw: bytes, encoding: str, error: UnicodeDecodeError) -> DataError:
+    name = "standard input" if str(path) == "-" else str(path)
+    if encoding.startswith("utf-8"):
+        row = raw.count(b"\n", 0, error.start) + 1
+        return DataError(
+            f"{name}, line {row}: byte 0x{raw[error.start]:02x} is not valid UTF-8. "
+            "Convert the file first, for example: iconv -f latin1 -t utf-8 IN > OUT"
+        )
+    return DataError(f"{name} begins as {encoding.upper()} and is not: {error.reason} at byte {error.start}")
+
+
+@contextmanager
+def _open_text(path: Path, newline: str) -> Iterator[TextIO]:
+    """A file as text in its encoding, to be read line by line; ``newline`` as :func:`open` takes it.
+
+    Raises:
+        DataError: As :func:`read_text`.
+    """
+    try:
+        with path.open("rb") as raw:
+            head = raw.read(512)
+            raw.seek(0)
+            with io.TextIOWrapper(raw, encoding=_encoding(head), newline=newline) as text:
+                yield text
+    except UnicodeDecodeError as error:
+        read_text(path)  # says which line
+        raise DataError(f"{path} changed while it was read") from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _encoding(head: bytes) -> str:
+    """The encoding that the first bytes of a file say."""
+    return next((encoding for mark, encoding in _MARKS if head.startswith(mark)), None) or _unmarked(head)
 
 
 def _unmarked(raw: bytes) -> str:
@@ -67,8 +100,8 @@ def _unmarked(raw: bytes) -> str:
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Each row of a file as a mapping, with the line it starts on (1-based, a CSV header is line 1; in Parquet the row).
 
-    ``.csv`` takes commas, or semicolons, tabs or bars where its header has those and no comma; ``.json`` an array of objects,
-    or one object a line as ``.jsonl``.
+    Rows are read as they are asked for, but for arrays in ``.json``, which are read whole. ``.csv`` takes commas, or semicolons,
+    tabs or bars where its header has those and no comma; ``.json`` an array of objects, or one object a line as ``.jsonl``.
 
     Raises:
         DataError: Names the line; or the format, where it is another.
@@ -76,12 +109,15 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """
     match path.suffix.lower():
         case ".jsonl" | ".ndjson":
-            yield from _json_lines(path, read_text(path))
+            with _open_text(path, "\n") as file:
+                yield from _json_lines(path, file)
         case ".json":
             text = read_text(path)
-            yield from (_json_array if text.lstrip().startswith("[") else _json_lines)(path, text)
+            array = text.lstrip().startswith("[")
+            yield from _json_array(path, text) if array else _json_lines(path, text.split("\n"))
         case ".csv" | ".tsv":
-            yield from _delimited(path, read_text(path))
+            with _open_text(path, "") as file:
+                yield from _delimited(path, file)
         case ".parquet":
             yield from _parquet(path)
         case suffix:
@@ -90,9 +126,9 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             )
 
 
-def _json_lines(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    # Not splitlines: it also breaks at U+2028 and others, which JSON strings and CSV fields may hold.
-    for number, line in enumerate(text.split("\n"), 1):
+def _json_lines(path: Path, lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
+    # Lines end at \n alone: others, as U+2028, may stand in JSON strings.
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
@@ -124,16 +160,17 @@ def _json_array(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         _, place = decoder.raw_decode(text, place)
 
 
-def _delimited(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    first, _, rest = text.partition("\n")
+def _delimited(path: Path, file: TextIO) -> Iterator[tuple[int, dict[str, Any]]]:
+    first = file.readline()
+    lines: Iterable[str] = chain([first] if first else [], file)
     skipped = 0
     if path.suffix.lower() == ".tsv":
         delimiter = "\t"
     elif first.strip().lower().startswith("sep=") and len(first.strip()) == 5:  # Excel's first line
-        delimiter, text, skipped = first.strip()[4], rest, 1
+        delimiter, lines, skipped = first.strip()[4], file, 1
     else:
         delimiter = next((each for each in _DELIMITERS if each in _outside_quotes(first)), ",")
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
+    reader = csv.DictReader(lines, delimiter=delimiter)
     try:
         header = reader.fieldnames
     except csv.Error as error:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ..bundle import head_of
+from ..bundle.manifest import Manifest
 from ..data import Examples
 from ..errors import InputError, MeasureError
 from ..report.accuracy import NO_LABEL, Accuracy, Beside
@@ -41,6 +43,24 @@ def answers(chosen: np.ndarray, expected: np.ndarray) -> list[bool | None]:
     """Whether each answer is the expected one; ``None`` for one that is :data:`NO_LABEL`."""
     pairs = zip(chosen, expected, strict=True)
     return [None if np.any(mine == NO_LABEL) else bool(np.all(mine == right)) for mine, right in pairs]
+
+
+def check_labels(manifest: Manifest, data: Mapping[str, Examples], adapters: Sequence[str | None]) -> None:
+    """Refuse rows with a label that the adapter they are for does not know, before anything is measured.
+
+    Args:
+        manifest: The bundle's.
+        data: Rows by adapter name, ``"*"`` for every other adapter and the base.
+        adapters: Those that are judged.
+
+    Raises:
+        DataError: Names the first such row.
+    """
+    for adapter in adapters:
+        rows = data.get(adapter or "*", data.get("*"))
+        head = head_of(manifest, adapter)
+        if rows is not None and rows.labels is not None and head.labels is not None:
+            expected_answers(rows, head, len(head.labels))
 
 
 def check_accuracy(

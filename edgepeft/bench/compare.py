@@ -15,13 +15,15 @@ from ..data import Examples
 from ..errors import InputError
 from ..report.accuracy import Accuracy, Beside
 from ..report.gate import Gate, Verdict, overall
+from ..report.partial import Keep, keep_nothing
+from ..spelling import did_you_mean
 from ..targets import CheckRules, Shape, Target, load_target
 from ..worker.job import Case, Host, Job, Model, Sampling, WorkerResult
 from ..worker.process import Runner, run_worker
-from .accuracy import Correct, check_accuracy, predict_correct
+from .accuracy import Correct, check_accuracy, check_labels, predict_correct
 from .gates import budget_gates
 from .history import is_history
-from .interleave import CaseCheck, interleave
+from .interleave import CaseCheck, Checked, interleave
 from .measure import Plan, Progress, make_plan, require_host, require_runtime, silent
 from .result import BenchResult, BundleFacts, summarise
 from .sessions import against_saved, report_notes, saved_history, saved_report
@@ -93,6 +95,7 @@ def check(
     sampling: Sampling = CHECK_SAMPLING,
     runner: Runner = run_worker,
     progress: Progress = silent,
+    keep: Keep = keep_nothing,
 ) -> CheckResult:
     """Compare a bundle with a baseline: is it slower or less accurate?
 
@@ -115,6 +118,7 @@ def check(
         sampling: How long each case is measured, in seconds and runs.
         runner: What runs a job in a process.
         progress: Is called with jobs done, jobs in all, and what was done.
+        keep: Is given a function of no arguments after each round: the result of all so far, ``None`` before the first.
 
     Returns:
         The gates, what was measured, and a verdict: pass, fail or inconclusive.
@@ -135,16 +139,43 @@ def check(
     opened = read_bundle(bundle)
     for name in data or {}:
         if name != "*" and name not in opened.manifest.adapters:
-            raise InputError(f"data was given for {name!r}, which is no adapter of {opened.path}")
+            close = did_you_mean(name, opened.manifest.adapters)
+            raise InputError(f"data was given for {name!r}, which is no adapter of {opened.path}{close}")
     asked = adapters is not None, variants is not None, shapes is not None
     plan = make_plan(opened.manifest, target, adapters, variants, shapes, threads)
+    check_labels(opened.manifest, data or {}, [case.adapter for case in plan.cases])
     reference = None if Path(baseline).is_file() else read_bundle(baseline)
     run = _checking(runner, target)
+    facts = BundleFacts.of(opened.path, opened.manifest)
+    accuracy: tuple[Accuracy, ...] = ()
+    accuracy_gates: tuple[Gate, ...] = ()
+
+    def made(checked: Checked) -> CheckResult:
+        """The result of what was measured so far."""
+        runs, cases = checked
+        measured = summarise(facts, target.name, sampling, runs)
+        return CheckResult(
+            target=target.name,
+            rules=rules,
+            paired=reference is not None,
+            baseline=base_facts,
+            candidate=measured,
+            cases=cases,
+            accuracy=accuracy,
+            gates=(*(case.gate(rules) for case in cases), *budget_gates(measured, target), *accuracy_gates),
+            notes=tuple(notes),
+            seconds=monotonic() - start,
+        )
+
+    def keep_checked(make: Callable[[], Checked]) -> None:
+        keep(lambda: made(make()))
+
     if reference is not None:
         other = reference.manifest
         plan, notes = _shared(plan, asked, lambda v, c: v in other.variants and c.adapter in (None, *other.adapters))
-        runs, cases = interleave(opened.path, reference.path, plan, rules, sampling, run, progress)
         base_facts = BundleFacts.of(reference.path, other)
+        keep(lambda: None)
+        checked = interleave(opened.path, reference.path, plan, rules, sampling, run, progress, keep_checked)
     else:
         if is_history(baseline):
             saved = saved_history(Path(baseline), _host_of(run, opened.path, plan, sampling), target.name)
@@ -152,9 +183,9 @@ def check(
             saved = saved_report(Path(baseline))
         by_key = {(c.variant, c.adapter, c.shape): c for c in saved.last.cases}
         plan, notes = _shared(plan, asked, lambda v, c: (v, c.adapter, c.label) in by_key)
-        facts = BundleFacts.of(opened.path, opened.manifest)
-        runs, cases = against_saved(opened.path, facts, saved, plan, rules, sampling, run, progress)
         base_facts = saved.last.bundle
+        keep(lambda: None)
+        checked = against_saved(opened.path, facts, saved, plan, rules, sampling, run, progress, keep_checked)
         notes += report_notes(saved, target.name, sampling, data=bool(data))
     known = "" if reference is not None else ", where sessions drift as they are taken to"
     notes.append(
@@ -163,7 +194,6 @@ def check(
     )
     if base_facts.base_identity != opened.manifest.base.identity:
         notes.append("the two bundles have different bases: their weights are not the same")
-    measured = summarise(BundleFacts.of(opened.path, opened.manifest), target.name, sampling, runs)
     chosen = [case.adapter for case in plan.cases]
     floors = {adapter: target.floor(adapter) for adapter in chosen}
     if not data and any(floor is not None for floor in floors.values()):
@@ -177,18 +207,7 @@ def check(
         rules,
         correct,
     )
-    return CheckResult(
-        target=target.name,
-        rules=rules,
-        paired=reference is not None,
-        baseline=base_facts,
-        candidate=measured,
-        cases=cases,
-        accuracy=accuracy,
-        gates=(*(case.gate(rules) for case in cases), *budget_gates(measured, target), *accuracy_gates),
-        notes=tuple(notes),
-        seconds=monotonic() - start,
-    )
+    return made(checked)
 
 
 def _host_of(run: Runner, path: Path, plan: Plan, sampling: Sampling) -> Host:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -45,6 +46,37 @@ def is_history(path: str | Path) -> bool:
         return file.read(len(_MAGIC)) == _MAGIC
 
 
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+
+
+def refuse_url(path: str | Path) -> None:
+    """:class:`InputError` for a URL where a file is expected; :class:`~pathlib.Path` makes one slash of two."""
+    if _URL.match(str(path)) and not Path(path).exists():
+        raise InputError(
+            f"{path} is a URL, and a history or baseline is a file on this machine. In CI, keep it in the job's cache or as an "
+            "artifact, and give its path"
+        )
+
+
+def require_history(path: str | Path) -> None:
+    """Refuse a history that :func:`append_run` could not add to, before anything is measured.
+
+    Raises:
+        InputError: It is a URL, its folder is not there, or the file is no history, damaged, or of another version.
+    """
+    refuse_url(path)
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise InputError(f"history {path}: there is no folder {path.parent}; make it first")
+    if path.is_dir():
+        raise InputError(f"history {path} is a folder; name a file")
+    if path.exists() and path.stat().st_size:
+        if not is_history(path):
+            raise InputError(f"{path} is no history of edgepeft: choose another file for --history")
+        with _open(path):
+            pass
+
+
 def append_run(path: str | Path, result: BenchResult, created: datetime | None = None) -> int:
     """Add a run to a history, which is made where it is not there.
 
@@ -59,10 +91,8 @@ def append_run(path: str | Path, result: BenchResult, created: datetime | None =
     Raises:
         InputError: The file is no history, is damaged, or cannot be written.
     """
-    path = Path(path)
-    if path.exists() and path.stat().st_size and not is_history(path):
-        raise InputError(f"{path} is no history of edgepeft: choose another file for --history")
-    with _open(path) as database:
+    require_history(path)
+    with _open(Path(path)) as database:
         database.execute(
             "INSERT INTO runs (created, host, target, result) VALUES (?, ?, ?, ?)",
             (

@@ -9,6 +9,7 @@ from statistics import fmean, median
 from time import monotonic
 
 from ..report.gate import Gate, Verdict
+from ..report.partial import Keep, keep_nothing
 from ..targets import CheckRules
 from ..worker.job import Case, Job, Model, Sampling, WorkerResult
 from ..worker.process import Runner
@@ -95,6 +96,10 @@ def _ratio(log_ratio: float) -> float | None:
     return None if log_ratio > 700 else math.exp(log_ratio)
 
 
+#: The candidate's runs by variant, and each case compared.
+Checked = tuple[dict[str, list[WorkerResult]], tuple[CaseCheck, ...]]
+
+
 class _CaseState:
     """The process medians of one case so far, and its log-ratio for each round."""
 
@@ -126,7 +131,10 @@ UNBOUNDED = 10_000
 
 def open_total(done: int, total: int, seconds: float, rules: CheckRules) -> tuple[int, int]:
     """How far a check is: processes of the most that there may be, or where time alone ends it seconds of those there are."""
-    return (done, total) if rules.max_rounds < UNBOUNDED else (int(seconds), max(1, math.ceil(rules.max_seconds)))
+    if rules.max_rounds < UNBOUNDED:
+        return done, total
+    whole = max(1, math.ceil(rules.max_seconds))
+    return min(int(seconds), whole), whole
 
 
 def interleave(
@@ -137,14 +145,15 @@ def interleave(
     sampling: Sampling,
     runner: Runner,
     progress: Progress,
-) -> tuple[dict[str, list[WorkerResult]], tuple[CaseCheck, ...]]:
+    keep: Keep = keep_nothing,
+) -> Checked:
     """The candidate's runs by variant, and a :class:`CaseCheck` for every case of ``plan``.
 
     A round runs four fresh processes for each variant, A B B A and in the next round B A A B, and gives one log-ratio
     a case: mean of the candidate's log medians minus mean of the baseline's, in which a linear drift of the machine
     cancels. After the rounds that :func:`edgepeft.bench.stats.looks` names the cases are judged (the bounds pay for each
     look); a decided case is measured no further. Rounds end when all are decided, at ``rules.max_rounds`` or after
-    ``rules.max_seconds``.
+    ``rules.max_seconds``. ``keep`` is given, after each round, what makes the same of all rounds so far.
     """
     states: dict[_Key, _CaseState] = {(variant, case): _CaseState() for variant in plan.variants for case in plan.cases}
     runs: dict[str, list[WorkerResult]] = {variant: [] for variant in plan.variants}
@@ -167,6 +176,7 @@ def interleave(
             runs[variant] += results["B"]
             for case in cases:
                 _add_round(states[variant, case], case, results["A"], results["B"])
+        keep(lambda: (runs, tuple(state.check(key, rules) for key, state in states.items())))
         late = monotonic() - start > rules.max_seconds
         if number >= 2 and (number in due or late):
             look = 1 + sum(other < number for other in due)
@@ -178,6 +188,7 @@ def interleave(
                     state.verdict = judge(state.bounds, limit)
         if late or all(state.verdict is not Verdict.INCONCLUSIVE for state in states.values()):
             break
+    _, total = open_total(total, total, 0, rules)
     progress(total, total, "done")
     return runs, tuple(state.check(key, rules) for key, state in states.items())
 

@@ -10,6 +10,8 @@ from typing import Literal
 from ..bundle import read_bundle, rereading
 from ..bundle.manifest import Manifest
 from ..errors import InputError, TargetError, UnknownAdapterError
+from ..report.partial import Keep, keep_nothing
+from ..spelling import did_you_mean
 from ..targets import Shape, Target, load_target, parse_shape
 from ..worker.job import Case, Job, Sampling, WorkerResult
 from ..worker.process import Runner, run_worker
@@ -57,12 +59,14 @@ def make_plan(
         adapters = (*manifest.adapters,) or (None,)
     for adapter in adapters:
         if adapter is not None and adapter not in manifest.adapters:
-            raise UnknownAdapterError(f"no adapter {adapter!r} in the bundle; it has: {_names(manifest.adapters)}")
+            raise UnknownAdapterError(
+                f"no adapter {adapter!r} in the bundle; it has: {_names(adapter, manifest.adapters)}"
+            )
     if variants is None:
         variants = [name for name in target.variants if name in manifest.variants] or [*manifest.variants]
     for variant in variants:
         if variant not in manifest.variants:
-            raise InputError(f"no variant {variant!r} in the bundle; it has: {_names(manifest.variants)}")
+            raise InputError(f"no variant {variant!r} in the bundle; it has: {_names(variant, manifest.variants)}")
     sizes = target.shapes() if shapes is None else [parse_shape(s) if isinstance(s, str) else s for s in shapes]
     for size in sizes:
         if manifest.max_length is not None and size.sequence > manifest.max_length:
@@ -86,8 +90,9 @@ def make_plan(
     )
 
 
-def _names(names: Iterable[str]) -> str:
-    return ", ".join(names) or "none"
+def _names(asked: str, names: Iterable[str]) -> str:
+    known = list(names)
+    return f"{', '.join(known) or 'none'}{did_you_mean(asked, known)}"
 
 
 @rereading
@@ -104,6 +109,7 @@ def bench(
     sampling: Sampling | None = None,
     runner: Runner = run_worker,
     progress: Progress = silent,
+    keep: Keep = keep_nothing,
 ) -> BenchResult:
     """Measure a bundle on this host, in fresh processes for each variant.
 
@@ -121,6 +127,7 @@ def bench(
         sampling: How long each case is measured, in seconds and runs.
         runner: What runs a job in a process.
         progress: Is called with jobs done, jobs in all, and what was done.
+        keep: Is given a function of no arguments after each process: the result of all so far, ``None`` before the first.
 
     Returns:
         Latency and swap times in milliseconds, memory and sizes in MB, by variant.
@@ -145,14 +152,17 @@ def bench(
     sampling = sampling or Sampling()
     runs: dict[str, list[WorkerResult]] = {variant: [] for variant in plan.variants}
     total = processes * len(plan.variants)
+    facts = BundleFacts.of(opened.path, opened.manifest)
+    keep(lambda: None)
     for number in range(processes):
         for variant in plan.variants:
             progress(sum(map(len, runs.values())), total, f"{variant}, process {number + 1} of {processes}")
             result = runner(plan.job(opened.path, variant, sampling, swaps))
             require_runtime(target, result)
             runs[variant].append(result)
+            keep(lambda: summarise(facts, target.name, sampling, runs))
     progress(total, total, "done")
-    return summarise(BundleFacts.of(opened.path, opened.manifest), target.name, sampling, runs)
+    return summarise(facts, target.name, sampling, runs)
 
 
 def require_host(target: Target, runner: Runner) -> None:

@@ -127,7 +127,8 @@ def process_median(samples: CaseSamples) -> float:
 def summarise(
     facts: BundleFacts, target: str, sampling: Sampling, runs: Mapping[str, Sequence[WorkerResult]]
 ) -> BenchResult:
-    """The result of several processes for each variant."""
+    """The result of several processes for each variant; a variant without one is left out."""
+    runs = {variant: results for variant, results in runs.items() if results}
     host = next(run.host for results in runs.values() for run in results)
     return BenchResult(
         target=target,
@@ -195,8 +196,13 @@ def load_bench(path: str | Path) -> BenchResult:
     if not isinstance(raw, dict) or raw.get("kind") != "bench":
         found = raw.get("kind") if isinstance(raw, dict) else kind(raw)
         raise InputError(f"{path} is not a bench report (kind {found!r:.80}); write one with: edgepeft bench")
+    data = raw.get("data", raw)
+    if isinstance(data, dict) and "partial" in data:
+        raise InputError(
+            f"bench report {path} is partial ({data['partial']!s:.80}), and so no baseline: measure it again"
+        )
     try:
-        return BenchResult.model_validate_json(json_text(raw.get("data", raw), indent=None))
+        return BenchResult.model_validate_json(json_text(data, indent=None))
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"]))

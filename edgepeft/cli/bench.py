@@ -71,7 +71,7 @@ def bench(
     from ..targets import load_target
 
     loaded = load_target(target)
-    with measured(report, bundle, "bench"), bar() as announce:
+    with measured(report, bundle, "bench") as partial, bar() as announce:
         result = run(
             bundle,
             loaded,
@@ -83,5 +83,6 @@ def bench(
             processes=processes,
             history=history,
             progress=announce,
+            keep=partial.keep,
         )
     finish(result, report, bundle, "bench", as_json)

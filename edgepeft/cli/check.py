@@ -87,7 +87,7 @@ def check(
     loaded = load_target(target)
     if budget_s is not None:
         loaded = loaded.model_copy(update={"check": loaded.check.for_seconds(budget_s)})
-    with measured(report, bundle, "check"), bar() as announce:
+    with measured(report, bundle, "check") as partial, bar() as announce:
         result = run(
             bundle,
             baseline,
@@ -99,5 +99,6 @@ def check(
             threads=threads,
             data=labelled(bundle, data, text, label, pair) or None,
             progress=announce,
+            keep=partial.keep,
         )
     finish(result, report, bundle, "check", as_json)

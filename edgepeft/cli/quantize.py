@@ -17,7 +17,10 @@ from .show import megabytes, print_json, steps, table, warn
 from .values import calibration_texts
 
 if TYPE_CHECKING:
-    from ..pipeline import Front, Quality
+    from collections.abc import Mapping
+
+    from ..data import Examples
+    from ..pipeline import Front, Goal, Quality
 
 
 @cloup.command()
@@ -79,6 +82,7 @@ if TYPE_CHECKING:
     option("--measure/--no-measure", default=True, help="Compare a language model with fp32 on texts kept apart."),
 )
 @option("--replace", is_flag=True, help="Make it again where it exists.")
+@option("--dry-run", is_flag=True, help="Only tell the files, sizes, memory and time; write nothing.")
 @lock_option
 @json_option
 @guarded
@@ -97,6 +101,7 @@ def quantize(
     max_kld: float | None,
     measure: bool,
     replace: bool,
+    dry_run: bool,
     lock_timeout: float,
     as_json: bool,
 ) -> None:
@@ -111,6 +116,9 @@ def quantize(
     if (budget_mb, bits, max_kld) != (None, None, None):
         goal = Goal(bytes=None if budget_mb is None else int(budget_mb * 1e6), bits=bits, divergence=max_kld)
     texts = calibration_texts(data, text, pair)
+    if dry_run:
+        _plan(bundle, variant, texts, method, heal, head_bits, goal, replace, as_json)
+        return
     with steps() as announce:
         result = run(
             bundle,
@@ -155,6 +163,31 @@ def quantize(
         table("Against fp32, on texts kept apart", _COLUMNS, [_row(each) for each in result.quality])
     if result.bundle.manifest.task.endswith("-classification"):
         click.echo(f"Check its accuracy with: edgepeft validate {bundle} --data NAME=FILE")
+
+
+def _plan(
+    bundle: Path, variant: str, texts: Mapping[str, Examples], method: str | None, heal: int, head_bits: str | None,
+    goal: Goal | None, replace: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Tell what would be made."""
+    from ..pipeline import plan_quantize
+
+    plan = plan_quantize(
+        bundle, variant, data=texts, method=method, heal=heal, head_bits=int(head_bits) if head_bits else None, goal=goal,
+        replace=replace,
+    )  # fmt: skip
+    if as_json:
+        print_json({**asdict(plan), "bytes": plan.bytes, "fits": plan.fits, "dry_run": True})
+        return
+    table("", ("file", "about"), [(file.name, megabytes(file.bytes)) for file in plan.files])
+    click.echo(f"{bundle}: would {'replace' if plan.replaces else 'get'} {variant}: {plan.recipe}")
+    click.echo(
+        f"about {megabytes(plan.bytes)} for {plan.weights:,} weights, which take {megabytes(plan.bytes_before)} in fp32; about "
+        f"{plan.memory_mb / 1e3:.1f} GB of memory, {plan.disk_mb / 1e3:.2f} GB of disk at the peak ({plan.free_mb / 1e3:.1f} GB "
+        f"are free), {plan.seconds:.0f} s of one core; nothing was written"
+    )
+    if not plan.fits:
+        warn(f"the disk at {bundle} has too little room")
 
 
 def _show_front(front: Front) -> None:

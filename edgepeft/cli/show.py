@@ -15,6 +15,7 @@ from ..json_text import json_text
 from .verbosity import LOGGER, STEPS, quiet
 
 if TYPE_CHECKING:
+    from ..report import Partial
     from ..report.gate import Report
 
 _COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
@@ -148,12 +149,16 @@ def print_report(report: Report) -> None:
 
 
 @contextmanager
-def measured(folder: Path | None, bundle: Path, stem: str) -> Iterator[None]:
-    """Measure inside this: where that breaks, the report of an earlier run is replaced."""
+def measured(folder: Path | None, bundle: Path, stem: str) -> Iterator[Partial]:
+    """Measure inside this: where that breaks, the report of an earlier run is replaced; what is yielded takes results so far."""
     from ..report import replacing_report
 
-    with replacing_report(folder or bundle / "report", stem):
-        yield
+    with replacing_report(folder or bundle / "report", stem) as partial:
+        try:
+            yield partial
+        except (KeyboardInterrupt, SystemExit):
+            click.echo(f"Broken off: the report in {folder or bundle / 'report'} is marked as partial.", err=True)
+            raise
 
 
 def finish(report, folder: Path | None, bundle: Path, stem: str, as_json: bool) -> None:  # type: ignore[no-untyped-def] # targets.Report, not imported at start

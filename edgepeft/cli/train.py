@@ -17,6 +17,7 @@ from .options import PATH, json_option, label_option, pair_option, text_option
 from .show import print_json, warn
 from .train_compare import compared, with_chosen_ranks
 from .train_verdict import say_verdict
+from .verbosity import quiet
 
 if TYPE_CHECKING:
     from ..train import TrainedAdapter, TrainedLanguageAdapter
@@ -234,7 +235,7 @@ def train(
         options["target_modules"] = (
             target_modules if target_modules == "all-linear" else [m.strip() for m in target_modules.split(",")]
         )
-    options["progress"] = False if as_json else None
+    options["progress"] = False if as_json or quiet() else None
     if "problem_type" in options:
         from ..adapters.head_files import parse_problem_type
 

@@ -158,7 +158,7 @@ def validate(
         loaded = load_target(target)
         loaded = loaded.model_copy(update={"generalization": loaded.generalization.model_copy(update=given)})
         stem = f"validate-{loaded.name}"
-        with measured(report, bundle, stem), steps() as announce:
+        with measured(report, bundle, stem) as partial, steps() as announce:
             done = validate_on(
                 bundle,
                 loaded,
@@ -174,14 +174,16 @@ def validate(
                 general=elsewhere,
                 inside=judged_rows(bundle, data, text, label, pair, rows) if general else {},
                 progress=announce,
+                keep=partial.keep,
             )
         finish(done, report, bundle, stem, as_json)
         return
     if on is not None or rows is not None or max_new_tokens is not None:
         raise InputError("--on, --rows and --max-new-tokens go with --target")
-    with measured(report, bundle, "validate"), steps() as announce:
+    with measured(report, bundle, "validate") as partial, steps() as announce:
         result = run(
             bundle,
+            answers=(report or bundle / "report") / "validate.answers.db",
             data=judged_rows(bundle, data, text, label, pair, limit),
             adapters=checkpoints,
             only=only or None,
@@ -192,5 +194,6 @@ def validate(
             general=elsewhere,
             rules=GeneralizationRules(**given),
             progress=announce,
+            keep=lambda make: partial.keep(lambda: None if (so_far := make()) is None else validation_report(so_far)),
         )
     finish(validation_report(result), report, bundle, "validate", as_json)

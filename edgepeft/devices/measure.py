@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +11,13 @@ import numpy as np
 
 from ..bench import Correct, Job, Progress, Rows, bench, bench_report, check, check_report
 from ..bench.accuracy import answers
-from ..bench.history import append_run, is_history
+from ..bench.history import append_run, is_history, refuse_url, require_history
 from ..bundle import Bundle, head_of, read_bundle, rereading
 from ..data import Examples
 from ..errors import InputError
 from ..report.answers import expected_answers, given_answers, require_labels
 from ..report.gate import Report
+from ..report.partial import Keep, keep_nothing
 from ..targets import Target
 from .checks.emulated import Counts, Emulated, compare_counts, emulated_report, measure_emulated, saved_counts
 from .checks.static import static_report
@@ -41,14 +42,18 @@ def bench_on(
     processes: int = 3,
     history: Path | None = None,
     progress: Progress = _silent,
+    keep: Keep = keep_nothing,
 ) -> Report:
     """Measure a bundle on ``target`` and hold it against its budgets; :func:`edgepeft.bench.bench` on an executor.
 
     An emulated device's times are not judged: memory, its growth over swaps, and sizes are, and the instructions of an
     inference are counted where it can. Where nothing can execute the
     target the report says "static only". ``history`` is a file to which the run is added, of times that were measured here or on a
-    device. Raises as :func:`edgepeft.devices.validate_on`.
+    device. ``keep`` is given what makes the report of all so far, after each process. Raises as
+    :func:`edgepeft.devices.validate_on`.
     """
+    if history is not None:
+        require_history(history)
     opened = read_bundle(bundle)
     place = find_place(target, on, opened.manifest.task)
     chosen = variants or [name for name in target.variants if name in opened.manifest.variants]
@@ -65,6 +70,7 @@ def bench_on(
                 f"a history holds times, and {executor.name} emulates {target.name}: its times mean nothing"
             )
         names = choose_variants(opened.manifest, target, chosen)
+        keep(lambda: None)
         return emulated_report(measure_emulated(opened, target, executor, names, adapters, shapes, progress))
     result = bench(
         opened.path,
@@ -76,12 +82,26 @@ def bench_on(
         processes=processes,
         runner=executor.run,
         progress=progress,
+        keep=_kept_as(keep, lambda found: bench_report(found, target)),
     )
     report = bench_report(result, target)
     if history is None:
         return report
     count = append_run(history, result)
     return replace(report, notes=(*report.notes, f"run {count} of the history {history}"))
+
+
+def _kept_as(keep: Keep, report: Callable[[Any], Report]) -> Keep:
+    """``keep``, given reports instead of the results that they are made of."""
+
+    def kept(make: Callable[[], Any]) -> None:
+        def made() -> Report | None:
+            found = make()
+            return None if found is None else report(found)
+
+        keep(made)
+
+    return kept
 
 
 def correct_on(executor: Executor) -> Correct:
@@ -91,7 +111,9 @@ def correct_on(executor: Executor) -> Correct:
         manifest = read_bundle(bundle).manifest
         if examples.labels is None:
             raise InputError(f"{examples.source or 'the examples'}: accuracy needs labels")
-        rows = Rows(adapter=adapter, texts=examples.texts, pairs=examples.pairs, batch=16)
+        rows = Rows(
+            adapter=adapter, texts=tuple(examples.texts), pairs=examples.pairs and tuple(examples.pairs), batch=16
+        )
         answer = executor.run(Job(bundle=str(bundle), variant=variant, threads=1, rows=(rows,)))
         logits = np.array(answer.rows[0].logits)
         head, width = head_of(manifest, adapter), logits.shape[1]
@@ -110,6 +132,7 @@ def check_on(
     on: str | None = None,
     data: Mapping[str, Examples] | None = None,
     progress: Progress = _silent,
+    keep: Keep = keep_nothing,
     **options: Any,
 ) -> Report:
     """Compare a bundle with a baseline on ``target``; :func:`edgepeft.bench.check` on an executor, with its ``options``.
@@ -118,6 +141,7 @@ def check_on(
     the same executor), memory, sizes and (with ``data``) accuracy floors and drops are judged. Raises as
     :func:`edgepeft.devices.validate_on`.
     """
+    refuse_url(baseline)
     opened = read_bundle(bundle)
     place = find_place(target, on, opened.manifest.task)
     chosen = choose_variants(opened.manifest, target, options.get("variants"))
@@ -129,11 +153,12 @@ def check_on(
     if not executor.emulated:
         result = check(
             opened.path, baseline, target, data=data, runner=executor.run, progress=progress,
-            correct=correct_on(executor), **options,
+            correct=correct_on(executor), keep=_kept_as(keep, check_report), **options,
         )  # fmt: skip
         return check_report(result)
     from ..bench.accuracy import check_accuracy
 
+    keep(lambda: None)
     done = measure_emulated(opened, target, executor, chosen, options.get("adapters"), options.get("shapes"), progress)
     saved = Path(baseline).is_file()
     if is_history(baseline):

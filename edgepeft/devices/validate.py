@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from ..bundle import Bundle, read_bundle, rereading
 from ..data import Examples, PromptRows
 from ..errors import InputError
 from ..report.gate import Report
+from ..report.partial import Keep, keep_nothing
 from ..targets import Target
 from ..validate.generalization import adapters_of, with_generalization
 from ..validate.quality import Rows
@@ -39,6 +41,7 @@ def validate_on(
     general: Sequence[Rows] = (),
     inside: Mapping[str, Rows] | None = None,
     progress: Announce = lambda message: None,
+    keep: Keep = keep_nothing,
 ) -> Report:
     """Execute a bundle on ``target`` and compare what it answers with a native run here and with PEFT.
 
@@ -51,7 +54,7 @@ def validate_on(
     a task or data that are not run on devices, and :class:`DeviceError` where the device fails.
 
     ``general`` are rows that no adapter was trained for, ``inside`` such as it was, by adapter: they are run natively here, and the
-    target's ``[generalization]`` says what may be lost.
+    target's ``[generalization]`` says what may be lost. ``keep`` is called when all is known to be right, before anything runs.
     """
     opened = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
     task = opened.manifest.task
@@ -62,6 +65,7 @@ def validate_on(
     fitting = adapters_of(opened, inside or {}, general, set(opened.manifest.adapters))
 
     def finished(report: Report) -> Report:
+        report = replace(report, notes=(*report.notes, *_not_judged(target, bool(data), bool(general))))
         return with_generalization(report, opened, inside or {}, fitting, chosen, target.generalization, progress)
 
     if place.executor is None:
@@ -75,6 +79,17 @@ def validate_on(
     if examples if generates else prompts:
         raise InputError(f"{opened.path} is for {task}: its data are {'prompts' if generates else 'labelled rows'}")
     peft = find_peft(opened, adapters or {}, base) if reference else None
+    keep(lambda: None)
     if generates:
         return finished(validate_tokens(opened, target, executor, chosen, prompts, rows, new_tokens, peft, progress))
     return finished(validate_labels(opened, target, executor, chosen, examples, rows, peft, max_drop, progress))
+
+
+def _not_judged(target: Target, data: bool, general: bool) -> list[str]:
+    """What to say of limits that the target sets and nothing was given to judge by."""
+    said = []
+    if not data and target.accuracy:
+        said.append("the target's accuracy floors were not judged: no --data was given")
+    if not general and target.generalization.model_dump(exclude_none=True):
+        said.append("the target's [generalization] limits were not judged: no --general was given")
+    return said

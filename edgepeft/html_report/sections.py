@@ -230,6 +230,8 @@ def history_section(benches: Sequence[SavedReport]) -> Section | None:
     """Latency over several bench reports; only runs of one host are joined by lines."""
     by_host: dict[str, list[tuple[SavedReport, BenchResult]]] = {}
     for saved in benches:
+        if "partial" in saved.data or "error" in saved.data:  # a run that did not end is no point of a line
+            continue
         result = BenchResult.model_validate(dict(saved.data))
         by_host.setdefault(
             f"{result.host.cpu}, {result.host.threads} thread{'s' if result.host.threads != 1 else ''}", []

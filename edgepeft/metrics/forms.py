@@ -49,7 +49,9 @@ class Sums:
     def draws(self, labels: Any, outputs: Any) -> np.ndarray:
         """The score of rows drawn again, ``[resamples]``."""
         parts = np.asarray(self.parts(labels, outputs), np.float64)
-        return np.array([self.score(parts[rows].sum(axis=0)) for rows in resampled_rows(len(parts))])
+        # How often a row was drawn times what it adds: no copy of the rows, which for many of them takes half the time.
+        times = (np.bincount(rows, minlength=len(parts)).astype(np.float64) for rows in resampled_rows(len(parts)))
+        return np.array([self.score(each @ parts) for each in times])
 
     def interval(self, labels: Any, outputs: Any, confidence: float, draws: np.ndarray) -> Interval:
         """The score with its interval."""

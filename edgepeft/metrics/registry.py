@@ -47,7 +47,7 @@ METRICS: tuple[Metric, ...] = (
     Metric("accuracy", "all labels right", _kinds("labels"), Share(scores.set_is_right), main=True),
     Metric("macro_f1", "macro F1", _kinds("label", "labels"), Sums(scores.class_counts, scores.macro_f1_of)),
     Metric("mcc", "MCC", _kinds("label"), Sums(scores.row_counts, scores.matthews_of)),
-    Metric("ece", "calibration error", _kinds("label"), Whole(scores.calibration_error), better="lower"),
+    Metric("ece", "calibration error", _kinds("label"), Sums(scores.calibration_gaps, scores.calibration_error_of), better="lower"),
     Metric("mean_error", "mean |error|", _kinds("numbers"), Sums(scores.absolute_errors, scores.mean_of), better="lower"),
     Metric("spearman", "Spearman", _kinds("numbers", "similarity"), Whole(scores.spearman), needs="scipy", main=True),
     Metric("pearson", "Pearson", _kinds("numbers", "similarity"), Whole(scores.pearson), needs="scipy"),
@@ -68,6 +68,9 @@ METRICS: tuple[Metric, ...] = (
     ),
     Metric("exact_match", "exact match", _kinds("text"), Share(scores.text_is_right)),
     Metric("chrf", "chrF", _kinds("text"), Sums(scores.character_counts, scores.chrf_of), needs="sacrebleu"),
+    Metric(
+        "wer", "word error rate", _kinds("text"), Sums(scores.word_errors, scores.mean_of), better="lower", needs="jiwer"
+    ),
 )  # fmt: skip
 
 

@@ -62,16 +62,23 @@ def matthews_of(sums: np.ndarray) -> float:
     return float((both.sum() * rows - (chosen * true).sum()) / math.sqrt(width)) if width > 0 else math.nan
 
 
-def calibration_error(labels: np.ndarray, outputs: np.ndarray) -> float:
-    """The expected calibration error: how far confidence is from being right, over bins of equal width (Guo et al. 2017).
+def calibration_gaps(labels: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+    """What each row adds to the gaps between being right and confidence, by bin of equal width, and 1 for the row itself.
 
     A row without a finite answer counts as a wrong one that is sure of itself.
     """
     right = class_is_right(labels, outputs).astype(np.float64)
     confidence = np.where(np.isfinite(outputs).all(axis=1), outputs.max(axis=1), 1.0)
     bins = np.minimum((confidence * CALIBRATION_BINS).astype(np.int64), CALIBRATION_BINS - 1)
-    gaps = np.bincount(bins, weights=right - confidence, minlength=CALIBRATION_BINS)
-    return float(np.abs(gaps).sum() / len(labels))
+    gaps = np.zeros((len(right), CALIBRATION_BINS + 1))
+    gaps[np.arange(len(right)), bins] = right - confidence
+    gaps[:, -1] = 1.0
+    return gaps
+
+
+def calibration_error_of(sums: np.ndarray) -> float:
+    """The expected calibration error: how far confidence is from being right, over bins (Guo et al. 2017)."""
+    return float(np.abs(sums[:-1]).sum() / sums[-1])
 
 
 def absolute_errors(labels: np.ndarray, outputs: np.ndarray) -> np.ndarray:
@@ -177,6 +184,24 @@ def perplexity_of(sums: np.ndarray) -> float:
 def text_is_right(labels: np.ndarray, outputs: np.ndarray) -> np.ndarray:
     """Whether a text is the expected one, but for space around it."""
     return np.array([mine.strip() == theirs.strip() for mine, theirs in zip(labels, outputs, strict=True)])
+
+
+def word_errors(labels: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+    """What each text adds to the word error rate (jiwer): words replaced, left out and put in, and words of the reference.
+
+    Words are what white space separates, as they are written; a speech adapter's texts are compared with references in its form.
+    """
+    from jiwer import process_words
+
+    rows = []
+    for reference, answer in zip(labels, outputs, strict=True):
+        words = len(reference.split())
+        if words:
+            found = process_words(reference, answer)
+            rows.append([found.substitutions + found.deletions + found.insertions, words])
+        else:  # jiwer takes no empty reference
+            rows.append([len(answer.split()), 0])
+    return np.array(rows)
 
 
 def character_counts(labels: np.ndarray, outputs: np.ndarray) -> np.ndarray:

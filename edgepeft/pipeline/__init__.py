@@ -62,6 +62,8 @@ if TYPE_CHECKING:
     from ._mixed_bits import Goal as Goal
     from ._plan import ExportPlan as ExportPlan
     from ._plan import plan_export as plan_export
+    from ._plan_quantize import QuantizePlan as QuantizePlan
+    from ._plan_quantize import plan_quantize as plan_quantize
     from ._quality import Quality as Quality
     from ._quantize import QuantizedBundle as QuantizedBundle
     from ._quantize import quantize as quantize
@@ -89,6 +91,7 @@ _HOME = {
     "describe": "._describe",
     "export": "._export",
     "plan_export": "._plan",
+    "plan_quantize": "._plan_quantize",
     "add": "._add",
     "remove": "._remove",
     "rename": "._rename",
@@ -120,6 +123,7 @@ _HOME = {
     "AdapterPlan": "..adapters.describe",
     "Exported": "._export",
     "ExportPlan": "._plan",
+    "QuantizePlan": "._plan_quantize",
     "Added": "._add",
     "Removed": "._remove",
     "BundleDiff": "._diff",
@@ -145,6 +149,7 @@ __all__ = [  # noqa: RUF022 - in the order of the pipeline
     "describe",
     "export",
     "plan_export",
+    "plan_quantize",
     "add",
     "remove",
     "rename",
@@ -175,6 +180,7 @@ __all__ = [  # noqa: RUF022 - in the order of the pipeline
     "AdapterPlan",
     "Exported",
     "ExportPlan",
+    "QuantizePlan",
     "Added",
     "Removed",
     "BundleDiff",

@@ -67,8 +67,11 @@ def choose_fitting(
             f"{bundle.path} has an encoder and a decoder: bits are chosen for a goal in models of one graph. Leave "
             "--budget-mb, --bits and --max-kld out"
         )
-    if goal and head_bits:
-        raise InputError("--head-bits is chosen by what the head is worth where a size or a divergence is given")
+    if goal and (head_bits or heal):
+        raise InputError(
+            "--head-bits and --heal do not go with a size or a divergence: the head gets the bits that it is worth, and the same "
+            "bytes do more as bits than as corrections"
+        )
     if heal < 0 or head_bits not in {None, 4, 8}:
         raise InputError(
             f"the rank to heal with is 0 or more, and a head has 4 or 8 bits; found {heal} and {head_bits}"

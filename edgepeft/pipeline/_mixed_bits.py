@@ -78,9 +78,7 @@ class Front:
         }
 
 
-def make_mixed(
-    source: Path, target: Path, slots: SlotTable, *, runs: Runs, goal: Goal, heal: int, announce: Announce
-) -> Front:
+def make_mixed(source: Path, target: Path, slots: SlotTable, *, runs: Runs, goal: Goal, announce: Announce) -> Front:
     """Write a variant whose matrices have the bits that reach a goal best.
 
     Args:
@@ -89,7 +87,6 @@ def make_mixed(
         slots: The bundle's slots, which are not touched.
         runs: What calibrates, compares matrices, and is kept apart.
         goal: What to reach.
-        heal: Rank of a correction of every linear layer that is rounded by GPTQ.
         announce: Is called with a line of text for each step.
 
     Raises:
@@ -98,7 +95,7 @@ def make_mixed(
     model = ir.load(source)
     found = {matrix.name: matrix for matrix in matrices(model.graph, slots, width=BLOCK)}
     even = dict.fromkeys(found, MEASURED)
-    first = fit(source, slots, even, batches=runs.feeds, open_session=open_session, heal=heal)
+    first = fit(source, slots, even, batches=runs.feeds, open_session=open_session)
     rounded = {name: each.rounded for name, each in first.items()}
     write_rounded(source, target, slots, rounded, even)
     rest = _size(target) - sum(MEASURED.bytes(*matrix.numbers.shape) for matrix in found.values())
@@ -107,7 +104,7 @@ def make_mixed(
     floor = max(0.0, divergence_of(source, target, runs.probes, open_session) - known.together)
     options = {name: options_of(matrix, known.factor * known.each.get(name, 0.0)) for name, matrix in found.items()}
     numbers = {name: matrix.numbers.size for name, matrix in found.items()}
-    whole = _Variant(source, target, slots, runs, heal, found, first, options, rest, floor)
+    whole = _Variant(source, target, slots, runs, found, first, options, rest, floor)
     point, measured = whole.reach(goal, sum(numbers.values()), announce)
     points = [(whole.mb(each), each.loss) for each in whole.front()]
     forms: dict[str, int] = {}
@@ -131,7 +128,6 @@ class _Variant:
     target: Path
     slots: SlotTable
     runs: Runs
-    heal: int
     matrices: Mapping[str, Matrix]
     first: Mapping[str, Fitted]
     options: Mapping[str, Sequence[Option]]
@@ -196,7 +192,6 @@ class _Variant:
                 point.forms,
                 batches=self.runs.feeds,
                 open_session=open_session,
-                heal=self.heal,
                 only=anew,
             )
             made.update({name: each.rounded for name, each in again.items()})
@@ -226,7 +221,7 @@ def _sensitivity(
 
     found = measure_sensitivity(source, slots, rounded, runs.probes, open_session, progress)
     kept.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(kept, json.dumps(asdict(found)))
+    replace_text(kept, json.dumps(asdict(found), allow_nan=False))
     return found
 
 

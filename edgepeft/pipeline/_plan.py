@@ -23,11 +23,12 @@ MEMORY_LIBRARIES_MB = 700.0
 #: Peak memory over the base's size in fp32 where it is held as a whole: 1.3 times in memory of its own and up to 1.1 mapped from
 #: files for a shape of 0.5 billion parameters, twice in all for one of 1.24 (benchmarks/scale.py).
 MEMORY_FACTOR = 2.4
-#: The same where it is read block by block: copies of the largest layer in fp32, and what a session over the largest variant
-#: takes of the variant's size (its weights once more in the kernels' layout).
-LAYER_FACTOR, SESSION_FACTOR = 3.0, 1.3
+#: Memory of its own where the base is read block by block, in MB: libraries, logits and caches of the prompts that are compared. On
+#: top stand copies of the largest layer in fp32, or what a session over the largest variant takes of that variant's size, whose
+#: weights lie in it once more in the kernels' layout: 1.6 GB for 0.5 billion parameters in q4, 1.9 GB for 1.24.
+STREAMED_MB, LAYER_FACTOR, SESSION_FACTOR = 1100.0, 2.5, 1.15
 #: Processor seconds for a billion parameters: in memory, and block by block for each variant.
-_SECONDS, _STREAMED_SECONDS = 120.0, 90.0
+_SECONDS, _STREAMED_SECONDS = 190.0, 110.0
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,7 @@ def plan_export(
     sizes = checkpoint_sizes(str(model))
     wanted = tuple(dict.fromkeys(variants)) or (WHOLE,)
     if streamed is None:
-        streamed = bool(variants) and wanted != (WHOLE,) and mode == "swap" and _continues_texts(str(model))
+        streamed = bool(variants) and mode == "swap" and _continues_texts(str(model))
     weights = {variant: _bytes_of(variant, sizes) for variant in wanted}
     named = [PlannedFile(_weights_file(variant), size) for variant, size in weights.items()]
     if mode == "swap":
@@ -143,17 +144,18 @@ def plan_export(
         ]
     total, whole = sum(file.bytes for file in files), 4 * sizes.parameters
     if streamed:
-        memory = 4 * LAYER_FACTOR * sizes.largest_layer + SESSION_FACTOR * max(weights.values())
+        compared = max((size for name, size in weights.items() if name != WHOLE), default=0)
+        memory = STREAMED_MB + max(4 * LAYER_FACTOR * sizes.largest_layer, SESSION_FACTOR * compared) / MB
         disk, seconds = total, _STREAMED_SECONDS * len(wanted)
     else:
-        memory = MEMORY_FACTOR * whole
+        memory = MEMORY_LIBRARIES_MB + MEMORY_FACTOR * whole / MB
         # The weights lie in a scratch folder as well until they are written, and a variant is made of fp32.
         disk, seconds = total + (whole if wanted == (WHOLE,) else 2 * whole), _SECONDS
     return ExportPlan(
         mode=mode,
         parameters=sizes.parameters,
         files=tuple(files),
-        memory_mb=MEMORY_LIBRARIES_MB + memory / MB,
+        memory_mb=memory,
         disk_mb=disk / MB,
         free_mb=free_disk_mb(folder),
         replaces=(folder / "edgepeft.json").is_file(),

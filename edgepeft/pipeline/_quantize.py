@@ -237,7 +237,7 @@ def _fit(rule: Recipe, fitting: Fitting, runs: Runs, field: str, announce: Annou
     """What writes one graph of a variant by GPTQ."""
     assert rule.fitted is not None
     if fitting.goal is not None:
-        return partial(make_mixed, runs=runs, goal=fitting.goal, heal=fitting.heal, announce=announce)
+        return partial(make_mixed, runs=runs, goal=fitting.goal, announce=announce)
     feeds = runs.decoder if isinstance(runs, CrossedRuns) and field == "decoder_file" else runs.feeds
     return partial(
         rule.fitted, batches=feeds, open_session=open_session, heal=fitting.heal, head_bits=fitting.head_bits

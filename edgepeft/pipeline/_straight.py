@@ -3,43 +3,27 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import onnx_ir as ir
-
-from ..adapters.checkpoint import Checkpoint, read_checkpoint
-from ..adapters.contract import check_belongs
-from ..adapters.edits import Adapter
-from ..adapters.read import layers_of, read_adapter
-from ..base.base import Base
-from ..base.capture import announce_gaps, base_of, capped
-from ..base.load import load_model
+from ..adapters.checkpoint import read_checkpoint
+from ..adapters.read import layers_of
 from ..base.remote_code import trusting
-from ..base.streamed.graph import build_in_place
-from ..base.streamed.load import LoadedInPlace, NotStreamedError, load_in_place
-from ..base.streamed.memory import give_back
-from ..base.task import check_task, task_of
-from ..bundle import LOCK_TIMEOUT, Bundle, SlotTable, Variant, replacing, scratch
-from ..errors import BundleError, CaptureError, InputError
-from ..graph.deferred import Deferred
-from ..graph.edit_base import add_slots
-from ..graph.editable import SlottedBase
+from ..base.streamed.load import NotStreamedError, load_in_place
+from ..base.task import task_of
+from ..bundle import LOCK_TIMEOUT, replacing, scratch
+from ..errors import InputError
 from ..quantize import RECIPES
-from ..quantize.counts import count_quantized
-from ..quantize.recipes import WHOLE, Recipe
-from ..validate.result import AdapterParity
-from ..validate.streamed import Rounding, StreamedBase, check_streamed, why_not
-from ._export import Announce, Exported, announce_parity, checkpoint_hashes, export
-from ._heads import with_head
+from ..quantize.recipes import WHOLE
+from ..validate.streamed import why_not
+from ._export import Announce, Exported, export
 from ._manifest import check_asked, check_target_folder
 from ._plan import plan_export
 from ._quantize import quantize
 from ._remove import remove
-from ._write import write_bundle
+from ._streamed import Asked, export_streamed
 
 
 def data_free() -> tuple[str, ...]:
@@ -98,8 +82,6 @@ def export_variants(
                 else ""
             )
         )
-    if wanted == (WHOLE,):
-        return export(model, adapters, out, lock_timeout=lock_timeout, announce=announce, **options)
     mode: Literal["swap", "merge", "bake"] = options.get("mode", "swap")
     check_asked(adapters, mode, out)
     with trusting(options.get("trust_remote_code", False)):
@@ -107,9 +89,11 @@ def export_variants(
             asked = _asked(str(model), adapters, wanted, options)
             _plan(wanted, model, adapters, out, mode, announce, streamed=True)
             given = load_in_place(model, announce=announce)
-            return _streamed(asked, given, out, lock_timeout, announce)
+            return export_streamed(asked, given, out, lock_timeout, announce)
         except NotStreamedError as error:
             announce(f"{model} is held in memory: {error}")
+    if wanted == (WHOLE,):
+        return export(model, adapters, out, lock_timeout=lock_timeout, announce=announce, **options)
     _plan(wanted, model, adapters, out, mode, announce, streamed=False)
     return _two_steps(wanted, model, adapters, out, lock_timeout, announce, options)
 
@@ -134,22 +118,9 @@ def _plan(
     plan.require_room(out)
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """What is asked of a streamed export."""
-
-    source: str
-    checkpoints: Mapping[str, Checkpoint]
-    variants: tuple[str, ...]
-    slots: Literal["adapters", "all-linear"]
-    max_length: int | None
-    max_rank: int | None
-    force: bool
-
-
 def _asked(
     source: str, adapters: Mapping[str, str | Path], variants: tuple[str, ...], options: Mapping[str, Any]
-) -> _Asked:
+) -> Asked:
     """The same, where a base can be streamed for it; :class:`NotStreamedError` where not."""
     if options.get("mode", "swap") != "swap":
         raise NotStreamedError(f"--mode {options['mode']} changes its weights")
@@ -164,7 +135,7 @@ def _asked(
         reason = "it repeats layers" if layers_of(checkpoint) else why_not(checkpoint)
         if reason is not None:
             raise NotStreamedError(f"adapter {name}: {reason}")
-    return _Asked(
+    return Asked(
         source,
         checkpoints,
         variants,
@@ -188,110 +159,6 @@ def _task_of_config(source: str) -> str:
         return infer_task(AutoConfig.from_pretrained(model_source(source), trust_remote_code=trusted()), None)
     except (OSError, ValueError, KeyError) as error:
         raise NotStreamedError("its config.json cannot be read") from error  # the other way says what is wrong with it
-
-
-def _streamed(asked: _Asked, given: LoadedInPlace, out: Path, lock_timeout: float, announce: Announce) -> Exported:
-    loaded = capped(given.loaded, asked.max_length, announce)
-    given = replace(given, loaded=loaded)
-    announce(f"reading {asked.source} block by block, for {', '.join(asked.variants)}")
-    announce_gaps(loaded, announce)
-    try:
-        captured = build_in_place(given)
-    except NotStreamedError:
-        raise
-    except CaptureError as error:
-        raise NotStreamedError(str(error)) from error
-    base = base_of(loaded, captured, "mobius")
-    read: list[Adapter] = []
-    for name, checkpoint in asked.checkpoints.items():
-        check_task(name, checkpoint.source, checkpoint.config.get("task_type"), [base.task], "this base")
-        adapter = read_adapter(
-            checkpoint,
-            name=name,
-            weights=base.weight,
-            module=lambda: load_model(asked.source, task=base.task).model,
-            max_rank=asked.max_rank,
-        )
-        check_belongs(adapter, identity=base.identity, source=base.source, force=asked.force, announce=announce)
-        for note in adapter.notes:
-            announce(f"adapter {name}: {note}")
-        read.append(with_head(adapter, checkpoint, None, base.own_head, announce))
-    slotted = add_slots(base, read, reserve=asked.slots)
-    graphs = {variant: _graph(slotted, variant) for variant in asked.variants}
-    rounding = {variant: _rounding(base, slotted, graph, variant) for variant, graph in graphs.items()}
-    parity: list[AdapterParity] = []
-    worst: list[float] = []
-
-    def check(bundle: Bundle) -> Mapping[str, Any]:
-        found, results = check_streamed(
-            bundle, asked.checkpoints, StreamedBase(given, asked.source), rounding, announce
-        )
-        worst.append(found)
-        parity.extend(results)
-        return {"capture_parity": found}
-
-    bundle = write_bundle(
-        out,
-        base,
-        slotted,
-        read,
-        recipe={"slots": asked.slots, "added_nodes": slotted.added_nodes, "checkpoints": checkpoint_hashes(read)},
-        variants=partial(_write, graphs, slotted.table, announce),
-        check=check,
-        lock_timeout=lock_timeout,
-        announce=announce,
-    )
-    announce(f"the base: {worst[0]:.1e} from PyTorch with the same numbers")
-    announce_parity(parity, announce)
-    return Exported(bundles=(bundle,), parity=tuple(parity), capture_parity=worst[0])
-
-
-def _graph(slotted: SlottedBase, variant: str) -> ir.Model:
-    graph = slotted.graph.clone()
-    if variant != WHOLE:
-        _rule(variant)(graph, slotted.table)
-    return graph
-
-
-def _rule(variant: str) -> Callable[[ir.Model, SlotTable], None]:
-    rule = RECIPES[variant].in_graph
-    assert rule is not None, f"{variant} needs data"
-    return rule
-
-
-def _rounding(base: Base, slotted: SlottedBase, graph: ir.Model, variant: str) -> Rounding:
-    """What a recipe makes of the parameters whose numbers it has rounded in ``graph``."""
-    before, after = slotted.graph.graph.initializers, graph.graph.initializers
-    # Of a table the graph may hold a part only (OPT's positions), so what was rounded is told by where the numbers come from.
-    rounded = {
-        id(run.array)
-        for name in before.keys() - after.keys()
-        if isinstance(tensor := before[name].const_value, Deferred)
-        for run in tensor.rows.runs
-    }
-    return {name: RECIPES[variant].rounded for name, array in base.weights.items() if id(array) in rounded}
-
-
-def _write(graphs: Mapping[str, ir.Model], table: SlotTable, announce: Announce, folder: Path) -> dict[str, Variant]:
-    """Write every variant's graph and weights below ``folder``."""
-    written = {}
-    for variant, graph in graphs.items():
-        rule: Recipe | None = RECIPES.get(variant)
-        file = "onnx/model.onnx" if rule is None else rule.graph_file("onnx/model.onnx")
-        counted = count_quantized(graph, table)
-        if rule is not None and counted.quantized == 0:
-            raise BundleError(f"recipe {variant} quantized none of {counted.total} weights; nothing was written")
-        announce(f"writing {variant}: {WHOLE if rule is None else rule.summary}")
-        ir.save(graph, folder / file, external_data=f"{Path(file).name}_data")
-        give_back()
-        written[variant] = Variant(
-            file=file,
-            data=(f"{file}_data",),
-            slots="overridable",
-            recipe=WHOLE if rule is None else rule.summary,
-            quantized_share=round(counted.share, 6),
-        )
-    return written
 
 
 def _two_steps(

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
 from ..errors import InputError, TargetError, UnknownAdapterError
 from .gate import Gate, Report
+from .partial import ENDED, Partial
 from .render import to_json, to_junit, to_markdown
 
 
@@ -30,34 +31,72 @@ class ReportFiles:
 
 
 @contextmanager
-def replacing_report(folder: str | Path, stem: str) -> Iterator[None]:
+def replacing_report(folder: str | Path, stem: str) -> Iterator[Partial]:
     """Measure inside this: where that breaks, an earlier report of the same name is replaced by one that says so.
 
-    A "pass" that stays on disk would be taken for the verdict on what is there now. A call that is wrong
-    (:class:`InputError`, :class:`TargetError`, :class:`UnknownAdapterError`) says nothing about the bundle, so the report
-    stays. Where there is none yet, none is written. What was raised goes on.
+    A "pass" that stays on disk would be taken for the verdict on what is there now. So it goes when measuring begins (the first
+    ``keep`` of what this gives), and a killed process leaves a report that says it did not end. Ctrl-C and SIGTERM leave a
+    partial report of what was kept, also where there was none before. A call that is wrong (:class:`InputError`,
+    :class:`TargetError`, :class:`UnknownAdapterError`) says nothing about the bundle: the earlier report comes back. Any other
+    error replaces an earlier report and makes none. What was raised goes on.
 
     Args:
         folder: Where :func:`write_reports` will write.
         stem: Name of the report's files, ``validate`` for example.
 
+    Yields:
+        What takes the results so far.
+
     Example:
-        >>> with replacing_report(folder, "bench"):  # doctest: +SKIP
-        ...     result = bench_on(bundle, target)
+        >>> with replacing_report(folder, "bench") as partial:  # doctest: +SKIP
+        ...     result = bench_on(bundle, target, keep=partial.keep)
     """
     files = ReportFiles.of(Path(folder), stem)
+    kind = stem.partition("-")[0]
+    earlier = _contents(files)
+    partial = Partial(lambda: _begin(folder, stem, kind) if earlier else None)
     try:
-        yield
+        yield partial
     except (InputError, TargetError, UnknownAdapterError):
+        _restore(earlier)
         raise
     except Exception as error:  # whatever it was, the earlier report is no longer true
-        if any(path.exists() for path in (files.json, files.markdown, files.junit)):
+        if earlier:
             _write_broken(folder, stem, error)
         raise
+    except BaseException as stop:
+        write_reports(folder, stem, partial.report(kind, _why(stop)))
+        raise
+
+
+def _why(stop: BaseException) -> str:
+    code = stop.code if isinstance(stop, SystemExit) else None
+    return f"ended by signal {code - 128}" if isinstance(code, int) and code > 128 else "interrupted"
+
+
+def _contents(files: ReportFiles) -> dict[Path, bytes]:
+    """The report that is there, by file; a file that cannot be read is left out, and is replaced or refused later."""
+    found = {}
+    for path in (files.json, files.markdown, files.junit):
+        with suppress(OSError):
+            found[path] = path.read_bytes()
+    return found
+
+
+def _restore(earlier: Mapping[Path, bytes]) -> None:
+    for path, content in earlier.items():
+        with suppress(OSError):  # the error that is on its way says more
+            if path.read_bytes() != content:
+                replace_text(path, content.decode("utf-8", "surrogateescape"))
+
+
+def _begin(folder: str | Path, stem: str, kind: str) -> None:
+    why = "it is still running, or was killed"
+    write_reports(folder, stem, Partial().report(kind, why))
 
 
 def _write_broken(folder: str | Path, stem: str, error: Exception) -> None:
-    gate = Gate.holds("measured to the end", False, f"{type(error).__name__}: {error}")
+    gate = Gate.holds(ENDED, False, f"{type(error).__name__}: {error}")
     kind = stem.partition("-")[0]
     report = Report(
         kind=kind, title=f"{kind} did not end; an earlier report was here", gates=(gate,), data={"error": str(error)}
@@ -98,7 +137,7 @@ def replace_text(path: Path, text: str) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     temporary = Path(name)
     try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
+        with os.fdopen(handle, "w", encoding="utf-8", errors="surrogateescape", newline="\n") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

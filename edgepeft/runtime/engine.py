@@ -39,7 +39,7 @@ class Engine:
 
     def __init__(
         self, bundle: Bundle, variant: str | None, threads: int | None, resident: int = RESIDENT,
-        kernels: UseKernels = "auto", factors: Factors = "fp32",
+        kernels: UseKernels = "auto", factors: Factors = "fp32", settings: Mapping[str, str] | None = None,
     ) -> None:  # fmt: skip
         #: The bundle and those of its adapters that are in memory; :meth:`refresh` puts another in its place, at once.
         self.resident = ResidentAdapters(bundle, resident)
@@ -65,7 +65,7 @@ class Engine:
         self.kernels: Kernels | None
         self._session: Any
         self._session, self.kernels = open_kernel_session(
-            bundle, self._entry.file, kernels, threads=threads, factors=factors
+            bundle, self._entry.file, kernels, threads=threads, factors=factors, settings=settings
         )
         self._decoder_kernels: Kernels | None = None
         if self._entry.decoder_file is None:

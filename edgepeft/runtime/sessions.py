@@ -40,7 +40,13 @@ def open_graph_session(
 
 
 def open_kernel_session(
-    bundle: Bundle, file: str, use: UseKernels, *, threads: int | None = None, factors: Factors = "fp32"
+    bundle: Bundle,
+    file: str,
+    use: UseKernels,
+    *,
+    threads: int | None = None,
+    factors: Factors = "fp32",
+    settings: Mapping[str, str] | None = None,
 ) -> tuple[Any, Kernels | None]:
     """A session over a graph's twin where edgepeft's kernels are installed and fit, else over the graph itself.
 
@@ -50,6 +56,7 @@ def open_kernel_session(
         use: ``"auto"``: where they are installed. ``"require"``: or an error. ``"off"``: never.
         threads: Intra-op threads.
         factors: The type in which the twin takes adapters.
+        settings: Session configuration entries for the graph itself.
 
     Returns:
         The session, and what runs its slots; ``None`` for ONNX Runtime's own operators.
@@ -61,7 +68,7 @@ def open_kernel_session(
     library = library_for(use)
     slots = bundle.manifest.slots.linear
     if library is None or not slots:
-        return open_graph_session(bundle, file, threads=threads), None
+        return open_graph_session(bundle, file, threads=threads, settings=settings), None
     with bundle.open_graph(file) as graph:
         reason: object = "its weights lie inside the graph, or it is in ONNX Runtime's own format"
         try:
@@ -77,7 +84,7 @@ def open_kernel_session(
         raise BundleError(f"{bundle.file(file)} cannot be opened with kernels: {reason}")
     if isinstance(reason, Exception):
         say_once(f"{bundle.file(file)} cannot be opened with kernels: {str(reason)[:300]}")
-    return open_graph_session(bundle, file, threads=threads), None
+    return open_graph_session(bundle, file, threads=threads, settings=settings), None
 
 
 def open_session(

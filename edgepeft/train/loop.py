@@ -98,7 +98,7 @@ def fit(
             seed=schedule.seed,
             threads=schedule.threads,
         )
-        with run, _bar(progress, run.total_steps) as bar:
+        with run, _bar(progress, run.total_steps, schedule.epochs) as bar:
             run.keep_states(validation)
             before, row_before = _measure(run, validation, problem)
             best: tuple[float, int, Scores, npt.NDArray[np.float64], Any] | None = None
@@ -154,7 +154,9 @@ def _measure(run: Run, rows: Sequence[Row], problem: Problem) -> tuple[Scores, n
     return Scores(loss=loss, **{name: found.get(name) for name in names}), problem.row_scores(logits, targets)
 
 
-def _bar(progress: bool | None, steps: int) -> Any:
-    from .progress import NoBar, StepBar
+def _bar(progress: bool | None, steps: int, epochs: int) -> Any:
+    from .progress import NoBar, StepBar, StepLines
 
-    return StepBar(steps) if shown(progress) else NoBar()
+    if shown(progress):
+        return StepBar(steps)
+    return StepLines(steps, epochs) if progress is None else NoBar()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InputError
-from .progress import progress_callback
+from .progress import lines_callback, progress_callback
 from .steps import NotFiniteLossError
 
 if TYPE_CHECKING:
@@ -64,7 +64,9 @@ def train_shown(
     progress: bool | None,
     describe: Callable[[Mapping[str, float]], str],
 ) -> tuple[tuple[float, ...], str]:
-    """Train, with a progress bar where that is wanted; the mean loss of each epoch, and why it ended early where it broke.
+    """Train, with a progress bar where that is wanted and a line at its start and end otherwise.
+
+    Gives the mean loss of each epoch, and why it ended early where it broke.
 
     Stops after ``patience`` epochs without a better score; ``describe`` puts the scores of an evaluation into words. A loss that
     is no number ends the training too, and the weights of the best epoch are put back; raises :class:`InputError` where no epoch
@@ -79,6 +81,8 @@ def train_shown(
             callback = progress_callback(epochs, describe)
             stack.callback(callback.bar.stop)
             trainer.add_callback(callback)
+        elif progress is None:
+            trainer.add_callback(lines_callback(describe))
         stopped = ""
         try:
             trainer.train()

@@ -14,6 +14,7 @@ from ..report.accuracy import Accuracy, Beside, count_same
 from ..report.answers import expected_answers, given_answers, number_error
 from ..runtime import Runtime, View
 from .answered import BATCH, class_scored
+from .chunks import ALONE, Chunks
 
 
 def view_of(runtime: Runtime, adapter: str | None) -> View:
@@ -21,27 +22,35 @@ def view_of(runtime: Runtime, adapter: str | None) -> View:
     return runtime.adapter(adapter) if adapter is not None and runtime.manifest.mode == "swap" else runtime.base
 
 
-def run_rows(view: View, examples: Examples, module: Any | None) -> tuple[np.ndarray, np.ndarray | None]:
+def run_rows(
+    view: View, examples: Examples, module: Any | None, chunks: Chunks = ALONE
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Logits ``[rows, labels]`` of the view, and of the PyTorch ``module`` on the same token arrays."""
-    order = sorted(range(len(examples)), key=lambda row: len(examples.texts[row]))
-    mine: list[np.ndarray | None] = [None] * len(examples)
-    theirs: list[np.ndarray | None] = [None] * len(examples)
+    found = chunks.run(len(examples), "logits", lambda places: _logits(view, examples, module, places))
+    return found["mine"], found.get("theirs")
+
+
+def _logits(view: View, examples: Examples, module: Any | None, places: range) -> dict[str, np.ndarray]:
+    texts: list[Any] = [
+        examples.texts[row] if examples.pairs is None else (examples.texts[row], examples.pairs[row]) for row in places
+    ]
+    first = texts if examples.pairs is None else [text for text, _ in texts]
+    order = sorted(range(len(texts)), key=lambda place: len(first[place]))
+    mine: list[np.ndarray | None] = [None] * len(texts)
+    theirs: list[np.ndarray | None] = [None] * len(texts)
     for start in range(0, len(order), BATCH):
         rows = order[start : start + BATCH]
-        texts: Any = [
-            examples.texts[r] if examples.pairs is None else (examples.texts[r], examples.pairs[r]) for r in rows
-        ]
-        inputs = view.encode(texts)
+        inputs = view.encode([texts[row] for row in rows])
         found = view.forward(inputs)["logits"]
         reference = reference_outputs(module, inputs, ["logits"])["logits"] if module is not None else None
         for position, row in enumerate(rows):
             mine[row] = found[position]
             theirs[row] = None if reference is None else reference[position]
-    return np.array(mine), None if module is None else np.array(theirs)
+    return {"mine": np.array(mine), **({} if module is None else {"theirs": np.array(theirs)})}
 
 
 def accuracy(
-    runtime: Runtime, adapter: str | None, examples: Examples, *, module: Any | None = None
+    runtime: Runtime, adapter: str | None, examples: Examples, *, module: Any | None = None, chunks: Chunks = ALONE
 ) -> tuple[Accuracy, tuple[Scored, ...]]:
     """Accuracy of the runtime with ``adapter`` on labelled rows, and of ``module`` beside it where given; and the rows to score.
 
@@ -52,7 +61,7 @@ def accuracy(
     expected_answers(
         examples.select([0]), head, len(view.labels or ()) or 1
     )  # a wrong column is said before rows are run
-    mine, theirs = run_rows(view, examples, module)
+    mine, theirs = run_rows(view, examples, module, chunks)
     expected = expected_answers(examples, head, mine.shape[-1])
     numbers = head.kind(mine.shape[-1]) == "regression"
     chosen = given_answers(mine, head)

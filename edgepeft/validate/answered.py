@@ -16,6 +16,7 @@ from ..metrics import Kind, Scored
 from ..report.answers import expected_answers, row_labels, row_numbers
 from ..runtime import View
 from ..runtime.predictions import scores
+from .chunks import ALONE, Chunks
 
 #: Rows are run sorted by length in batches of this size, so that padding costs little and is still exercised.
 BATCH = 32
@@ -71,7 +72,7 @@ def _lists(rows: Sequence[Any]) -> np.ndarray:
     return found
 
 
-def similarity_scored(view: View, examples: Examples, name: str | None) -> tuple[Scored, ...]:
+def similarity_scored(view: View, examples: Examples, name: str | None, chunks: Chunks = ALONE) -> tuple[Scored, ...]:
     """How alike the embeddings of pairs are (cosine), against labels that are numbers.
 
     Raises:
@@ -83,29 +84,41 @@ def similarity_scored(view: View, examples: Examples, name: str | None) -> tuple
             "second is); name the column of the second text with --pair"
         )
     labels = np.array([row_numbers(examples, row, 1) for row in range(len(examples))])
-    one, other = (
-        view.embed(list(texts), normalize=True).astype(np.float64) for texts in (examples.texts, examples.pairs)
-    )
-    outputs = (one * other).sum(axis=1)
+    pairs = examples.pairs
+
+    def cosines(places: range) -> dict[str, np.ndarray]:
+        one, other = (
+            view.embed([texts[place] for place in places], normalize=True).astype(np.float64)
+            for texts in (examples.texts, pairs)
+        )
+        return {"cosine": (one * other).sum(axis=1)}
+
+    outputs = chunks.run(len(examples), "cosine", cosines)["cosine"]
     data = Path(examples.source).name
     found = Scored(name, view.variant, data, "similarity", labels, outputs[:, None])
     return found, *_ranked(examples, labels[:, 0], outputs, name, view.variant, data)
 
 
-def tags_scored(view: View, examples: Examples, name: str | None) -> tuple[Scored, ...]:
+def tags_scored(view: View, examples: Examples, name: str | None, chunks: Chunks = ALONE) -> tuple[Scored, ...]:
     """The tag of each word: that of its first token, as token classifiers are trained.
 
     Words are what white space separates; a word that was cut off has the tag ``O``.
     """
     head = view.active.head
     expected = expected_tags(examples, head)
-    order = sorted(range(len(examples)), key=lambda row: len(examples.texts[row]))
-    answered: list[list[str]] = [[] for _ in order]
-    for start in range(0, len(order), BATCH):
-        rows = order[start : start + BATCH]
-        logits = view.forward(view.encode([examples.texts[row] for row in rows]))["logits"]
-        for place, row in enumerate(rows):
-            answered[row] = _word_tags(view, examples.texts[row], view.active.logits_of(place, logits[place]), head)
+
+    def answer(places: range) -> dict[str, list[list[str]]]:
+        texts = [examples.texts[place] for place in places]
+        order = sorted(range(len(texts)), key=lambda place: len(texts[place]))
+        answered: list[list[str]] = [[] for _ in order]
+        for start in range(0, len(order), BATCH):
+            rows = order[start : start + BATCH]
+            logits = view.forward(view.encode([texts[row] for row in rows]))["logits"]
+            for place, row in enumerate(rows):
+                answered[row] = _word_tags(view, texts[row], view.active.logits_of(place, logits[place]), head)
+        return {"tags": answered}
+
+    answered = chunks.run(len(examples), "tags", answer)["tags"]
     return (
         Scored(name, view.variant, Path(examples.source).name, "tags", _lists(expected), _lists(answered)),
     )  # fmt: skip

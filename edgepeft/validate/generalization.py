@@ -23,6 +23,7 @@ from ..report.gate import Cell, Gate, Report, Table, Verdict, judge
 from ..runtime import Runtime
 from ..targets import GeneralizationRules
 from .accuracy import view_of
+from .chunks import ALONE, ChunksOf
 from .quality import Rows, answer_rows, check_rows, task_of_head
 
 #: What is said of without rules: a loss whose whole interval is beyond this is a warning.
@@ -158,6 +159,7 @@ def generalization(
     open_variant: Callable[[str], Runtime],
     measured: Sequence[Measured] = (),
     progress: Callable[[str], None] = lambda message: None,
+    chunks: ChunksOf | None = None,
 ) -> tuple[Generalization, ...]:
     """Measure adapters on rows from elsewhere, and the base on the same.
 
@@ -169,6 +171,7 @@ def generalization(
         open_variant: Opens one.
         measured: What was measured in domain already.
         progress: Is called with a line of text for each step.
+        chunks: Where answers are kept.
 
     Returns:
         For each adapter and variant its rows in domain and then the others.
@@ -185,11 +188,11 @@ def generalization(
                 progress(f"generalization of {name}, {variant}: {Path(rows.source).name}")
                 runtime = open_variant(variant)
                 mine = _known(measured, name, variant) if domain == "in" else ()
-                mine = mine or _measured(runtime, name, rows)
+                mine = mine or _measured(runtime, name, rows, chunks)
                 answers = _base_answers(bundle, runtime, name)
                 key = (variant, rows.source)
                 if answers and key not in base_scores:
-                    base_scores[key] = _measured(runtime, None, rows)
+                    base_scores[key] = _measured(runtime, None, rows, chunks)
                 for each in mine:
                     base = next((b for b in base_scores.get(key, ()) if answers and b.metric is each.metric), None)
                     found.append(compared(each, base, inside.get(each.scored.kind), domain == "in"))
@@ -203,8 +206,9 @@ def _known(measured: Sequence[Measured], name: str, variant: str) -> tuple[Measu
     return tuple(m for m in measured if (m.scored.adapter, m.scored.variant) == (name, variant) and m.metric in main)
 
 
-def _measured(runtime: Runtime, name: str | None, rows: Rows) -> tuple[Measured, ...]:
-    _, scored = answer_rows(runtime, name, rows, write=False)
+def _measured(runtime: Runtime, name: str | None, rows: Rows, chunks: ChunksOf | None) -> tuple[Measured, ...]:
+    mine = ALONE if chunks is None else chunks(runtime.variant, name, rows)
+    _, scored = answer_rows(runtime, name, rows, write=False, chunks=mine)
     return tuple(each for mine in scored for each in measure(mine, metrics=main_metrics()))
 
 

@@ -11,6 +11,7 @@ from ..errors import DataError, InputError
 from ..metrics import Scored
 from ..runtime import View
 from ..runtime.generation.decoder import Decoder
+from .chunks import ALONE, Chunks
 from .language_rows import LanguageRow, LanguageRows
 
 #: A longer text is read in pieces of at most so many tokens; each but the first begins with the token that the last ended with.
@@ -22,7 +23,14 @@ MAX_NEW_TOKENS = 128
 
 
 def language_scored(
-    view: View, name: str | None, rows: LanguageRows, data: str, against: View | None, *, write: bool = True
+    view: View,
+    name: str | None,
+    rows: LanguageRows,
+    data: str,
+    against: View | None,
+    *,
+    write: bool = True,
+    chunks: Chunks = ALONE,
 ) -> tuple[Scored, ...]:
     """Likelihood of every row's text (of rows with a prompt: of the answer), and what is generated for rows with a prompt.
 
@@ -33,17 +41,24 @@ def language_scored(
         data: What reports call the rows.
         against: The same in fp32, for divergences; ``None`` where there is none.
         write: Whether to generate too.
+        chunks: How many rows are run at a time, and where their answers are kept.
 
     Returns:
         Of an encoder-decoder what it writes alone.
     """
     scored = []
     if view.manifest.task == "text-generation":
-        found = np.array([_row_losses(view, row, against) for row in rows.rows])
+        found = chunks.run(
+            len(rows),
+            "losses",
+            lambda places: {"sums": np.array([_row_losses(view, rows.rows[place], against) for place in places])},
+        )["sums"]
         scored.append(Scored(name, view.variant, data, "likelihood", np.zeros(len(rows)), found))
     asked = [row for row in rows.rows if row.prompt is not None]
     if asked and write:
-        texts = [_written(view, row) for row in asked]
+        texts = chunks.run(
+            len(asked), "texts", lambda places: {"texts": [_written(view, asked[place]) for place in places]}
+        )["texts"]
         references = np.array([row.answer for row in asked], dtype=object)
         scored.append(Scored(name, view.variant, data, "text", references, np.array(texts, dtype=object)))
     return tuple(scored)

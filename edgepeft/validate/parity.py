@@ -16,6 +16,7 @@ from ..errors import InputError, ParityError
 from ..runtime import Runtime
 from ..runtime.finite import count_not_finite
 from ..runtime.views import View
+from ..spelling import did_you_mean
 from .mixed_probe import mixed_differences
 from .probe import Found, Probe, bundle_probe, same_outputs
 from .quantized_base import comparable
@@ -246,7 +247,10 @@ def adapter_sources(bundle: Bundle, given: Mapping[str, str | Path]) -> dict[str
     known = {*recorded, *filter(None, [bundle.manifest.merged])}
     unknown = sorted(set(given) - known)
     if unknown:
-        raise InputError(f"{bundle.path} has no adapter {unknown[0]!r}; it has: {', '.join(sorted(known)) or 'none'}")
+        close = did_you_mean(unknown[0], known)
+        raise InputError(
+            f"{bundle.path} has no adapter {unknown[0]!r}; it has: {', '.join(sorted(known)) or 'none'}{close}"
+        )
     found: dict[str, str | Path] = {
         name: source
         for name, source in recorded.items()

@@ -17,6 +17,7 @@ from ..report.gate import Cell, Table
 from ..runtime import Runtime
 from .accuracy import accuracy, view_of
 from .answered import expected_tags, similarity_scored, tags_scored
+from .chunks import ALONE, Chunks
 from .language_rows import LanguageRows
 from .likelihood import language_scored
 
@@ -32,6 +33,7 @@ def answer_rows(
     module: Any | None = None,
     against: Runtime | None = None,
     write: bool = True,
+    chunks: Chunks = ALONE,
 ) -> tuple[Accuracy | None, tuple[Scored, ...]]:
     """Run rows with an adapter (``None``: the base) in one variant.
 
@@ -42,6 +44,7 @@ def answer_rows(
         module: The PEFT model to run beside a classifier.
         against: The bundle in fp32, for a language model's divergences.
         write: Whether a language model generates too.
+        chunks: How many rows are run at a time, and where their answers are kept.
 
     Returns:
         A classifier's accuracy, and the rows to score.
@@ -52,14 +55,14 @@ def answer_rows(
     view = view_of(runtime, adapter)
     if isinstance(rows, LanguageRows):
         reference = None if against is None or against.variant == runtime.variant else view_of(against, adapter)
-        return None, language_scored(view, adapter, rows, Path(rows.source).name, reference, write=write)
+        return None, language_scored(view, adapter, rows, Path(rows.source).name, reference, write=write, chunks=chunks)
     match view.task:
         case "text-classification":
-            return accuracy(runtime, adapter, rows, module=module)
+            return accuracy(runtime, adapter, rows, module=module, chunks=chunks)
         case "token-classification":
-            return None, tags_scored(view, rows, adapter)
+            return None, tags_scored(view, rows, adapter, chunks)
         case "feature-extraction":
-            return None, similarity_scored(view, rows, adapter)
+            return None, similarity_scored(view, rows, adapter, chunks)
     raise InputError(f"{runtime.bundle.path} is for {view.task}, whose answers no metric judges")
 
 

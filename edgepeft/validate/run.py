@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -12,14 +12,17 @@ from .. import runtime as runtimes
 from ..bundle import Bundle, read_bundle, rereading
 from ..data import Examples
 from ..errors import InputError
-from ..metrics import Scored, compare, measure
+from ..metrics import Comparison, Measured, Scored, compare, measure
 from ..report.accuracy import Accuracy
 from ..report.gate import Gate, Report
+from ..report.partial import Keep, keep_nothing
 from ..runtime import Runtime
+from ..spelling import did_you_mean
 from ..targets import GeneralizationRules
+from .chunks import AnswerFile, ChunksOf, state_hash
 from .detectors import adapter_outputs, other_bases, permuted_labels, twins, unchanged
 from .gates import validation_gates, validation_tables
-from .generalization import adapters_of, generalization
+from .generalization import Generalization, adapters_of, generalization
 from .parity import (
     adapter_parity,
     adapter_probe,
@@ -52,6 +55,8 @@ def validate(
     general: Sequence[Rows] = (),
     rules: GeneralizationRules | None = None,
     progress: Callable[[str], None] = lambda message: None,
+    keep: Keep = keep_nothing,
+    answers: Path | None = None,
 ) -> Validation:
     """Compare a bundle with PEFT, and measure its quality.
 
@@ -72,7 +77,10 @@ def validate(
         general: Rows that no adapter was trained for. Adapters with ``data`` whose labels they have are judged on them, and so is
             the base where it has a head for them; a language model's adapters all are.
         rules: What may be lost on ``general``; a limit that is not set is not judged, and a loss beyond 5 points is warned of.
-        progress: Is called with a line of text for each step.
+        progress: Is called with a line of text for each step, and for each chunk of many rows.
+        keep: Is given a function of no arguments after each step: the validation of all so far, ``None`` before the first.
+        answers: A file that keeps the answers of rows while they are run, and is removed in the end. A run that finds it
+            with answers of the same bundle and rows goes on after them.
 
     Returns:
         What was measured, and a gate for each claim. ``passed`` says whether all hold; ``unchecked`` names adapters that were
@@ -94,7 +102,8 @@ def validate(
     names = list(variants or manifest.variants)
     for name in names:
         if name not in manifest.variants:
-            raise InputError(f"{opened.path} has no variant {name!r}; it has: {', '.join(manifest.variants)}")
+            close = did_you_mean(name, manifest.variants)
+            raise InputError(f"{opened.path} has no variant {name!r}; it has: {', '.join(manifest.variants)}{close}")
     data, rules = dict(data or {}), rules or GeneralizationRules()
     chosen = _chosen(opened, data, only)
     for name, rows in data.items():
@@ -108,41 +117,76 @@ def validate(
     runtime = runtimes.open(opened.path, variant="fp32" if "fp32" in manifest.variants else None)
     opener = _Variants(runtime)
     probe = bundle_probe(opened)
-    parity = _parity(runtime, sources, base, probe, progress)
+    kept = None if answers is None else AnswerFile(answers)
+    if kept is not None and kept.path.is_file():
+        progress("going on after the answers of a run that was broken off")
+    chunks = ChunksOf(opened, kept, progress)
+    found = _Found(str(opened.path), sorted(chosen - set(sources)) if reference else [], max_drop, rules)
+    keep(lambda: None)
+    found.parity = _parity(runtime, sources, base, probe, progress)
     outputs = adapter_outputs(runtime, probe, [name for name in runtime.adapters if name in chosen])
-    without_effect = unchanged(runtime, probe, outputs)
-    warnings = [*twins(outputs, without_effect), *other_bases(opened, sources)]
-    restored = base_restored(runtime, probe) if runtime.adapters else None
-    broken: dict[tuple[str | None, str], str] = {}
+    found.without_effect = unchanged(runtime, probe, outputs)
+    found.warnings = [*twins(outputs, found.without_effect), *other_bases(opened, sources)]
+    found.restored = base_restored(runtime, probe) if runtime.adapters else None
+    keep(found.validation)
     for variant in names:
         progress(f"outputs of {variant}")
-        broken |= not_finite(opener(variant), probe)
-    accuracies, scored = _answered(opener, data, names, sources, base, progress)
-    if scored:
-        progress("intervals")
-    measured = [each for mine in scored for each in measure(mine)]
-    elsewhere = generalization(opened, data, fitting, names, opener, measured, progress)
-    warnings += [*map(permuted_labels, scored), *(said for each in elsewhere for said in each.warnings(rules))]
-    return Validation(
-        bundle=str(opened.path),
-        parity=parity,
-        base_restored=restored,
-        accuracy=tuple(accuracies),
-        gates=(
-            *validation_gates(parity, restored, accuracies, broken, max_drop),
-            *(
-                Gate.holds(f"changes the output {name}", False, "its outputs are the base's, bit for bit")
-                for name in without_effect
-                if name not in {each.adapter for each in parity}  # there it is said already
+        found.broken |= not_finite(opener(variant), probe)
+    for counted, scored in _answered(opener, data, names, sources, base, progress, chunks):
+        found.accuracies += [counted] if counted is not None else []
+        found.scored += scored
+        found.measured += [each for mine in scored for each in measure(mine)]
+        keep(found.validation)
+    found.elsewhere = generalization(opened, data, fitting, names, opener, found.measured, progress, chunks)
+    found.compared = compare(found.measured, "fp32" if "fp32" in names else names[0])
+    if kept is not None:
+        kept.remove()
+    return found.validation()
+
+
+@dataclass
+class _Found:
+    """What a validation has found so far."""
+
+    bundle: str
+    unchecked: list[str]
+    max_drop: float
+    rules: GeneralizationRules
+    parity: tuple[AdapterParity, ...] = ()
+    restored: bool | None = None
+    without_effect: Sequence[str] = ()
+    warnings: list[str] = field(default_factory=list)
+    broken: dict[tuple[str | None, str], str] = field(default_factory=dict)
+    accuracies: list[Accuracy] = field(default_factory=list)
+    scored: list[Scored] = field(default_factory=list)
+    measured: list[Measured] = field(default_factory=list)
+    compared: tuple[Comparison, ...] = ()
+    elsewhere: tuple[Generalization, ...] = ()
+
+    def validation(self) -> Validation:
+        """It as a :class:`Validation`."""
+        said = [*self.warnings, *map(permuted_labels, self.scored)]
+        said += [each for one in self.elsewhere for each in one.warnings(self.rules)]
+        return Validation(
+            bundle=self.bundle,
+            parity=self.parity,
+            base_restored=self.restored,
+            accuracy=tuple(self.accuracies),
+            gates=(
+                *validation_gates(self.parity, self.restored, self.accuracies, self.broken, self.max_drop),
+                *(
+                    Gate.holds(f"changes the output {name}", False, "its outputs are the base's, bit for bit")
+                    for name in self.without_effect
+                    if name not in {each.adapter for each in self.parity}  # there it is said already
+                ),
+                *(gate for each in self.elsewhere for gate in each.gates(self.rules)),
             ),
-            *(gate for each in elsewhere for gate in each.gates(rules)),
-        ),
-        unchecked=tuple(sorted(chosen - set(sources))) if reference else (),
-        metrics=tuple(measured),
-        comparisons=compare(measured, "fp32" if "fp32" in names else names[0]),
-        generalization=elsewhere,
-        notes=tuple(filter(None, [missing_note(scored), *warnings])),
-    )
+            unchecked=tuple(self.unchecked),
+            metrics=tuple(self.measured),
+            comparisons=self.compared,
+            generalization=self.elsewhere,
+            notes=tuple(filter(None, [missing_note(self.scored), *said])),
+        )
 
 
 def _chosen(bundle: Bundle, data: Mapping[str, Rows], only: Sequence[str] | None) -> set[str]:
@@ -150,7 +194,10 @@ def _chosen(bundle: Bundle, data: Mapping[str, Rows], only: Sequence[str] | None
     known = {*bundle.manifest.adapters, *filter(None, [bundle.manifest.merged])}
     for name in (*data, *(only or ())):
         if name not in known:
-            raise InputError(f"{bundle.path} has no adapter {name!r}; it has: {', '.join(sorted(known)) or 'none'}")
+            close = did_you_mean(name, known)
+            raise InputError(
+                f"{bundle.path} has no adapter {name!r}; it has: {', '.join(sorted(known)) or 'none'}{close}"
+            )
     chosen = known if only is None else set(only)
     if stray := next((name for name in data if name not in chosen), None):
         raise InputError(
@@ -198,15 +245,14 @@ def _answered(
     sources: Mapping[str, str | Path],
     base: str,
     progress: Callable[[str], None],
-) -> tuple[list[Accuracy], list[Scored]]:
+    chunks: ChunksOf,
+) -> Iterator[tuple[Accuracy | None, tuple[Scored, ...]]]:
     """All rows in all variants: a classifier's accuracy, beside PEFT where its checkpoint is at hand, and the rows to score."""
     bundle = opener.first.bundle
     manifest = bundle.manifest
     reference = opener.first if opener.first.variant == "fp32" else None
-    accuracies: list[Accuracy] = []
-    scored: list[Scored] = []
     for name, rows in data.items():
-        module = None
+        module, beside = None, ""
         if name in sources and isinstance(rows, Examples) and task_of_head(manifest, name) == "text-classification":
             labels = manifest.labels if manifest.mode != "swap" else manifest.adapters[name].labels
             module = peft_model(
@@ -216,12 +262,11 @@ def _answered(
                 num_labels=head_width(sources[name], labels),
                 pad=pad_token_of(bundle),
             )
+            beside = state_hash(module)
         for variant in variants:
             progress(f"quality of {name}, {variant}")
-            counted, mine = answer_rows(opener(variant), name, rows, module=module, against=reference)
-            accuracies += [counted] if counted is not None else []
-            scored += mine
-    return accuracies, scored
+            mine = chunks(variant, name, rows, beside or ("fp32" if reference is not None else ""))
+            yield answer_rows(opener(variant), name, rows, module=module, against=reference, chunks=mine)
 
 
 def validation_report(result: Validation) -> Report:

@@ -7,9 +7,9 @@ activations in float32. So the file is compared, and a weight at a wrong place s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import PurePosixPath
 from typing import Any
@@ -22,15 +22,18 @@ from ..adapters.layout import conv1d_weights
 from ..adapters.read import method_of
 from ..adapters.through_peft.load import ask_for_task, wrap
 from ..base.load import quiet
-from ..base.parity_causal import CausalBatch, from_rows, row_calls
-from ..base.rounding import Noise, judge, sums_reversed
+from ..base.parity_causal import CausalBatch, causal_batches, from_rows, row_calls
+from ..base.parity_positions import Place, place_difference, places, reference_place, run_place
+from ..base.rounding import TOLERANCE, Noise, judge, sums_reversed
 from ..base.streamed.checkpoint import widen
 from ..base.streamed.load import LoadedInPlace
-from ..base.streamed.lockstep import Lockstep, StoredNumbers
+from ..base.streamed.lockstep import Lockstep
 from ..base.streamed.memory import give_back
+from ..base.streamed.numbers import StoredNumbers
 from ..bundle import Bundle, hash_file
 from ..errors import InputError, ParityError
 from ..quantize.exact import compute_exactly
+from ..quantize.recipes import WHOLE
 from ..runtime import Runtime
 from ..runtime.engine import Engine
 from .parity import AdapterProbe, adapter_probe, base_restored, check_mixed, judge_adapter
@@ -63,13 +66,19 @@ class StreamedBase:
     source: str
 
     def outputs(
-        self, checkpoints: Mapping[str, Checkpoint], probes: Mapping[str | None, Probe], rounding: Rounding
-    ) -> dict[str | None, Found]:
-        """What PyTorch computes for the base (``None``) and each adapter on its probe, all in one pass over the numbers."""
+        self,
+        checkpoints: Mapping[str, Checkpoint],
+        probes: Mapping[str | None, Probe],
+        rounding: Rounding,
+        far: Sequence[Place] = (),
+    ) -> tuple[dict[str | None, Found], dict[Place, np.ndarray]]:
+        """What PyTorch computes, all in one pass over the numbers: for the base (``None``) and each adapter on its probe, and for
+        the base at places ``far`` into its context, where it can be asked there.
+        """
         model = self.given.loaded.model
         numbers = StoredNumbers(self.given.arrays, widen, rounding, frozenset(conv1d_weights(model)))
         steps = Lockstep(model, numbers)
-        works: list[Callable[[], np.ndarray]] = []
+        works: list[Callable[[], np.ndarray | None]] = []
         batches = {name: _batches(probe) for name, probe in probes.items()}
         for name in probes:
             module = steps.copy()
@@ -77,12 +86,35 @@ class StreamedBase:
                 module = _adapted(module, checkpoints[name])
             for batch in batches[name]:
                 works += row_calls(module, batch)
-        results = iter(steps.run(works))
+        distant = steps.copy() if far else None
+        for place in far:
+            shapes = next(probe.shapes for probe in probes.values() if isinstance(probe, CausalProbe))
+            works.append(partial(reference_place, distant, shapes, place))
+        given = steps.run(works)
+        results = (each for each in given if each is not None)
         found: dict[str | None, Found] = {}
         for name in probes:
             pairs = [from_rows(batch, [next(results) for _ in batch.ids]) for batch in batches[name]]
             found[name] = [{"prompt": prompt, "following": following} for prompt, following in pairs]
-        return found
+        logits = zip(far, given[len(given) - len(far) :], strict=True)
+        return found, {place: each for place, each in logits if each is not None}
+
+
+def _thorough(bundle: Bundle, plain: Probe) -> CausalProbe:
+    """What a base is run on when it is captured: what an adapter is, and long prompts in two pieces, through the cache."""
+    if not isinstance(plain, CausalProbe):
+        raise InputError("only language models are compared block by block")
+    config = bundle.read_json("config.json")
+    batches = causal_batches(
+        vocab=int(config["vocab_size"]),
+        pad_id=int(config.get("pad_token_id") or 0),
+        max_length=bundle.manifest.max_length,
+        window=config.get("sliding_window"),
+        config=config,
+        parameters=bundle.manifest.base.parameters,
+        pieces=True,
+    )
+    return replace(plain, batches=batches)
 
 
 def _batches(probe: Probe) -> list[CausalBatch]:
@@ -113,7 +145,10 @@ def exact_runtime(bundle: Bundle, variant: str) -> Iterator[Runtime]:
         files = {**bundle.manifest.files, file: hash_file(path)}
         variants = {variant: entry.model_copy(update={"file": file})}
         manifest = bundle.manifest.model_copy(update={"files": files, "variants": variants})
-        yield Runtime(Engine(Bundle(bundle.path, manifest, verification="never"), variant, None, kernels="off"))
+        # fp32 is multiplied as it lies in its file; blocks of few bits are fast only in the kernels' own layout.
+        settings = {"session.disable_prepacking": "1"} if variant == WHOLE else None
+        written = Bundle(bundle.path, manifest, verification="never")
+        yield Runtime(Engine(written, variant, None, kernels="off", settings=settings))
     finally:
         path.unlink(missing_ok=True)
 
@@ -164,19 +199,30 @@ def _check(
     probes: Mapping[str, AdapterProbe],
 ) -> tuple[float, list[AdapterParity]]:
     asked: dict[str | None, Probe] = {None: plain, **{name: each.probe for name, each in probes.items()}}
-    expected = base.outputs(checkpoints, asked, rules)
+    asked[None] = whole = _thorough(bundle, plain)
+    config, parameters = bundle.read_json("config.json"), bundle.manifest.base.parameters
+    far = places(config, bundle.manifest.max_length, parameters, whole.shapes)
+    expected, distant = base.outputs(checkpoints, asked, rules, far)
     give_back()
     again: dict[str | None, Found] = {}
 
     def noise(name: str | None) -> Noise:
         if not again:
             with sums_reversed():
-                again.update(base.outputs(checkpoints, asked, rules))
+                again.update(base.outputs(checkpoints, asked, rules)[0])
         size = asked[name].difference(again[name], expected[name])
         return Noise(size, "the same sums in the opposite order")
 
     with exact_runtime(bundle, variant) as runtime:
-        difference = plain.difference(plain.run(runtime.base), expected[None])
+        difference = whole.difference(whole.run(runtime.base), expected[None])
+        for place, theirs in distant.items():
+            found = place_difference(run_place(runtime.base.forward, whole.shapes, place), theirs)
+            if not found <= TOLERANCE:
+                raise ParityError(
+                    f"logits of the base in {variant} at position {place.position} differ from PyTorch by {found:.2g}, allowed is "
+                    f"{TOLERANCE:.0e}"
+                )
+            difference = max(difference, found)
         judge(f"logits of the base in {variant}", difference, lambda: noise(None))
         results = [
             judge_adapter(runtime, name, expected[name], each, partial(noise, name)) for name, each in probes.items()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -168,3 +169,29 @@ def test_what_neither_has_is_named(installed: tuple[str, Environment], files: di
         done = edgepeft(*command)
         assert done.returncode == 2, done.stderr
         assert f"pip install 'edgepeft[{extra}]'" in done.stderr, done.stderr
+
+
+def test_the_small_image(wheel: Path, files: dict[str, Path], tmp_path: Path) -> None:
+    """What docs/install.md removes is not missed: bundles are opened, run, judged and measured without it."""
+    page = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    (script,) = re.findall(r"## A small image\n.*?^```sh\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
+    python = tmp_path / "venv/bin/python"
+    pip("install", "--quiet", "--constraint", ROOT / "constraints.txt", wheel, python=python)
+    path = f"{python.parent}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(
+        ["sh", "-e", "-c", script], check=True, env={**os.environ, "PATH": path, "PYTHONPATH": ""}, capture_output=True
+    )
+    edgepeft = Environment(python, tmp_path)
+    sizes = edgepeft.megabytes()
+    # 117 MB with the versions of constraints.txt; sizes here are of files, not of disk blocks.
+    assert sum(sizes.values()) <= GOAL[""], sizes
+    bundle = files["bundle"]
+    assert json.loads(edgepeft.good("run", bundle, "a good film", "--json", "--adapter", "reviews"))
+    edgepeft.good("inspect", bundle)
+    edgepeft.good("blend", bundle, "reviews=0.7", "movies=0.3", "--head", "reviews", "--out", "mix")
+    report = tmp_path / "report"
+    edgepeft.good("validate", bundle, "--no-reference", "--data", f"reviews={files['rows']}", "--report", report)
+    done = edgepeft("bench", bundle, "--processes", "2", "--shape", "1x8", "--report", report)
+    assert done.returncode in {0, 1, 3}, done.stderr
+    assert (report / "bench.json").is_file()

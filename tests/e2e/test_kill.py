@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -12,8 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from causal import build_causal
 
 from edgepeft.bundle import read_bundle, replacing
+from edgepeft.report import write_reports
+from edgepeft.report.gate import Gate, Report
 
 from .conftest import call, snapshot, spawn
 
@@ -137,6 +141,18 @@ def test_a_terminated_command_takes_its_worker_along(bundle: Path) -> None:
     assert process.returncode == 128 + 15
     assert "Traceback" not in said
     assert not [child for child in children if Path(f"/proc/{child}").exists()]
+    report = json.loads((bundle / "report" / "bench.json").read_text())
+    assert (report["verdict"], report["data"]["partial"]) == ("inconclusive", "ended by signal 15")
+
+
+def test_a_killed_command_leaves_no_earlier_pass(bundle: Path) -> None:
+    path = bundle / "report" / "bench.json"
+    earlier = Report(kind="bench", title="Bench of b", gates=(Gate.holds("it is good", True),))
+    write_reports(path.parent, "bench", earlier)
+    before = path.read_bytes()
+    assert kill_when(lambda: path.read_bytes() != before, "bench", bundle, "--shape", "1x8", "--processes", 9)
+    report = json.loads(path.read_text())
+    assert (report["verdict"], report["data"]["partial"]) == ("inconclusive", "it is still running, or was killed")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
@@ -174,3 +190,31 @@ def children_of(parent: int) -> list[int]:
         if int(rest.split()[1]) == parent and "python" in name:
             found.append(int(stat.parent.name))
     return found
+
+
+def test_killed_while_a_language_model_is_written_straight(tmp_path: Path) -> None:
+    """While its weights are written, while it is compared, and once at random: the old bundle stays, and the next run cleans up."""
+    model, out = build_causal(tmp_path / "model"), tmp_path / "place" / "bundle"
+    export = ("export", "--model", model, "--variant", "q4", "--out", out)
+    first = call(*export)
+    assert first.exit_code == 0, first.output
+    before = snapshot(out)
+
+    def compared() -> bool:
+        return any(next((out.parent / name).rglob("*.exact.onnx"), None) is not None for name in leftovers(out))
+
+    some = random.Random(7).randint(1, len(before))
+    moments: list[Callable[[], bool]] = [
+        lambda: any(next((out.parent / name).rglob("*.onnx_data"), None) is not None for name in leftovers(out)),
+        compared,
+        lambda: staged(out) >= some,
+    ]
+    killed = sum(kill_when(moment, *export, "--slots", "all-linear") for moment in moments)
+    assert killed >= 2, "too few of the kills hit; they test nothing"
+    assert snapshot(out) == before
+    assert len(leftovers(out)) <= 1
+    done = call(*export, "--slots", "all-linear")
+    assert done.exit_code == 0, done.output
+    assert leftovers(out) == []
+    assert snapshot(out) != before
+    read_bundle(out).verify()

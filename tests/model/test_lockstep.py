@@ -14,7 +14,8 @@ from edgepeft.adapters.layout import conv1d_weights
 from edgepeft.base.parity_causal import causal_batches, from_rows, reference_causal, row_calls
 from edgepeft.base.streamed.checkpoint import widen
 from edgepeft.base.streamed.load import load_in_place
-from edgepeft.base.streamed.lockstep import Lockstep, StoredNumbers
+from edgepeft.base.streamed.lockstep import Lockstep
+from edgepeft.base.streamed.numbers import StoredNumbers
 
 
 def opened(folder: Path) -> tuple[Any, StoredNumbers]:

@@ -7,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 import pytest
+from click.testing import CliRunner
 from conftest import Bases, all_equal, ragged
 
 from edgepeft import runtime
 from edgepeft.bundle import SlotTable, read_bundle
+from edgepeft.cli import main
 from edgepeft.errors import BundleError, InputError
-from edgepeft.pipeline import quantize
+from edgepeft.pipeline import plan_quantize, quantize
 from edgepeft.quantize.counts import count_quantized
 
 
@@ -175,3 +177,32 @@ def test_a_tied_head_is_stored_once_in_int8(tmp_path: Path) -> None:
     bound = np.abs(rounded[chosen]).max(1, keepdims=True) / 254 * np.abs(rounded).sum(1)[None]
     assert np.all(np.abs(found - rounded[chosen] @ rounded.T) <= bound * 1.01)
     assert found.argmax(1).tolist() == (table[chosen] @ table.T).argmax(1).tolist()
+
+
+@pytest.mark.parametrize("variant", ["int8", "q4", "q8"])
+def test_a_dry_run_tells_what_is_then_written(own_bundle: Path, variant: str) -> None:
+    before = {path: path.read_bytes() for path in own_bundle.rglob("*") if path.is_file()}
+    plan = plan_quantize(own_bundle, variant)
+    assert {path: path.read_bytes() for path in own_bundle.rglob("*") if path.is_file()} == before
+    made = quantize(own_bundle, variant)
+    assert {file.name for file in plan.files} == set(made.bundle.variant_files(variant))
+    assert plan.bytes_before == made.bytes_before
+    # Blocks of 32 are padded where a tiny layer has fewer, and a graph of 100 kB weighs as much as these weights.
+    assert plan.bytes == pytest.approx(made.bytes_after, rel=0.35)
+    assert not plan.replaces
+    assert plan_quantize(own_bundle, variant, replace=True).replaces
+
+
+def test_a_dry_run_refuses_what_quantize_refuses(own_bundle: Path) -> None:
+    with pytest.raises(InputError, match="q5"):
+        plan_quantize(own_bundle, "q5")
+    with pytest.raises(InputError, match="--heal, --head-bits"):
+        plan_quantize(own_bundle, "int8", heal=4)
+    quantize(own_bundle, "int8")
+    with pytest.raises(InputError, match="already has a variant 'int8'"):
+        plan_quantize(own_bundle, "int8")
+    done = CliRunner().invoke(main, ["quantize", str(own_bundle), "--variant", "q4", "--dry-run"])
+    assert done.exit_code == 0, done.output
+    assert "would get q4: 4 bits" in done.output
+    assert "nothing was written" in done.output
+    assert "q4" not in read_bundle(own_bundle).manifest.variants

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -297,6 +298,21 @@ def test_progress_goes_to_standard_error(model: Path, tmp_path: Path, capsys: py
     output = capsys.readouterr()
     assert output.out == ""
     assert "accuracy" in output.err
+
+
+def test_without_a_bar_a_line_says_that_it_began_and_how_it_ended(
+    model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    train(model, tmp_path / "a", epochs=2, progress=None)
+    found = capsys.readouterr()
+    said = [line for line in found.err.splitlines() if line.startswith("train")]
+    assert re.fullmatch(r"training: \d+ steps, at most 2 epochs", said[0])
+    assert re.fullmatch(r"trained: \d+ steps in \d+ s; .*accuracy.*", said[1]), said
+    assert len(said) == 2
+    assert "train" not in found.out
+    train(model, tmp_path / "b", epochs=1, progress=False)
+    assert "training:" not in capsys.readouterr().err
 
 
 def test_import_is_light() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,7 +19,9 @@ from edgepeft.data import Examples
 from edgepeft.errors import DataError, InputError
 from edgepeft.metrics import Measured
 from edgepeft.pipeline import export, quantize, validate
+from edgepeft.runtime import View
 from edgepeft.validate import LanguageRows, Validation, read_language_rows
+from edgepeft.validate import accuracy as accuracy_room
 from edgepeft.validate.likelihood import row_tokens
 
 TEXTS = [
@@ -228,3 +231,42 @@ def test_rows_that_cannot_be_judged_are_named(row: dict[str, object], said: str,
     path.write_text('{"text": "fine"}\n' + json.dumps(row) + "\n")
     with pytest.raises(DataError, match=f"line 2: .*{said}"):
         read_language_rows(path)
+
+
+def test_a_validation_that_is_broken_off_says_so_and_is_gone_on_with(
+    own_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quantize(own_bundle, "int8")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"text": text, "label": "a"}) + "\n" for text in TEXTS * 10))
+    arguments = ["validate", str(own_bundle), "--data", f"head={rows}", "--no-reference", "--report", str(tmp_path)]
+    whole = CliRunner().invoke(main, arguments)
+    before = json.loads((tmp_path / "validate.json").read_text())
+    assert whole.exit_code == 0, whole.output
+    monkeypatch.setattr("edgepeft.validate.chunks.CHUNK", 16)
+    run = accuracy_room._logits
+    asked: list[str] = []
+
+    def stops(view: View, *arguments: Any) -> Any:
+        if len(asked) == 6:
+            raise KeyboardInterrupt
+        asked.append(view.variant)
+        return run(view, *arguments)
+
+    monkeypatch.setattr(accuracy_room, "_logits", stops)
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 130
+    assert "head, fp32: 48 of 60 rows" in done.output
+    assert "marked as partial" in done.output
+    partial = json.loads((tmp_path / "validate.json").read_text())
+    assert (partial["verdict"], partial["data"]["partial"]) == ("inconclusive", "interrupted")
+    assert {row["variant"] for row in partial["data"]["metrics"]} == {"fp32"}
+    asked.clear()
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0, done.output
+    assert "going on after the answers of a run that was broken off" in done.output
+    assert asked == ["int8", "int8"], "four chunks of fp32 and two of int8 were answered before"
+    after = json.loads((tmp_path / "validate.json").read_text())
+    for key in ("verdict", "gates", "data"):
+        assert after[key] == before[key]
+    assert not (tmp_path / "validate.answers.db").exists()

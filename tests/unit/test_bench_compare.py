@@ -320,7 +320,7 @@ def test_a_saved_report_serves_as_baseline(bundle: Path, tmp_path: Path) -> None
     results = [check(bundle, saved, TARGET, runner=FakeRunner(flat, seed=seed)) for seed in range(20)]
     assert Verdict.FAIL not in {r.verdict for r in results}
     assert not results[0].paired
-    assert any("widened by 2%" in note for note in results[0].notes)
+    assert any("widened by 3%" in note for note in results[0].notes)
     slow = make_bundle(tmp_path / "slow")
     assert check(slow, saved, TARGET, runner=FakeRunner(slower(3.0))).verdict is Verdict.FAIL
 
@@ -362,7 +362,7 @@ def test_a_saved_report_is_decided_by_as_many_sessions_as_it_takes(bundle: Path,
     assert 1.1 < case.detectable < 1.25
     detail = next(gate.detail for gate in edge.gates if gate.name.startswith("latency ratio"))
     assert "the smallest slowdown that would have failed is" in detail
-    assert "no number of sessions decides it against this report (3 processes, 2% drift)" in detail
+    assert "no number of sessions decides it against this report (3 processes, 3% drift)" in detail
 
 
 def test_seconds_alone_end_a_check(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -378,19 +378,18 @@ def test_seconds_alone_end_a_check(bundle: Path, tmp_path: Path, monkeypatch: py
     ask = {"variants": ["fp32"], "adapters": ["reviews"], "shapes": ["1x32"], "rules": CheckRules().for_seconds(61)}
     slow = make_bundle(tmp_path / "slow")
     told: list[tuple[int, int, str]] = []
-    paired = check(
-        slow,
-        bundle,
-        TARGET,
-        runner=Clocked(slower(1.1), drift=0.0, seed=2),
-        progress=lambda *step: told.append(step),
-        **ask,  # type: ignore[arg-type]
-    )
+    checks = []
+    for seed in range(12):
+        now[0] = 0.0
+        runner = Clocked(slower(1.1), drift=0.0, seed=seed)
+        checks.append(check(slow, bundle, TARGET, runner=runner, progress=lambda *step: told.append(step), **ask))  # type: ignore[arg-type]
+    # On the limit itself each bound decides in at most 2.5 % of checks, so one of twelve may be decided before the time is up.
+    timed_out = [paired for paired in checks if paired.cases[0].verdict is Verdict.INCONCLUSIVE]
+    assert len(timed_out) >= 11
+    # 4 s a round: the one that ends after 61 s is the last.
+    assert {paired.cases[0].replicates for paired in timed_out} == {16}
+    paired = timed_out[0]
     (case,) = paired.cases
-    assert (case.verdict, case.replicates) == (
-        Verdict.INCONCLUSIVE,
-        16,
-    )  # 4 s a round: the one that ends after 61 s is the last
     assert case.detectable is not None
     assert case.detectable > 1.1
     assert told[1][:2] == (1, 61), "progress counts seconds"

@@ -11,7 +11,8 @@ import pytest
 from test_bench_compare import HOST, TARGET, FakeRunner, flat, make_bundle, slower
 
 from edgepeft.bench import BenchResult, bench, check
-from edgepeft.bench.history import append_run, change_points, host_class, last_level, read_runs
+from edgepeft.bench.history import append_run, change_points, host_class, last_level, read_runs, require_history
+from edgepeft.devices import bench_on, check_on
 from edgepeft.errors import InputError
 from edgepeft.report.gate import Verdict
 
@@ -127,3 +128,37 @@ def test_a_change_is_found_where_it_is_and_noise_has_none() -> None:
     assert alarms <= 9  # 1 %, and its approximation is on the safe side
     assert last_level(moved) == slice(20, 30)
     assert last_level([5.0] * 4) == slice(0, 4)
+
+
+@pytest.mark.parametrize("url", ["https://ci.example/runs.db", "s3:/bucket/runs.db", "postgresql://host/runs"])
+def test_a_url_is_refused_before_anything_is_measured(bundle: Path, url: str) -> None:
+    for call in (
+        lambda: require_history(Path(url)),
+        lambda: append_run(url, run_of(bundle, 1)),
+        lambda: bench_on(bundle, TARGET, history=Path(url)),
+        lambda: check_on(bundle, Path(url), TARGET),
+    ):
+        with pytest.raises(
+            InputError, match=r"runs(\.db)? is a URL, and a history or baseline is a file on this machine"
+        ):
+            call()
+
+
+def test_a_history_that_cannot_be_added_to_is_refused_before_anything_is_measured(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgepeft.devices.measure.bench", lambda *a, **o: pytest.fail("it was measured"))
+    (tmp_path / "notes.db").write_text("mine")
+    damaged = filled(tmp_path / "runs.db", bundle, runs=3)
+    damaged.write_bytes(damaged.read_bytes()[:100] + b"\xff" * 3000)
+    for path, said in (
+        (tmp_path / "notes.db", "is no history of edgepeft: choose another file"),
+        (damaged, "cannot be used .*Move it away to begin a new one"),
+        (tmp_path, "is a folder; name a file"),
+        (tmp_path / "no" / "runs.db", "there is no folder .*no; make it first"),
+    ):
+        with pytest.raises(InputError, match=said):
+            bench_on(bundle, TARGET, history=path)
+    empty = tmp_path / "empty.db"
+    empty.touch()
+    require_history(empty)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import random
 import re
+import tracemalloc
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from edgepeft.data import Examples, PromptRows, read_examples, read_prompts
 from edgepeft.errors import DataError
+from edgepeft.spilled_texts import SpilledTexts
 
 
 def write(folder: Path, name: str, content: str | bytes) -> Path:
@@ -201,3 +205,55 @@ def test_parquet(tmp_path: Path) -> None:
         read_examples(path)
     with pytest.raises(DataError, match="No such file"):
         read_examples(tmp_path / "none.parquet")
+
+
+@pytest.mark.parametrize(
+    ("suffix", "rows"),
+    [("csv", 30_000), ("jsonl", 30_000), *(pytest.param(s, 200_000, marks=pytest.mark.slow) for s in ("csv", "jsonl"))],
+)
+def test_a_large_file_is_read_row_by_row_and_its_texts_stay_on_disk(tmp_path: Path, suffix: str, rows: int) -> None:
+    """What is held of a row is a few bytes; the texts that are held before the first is written are two megabytes here."""
+    path, filler = tmp_path / f"large.{suffix}", "é" * 9_990
+    with path.open("w", encoding="utf-8") as file:
+        if suffix == "csv":
+            file.write("text,label\n")
+        for row in range(rows):
+            # Only rows after the first 20,000 are long: those stand for a file of any size.
+            text = f"{row} {filler}" if row % 100 == 0 and row >= 20_000 else f"{row}"
+            file.write(f"{text},{row % 2}\n" if suffix == "csv" else f'{{"text": "{text}", "label": {row % 2}}}\n')
+    tracemalloc.start()
+    found = read_examples(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(found) == rows
+    # 8 bytes each for place, line and label, with room to grow; and 20,000 short texts.
+    assert peak < 3e6 + 40 * rows
+    assert (found.texts[rows - 100], found.texts[-1]) == (f"{rows - 100} {filler}", f"{rows - 1}")
+    assert found.texts[5:8] == ("5", "6", "7")
+    assert found.select([3, rows - 1]).texts == ("3", f"{rows - 1}")
+    assert found.where(9) == f"{path}, line {11 if suffix == 'csv' else 10}"
+    assert found.labels is not None
+    assert set(found.labels) == {"0", "1"}
+    with pytest.raises(IndexError):
+        found.texts[rows]
+
+
+def test_a_wrong_byte_far_into_a_file_is_found_where_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_bytes(b"text,label\n" + b"fine,a\n" * 30_000 + b"caf\xe9,a\n")
+    with pytest.raises(DataError, match=r"rows.csv, line 30002: byte 0xe9 is not valid UTF-8"):
+        read_examples(path)
+
+
+def test_texts_on_disk_are_those_that_were_given() -> None:
+    rng = random.Random(0)
+    texts = [
+        "".join(chr(rng.choice([0, 65, 233, 8364, 128512, 0xD800])) for _ in range(rng.randrange(6)))
+        for _ in range(500)
+    ]
+    spilled = SpilledTexts(texts)
+    assert list(spilled) == texts
+    assert [spilled[place] for place in range(-500, 0)] == texts
+    with ThreadPoolExecutor(8) as pool:
+        places = [rng.randrange(500) for _ in range(2000)]
+        assert list(pool.map(spilled.__getitem__, places)) == [texts[place] for place in places]

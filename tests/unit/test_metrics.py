@@ -10,6 +10,7 @@ import pytest
 
 from edgepeft.metrics import METRICS, Measured, Scored, compare, measure, measuring
 from edgepeft.metrics.intervals import holm, newcombe_drop, percentile_interval, resampled_rows, sign_p_value
+from edgepeft.metrics.scores import word_errors
 
 
 def scored(kind: Any, labels: Any, outputs: Any, variant: str = "fp32") -> Scored:
@@ -115,6 +116,28 @@ def test_texts_equal_sacrebleu() -> None:
     found = by_name(measure(scored("text", np.array(references, object), np.array(answers, object))))
     assert found["chrf"].value == pytest.approx(CHRF().corpus_score(answers, [references]).score / 100, abs=1e-12)
     assert found["exact_match"].value == 0.25
+
+
+def test_word_errors_equal_jiwer_and_a_table_by_hand() -> None:
+    import jiwer
+
+    rng = np.random.default_rng(5)
+    words = ["the", "cat", "sat", "on", "a", "mat", "."]
+    references = [" ".join(rng.choice(words, rng.integers(1, 9))) for _ in range(60)]
+    answers = [
+        " ".join(w for w in text.split() if rng.random() < 0.8) + " more" * int(rng.integers(0, 2))
+        for text in references
+    ]
+    found = by_name(measure(scored("text", np.array(references, object), np.array(answers, object))))["wer"]
+    assert found.value == pytest.approx(jiwer.wer(references, answers), abs=1e-12)
+    assert found.interval.lower < found.value < found.interval.upper
+    # Of four words one is replaced, one left out; of two none is wrong and three are put in; an empty reference has none.
+    by_hand = word_errors(
+        np.array(["the cat sat down", "a mat", ""], object),
+        np.array(["the dog sat", "a mat and two more", "no"], object),
+    )
+    assert by_hand.tolist() == [[2, 4], [3, 2], [1, 0]]
+    assert found.metric.better == "lower"
 
 
 def test_likelihoods_and_their_comparison_with_fp32() -> None:

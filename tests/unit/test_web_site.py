@@ -6,6 +6,8 @@ import http.client
 import os
 import re
 import socket
+import ssl
+import subprocess
 import threading
 import time
 from contextlib import suppress
@@ -15,10 +17,13 @@ from urllib.parse import quote
 
 import pytest
 
-from edgepeft.devices.executors.web import Site
+from edgepeft.devices.executors.web import Site, demo_site
 from edgepeft.devices.executors.web import site as site_module
 from edgepeft.devices.executors.web.folders import Folder, all_files
 from edgepeft.devices.executors.web.server import WORKERS
+from edgepeft.devices.executors.web.site import machine_address
+from edgepeft.devices.executors.web.tls import server_tls
+from edgepeft.errors import InputError
 
 
 @pytest.fixture
@@ -302,3 +307,61 @@ def test_a_page_that_is_read_while_it_stops(tmp_path: Path) -> None:
         connection = raw(site, b"GET /x/large.wasm HTTP/1.1\r\n" + HOST + b"\r\n")
         assert connection.recv(15) == b"HTTP/1.1 200 OK"
     connection.close()
+
+
+def test_another_device_is_served_by_consent_alone(folder: Path) -> None:
+    with Site({"/x/": all_files(folder)}, {"/": "<p>"}, host="0.0.0.0") as site:
+        assert site.url == f"http://{machine_address()}:{site.port}"
+        for host, status in {
+            f"{machine_address()}:{site.port}": 200, "192.168.7.9": 200, "localhost": 200, "edge.example": 403,
+            "192.168.7.9.example": 403, "192.168.7": 403, "[::1]": 403, "192.168.7.9:80.evil": 403,
+        }.items():  # fmt: skip
+            assert ask(site, "/", Host=host)[0] == status, host
+        other = {"Host": "192.168.7.9", "Origin": "http://192.168.7.8"}
+        assert ask(site, "/x/a%20b.js", **other)[0] == 403
+    with Site({}, {"/": "<p>"}, host="127.0.0.1") as site:
+        assert ask(site, "/", Host="127.0.0.1")[0] == 200
+        assert ask(site, "/", Host="192.168.7.9")[0] == 403, "an address that is not listened at"
+
+
+def test_https_with_a_certificate_and_a_client_that_says_nothing(folder: Path, tmp_path: Path) -> None:
+    certificate = tmp_path / "both.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost",
+         "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", tmp_path / "key.pem", "-out", certificate],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    certificate.write_text(certificate.read_text() + (tmp_path / "key.pem").read_text())
+    with Site({"/x/": all_files(folder)}, {"/": "<p>"}, tls=server_tls(certificate, None)) as site:
+        assert site.url.startswith("https://localhost:")
+        with socket.create_connection(("127.0.0.1", site.port)):  # it never says hello
+            client = http.client.HTTPSConnection(
+                "localhost", site.port, timeout=30, context=ssl.create_default_context(cafile=certificate)
+            )
+            for _ in range(2):
+                client.request("GET", "/x/sub/model.wasm", headers={"Origin": site.url})
+                answer = client.getresponse()
+                assert (answer.status, answer.read()) == (200, b"\0asm")
+            client.close()
+
+
+@pytest.mark.parametrize("broken", ["no file", "no certificate", "no key"])
+def test_certificates_that_cannot_be_used(tmp_path: Path, broken: str) -> None:
+    path = tmp_path / "c.pem"
+    if broken != "no file":
+        path.write_text(
+            "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n" if broken == "no key" else "mine"
+        )
+    with pytest.raises(InputError, match=r"c\.pem cannot be used for HTTPS .*mkcert HOST"):
+        server_tls(path, None)
+    with pytest.raises(InputError, match="--key goes with --certificate"):
+        demo_site(tmp_path, key=path)
+
+
+@pytest.mark.parametrize(
+    ("host", "says"),
+    [("edge.example", "give an IPv4 address of this machine"), ("::", "give an IPv4"), ("1.2.3", "give an IPv4")],
+)
+def test_hosts_that_are_no_address(tmp_path: Path, host: str, says: str) -> None:
+    with pytest.raises(InputError, match=says):
+        demo_site(tmp_path, host=host)

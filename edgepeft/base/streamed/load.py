@@ -38,10 +38,13 @@ def stored_folder(source: str | Path) -> Path:
     folder = Path(source)
     if not folder.is_dir():
         from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-        folder = Path(
-            snapshot_download(str(source), allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"])
-        )
+        patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+        try:
+            folder = Path(snapshot_download(str(source), allow_patterns=patterns))
+        except (HfHubHTTPError, HFValidationError, OSError, ValueError) as error:
+            raise NotStreamedError(f"its files cannot be fetched ({str(error).strip().splitlines()[0]})") from error
     if not any((folder / name).is_file() for name in (INDEX, SINGLE)):
         raise NotStreamedError(f"{source} has no safetensors files")
     return folder
@@ -72,19 +75,20 @@ def load_in_place(
     from transformers import AutoConfig, AutoModelForCausalLM
 
     folder = stored_folder(source)
-    with quiet():
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trusted())
-        if getattr(config, "quantization_config", None):
-            raise NotStreamedError("it is stored in few bits")
-        if getattr(config, "text_config", None) is not None:
-            raise NotStreamedError("it is a part of a larger model")
-        try:
+    try:
+        with quiet():
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=trusted())
+            if getattr(config, "quantization_config", None):
+                raise NotStreamedError("it is stored in few bits")
+            if getattr(config, "text_config", None) is not None:
+                raise NotStreamedError("it is a part of a larger model")
             with init_empty_weights(include_buffers=False):
                 model = AutoModelForCausalLM.from_config(config, trust_remote_code=trusted())
-        except (ValueError, RuntimeError, NotImplementedError) as error:
-            raise NotStreamedError(f"transformers cannot build it without numbers ({error})") from error
-    model.tie_weights()
-    _generation_defaults(model, folder)
+            model.tie_weights()
+            _generation_defaults(model, folder)
+    except (OSError, ValueError, RuntimeError, NotImplementedError, LookupError, TypeError, AttributeError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise NotStreamedError(f"transformers cannot build it without numbers ({first})") from error
     model = model.eval()
     if expert_stacks(model):
         raise NotStreamedError("its experts lie in one tensor for all")

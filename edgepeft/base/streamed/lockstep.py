@@ -11,26 +11,18 @@ import copy
 import inspect
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
+
+from .numbers import Numbers
 
 T = TypeVar("T")
 
 #: Numbers of a linear layer beyond which it is multiplied in pieces of rows, and of a table of which only used rows are read.
 LARGE = 1 << 25
-
-
-class Numbers(Protocol):
-    """A model's numbers, float32, by parameter and in PyTorch's layout."""
-
-    def whole(self, name: str, /) -> np.ndarray:
-        """A parameter."""
-
-    def rows(self, name: str, rows: slice | np.ndarray, /) -> np.ndarray:
-        """Some rows of a matrix."""
 
 
 class _Abandoned(BaseException):
@@ -303,31 +295,3 @@ def _units(model: Any) -> list[_Unit]:
             large = type(module) is torch.nn.Linear and module.weight.numel() > LARGE
             units.append(_Unit({path: own}, path, in_pieces=large))
     return [unit for unit in units if unit.parameters]
-
-
-@dataclass(frozen=True)
-class StoredNumbers:
-    """A checkpoint's numbers as :class:`Numbers`, some of them rounded.
-
-    ``arrays`` are in PyTorch's layout. ``rounded`` says what a linear map ``[out, in]`` of some rows becomes, by parameter;
-    ``turned`` are those that PyTorch holds as ``[in, out]``.
-    """
-
-    arrays: Mapping[str, np.ndarray]
-    widen: Callable[[np.ndarray], np.ndarray]
-    rounded: Mapping[str, Callable[[np.ndarray], np.ndarray]] = field(default_factory=dict)
-    turned: frozenset[str] = frozenset()
-
-    def whole(self, name: str, /) -> np.ndarray:
-        """A parameter."""
-        numbers, rule = self.widen(self.arrays[name]), self.rounded.get(name)
-        if rule is None:
-            return numbers
-        return np.ascontiguousarray(rule(np.ascontiguousarray(numbers.T)).T) if name in self.turned else rule(numbers)
-
-    def rows(self, name: str, rows: slice | np.ndarray, /) -> np.ndarray:
-        """Some rows of a matrix."""
-        if name in self.turned:
-            return self.whole(name)[rows]
-        numbers, rule = self.widen(self.arrays[name][rows]), self.rounded.get(name)
-        return numbers if rule is None else rule(numbers)

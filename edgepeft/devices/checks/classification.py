@@ -55,7 +55,10 @@ def validate_labels(
             bundle=str(bundle.path),
             variant=variant,
             threads=target.runtime.threads,
-            rows=tuple(Rows(adapter=name, texts=e.texts, pairs=e.pairs, batch=4) for name, e in examples.items()),
+            rows=tuple(
+                Rows(adapter=name, texts=tuple(e.texts), pairs=e.pairs and tuple(e.pairs), batch=4)
+                for name, e in examples.items()
+            ),
             restore=bool(bundle.manifest.adapters),
         )
         progress(f"{variant}: running {sum(map(len, examples.values()))} rows on {executor.name}")

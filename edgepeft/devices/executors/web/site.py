@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import ipaddress
 import queue
+import socket
+import ssl
 import threading
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -40,25 +43,42 @@ _LOCAL = frozenset({"localhost", "127.0.0.1"})
 class Site:
     """Serves listed files under path prefixes; a context manager, stopped when it is left.
 
-    Only this machine can connect, and only by a loopback name; only a page of this site can fetch its files and post. What a
-    page posts to ``/answer`` is put into :attr:`answers` as text, once :meth:`expect_answer` was called.
+    Only this machine can connect, and only by a loopback name, unless ``host`` says otherwise; only a page of
+    this site can fetch its files and post. What a page posts to ``/answer`` is put into :attr:`answers` as text, once
+    :meth:`expect_answer` was called.
 
     Args:
         folders: For each prefix (``/bundle/``) the files that stand there.
         texts: For each path its content.
         port: On the loopback; 0 is any free one.
         start: The page to begin with.
+        host: An address of this machine that others may connect to; ``0.0.0.0`` for all. They name it as a number: a name
+            could be any site's (DNS rebinding).
+        tls: HTTPS with this certificate.
     """
 
     def __init__(
-        self, folders: Mapping[str, Folder], texts: Mapping[str, str] | None = None, port: int = 0, start: str = "/"
+        self,
+        folders: Mapping[str, Folder],
+        texts: Mapping[str, str] | None = None,
+        port: int = 0,
+        start: str = "/",
+        *,
+        host: str | None = None,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.start = start
+        self._host = host
+        self._scheme = "http" if tls is None else "https"
         self.answers: queue.Queue[str] = queue.Queue(maxsize=1)
         self._texts = dict(texts or {})
         self._expected = threading.Event()
         handler = functools.partial(_Handler, folders, self._texts, self.answers, self._expected)
-        self._server = BoundedServer(("127.0.0.1", port), handler)
+        handler.keywords.update(origin=f"{self._scheme}://", host=host)
+        self._server = BoundedServer((host or "127.0.0.1", port), handler)
+        if tls is not None:
+            # The handshake is the worker's: a client that does not say hello holds nobody up.
+            self._server.socket = tls.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(_POLL_S,), name="edgepeft-site", daemon=True
         )
@@ -66,7 +86,13 @@ class Site:
     @property
     def url(self) -> str:
         """Where it is, without a slash at the end. ``localhost`` is a secure context: pages may check hashes."""
-        return f"http://localhost:{self._server.server_address[1]}"
+        name = "localhost" if self._host is None else machine_address() if self._host == "0.0.0.0" else self._host
+        return f"{self._scheme}://{name}:{self.port}"
+
+    @property
+    def port(self) -> int:
+        """Where it listens."""
+        return int(self._server.server_address[1])
 
     def add(self, path: str, text: str) -> None:
         """Serve one more text."""
@@ -106,7 +132,11 @@ class _Handler(BaseHTTPRequestHandler):
         answers: queue.Queue[str],
         expected: threading.Event,
         *arguments: Any,
+        origin: str,
+        host: str | None,
     ) -> None:
+        self._origin = origin
+        self._host = host
         self._folders = folders
         self._texts = texts
         self._answers = answers
@@ -148,7 +178,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         length = self.headers.get("Content-Length", "")
         # A browser names the page that a POST is from, and no page can make it name another.
-        if self.headers.get("Origin") != f"http://{self.headers['Host']}":
+        if self.headers.get("Origin") != f"{self._origin}{self.headers['Host']}":
             self._refuse(HTTPStatus.FORBIDDEN, "only pages of this site may post")
         elif self.path != "/answer" or not self._expected.is_set():
             self._refuse(HTTPStatus.BAD_REQUEST, "answers go to /answer, where one is awaited")
@@ -183,8 +213,8 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.LENGTH_REQUIRED, "a body tells its Content-Length")
         elif not self.path.startswith("/"):
             self._refuse(HTTPStatus.BAD_REQUEST, "a path begins with a slash")
-        elif not hosts or not _is_local(hosts[0]):
-            self._refuse(HTTPStatus.FORBIDDEN, "only localhost is served")
+        elif not hosts or not (_is_local(hosts[0]) or (self._host is not None and _is_address(hosts[0], self._host))):
+            self._refuse(HTTPStatus.FORBIDDEN, "only localhost is served" if self._host is None else "name the address")
         else:
             return True
         return False
@@ -194,7 +224,9 @@ class _Handler(BaseHTTPRequestHandler):
         site = self.headers.get("Sec-Fetch-Site", "none")
         opened = self.headers.get("Sec-Fetch-Dest") == "document" and path in self._texts
         origin = self.headers.get("Origin")
-        if origin not in (None, f"http://{self.headers['Host']}") or not (site in {"same-origin", "none"} or opened):
+        if origin not in (None, f"{self._origin}{self.headers['Host']}") or not (
+            site in {"same-origin", "none"} or opened
+        ):
             self._refuse(HTTPStatus.FORBIDDEN, "only pages of this site may fetch its files")
             return False
         return True
@@ -267,6 +299,26 @@ class _Head:
 def _is_local(host: str) -> bool:
     name, _, port = host.partition(":")
     return name.lower() in _LOCAL and (not port or port.isdigit())
+
+
+def _is_address(host: str, listening: str) -> bool:
+    """Whether a ``Host`` names the address that is listened at: as a number, which no other site can have."""
+    name, _, port = host.partition(":")
+    try:
+        ipaddress.IPv4Address(name)
+    except ValueError:
+        return False
+    return listening in {name, "0.0.0.0"} and (not port or port.isdigit())
+
+
+def machine_address() -> str:
+    """The address by which this machine reaches its network; the loopback's where it has none."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # an address for documents (RFC 5737); a datagram socket sends nothing here
+        except OSError:
+            return "127.0.0.1"
+        return str(probe.getsockname()[0])
 
 
 def as_json(value: Any) -> str:
