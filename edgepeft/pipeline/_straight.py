@@ -49,7 +49,7 @@ def export_variants(
     there. Either way each variant has the same bytes.
 
     Args:
-        variants: The precisions: ``"fp32"``, ``"int8"``, ``"q4"`` (rounded to nearest; what is fitted to texts is
+        variants: The precisions: ``"fp32"``, ``"int8"``, ``"q8"``, ``"q4"`` (rounded to nearest; what is fitted to texts is
             :func:`~edgepeft.pipeline.quantize`'s).
         model: The base: a folder or a Hugging Face id.
         adapters: PEFT checkpoints by the names that they get.

@@ -102,6 +102,8 @@ RECIPES: dict[str, Recipe] = {
             "8 bits in blocks, for language models that must lose next to nothing",
             apply=_in("searched", "q8"),
             rounded=_in("searched", "round_to_grids"),
+            in_graph=_in("searched", "q8_graph"),
+            weight_bytes=1.06,
         ),
         Recipe(
             "w8a16",

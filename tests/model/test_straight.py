@@ -63,12 +63,13 @@ def straight(variants: list[str], *arguments: Any, **options: Any) -> tuple[Any,
 def test_same_bytes_as_through_fp32(tmp_path: Path, architecture: str) -> None:
     model = sharded(tmp_path, architecture)
     save_lora(tmp_path / "a", model, seed=1, fan_in_fan_out=architecture == "gpt2", **LORA)
-    done, _ = straight(["q4", "int8", "fp32"], model, {"a": tmp_path / "a"}, tmp_path / "mine")
+    done, _ = straight(["q4", "int8", "q8", "fp32"], model, {"a": tmp_path / "a"}, tmp_path / "mine")
     export(model, {"a": tmp_path / "a"}, tmp_path / "other")
     quantize(tmp_path / "other", "q4", method="rtn", measure=False)
     quantize(tmp_path / "other", "int8")
+    quantize(tmp_path / "other", "q8")
     mine, other = read_bundle(tmp_path / "mine").manifest, read_bundle(tmp_path / "other").manifest
-    assert list(mine.variants) == ["q4", "int8", "fp32"]
+    assert list(mine.variants) == ["q4", "int8", "q8", "fp32"]
     assert mine.variants == other.variants
     changed = {name for name in other.files if mine.files.get(name) != other.files[name]}
     assert changed <= {"config.json", "genai_config.json"}, "the order of variants stands in them"
