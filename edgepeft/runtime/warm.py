@@ -25,7 +25,7 @@ from ..bundle.loads import variant_graphs
 from ..bundle.transaction import left_as_it_was
 from ..bundle.verified import BundleFiles
 from ..cache import cache_dir
-from ..errors import BundleError
+from ..errors import BundleError, InputError
 
 #: The folder of the cache, and the two files of an entry with the record of them.
 FOLDER, _GRAPH, _WEIGHTS, _RECORD = "warm", "model.onnx", "model.onnx_data", "entry.json"
@@ -194,15 +194,26 @@ def _evict(kept: set[str]) -> None:
             total -= size
 
 
+def _found(bundle: Bundle, file: str) -> tuple[Path, dict[str, FileEntry] | None]:
+    """Where a graph's copy lies, and its files; ``None`` where there is none, or none can be."""
+    packed = any(file in each.graphs() for each in bundle.manifest.variants.values())  # a pooling graph is not
+    if not packed or file.endswith(".ort") or sys.platform == "win32":
+        return Path(), None
+    try:
+        place = _place(bundle, file)
+    except InputError:  # a user without a home, who names no cache
+        return Path(), None
+    return place, _entries(place)
+
+
 @contextmanager
 def open_warm(bundle: Bundle, file: str) -> Iterator[OpenGraph | None]:
     """A graph's warm copy to make a session of, verified as the bundle's files are; ``None`` where there is none.
 
     A copy that is damaged, or whose files this system cannot name while they are open, is passed over: it is a help, never needed.
     """
-    place = _place(bundle, file)
-    entries = _entries(place)
-    if entries is None or file.endswith(".ort") or sys.platform == "win32":
+    place, entries = _found(bundle, file)
+    if entries is None:
         yield None
         return
     files = BundleFiles(place, entries, bundle.verification)

@@ -164,6 +164,16 @@ def test_a_bundle_that_is_damaged_is_not_packed(bundle: Path, tmp_path: Path) ->
         warm(read_bundle(copy, verify="always"), "q4")
 
 
+def test_without_a_home_there_is_no_copy_and_no_error(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none() -> Path:
+        raise RuntimeError("no home")
+
+    before = logits(bundle)
+    monkeypatch.delenv("EDGEPEFT_CACHE")
+    monkeypatch.setattr(Path, "home", none)
+    assert np.array_equal(logits(bundle, verify="never"), before)
+
+
 def test_command(bundle: Path, cache: Path) -> None:
     from click.testing import CliRunner
 
