@@ -71,9 +71,13 @@ class AnswerFile:
 
     def _open(self) -> sqlite3.Connection:
         database = sqlite3.connect(self.path)
-        database.execute(
-            "CREATE TABLE IF NOT EXISTS chunks (key TEXT, start INT, answers BLOB, PRIMARY KEY (key, start))"
-        )
+        try:
+            database.execute(
+                "CREATE TABLE IF NOT EXISTS chunks (key TEXT, start INT, answers BLOB, PRIMARY KEY (key, start))"
+            )
+        except sqlite3.Error:
+            database.close()
+            raise
         return database
 
 
