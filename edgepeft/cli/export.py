@@ -63,8 +63,8 @@ from .values import calibration_texts, named
         "variants",
         multiple=True,
         metavar="VARIANT",
-        help="Write this precision only: fp32, int8, q8 or q4 (rounded to nearest); may be repeated. Language models are read block "
-        "by block, so that memory and disk stay small. Without: fp32.",
+        help="Write this precision only: fp32, int8, q8 or q4 (rounded to nearest); may be repeated. Language models are read "
+        "block by block, so that memory and disk stay small. Without: fp32.",
     ),
     option(
         "--onnx",
