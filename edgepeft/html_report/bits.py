@@ -37,6 +37,7 @@ def bits_chart(title: str, kept: Mapping[str, Any]) -> Chart:
         )
         axes.plot([chosen], [measured], "x", color=charts.colour(1), markersize=9, markeredgewidth=2, label=names[1])
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:g}")  # as a decimal: the page draws no powers
         axes.set_xlabel("MB of the variant's files")
         axes.set_ylabel("divergence from fp32, nats")
         axes.margins(x=0.08, y=0.12)
@@ -44,7 +45,7 @@ def bits_chart(title: str, kept: Mapping[str, Any]) -> Chart:
     label = f"{chosen:.1f} MB chosen with a measured divergence of {measured:.4f}; " + "; ".join(
         f"{mb:.1f} MB: {loss:.4f}" for mb, loss in points
     )
-    worth = "; ".join(f"{name} {loss:.2g}" for name, loss in list(kept["most_sensitive"].items())[:5])
+    worth = "; ".join(f"{charts.short(name)} {loss:.2g}" for name, loss in list(kept["most_sensitive"].items())[:5])
     forms = "; ".join(f"{count:,} in {form}" for form, count in kept["forms"].items())
     numbers = Table(title, ("MB", "expected divergence"), tuple(points))
     return Chart(title, out[0], label, numbers, f"Weights: {forms}. Worth most in 4 bits by themselves: {worth}.")
