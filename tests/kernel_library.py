@@ -40,7 +40,7 @@ def package_folder() -> Path:
         headers = next((staging / "headers").rglob("onnxruntime_c_api.h")).parent
         build = staging / "build"
         for command in (
-            ["cmake", "-S", SOURCES, "-B", build, f"-DONNXRUNTIME_INCLUDE={headers}"],
+            ["cmake", "-S", SOURCES, "-B", build, f"-DONNXRUNTIME_INCLUDE={headers}", "-DCMAKE_CXX_COMPILER=g++"],
             ["cmake", "--build", build],
         ):
             subprocess.run(command, check=True, capture_output=True)

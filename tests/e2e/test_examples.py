@@ -237,7 +237,7 @@ def test_the_cpp_app_builds_with_cmake_and_gives_pythons_scores(bundle: Path, tm
     build = tmp_path / "build"
     for command in (
         ["cmake", "-S", EXAMPLES / "cpp", "-B", build, f"-DONNXRUNTIME_ROOT={root}", "-DCMAKE_BUILD_TYPE=Release",
-         "-DCMAKE_CXX_FLAGS=-Werror"],
+         "-DCMAKE_CXX_FLAGS=-Werror", "-DCMAKE_CXX_COMPILER=g++"],  # whatever CXX is by the time
         ["cmake", "--build", build],
     ):  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, timeout=300)

@@ -228,7 +228,7 @@ def test_over_quantized_bases_and_through_the_command_line(folder: Path, tmp_pat
     """4 bits round the base, not the states: what differs from fp32 is of the size of what differs without an adapter."""
     copy = tmp_path / "bundle"
     shutil.copytree(folder / "bundle", copy)
-    quantize(copy, "q4")
+    quantize(copy, "q4", method="rtn")
     own, plain = runtime.open(copy, variant="q4", threads=1), runtime.open(copy, threads=1)
     found = own.use("prefix").generate(PROMPTS, **RAW)
     assert tokens(found) != tokens(own.use(None).generate(PROMPTS, **RAW))

@@ -196,7 +196,7 @@ def test_a_damaged_shard_is_named(llama: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("variants", [["w8a16"], ["nonsense"], []])
 def test_variants_that_need_data_or_do_not_exist(llama: Path, tmp_path: Path, variants: list[str]) -> None:
-    with pytest.raises(InputError, match="--variant takes fp32, int8, q4, found"):
+    with pytest.raises(InputError, match="--variant takes fp32, int8, q4, q8, found"):
         export_variants(variants, llama / "model", {}, tmp_path / "out")
 
 
