@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from .. import __version__
 from ..bundle import SlotTable
 from ..cache import cache_dir
 from ..errors import InputError
-from ..quantize.calibrated import Fitted, fit, nearest_with_bias, write_rounded
+from ..quantize.calibrated import NEAREST_BITS, Fitted, fit, nearest_with_bias, write_rounded
 from ..quantize.mixed import MEASURED, Option, Point, front, options_of, within_loss, within_size
 from ..quantize.nbits import Rounded
 from ..quantize.packing import BLOCK
@@ -98,12 +99,12 @@ def make_mixed(source: Path, target: Path, slots: SlotTable, *, runs: Runs, goal
     first = fit(source, slots, even, batches=runs.feeds, open_session=open_session)
     rounded = {name: each.rounded for name, each in first.items()}
     write_rounded(source, target, slots, rounded, even)
-    rest = _size(target) - sum(MEASURED.bytes(*matrix.numbers.shape) for matrix in found.values())
+    rest = _size(target) - sum(MEASURED.bytes(*matrix.shape) for matrix in found.values())
     known = _sensitivity(source, slots, rounded, runs, announce)
     # Kernels round activations too: what that costs is there whatever the weights are.
     floor = max(0.0, divergence_of(source, target, runs.probes, open_session) - known.together)
     options = {name: options_of(matrix, known.factor * known.each.get(name, 0.0)) for name, matrix in found.items()}
-    numbers = {name: matrix.numbers.size for name, matrix in found.items()}
+    numbers = {name: math.prod(matrix.shape) for name, matrix in found.items()}
     whole = _Variant(source, target, slots, runs, found, first, options, rest, floor)
     point, measured = whole.reach(goal, sum(numbers.values()), announce)
     points = [(whole.mb(each), each.loss) for each in whole.front()]
@@ -181,7 +182,7 @@ class _Variant:
             form = point.forms[name]
             if form == MEASURED:
                 made[name] = fitted.rounded
-            elif form.bits == 8:
+            elif form.bits >= NEAREST_BITS:
                 made[name] = nearest_with_bias(self.matrices[name].numbers, fitted.mean, form)
             else:
                 anew.append(name)

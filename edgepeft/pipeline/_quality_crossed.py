@@ -10,6 +10,7 @@ import numpy as np
 from .. import runtime as runtimes
 from ..bundle import Bundle
 from ..runtime.views import View
+from ..validate.likelihood import log_softmax
 from ._calibration_crossed import CrossedRuns, Pair, steps
 from ._calibration_runs import Runs
 from ._quality import Quality, measure_quality, quality_from
@@ -47,14 +48,8 @@ def _sums(whole: View, rounded: View, pair: Pair) -> np.ndarray:
     source, answer = pair
     sums = np.zeros(5)
     for token, one, two in zip(answer, steps(whole, source, answer), steps(rounded, source, answer), strict=True):
-        first, second = (_logarithms(logits) for logits in (one, two))
+        first, second = (log_softmax(logits) for logits in (one, two))
         possible = np.isfinite(first)  # a forced first token leaves no choice
         divergence = np.exp(first[possible]) @ (first[possible] - second[possible])
         sums += (1, -first[token], -second[token], divergence, one.argmax() == two.argmax())
     return sums
-
-
-def _logarithms(logits: np.ndarray) -> np.ndarray:
-    wide = logits.astype(np.float64) - logits.max()
-    found: np.ndarray = wide - np.log(np.exp(wide).sum())
-    return found

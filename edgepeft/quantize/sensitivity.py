@@ -7,7 +7,7 @@ argument of HAWQ, arXiv:1911.03852), up to a factor that one run with all of the
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ def measure_sensitivity(
         source: The fp32 graph with an output ``logits``, its weights beside it.
         slots: The bundle's slots.
         rounded: What matrices become, by name.
-        batches: What is run, in the order of importance alike; few are enough, since the same are run each time.
+        batches: What is run for every matrix; few are enough, since they are the same each time.
         open_session: Opens a graph with ONNX Runtime.
         progress: Is called with the number of matrices measured, and of all.
 
@@ -96,7 +96,7 @@ def divergence_of(source: Path, target: Path, batches: Sequence[Feeds], open_ses
 
 
 class _Runs:
-    """The reference's answers, kept as logarithms of probabilities in float16 pieces' double: compared with any other run."""
+    """The answers of a session, as logarithms of probabilities, and how far other runs over the same inputs are from them."""
 
     def __init__(self, session: Any, batches: Sequence[Feeds]) -> None:
         self.session, self.batches = session, batches
@@ -125,7 +125,7 @@ def _logarithms(logits: np.ndarray) -> np.ndarray:
     return rows
 
 
-def _open_up(model: ir.Model, found: Iterator[Matrix] | Any) -> None:
+def _open_up(model: ir.Model, found: Iterable[Matrix]) -> None:
     """Make each matrix an input with a default, and add an offset, zero by default, to what its linear nodes write."""
     graph = model.graph
     for matrix in found:
@@ -137,7 +137,7 @@ def _open_up(model: ir.Model, found: Iterator[Matrix] | Any) -> None:
 def _add_offset(graph: ir.Graph, node: ir.Node, matrix: Matrix) -> None:
     name = f"{matrix.name}{_OFFSET}"
     known = graph.initializers.get(name)
-    offset = known if known is not None else constant(graph, name, np.zeros(len(matrix.numbers), np.float32))
+    offset = known if known is not None else constant(graph, name, np.zeros(matrix.shape[0], np.float32))
     if known is None:
         graph.inputs.append(offset)
     before = node.outputs[0]
@@ -157,10 +157,8 @@ def _add_offset(graph: ir.Graph, node: ir.Node, matrix: Matrix) -> None:
 
 
 def _changed(matrix: Matrix, rounded: Rounded) -> dict[str, np.ndarray]:
-    """What is fed in place of a matrix: its rounded numbers, with the low-rank correction, and the bias."""
+    """What is fed in place of a matrix: its rounded numbers, and the bias."""
     weight = rounded.packed.weight()
-    if rounded.correction is not None:
-        weight += (rounded.correction.first @ rounded.correction.second).T
     made = {matrix.name: weight if matrix.transposed else np.ascontiguousarray(weight.T)}
     if rounded.bias is not None and matrix.linear:
         made[f"{matrix.name}{_OFFSET}"] = rounded.bias

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,13 +15,12 @@ from .adapter import TrainedAdapter, finish
 from .compare import score_interval
 from .gain import paired_change
 from .loop import Course, Schedule
-from .methods import Settings, settings_of
+from .methods import settings_of
 from .record import arguments_of, check_arguments, check_extra
 from .source import load_split
 
 if TYPE_CHECKING:
     from .sensitivity import Measure
-    from .workbench import Workbench
 
 
 @dataclass(frozen=True)
@@ -169,7 +167,7 @@ def train_with_chosen_ranks(
     runs = {}
     for name, settings in (("uniform", uniform_settings), ("chosen", chosen_settings)):
         announce(f"training with {name} ranks: {settings.describe()}")
-        runs[name] = _run(bench, settings, schedule)
+        runs[name] = bench.trained(settings, schedule)
     metric = bench.problem.row_metric
     change = paired_change(runs["uniform"][1].row_after, runs["chosen"][1].row_after, metric)
     kept = _better(runs["uniform"][1], runs["chosen"][1], metric)
@@ -188,15 +186,6 @@ def train_with_chosen_ranks(
         map=drawn_map(sites, ranks, measure),
         adapter=finish(bench, adapted, course, folder, arguments, seconds),
     )
-
-
-def _run(bench: Workbench, settings: Settings, schedule: Schedule) -> tuple[Any, Course, float]:
-    from .loop import fit
-
-    model = bench.fresh(settings, schedule.seed)
-    start = time.perf_counter()
-    course = fit(model, bench.base.tokenizer, bench.rows, bench.held, schedule, bench.problem, progress=False)
-    return model, course, time.perf_counter() - start
 
 
 def _better(uniform: Course, chosen: Course, metric: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -189,22 +188,10 @@ def compare_methods(
 
 
 def _run(bench: Workbench, settings: Settings, schedule: Schedule) -> tuple[Any, Course, float, int | None]:
-    from .loop import fit
-
-    made: list[Any] = []
-
-    def train() -> tuple[Course, float]:
-        steps = schedule.epochs * -(-len(bench.rows) // schedule.batch_size)
-        model = bench.fresh(settings, schedule.seed, steps=steps)
-        made.append(model)
-        start = time.perf_counter()
-        course = fit(model, bench.base.tokenizer, bench.rows, bench.held, schedule, bench.problem, progress=False)
-        return course, time.perf_counter() - start
-
-    (course, seconds), growth = with_memory_growth(train)
+    (model, course, seconds), growth = with_memory_growth(lambda: bench.trained(settings, schedule))
     if growth is not None:  # the copy of the base is there in deployment and before training too
         growth = max(0, growth - 4 * bench.base.parameters)
-    return made[0], course, seconds, growth
+    return model, course, seconds, growth
 
 
 def _row(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from .base import BaseModel
+    from .loop import Course, Schedule
 
 _DEFAULT_MAX_LENGTH = 128
 
@@ -46,6 +48,15 @@ class Workbench:
             base = replace(self.base, model=copy.deepcopy(self.base.model))
             redraw(base)
             return adapt(base, settings, steps=steps)
+
+    def trained(self, settings: Settings, schedule: Schedule) -> tuple[nn.Module, Course, float]:
+        """A :meth:`fresh` network after its training, what that did, and the seconds that it took."""
+        from .loop import fit
+
+        model = self.fresh(settings, schedule.seed, steps=schedule.epochs * -(-len(self.rows) // schedule.batch_size))
+        start = time.perf_counter()
+        course = fit(model, self.base.tokenizer, self.rows, self.held, schedule, self.problem, progress=False)
+        return model, course, time.perf_counter() - start
 
 
 def open_workbench(model: str | Path, split: Split, max_length: int | None) -> Workbench:

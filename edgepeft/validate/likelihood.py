@@ -141,11 +141,12 @@ def logarithms(view: View, tokens: Sequence[int], first: int) -> Iterator[tuple[
             logits = decoder.step(tokens[place:end])
         keep = max(first, place)
         if keep < end:
-            yield keep, _log_softmax(logits[keep - place :])
+            yield keep, log_softmax(logits[keep - place :])
         place = end
 
 
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
+def log_softmax(logits: np.ndarray) -> np.ndarray:
+    """Logarithms of probabilities over the last axis, float64."""
     wide = logits.astype(np.float64)
     wide -= wide.max(axis=-1, keepdims=True)
     found: np.ndarray = wide - np.log(np.exp(wide).sum(axis=-1, keepdims=True))
