@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -10,6 +10,8 @@ from ..bundle import Manifest
 from ..errors import InputError
 
 Inputs = Mapping[str, np.ndarray]
+#: The adapter of each row of a batch; ``None`` is the base.
+Adapters = Sequence[str | None]
 
 
 def check_arrays(inputs: Inputs, manifest: Manifest) -> None:
