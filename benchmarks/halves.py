@@ -1,7 +1,7 @@
 """Half precision by emulation: sizes, labels and logits of an encoder, greedy tokens of a language model.
 
     python benchmarks/halves.py demo-out                    # after `edgepeft demo`
-    python benchmarks/halves.py --language LM [--tokens 32]   # a language model's bundle with fp32 (and q4)
+    python benchmarks/halves.py --language LM [--variant q4f16] [--tokens 32] [--prompts 6]   # a bundle with fp32 (and q4)
 
 ONNX Runtime's CPU widens float16 over whole stretches of a graph, so running the file says little. The planned graph is run in
 float32 with every number rounded as float16 would at each edge, which is also what judges a variant before it is written.
@@ -35,6 +35,8 @@ from edgepeft.quantize.halves.plan import plan_halves
 from edgepeft.quantize.halves.write import write_emulated
 from edgepeft.runtime.generation.tokens import Tokens
 
+#: Variants in half precision, and those that they are made of.
+HALVES = {"fp16": "fp32", "q4f16": "q4"}
 PROMPTS = (
     "The capital of France is", "def fibonacci(n):", "My laptop does not start.", "It is a truth universally acknowledged",
     "To boil an egg,", "The three laws of",
@@ -98,16 +100,17 @@ def greedy(runs: HalfRuns, bundle: Bundle, tokens: list[int], count: int) -> lis
     return found
 
 
-def language(bundle: Bundle, count: int) -> None:
+def language(bundle: Bundle, asked: argparse.Namespace) -> None:
     """Greedy tokens after a few prompts, of the base and every adapter."""
-    for variant, name in (("fp32", "fp16"), ("q4", "q4f16")):
-        if variant not in bundle.manifest.variants:
+    count, prompts = asked.tokens, PROMPTS[: asked.prompts]
+    for name, variant in HALVES.items():
+        if variant not in bundle.manifest.variants or name not in asked.variant:
             continue
         tokens = Tokens(bundle, bundle.text_of(None))
         with emulated(bundle, variant) as (single, half):
             for adapter in (None, *bundle.manifest.adapters):
                 equal, first = 0, []
-                for prompt in PROMPTS:
+                for prompt in prompts:
                     ids = tokens.encode(prompt, special=False)
                     found, expected = (greedy(runs.use(adapter), bundle, ids, count) for runs in (half, single))
                     equal += found == expected
@@ -115,7 +118,7 @@ def language(bundle: Bundle, count: int) -> None:
                         next((i for i, (a, b) in enumerate(zip(found, expected, strict=True)) if a != b), count)
                     )
                 who = f"{name}, {adapter or 'the base'}"
-                print(f"{who}: {equal} of {len(PROMPTS)} answers of {count} tokens equal; others from {first}")
+                print(f"{who}: {equal} of {len(prompts)} answers of {count} tokens equal; others from {first}")
 
 
 def main() -> None:
@@ -124,19 +127,21 @@ def main() -> None:
     parser.add_argument("demo", type=Path, nargs="?", help="what `edgepeft demo` made")
     parser.add_argument("--language", type=Path, help="a language model's bundle")
     parser.add_argument("--tokens", type=int, default=32)
+    parser.add_argument("--prompts", type=int, default=len(PROMPTS))
+    parser.add_argument("--variant", nargs="+", choices=HALVES, default=list(HALVES))
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         for place, source in enumerate(filter(None, (asked.demo and asked.demo / "bundle", asked.language))):
             own = Path(shutil.copytree(source, Path(scratch) / str(place)))
-            for variant, of in (("fp16", "fp32"), ("q4f16", "q4")):
-                if of not in read_bundle(own).manifest.variants:
+            for variant, of in HALVES.items():
+                if of not in read_bundle(own).manifest.variants or variant not in asked.variant:
                     continue
                 done = quantize(own, variant, replace=True, announce=print)
                 print(
                     f"{variant}: {done.bytes_after / 1e6:.1f} MB, {done.bytes_after / done.bytes_before:.3f} of {of}'s"
                 )
             bundle = read_bundle(own)
-            language(bundle, asked.tokens) if bundle.manifest.writes else encoder(asked.demo, bundle)
+            language(bundle, asked) if bundle.manifest.writes else encoder(asked.demo, bundle)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from ..quantize.halves.ranges import write_watched
 from ..quantize.halves.write import plain_session, write_emulated
 from ..quantize.recipes import WHOLE, Recipe
 from ..runtime.active import read_tensors
-from ..validate.probe import Found, bundle_probe
+from ..validate.probe import CausalProbe, Found, Probe, bundle_probe
 from ._half_runs import GraphFile, HalfRuns, text_feeds
 
 Announce = Callable[[str], None]
@@ -27,6 +27,10 @@ Announce = Callable[[str], None]
 #: max |difference| of outputs under emulation, relative where they exceed 1. Rounding to 11 bits at every edge moves logits of
 #: real models by 1e-3 to 2e-2 (measured: docs/quantization.md); an overflow moves them by their own size.
 TOLERANCE = 0.1
+
+
+#: Tokens of the longest prompt of a probe that is run.
+LONGEST = 600
 
 
 @dataclass(frozen=True)
@@ -164,6 +168,14 @@ def _watched(copy: Bundle, work: _Work) -> HalfRuns:
 _Expected = tuple[dict[str | None, Found], list[list[dict[str, np.ndarray]]]]
 
 
+def _probe(copy: Bundle) -> Probe:
+    """What is run beside texts: magnitudes do not grow with a prompt's length, so those of thousands of tokens are left out."""
+    probe = bundle_probe(copy)
+    if not isinstance(probe, CausalProbe):
+        return probe
+    return replace(probe, batches=[batch for batch in probe.batches if batch.ids.shape[1] <= LONGEST])
+
+
 def _adapters(copy: Bundle) -> tuple[str | None, ...]:
     return (None, *copy.manifest.adapters)
 
@@ -172,7 +184,7 @@ def _measured(
     copy: Bundle, work: _Work, feeds: Sequence[Sequence[Mapping[str, np.ndarray]]], announce: Announce
 ) -> tuple[_Expected, list[dict[str, float]]]:
     """What the float32 graphs compute, and the largest magnitude of each of their values."""
-    probe = bundle_probe(copy)
+    probe = _probe(copy)
     runs = HalfRuns(copy, [GraphFile(file) for file in work.exact])
     probed: dict[str | None, Found] = {name: probe.run(runs.use(name)) for name in _adapters(copy)}
     runs = _watched(copy, work)
@@ -191,7 +203,7 @@ def _judged(
     expected: _Expected,
 ) -> float:
     """The largest difference of the planned graphs' outputs, rounded at every edge."""
-    probe, graphs = bundle_probe(copy), []
+    probe, graphs = _probe(copy), []
     for prepared, floats, plan in zip(work.prepared, work.floats, plans, strict=True):
         exact, emulated = prepared.with_name(f"{prepared.stem}_exact.onnx"), work.path(prepared, "emulated")
         write_emulated(exact, emulated, floats, plan)

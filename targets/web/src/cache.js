@@ -120,7 +120,8 @@ export class Cache {
       Object.entries(this.#past).map(([name, tensor]) => {
         const [, heads = 0, places = 0, size = 0] = tensor.dims;
         const [from, kept] = [/** @type {Float32Array} */ (tensor.data), places - count];
-        const [numbers, type] = [heads * kept * size, tensor.type === "float16" ? "float16" : "float32"];
+        const numbers = heads * kept * size;
+        const type = tensor.type === "float16" ? "float16" : "float32";
         const data = /** @type {Float32Array} */ (type === "float16" ? emptyHalves(numbers) : new Float32Array(numbers));
         for (let head = 0; head < heads; head += 1) data.set(from.subarray(head * places * size, (head * places + kept) * size), head * kept * size);
         return [name, this.#backend.tensor(type, data, [1, heads, kept, size])];
