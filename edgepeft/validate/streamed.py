@@ -223,13 +223,13 @@ def _check(
 
     with exact_runtime(bundle, variant) as runtime:
         at_once = together_of(runtime)
-        whole, plain = at_once.spread(whole), at_once.spread(plain)
+        thorough, plain = at_once.spread(whole), at_once.spread(plain)
         probes = {name: replace(each, probe=at_once.spread(each.probe)) for name, each in probes.items()}
         forward = runtime.base.forward
         mine, *at_places = at_once(
-            [partial(whole.run, runtime.base), *(partial(run_place, forward, whole.shapes, place) for place in distant)]
+            [partial(thorough.run, runtime.base), *(partial(run_place, forward, whole.shapes, place) for place in distant)]
         )
-        difference = whole.difference(mine, expected[None])
+        difference = thorough.difference(mine, expected[None])
         for (place, theirs), ours in zip(distant.items(), at_places, strict=True):
             found = place_difference(ours, theirs)
             if not found <= TOLERANCE:
