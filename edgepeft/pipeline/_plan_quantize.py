@@ -107,11 +107,11 @@ def plan_quantize(
     for source in _graphs(whole).values():
         target = rule.graph_file(source if begun == WHOLE else whole_name(source, rule))
         if rule.halves == begun:
-            size, count = _halved(opened, source)
+            halved, count = _halved(opened, source)
             weights += count
             files += [
                 PlannedFile(target, (opened.path / source).stat().st_size),
-                PlannedFile(f"{target}_data", size),
+                PlannedFile(f"{target}_data", halved),
             ]
             continue
         matrices, vectors = _shapes(opened, source)
