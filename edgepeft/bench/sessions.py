@@ -50,13 +50,18 @@ class Saved:
         return self.runs[-1]
 
     def sessions_ms(self, variant: str, case: Case) -> tuple[tuple[float, ...], ...]:
-        """Medians of a case's processes by run, of the runs that have it."""
-        return tuple(
-            each.process_p50_ms
+        """Medians of a case's processes by session: of one report those that it was measured in, of several each is one."""
+        found = [
+            (run.sessions, each.process_p50_ms)
             for run in self.runs
             for each in run.cases
             if (each.variant, each.adapter, each.shape) == (variant, case.adapter, case.label)
-        )
+        ]
+        if len(found) != 1:
+            return tuple(processes for _, processes in found)
+        ((sessions, processes),) = found
+        size = len(processes) // sessions
+        return tuple(processes[start : start + size] for start in range(0, len(processes), size))
 
 
 def saved_report(path: Path) -> Saved:

@@ -217,7 +217,7 @@ def _make(
     fronts = [front for front in found if front is not None]
     counted = _counted(copy, rule, made)
     entry = _entry(copy, made, whole, recipe=fitting.summary(rule, *fronts), counted=counted)
-    return _Made(entry, counted, texts, runs, fronts[0] if fronts else None)
+    return _Made(entry, counted, texts, runs, next(iter(fronts), None))
 
 
 def _halve(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -11,6 +11,8 @@ from ..bundle.cache_names import is_past
 from ..errors import InputError
 
 Inputs = Mapping[str, np.ndarray]
+#: The adapter of each row of a batch; ``None`` is the base.
+Adapters = Sequence[str | None]
 
 
 def in_cache_type(inputs: Inputs, variant: Variant) -> Inputs:

@@ -10,7 +10,8 @@ import numpy as np
 
 from ..bundle import Bundle, Manifest, Variant
 from ..errors import BundleError
-from .kernels import Factors, Kernels, UseKernels, library_for, say_once
+from .kernel_adapter import Factors
+from .kernels import Kernels, UseKernels, library_for, say_once
 from .twin import make_twin
 from .warm import open_warm
 
@@ -73,11 +74,11 @@ def open_kernel_session(
         reason: object = "its weights lie inside the graph, or it is in ONNX Runtime's own format"
         try:
             if isinstance(graph.model, bytes) and not file.endswith(".ort"):
-                twin = make_twin(graph.model, slots, half=factors == "fp16")
+                twin = make_twin(graph.model, slots, adapter=f"edgepeft.adapter:{file}")
                 reason = "it has no slot that they know"
                 if twin is not None:
                     session = open_session(twin.model, threads=threads, settings=graph.settings, operators=library.path)
-                    return session, Kernels(library.isa, library.path, twin.slots, factors)
+                    return session, Kernels.of(library, twin, factors)
         except (BundleError, IndexError) as error:
             reason = error.__cause__ or error
     if use == "require":

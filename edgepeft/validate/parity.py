@@ -13,7 +13,7 @@ from .. import runtime as runtimes
 from ..adapters.checkpoint import Source, read_checkpoint, split_task
 from ..base.rounding import TOLERANCE, Noise, rounding_noise
 from ..bundle import Bundle, Manifest
-from ..errors import InputError, ParityError
+from ..errors import AdapterError, InputError, ParityError
 from ..runtime import Runtime
 from ..runtime.finite import count_not_finite
 from ..runtime.views import View
@@ -252,7 +252,11 @@ def check_parity(
 
 
 def adapter_sources(bundle: Bundle, given: Mapping[str, str | Path]) -> dict[str, str | Path]:
-    """Where each adapter's checkpoint is: as given, else as recorded in the manifest where that folder still exists."""
+    """Where each adapter's checkpoint is: as given, else as recorded in the manifest where that folder still exists.
+
+    Raises:
+        InputError: One is given for no adapter of the bundle, or cannot be read: before anything is compared.
+    """
     recorded = {name: entry.source for name, entry in bundle.manifest.adapters.items()}
     known = {*recorded, *filter(None, [bundle.manifest.merged])}
     unknown = sorted(set(given) - known)
@@ -266,5 +270,10 @@ def adapter_sources(bundle: Bundle, given: Mapping[str, str | Path]) -> dict[str
         for name, source in recorded.items()
         if (Path(split_task(source)[0]) / "adapter_config.json").is_file()
     }
+    for name, source in given.items():
+        try:
+            read_checkpoint(source)
+        except AdapterError as error:
+            raise InputError(f"--adapter {name}: there is no checkpoint to compare with: {error}") from error
     found.update(given)
     return found

@@ -239,7 +239,7 @@ class Together:
 
     doors: Doors | None
 
-    def __call__(self, works: Sequence[Callable[[], T]]) -> list[T]:
+    def __call__(self, works: Sequence[Callable[[], Any]]) -> list[Any]:
         """What each of ``works`` returns."""
         return one_by_one(works) if self.doors is None else self.doors.together(works)
 

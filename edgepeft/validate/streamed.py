@@ -223,13 +223,13 @@ def _check(
 
     with exact_runtime(bundle, variant) as runtime:
         at_once = together_of(runtime)
-        spread, plain, shapes = at_once.spread(whole), at_once.spread(plain), whole.shapes
+        thorough, plain = at_once.spread(whole), at_once.spread(plain)
         probes = {name: replace(each, probe=at_once.spread(each.probe)) for name, each in probes.items()}
         forward = runtime.base.forward
-        works: list[Callable[[], Any]] = [partial(spread.run, runtime.base)]
-        works += [partial(run_place, forward, shapes, place) for place in distant]
-        mine, *at_places = at_once(works)
-        difference = whole.difference(mine, expected[None])
+        mine, *at_places = at_once(
+            [partial(thorough.run, runtime.base), *(partial(run_place, forward, whole.shapes, place) for place in distant)]
+        )
+        difference = thorough.difference(mine, expected[None])
         for (place, theirs), ours in zip(distant.items(), at_places, strict=True):
             found = place_difference(ours, theirs)
             if not found <= TOLERANCE:
@@ -246,9 +246,12 @@ def _check(
             ]
         )
         of_adapters = {name: expected[name] for name in probes}
-        works = [partial(check_mixed, runtime, of_adapters, plain, results)]
-        works += [partial(base_restored, runtime, plain, at_once)]
-        _, restored = at_once(works)
+        _, restored = at_once(
+            [
+                partial(check_mixed, runtime, of_adapters, plain, results),
+                partial(base_restored, runtime, plain, at_once),
+            ]
+        )
         if runtime.adapters and not restored:
             raise ParityError(
                 "the base's outputs are not the same bits after the adapters were used; nothing was written"

@@ -107,7 +107,7 @@ def _reason(
     if outputs and all(v.name in counted for _, v in outputs):
         return "computes from whole numbers alone"
     # A cast changes the type itself: only what it writes must fit, and the other way around at the graph's end.
-    return next((unsafe[name] for v in halved if (name := v.name or "") in unsafe), "")
+    return next((unsafe[v.name] for v in halved if v.name is not None and v.name in unsafe), "")
 
 
 def _counted(graph: ir.Graph, floats: Collection[str]) -> set[str]:
