@@ -59,9 +59,9 @@ def compare_targets(
             find_peft(opened, {}, None)
     keep(lambda: so_far() if gates else None)
     for target in list_targets() if targets is None else targets:
-        chosen = choose_variants(opened.manifest, target)
-        size = deployed_mb(opened.manifest, chosen[0])
         place = find_place(target, task=opened.manifest.task)
+        chosen = choose_variants(opened.manifest, target, executor=place.executor)
+        size = deployed_mb(opened.manifest, chosen[0])
         run = place.executor if execute and opened.manifest.task in TASKS else None
         progress(f"{target.name}: {'static checks' if run is None else run.name}")
         unable = f"{opened.manifest.task} is not executed on devices" if execute else "not asked for"

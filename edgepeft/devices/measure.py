@@ -33,7 +33,7 @@ from .checks.emulated import (
 )
 from .checks.static import static_report
 from .executors.protocol import Executor
-from .place import choose_variants, find_place, require_size
+from .place import choose_variants, find_place, require_size, target_variants
 
 
 def _silent(done: int, total: int, what: str) -> None:
@@ -69,7 +69,7 @@ def bench_on(
         require_history(history)
     opened = read_bundle(bundle)
     place = find_place(target, on, opened.manifest.task)
-    chosen = variants or [name for name in target.variants if name in opened.manifest.variants]
+    chosen = variants or target_variants(opened.manifest, target, place.executor)
     if place.executor is None:
         return static_report(
             opened, target, choose_variants(opened.manifest, target, chosen), place.why_static, "bench"
@@ -164,7 +164,7 @@ def check_on(
     """
     opened = read_bundle(bundle)
     place = find_place(target, on, opened.manifest.task)
-    chosen = choose_variants(opened.manifest, target, options.get("variants"))
+    chosen = choose_variants(opened.manifest, target, options.get("variants"), place.executor)
     path, origin = local_baseline(baseline)
     reference = baseline_bundle(path)
     if place.executor is None:

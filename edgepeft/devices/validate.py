@@ -61,8 +61,9 @@ def validate_on(
     task = opened.manifest.task
     if task not in TASKS:
         raise InputError(f"validate --target runs {' and '.join(TASKS)} bundles; this one's task is {task}")
-    chosen = choose_variants(opened.manifest, target, variants)
+    choose_variants(opened.manifest, target, variants)  # a variant that there is not is said first
     place = find_place(target, on, task)
+    chosen = choose_variants(opened.manifest, target, variants, place.executor)
     fitting = adapters_of(opened, inside or {}, general, set(opened.manifest.adapters))
 
     def said(report: Report) -> Report:

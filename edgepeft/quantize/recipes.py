@@ -32,7 +32,8 @@ class Recipe:
     by the grids with the smallest squared error. ``in_graph(model, slots)`` does what ``apply`` does in a graph, and rounds
     numbers that are deferred (:mod:`edgepeft.graph.deferred`) when they are written: a recipe that has it needs no data, and makes
     its variant of a base of any size. ``weight_bytes`` is about what a weight takes in the file. ``browsers`` and ``genai`` say
-    whether transformers.js, and onnxruntime-genai, should open this variant first where there are several.
+    whether transformers.js, and onnxruntime-genai, should open this variant first where there are several. ``halves`` names the
+    variant that this one is in float16: ``apply`` then takes a prepared graph, and the plan for it (:mod:`.halves`).
     """
 
     variant: str
@@ -47,6 +48,7 @@ class Recipe:
     searched: Callable[..., None] | None = None
     browsers: bool = False
     genai: bool = False
+    halves: str = ""
 
     def graph_file(self, source: str) -> str:
         """``onnx/model.onnx`` of this variant: ``onnx/model_int8.onnx``, as transformers.js names it."""
@@ -112,6 +114,24 @@ RECIPES: dict[str, Recipe] = {
             apply=_in("w8a16", "w8a16"),
             rounded=_in("w8a16", "round_symmetric"),
             calibrated=True,
+        ),
+        Recipe(
+            "q4f16",
+            "q4, all else in float16 but for what it does not hold: activations, norms, the key/value cache",
+            "q4 with the rest in half precision, for GPUs and browsers that have shader-f16",
+            apply=_in("halves.write", "write_halves"),
+            rounded=_in("q4", "round_to_blocks"),
+            weight_bytes=0.5 + 2 / 32,
+            halves="q4",
+        ),
+        Recipe(
+            "fp16",
+            "float16 but for what it does not hold: weights, activations, the key/value cache",
+            "half precision, for GPUs and browsers that have shader-f16",
+            apply=_in("halves.write", "write_halves"),
+            rounded=_in("halves.write", "round_half"),
+            weight_bytes=2.0,
+            halves=WHOLE,
         ),
     )
 }

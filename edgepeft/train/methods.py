@@ -190,9 +190,17 @@ def adapt(base: BaseModel, settings: Settings, task: Task = "SEQ_CLS", *, steps:
     if kind == FULL:
         base.model.requires_grad_(True)
         return base.model
+    return made_over(base, _config(base, settings, kind, task, steps), settings.method)
+
+
+def made_over(base: BaseModel, config: Any, name: str) -> nn.Module:
+    """``base.model`` with what PEFT's ``config`` says on it; ``name`` stands for it in messages.
+
+    Raises:
+        InputError: PEFT cannot make it over this network.
+    """
     from peft import get_peft_model
 
-    config = _config(base, settings, kind, task, steps)
     with warnings.catch_warnings():
         # peft 0.21 asks for a property that transformers 5.23 renamed, and LN tuning calls the layers it is for unsupported
         # (November 2026).
@@ -209,7 +217,7 @@ def adapt(base: BaseModel, settings: Settings, task: Task = "SEQ_CLS", *, steps:
             ImportError,
             RuntimeError,
         ) as error:
-            raise InputError(f"PEFT cannot make {settings.method} over {base.source}: {error}") from error
+            raise InputError(f"PEFT cannot make {name} over {base.source}: {error}") from error
 
 
 def _config(base: BaseModel, settings: Settings, kind: str, task: Task, steps: int) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,13 +124,22 @@ def _changes(base: View, probe: Probe, found: Found) -> bool:
     return not same_outputs(found[: len(first)], first) or not same_outputs(found, probe.run(base))
 
 
-def base_restored(runtime: Runtime, probe: Probe) -> bool:
-    """Whether the base's outputs are the same bits before, between and after using every adapter."""
+def one_by_one(works: Sequence[Callable[[], Any]]) -> list[Any]:
+    """What each of ``works`` returns, called in their order."""
+    return [work() for work in works]
+
+
+def base_restored(
+    runtime: Runtime, probe: Probe, run: Callable[[Sequence[Callable[[], Any]]], list[Any]] = one_by_one
+) -> bool:
+    """Whether the base's outputs are the same bits before and after using every adapter.
+
+    ``run`` gives what each of the runs gives; a graph may run all of them part by part, in their order.
+    """
     probe = probe.brief()
-    before = probe.run(runtime.base)
-    for name in (*runtime.adapters, *reversed(runtime.adapters)):
-        probe.run(runtime.adapter(name))
-    return same_outputs(probe.run(runtime.base), before)
+    views = [runtime.base, *map(runtime.adapter, (*runtime.adapters, *reversed(runtime.adapters))), runtime.base]
+    before, *_, after = run([partial(probe.run, view) for view in views])
+    return same_outputs(after, before)
 
 
 def _not_finite(outputs: Found) -> str:
