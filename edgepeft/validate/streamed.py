@@ -227,7 +227,10 @@ def _check(
         probes = {name: replace(each, probe=at_once.spread(each.probe)) for name, each in probes.items()}
         forward = runtime.base.forward
         mine, *at_places = at_once(
-            [partial(thorough.run, runtime.base), *(partial(run_place, forward, whole.shapes, place) for place in distant)]
+            [
+                partial(thorough.run, runtime.base),
+                *(partial(run_place, forward, whole.shapes, place) for place in distant),
+            ]
         )
         difference = thorough.difference(mine, expected[None])
         for (place, theirs), ours in zip(distant.items(), at_places, strict=True):
