@@ -27,9 +27,9 @@ def search(study: Path, workers: int, trials: int | None, as_json: bool) -> None
     """Search for the best of accuracy, latency and size.
 
     The file says what is searched over: data, model, method, rank, recipe. Each trial trains an adapter, exports it, rounds
-    the base and measures, in a folder of its own. Call it again to go on where it was, or elsewhere at the same time to share the work. Ends with the front: the trials that
-    nothing beats in accuracy, latency and MB together, as a table, in report/search.json and in report.html. Exit code 1: no trial
-    came to its end.
+    the base and measures, in a folder of its own. Call it again to go on where it was, or elsewhere at the same time to share
+    the work. Ends with the front: the trials that nothing beats in accuracy, latency and MB together, as a table, in
+    report/search.json and in report.html. Exit code 1: no trial came to its end.
     """
     from ..search import read_study, run_study
     from ..search.front import tables
