@@ -182,7 +182,9 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=120.0)
     arguments = parser.parse_args()
     if arguments.what == "few":
-        few(arguments.out, arguments.labels, range(arguments.first, arguments.first + arguments.seeds), arguments.budget)
+        few(
+            arguments.out, arguments.labels, range(arguments.first, arguments.first + arguments.seeds), arguments.budget
+        )
         return
     if arguments.what == "ranks":
         ranks(arguments.out, arguments.seeds)
