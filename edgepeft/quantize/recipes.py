@@ -101,7 +101,7 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             "q8",
             "8 bits in blocks, grids with zero points and the smallest squared error: linear layers and embeddings",
-            "8 bits in blocks, where next to nothing may be lost",
+            "8 bits in blocks, next to nothing lost",
             apply=_in("searched", "q8"),
             rounded=_in("searched", "round_to_grids"),
             in_graph=_in("searched", "q8_graph"),
@@ -110,7 +110,7 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             "w8a16",
             "8 bits: weights per output channel; activations in 16 bits, ranges measured",
-            "8 bits, activations 16, for NPUs; wants --data",
+            "weights in 8 bits, for NPUs; wants --data",
             apply=_in("w8a16", "w8a16"),
             rounded=_in("w8a16", "round_symmetric"),
             calibrated=True,
@@ -118,7 +118,7 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             "q4f16",
             "q4, all else in float16 but for what it does not hold: activations, norms, the key/value cache",
-            "q4 in halves, for GPUs",
+            "q4, the rest in float16, for GPUs",
             apply=_in("halves.write", "write_halves"),
             rounded=_in("q4", "round_to_blocks"),
             weight_bytes=0.5 + 2 / 32,
@@ -169,5 +169,5 @@ def with_texts() -> str:
 
 def without_texts() -> str:
     """The others, ``int8, q4 and q8``."""
-    *first, last = (name for name, each in RECIPES.items() if not each.calibrated and not each.halves)
+    *first, last = (name for name, each in RECIPES.items() if not each.calibrated)
     return f"{', '.join(first)} and {last}" if first else last
