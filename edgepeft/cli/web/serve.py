@@ -28,7 +28,8 @@ from ..show import steps, warn
         "--host",
         metavar="ADDRESS",
         show_default="this machine alone",
-        help="Let other devices of the network open the page and read the bundle, at this address of the machine; 0.0.0.0: at all of them.",
+        help="Let other devices of the network open the page and read the bundle, at this address of the machine; 0.0.0.0: at "
+        "all of them.",
     ),
     option(
         "--certificate",
