@@ -24,11 +24,11 @@ from .show import print_json, steps, table, warn
 @json_option
 @guarded
 def search(study: Path, workers: int, trials: int | None, as_json: bool) -> None:
-    """Search for the best of accuracy, latency and size.
+    """Search settings for accuracy, latency and size.
 
-    The file says what is searched over: data, model, method, rank, recipe. Each trial trains an adapter, exports it, rounds
-    the base and measures, in a folder of its own. Call it again to go on where it was, or elsewhere at the same time to share
-    the work. Ends with the front: the trials that nothing beats in accuracy, latency and MB together, as a table, in
+    The file says what is searched over: data, model, method, rank, recipe. Each trial trains an adapter, exports it, rounds the
+    base and measures, in a folder of its own. Call it again to go on where it was, or elsewhere at the same time to share the
+    work. Ends with the front: the trials that nothing beats in accuracy, latency and MB together, as a table, in
     report/search.json and in report.html. Exit code 1: no trial came to its end.
     """
     from ..search import read_study, run_study

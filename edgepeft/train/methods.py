@@ -33,6 +33,9 @@ _VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 #: (LoRA Without Regret, 2025).
 _RATES = {HEAD_ONLY: 1e-2, FULL: 1e-4}
 
+#: More modules than this are counted in tables, not named.
+_NAMED_TARGETS = 4
+
 Task = Literal["SEQ_CLS", "CAUSAL_LM"]
 
 
@@ -63,9 +66,11 @@ class Settings:
         where = (
             "chosen modules"
             if self.ranks
-            else ",".join(self.targets)
-            if isinstance(self.targets, tuple)
             else self.targets
+            if not isinstance(self.targets, tuple)
+            else ",".join(self.targets)
+            if len(self.targets) <= _NAMED_TARGETS
+            else f"{len(self.targets)} modules"
         )
         parts = [self.method]
         if _training(peft_type(self.method)).modules == "usual" and self.method not in {HEAD_ONLY, FULL}:

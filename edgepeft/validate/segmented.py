@@ -29,6 +29,8 @@ from .probe import CausalProbe, Found, Probe, Runs
 T = TypeVar("T")
 Arrays = Mapping[str, np.ndarray]
 
+#: What keeps activations in float32 where ONNX Runtime (1.32) makes MatMulNBits of an int8 weight that is widened for a MatMul.
+EXACT = {"session.qdq_matmulnbits_accuracy_level": "1"}
 #: Bytes of weights that one part may have: packed, they are in memory once more.
 BUDGET = 400_000_000
 
@@ -199,7 +201,7 @@ class SegmentedSession:
         file = self._file.with_name(f"{self._file.stem}.part{part}.onnx")
         try:
             write_segment(self._model, segment, feeds, file)
-            return open_session(file, threads=self._threads)
+            return open_session(file, threads=self._threads, settings=EXACT)
         finally:
             file.unlink(missing_ok=True)
 

@@ -20,7 +20,7 @@ from edgepeft import runtime
 from edgepeft.bundle import read_bundle
 from edgepeft.cli import main
 from edgepeft.errors import BundleError, InputError, ParityError
-from edgepeft.pipeline import _halves, add, export, plan_quantize, quantize, write_input_style
+from edgepeft.pipeline import _halves, add, export, plan_quantize, quantize, remove, write_input_style
 from edgepeft.pipeline._web_session import Fed
 from edgepeft.validate.probe import bundle_probe
 
@@ -173,6 +173,16 @@ def test_q4f16_makes_its_own_q4_where_there_is_none(tmp_path: Path) -> None:
     assert set(done.bundle.manifest.variants) == {"fp32", "q4f16"}
     assert not list((own / "onnx").glob("*q4.onnx*"))
     assert "round to nearest" in done.bundle.manifest.variants["q4f16"].recipe
+
+
+def test_q4f16_needs_no_fp32_beside_q4(causal: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(causal, tmp_path / "own"))
+    for name in ("q4f16", "fp16", "fp32"):
+        remove(own, variant=name)
+    done = quantize(own, "q4f16")
+    assert set(done.bundle.manifest.variants) == {"q4", "q4f16"}
+    assert done.bytes_after < done.bytes_before
+    assert runtime.open(own, variant="q4f16").generate("the film", chat=False, max_new_tokens=2).tokens
 
 
 def test_options_that_do_not_apply_are_refused(causal: Path, halved: Path) -> None:
