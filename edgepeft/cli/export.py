@@ -142,8 +142,8 @@ def export(
         return
     from functools import partial
 
-    from ..pipeline import export as run
     from ..pipeline import export_variants
+    from ..pipeline import export_whole as run
     from ..targets import load_target
 
     if target is not None:

@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from ._rename import rename as rename
     from ._static import write_static as write_static
     from ._straight import export_variants as export_variants
+    from ._straight import export_whole as export_whole
     from ._web_graph import write_input_style as write_input_style
     from ._write import write_bundle as write_bundle
 
@@ -104,6 +105,7 @@ _HOME = {
     "export_for": "._for_target",
     "write_static": "._static",
     "export_variants": "._straight",
+    "export_whole": "._straight",
     # what the stages return, and what is in it
     "TrainedAdapter": "..train.adapter",
     "TrainedLanguageAdapter": "..train.language",
@@ -162,6 +164,7 @@ __all__ = [  # noqa: RUF022 - in the order of the pipeline
     "export_for",
     "write_static",
     "export_variants",
+    "export_whole",
     "TrainedAdapter",
     "TrainedLanguageAdapter",
     "Base",

@@ -14,7 +14,7 @@ from ..bundle.manifest import MAX_THREADS
 from ..bundle.manifest_heads import base_head, task_outputs
 from ..errors import InputError, UnknownAdapterError
 from .active import ActiveAdapter, content_of, scaled_adapter
-from .arrays import Inputs, check_arrays
+from .arrays import Inputs, check_arrays, in_cache_type
 from .blend import blend, describe
 from .buffers import as_values
 from .generation import Generator, generator_for
@@ -65,14 +65,12 @@ class Engine:
         #: What runs the slots of :attr:`session`'s graph; ``None``: ONNX Runtime's own operators.
         self.kernels: Kernels | None
         self._session: Any
-        self._session, self.kernels = open_kernel_session(
-            bundle, self._entry.file, kernels, threads=threads, factors=factors, settings=settings
-        )
+        self._session, self.kernels = self._opened(settings)
         if self.kernels is not None and self._entry.decoder_file is None:
             self.resident = ResidentAdapters(bundle, resident, form=self.kernels.resident)
         self._decoder_kernels: Kernels | None = None
         if self._entry.decoder_file is None:
-            check_session(self._session, bundle.file(self._entry.file), bundle.manifest)
+            check_session(self._session, bundle.file(self._entry.file), bundle.manifest, self._entry)
         given = [output.name for output in self._session.get_outputs()]
         tasks = bundle.manifest.tasks
         #: What a run of each task gives: the task's own names of outputs → the graph's.
@@ -90,6 +88,13 @@ class Engine:
             name="", scale=1.0, labels=bundle.manifest.labels, head=head_of(bundle.manifest, None),
             embedding=bundle.embedding_of(None),
         )  # fmt: skip
+
+    def _opened(self, settings: Mapping[str, str] | None) -> tuple[Any, Kernels | None]:
+        """The session of the first graph, and what runs its slots."""
+        use, factors = self._use
+        return open_kernel_session(
+            self.bundle, self._entry.file, use, threads=self.threads, factors=factors, settings=settings
+        )
 
     @property
     def bundle(self) -> Bundle:
@@ -261,7 +266,7 @@ class Engine:
         Where rows have heads of different label counts, logits behind a row's own are minus infinity. Raises
         :class:`InputError` for arrays that do not fit the base.
         """
-        check_arrays(inputs, self.manifest)
+        check_arrays(inputs, self.manifest, self._entry)
         session = self.session
         try:
             if active.prefix:
@@ -281,6 +286,7 @@ class Engine:
         return outputs
 
     def _run(self, session: Any, inputs: Inputs, active: ActiveAdapter) -> dict[str, np.ndarray]:
+        inputs = in_cache_type(inputs, self._entry)
         if self._entry.decoder_file is not None:
             # The other graph's slots are unknown to this one, which RunOptions would refuse.
             slots = {name: value for name, value in self.slot_values(active).items() if name in self._slots}

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle import Bundle, Manifest
+from ..bundle import Bundle, Manifest, Variant
 from ..errors import BundleError
 from .kernel_adapter import Factors
 from .kernels import Kernels, UseKernels, library_for, say_once
@@ -128,7 +128,7 @@ def open_session(
         raise BundleError(f"ONNX Runtime cannot open {where}: {error}") from error
 
 
-def check_session(session: Any, path: Path, manifest: Manifest) -> None:
+def check_session(session: Any, path: Path, manifest: Manifest, variant: Variant) -> None:
     """Refuse a graph that is not what the manifest says: other inputs, or outputs that it lacks.
 
     Raises:
@@ -139,7 +139,8 @@ def check_session(session: Any, path: Path, manifest: Manifest) -> None:
     inputs = {value.name: value for value in session.get_overridable_initializers()} | required
     outputs = {value.name: value for value in session.get_outputs()}
     extra = required.keys() - {value.name for value in manifest.inputs} - manifest.slots.tensors().keys()
-    for what, values, found in (("input", manifest.inputs, inputs), ("output", manifest.outputs, outputs)):
+    expected = (("input", variant.typed(manifest.inputs), inputs), ("output", variant.typed(manifest.outputs), outputs))
+    for what, values, found in expected:
         names = {value.name for value in values}
         if not names <= found.keys() or (what == "input" and extra):
             odd = sorted(names - found.keys() or extra)[0]

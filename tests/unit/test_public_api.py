@@ -46,6 +46,7 @@ STAGES = [
     "export_for",
     "write_static",
     "export_variants",
+    "export_whole",
 ]
 RESULTS = [
     "TrainedAdapter",
