@@ -39,7 +39,7 @@ def _read(bundle: Bundle, name: str) -> Mapping[str, np.ndarray]:
 
 
 def _load(bundle: Bundle, name: str, tensors: Once[Mapping[str, np.ndarray]]) -> ActiveAdapter:
-    active = load_adapter(bundle, name)
+    active = load_adapter(bundle, name, tensors.get)
     if active.handle is None or not bundle.manifest.writes:
         return active
     # A generator binds tensors. The view that holds them needs its file no more, whatever becomes of it.
