@@ -22,6 +22,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, stdev
@@ -138,14 +139,19 @@ def paired(machine: Simulated, rules: CheckRules) -> Verdict:
     return cases[0].verdict
 
 
-def saved(machine: Simulated, rules: CheckRules, processes: int = 10, runs: int = 1) -> Verdict:
-    """A check against ``runs`` reports of so many processes each, made some minutes apart on the same machine."""
+def saved(
+    machine: Simulated, rules: CheckRules, processes: int = 10, runs: int = 1, sessions: int = 1, pause_s: float = 30
+) -> Verdict:
+    """A check against ``runs`` reports of so many sessions of processes each, made some minutes apart on the same machine."""
     job = PLAN.job(Path("baseline"), "fp32", CHECK_SAMPLING)
     reports: list[BenchResult] = []
     for _ in range(runs):
-        reports.append(
-            summarise(FACTS, "linux-x64-cpu", CHECK_SAMPLING, {"fp32": [machine(job) for _ in range(processes)]})
-        )
+        results = []
+        for session in range(sessions):
+            if session:
+                machine.skip(pause_s)
+            results += [machine(job) for _ in range(processes)]
+        reports.append(summarise(FACTS, "linux-x64-cpu", CHECK_SAMPLING, {"fp32": results}, sessions=sessions))
         machine.skip(machine.rng.uniform(0, 120))
     machine.now = 0.0
     with mock.patch("edgepeft.bench.sessions.monotonic", machine.clock):
@@ -155,13 +161,22 @@ def saved(machine: Simulated, rules: CheckRules, processes: int = 10, runs: int 
     return cases[0].verdict
 
 
+#: A check of a machine, by rules.
+Check = Callable[["Simulated", CheckRules], Verdict]
+
+
 def history(machine: Simulated, rules: CheckRules) -> Verdict:
     """A check against a history of ten runs of three processes, as ``bench --history`` makes it."""
     return saved(machine, rules, processes=3, runs=10)
 
 
+def report_of(processes: int, sessions: int, pause_s: float = 30) -> Check:
+    """A check against one report of so many processes in all, in sessions that are ``pause_s`` apart."""
+    return partial(saved, processes=processes // sessions, sessions=sessions, pause_s=pause_s)
+
+
 def rates(
-    check: Callable[[Simulated, CheckRules], Verdict],
+    check: Check,
     noise: Noise,
     effect: float,
     rules: CheckRules,
@@ -195,6 +210,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--noise", type=Path, action="append", help="recorded series; default: all in benchmarks/noise")
     parser.add_argument("--checks", type=int, default=200, help="simulated checks of each kind")
     parser.add_argument("--only", default="", metavar="WORD", help="only kinds whose name holds this")
+    parser.add_argument("--reports", action="store_true", help="reports of more processes and sessions instead")
     parser.add_argument("--tolerance", type=float, default=0.03, help="slowdown allowed")
     parser.add_argument("--record", type=Path, metavar="BUNDLE", help="record a series instead")
     parser.add_argument("--minutes", type=float, default=5)
@@ -214,6 +230,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         ("A/A, history", history, 0.0, loose.for_seconds(120)),
         ("+25 %, history", history, 0.25, loose.for_seconds(120)),
     )
+    if options.reports:
+        kinds = tuple(
+            (
+                f"{effect or 'A/A'}, {processes} in {sessions}",
+                report_of(processes, sessions),
+                planted,
+                loose.for_seconds(120),
+            )
+            for processes, sessions in ((10, 1), (20, 1), (30, 1), (60, 1), (30, 3), (20, 5), (30, 5), (30, 10))
+            for effect, planted in (("", 0.0), ("+25 %", 0.25))
+        )
     series = [load_noise(path) for path in options.noise or sorted(NOISE.glob("*.json"))]
     for noise in (specified(), *series):
         print(f"{describe(noise)}; {options.checks} checks of each kind:")

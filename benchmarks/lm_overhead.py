@@ -34,7 +34,8 @@ from edgepeft import runtime
 from edgepeft.cache import cache_dir
 from edgepeft.demo import assets
 from edgepeft.pipeline import add, export, quantize
-from edgepeft.runtime.kernels import Factors, UseKernels
+from edgepeft.runtime.kernel_adapter import Factors
+from edgepeft.runtime.kernels import UseKernels
 
 CONTEXT = 128
 RANKS = (8, 16)
@@ -216,7 +217,9 @@ def ratio(mine: list[float], base: list[float]) -> float:
 @click.option("--rounds", type=int, default=2, help="Prompts in a set, 24 tokens after each.")
 @click.option("--sets", type=int, default=5, help="Times everything is opened afresh.")
 @click.option("--genai", is_flag=True, help="Measure onnxruntime-genai's own LoRA route beside it.")
-@click.option("--kernels", is_flag=True, help="Measure edgepeft's kernels beside it, with factors in fp32 and fp16.")
+@click.option(
+    "--kernels", is_flag=True, help="Measure edgepeft's kernels beside it, with factors in fp32, fp16 and int8."
+)
 def main(model: str, work: Path, threads: tuple[int, ...], rounds: int, sets: int, genai: bool, kernels: bool) -> None:
     folder = work / model
     path = source(model, work)
@@ -233,7 +236,8 @@ def main(model: str, work: Path, threads: tuple[int, ...], rounds: int, sets: in
             makers["kernels, empty"] = partial(with_kernels, None)
             for rank in RANKS:
                 makers[f"kernels, rank {rank}"] = partial(with_kernels, f"r{rank}")
-                makers[f"kernels, {rank}, fp16"] = partial(with_kernels, f"r{rank}", factors="fp16")
+                for factors in ("fp16", "int8"):
+                    makers[f"kernels, {rank}, {factors}"] = partial(with_kernels, f"r{rank}", factors=factors)
         if genai:
             peer, peer_lora, adapter = genai_route(path, folder)
             makers["genai base"] = partial(Genai, peer, None, count)

@@ -1,7 +1,7 @@
 """Measures training on MiniLM and VADER's sentences.
 
     python benchmarks/training.py demo OUT --other CHECKOUT [--rounds 2]
-    python benchmarks/training.py few OUT [--labels 16] [--seeds 5] [--budget 120]
+    python benchmarks/training.py few OUT [--labels 16] [--seeds 5] [--first 0] [--budget 120]
     python benchmarks/training.py ranks OUT [--seeds 5]
 
 ``few``: `edgepeft tune` with so many labels a class of Amazon's sentences, judged on 500 held-out ones, against logistic
@@ -73,7 +73,7 @@ def demo(checkout: Path, out: Path) -> dict[str, dict[str, float]]:
     return found
 
 
-def few(out: Path, labels: int, seeds: int, budget: float) -> None:
+def few(out: Path, labels: int, seeds: range, budget: float) -> None:
     """Tune on few labels, against logistic regression."""
     import numpy as np
     from sklearn.linear_model import LogisticRegression
@@ -89,7 +89,7 @@ def few(out: Path, labels: int, seeds: int, budget: float) -> None:
     truth = np.array([names.index(label) for label in held.labels or ()])
     pooled = {"train": _pooled(rows.texts), "held": _pooled(held.texts)}
     changes = []
-    for seed in range(seeds):
+    for seed in seeds:
         generator = np.random.default_rng(seed)
         chosen = [
             int(place)
@@ -178,10 +178,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--labels", type=int, default=16)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first", type=int, default=0, help="few: the first seed")
     parser.add_argument("--budget", type=float, default=120.0)
     arguments = parser.parse_args()
     if arguments.what == "few":
-        few(arguments.out, arguments.labels, arguments.seeds, arguments.budget)
+        few(
+            arguments.out, arguments.labels, range(arguments.first, arguments.first + arguments.seeds), arguments.budget
+        )
         return
     if arguments.what == "ranks":
         ranks(arguments.out, arguments.seeds)

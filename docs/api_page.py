@@ -61,7 +61,7 @@ def _class(name: str, kind: type) -> Iterator[str]:
     fields = _fields(kind)
     if fields:
         yield "\n".join([*(f"- `{name}: {annotation}`" for name, annotation in fields), ""])
-    for member, value in vars(kind).items():
+    for member, value in _members(kind).items():
         if member.startswith("_") or member in dict(fields):
             continue
         if isinstance(value, (property, cached_property)):
@@ -70,6 +70,15 @@ def _class(name: str, kind: type) -> Iterator[str]:
             yield _doc(value)
         elif inspect.isfunction(value):
             yield from _function(f"{name}.{member}", value, level="####")
+
+
+def _members(kind: type) -> dict[str, Any]:
+    """What a class defines, and before it what edgepeft's bases that no page of their own shows give it."""
+    package = kind.__module__.rpartition(".")[0]
+    bases = [base for base in kind.__mro__[1:] if base.__module__.rpartition(".")[0] == package]
+    shown = {each for base in bases if hasattr(sys.modules[package], base.__name__) for each in base.__mro__}
+    hidden = [base for base in bases if base not in shown]
+    return {name: value for each in [*reversed(hidden), kind] for name, value in vars(each).items()}
 
 
 def _fields(kind: type) -> list[tuple[str, str]]:

@@ -43,6 +43,7 @@ KINDS = {
     "sysroots": "a system for the emulated Arm target",
     "web": "npm packages for browsers and Node",
     "recipes": "what steps of `edgepeft build` made",
+    "baselines": "reports and histories that `edgepeft check` fetched",
     "sensitivity": "what each matrix of a model is worth in bits",
     "warm": "models as ONNX Runtime packed them for this processor (`edgepeft warm`)",
 }

@@ -11,7 +11,7 @@ from typing import Any
 
 from .data_files import read_rows, read_text
 from .errors import DataError, InputError
-from .spilled_texts import IN_MEMORY, TextsBuilder
+from .spilled_texts import IN_MEMORY, TextsBuilder, ValuesBuilder
 
 
 def evenly(count: int, rows: int) -> list[int]:
@@ -127,14 +127,19 @@ def read_texts(path: str | Path, *, text: str = "text", pair: str | None = None)
     return list(found.texts) if found.pairs is None else list(zip(found.texts, found.pairs, strict=True))
 
 
+#: What is gone on from: a text, or messages.
+Prompt = str | tuple[dict[str, str], ...]
+
+
 @dataclass(frozen=True)
 class PromptRows:
     """What a language model is to go on from: texts, or conversations as messages that end before an answer.
 
+    Those of a large file are on disk, and read when they are asked for.
     ``chat``: whether texts go through the chat template; ``None``: where the bundle has one.
     """
 
-    prompts: tuple[str | tuple[dict[str, str], ...], ...]
+    prompts: Sequence[Prompt]
     chat: bool | None = None
     source: str = ""
 
@@ -159,7 +164,7 @@ def read_prompts(
     Raises :class:`DataError` that names the line.
     """
     path = Path(path)
-    found: list[str | tuple[dict[str, str], ...]] = []
+    found: ValuesBuilder[Prompt] = ValuesBuilder(_as_text, _of_text)
     kinds = set()
     for line, row in read_rows(path):
         where = f"{path}, line {line}"
@@ -177,11 +182,20 @@ def read_prompts(
             raise DataError(f"{where}: {column!r} must be a text, found {value!r}")
         else:
             found.append(value if column == prompt else _start(value))
-    if not found:
+    if not len(found):
         raise DataError(f"{path} has no data rows")
     if len(kinds) > 1:
         raise DataError(f"{path}: some rows are plain text and some are prompts; give them as two files")
-    return PromptRows(tuple(found), chat=False if kinds == {"text"} else None, source=str(path))
+    return PromptRows(found.done(), chat=False if kinds == {"text"} else None, source=str(path))
+
+
+def _as_text(prompt: Prompt) -> str:
+    return json.dumps(prompt, allow_nan=False)
+
+
+def _of_text(text: str) -> Prompt:
+    prompt = json.loads(text)
+    return tuple(prompt) if isinstance(prompt, list) else str(prompt)
 
 
 def _start(text: str) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from .errors import DataError, MissingExtraError
+from .json_elements import ArrayError, array_elements
 from .strict_json import parse_json
 
 #: What rows are read from.
@@ -100,8 +101,8 @@ def _unmarked(raw: bytes) -> str:
 def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Each row of a file as a mapping, with the line it starts on (1-based, a CSV header is line 1; in Parquet the row).
 
-    Rows are read as they are asked for, but for arrays in ``.json``, which are read whole. ``.csv`` takes commas, or semicolons,
-    tabs or bars where its header has those and no comma; ``.json`` an array of objects, or one object a line as ``.jsonl``.
+    Rows are read as they are asked for. ``.csv`` takes commas, or semicolons, tabs or bars where its header has those and no
+    comma; ``.json`` an array of objects, or one object a line as ``.jsonl``.
 
     Raises:
         DataError: Names the line; or the format, where it is another.
@@ -112,9 +113,10 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             with _open_text(path, "\n") as file:
                 yield from _json_lines(path, file)
         case ".json":
-            text = read_text(path)
-            array = text.lstrip().startswith("[")
-            yield from _json_array(path, text) if array else _json_lines(path, text.split("\n"))
+            with _open_text(path, "\n") as file:
+                begins = next((line.lstrip()[0] for line in file if line.strip()), "")
+            with _open_text(path, "\n") as file:
+                yield from _json_array(path, file) if begins == "[" else _json_lines(path, file)
         case ".csv" | ".tsv":
             with _open_text(path, "") as file:
                 yield from _delimited(path, file)
@@ -129,35 +131,36 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _json_lines(path: Path, lines: Iterable[str]) -> Iterator[tuple[int, dict[str, Any]]]:
     # Lines end at \n alone: others, as U+2028, may stand in JSON strings.
     for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            row = parse_json(line, where, error=DataError, advice="one object per line", finite=False)
-        except DataError as error:
-            if isinstance(error.__cause__, json.JSONDecodeError):
-                advice = "One object per line" + (
-                    ", or an array of objects." if path.suffix.lower() == ".json" else "."
-                )
-                raise DataError(f"{where}: not a JSON object ({error.__cause__.msg}). {advice}") from error
-            raise
-        if not isinstance(row, dict):
-            raise DataError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}")
-        yield number, row
+        if line.strip():
+            yield number, _object(path, number, line.rstrip())
 
 
-def _json_array(path: Path, text: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    rows = parse_json(text, str(path), error=DataError, advice="an array of objects", finite=False)
-    decoder = json.JSONDecoder()
-    place, line, counted = text.index("[") + 1, 1, 0
-    for row in rows:
-        while text[place] in " \t\r\n,":
-            place += 1
-        line, counted = line + text.count("\n", counted, place), place
-        if not isinstance(row, dict):
-            raise DataError(f"{path}, line {line}: expected a JSON object, found {type(row).__name__}")
-        yield line, row
-        _, place = decoder.raw_decode(text, place)
+def _json_array(path: Path, file: TextIO) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        for line, text in array_elements(file):
+            yield line, _object(path, line, text)
+    except ArrayError as error:
+        raise DataError(
+            f"{path}, line {error.line}: {error}. Expected an array of objects, or one object per line."
+        ) from error
+
+
+def _object(path: Path, line: int, text: str) -> dict[str, Any]:
+    """The object that a row is; ``line`` is where it starts."""
+    where = f"{path}, line {line}"
+    try:
+        row = parse_json(text, where, error=DataError, advice="one object per line", finite=False)
+    except DataError as error:
+        wrong = error.__cause__
+        if isinstance(wrong, json.JSONDecodeError):
+            or_array = ", or an array of objects." if path.suffix.lower() == ".json" else "."
+            raise DataError(
+                f"{path}, line {line + wrong.lineno - 1}: not a JSON object ({wrong.msg}). One object per line{or_array}"
+            ) from error
+        raise
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: expected a JSON object, found {type(row).__name__}")
+    return row
 
 
 def _delimited(path: Path, file: TextIO) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -1,4 +1,4 @@
-"""Many texts in a temporary file, read back one at a time: a large data file does not have to fit into memory."""
+"""Many texts or rows in a temporary file, read back one at a time: a large data file does not have to fit into memory."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ import tempfile
 import threading
 import weakref
 from array import array
-from collections.abc import Iterable, Sequence
-from typing import overload
+from collections.abc import Callable, Iterable, Sequence
+from typing import Generic, TypeVar, overload
 
 from .scratch import room
 
 #: Texts that are held in memory before the first is written: fewer are not worth a file.
 IN_MEMORY = 20_000
+
+T = TypeVar("T")
 
 
 class SpilledTexts(Sequence[str]):
@@ -63,26 +65,71 @@ class SpilledTexts(Sequence[str]):
             return self._file.read(end - begin).decode("utf-8", "surrogatepass")
 
 
-class TextsBuilder:
-    """Collects texts: a tuple of a few, :class:`SpilledTexts` of more than :data:`IN_MEMORY`."""
+class SpilledValues(Sequence[T]):
+    """Values by position that are kept as texts: each is made anew where it is asked for.
 
-    def __init__(self) -> None:
-        self._few: list[str] = []
+    Args:
+        texts: The values as texts.
+        value: Makes a value of a text.
+    """
+
+    def __init__(self, texts: SpilledTexts, value: Callable[[str], T]) -> None:
+        self._texts = texts
+        self._value = value
+
+    def __len__(self) -> int:
+        return len(self._texts)
+
+    @overload
+    def __getitem__(self, place: int) -> T: ...
+
+    @overload
+    def __getitem__(self, place: slice) -> tuple[T, ...]: ...
+
+    def __getitem__(self, place: int | slice) -> T | tuple[T, ...]:
+        if isinstance(place, slice):
+            return tuple(self[each] for each in range(*place.indices(len(self))))
+        return self._value(self._texts[place])
+
+
+class ValuesBuilder(Generic[T]):
+    """Collects values: a tuple of a few, :class:`SpilledValues` of more than ``in_memory``.
+
+    Args:
+        text: Makes a text of a value.
+        value: Makes the value of its text again.
+        in_memory: How many are held before the first is written.
+    """
+
+    def __init__(self, text: Callable[[T], str], value: Callable[[str], T], in_memory: int = IN_MEMORY) -> None:
+        self._text, self._value, self._most = text, value, in_memory
+        self._few: list[T] = []
         self._many: SpilledTexts | None = None
 
-    def append(self, text: str) -> None:
-        """Add a text."""
-        if self._many is not None:
-            self._many.append(text)
-        elif len(self._few) < IN_MEMORY:
-            self._few.append(text)
-        else:
-            self._many = SpilledTexts((*self._few, text))
+    def append(self, value: T) -> None:
+        """Add a value."""
+        if self._many is None and len(self._few) < self._most:
+            self._few.append(value)
+            return
+        if self._many is None:
+            self._many = SpilledTexts(map(self._text, self._few))
             self._few = []
+        self._many.append(self._text(value))
 
     def __len__(self) -> int:
         return len(self._few if self._many is None else self._many)
 
+    def done(self) -> Sequence[T]:
+        """The values."""
+        return tuple(self._few) if self._many is None else SpilledValues(self._many, self._value)
+
+
+class TextsBuilder(ValuesBuilder[str]):
+    """Collects texts: a tuple of a few, :class:`SpilledTexts` of more than :data:`IN_MEMORY`."""
+
+    def __init__(self) -> None:
+        super().__init__(str, str)
+
     def done(self) -> Sequence[str]:
         """The texts."""
-        return tuple(self._few) if self._many is None else self._many
+        return super().done() if self._many is None else self._many

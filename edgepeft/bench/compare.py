@@ -21,6 +21,7 @@ from ..targets import CheckRules, Shape, Target, load_target
 from ..worker.job import Case, Host, Job, Model, Sampling, WorkerResult
 from ..worker.process import Runner, run_worker
 from .accuracy import Correct, check_accuracy, check_labels, predict_correct
+from .baseline import baseline_bundle
 from .gates import budget_gates
 from .history import is_history
 from .interleave import CaseCheck, Checked, interleave
@@ -124,7 +125,7 @@ def check(
         The gates, what was measured, and a verdict: pass, fail or inconclusive.
 
     Raises:
-        InputError: Something that was asked for is missing, or the saved baseline is of another host.
+        InputError: Something that was asked for is missing, there is no such baseline, or it is saved and of another host.
         TargetError: The target cannot be measured on this machine.
         MeasureError: A process failed.
 
@@ -144,7 +145,7 @@ def check(
     asked = adapters is not None, variants is not None, shapes is not None
     plan = make_plan(opened.manifest, target, adapters, variants, shapes, threads)
     check_labels(opened.manifest, data or {}, [case.adapter for case in plan.cases])
-    reference = None if Path(baseline).is_file() else read_bundle(baseline)
+    reference = baseline_bundle(baseline)
     run = _checking(runner, target)
     facts = BundleFacts.of(opened.path, opened.manifest)
     accuracy: tuple[Accuracy, ...] = ()

@@ -53,8 +53,8 @@ def refuse_url(path: str | Path) -> None:
     """:class:`InputError` for a URL where a file is expected; :class:`~pathlib.Path` makes one slash of two."""
     if _URL.match(str(path)) and not Path(path).exists():
         raise InputError(
-            f"{path} is a URL, and a history or baseline is a file on this machine. In CI, keep it in the job's cache or as an "
-            "artifact, and give its path"
+            f"{path} is a URL, and a history or baseline is a file on this machine; only check reads a baseline from http:// and "
+            "https://. In CI, keep it in the job's cache or as an artifact, and give its path"
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,9 @@ from ..targets import Shape, Target, load_target, parse_shape
 from ..worker.job import Case, Job, Sampling, WorkerResult
 from ..worker.process import Runner, run_worker
 from .result import BenchResult, BundleFacts, summarise
+
+#: Seconds between the sessions of a measurement.
+PAUSE_S = 30.0
 
 #: Called with steps done, steps expected and what comes next.
 Progress = Callable[[int, int, str], None]
@@ -105,6 +110,8 @@ def bench(
     shapes: Sequence[str | Shape] | None = None,
     threads: int | None = None,
     processes: int = 3,
+    sessions: int = 1,
+    pause_s: float = PAUSE_S,
     swaps: int = 1000,
     sampling: Sampling | None = None,
     runner: Runner = run_worker,
@@ -122,7 +129,10 @@ def bench(
         variants: Which variants; by default the target's preferred ones that the bundle has.
         shapes: Input shapes as ``"1x128"`` (rows x tokens); by default those with a latency budget.
         threads: ONNX Runtime's intra-op threads; by default the target's.
-        processes: Processes for each variant, at least 2.
+        processes: Processes for each variant in a session, at least 2.
+        sessions: Sessions of so many processes. A machine drifts from one minute to another; a result of several sessions shows by
+            how much, and is a baseline that decides more.
+        pause_s: Seconds between two sessions.
         swaps: Adapter swaps that are timed in each process; 0 for none.
         sampling: How long each case is measured, in seconds and runs.
         runner: What runs a job in a process.
@@ -146,23 +156,32 @@ def bench(
     target = target if isinstance(target, Target) else load_target(target)
     if processes < 2:
         raise InputError(f"processes must be at least 2, so that their spread can be seen; got {processes}")
+    if sessions < 1 or not 0 <= pause_s < math.inf:
+        raise InputError(
+            f"sessions must be at least 1 and the seconds between them at least 0; got {sessions} and {pause_s:g}"
+        )
     require_host(target, runner)
     opened = read_bundle(bundle)
     plan = make_plan(opened.manifest, target, adapters, variants, shapes, threads)
     sampling = sampling or Sampling()
     runs: dict[str, list[WorkerResult]] = {variant: [] for variant in plan.variants}
-    total = processes * len(plan.variants)
+    total = processes * sessions * len(plan.variants)
     facts = BundleFacts.of(opened.path, opened.manifest)
     keep(lambda: None)
-    for number in range(processes):
-        for variant in plan.variants:
-            progress(sum(map(len, runs.values())), total, f"{variant}, process {number + 1} of {processes}")
+    for number in range(processes * sessions):
+        done, session = number * len(plan.variants), number // processes + 1
+        if number and number % processes == 0:
+            progress(done, total, f"{pause_s:g} s until session {session} of {sessions}")
+            time.sleep(pause_s)
+        for place, variant in enumerate(plan.variants):
+            said = f"{variant}, process {number + 1} of {processes * sessions}"
+            progress(done + place, total, said if sessions == 1 else f"{said}, session {session} of {sessions}")
             result = runner(plan.job(opened.path, variant, sampling, swaps))
             require_runtime(target, result)
             runs[variant].append(result)
             keep(lambda: summarise(facts, target.name, sampling, runs))
     progress(total, total, "done")
-    return summarise(facts, target.name, sampling, runs)
+    return summarise(facts, target.name, sampling, runs, sessions=sessions)
 
 
 def require_host(target: Target, runner: Runner) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from statistics import median
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from ..bundle.manifest import Manifest
 from ..errors import InputError
@@ -107,8 +107,19 @@ class BenchResult(Model):
     bundle: BundleFacts
     host: Host
     sampling: Sampling
+    #: How many sessions some time apart the processes of each variant were run in, as many in each, in their order.
+    sessions: int = Field(default=1, ge=1)
     cases: tuple[CaseResult, ...]
     variants: tuple[VariantResult, ...]
+
+    @model_validator(mode="after")
+    def _whole_sessions(self) -> BenchResult:
+        for case in self.cases:
+            if len(case.process_p50_ms) % self.sessions:
+                raise ValueError(
+                    f"{len(case.process_p50_ms)} processes of {case.key} are not {self.sessions} sessions of as many"
+                )
+        return self
 
 
 def case_key(variant: str, adapter: str | None, shape: str) -> str:
@@ -125,9 +136,14 @@ def process_median(samples: CaseSamples) -> float:
 
 
 def summarise(
-    facts: BundleFacts, target: str, sampling: Sampling, runs: Mapping[str, Sequence[WorkerResult]]
+    facts: BundleFacts,
+    target: str,
+    sampling: Sampling,
+    runs: Mapping[str, Sequence[WorkerResult]],
+    *,
+    sessions: int = 1,
 ) -> BenchResult:
-    """The result of several processes for each variant; a variant without one is left out."""
+    """The result of several processes for each variant, in so many sessions; a variant without one is left out."""
     runs = {variant: results for variant, results in runs.items() if results}
     host = next(run.host for results in runs.values() for run in results)
     return BenchResult(
@@ -135,6 +151,7 @@ def summarise(
         bundle=facts,
         host=host,
         sampling=sampling,
+        sessions=sessions,
         cases=tuple(
             _case_result(variant, case, [s for run in results for s in run.cases if s.case == case])
             for variant, results in runs.items()

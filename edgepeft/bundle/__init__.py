@@ -20,7 +20,7 @@ from .manifest import (
 from .manifest_heads import head_of
 from .names import check_name
 from .own_text import NO_TEXT, OwnText
-from .read import Bundle, hash_file, read_bundle
+from .read import Bundle, hash_file, read_bundle, require_bundle
 from .reread import rereading
 from .slots import ConvSlot, EmbeddingSlot, FactoredSlot, LinearSlot, OverrideSlot, SlotPart, SlotTable
 from .transaction import replace_folder, replacing, scratch
@@ -63,6 +63,7 @@ __all__ = [
     "read_bundle",
     "replace_folder",
     "replacing",
+    "require_bundle",
     "rereading",
     "scratch",
     "staying",

@@ -19,7 +19,7 @@ from ..errors import ManifestError
 from ..json_text import json_text
 from ..strict_json import kind, parse_json
 from .adapter_forms import AdapterForm
-from .cache_names import LAYER_PAST, PAST
+from .cache_names import LAYER_PAST, PAST, is_past, is_present
 from .embedding import Embedding
 from .heads import Activation, ProblemType
 from .names import check_distinct, check_name, check_relative
@@ -72,6 +72,10 @@ class Variant(Schema):
     decoder_input_file: str | None = None
     slots: Literal["overridable", "input", "none"] = "overridable"
     recipe: Text
+    #: Whether it computes in float16, which a processor or a browser must have to be fast.
+    half: bool = False
+    #: The type of the key/value cache that goes in and out, where it is not that of ``inputs`` and ``outputs``.
+    cache_dtype: Literal["float16"] | None = None
     #: Share of the base's weight numbers that are stored in fewer bits than fp32, 0 … 1.
     quantized_share: float = Field(ge=0, le=1, strict=True)
 
@@ -79,6 +83,16 @@ class Variant(Schema):
     @classmethod
     def _relative(cls, path: str | None) -> str | None:
         return None if path is None else check_relative(path)
+
+    def typed(self, values: Iterable[GraphInput]) -> tuple[GraphInput, ...]:
+        """Inputs or outputs of the bundle with the types that they have in this variant."""
+        cache = self.cache_dtype
+        if cache is None:
+            return tuple(values)
+        return tuple(
+            value.model_copy(update={"dtype": cache}) if is_past(value.name) or is_present(value.name) else value
+            for value in values
+        )
 
     def graphs(self) -> tuple[str, ...]:
         """Every graph of the variant."""

@@ -222,14 +222,9 @@ def read_bundle(path: str | Path, *, verify: Verify = "changed") -> Bundle:
         ManifestError: Its manifest is not valid.
         InputError: ``verify`` is no mode.
     """
-    path = bundle_path(path)
     verification = check_mode(verify)
-    recover(path)
+    path = require_bundle(path)
     manifest = path / MANIFEST_NAME
-    if not path.is_dir():
-        raise BundleError(f"no bundle at {path}: the folder does not exist")
-    if not manifest.exists():
-        raise BundleError(f"{path} is not a bundle: it holds no {MANIFEST_NAME}. Make one with `edgepeft export`.")
     try:
         text = _read_manifest(path).decode("utf-8")
     except (OSError, UnicodeDecodeError, CorruptBundleError) as error:
@@ -237,6 +232,21 @@ def read_bundle(path: str | Path, *, verify: Verify = "changed") -> Bundle:
     bundle = Bundle(path=path, manifest=parse_manifest(text, str(manifest)), verification=verification)
     check_adapters(bundle)
     return bundle
+
+
+def require_bundle(path: str | Path) -> Path:
+    """The path of a folder that holds a manifest, whatever the manifest says; see :func:`bundle_path`.
+
+    Raises:
+        BundleError: There is no such folder, or it holds no manifest.
+    """
+    path = bundle_path(path)
+    recover(path)
+    if not path.is_dir():
+        raise BundleError(f"no bundle at {path}: the folder does not exist")
+    if not (path / MANIFEST_NAME).exists():
+        raise BundleError(f"{path} is not a bundle: it holds no {MANIFEST_NAME}. Make one with `edgepeft export`.")
+    return path
 
 
 def _read_manifest(path: Path) -> bytes:

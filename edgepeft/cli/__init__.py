@@ -31,6 +31,7 @@ from .remove import remove
 from .rename import rename
 from .report import report
 from .run import run
+from .search import search
 from .show import print_json
 from .targets import targets
 from .train import train
@@ -73,7 +74,7 @@ def _told(as_json: bool) -> Iterator[None]:
     cls=_Main,
     sections=[
         Section("Start here", [demo, doctor]),
-        Section("Make and change", [build, train, tune, export, add, relabel, rename, remove, blend, quantize]),
+        Section("Make and change", [build, train, tune, search, export, add, relabel, rename, remove, blend, quantize]),
         Section("Use", [run, warm, inspect, diff, web, push, pull, cache]),
         Section("Measure and judge", [validate, bench, check, report, targets]),
     ],

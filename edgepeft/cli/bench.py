@@ -40,6 +40,20 @@ from .show import bar, finish, measured
         metavar="N",
         help="Fresh processes for each variant.",
     ),
+    option(
+        "--sessions",
+        default=1,
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="So many times these processes, some time apart: a baseline that decides more.",
+    ),
+    option(
+        "--pause-s",
+        default=30.0,
+        type=click.FloatRange(min=0, max=86_400),
+        metavar="SECONDS",
+        help="Time between two sessions.",
+    ),
     on_option,
     option(
         "--history", type=PATH, metavar="FILE", help="Add the run to this history (SQLite; made where it is not there)."
@@ -56,6 +70,8 @@ def bench(
     shapes: tuple[str, ...],
     threads: int | None,
     processes: int,
+    sessions: int,
+    pause_s: float,
     on: str | None,
     history: Path | None,
     report: Path | None,
@@ -81,6 +97,8 @@ def bench(
             shapes=list(shapes) or None,
             threads=threads,
             processes=processes,
+            sessions=sessions,
+            pause_s=pause_s,
             history=history,
             progress=announce,
             keep=partial.keep,

@@ -10,7 +10,6 @@ from cloup import option, option_group
 
 from .guarded import guarded
 from .options import (
-    PATH,
     adapter_names,
     bench_threads_option,
     bundle_argument,
@@ -35,9 +34,10 @@ from .values import labelled
     "What",
     option(
         "--baseline",
-        type=PATH,
+        type=click.Path(),
         required=True,
-        help="A bundle, or what bench saved on this host: its JSON report, or its history.",
+        metavar="PATH|URL",
+        help="A bundle, or what bench saved on this host: its JSON report, or its history, also at http:// or https://.",
     ),
     target_option,
     adapter_names,
@@ -59,7 +59,7 @@ from .values import labelled
 @guarded
 def check(
     bundle: Path,
-    baseline: Path,
+    baseline: str,
     target: str,
     data: tuple[str, ...],
     text: str,

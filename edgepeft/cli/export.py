@@ -160,11 +160,10 @@ def export(
         return
     from functools import partial
 
-    from ..pipeline import export as whole
-    from ..pipeline import export_variants
+    from ..pipeline import export_variants, export_whole
     from ..targets import load_target
 
-    run: Callable[..., Exported] = whole
+    run: Callable[..., Exported] = export_whole
     if mode == "auto":
         if target is not None or len(variants) != 1:
             raise InputError("--mode auto compares both ways in one precision: give one --variant, and no --target")

@@ -30,7 +30,7 @@ _EXTRAS = {
 
 
 #: The extra of commands that would need more than the first module they miss.
-_COMMANDS = {"export": "export", "train": "train", "tune": "train", "demo": "demo"}
+_COMMANDS = {"export": "export", "train": "train", "tune": "train", "search": "train", "demo": "demo"}
 
 
 def guarded(command: F) -> F:

@@ -15,7 +15,7 @@ from .show import print_json
 
 
 @cloup.command()
-@argument("sources", type=PATH, nargs=-1, required=True, metavar="BUNDLE|REPORT…")
+@argument("sources", type=PATH, nargs=-1, required=True, metavar="BUNDLE|ADAPTER|REPORT…")
 @option("--out", type=PATH, help="The page; without it report/report.html of the first bundle.")
 @option("--open", "show", is_flag=True, help="Show the page in the browser.")
 @json_option
@@ -23,9 +23,10 @@ from .show import print_json
 def report(sources: tuple[Path, ...], out: Path | None, show: bool, as_json: bool) -> None:
     """Join what was measured into one HTML page.
 
-    Takes bundles (the reports of validate, bench and check in them, sizes and hashes), folders of reports, or single
-    .json reports; several bench reports make a history. The page is one file that loads nothing, in light and dark, for
-    screens and paper. It shows verdicts and has none of its own: the exit code is 0 where the page was written.
+    Takes bundles (the reports of validate, bench and check in them, sizes and hashes), trained adapters (their learning
+    curves), folders of reports, or single .json reports; several bench reports make a history. The page is one file that
+    loads nothing, in light and dark, for screens and paper. It shows verdicts and has none of its own: the exit code is 0
+    where the page was written.
     """
     from ..html_report import write_html_report
 

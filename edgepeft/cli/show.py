@@ -150,9 +150,14 @@ def print_report(report: Report) -> None:
 
 @contextmanager
 def measured(folder: Path | None, bundle: Path, stem: str) -> Iterator[Partial]:
-    """Measure inside this: where that breaks, the report of an earlier run is replaced; what is yielded takes results so far."""
+    """Measure inside this: where that breaks, the report of an earlier run is replaced; what is yielded takes results so far.
+
+    Raises :class:`BundleError` where there is no such bundle; what was said of another one stays.
+    """
+    from ..bundle import require_bundle
     from ..report import replacing_report
 
+    require_bundle(bundle)
     with replacing_report(folder or bundle / "report", stem) as partial:
         try:
             yield partial

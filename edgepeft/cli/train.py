@@ -129,6 +129,26 @@ if TYPE_CHECKING:
         help="How --modules auto tells what a layer is worth.",
     ),
     option("--dora", is_flag=True, help="DoRA: train the magnitude too."),
+    option(
+        "--from",
+        "start",
+        multiple=True,
+        type=PATH,
+        metavar="ADAPTER",
+        help="Train on from an adapter of the same base, with its method, rank and modules; repeated: from the nearest of them, "
+        "which is measured and said.",
+    ),
+    option(
+        "--deploy-variant",
+        metavar="VARIANT",
+        help="Train against the rounded weights of this variant of --bundle (q4, int8), as they ship; measured on both.",
+    ),
+    option(
+        "--bundle",
+        type=PATH,
+        metavar="BUNDLE",
+        help="The bundle that the adapter will be added to, for --deploy-variant.",
+    ),
     option("--rslora", is_flag=True, help="Scale by alpha / sqrt(rank)."),
 )
 @option_group(
@@ -172,6 +192,11 @@ if TYPE_CHECKING:
         help="Tokens a row is cut to.",
     ),
     option("--seed", default=0, metavar="N", help="Seed of everything that is drawn."),
+    option(
+        "--resume",
+        is_flag=True,
+        help="Go on where the same call was broken off. Its state is kept beside --out while it runs.",
+    ),
     option(
         "--threads",
         type=int,
@@ -218,6 +243,10 @@ def train(
     columns = Columns(text=text, prompt=prompt, completion=completion, messages=messages)
     task = task or choose_task(model, data, label=label, columns=columns)
     generation = task == "text-generation"
+    if given["start"]:
+        _refuse_with_start(compare is not None or verdict or modules is not None)
+    else:
+        del given["start"]
     wrong = [
         f"--{name.replace('_', '-')}"
         for name in given
@@ -244,6 +273,17 @@ def train(
         from ..train.methods import parse_peft
 
         options["peft"] = parse_peft(peft)
+    several = verdict or compare is not None or modules is not None
+    if several and (options.get("deploy_variant") or options.get("bundle")):
+        raise InputError("--deploy-variant is for one adapter, not for --compare, --verdict or --modules")
+    if options["resume"] and several:
+        raise InputError(
+            "--resume goes on with the training of one adapter, not with --compare, --verdict or --modules"
+        )
+    if several:
+        del options["resume"]
+    elif out is not None and not options["resume"]:
+        _say_unfinished(out)
     if verdict:
         if generation:
             raise InputError("--verdict is for classification")
@@ -277,6 +317,25 @@ def _look(file: Path) -> None:
         raise InputError(f"{file} has no data rows")
 
 
+def _refuse_with_start(several: bool) -> None:
+    """Refuse options that the adapter to start from decides."""
+    if several:
+        raise InputError("--from starts the training of one adapter, not of --compare, --verdict or --modules")
+    context = click.get_current_context()
+    decided = ("method", "peft", "ship", "rank", "alpha", "dropout", "target_modules", "dora", "rslora")
+    given = [n for n in decided if context.get_parameter_source(n) is click.core.ParameterSource.COMMANDLINE]
+    if given:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise InputError(f"{names}: with --from the adapter decides this; leave it out")
+
+
+def _say_unfinished(out: Path) -> None:
+    from ..train.resume import is_unfinished
+
+    if is_unfinished(out):
+        warn(f"a training of {out} that was broken off is thrown away; --resume would have gone on with it")
+
+
 #: Parameters of one task only, and what the functions behind call some.
 _CLASSIFICATION = {"pair", "problem_type"}
 _GENERATION = {
@@ -299,6 +358,13 @@ def _conclude(result: TrainedAdapter | TrainedLanguageAdapter) -> None:
         sys.exit(1)
 
 
+def _say_circumstances(result: TrainedAdapter | TrainedLanguageAdapter) -> None:
+    if result.start is not None:
+        click.echo(result.start)
+    if result.deployed is not None:
+        click.echo(result.deployed)
+
+
 def _say_classifier(result: TrainedAdapter, as_json: bool) -> None:
     if result.truncated_rows:
         warn(f"{result.truncated_rows} rows were cut to the longest input; see --max-length")
@@ -306,6 +372,7 @@ def _say_classifier(result: TrainedAdapter, as_json: bool) -> None:
         print_json(asdict(result))
         _conclude(result)
         return
+    _say_circumstances(result)
     before, after = result.before, result.after
     what = (
         f"mean error {before.mean_error:.3f} -> {after.mean_error:.3f}, correlation {after.correlation:.3f}"
@@ -335,6 +402,7 @@ def _say_language(result: TrainedLanguageAdapter, as_json: bool) -> None:
     def shown(value: float, error: float | None, digits: int) -> str:
         return f"{value:.{digits}f}" + ("" if error is None else f" ± {error:.{digits}f}")
 
+    _say_circumstances(result)
     before, after, change = result.before, result.after, result.change
     click.echo(
         f"{result.folder}: perplexity {shown(before.perplexity, before.standard_error, 2)} -> "

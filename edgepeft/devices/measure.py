@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from ..bench import Correct, Job, Progress, Rows, bench, bench_report, check, check_report
+from ..bench import CheckResult, Correct, Job, Progress, Rows, bench, bench_report, check, check_report
 from ..bench.accuracy import answers
-from ..bench.history import append_run, is_history, refuse_url, require_history
+from ..bench.baseline import baseline_bundle
+from ..bench.history import append_run, is_history, require_history
+from ..bench.measure import PAUSE_S
+from ..bench.remote import local_baseline
 from ..bundle import Bundle, head_of, read_bundle, rereading
 from ..data import Examples
 from ..errors import InputError
@@ -19,10 +22,18 @@ from ..report.answers import expected_answers, given_answers, require_labels
 from ..report.gate import Report
 from ..report.partial import Keep, keep_nothing
 from ..targets import Target
-from .checks.emulated import Counts, Emulated, compare_counts, emulated_report, measure_emulated, saved_counts
+from .checks.emulated import (
+    Counts,
+    Emulated,
+    comparable_counts,
+    compare_counts,
+    emulated_report,
+    measure_emulated,
+    read_counts,
+)
 from .checks.static import static_report
 from .executors.protocol import Executor
-from .place import choose_variants, find_place, require_size
+from .place import choose_variants, find_place, require_size, target_variants
 
 
 def _silent(done: int, total: int, what: str) -> None:
@@ -40,6 +51,8 @@ def bench_on(
     shapes: Sequence[str] | None = None,
     threads: int | None = None,
     processes: int = 3,
+    sessions: int = 1,
+    pause_s: float = PAUSE_S,
     history: Path | None = None,
     progress: Progress = _silent,
     keep: Keep = keep_nothing,
@@ -56,7 +69,7 @@ def bench_on(
         require_history(history)
     opened = read_bundle(bundle)
     place = find_place(target, on, opened.manifest.task)
-    chosen = variants or [name for name in target.variants if name in opened.manifest.variants]
+    chosen = variants or target_variants(opened.manifest, target, place.executor)
     if place.executor is None:
         return static_report(
             opened, target, choose_variants(opened.manifest, target, chosen), place.why_static, "bench"
@@ -70,8 +83,11 @@ def bench_on(
                 f"a history holds times, and {executor.name} emulates {target.name}: its times mean nothing"
             )
         names = choose_variants(opened.manifest, target, chosen)
-        keep(lambda: None)
-        return emulated_report(measure_emulated(opened, target, executor, names, adapters, shapes, progress))
+        return emulated_report(
+            measure_emulated(
+                opened, target, executor, names, adapters, shapes, progress, keep=_kept_as(keep, emulated_report)
+            )
+        )
     result = bench(
         opened.path,
         target,
@@ -80,6 +96,8 @@ def bench_on(
         shapes=shapes,
         threads=threads,
         processes=processes,
+        sessions=sessions,
+        pause_s=pause_s,
         runner=executor.run,
         progress=progress,
         keep=_kept_as(keep, lambda found: bench_report(found, target)),
@@ -137,36 +155,49 @@ def check_on(
 ) -> Report:
     """Compare a bundle with a baseline on ``target``; :func:`edgepeft.bench.check` on an executor, with its ``options``.
 
+    ``baseline`` may also be the address of a report or a history, as a text that begins with ``http://`` or ``https://``: see
+    :func:`edgepeft.bench.remote.local_baseline`.
+
     An emulated device's latency is not compared: there, instructions (``baseline`` being a bundle, or a report of ``bench`` on
     the same executor), memory, sizes and (with ``data``) accuracy floors and drops are judged. Raises as
     :func:`edgepeft.devices.validate_on`.
     """
-    refuse_url(baseline)
     opened = read_bundle(bundle)
     place = find_place(target, on, opened.manifest.task)
-    chosen = choose_variants(opened.manifest, target, options.get("variants"))
+    chosen = choose_variants(opened.manifest, target, options.get("variants"), place.executor)
+    path, origin = local_baseline(baseline)
+    reference = baseline_bundle(path)
     if place.executor is None:
         return static_report(opened, target, chosen, place.why_static, "check")
     executor = place.executor
     if executor.copies:
         require_size(opened, target, chosen)
     if not executor.emulated:
+
+        def checked(result: CheckResult) -> Report:
+            report = check_report(result)
+            return replace(report, notes=(*report.notes, *origin))
+
         result = check(
-            opened.path, baseline, target, data=data, runner=executor.run, progress=progress,
-            correct=correct_on(executor), keep=_kept_as(keep, check_report), **options,
+            opened.path, path, target, data=data, runner=executor.run, progress=progress,
+            correct=correct_on(executor), keep=_kept_as(keep, checked), **options,
         )  # fmt: skip
-        return check_report(result)
+        return checked(result)
     from ..bench.accuracy import check_accuracy
 
-    keep(lambda: None)
-    done = measure_emulated(opened, target, executor, chosen, options.get("adapters"), options.get("shapes"), progress)
-    saved = Path(baseline).is_file()
-    if is_history(baseline):
+    title = f"Check of {opened.path} against {path} for {target.name} on {executor.name}"
+    if is_history(path):
         raise InputError(
             f"a history holds times, and {executor.name} emulates {target.name}: give a bundle or a report"
         )
-    reference = None if saved else read_bundle(baseline)
-    before = saved_counts(Path(baseline), done) if reference is None else _counts_of(reference, done, progress)
+    saved = None if reference is not None else read_counts(path, executor)
+    done = measure_emulated(
+        opened, target, executor, chosen, options.get("adapters"), options.get("shapes"), progress,
+        keep=_kept_as(keep, lambda so_far: emulated_report(so_far, "check", title)),
+    )  # fmt: skip
+    before = (
+        _counts_of(reference, done, progress) if reference is not None else comparable_counts(path, saved or {}, done)
+    )
     compared, tables = compare_counts(done.counts, before, target)
     names: tuple[str | None, ...] = tuple(options.get("adapters") or opened.manifest.adapters or (None,))
     shortened = {name: _some(examples, executor.rows) for name, examples in (data or {}).items()}
@@ -175,8 +206,8 @@ def check_on(
         [(variant, name) for variant in chosen for name in names], shortened,
         {name: target.floor(name) for name in names}, target.check, correct_on(executor),
     )  # fmt: skip
-    title = f"Check of {opened.path} against {baseline} for {target.name} on {executor.name}"
-    return emulated_report(done, "check", title, (*compared, *gates), tables)
+    report = emulated_report(done, "check", title, (*compared, *gates), tables)
+    return replace(report, notes=(*report.notes, *origin))
 
 
 def _counts_of(reference: Bundle, done: Emulated, progress: Progress) -> Counts:

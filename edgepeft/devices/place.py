@@ -45,20 +45,36 @@ def find_place(target: Target, on: str | None = None, task: str | None = None) -
     return Place(target, None, why)
 
 
-def choose_variants(manifest: Manifest, target: Target, asked: Sequence[str] | None = None) -> tuple[str, ...]:
-    """The variants to look at: those ``asked`` for, else the target's preferred one, else the bundle's first."""
+def choose_variants(
+    manifest: Manifest, target: Target, asked: Sequence[str] | None = None, executor: Executor | None = None
+) -> tuple[str, ...]:
+    """The variants to look at: those ``asked`` for, else the target's preferred one, else the bundle's first.
+
+    One in half precision is not preferred where ``executor`` has no float16.
+    """
     for name in asked or ():
         if name not in manifest.variants:
             close = did_you_mean(name, manifest.variants)
             raise InputError(f"no variant {name!r} in the bundle; it has: {', '.join(manifest.variants)}{close}")
     if asked:
         return tuple(dict.fromkeys(asked))
-    return (preferred_variant(manifest, target),)
+    return (preferred_variant(manifest, target, halves=getattr(executor, "halves", True)),)
 
 
-def preferred_variant(manifest: Manifest, target: Target) -> str:
-    """The first of the target's variants that the bundle has; where it has none of them, the bundle's first."""
-    return next((name for name in target.variants if name in manifest.variants), next(iter(manifest.variants)))
+def preferred_variant(manifest: Manifest, target: Target, *, halves: bool = True) -> str:
+    """The first of the target's variants that the bundle has; where it has none of them, the bundle's first.
+
+    Without ``halves`` those in half precision come last.
+    """
+    wanted = target_variants(manifest, target) or list(manifest.variants)
+    return next((name for name in wanted if halves or not manifest.variants[name].half), wanted[0])
+
+
+def target_variants(manifest: Manifest, target: Target, executor: Executor | None = None) -> list[str]:
+    """The target's variants that the bundle has and the executor can compute, the preferred one first."""
+    halves = getattr(executor, "halves", True)
+    mine = [name for name in target.variants if name in manifest.variants]
+    return [name for name in mine if halves or not manifest.variants[name].half]
 
 
 def deployed_mb(manifest: Manifest, variant: str) -> float:

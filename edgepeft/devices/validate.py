@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,19 +54,28 @@ def validate_on(
     a task or data that are not run on devices, and :class:`DeviceError` where the device fails.
 
     ``general`` are rows that no adapter was trained for, ``inside`` such as it was, by adapter: they are run natively here, and the
-    target's ``[generalization]`` says what may be lost. ``keep`` is called when all is known to be right, before anything runs.
+    target's ``[generalization]`` says what may be lost. ``keep`` is called when all is known to be right, before anything runs,
+    and given what makes the report of all that was compared so far: ``None`` before the first variant ran on the device.
     """
     opened = bundle if isinstance(bundle, Bundle) else read_bundle(bundle)
     task = opened.manifest.task
     if task not in TASKS:
         raise InputError(f"validate --target runs {' and '.join(TASKS)} bundles; this one's task is {task}")
-    chosen = choose_variants(opened.manifest, target, variants)
+    choose_variants(opened.manifest, target, variants)  # a variant that there is not is said first
     place = find_place(target, on, task)
+    chosen = choose_variants(opened.manifest, target, variants, place.executor)
     fitting = adapters_of(opened, inside or {}, general, set(opened.manifest.adapters))
 
+    def said(report: Report) -> Report:
+        return replace(report, notes=(*report.notes, *_not_judged(target, bool(data), bool(general))))
+
     def finished(report: Report) -> Report:
-        report = replace(report, notes=(*report.notes, *_not_judged(target, bool(data), bool(general))))
-        return with_generalization(report, opened, inside or {}, fitting, chosen, target.generalization, progress)
+        return with_generalization(
+            said(report), opened, inside or {}, fitting, chosen, target.generalization, progress, keep
+        )
+
+    def keep_answered(make: Callable[[], Report | None]) -> None:
+        keep(lambda: None if (so_far := make()) is None else said(so_far))
 
     if place.executor is None:
         return finished(static_report(opened, target, chosen, place.why_static, "validate"))
@@ -79,10 +88,13 @@ def validate_on(
     if examples if generates else prompts:
         raise InputError(f"{opened.path} is for {task}: its data are {'prompts' if generates else 'labelled rows'}")
     peft = find_peft(opened, adapters or {}, base) if reference else None
-    keep(lambda: None)
     if generates:
-        return finished(validate_tokens(opened, target, executor, chosen, prompts, rows, new_tokens, peft, progress))
-    return finished(validate_labels(opened, target, executor, chosen, examples, rows, peft, max_drop, progress))
+        return finished(
+            validate_tokens(opened, target, executor, chosen, prompts, rows, new_tokens, peft, progress, keep_answered)
+        )
+    return finished(
+        validate_labels(opened, target, executor, chosen, examples, rows, peft, max_drop, progress, keep_answered)
+    )
 
 
 def _not_judged(target: Target, data: bool, general: bool) -> list[str]:

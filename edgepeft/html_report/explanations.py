@@ -49,3 +49,16 @@ BITS = (
     "with the best choice of 4 or 8 bits and blocks of 32 to 128 for every matrix, as expected from sums; the cross is what was "
     "made, measured on texts kept apart."
 )
+
+TRAINING = (
+    "The loss is that of each training step's own rows before the step was made; smoothed, a step counts half after 3 % of the "
+    "steps. Scores are those of the validation rows after each epoch; the marked epoch was kept, by macro F1, mean error or "
+    "perplexity, so it flatters a little."
+)
+
+SEARCH = (
+    "Each trial trained an adapter, exported it, rounded the base and was measured as ONNX Runtime runs it: accuracy on the "
+    "study's validation rows with Wilson's 95 % interval, the median of single runs in ms, and MB that a device stores. The front "
+    "are the trials that no other beats in all three; numbered in the charts. The same rows judge all trials, so the best of "
+    "many looks better than it is: judge the chosen one on rows that the search never saw."
+)

@@ -20,6 +20,7 @@ from . import charts
 from .figures import Chart
 from .saved import SavedReport, find_reports, read_reports
 from .sections import sections
+from .training import RECORD, read_training
 
 _ORDER = [Verdict.FAIL, Verdict.INCONCLUSIVE, Verdict.PASS]
 
@@ -39,7 +40,7 @@ def write_html_report(sources: Sequence[str | Path], out: str | Path | None = No
 
     Args:
         sources: Bundles (their ``report`` folder is read, and their sizes and provenance are shown), folders of
-            reports, or ``.json`` reports.
+            reports, trained adapters (their learning curves are shown), or ``.json`` reports.
         out: The page; by default ``report/report.html`` of the first bundle, or ``report.html`` beside the first report.
 
     Returns:
@@ -66,7 +67,9 @@ def write_html_report(sources: Sequence[str | Path], out: str | Path | None = No
             f"{names} has no reports; make one with: edgepeft validate BUNDLE, edgepeft bench BUNDLE, "
             "or edgepeft check BUNDLE --baseline OLD"
         )
-    reports = read_reports(dict.fromkeys(path.resolve() for path in paths))
+    own = dict.fromkeys(path.resolve() for path in paths)
+    reports = [*map(read_training, (path for path in own if path.name == RECORD))]
+    reports += read_reports(path for path in own if path.name != RECORD)
     out = Path(out) if out is not None else _default(Path(sources[0]))
     text = render(reports, bundles)
     try:
@@ -85,6 +88,8 @@ def _read_source(source: Path) -> tuple[list[Path], Bundle | None]:
         raise InputError(f"{source} is neither a bundle, nor a folder of reports, nor a report")
     bundle = read_bundle(source) if (source / MANIFEST_NAME).is_file() else None
     found = find_reports(source)
+    if bundle is None and (source / RECORD).is_file():
+        found.append(source / RECORD)
     return found, bundle
 
 

@@ -27,6 +27,7 @@ from .figures import (
     size_chart,
 )
 from .saved import SavedReport
+from .training import training_charts
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ def sections(reports: Sequence[SavedReport], bundles: Sequence[Bundle]) -> list[
         *(baseline_section(saved) for saved in _latest(reports, "check")),
         *(latency_section(saved) for saved in _latest(reports, "bench")),
         quality_section(_latest(reports, "validate"), bundles, _latest(reports, "bench")),
+        *(training_section(saved) for saved in _latest(reports, "train")),
+        *(search_section(saved) for saved in _latest(reports, "search")),
         *(other_section(saved) for saved in _others(reports)),
         size_section(bundles),
         bits_section(bundles),
@@ -65,7 +68,7 @@ def _latest(reports: Sequence[SavedReport], kind: str) -> list[SavedReport]:
 
 
 def _others(reports: Sequence[SavedReport]) -> list[SavedReport]:
-    shown = {"check", "bench", "validate"}
+    shown = {"check", "bench", "validate", "train", "search"}
     return list({saved.report.title: saved for saved in reports if saved.kind not in shown}.values())
 
 
@@ -171,6 +174,32 @@ def _losses(validations: Sequence[SavedReport], key: str) -> list[Interval]:
         for row in _records(saved, "generalization")
         if row["domain"] == "out" and row.get(key) is not None and None not in row[key].values()
     ]
+
+
+def training_section(saved: SavedReport) -> Section:
+    """How an adapter learnt."""
+    return Section("training", saved.report.title, explanations.TRAINING, training_charts(saved), saved.report.tables)
+
+
+def search_section(saved: SavedReport) -> Section:
+    """What the trials of a search reached, against what they cost."""
+    done = [row for row in _records(saved, "trials") if row.get("accuracy") is not None]
+    charts = []
+    for key, axis in (("mb", "MB on a device"), ("p50_ms", "p50 ms")):
+        points = [
+            Choice(
+                f"{row['number']}" if row["on_front"] else "",
+                str(row["values"].get("variant", "fp32")),
+                row[key],
+                row["accuracy"],
+                row["lower"],
+                row["upper"],
+            )
+            for row in done
+        ]
+        if points:
+            charts.append(front_chart(f"Accuracy against {axis}", points, axis))
+    return Section("search", saved.report.title, explanations.SEARCH, tuple(charts), saved.report.tables)
 
 
 def other_section(saved: SavedReport) -> Section:

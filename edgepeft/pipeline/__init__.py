@@ -77,6 +77,7 @@ if TYPE_CHECKING:
     from ._stored_adapters import StoredAdapter as StoredAdapter
     from ._stored_adapters import store_adapters as store_adapters
     from ._straight import export_variants as export_variants
+    from ._straight import export_whole as export_whole
     from ._web_graph import write_input_style as write_input_style
     from ._write import write_bundle as write_bundle
 
@@ -110,6 +111,7 @@ _HOME = {
     "write_static": "._static",
     "export_variants": "._straight",
     "export_auto": "._auto_mode",
+    "export_whole": "._straight",
     # what the stages return, and what is in it
     "TrainedAdapter": "..train.adapter",
     "TrainedLanguageAdapter": "..train.language",
@@ -172,6 +174,7 @@ __all__ = [  # noqa: RUF022 - in the order of the pipeline
     "write_static",
     "export_variants",
     "export_auto",
+    "export_whole",
     "TrainedAdapter",
     "TrainedLanguageAdapter",
     "Base",

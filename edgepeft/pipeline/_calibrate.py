@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..bundle import Bundle
+from ..bundle import Bundle, Manifest
 from ..data import Examples, evenly
 from ..errors import BundleError, InputError, UnknownAdapterError
 from ..quantize.recipes import without_texts
@@ -46,14 +46,22 @@ def measure_ranges(
         return _run(bundle, file, names, _texts(bundle, data, rows), announce)
 
 
+def takes_texts(manifest: Manifest) -> bool:
+    """Whether a base is fed by texts alone."""
+    return {value.name for value in manifest.inputs if not value.optional} <= _TEXT_INPUTS
+
+
 def check_texts(bundle: Bundle, data: Mapping[str, Examples], *, language: bool = False) -> None:
     """Refuse what :func:`measure_ranges` cannot measure: a base that does not take texts alone, an unknown name, no texts.
 
     ``language``: a language model is measured too.
     """
     manifest = bundle.manifest
-    takes_texts = language or {value.name for value in manifest.inputs if not value.optional} <= _TEXT_INPUTS
-    if (manifest.writes and not language) or not takes_texts or "tokenizer.json" not in manifest.files:
+    if (
+        (manifest.writes and not language)
+        or not (language or takes_texts(manifest))
+        or "tokenizer.json" not in manifest.files
+    ):
         raise InputError(
             f"{bundle.path} is for {manifest.task}: activations are measured for bases that take a text and give numbers "
             f"(classification, features). {without_texts()} need no texts"

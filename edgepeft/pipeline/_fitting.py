@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..bundle import Bundle
 from ..data import Examples
 from ..errors import InputError
-from ..quantize.recipes import METHODS, Recipe
+from ..quantize.recipes import METHODS, WHOLE, Recipe, recipe
 from ._calibration_runs import can_calibrate
 from ._mixed_bits import Front, Goal
 
@@ -56,6 +56,8 @@ def choose_fitting(
         head_bits: Bits of a language model's head.
         goal: What bits are chosen for.
     """
+    if rule.halves:
+        return _of_halves(bundle, rule, data, method=method, heal=heal, head_bits=head_bits, goal=goal)
     chosen = _method(bundle, rule, data, method)
     if (heal or head_bits or goal) and chosen != "gptq":
         raise InputError(
@@ -79,6 +81,25 @@ def choose_fitting(
     if data and not rule.calibrated and chosen != "gptq":
         raise InputError(f"{rule.variant} measures nothing beforehand: leave the data out")
     return Fitting(chosen, heal, head_bits, goal)
+
+
+def _of_halves(
+    bundle: Bundle, rule: Recipe, data: Mapping[str, Examples], *, method: str | None, heal: int, head_bits: int | None,
+    goal: Goal | None,
+) -> Fitting:  # fmt: skip
+    """How the variant is made that one in float16 is made of, where the bundle has none yet."""
+    options = {"--method": method, "--heal": heal or None, "--head-bits": head_bits, "a goal": goal}
+    given = [name for name, value in options.items() if value is not None]
+    if rule.halves == WHOLE or rule.halves in bundle.manifest.variants:
+        if given:
+            raise InputError(
+                f"{rule.variant} is made of the bundle's {rule.halves} as it is: leave {given[0]} out"
+                + ("" if rule.halves == WHOLE else f", or make {rule.halves} again with it (--replace) before")
+            )
+        return Fitting(None)
+    fitted = recipe(rule.halves)
+    used = data if method in {None, "gptq"} and not can_calibrate(bundle, data) else {}
+    return choose_fitting(bundle, fitted, used, method=method, heal=heal, head_bits=head_bits, goal=goal)
 
 
 def _method(bundle: Bundle, rule: Recipe, data: Mapping[str, Examples], wanted: str | None) -> str | None:

@@ -49,7 +49,12 @@ def _note_variants(folder: Path, variants: Mapping[str, Variant]) -> bool:
     config = json.loads(text)
     dtype = next((name for name in preferred("browsers") if name in variants), next(iter(variants)))
     weights = {Path(variant.file).name: len(variant.data) for variant in variants.values()}
-    config["transformers.js_config"] = {"dtype": dtype, "use_external_data_format": weights}
+    caches = {name: variant.cache_dtype for name, variant in variants.items() if variant.cache_dtype is not None}
+    config["transformers.js_config"] = {
+        "dtype": dtype,
+        "use_external_data_format": weights,
+        **({"kv_cache_dtype": caches} if caches else {}),  # version 3; later ones ask the graph
+    }
     written = config_text(config)
     if written == text:
         return False

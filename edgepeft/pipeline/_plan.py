@@ -24,9 +24,13 @@ MEMORY_LIBRARIES_MB = 700.0
 #: files for a shape of 0.5 billion parameters, twice in all for one of 1.24 (benchmarks/scale.py).
 MEMORY_FACTOR = 2.4
 #: Memory of its own where the base is read block by block, in MB: libraries, logits and caches of the prompts that are compared. On
-#: top stand copies of the largest layer in fp32, or what a session over the largest variant takes of that variant's size, whose
-#: weights lie in it once more in the kernels' layout: 1.6 GB for 0.5 billion parameters in q4, 1.9 GB for 1.24.
+#: top stand copies of the largest layer in fp32, or the weights of a session over the largest variant once more in the kernels'
+#: layout, of a large variant those of one part: 1.6 GB for 0.5 billion parameters in q4, 1.9 GB for 1.24.
 STREAMED_MB, LAYER_FACTOR, SESSION_FACTOR = 1100.0, 2.5, 1.15
+#: Bytes of weights that one session holds at most: a larger variant is compared part by part (``validate.streamed.SMALL``).
+LARGEST_SESSION = 500_000_000
+#: Bytes of a language model in fp32 from which on it is read block by block: a smaller one is exported sooner as a whole.
+STREAMED_FROM = 200_000_000
 #: Processor seconds for a billion parameters: in memory, and block by block for each variant.
 _SECONDS, _STREAMED_SECONDS = 190.0, 110.0
 
@@ -108,7 +112,7 @@ def plan_export(
         out: The bundle's folder.
         mode: As :func:`export` takes it.
         variants: As :func:`export_variants` takes them; fp32 by default.
-        streamed: Whether the base is read block by block; by default a language model's is, for variants.
+        streamed: Whether the base is read block by block; by default a language model's is, for variants or a large fp32.
 
     Returns:
         The plan.
@@ -127,7 +131,8 @@ def plan_export(
     sizes = checkpoint_sizes(str(model))
     wanted = tuple(dict.fromkeys(variants)) or (WHOLE,)
     if streamed is None:
-        streamed = bool(variants) and mode == "swap" and _continues_texts(str(model))
+        large = bool(variants) or 4 * sizes.parameters >= STREAMED_FROM
+        streamed = large and mode == "swap" and continues_texts(str(model))
     weights = {variant: _bytes_of(variant, sizes) for variant in wanted}
     named = [PlannedFile(_weights_file(variant), size) for variant, size in weights.items()]
     if mode == "swap":
@@ -144,7 +149,7 @@ def plan_export(
         ]
     total, whole = sum(file.bytes for file in files), 4 * sizes.parameters
     if streamed:
-        compared = max((size for name, size in weights.items() if name != WHOLE), default=0)
+        compared = min(LARGEST_SESSION, max((size for name, size in weights.items() if name != WHOLE), default=0))
         memory = STREAMED_MB + max(4 * LAYER_FACTOR * sizes.largest_layer, SESSION_FACTOR * compared) / MB
         disk, seconds = total, _STREAMED_SECONDS * len(wanted)
     else:
@@ -177,7 +182,17 @@ def _weights_file(variant: str) -> str:
     return f"{'onnx/model.onnx' if variant == WHOLE else recipe(variant).graph_file('onnx/model.onnx')}_data"
 
 
-def _continues_texts(source: str) -> bool:
+def streams_whole(source: str) -> bool:
+    """Whether fp32 of a base is exported block by block where nobody asks for it: a language model's from ``STREAMED_FROM`` on."""
+    if not continues_texts(source):
+        return False
+    try:
+        return 4 * checkpoint_sizes(source).parameters >= STREAMED_FROM
+    except InputError:  # no safetensors file tells it: the export says what is wrong, if anything
+        return False
+
+
+def continues_texts(source: str) -> bool:
     """Whether a folder's config names a language model that continues texts."""
     try:
         names = json.loads((Path(source) / "config.json").read_text(encoding="utf-8")).get("architectures") or [""]

@@ -12,21 +12,24 @@ import onnx_ir as ir
 from ..bundle import Bundle, read_bundle
 from ..data import Examples
 from ..quantize import recipe
+from ..quantize.counts import count_quantized
+from ..quantize.recipes import WHOLE
 from ..units import MB
 from ._calibrate import check_texts
 from ._fitting import Fitting, choose_fitting
+from ._halves import whole_name
 from ._mixed_bits import Goal
 from ._plan import PlannedFile
-from ._quantize import _check_wanted, _graphs
+from ._quantize import _check_wanted, _graphs, source_of
 
 #: Bytes that a weight takes with its share of scales and zero points, by how it is rounded: measured on SmolLM2-135M and MiniLM.
-_BYTES = {"int8": 1.02, "w8a16": 1.02, "q8": 1.16, "q4": 0.64, "q4 gptq": 0.665}
+_BYTES = {"int8": 1.02, "w8a16": 1.02, "q8": 1.16, "q4": 0.64, "q4 gptq": 0.665, "q4f16": 0.56, "q4f16 gptq": 0.59}
 #: What an 8-bit head adds to 4 bits, in bytes a number.
 _WIDE_HEAD = 0.52
 #: Peak memory over the weights in fp32, and what Python and its libraries take by themselves, in MB; measured likewise.
 _MEMORY_FACTOR, _LIBRARIES_MB = {"gptq": 3.3}, 250.0
 #: CPU seconds on one core of a 2.x GHz server for a million weights; GPTQ's are for the 4,200 tokens that ship with edgepeft.
-_SECONDS = {"int8": 0.05, "w8a16": 0.6, "q8": 0.1, "q4": 0.03, "q4 gptq": 0.5}
+_SECONDS = {"int8": 0.05, "w8a16": 0.6, "q8": 0.1, "q4": 0.03, "q4 gptq": 0.5, "fp16": 0.5, "q4f16": 0.5}
 
 
 @dataclass(frozen=True)
@@ -97,11 +100,20 @@ def plan_quantize(
     fitting = choose_fitting(opened, rule, data or {}, method=method, heal=heal, head_bits=head_bits, goal=goal)
     if rule.calibrated:
         check_texts(opened, data or {})
-    _check_wanted(opened.manifest, opened.path, variant, replace)
-    whole = opened.manifest.variants["fp32"]
+    begun = source_of(opened.manifest, rule)
+    _check_wanted(opened.manifest, opened.path, variant, replace, begun)
+    whole = opened.manifest.variants[begun]
     files, weights = [], 0
     for source in _graphs(whole).values():
-        target = rule.graph_file(source)
+        target = rule.graph_file(source if begun == WHOLE else whole_name(source, rule))
+        if rule.halves == begun:
+            halved, count = _halved(opened, source)
+            weights += count
+            files += [
+                PlannedFile(target, (opened.path / source).stat().st_size),
+                PlannedFile(f"{target}_data", halved),
+            ]
+            continue
         matrices, vectors = _shapes(opened, source)
         count = sum(rows * columns for rows, columns in matrices)
         weights += count
@@ -125,6 +137,15 @@ def plan_quantize(
         seconds=_SECONDS.get(way, 0.1) * weights / 1e6 * (3 if goal else 1),
         replaces=variant in opened.manifest.variants,
     )
+
+
+def _halved(bundle: Bundle, source: str) -> tuple[int, int]:
+    """Bytes of a graph's weights with its float32 in float16, and how many weights it holds; slots are none of them."""
+    graph = ir.load(bundle.path / source)
+    slots = bundle.manifest.slots.tensors()
+    tensors = [v.const_value for name, v in graph.graph.initializers.items() if name not in slots]
+    size = sum(t.nbytes // (2 if t.dtype == ir.DataType.FLOAT else 1) for t in tensors if t is not None)
+    return size, count_quantized(graph, bundle.manifest.slots).total
 
 
 def _shapes(bundle: Bundle, source: str) -> tuple[list[tuple[int, int]], int]:

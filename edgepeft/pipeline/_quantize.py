@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import onnx_ir as ir
 
@@ -17,13 +18,14 @@ from ..errors import BundleError, InputError
 from ..quantize import recipe
 from ..quantize.counts import Quantized, count_quantized, total
 from ..quantize.merge_error import NOTABLE, key_of
-from ..quantize.recipes import Recipe
+from ..quantize.recipes import WHOLE, Recipe
 from ..runtime.sessions import open_session
 from ._calibrate import ROWS, check_texts, measure_ranges, measured_without
 from ._calibration_crossed import CrossedRuns, crossed_runs
 from ._calibration_runs import Runs, calibration_runs
 from ._edit import Edit, copy_files, edit
 from ._fitting import Fitting, choose_fitting
+from ._halves import graphs_in_fp32, halve
 from ._manifest import require_onnx
 from ._mixed_bits import Front, Goal, make_mixed
 from ._quality import Quality
@@ -86,8 +88,8 @@ def quantize(
 
     Args:
         bundle: The bundle's folder.
-        variant: The recipe's name: ``"int8"``, ``"q4"`` or ``"w8a16"``.
-        data: Texts by adapter (``"*"``: for all), for recipes that run the model (``w8a16``, and ``q4`` by GPTQ).
+        variant: The recipe's name: ``"int8"``, ``"q4"``, ``"fp16"`` and the others of :data:`~edgepeft.quantize.RECIPES`.
+        data: Texts by adapter (``"*"``: for all), for recipes that run the model (``w8a16``, ``q4`` by GPTQ, ``fp16``, ``q4f16``).
         rows: How many texts of each adapter are run to measure.
         method: How ``q4`` rounds: ``"gptq"``, ``"mse"`` or ``"rtn"`` (:data:`~edgepeft.quantize.recipes.METHODS`). By default
             GPTQ where the bundle can be calibrated: a language model by a text that ships with edgepeft, others by ``data``.
@@ -104,6 +106,7 @@ def quantize(
 
     Raises:
         InputError: The variant is unknown or exists already, its recipe wants texts and has none, or a method does not apply.
+        ParityError: In half precision the base would compute something else.
         BundleError: Nothing was quantized, ONNX Runtime cannot open the result, or the base was exported again meanwhile.
         BusyBundleError: Another process changes the bundle and did not end in time.
 
@@ -115,20 +118,21 @@ def quantize(
     rule = recipe(variant)
     opened = read_bundle(bundle)
     fitting = choose_fitting(opened, rule, data or {}, method=method, heal=heal, head_bits=head_bits, goal=goal)
-    method = fitting.method
+    method, whole = fitting.method, source_of(opened.manifest, rule)
     if rule.calibrated:
         check_texts(opened, data or {})
 
     def needs(manifest: Manifest) -> tuple[str, ...]:
-        _check_wanted(manifest, opened.path, variant, replace)
-        return manifest.deployed("fp32") if rule.calibrated or method == "gptq" else _weights(manifest)
+        _check_wanted(manifest, opened.path, variant, replace, whole)
+        runs = rule.calibrated or rule.halves or method == "gptq"
+        return manifest.deployed(whole) if runs else _weights(manifest, whole)
 
     with left_as_it_was(opened.path), scratch(opened.path) as folder:
         copy = copy_files(bundle, folder, needs)
         made = _make(copy, rule, fitting, data or {}, rows, announce)
         with edit(bundle, lock_timeout=lock_timeout, room=folder) as change:
-            _check_wanted(change.manifest, opened.path, variant, replace)
-            _check_same(change, copy, variant, made, announce)
+            _check_wanted(change.manifest, opened.path, variant, replace, whole)
+            _check_same(change, copy, variant, whole, made, announce)
             _put(change, folder, variant, made, announce)
     result = change.after
     quality: tuple[Quality, ...] = ()
@@ -139,7 +143,7 @@ def quantize(
         bundle=result,
         variant=variant,
         quantized=made.counted,
-        bytes_before=result.size(result.variant_files("fp32")),
+        bytes_before=result.size(result.variant_files(whole)),
         bytes_after=result.size(result.variant_files(variant)),
         merge_error=result.manifest.provenance.get("merge_error", {}).get(key_of(variant, method)),
         method=method,
@@ -148,20 +152,25 @@ def quantize(
     )
 
 
-def _check_wanted(manifest: Manifest, path: Path, variant: str, replace: bool) -> None:
+def source_of(manifest: Manifest, rule: Recipe) -> str:
+    """The variant that a recipe begins with: fp32, or for half precision of another variant that one where there is one."""
+    return rule.halves if rule.halves in manifest.variants else WHOLE
+
+
+def _check_wanted(manifest: Manifest, path: Path, variant: str, replace: bool, whole: str = WHOLE) -> None:
     if variant in manifest.variants and not replace:
         raise InputError(f"{path} already has a variant {variant!r}; replace it with --replace")
-    if "fp32" not in manifest.variants:
+    if whole not in manifest.variants:
         raise BundleError(
             f"{path} has no fp32 variant to quantize, only {', '.join(manifest.variants)}: it was made from a file that is "
             "quantized already. Export the model itself, without --onnx, to choose a precision."
         )
-    require_onnx(path, manifest.variants["fp32"])
+    require_onnx(path, manifest.variants[whole])
 
 
-def _weights(manifest: Manifest) -> tuple[str, ...]:
-    """What the recipes read: the graphs of the fp32 variant, and their weights."""
-    whole = manifest.variants["fp32"]
+def _weights(manifest: Manifest, name: str) -> tuple[str, ...]:
+    """What the recipes read: the graphs of a variant, and their weights."""
+    whole = manifest.variants[name]
     return (*_graphs(whole).values(), *whole.data)
 
 
@@ -179,12 +188,16 @@ class _Made:
     texts: Mapping[str, int]
     runs: Runs | None
     front: Front | None = None
+    #: What is known of a variant in float16.
+    half: Mapping[str, Any] | None = None
 
 
 def _make(
     copy: Bundle, rule: Recipe, fitting: Fitting, data: Mapping[str, Examples], rows: int, announce: Announce
 ) -> _Made:
     """Run a recipe beside the fp32 graphs of ``copy``."""
+    if rule.halves:
+        return _halve(copy, rule, fitting, data, rows, announce)
     slots, whole, folder = copy.manifest.slots, copy.manifest.variants["fp32"], copy.path
     apply, summary = rule.apply, fitting.summary(rule)
     if fitting.method == "mse" and rule.searched is not None:
@@ -203,8 +216,39 @@ def _make(
     made = {field: rule.graph_file(file) for field, file in _graphs(whole).items()}
     found = [ways[field](folder / file, folder / made[field], slots) for field, file in _graphs(whole).items()]
     fronts = [front for front in found if front is not None]
-    graphs = [ir.load(folder / file) for file in made.values()]
-    counted = total(count_quantized(graph, slots) for graph in graphs)
+    counted = _counted(copy, rule, made)
+    entry = _entry(copy, made, whole, recipe=fitting.summary(rule, *fronts), counted=counted)
+    return _Made(entry, counted, texts, runs, next(iter(fronts), None))
+
+
+def _halve(
+    copy: Bundle, rule: Recipe, fitting: Fitting, data: Mapping[str, Examples], rows: int, announce: Announce
+) -> _Made:
+    """A variant in float16, of the one that it is made of; that is made first where the bundle has none."""
+    source = copy.manifest.variants.get(rule.halves)
+    if source is None:
+        source = _make(
+            copy, recipe(rule.halves), fitting, data if fitting.method == "gptq" else {}, rows, announce
+        ).entry
+    announce(f"halving to {rule.variant}: {rule.summary}")
+    halved = halve(copy, source, rule, data, rows, announce)
+    whole = Variant.model_validate({**source.model_dump(), **graphs_in_fp32(source, rule)})
+    made = {field: rule.graph_file(file) for field, file in _graphs(whole).items()}
+    counted = _counted(copy, rule, made)
+    summary = (
+        rule.summary if rule.halves == WHOLE else f"{source.recipe}; all else in float16 but for what it does not hold"
+    )
+    entry = _entry(copy, made, source, recipe=summary, counted=counted).model_copy(
+        update={"half": True, "cache_dtype": "float16" if halved.cache else None}
+    )
+    return _Made(entry, counted, halved.texts, None, half=halved.told())
+
+
+def _counted(copy: Bundle, rule: Recipe, made: Mapping[str, str]) -> Quantized:
+    """How much of the base a recipe quantized; :class:`BundleError` where that is nothing, or a slot is gone."""
+    slots = copy.manifest.slots
+    graphs = [ir.load(copy.path / file) for file in made.values()]
+    counted = total(count_quantized(graph, slots, halves=bool(rule.halves)) for graph in graphs)
     if counted.quantized == 0:
         raise BundleError(
             f"recipe {rule.variant} quantized none of {counted.total} weights; the bundle was left as it was"
@@ -213,15 +257,20 @@ def _make(
     lost = sorted(set(slots.tensors()) - present)
     if lost:
         raise BundleError(f"recipe {rule.variant} dropped slot {lost[0]}; the bundle was left as it was")
-    beside = [sorted((folder / "onnx").glob(f"{Path(file).name}_data*")) for file in made.values()]
-    entry = Variant(
-        **made,
+    return counted
+
+
+def _entry(copy: Bundle, made: Mapping[str, str], whole: Variant, *, recipe: str, counted: Quantized) -> Variant:
+    """The manifest's entry for graphs that were made, with the weights beside them."""
+    beside = [sorted((copy.path / "onnx").glob(f"{Path(file).name}_data*")) for file in made.values()]
+    return Variant(
+        file=made["file"],
+        decoder_file=made.get("decoder_file"),
         data=tuple(f"onnx/{path.name}" for paths in beside for path in paths),
         slots=whole.slots,
-        recipe=fitting.summary(rule, *fronts),
+        recipe=recipe,
         quantized_share=round(counted.share, 6),
     )
-    return _Made(entry, counted, texts, runs, *fronts)
 
 
 def _runs(copy: Bundle, data: Mapping[str, Examples], rows: int, announce: Announce) -> Runs:
@@ -245,12 +294,12 @@ def _fit(rule: Recipe, fitting: Fitting, runs: Runs, field: str, announce: Annou
     )
 
 
-def _check_same(change: Edit, copy: Bundle, variant: str, made: _Made, announce: Announce) -> None:
+def _check_same(change: Edit, copy: Bundle, variant: str, whole: str, made: _Made, announce: Announce) -> None:
     """Refuse a variant of what the bundle no longer holds; tell which adapters came too late to be measured."""
     read, what = copy.manifest, "it was being quantized"
     change.refuse_another_base(read, what)
-    change.refuse_other_files(read, _weights(read), what)
-    if made.texts:
+    change.refuse_other_files(read, _weights(read, whole), what)
+    if made.texts or made.half:
         change.refuse_other_files(read, (entry.onnx_adapter for entry in read.adapters.values()), what)
         for name in sorted(change.manifest.adapters.keys() - read.adapters.keys()):
             announce(measured_without(variant, name))
@@ -265,8 +314,9 @@ def _put(change: Edit, folder: Path, variant: str, made: _Made, announce: Announ
     for file in made.entry.files():
         (folder / file).replace(change.folder / file)
     provenance = dict(manifest.provenance)
-    if made.texts:
+    if made.texts or made.half:
         chosen = {"bits": made.front.told()} if made.front else {}
+        chosen |= {"half": dict(made.half)} if made.half else {}
         provenance["calibration"] = {**provenance.get("calibration", {}), variant: {"texts": made.texts, **chosen}}
     staged = change.stage(
         written=made.entry.files(), variants={**manifest.variants, variant: made.entry}, provenance=provenance

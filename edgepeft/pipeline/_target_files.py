@@ -87,6 +87,11 @@ def _make(work: Path, variant: str, target: Target, data: Mapping[str, Examples]
     if variant not in variants:
         if variant not in RECIPES or "fp32" not in variants:
             raise _UnsuitableError("the bundle has none, and no recipe makes it")
+        if RECIPES[variant].halves:
+            raise _UnsuitableError(
+                "the bundle has none, and not every device computes in float16; where all do: edgepeft quantize --variant "
+                f"{variant}"
+            )
         try:
             quantize(work, variant, data=data if RECIPES[variant].calibrated else None, announce=announce)
         except (InputError, BundleError) as error:

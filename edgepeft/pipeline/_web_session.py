@@ -39,10 +39,16 @@ class _Graph:
         self._session = session
         self._outputs = [output.name for output in self._session.get_outputs()]
         self.shapes = {value.name: value.shape for value in self._session.get_inputs()}
+        self._halves = {value.name for value in self._session.get_inputs() if value.type == "tensor(float16)"}
 
     def run(self, feeds: Arrays) -> dict[str, np.ndarray]:
         """Raw outputs by name."""
-        return run_values(self._session, self._outputs, {n: a for n, a in feeds.items() if n in self.shapes}, {})
+        known = {
+            name: array.astype(np.float16) if name in self._halves else array
+            for name, array in feeds.items()
+            if name in self.shapes
+        }
+        return run_values(self._session, self._outputs, known, {})
 
 
 class Fed:

@@ -27,8 +27,11 @@ def total(parts: Iterable[Quantized]) -> Quantized:
     return Quantized(share=quantized / max(1, whole), quantized=quantized, total=whole)
 
 
-def count_quantized(graph: ir.Model, slots: SlotTable) -> Quantized:
-    """How many of the base's weight numbers a graph stores in 8 bits or fewer. Slots and index constants do not count."""
+def count_quantized(graph: ir.Model, slots: SlotTable, *, halves: bool = False) -> Quantized:
+    """How many of the base's weight numbers a graph stores in 8 bits or fewer, with ``halves`` in 16 or fewer.
+
+    Slots and index constants do not count.
+    """
     tensors = slots.tensors()
     narrow = wide = 0
     for name, value in graph.graph.initializers.items():
@@ -37,6 +40,8 @@ def count_quantized(graph: ir.Model, slots: SlotTable) -> Quantized:
             continue
         if tensor.dtype in {ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT4, ir.DataType.UINT4}:
             narrow += tensor.size * _numbers_in_a_byte(value)
+        elif halves and tensor.dtype == ir.DataType.FLOAT16:
+            narrow += tensor.size
         elif tensor.dtype in {ir.DataType.FLOAT, ir.DataType.FLOAT16}:
             wide += tensor.size
     return Quantized(share=narrow / max(1, narrow + wide), quantized=narrow, total=narrow + wide)

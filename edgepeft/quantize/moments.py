@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from ..bundle import SlotTable
 from ..errors import BundleError
-from ..graph.nodes import FLOAT
+from ..graph.segments import Segment, values_read, write_segment
 from .weights import matrices
 
 #: Bytes of second moments that one segment may hold.
@@ -122,7 +122,8 @@ def measure_moments(
         later = {name for each in segments[number + 1 :] for name in each.inputs}
         names = [n for n in dict.fromkeys((*segment.outputs, *segment.watched)) if n not in fed]
         file = source.with_name(f"{source.stem}_segment.onnx")
-        _write(model, segment.inputs, names, kept[0], file)
+        if names:
+            write_segment(model, Segment(segment.inputs, tuple(names)), kept[0], file)
         session = open_session(file) if names else None
         sums = {name: _Sums() for name in segment.watched}
         for values in kept:
@@ -163,7 +164,7 @@ def _segments(graph: ir.Graph, watched: set[str], fed: set[str], budget: int) ->
         held += cost
     last = made[ordered[-1]] if ordered else -1
     used = {
-        value.name or "": place for place, node in enumerate(nodes[: last + 1]) for value in _read(node)
+        value.name or "": place for place, node in enumerate(nodes[: last + 1]) for value in values_read(node)
     }  # the last place at which each value is read
     start = 0
     for group in groups:
@@ -171,7 +172,7 @@ def _segments(graph: ir.Graph, watched: set[str], fed: set[str], budget: int) ->
             continue
         stop = made[group[-1]]
         inside = nodes[start : stop + 1]
-        taken = {value.name or "" for node in inside for value in _read(node)}
+        taken = {value.name or "" for node in inside for value in values_read(node)}
         before = tuple(sorted(n for n in taken if n in fed or (n in made and 0 <= made[n] < start)))
         left = tuple(
             sorted(
@@ -180,22 +181,6 @@ def _segments(graph: ir.Graph, watched: set[str], fed: set[str], budget: int) ->
         )
         yield _Segment(before, left, tuple(group))
         start = stop + 1
-
-
-def _read(node: ir.Node) -> Iterator[ir.Value]:
-    """What a node reads, in the graphs of its branches too."""
-    for value in node.inputs:
-        if value is not None:
-            yield value
-    for attribute in node.attributes.values():
-        graphs = (
-            [attribute.as_graph()] if attribute.type == ir.AttributeType.GRAPH
-            else attribute.as_graphs() if attribute.type == ir.AttributeType.GRAPHS
-            else []
-        )  # fmt: skip
-        for graph in graphs:
-            for inner in graph:
-                yield from _read(inner)
 
 
 def _width(node: ir.Node, value: ir.Value, known: Mapping[str, int]) -> int:
@@ -208,20 +193,3 @@ def _width(node: ir.Node, value: ir.Value, known: Mapping[str, int]) -> int:
     shape = value.shape
     last = shape[-1] if shape is not None and len(shape) else None
     return known.get(value.name or "", last if isinstance(last, int) else 0)
-
-
-def _write(
-    model: ir.Model, inputs: Sequence[str], outputs: Sequence[str], values: Mapping[str, np.ndarray], file: Path
-) -> None:
-    if not outputs:
-        return
-    graph = ir.convenience.extract(model.graph, list(inputs), list(outputs))
-    for value in graph.inputs:
-        array = values[value.name or ""]
-        value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
-        value.shape = ir.Shape([None] * array.ndim)
-    for value in graph.outputs:
-        if value.type is None:
-            value.type = FLOAT
-    graph.opset_imports.update(model.graph.opset_imports)
-    ir.save(ir.Model(graph, ir_version=model.ir_version, functions=tuple(model.functions.values())), file)

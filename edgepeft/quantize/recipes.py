@@ -32,7 +32,8 @@ class Recipe:
     by the grids with the smallest squared error. ``in_graph(model, slots)`` does what ``apply`` does in a graph, and rounds
     numbers that are deferred (:mod:`edgepeft.graph.deferred`) when they are written: a recipe that has it needs no data, and makes
     its variant of a base of any size. ``weight_bytes`` is about what a weight takes in the file. ``browsers`` and ``genai`` say
-    whether transformers.js, and onnxruntime-genai, should open this variant first where there are several.
+    whether transformers.js, and onnxruntime-genai, should open this variant first where there are several. ``halves`` names the
+    variant that this one is in float16: ``apply`` then takes a prepared graph, and the plan for it (:mod:`.halves`).
     """
 
     variant: str
@@ -47,6 +48,7 @@ class Recipe:
     searched: Callable[..., None] | None = None
     browsers: bool = False
     genai: bool = False
+    halves: str = ""
 
     def graph_file(self, source: str) -> str:
         """``onnx/model.onnx`` of this variant: ``onnx/model_int8.onnx``, as transformers.js names it."""
@@ -99,7 +101,7 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             "q8",
             "8 bits in blocks, grids with zero points and the smallest squared error: linear layers and embeddings",
-            "8 bits in blocks, for language models that must lose next to nothing",
+            "8 bits in blocks, next to nothing lost",
             apply=_in("searched", "q8"),
             rounded=_in("searched", "round_to_grids"),
             in_graph=_in("searched", "q8_graph"),
@@ -108,10 +110,28 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             "w8a16",
             "8 bits: weights per output channel; activations in 16 bits, ranges measured",
-            "weights in 8 bits and activations in 16, for NPUs; wants --data",
+            "weights in 8 bits, for NPUs; wants --data",
             apply=_in("w8a16", "w8a16"),
             rounded=_in("w8a16", "round_symmetric"),
             calibrated=True,
+        ),
+        Recipe(
+            "q4f16",
+            "q4, all else in float16 but for what it does not hold: activations, norms, the key/value cache",
+            "q4, the rest in float16, for GPUs",
+            apply=_in("halves.write", "write_halves"),
+            rounded=_in("q4", "round_to_blocks"),
+            weight_bytes=0.5 + 2 / 32,
+            halves="q4",
+        ),
+        Recipe(
+            "fp16",
+            "float16 but for what it does not hold: weights, activations, the key/value cache",
+            "float16, for GPUs",
+            apply=_in("halves.write", "write_halves"),
+            rounded=_in("halves.write", "round_half"),
+            weight_bytes=2.0,
+            halves=WHOLE,
         ),
     )
 }
@@ -149,5 +169,5 @@ def with_texts() -> str:
 
 def without_texts() -> str:
     """The others, ``int8, q4 and q8``."""
-    *first, last = (name for name, each in RECIPES.items() if not each.calibrated)
+    *first, last = (name for name, each in RECIPES.items() if not each.calibrated and not each.halves)
     return f"{', '.join(first)} and {last}" if first else last

@@ -52,11 +52,15 @@ class ActiveAdapter:
     row_embeddings: tuple[OwnEmbedding | None, ...] | None = None
     #: The slot tensors behind ``handle`` as OrtValues, for runs with IO binding; ``None`` where only ``options`` run it.
     values: Mapping[str, Any] | None = None
+    #: What edgepeft's kernels read of it, in one piece that batches join with others'; ``values`` hold it too.
+    piece: np.ndarray | None = field(default=None, compare=False)
+    #: Whether ``values`` or ``feeds`` are what the kernels take already.
+    formed: bool = False
     #: What else equals this adapter: keys and values computed with an adapter of the same identity may be reused.
     identity: tuple[Any, ...] = ()
     #: Keys and values that stand before every sequence, ``[1, heads, length, head_dim]`` by cache input.
     prefix: Mapping[str, np.ndarray] = field(default_factory=dict)
-    #: What kernels are fed for it, made at its first run with them: by how many graphs' kernels there were.
+    #: What runs with kernels are fed for it, made at the first one: by how many graphs' kernels there were.
     for_kernels: dict[int, Mapping[str, Any]] = field(default_factory=dict, compare=False)
 
     @property

@@ -2,18 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ..bundle import Manifest
+from ..bundle import Manifest, Variant
+from ..bundle.cache_names import is_past
 from ..errors import InputError
 
 Inputs = Mapping[str, np.ndarray]
+#: The adapter of each row of a batch; ``None`` is the base.
+Adapters = Sequence[str | None]
 
 
-def check_arrays(inputs: Inputs, manifest: Manifest) -> None:
+def in_cache_type(inputs: Inputs, variant: Variant) -> Inputs:
+    """``inputs`` with a float32 cache in the variant's own type, so that callers need not know which variant is open."""
+    if variant.cache_dtype is None:
+        return inputs
+    return {name: array.astype(variant.cache_dtype) if is_past(name) else array for name, array in inputs.items()}
+
+
+def check_arrays(inputs: Inputs, manifest: Manifest, variant: Variant) -> None:
     """Refuse arrays that ONNX Runtime would fail on deep inside the graph, or read past a table with.
+
+    A cache may be float32 or of the variant's own type.
 
     Raises:
         InputError: A name is missing or unknown, a type or shape is not the base's, or shapes do not agree.
@@ -28,7 +40,8 @@ def check_arrays(inputs: Inputs, manifest: Manifest) -> None:
         if array is None:
             continue
         dtype = "float32" if value.dtype == "float" else value.dtype
-        fits = array.dtype.name == dtype and array.ndim == len(value.shape)
+        own = variant.cache_dtype if is_past(value.name) else None
+        fits = array.dtype.name in {dtype, own} and array.ndim == len(value.shape)
         if fits:
             pairs = list(zip(value.shape, array.shape, strict=True))
             fits = all(want == found for want, found in pairs if isinstance(want, int))

@@ -14,11 +14,12 @@ from ..bundle.manifest import MAX_THREADS
 from ..bundle.manifest_heads import base_head, task_outputs
 from ..errors import InputError, UnknownAdapterError
 from .active import ActiveAdapter, content_of, scaled_adapter
-from .arrays import Inputs, check_arrays
+from .arrays import Inputs, check_arrays, in_cache_type
 from .blend import blend, describe
 from .buffers import as_values
 from .generation import Generator, generator_for
-from .kernels import Factors, Kernels, UseKernels, check_use
+from .kernel_adapter import Factors
+from .kernels import Kernels, UseKernels, check_use
 from .mixed import hide_padding, mixed_adapter
 from .once import Once
 from .per_text import PerText
@@ -64,12 +65,12 @@ class Engine:
         #: What runs the slots of :attr:`session`'s graph; ``None``: ONNX Runtime's own operators.
         self.kernels: Kernels | None
         self._session: Any
-        self._session, self.kernels = open_kernel_session(
-            bundle, self._entry.file, kernels, threads=threads, factors=factors, settings=settings
-        )
+        self._session, self.kernels = self._opened(settings)
+        if self.kernels is not None and self._entry.decoder_file is None:
+            self.resident = ResidentAdapters(bundle, resident, form=self.kernels.resident)
         self._decoder_kernels: Kernels | None = None
         if self._entry.decoder_file is None:
-            check_session(self._session, bundle.file(self._entry.file), bundle.manifest)
+            check_session(self._session, bundle.file(self._entry.file), bundle.manifest, self._entry)
         given = [output.name for output in self._session.get_outputs()]
         tasks = bundle.manifest.tasks
         #: What a run of each task gives: the task's own names of outputs → the graph's.
@@ -87,6 +88,13 @@ class Engine:
             name="", scale=1.0, labels=bundle.manifest.labels, head=head_of(bundle.manifest, None),
             embedding=bundle.embedding_of(None),
         )  # fmt: skip
+
+    def _opened(self, settings: Mapping[str, str] | None) -> tuple[Any, Kernels | None]:
+        """The session of the first graph, and what runs its slots."""
+        use, factors = self._use
+        return open_kernel_session(
+            self.bundle, self._entry.file, use, threads=self.threads, factors=factors, settings=settings
+        )
 
     @property
     def bundle(self) -> Bundle:
@@ -239,7 +247,18 @@ class Engine:
         """An adapter of its own for each row of a batch (``None``: the base), as one."""
         self.check_open()
         resident = self.resident
-        return mixed_adapter(resident.bundle, adapters, resident.tensors)
+        if self.kernels is None or self._entry.decoder_file is not None:
+            return mixed_adapter(resident.bundle, adapters, resident.tensors)
+        kernels, used = self.kernels, dict[str, ActiveAdapter]()
+
+        def not_taken(name: str) -> dict[str, np.ndarray]:
+            used[name] = found = resident.get(name)
+            values = found.values if found.values is not None else found.feeds
+            return {tensor: value.numpy() for tensor, value in values.items() if tensor != kernels.adapter}
+
+        active = mixed_adapter(resident.bundle, adapters, not_taken)
+        pieces = [None if name is None else used[name].piece for name in adapters]
+        return replace(active, feeds={**active.feeds, **kernels.mixed(pieces)}, formed=True)
 
     def run(self, inputs: Inputs, active: ActiveAdapter) -> dict[str, np.ndarray]:
         """Run arrays through the base with an adapter; raw outputs by name.
@@ -247,7 +266,7 @@ class Engine:
         Where rows have heads of different label counts, logits behind a row's own are minus infinity. Raises
         :class:`InputError` for arrays that do not fit the base.
         """
-        check_arrays(inputs, self.manifest)
+        check_arrays(inputs, self.manifest, self._entry)
         session = self.session
         try:
             if active.prefix:
@@ -267,44 +286,41 @@ class Engine:
         return outputs
 
     def _run(self, session: Any, inputs: Inputs, active: ActiveAdapter) -> dict[str, np.ndarray]:
+        inputs = in_cache_type(inputs, self._entry)
         if self._entry.decoder_file is not None:
             # The other graph's slots are unknown to this one, which RunOptions would refuse.
             slots = {name: value for name, value in self.slot_values(active).items() if name in self._slots}
             return run_values(session, list(next(iter(self._outputs.values()))), inputs, slots)
         names = self._outputs.get(active.head.task or "") or self._outputs[self.manifest.task]
-        feeds, options = active.feeds, active.options
-        if more := self._kernel_feeds(active):
-            # Factors in another type take the place of the file's, which RunOptions would give as they are.
-            whole = self.kernels is not None and self.kernels.factors != "fp32"
-            feeds, options = ({**self.slot_values(active)}, None) if whole else ({**feeds, **more}, options)
+        if self.kernels is None:
+            feeds, options = active.feeds, active.options
+        else:  # RunOptions would give the file's tensors, of which a twin takes few
+            feeds, options = self.slot_values(active), None
         if feeds:
             found = run_values(session, list(names.values()), inputs, feeds, options)
             return {own: found[name] for own, name in names.items()}
-        return dict(zip(names, session.run(list(names.values()), dict(inputs), active.options), strict=True))
+        return dict(zip(names, session.run(list(names.values()), dict(inputs), options), strict=True))
 
     def slot_values(self, active: ActiveAdapter) -> Mapping[str, Any]:
-        """An adapter's slot tensors as OrtValues by name, for runs that take them as inputs; none for the base."""
-        values = self._plain_values(active)
-        more = self._kernel_feeds(active)
-        return {**values, **more} if more else values
+        """What runs are fed for an adapter, as OrtValues by name; nothing for the base. Made once for an adapter."""
+        used = [each for each in (self.kernels, self._decoder_kernels) if each is not None]
+        if active.formed or not used or active is self.base:
+            return self._plain_values(active)
+        made = active.for_kernels.get(len(used))
+        if made is None:
+            values = self._plain_values(active)
+            tensors = {name: value.numpy() for name, value in values.items()}
+            taken = frozenset[str]().union(*(each.taken for each in used))
+            # Names of slots, and of what the kernels take, differ between the graphs of an encoder-decoder.
+            pieces = as_values({name: piece for each in used for name, piece in each.pieces(tensors).items()})
+            made = {**{name: value for name, value in values.items() if name not in taken}, **pieces}
+            active.for_kernels[len(used)] = made
+        return made
 
     def _plain_values(self, active: ActiveAdapter) -> Mapping[str, Any]:
         if active.values is not None:
             return active.values
         return active.feeds if active.handle is None else self.resident.values(active.name)
-
-    def _kernel_feeds(self, active: ActiveAdapter) -> Mapping[str, Any]:
-        """What the twin's inputs take beside an adapter's tensors, or in their place; made once for an adapter."""
-        used = [each for each in (self.kernels, self._decoder_kernels) if each is not None]
-        if not used or active is self.base:
-            return {}
-        made = active.for_kernels.get(len(used))
-        if made is None:
-            # Names of slots differ between the graphs of an encoder-decoder.
-            values = self._plain_values(active)
-            made = {name: value for each in used for name, value in each.feeds(values).items()}
-            active.for_kernels[len(used)] = made
-        return made
 
     def _open_decoder(self) -> Any:
         if self._entry.decoder_file is None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import ctypes
 import importlib.util
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -16,13 +16,12 @@ import numpy as np
 from ..bundle.slots import LinearSlot
 from ..errors import InputError, MissingExtraError
 from .buffers import as_values, packed
-from .twin import VERSION, reach_name
+from .kernel_adapter import Factors, join_adapters, pack_adapter, pack_rows
+from .twin import VERSION, Twin
 
 UseKernels = Literal["auto", "require", "off"]
-Factors = Literal["fp32", "fp16"]
 
 _PACKAGE = "edgepeft_kernels"
-_WHOLE, _NOTHING = -1, -2  # of targets/kernels/src/low_rank.hpp
 
 
 class KernelWarning(UserWarning):
@@ -46,60 +45,65 @@ class Kernels:
         library: The library's path.
         slots: The slots that are one node each.
         factors: In which type adapters are read.
+        adapter: The twin's input that takes an adapter in one piece.
+        rows: The twin's input that says where each row's adapter begins in it.
     """
 
     isa: str
     library: Path
     slots: tuple[LinearSlot, ...]
     factors: Factors = "fp32"
+    adapter: str = ""
+    rows: str = ""
 
     def __repr__(self) -> str:
         return f"<Kernels {self.isa}: {len(self.slots)} slots, factors in {self.factors}>"
 
-    def feeds(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """What a run is fed beside, or in place of, an adapter's slot tensors: where B has numbers, and factors in fp16.
+    @classmethod
+    def of(cls, library: KernelLibrary, twin: Twin, factors: Factors) -> Kernels:
+        """Those of a twin."""
+        return cls(library.isa, library.path, twin.slots, factors, twin.adapter, twin.rows)
+
+    @cached_property
+    def taken(self) -> frozenset[str]:
+        """The slot tensors that come in one piece; others are inputs of the twin as they are of the graph."""
+        return frozenset(name for slot in self.slots for name in (slot.a, slot.b))
+
+    def pieces(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """What the twin's nodes take in place of the tensors of :attr:`taken`.
 
         Args:
-            values: The adapter's slot tensors as OrtValues by name.
+            tensors: An adapter's slot tensors by name; ``adapter_batch`` is 1, or each row of a batch has its own.
 
         Returns:
-            OrtValues by the names of the twin's inputs.
+            Arrays by the names of the twin's inputs; none where the adapter edits none of the slots.
+
+        Raises:
+            InputError: A factor holds what the type that was asked for cannot.
         """
-        found: dict[str, np.ndarray] = {}
-        for slot in self.slots:
-            if slot.b not in values:
-                continue
-            rows = values[slot.b].shape()[0]
-            half = self.factors == "fp16"
-            b = values[slot.b].numpy() if half or len(slot.parts) > 1 or rows > 1 else None
-            if half and b is not None:
-                found |= {slot.a: as_half(values[slot.a].numpy(), slot.a), slot.b: as_half(b, slot.b)}
-            if b is not None and (len(slot.parts) > 1 or rows > 1):
-                found[reach_name(slot)] = reach_of(b, slot)
-        return as_values(packed(found, found))
+        mine = {name: array for name, array in tensors.items() if name in self.taken}
+        if not mine:
+            return {}
+        if all(len(array) == 1 for array in mine.values()):
+            return {self.adapter: pack_adapter(mine, self.slots, self.factors)}
+        whole, starts = pack_rows(mine, self.slots, self.factors)
+        return {self.adapter: whole, self.rows: starts}
 
+    def resident(self, tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], np.ndarray | None]:
+        """What a run is fed for an adapter of the bundle, as OrtValues; and its piece, which batches join with others'."""
+        pieces = self.pieces(tensors)
+        rest = {name: array for name, array in tensors.items() if name not in self.taken}
+        return as_values({**packed(rest, rest), **pieces}), pieces.get(self.adapter)
 
-def as_half(array: np.ndarray, name: str) -> np.ndarray:
-    """A factor in float16; :class:`InputError` where it holds numbers too large for it."""
-    with np.errstate(over="ignore"):
-        half = array.astype(np.float16)
-    if not np.isfinite(half).all() and np.isfinite(array).all():
-        raise InputError(
-            f"{name} holds {np.abs(array).max():.3g}, too large for factors='fp16'; open with factors='fp32'"
-        )
-    return half
-
-
-def reach_of(b: np.ndarray, slot: LinearSlot) -> np.ndarray:
-    """The part of B's columns in which each rank's row has numbers: int32 ``[adapters, rank]``, -1: several, -2: none."""
-    offsets = sorted({part.offset for part in slot.parts})
-    if offsets[0] != 0:
-        offsets = [0]
-    ends = [*offsets[1:], b.shape[2]]
-    filled = np.stack([b[:, :, begin:end].any(axis=2) for begin, end in zip(offsets, ends, strict=True)])
-    count = filled.sum(axis=0)
-    reach = np.where(count == 1, filled.argmax(axis=0), np.where(count == 0, _NOTHING, _WHOLE))
-    return np.ascontiguousarray(reach, np.int32)
+    def mixed(self, pieces: Sequence[np.ndarray | None]) -> dict[str, Any]:
+        """What a batch is fed whose rows have these pieces, in part the same ones; ``None``: a row without."""
+        each = {id(piece): piece for piece in pieces if piece is not None}
+        if not each:
+            return {}
+        places = {key: place for place, key in enumerate(each)}
+        rows = [None if piece is None else places[id(piece)] for piece in pieces]
+        whole, starts = join_adapters(list(each.values()), rows)
+        return as_values({self.adapter: whole, self.rows: starts})
 
 
 def check_use(kernels: object, factors: object) -> None:

@@ -16,7 +16,9 @@ Tensors = Mapping[str, np.ndarray]
 
 
 def mixed_adapter(bundle: Bundle, rows: Sequence[str | None], read: Callable[[str], Tensors]) -> ActiveAdapter:
-    """What a batch needs whose row ``i`` uses adapter ``rows[i]`` (``None``: the base); ``read`` gives an adapter's tensors.
+    """What a batch needs whose row ``i`` uses adapter ``rows[i]`` (``None``: the base).
+
+    ``read`` gives an adapter's tensors, but for those that come to the graph in another form.
 
     Raises:
         UnknownAdapterError: The bundle holds no adapter of that name.

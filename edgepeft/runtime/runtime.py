@@ -9,7 +9,8 @@ from typing import Any
 
 from ..bundle import Verify, read_bundle, rereading
 from .engine import Engine
-from .kernels import Factors, Kernels, UseKernels
+from .kernel_adapter import Factors
+from .kernels import Kernels, UseKernels
 from .refresh import Refreshed
 from .resident import RESIDENT
 from .views import Calls, View
@@ -184,7 +185,8 @@ def open(
             is let go, and read again when it is next used. A view keeps its adapter in memory as long as it lives.
         kernels: Whether edgepeft's own operators run the slots. ``"auto"``: where ``edgepeft[kernels]`` is installed and fits this
             processor and graph. ``"require"``: or an error. ``"off"``: never. ``model.kernels`` says what is used.
-        factors: In which type kernels read adapters: ``"fp32"`` as they are, or ``"fp16"``, half the bytes a token.
+        factors: In which type kernels read adapters: ``"fp32"`` as they are, ``"fp16"`` in half the bytes a token, or ``"int8"`` in
+            a quarter, with a scale for each rank. An adapter that the type cannot hold is refused at its first use.
 
     Returns:
         A runtime; use it in ``with``, or call ``close`` when it is no longer needed.

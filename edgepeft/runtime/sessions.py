@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle import Bundle, Manifest
+from ..bundle import Bundle, Manifest, Variant
 from ..errors import BundleError
-from .kernels import Factors, Kernels, UseKernels, library_for, say_once
+from .kernel_adapter import Factors
+from .kernels import Kernels, UseKernels, library_for, say_once
 from .twin import make_twin
 from .warm import open_warm
 
@@ -73,11 +74,11 @@ def open_kernel_session(
         reason: object = "its weights lie inside the graph, or it is in ONNX Runtime's own format"
         try:
             if isinstance(graph.model, bytes) and not file.endswith(".ort"):
-                twin = make_twin(graph.model, slots, half=factors == "fp16")
+                twin = make_twin(graph.model, slots, adapter=f"edgepeft.adapter:{file}")
                 reason = "it has no slot that they know"
                 if twin is not None:
                     session = open_session(twin.model, threads=threads, settings=graph.settings, operators=library.path)
-                    return session, Kernels(library.isa, library.path, twin.slots, factors)
+                    return session, Kernels.of(library, twin, factors)
         except (BundleError, IndexError) as error:
             reason = error.__cause__ or error
     if use == "require":
@@ -127,7 +128,7 @@ def open_session(
         raise BundleError(f"ONNX Runtime cannot open {where}: {error}") from error
 
 
-def check_session(session: Any, path: Path, manifest: Manifest) -> None:
+def check_session(session: Any, path: Path, manifest: Manifest, variant: Variant) -> None:
     """Refuse a graph that is not what the manifest says: other inputs, or outputs that it lacks.
 
     Raises:
@@ -138,7 +139,8 @@ def check_session(session: Any, path: Path, manifest: Manifest) -> None:
     inputs = {value.name: value for value in session.get_overridable_initializers()} | required
     outputs = {value.name: value for value in session.get_outputs()}
     extra = required.keys() - {value.name for value in manifest.inputs} - manifest.slots.tensors().keys()
-    for what, values, found in (("input", manifest.inputs, inputs), ("output", manifest.outputs, outputs)):
+    expected = (("input", variant.typed(manifest.inputs), inputs), ("output", variant.typed(manifest.outputs), outputs))
+    for what, values, found in expected:
         names = {value.name for value in values}
         if not names <= found.keys() or (what == "input" and extra):
             odd = sorted(names - found.keys() or extra)[0]

@@ -1,4 +1,4 @@
-"""The twin of a graph: the same weights, inputs and outputs, with each slot's three nodes as one ``LowRankAdd``.
+"""The twin of a graph: the same weights and outputs, with each slot's three nodes as one of edgepeft's operators.
 
 A graph is some hundred kilobytes beside its weights, so the twin is made from the verified bytes each time a bundle is opened.
 Field numbers are those of ``onnx.proto`` (ONNX 1.23).
@@ -12,20 +12,25 @@ from dataclasses import dataclass
 
 from ..bundle.protobuf import Field, all_fields, block, number
 from ..bundle.slots import LinearSlot
+from .kernel_adapter import part_offsets
 
-#: The domain of the operators, and their version: ``kDomain`` and ``kVersion`` of targets/kernels/src/ops.cpp.
-DOMAIN, VERSION = "edgepeft", 1
+#: The domain of the operators, and their version: ``kDomain`` and ``kVersion`` of targets/kernels/src.
+DOMAIN, VERSION = "edgepeft", 2
+_LOW_RANK_ADD = 1  # the version since which there is LowRankAdd
 _GRAPH, _OPSET = 7, 8  # of ModelProto
 _NODE, _INITIALIZER, _INPUT, _OUTPUT = 1, 5, 11, 12  # of GraphProto
-_FLOAT, _INT32, _FLOAT16, _INTS = 1, 6, 10, 7  # of TensorProto.DataType; of AttributeProto.AttributeType
+_UINT8, _INT32, _INT64 = 2, 6, 7  # of TensorProto.DataType
+_INT, _INTS = 2, 7  # of AttributeProto.AttributeType
 
 
 @dataclass(frozen=True)
 class Twin:
-    """A twin's bytes, and the slots that are one node in it."""
+    """A twin's bytes, and the slots that are one node in it; where it takes adapters in one piece, the inputs for that."""
 
     model: bytes
     slots: tuple[LinearSlot, ...]
+    adapter: str = ""
+    rows: str = ""
 
 
 @dataclass(frozen=True)
@@ -44,7 +49,12 @@ def reach_name(slot: LinearSlot) -> str:
     return f"{slot.name}.reach"
 
 
-def make_twin(model: bytes, slots: Iterable[LinearSlot], *, half: bool = False) -> Twin | None:
+def rows_name(adapter: str) -> str:
+    """The input beside an adapter in one piece: int64 ``[batch]``, where in it each row's own begins."""
+    return f"{adapter}.rows"
+
+
+def make_twin(model: bytes, slots: Iterable[LinearSlot], *, adapter: str | None = None) -> Twin | None:
     """The twin of a graph; ``None`` where no slot is the three nodes ``y + (x A) B``.
 
     Slots of another form (over an activation of two dimensions) stay as they are.
@@ -52,7 +62,8 @@ def make_twin(model: bytes, slots: Iterable[LinearSlot], *, half: bool = False) 
     Args:
         model: An ONNX file's bytes.
         slots: The slots that the manifest lists.
-        half: The factors come as float16 in place of float32.
+        adapter: The name of an input that takes all factors in one piece (:mod:`.kernel_adapter`): the nodes are ``AdapterAdd``.
+            ``None``: each slot keeps its inputs A and B, and a further one (:func:`reach_name`): the nodes are ``LowRankAdd``.
 
     Raises:
         IndexError: The bytes are no ONNX graph.
@@ -81,26 +92,35 @@ def make_twin(model: bytes, slots: Iterable[LinearSlot], *, half: bool = False) 
         for down, up, add in triples:
             y = next(name for name in add.inputs if name != up.outputs[0])
             replaced[down.field.start] = replaced[up.field.start] = b""
-            replaced[add.field.start] = block(_NODE, _low_rank_add(slot, y, down.inputs[0], add.outputs[0]))
+            x, result = down.inputs[0], add.outputs[0]
+            fields = (
+                _low_rank_add(slot, y, x, result)
+                if adapter is None
+                else _adapter_add(slot, len(fused) - 1, y, x, adapter, result)
+            )
+            replaced[add.field.start] = block(_NODE, fields)
     if not fused:
         return None
     factors = {name for slot in fused for name in (slot.a, slot.b)}
-    if half:
+    if adapter is not None:
         for field in held:
             if field.number == _INPUT and _first_text(model, field) in factors:
                 replaced[field.start] = b""
             if field.number == _INITIALIZER and _initializer_name(model, field) in factors:
                 replaced[field.start] = b""
     parts = [replaced.get(field.start, model[field.start : field.end]) for field in held]
-    for slot in fused:
-        parts += _slot_input(reach_name(slot), (f"{slot.name}.adapters", f"{slot.name}.reaching"), (1, 0), _INT32)
-        if half:
-            parts += _slot_input(
-                slot.a, ("adapter_batch", slot.in_features, slot.rank), (1, slot.in_features, 0), _FLOAT16
-            )
-            parts += _slot_input(slot.b, ("adapter_batch", slot.rank, f"{slot.b}.width"), (1, 0, 1), _FLOAT16)
+    if adapter is None:
+        for slot in fused:
+            parts += _slot_input(reach_name(slot), (f"{slot.name}.adapters", f"{slot.name}.reaching"), (1, 0), _INT32)
+    else:
+        parts += _slot_input(adapter, ("one", f"{adapter}.bytes"), (1, 0), _UINT8)
+        parts += _slot_input(rows_name(adapter), (f"{adapter}.batch",), (0,), _INT64)
     whole = [block(_GRAPH, parts) if field is graph else model[field.start : field.end] for field in top]
-    return Twin(b"".join([*whole, block(_OPSET, [block(1, DOMAIN), number(2, VERSION)])]), tuple(fused))
+    version = _LOW_RANK_ADD if adapter is None else VERSION
+    content = b"".join([*whole, block(_OPSET, [block(1, DOMAIN), number(2, version)])])
+    if adapter is None:
+        return Twin(content, tuple(fused))
+    return Twin(content, tuple(fused), adapter, rows_name(adapter))
 
 
 def _triples(
@@ -130,15 +150,24 @@ def _triples(
 
 
 def _low_rank_add(slot: LinearSlot, y: str, x: str, result: str) -> list[bytes]:
-    offsets = sorted({part.offset for part in slot.parts})
-    whole = offsets[0] == 0 and len(offsets) > 1
+    offsets = part_offsets(slot)
     attribute = [block(1, "offsets"), *(number(8, offset) for offset in offsets), number(20, _INTS)]
+    inputs = (y, x, slot.a, slot.b, reach_name(slot))
+    return _operator(slot, "LowRankAdd", inputs, result, attribute if len(offsets) > 1 else [])
+
+
+def _adapter_add(slot: LinearSlot, place: int, y: str, x: str, adapter: str, result: str) -> list[bytes]:
+    attribute = [block(1, "slot"), number(3, place), number(20, _INT)]
+    return _operator(slot, "AdapterAdd", (y, x, adapter, rows_name(adapter)), result, attribute)
+
+
+def _operator(slot: LinearSlot, op: str, inputs: tuple[str, ...], result: str, attribute: list[bytes]) -> list[bytes]:
     return [
-        *(block(1, name) for name in (y, x, slot.a, slot.b, reach_name(slot))),
+        *(block(1, name) for name in inputs),
         block(2, result),
-        block(3, f"{slot.name}/LowRankAdd"),
-        block(4, "LowRankAdd"),
-        *([block(5, attribute)] if whole else []),
+        block(3, f"{slot.name}/{op}"),
+        block(4, op),
+        *([block(5, attribute)] if attribute else []),
         block(7, DOMAIN),
     ]
 

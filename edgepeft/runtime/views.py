@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Unpack, overload
 
 import numpy as np
 
-from ..bundle import Bundle, Manifest, head_of
+from ..bundle import head_of
 from ..errors import InputError
-from ..html_table import html_table
 from .active import ActiveAdapter
-from .arrays import Inputs, check_rows
-from .awaited import AwaitedCalls
-from .embedding import EmbedOptions, embed, limit_of, truncated
+from .arrays import Adapters, Inputs, check_rows
+from .embedding import EmbedOptions, embed, truncated
 from .engine import Engine
-from .generation import Conversation, GenerateOptions, Generation, Generator, Options, Prompt, TextStream
-from .generation.chat import ChatTemplate, Message
 from .generation.generator import check_adapters, check_batch_size
-from .generation.loop import Steps
 from .predictions import THRESHOLD, Prediction, check_threshold
 from .sessions import run_values
 from .tasks import BY_TASK, TaskRun
-from .text import TextEncoder, Texts
-
-#: The adapter of each row of a batch; ``None`` is the base.
-Adapters = Sequence[str | None]
+from .text import Texts
+from .writing_calls import WritingCalls
 
 
-class Calls(AwaitedCalls):
+class Calls(WritingCalls):
     """What a view can be asked, and a runtime, which asks the view that it holds when the call comes.
 
     A call takes one view and keeps it to its end. Texts are given one at a time or as a list: one text gives one result, a
@@ -44,79 +37,6 @@ class Calls(AwaitedCalls):
     @abstractmethod
     def view(self) -> View:
         """The view that a call made now runs with."""
-
-    def _repr_html_(self) -> str:
-        """What notebooks show: what the calls run with."""
-        view = self.view
-        labels = ", ".join(view.labels) if view.labels else None
-        row = (view.name or "(the base)", view.task, labels, view.scale, view.variant, ", ".join(view.adapters) or None)
-        columns = ("adapter", "task", "labels", "scale", "variant", "adapters there are")
-        return html_table(f"{type(self).__name__} of {view.bundle.path}", columns, [row])
-
-    @property
-    def bundle(self) -> Bundle:
-        """The bundle that was opened."""
-        return self.view.engine.bundle
-
-    @property
-    def manifest(self) -> Manifest:
-        """The bundle's manifest."""
-        return self.view.engine.manifest
-
-    @property
-    def variant(self) -> str:
-        """The variant that runs."""
-        return self.view.engine.variant
-
-    @property
-    def adapters(self) -> tuple[str, ...]:
-        """Names of the adapters in the bundle."""
-        return tuple(self.manifest.adapters)
-
-    @property
-    def labels(self) -> tuple[str, ...] | None:
-        """The adapter's labels, or the base's."""
-        return self.view.active.labels
-
-    @property
-    def task(self) -> str:
-        """What it is for: the bundle's task, or the adapter's over a base of several."""
-        return self.view.active.head.task or self.manifest.task
-
-    @property
-    def longest_text(self) -> int | None:
-        """How many tokens of a text are read: the base's longest input, or what texts are cut to where they are embedded."""
-        view = self.view
-        return limit_of(view.manifest, view.active.embedding)
-
-    @property
-    def end_tokens(self) -> frozenset[int]:
-        """The tokens that end what is generated."""
-        return self.generator.defaults.eos
-
-    @property
-    def template(self) -> ChatTemplate | None:
-        """The chat template that prompts go through; ``None`` where there is none."""
-        return self.generator.template
-
-    @property
-    def labels_are_untrained(self) -> bool:
-        """Whether the classification head is the zero one that stands in for what the checkpoint lacks."""
-        view, manifest = self.view, self.manifest
-        classifies = self.task.endswith("-classification") and not self.task.startswith("zero-shot")
-        return classifies and not view.active.name and manifest.mode == "swap" and bool(manifest.base.fresh)
-
-    @property
-    def encoder(self) -> TextEncoder:
-        """The tokenizer: the adapter's own, else the bundle's."""
-        view = self.view
-        return view.engine.encoder_of(view.active.text)
-
-    @property
-    def generator(self) -> Generator:
-        """What generation needs of this bundle; :class:`InputError` for one whose task does not write."""
-        view = self.view
-        return view.engine.generator_of(view.active.text)
 
     def encode(self, texts: Texts | str) -> dict[str, np.ndarray]:
         """Padded int64 arrays ``[batch, sequence]`` by input name; pairs of texts are encoded as pairs.
@@ -155,11 +75,6 @@ class Calls(AwaitedCalls):
         check_adapters(adapters)
         check_rows(inputs, len(adapters), view.manifest)
         return view.engine.run(inputs, view.engine.mixed(adapters))
-
-    @property
-    def decoder_shapes(self) -> dict[str, Sequence[int | str]]:
-        """The inputs of an encoder-decoder's decoder, with their shapes."""
-        return {value.name: value.shape for value in self.view.engine.decoder_session.get_inputs()}
 
     def decode(self, inputs: Inputs) -> dict[str, np.ndarray]:
         """Run arrays through an encoder-decoder's decoder, caches included; raw outputs by name. :meth:`forward` is its encoder."""
@@ -382,81 +297,6 @@ class Calls(AwaitedCalls):
             inputs = {**inputs, "token_type_ids": np.zeros_like(inputs["token_type_ids"])}
         encoders = [engine.encoder_of(active.text_of(row)) for row in range(len(texts))]
         return TaskRun(texts, inputs, engine.run(inputs, active), active, encoders, engine.variant, engine.bundle.path)
-
-    @overload
-    def generate(  # type: ignore[overload-overlap] # as above
-        self,
-        prompt: str | Sequence[Message] | np.ndarray,
-        *,
-        adapters: None = None,
-        batch_size: int = 8,
-        **options: Unpack[GenerateOptions],
-    ) -> Generation: ...
-
-    @overload
-    def generate(
-        self, prompt: Sequence[Prompt], *, adapters: Adapters | None = None, batch_size: int = 8,
-        **options: Unpack[GenerateOptions],
-    ) -> list[Generation]: ...  # fmt: skip
-
-    def generate(
-        self, prompt: Any, *, adapters: Adapters | None = None, batch_size: int = 8,
-        **options: Unpack[GenerateOptions],
-    ) -> Generation | list[Generation]:  # fmt: skip
-        """Generate from a text, from messages, from an array of token ids, or from each of a list of these.
-
-        A text goes through the bundle's chat template where it has one, unless ``chat=False``; ``system`` is put before it.
-        Token ids ``[tokens]`` are taken as they are. Other options: ``max_new_tokens`` (256, or what the context leaves),
-        ``stop`` strings, ``temperature`` (0: greedy), ``top_k``, ``top_p``, ``repetition_penalty``, ``seed``; what is not given
-        comes from ``generation_config.json``. ``draft="prompt"`` looks up drafts in prompt and answer. Lists run in batches of
-        ``batch_size``. Raises :class:`InputError` for what the
-        model or the options cannot do.
-        """
-        view = self.view
-        return view.generator.generate(prompt, view.active, adapters, batch_size, Options(**options))
-
-    def stream(self, prompt: Prompt, **options: Unpack[GenerateOptions]) -> TextStream:
-        """:meth:`generate` from one prompt, as pieces of text while they come; options are the same."""
-        view = self.view
-        run = view.generator.run([prompt], Options(**options), view.active, [view.name])
-        return TextStream(run)
-
-    def conversation(self, system: str | None = None, *, drop_oldest: bool = False) -> Conversation:
-        """A conversation that keeps its keys and values from turn to turn.
-
-        A view's conversation stays with the view. A runtime's takes, at each turn, the adapter that is in use then.
-
-        Args:
-            system: Its system message.
-            drop_oldest: Go on without the oldest turns where the context has no room for all, in place of
-                :class:`ContextLengthError`. A turn is a user's message and its answer; the system message stays.
-
-        Raises:
-            InputError: The bundle's task is not to write, or it is an encoder-decoder.
-        """
-        view = self.view
-        generator = view.generator
-        if not generator.continues:
-            raise InputError(f"{self.bundle.path} is an encoder-decoder: it has no conversation to go on with")
-
-        def current() -> tuple[Generator, ActiveAdapter]:
-            now = self.view
-            return now.generator, now.active
-
-        return Conversation(current, system, drop_oldest=drop_oldest)
-
-    def decoder(self, rows: int, capacity: int) -> Steps:
-        """The steps that :meth:`generate` runs, for callers that choose tokens themselves.
-
-        Args:
-            rows: Sequences in the batch.
-            capacity: Tokens, of prompt and answer together, that the cache has room for before it grows.
-
-        Returns:
-            A fresh cache with the adapter's tensors bound: ``prefill`` prompts, then ``step`` token by token. One thread at a time.
-        """
-        view = self.view
-        return view.generator.decoder(view.active, rows, capacity)
 
 
 @dataclass(frozen=True, slots=True, eq=False, repr=False)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..bundle.heads import ProblemType
 from ..data import Examples
+from .deployed import Deployed, DeployedWeights, check_deployment, scores_now
 from .gain import Gain, Verdict, gain_warning, majority_warning, paired_gain
 from .loop import Course, Schedule, Scores
-from .methods import check_shipping, settings_of, trainable
+from .methods import Settings, check_shipping, settings_of, trainable
 from .record import FORMAT, arguments_of, check_arguments, check_extra, versions, write_checkpoint
+from .resume import Keeper, call_of, row_contents
 from .source import load_split
+from .start import Source, StartedFrom, nearest, read_sources, started
 
 if TYPE_CHECKING:
     from .workbench import Workbench
@@ -55,6 +58,8 @@ class TrainedAdapter:
     warnings: tuple[str, ...] = ()
     threads: int = 1
     cached_layers: int = 0
+    start: StartedFrom | None = None
+    deployed: Deployed | None = None
 
 
 def train_adapter(
@@ -84,6 +89,11 @@ def train_adapter(
     patience: int | None = 2,
     seed: int = 0,
     threads: int | None = None,
+    resume: bool = False,
+    start: str | Path | Sequence[str | Path] | None = None,
+    deploy_variant: str | None = None,
+    bundle: str | Path | None = None,
+    on_epoch: Callable[[int, Scores], None] | None = None,
     progress: bool | None = None,
 ) -> TrainedAdapter:
     """Fine-tune an adapter that classifies texts, LoRA or another method, and write it to a folder.
@@ -122,6 +132,15 @@ def train_adapter(
             never). The best epoch is kept either way.
         seed: Of the initial weights and the order of rows.
         threads: PyTorch's threads; by default as many as turn out fastest on the steps themselves.
+        resume: Go on where the same call was broken off; the weights are then those of one run, where ``threads`` is given.
+            Where nothing was broken off it begins.
+        start: An adapter of the same base to train on from, with its method, rank and modules, which the arguments for these
+            then do not say; its head is kept where it was trained for the same labels. Of several the nearest is taken: by the
+            error of rows left out, in ridge regression on the features that it gives them.
+        deploy_variant: Train against the rounded weights of this variant of ``bundle`` (``"q4"``, ``"int8"``), as they ship;
+            measured on them and on fp32. Activations stay in floats.
+        bundle: The bundle that the adapter will be added to.
+        on_epoch: Is called after each epoch with its number (from 1) and its scores; what it raises ends the training.
         progress: Show the bar or not; by default on a terminal.
 
     Returns:
@@ -130,7 +149,7 @@ def train_adapter(
     Raises:
         DataError: A row of the data is wrong.
         MissingExtraError: The extra ``train`` is not installed.
-        InputError: An option is wrong, or ``out`` is another kind of folder.
+        InputError: An option is wrong, ``out`` is another kind of folder, or what was broken off was another call.
         UnsupportedAdapterError: The method cannot ship, or not as ``ship`` says.
 
     Example:
@@ -138,7 +157,7 @@ def train_adapter(
         >>> trained.after.accuracy > trained.before.accuracy
         True
     """
-    arguments = arguments_of(locals())
+    arguments = arguments_of({name: value for name, value in locals().items() if name != "on_epoch"})
     out = Path(out)
     check_arguments(
         out,
@@ -146,6 +165,8 @@ def train_adapter(
         ("rank", "epochs", "batch_size", "alpha", "learning_rate", "max_length", "patience", "threads"),
     )
     check_shipping(method, "SEQ_CLS", ship)
+    sources = [] if start is None else read_sources(start, "SEQ_CLS", learning_rate)
+    check_deployment(deploy_variant, bundle)
     check_extra()
     split = load_split(  # before torch is imported: what is wrong with the data is said at once
         data,
@@ -175,11 +196,56 @@ def train_adapter(
 
     with seeded(seed, threads):  # the fresh head and lora_A are drawn here
         bench = open_workbench(model, split, max_length)
-        adapted = adapt(bench.base, settings, steps=epochs * -(-len(bench.rows) // batch_size))
-    start = time.perf_counter()
+        rounded = (
+            None if deploy_variant is None or bundle is None else DeployedWeights(bench.base, bundle, deploy_variant)
+        )
+        if not sources:
+            begun = None
+            adapted = adapt(bench.base, settings, steps=epochs * -(-len(bench.rows) // batch_size))
+        else:
+            adapted, settings, begun = _started(bench, sources)
+    rows = [row_contents(bench.rows), row_contents(bench.held), list(split.labels), [each.sha256 for each in sources]]
+    keeper = Keeper(out, call_of(arguments, bench.base.identity, rows), resume=resume)
+    began = time.perf_counter()
     schedule = Schedule(epochs, settings.rate, batch_size, seed, patience, threads)
-    course = fit(adapted, bench.base.tokenizer, bench.rows, bench.held, schedule, bench.problem, progress=progress)
-    return finish(bench, adapted, course, out, arguments, time.perf_counter() - start)
+    fp32_before = None
+    if rounded is not None:
+        with rounded.floats():
+            fp32_before = scores_now(bench, adapted, threads)
+    course = fit(
+        adapted,
+        bench.base.tokenizer,
+        bench.rows,
+        bench.held,
+        schedule,
+        bench.problem,
+        progress=progress,
+        keeper=keeper,
+        on_epoch=on_epoch,
+    )
+    seconds = time.perf_counter() - began
+    deployed = None
+    if rounded is not None:
+        with rounded.floats():
+            after = scores_now(bench, adapted, threads)
+        deployed = Deployed(rounded.variant, rounded.layers, fp32_before, after)
+    result = finish(bench, adapted, course, out, arguments, seconds, start=begun, deployed=deployed)
+    keeper.done()
+    return result
+
+
+def _started(bench: Workbench, sources: Sequence[Source]) -> tuple[Any, Settings, StartedFrom]:
+    """The base with the nearest of ``sources`` on it, that adapter's settings, and what to say of it."""
+    from .nearness import MEASURE, nearness
+
+    labels = bench.split.labels
+
+    def measure(model: Any) -> float:
+        return nearness(model, bench.base.tokenizer, bench.rows, len(labels))
+
+    source, begun = nearest(bench.base, sources, labels, "SEQ_CLS", measure, MEASURE)
+    adapted, head = started(bench.base, source, labels, "SEQ_CLS")
+    return adapted, source.settings, replace(begun, head=head)
 
 
 def finish(
@@ -191,13 +257,20 @@ def finish(
     seconds: float,
     extra: Mapping[str, Any] | None = None,
     judged: Sequence[str] | None = None,
+    start: StartedFrom | None = None,
+    deployed: Deployed | None = None,
 ) -> TrainedAdapter:
     """Judge a training run and write its adapter; ``arguments`` and ``extra`` go into the record.
 
     ``judged`` are the labels of the rows that the course was judged on, where those are not the validation rows.
     """
     gain = paired_gain(course.row_before, course.row_after, bench.problem.row_metric)
-    said = [*bench.split.warnings, course.stopped, gain_warning(gain, len(course.row_after))]
+    said = [
+        *bench.split.warnings,
+        None if start is None else start.warning,
+        course.stopped,
+        gain_warning(gain, len(course.row_after)),
+    ]
     if bench.problem.kind == "single_label_classification":
         said.append(
             majority_warning(
@@ -226,6 +299,8 @@ def finish(
         warnings=tuple(filter(None, said)),
         threads=course.threads,
         cached_layers=course.cached_layers,
+        start=start,
+        deployed=deployed,
     )
     write_checkpoint(adapted, out, {**_record(result, course, arguments), **(extra or {})})
     return result
@@ -239,6 +314,8 @@ def _record(result: TrainedAdapter, course: Course, arguments: dict[str, Any]) -
         "problem_type": result.problem_type,
         "base_identity": result.base_identity,
         "base_model": result.base_model,
+        "start": None if result.start is None else asdict(result.start),
+        "deployed": None if result.deployed is None else asdict(result.deployed),
         "metrics": {
             "before": asdict(result.before),
             "after": asdict(result.after),

@@ -36,7 +36,7 @@ class ActivationCache:
 
     def __init__(self, model: nn.Module, rows: Sequence[Row], collate: Collator, batch_size: int) -> None:
         self._model, self._collate = model, collate
-        self._name, self._blocks = _blocks(model)
+        self._name, self._blocks = blocks_of(model)
         self.layers = 0
         depth = _frozen_depth(model, self._name, self._blocks)
         if depth and self._fill(rows, depth, batch_size):
@@ -147,7 +147,7 @@ class ActivationCache:
         return float((plain - fed).abs().max()) <= _TOLERANCE * max(1.0, float(plain.abs().max()))
 
 
-def _blocks(model: nn.Module) -> tuple[str, Any]:
+def blocks_of(model: nn.Module) -> tuple[str, Any]:
     """The name and list of the network's layers: its longest list of modules; empty where it has none."""
     from torch import nn
 

@@ -87,28 +87,43 @@ def fit_head(run: Run, rows: Sequence[Row], labels: int, inverse_strength: float
     Raises:
         MissingExtraError: scikit-learn is not installed.
     """
+    import torch
+
+    head = head_of(run.model, labels)
+    targets = [row.target for row in rows]
+    weight, bias = solve_head(features(run, rows, head), targets, labels, inverse_strength, seed)
+    with torch.no_grad():
+        head.weight.copy_(torch.from_numpy(weight))
+        if head.bias is not None:
+            head.bias.copy_(torch.from_numpy(bias))
+
+
+def solve_head(
+    found: npt.NDArray[np.floating], targets: Sequence[int], labels: int, inverse_strength: float, seed: int
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    """Weight ``[labels, hidden]`` and bias ``[labels]`` of logistic regression on features ``[rows, hidden]``, standardized for it.
+
+    Labels that do not occur get a bias of -20.
+
+    Raises:
+        MissingExtraError: scikit-learn is not installed.
+    """
     try:
         from sklearn.linear_model import LogisticRegression
     except ImportError as error:
         raise MissingExtraError(
             "a head on frozen features needs scikit-learn: pip install 'edgepeft[metrics]'"
         ) from error
-    import torch
-
-    head = head_of(run.model, labels)
-    found = features(run, rows, head).astype(np.float64)
+    found = np.asarray(found, np.float64)
     centre, spread = found.mean(axis=0), found.std(axis=0) + 1e-6
     solver = LogisticRegression(C=inverse_strength, max_iter=1000, random_state=seed)
-    solver.fit((found - centre) / spread, [row.target for row in rows])
+    solver.fit((found - centre) / spread, targets)
     weight, bias = solver.coef_, solver.intercept_
     if len(weight) == 1:  # two labels: one row of coefficients, for the second
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2
     full = np.zeros((labels, found.shape[1])), np.full(labels, -20.0)
     full[0][solver.classes_], full[1][solver.classes_] = weight / spread, bias - (weight / spread) @ centre
-    with torch.no_grad():
-        head.weight.copy_(torch.from_numpy(full[0]))
-        if head.bias is not None:
-            head.bias.copy_(torch.from_numpy(full[1]))
+    return full
 
 
 def contrastive_loss(states: torch.Tensor, targets: Sequence[int]) -> torch.Tensor:

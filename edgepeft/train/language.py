@@ -11,19 +11,25 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..data_files import read_text
 from ..errors import InputError
 from .corpus import Columns, Corpus, corpus_without_leaks, read_corpus
+from .deployed import Deployed, DeployedWeights, check_deployment
 from .gain import Verdict, gain_warning, likelihood_gain
 from .leaks import leak_warning
 from .methods import Settings, check_shipping, settings_of, takes_norms
 from .perplexity import Change, Perplexity
 from .record import FORMAT, arguments_of, check_arguments, check_extra, versions, write_checkpoint
+from .resume import Keeper, call_of
+from .start import StartedFrom, nearest, read_sources, started
 from .tokenizer import HubTokenizer
 
 if TYPE_CHECKING:
     from .base import BaseModel
+    from .lm_loop import LanguageCourse
 
 TASK = "text-generation"
 SCHEDULES = ("linear", "cosine", "constant")
 _DEFAULT_MAX_LENGTH = 512
+#: Tokens on which adapters to start from are compared.
+_NEAREST_TOKENS = 4096
 _TEMPLATE_FILE = "chat_template.jinja"
 
 
@@ -62,6 +68,8 @@ class TrainedLanguageAdapter:
     total_parameters: int
     verdict: Verdict = "no difference shown"
     warnings: tuple[str, ...] = ()
+    start: StartedFrom | None = None
+    deployed: Deployed | None = None
 
 
 def train_language_adapter(
@@ -100,6 +108,10 @@ def train_language_adapter(
     patience: int | None = 2,
     seed: int = 0,
     threads: int | None = None,
+    resume: bool = False,
+    start: str | Path | Sequence[str | Path] | None = None,
+    deploy_variant: str | None = None,
+    bundle: str | Path | None = None,
     progress: bool | None = None,
 ) -> TrainedLanguageAdapter:
     """Fine-tune an adapter, LoRA or another method, of a causal language model and write it to a folder.
@@ -145,6 +157,13 @@ def train_language_adapter(
         patience: Epochs without a better perplexity after which training stops (``None``: never). The best epoch is kept.
         seed: Of the initial weights and the order of rows.
         threads: PyTorch's threads.
+        resume: Go on where the same call was broken off; the weights are then those of one run. Where nothing was broken off it
+            begins.
+        start: An adapter of the same base to train on from, with its method, rank and modules, which the arguments for these
+            then do not say. Of several the nearest is taken: by the loss on training rows.
+        deploy_variant: Train against the rounded weights of this variant of ``bundle`` (``"q4"``, ``"int8"``), as they ship;
+            measured on them and on fp32. Activations stay in floats.
+        bundle: The bundle that the adapter will be added to.
         progress: Show the bar or not; by default on a terminal.
 
     Returns:
@@ -174,6 +193,8 @@ def train_language_adapter(
     check_shipping(method, "CAUSAL_LM", ship)
     flags = {"use_dora": use_dora, "use_rslora": use_rslora}
     settings = settings_of(method, rank, alpha, dropout, target_modules, flags, peft, learning_rate)
+    sources = [] if start is None else read_sources(start, "CAUSAL_LM", learning_rate)
+    check_deployment(deploy_variant, bundle)
     check_extra()
     template = None if chat_template is None else read_text(Path(chat_template))
     columns = Columns(text=text, prompt=prompt, completion=completion, messages=messages)
@@ -185,10 +206,11 @@ def train_language_adapter(
     from .encode import encode, limit, split
     from .lm_loop import LanguageSchedule, fit_language
     from .methods import adapt, trainable
-    from .perplexity import change, summarize
+    from .perplexity import change, measure, summarize
     from .trainer import seeded
 
     base = load_language_base(model, template)
+    rounded = None if deploy_variant is None or bundle is None else DeployedWeights(base, bundle, deploy_variant)
     longest = token_limit(base.tokenizer, base.model.config)
     if max_length is not None and max_length > longest:
         raise InputError(f"max_length {max_length} is more than the {longest} tokens {base.source} can take")
@@ -215,8 +237,30 @@ def train_language_adapter(
         cut, skipped = encoded.cut + also.cut, encoded.skipped + also.skipped
     planned = max_steps or epochs * -(-len(train) // (batch_size * gradient_accumulation))
     with seeded(seed, threads):  # lora_A is drawn here
-        adapted = adapt(base, replace(settings, targets=_targets(base, settings)), "CAUSAL_LM", steps=planned)
-    start = time.perf_counter()
+        if not sources:
+            begun = None
+            adapted = adapt(base, replace(settings, targets=_targets(base, settings)), "CAUSAL_LM", steps=planned)
+        else:
+            looked_at = limit(train, _NEAREST_TOKENS, seed)
+            pad_id = _pad_id(base.tokenizer)
+            source, begun = nearest(
+                base,
+                sources,
+                (),
+                "CAUSAL_LM",
+                lambda network: summarize(measure(network, looked_at, pad_id=pad_id)).nll,
+                "nats a token on training rows",
+            )
+            adapted, _ = started(base, source, (), "CAUSAL_LM")
+            begun = replace(begun, head=True)
+    contents = [[each.ids.tolist(), each.learnt.tolist()] for each in (*train, *held)]
+    call = call_of(arguments, base.identity, [len(train), contents, [source.sha256 for source in sources]])
+    keeper = Keeper(out, call, resume=resume)
+    fp32_before = None
+    if rounded is not None:
+        with rounded.floats():
+            fp32_before = summarize(measure(adapted, held, pad_id=_pad_id(base.tokenizer)))
+    began = time.perf_counter()
     course = fit_language(
         adapted,
         train,
@@ -237,10 +281,21 @@ def train_language_adapter(
         pad_id=_pad_id(base.tokenizer),
         packed_length=length if (layout == "text" if packing is None else packing) else None,
         progress=progress,
+        keeper=keeper,
     )
+    deployed = None
+    if rounded is not None:
+        with rounded.floats():
+            fp32_after = summarize(measure(adapted, held, pad_id=_pad_id(base.tokenizer)))
+        deployed = Deployed(rounded.variant, rounded.layers, fp32_before, fp32_after)
     moved = change(course.before, course.after)
     gain = likelihood_gain(moved.nll, moved.standard_error)
-    said = (leak_warning(leaked) if leaked else None, course.stopped, gain_warning(gain, len(held)))
+    said = (
+        leak_warning(leaked) if leaked else None,
+        None if begun is None else begun.warning,
+        course.stopped,
+        gain_warning(gain, len(held)),
+    )
     result = TrainedLanguageAdapter(
         folder=out,
         task=TASK,
@@ -250,7 +305,7 @@ def train_language_adapter(
         before=summarize(course.before),
         after=summarize(course.after),
         change=moved,
-        seconds=time.perf_counter() - start,
+        seconds=time.perf_counter() - began,
         epochs=course.epochs,
         best_epoch=course.best_epoch,
         steps=course.steps,
@@ -264,9 +319,12 @@ def train_language_adapter(
         total_parameters=base.parameters,
         verdict=gain.verdict,
         warnings=tuple(filter(None, said)),
+        start=begun,
+        deployed=deployed,
     )
-    record = _record(result, course.train_loss, length, arguments)
+    record = _record(result, course, length, arguments)
     write_checkpoint(adapted, out, record, {} if template is None else {_TEMPLATE_FILE: template})
+    keeper.done()
     return result
 
 
@@ -319,7 +377,7 @@ def _pad_id(tokenizer: HubTokenizer) -> int:
 
 
 def _record(
-    result: TrainedLanguageAdapter, train_loss: Sequence[float], length: int, arguments: dict[str, Any]
+    result: TrainedLanguageAdapter, course: LanguageCourse, length: int, arguments: dict[str, Any]
 ) -> dict[str, Any]:
     return {
         "format": FORMAT,
@@ -327,13 +385,17 @@ def _record(
         "layout": result.layout,
         "base_identity": result.base_identity,
         "base_model": result.base_model,
+        "start": None if result.start is None else asdict(result.start),
+        "deployed": None if result.deployed is None else asdict(result.deployed),
         "metrics": {
             "before": asdict(result.before),
             "after": asdict(result.after),
             "change": asdict(result.change),
             "verdict": result.verdict,
             "warnings": list(result.warnings),
-            "train_loss": list(train_loss),
+            "train_loss": list(course.train_loss),
+            "step_loss": [round(loss, 6) for loss in course.step_loss],
+            "epoch_scores": [asdict(score) for score in course.scores],
             "epochs": result.epochs,
             "best_epoch": result.best_epoch,
             "steps": result.steps,

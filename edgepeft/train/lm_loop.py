@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
 
 from ..errors import InputError
 from ..scratch import scratch_folder
 from .encode import Tokens, collate, pack
-from .perplexity import Losses, measure, summarize
+from .lm_resume import SameOrder, keeping, last_checkpoint, load_state, put_weights
+from .perplexity import Losses, Perplexity, measure, summarize
 from .trainer import COMMON, finite_trainer, seeded, train_shown
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+    from .resume import Keeper
 
 #: Largest difference in summed log-likelihood between a packed sequence and the same alone, relative to its tokens.
 _ISOLATION = 1e-3
@@ -40,7 +45,8 @@ class LanguageSchedule:
 class LanguageCourse:
     """What a training run did; ``after`` is of the step whose weights were kept, ``best_epoch`` counts from 1.
 
-    ``tokens`` are the learnt tokens of all steps, repeats included. ``stopped`` says why it ended early, where the loss was no
+    ``tokens`` are the learnt tokens of all steps, repeats included, ``step_loss`` the loss of each step in nats a token, ``scores``
+    the perplexities of the epochs. ``stopped`` says why it ended early, where the loss was no
     number any more.
     """
 
@@ -52,6 +58,8 @@ class LanguageCourse:
     steps: int
     tokens: int
     stopped: str = ""
+    step_loss: tuple[float, ...] = field(default=(), repr=False)
+    scores: tuple[Perplexity, ...] = ()
 
 
 def fit_language(
@@ -63,8 +71,11 @@ def fit_language(
     pad_id: int,
     packed_length: int | None,
     progress: bool | None,
+    keeper: Keeper | None = None,
 ) -> LanguageCourse:
     """Train ``model`` (a PeftModel) in place and leave it at its best epoch by the perplexity of ``held``.
+
+    ``keeper`` keeps the state of the run, and gives one to go on from.
 
     ``packed_length`` packs sequences into blocks of that many tokens; ``None`` pads them, similar lengths together.
     Steps weigh every learnt token alike, over all batches they accumulate. A loss that is no number ends the training, and the
@@ -77,13 +88,35 @@ def fit_language(
     # Trainer groups by the length of "input_ids"; the collator needs the block alone.
     rows = [{"input_ids": range(sum(len(s.ids) for s in block)), "block": block} for block in blocks]
     measured: dict[int, Losses] = {}
+    checkpoint = None if keeper is None or not keeper.going_on else last_checkpoint(keeper.folder)
+    kept = None if checkpoint is None else load_state(checkpoint)
+    if kept is not None:
+        measured |= kept["measured"]
 
     class LanguageTrainer(finite_trainer()):  # type: ignore[misc]
-        tokens = 0
+        tokens = 0 if kept is None else kept["tokens"]
+        step_loss: ClassVar[dict[int, float]] = {} if kept is None else kept["step_loss"]
+        order: SameOrder | None = None
+
+        def _get_train_sampler(self, *arguments: Any, **options: Any) -> Any:
+            from transformers.trainer_pt_utils import LengthGroupedSampler
+
+            sampler = super()._get_train_sampler(*arguments, **options)
+            if isinstance(sampler, LengthGroupedSampler):  # others draw by seed and epoch, not from torch's generator
+                within = kept is not None and kept["step"] % steps_per_epoch
+                sampler = self.order = SameOrder(sampler, kept["order"] if kept is not None and within else None)
+            return sampler
+
+        def _load_from_checkpoint(self, *arguments: Any, **options: Any) -> None:
+            if kept is not None:
+                put_weights(self.model, kept["weights"])
 
         def training_step(self, model: Any, inputs: Any, *arguments: Any, **options: Any) -> Any:
             self.tokens += int((inputs["labels"] >= 0).sum())
-            return super().training_step(model, inputs, *arguments, **options)
+            loss = super().training_step(model, inputs, *arguments, **options)
+            step = self.state.global_step  # batches of a step add up to its mean over tokens
+            self.step_loss[step] = self.step_loss.get(step, 0.0) + float(loss)
+            return loss
 
         def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
             step = self.state.global_step
@@ -95,7 +128,9 @@ def fit_language(
             self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
             return metrics
 
-    with seeded(schedule.seed, schedule.threads), scratch_folder("train") as scratch:
+    steps_per_epoch = -(-len(blocks) // (schedule.batch_size * schedule.accumulation))
+    folder = scratch_folder("train") if keeper is None else keeper.folder_until_broken_off(last_checkpoint)
+    with seeded(schedule.seed, schedule.threads), folder as scratch:
         if packed_length is not None:
             _check_isolation(model, blocks, pad_id)
         trainer = LanguageTrainer(
@@ -116,17 +151,42 @@ def fit_language(
                 greater_is_better=False,
                 seed=schedule.seed,
                 **COMMON,
+                save_only_model=keeper is None,
+                save_total_limit=None if keeper is None else 3,  # the newest, the best, and the one before the newest
             ),
             train_dataset=rows,
             eval_dataset=list(held),  # Trainer insists on one; `evaluate` measures it
             data_collator=lambda batch: collate([row["block"] for row in batch], pad_id),
         )
+        if keeper is not None:
+            trainer.add_callback(
+                keeping(
+                    keeper,
+                    steps_per_epoch,
+                    lambda: {
+                        "step": trainer.state.global_step,
+                        "tokens": trainer.tokens,
+                        "step_loss": trainer.step_loss,
+                        "measured": measured,
+                        "order": None if trainer.order is None else trainer.order.before,
+                    },
+                )
+            )
         trainer.evaluate()
-        losses, stopped = train_shown(
-            trainer, epochs=schedule.epochs, patience=schedule.patience, progress=progress, describe=_describe
+        stopped = train_shown(
+            trainer,
+            epochs=schedule.epochs,
+            patience=schedule.patience,
+            progress=progress,
+            describe=_describe,
+            checkpoint=checkpoint,
         )
-        steps_per_epoch = -(-len(blocks) // (schedule.batch_size * schedule.accumulation))
         best = trainer.state.best_global_step
+        steps = [loss for _, loss in sorted(trainer.step_loss.items())]
+        ended = len(steps) // steps_per_epoch if stopped else -(-len(steps) // steps_per_epoch)
+        losses = tuple(
+            float(np.mean(steps[epoch * steps_per_epoch : (epoch + 1) * steps_per_epoch])) for epoch in range(ended)
+        )
     return LanguageCourse(
         before=measured[0],
         after=measured[best],
@@ -136,6 +196,8 @@ def fit_language(
         steps=trainer.state.global_step,
         tokens=trainer.tokens,
         stopped=stopped,
+        step_loss=tuple(steps),
+        scores=tuple(summarize(losses) for step, losses in sorted(measured.items()) if step),
     )
 
 

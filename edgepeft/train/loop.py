@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +17,10 @@ from .tokenizer import HubTokenizer
 from .trainer import seeded, shown
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
+
+    from .resume import Keeper
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,28 @@ class Course:
     step_loss: tuple[float, ...] = field(default=(), repr=False)
 
 
+@dataclass(frozen=True)
+class _Best:
+    """The best epoch so far: its value (more is better), its scores, those of its rows, and the weights."""
+
+    value: float
+    epoch: int
+    scores: Scores
+    rows: npt.NDArray[np.float64]
+    weights: list[torch.Tensor]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As a kept state holds it."""
+        import torch
+
+        return {**vars(self), "scores": asdict(self.scores), "rows": torch.from_numpy(self.rows)}
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any]) -> _Best:
+        """From :meth:`as_dict`."""
+        return cls(**{**state, "scores": Scores(**state["scores"]), "rows": state["rows"].numpy()})
+
+
 def fit(
     model: nn.Module,
     tokenizer: HubTokenizer,
@@ -80,12 +105,18 @@ def fit(
     problem: Problem,
     *,
     progress: bool | None,
+    keeper: Keeper | None = None,
+    on_epoch: Callable[[int, Scores], None] | None = None,
 ) -> Course:
     """Train ``model`` (a PeftModel) in place and leave it at its best epoch: by validation macro F1, of numbers by mean error.
+
+    ``keeper`` keeps the state of the run, and gives one to go on from; ``on_epoch`` is told the scores of each epoch.
 
     Batches are made of rows of similar length and padded to the longest. A loss that is no number ends the training; the best
     epoch before it is kept. Raises :class:`InputError` where there is none.
     """
+    import torch
+
     metric, greater = problem.metric
     with seeded(schedule.seed, None):
         run = Run(
@@ -100,37 +131,67 @@ def fit(
         )
         with run, _bar(progress, run.total_steps, schedule.epochs) as bar:
             run.keep_states(validation)
-            before, row_before = _measure(run, validation, problem)
-            best: tuple[float, int, Scores, npt.NDArray[np.float64], Any] | None = None
-            losses: list[float] = []
-            scores: list[Scores] = []
+            kept = None if keeper is None else keeper.load()
+            if kept is None:
+                best: _Best | None = None
+                before, row_before = measure_rows(run, validation, problem)
+                losses: list[float] = []
+                scores: list[Scores] = []
+            else:
+                run.restore(kept["run"])
+                best = None if kept["best"] is None else _Best.of(kept["best"])
+                before, row_before = Scores(**kept["before"]), kept["row_before"].numpy()
+                losses, scores = list(kept["losses"]), [Scores(**each) for each in kept["scores"]]
             stopped = ""
-            for epoch in range(1, schedule.epochs + 1):
+
+            def keep() -> None:
+                if keeper is not None:
+                    keeper.save(
+                        {
+                            "run": run.state(),
+                            "best": None if best is None else best.as_dict(),
+                            "before": asdict(before),
+                            "row_before": torch.from_numpy(row_before),
+                            "losses": losses,
+                            "scores": [asdict(each) for each in scores],
+                        }
+                    )
+
+            def on_step(done: int) -> None:
+                bar.step(done)
+                if keeper is not None and keeper.due and done % run.steps_per_epoch:
+                    keep()
+
+            for epoch in range(len(losses) + 1, schedule.epochs + 1):
+                if best is not None and schedule.patience is not None and epoch - 1 - best.epoch >= schedule.patience:
+                    break
                 try:
-                    losses.append(float(np.mean(run.advance(run.steps_per_epoch, bar.step))))
+                    run.advance(epoch * run.steps_per_epoch - len(run.losses), on_step)
                 except NotFiniteLossError as error:
                     if best is None:
                         raise InputError(str(error)) from error
-                    stopped = f"{error}. Epoch {best[1]} was kept"
+                    stopped = f"{error}. Epoch {best.epoch} was kept"
                     break
-                mine, row_mine = _measure(run, validation, problem)
+                losses.append(float(np.mean(run.losses[-run.steps_per_epoch :])))
+                mine, row_mine = measure_rows(run, validation, problem)
                 scores.append(mine)
                 bar.note(f"epoch {epoch}/{schedule.epochs}: {describe(mine)}")
                 value = float(getattr(mine, metric)) * (1 if greater else -1)
-                if best is None or value > best[0]:
-                    best = (value, epoch, mine, row_mine, run.weights())
-                if schedule.patience is not None and epoch - best[1] >= schedule.patience:
-                    break
+                if best is None or value > best.value:
+                    best = _Best(value, epoch, mine, row_mine, run.weights())
+                keep()
+                if on_epoch is not None:
+                    on_epoch(epoch, mine)
             if best is None:
                 raise InputError(f"epochs must be greater than 0, found {schedule.epochs}")
-            run.load(best[4])
+            run.load(best.weights)
     return Course(
         before=before,
-        after=best[2],
+        after=best.scores,
         train_loss=tuple(losses),
-        best_epoch=best[1],
+        best_epoch=best.epoch,
         row_before=row_before,
-        row_after=best[3],
+        row_after=best.rows,
         scores=tuple(scores),
         threads=run.threads,
         cached_layers=run.cached_layers,
@@ -146,7 +207,8 @@ def describe(scores: Scores) -> str:
     return f"accuracy {scores.accuracy:.3f}, macro F1 {scores.macro_f1:.3f}"
 
 
-def _measure(run: Run, rows: Sequence[Row], problem: Problem) -> tuple[Scores, npt.NDArray[np.float64]]:
+def measure_rows(run: Run, rows: Sequence[Row], problem: Problem) -> tuple[Scores, npt.NDArray[np.float64]]:
+    """The scores of the network of ``run`` on ``rows``, and those of each row."""
     logits, loss = run.evaluate(rows)
     targets = np.array([row.target for row in rows])
     found: Mapping[str, float] = problem.score(logits, targets)

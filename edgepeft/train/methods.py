@@ -33,6 +33,9 @@ _VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 #: (LoRA Without Regret, 2025).
 _RATES = {HEAD_ONLY: 1e-2, FULL: 1e-4}
 
+#: More modules than this are counted in tables, not named.
+_NAMED_TARGETS = 4
+
 Task = Literal["SEQ_CLS", "CAUSAL_LM"]
 
 
@@ -63,9 +66,11 @@ class Settings:
         where = (
             "chosen modules"
             if self.ranks
-            else ",".join(self.targets)
-            if isinstance(self.targets, tuple)
             else self.targets
+            if not isinstance(self.targets, tuple)
+            else ",".join(self.targets)
+            if len(self.targets) <= _NAMED_TARGETS
+            else f"{len(self.targets)} modules"
         )
         parts = [self.method]
         if _training(peft_type(self.method)).modules == "usual" and self.method not in {HEAD_ONLY, FULL}:
@@ -190,9 +195,17 @@ def adapt(base: BaseModel, settings: Settings, task: Task = "SEQ_CLS", *, steps:
     if kind == FULL:
         base.model.requires_grad_(True)
         return base.model
+    return made_over(base, _config(base, settings, kind, task, steps), settings.method)
+
+
+def made_over(base: BaseModel, config: Any, name: str) -> nn.Module:
+    """``base.model`` with what PEFT's ``config`` says on it; ``name`` stands for it in messages.
+
+    Raises:
+        InputError: PEFT cannot make it over this network.
+    """
     from peft import get_peft_model
 
-    config = _config(base, settings, kind, task, steps)
     with warnings.catch_warnings():
         # peft 0.21 asks for a property that transformers 5.23 renamed, and LN tuning calls the layers it is for unsupported
         # (November 2026).
@@ -209,7 +222,7 @@ def adapt(base: BaseModel, settings: Settings, task: Task = "SEQ_CLS", *, steps:
             ImportError,
             RuntimeError,
         ) as error:
-            raise InputError(f"PEFT cannot make {settings.method} over {base.source}: {error}") from error
+            raise InputError(f"PEFT cannot make {name} over {base.source}: {error}") from error
 
 
 def _config(base: BaseModel, settings: Settings, kind: str, task: Task, steps: int) -> Any:

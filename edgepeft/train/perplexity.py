@@ -63,7 +63,8 @@ def measure(model: PeftModel, sequences: Sequence[Tokens], *, pad_id: int) -> Lo
                     name: value.to(model.device) for name, value in collate([[s] for s in batch], pad_id).items()
                 }
                 labels = tensors.pop("labels")[:, 1:]
-                logits = model(**tensors).logits[:, :-1]
+                # Virtual tokens of a prompt method stand before the text's own.
+                logits = model(**tensors).logits[:, -labels.shape[1] - 1 : -1]
                 learnt = labels >= 0  # [batch, length - 1]
                 losses = torch.zeros(labels.shape, device=labels.device)
                 losses[learnt] = torch.nn.functional.cross_entropy(

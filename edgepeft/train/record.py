@@ -24,10 +24,20 @@ FORMAT = 1
 
 def arguments_of(values: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of a call as JSON can hold them; ``out``, ``progress`` and data given as objects are left out."""
+
+    def plain(value: Any) -> Any:
+        return (
+            list(map(plain, value))
+            if isinstance(value, list | tuple)
+            else str(value)
+            if isinstance(value, Path)
+            else value
+        )
+
     return {
-        key: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+        key: plain(value)
         for key, value in values.items()
-        if key not in {"out", "progress"} and not isinstance(value, Examples)
+        if key not in {"out", "progress", "resume"} and not isinstance(value, Examples)
     }
 
 

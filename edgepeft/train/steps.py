@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy.typing as npt
 
 from .batches import Collator, Row, epoch_batches, sorted_batches
 from .cached import ActivationCache
+from .resume import random_state, restore_random
 from .threads import ThreadChooser, timed_threads
 from .tokenizer import HubTokenizer
 
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
 WARMUP = 0.06
 _MOST_GRADIENT_NORM = 1.0
 _LEAST_EVALUATION_BATCH = 32
+#: What AdaLoRA's allocator remembers of the steps before.
+_ALLOCATED = ("ipt", "exp_avg_ipt", "exp_avg_unc")
 
 
 class NotFiniteLossError(Exception):
@@ -174,6 +178,39 @@ class Run:
                 for place, logits in zip(places, output.logits.float().cpu().numpy(), strict=True):
                     found[place] = logits
         return np.stack(found), total / len(rows)
+
+    def state(self) -> dict[str, Any]:
+        """All that the steps to come depend on, for :meth:`restore`: weights, optimizer, order of rows, random generators."""
+        places = {id(row): place for place, row in enumerate(self.rows)}
+        allocator = self._allocator
+        return {
+            "weights": self.weights(),
+            "optimizer": self._optimizer.state_dict(),
+            "losses": list(self.losses),
+            "order": json.dumps(self._generator.bit_generator.state),
+            "epoch": [[places[id(row)] for row in batch] for batch in self._epoch],
+            "random": random_state(),
+            "ranks": {} if allocator is None else {name: getattr(allocator, name) for name in _ALLOCATED},
+            "rank_pattern": None if allocator is None else allocator.peft_config.rank_pattern,
+            "threads": self.threads,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from :meth:`state` of a run over the same rows."""
+        self.load(state["weights"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self.losses = list(state["losses"])
+        self._generator.bit_generator.state = json.loads(state["order"])
+        self._epoch = [[self.rows[place] for place in batch] for batch in state["epoch"]]
+        restore_random(state["random"])
+        if (allocator := self._allocator) is not None:
+            for name, value in state["ranks"].items():
+                setattr(allocator, name, value)
+            allocator.peft_config.rank_pattern = state["rank_pattern"]
+
+    @property
+    def _allocator(self) -> Any:
+        return getattr(getattr(self.model, "base_model", None), "rankallocator", None)
 
     def weights(self) -> list[torch.Tensor]:
         """A copy of what is trained."""

@@ -7,6 +7,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -23,7 +24,6 @@ COMMON: Mapping[str, Any] = {
     "weight_decay": 0.0,
     "eval_strategy": "epoch",
     "save_strategy": "epoch",
-    "save_only_model": True,
     "load_best_model_at_end": True,
     "logging_strategy": "epoch",
     "logging_nan_inf_filter": False,
@@ -63,10 +63,11 @@ def train_shown(
     patience: int | None,
     progress: bool | None,
     describe: Callable[[Mapping[str, float]], str],
-) -> tuple[tuple[float, ...], str]:
-    """Train, with a progress bar where that is wanted and a line at its start and end otherwise.
+    checkpoint: Path | None = None,
+) -> str:
+    """Train (from ``checkpoint`` on, where there is one), with a progress bar where that is wanted, else a line at start and end.
 
-    Gives the mean loss of each epoch, and why it ended early where it broke.
+    Gives why it ended early where it broke, else no text.
 
     Stops after ``patience`` epochs without a better score; ``describe`` puts the scores of an evaluation into words. A loss that
     is no number ends the training too, and the weights of the best epoch are put back; raises :class:`InputError` where no epoch
@@ -85,7 +86,7 @@ def train_shown(
             trainer.add_callback(lines_callback(describe))
         stopped = ""
         try:
-            trainer.train()
+            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
         except NotFiniteLossError as error:
             best = trainer.state.best_model_checkpoint
             if best is None:
@@ -94,7 +95,7 @@ def train_shown(
 
             set_peft_model_state_dict(trainer.model, load_peft_weights(best, device="cpu"))
             stopped = f"{error}. The best epoch before it was kept"
-    return tuple(entry["loss"] for entry in trainer.state.log_history if "loss" in entry), stopped
+    return stopped
 
 
 def shown(progress: bool | None) -> bool:

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..metrics.intervals import Interval, percentile_interval, resampled_rows
-from .frozen_features import contrastive_loss, entering, fit_head, head_of
+from .even_attention import attend_evenly
+from .frozen_features import contrastive_loss, entering, features, fit_head, head_of, solve_head
 from .methods import Settings
 from .steps import NotFiniteLossError, Run
 
@@ -34,19 +35,26 @@ _HELD_SHARE = 0.2
 
 @dataclass(frozen=True)
 class Candidate:
-    """What a trial trains. ``strength`` is the C of logistic regression, where there is one."""
+    """What a trial trains. ``strength`` is the C of logistic regression, where there is one.
+
+    ``even`` names the projection of keys whose gain starts at zero, so that the last layer attends to all tokens alike
+    (:mod:`.even_attention`); fine-tuning then starts from a head by logistic regression too.
+    """
 
     settings: Settings
     kind: Kind = "fine-tune"
     strength: float = 1.0
+    even: str | None = None
 
     def describe(self) -> str:
         """In a few words."""
+        start = ", from even attention" if self.even else ""
         if self.kind == "features":
-            return f"head on frozen features, C={self.strength:g}"
+            means = " under even attention" if self.even else ""
+            return f"head on frozen features{means}, C={self.strength:g}"
         if self.kind == "contrast":
-            return f"contrast, then head: {self.settings.describe()}, C={self.strength:g}"
-        return self.settings.describe()
+            return f"contrast, then head: {self.settings.describe()}{start}, C={self.strength:g}"
+        return f"{self.settings.describe()}{start}"
 
 
 @dataclass(frozen=True)
@@ -134,7 +142,14 @@ def run_trial(
     start = time.perf_counter()
     right: dict[int, list[float]] = defaultdict(list)
     loss: dict[int, list[float]] = defaultdict(list)
+    frozen = _frozen_features(bench, candidate, batch_size, seed, threads) if candidate.kind == "features" else None
     for number, (train, held) in enumerate(folds):
+        judged = [bench.rows[place] for place in held]
+        if frozen is not None:
+            targets = [bench.rows[place].target for place in train]
+            weight, bias = solve_head(frozen[train], targets, len(bench.problem.labels), candidate.strength, seed)
+            _note(right, loss, held, judged, frozen[held] @ weight.T + bias)
+            continue
         rows = [bench.rows[place] for place in train]
         try:
             run = trained(bench, candidate, rows, steps, batch_size, seed + number, threads)
@@ -143,14 +158,9 @@ def run_trial(
                 right[place].append(0.0)
                 loss[place].append(float("inf"))
             continue
-        judged = [bench.rows[place] for place in held]
         with run:
             logits, _ = run.evaluate(judged)
-        share = logits - logits.max(axis=1, keepdims=True)
-        log_likelihood = share - np.log(np.exp(share).sum(axis=1, keepdims=True))
-        for place, row, mine in zip(held, judged, log_likelihood, strict=True):
-            right[place].append(float(mine.argmax() == row.target))
-            loss[place].append(-float(mine[row.target]))
+        _note(right, loss, held, judged, logits)
     places = sorted(right)
     return Trial(
         candidate=candidate,
@@ -160,6 +170,33 @@ def run_trial(
         loss=np.array([np.mean(loss[place]) for place in places]),
         seconds=time.perf_counter() - start,
     )
+
+
+def _note(
+    right: dict[int, list[float]],
+    loss: dict[int, list[float]],
+    places: Sequence[int],
+    rows: Sequence[Row],
+    logits: npt.NDArray[np.floating],
+) -> None:
+    """Add the judgements of rows to those of the rows at their places."""
+    share = logits - logits.max(axis=1, keepdims=True)
+    log_likelihood = share - np.log(np.exp(share).sum(axis=1, keepdims=True))
+    for place, row, mine in zip(places, rows, log_likelihood, strict=True):
+        right[place].append(float(mine.argmax() == row.target))
+        loss[place].append(-float(mine[row.target]))
+
+
+def _frozen_features(
+    bench: Workbench, candidate: Candidate, batch_size: int, seed: int, threads: int | None
+) -> npt.NDArray[np.float32]:
+    """What enters the head of a network that is not trained, for all rows: run once for all penalties and folds."""
+    key = ("features", candidate.even, seed)
+    if key not in bench.known:
+        run = _run(bench, candidate, bench.rows, 1, batch_size, seed, threads)
+        with run:
+            bench.known[key] = features(run, bench.rows, head_of(run.model, len(bench.problem.labels)))
+    return bench.known[key]
 
 
 def trained(
@@ -177,8 +214,34 @@ def trained(
         NotFiniteLossError: The loss became no number.
     """
     labels = len(bench.problem.labels)
-    settings = Settings("head-only") if candidate.kind == "features" else candidate.settings
+    run = _run(bench, candidate, rows, steps, batch_size, seed, threads)
+    with run:
+        run.keep_states()
+        if candidate.kind == "fine-tune" and candidate.even is not None:
+            fit_head(run, rows, labels, candidate.strength, seed)
+        if candidate.kind != "features":
+            run.advance(steps)
+        if candidate.kind != "fine-tune":
+            fit_head(run, rows, labels, candidate.strength, seed)
+    return run
+
+
+def _run(
+    bench: Workbench,
+    candidate: Candidate,
+    rows: Sequence[Row],
+    steps: int,
+    batch_size: int,
+    seed: int,
+    threads: int | None,
+) -> Run:
+    """A run that has not begun, over a fresh network as the candidate wants it."""
+    labels = len(bench.problem.labels)
+    head_alone = candidate.kind == "features" and candidate.even is None
+    settings = Settings("head-only") if head_alone else candidate.settings
     model = bench.fresh(settings, seed, steps=steps)
+    if candidate.even is not None:
+        attend_evenly(model, candidate.even)
     head = head_of(model, labels) if candidate.kind != "fine-tune" else None
 
     def contrast(run: Run, batch: Sequence[Row]) -> Any:
@@ -187,7 +250,7 @@ def trained(
             return run.forward(batch).loss
         return contrastive_loss(entering(run, batch, head), targets)
 
-    run = Run(
+    return Run(
         model,
         bench.base.tokenizer,
         rows,
@@ -198,10 +261,3 @@ def trained(
         threads=threads,
         loss_of=contrast if candidate.kind == "contrast" else None,
     )
-    with run:
-        run.keep_states()
-        if candidate.kind != "features":
-            run.advance(steps)
-        if candidate.kind != "fine-tune":
-            fit_head(run, rows, labels, candidate.strength, seed)
-    return run

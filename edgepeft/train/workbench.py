@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,13 +27,17 @@ _DEFAULT_MAX_LENGTH = 128
 
 @dataclass(frozen=True)
 class Workbench:
-    """A base with a head for the split's labels, and the split's rows as tokens. ``cut`` rows were too long."""
+    """A base with a head for the split's labels, and the split's rows as tokens. ``cut`` rows were too long.
+
+    ``known`` holds what several runs over the same frozen network share.
+    """
 
     base: BaseModel
     split: Split
     rows: tuple[Row, ...]
     held: tuple[Row, ...]
     cut: int
+    known: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def problem(self) -> Problem:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from ..metrics.forms import Share
 from ..metrics.intervals import Interval, newcombe_drop, paired_drop, percentile_interval
 from ..report import format_cell
 from ..report.gate import Cell, Gate, Report, Table, Verdict, judge
+from ..report.partial import Keep, keep_nothing
 from ..runtime import Runtime
 from ..targets import GeneralizationRules
 from .accuracy import view_of
@@ -160,8 +161,8 @@ def generalization(
     measured: Sequence[Measured] = (),
     progress: Callable[[str], None] = lambda message: None,
     chunks: ChunksOf | None = None,
-) -> tuple[Generalization, ...]:
-    """Measure adapters on rows from elsewhere, and the base on the same.
+) -> Iterator[Generalization]:
+    """Measure adapters on rows from elsewhere, and the base on the same, one after the other as it is asked for.
 
     Args:
         bundle: The bundle.
@@ -173,10 +174,9 @@ def generalization(
         progress: Is called with a line of text for each step.
         chunks: Where answers are kept.
 
-    Returns:
+    Yields:
         For each adapter and variant its rows in domain and then the others.
     """
-    found: list[Generalization] = []
     base_scores: dict[tuple[str, str], tuple[Measured, ...]] = {}
     for variant in variants:
         for name, others in fitting.items():
@@ -195,10 +195,9 @@ def generalization(
                     base_scores[key] = _measured(runtime, None, rows, chunks)
                 for each in mine:
                     base = next((b for b in base_scores.get(key, ()) if answers and b.metric is each.metric), None)
-                    found.append(compared(each, base, inside.get(each.scored.kind), domain == "in"))
+                    yield compared(each, base, inside.get(each.scored.kind), domain == "in")
                     if domain == "in":
                         inside[each.scored.kind] = each
-    return tuple(found)
 
 
 def _known(measured: Sequence[Measured], name: str, variant: str) -> tuple[Measured, ...]:
@@ -277,22 +276,29 @@ def with_generalization(
     variants: Sequence[str],
     rules: GeneralizationRules,
     progress: Callable[[str], None],
+    keep: Keep = keep_nothing,
 ) -> Report:
     """A report with :func:`generalization`'s gates, table, warnings and data added, run natively here; as it is without rows."""
-    if not fitting:
-        return report
+    found: list[Generalization] = []
+
+    def so_far() -> Report:
+        return replace(
+            report,
+            gates=(*report.gates, *(gate for each in found for gate in each.gates(rules))),
+            tables=(*report.tables, *generalization_table(found)),
+            notes=(*report.notes, *(said for each in found for said in each.warnings(rules))),
+            data={**report.data, "generalization": finite_json([each.as_dict() for each in found])},
+        )
 
     def open_variant(variant: str) -> Runtime:
         return runtimes.open(bundle.path, variant=variant)
 
-    found = generalization(bundle, data, fitting, variants, open_variant, progress=progress)
-    return replace(
-        report,
-        gates=(*report.gates, *(gate for each in found for gate in each.gates(rules))),
-        tables=(*report.tables, *generalization_table(found)),
-        notes=(*report.notes, *(said for each in found for said in each.warnings(rules))),
-        data={**report.data, "generalization": finite_json([each.as_dict() for each in found])},
-    )
+    if not fitting:
+        return report
+    keep(so_far)
+    for each in generalization(bundle, data, fitting, variants, open_variant, progress=progress):
+        found.append(each)
+    return so_far()
 
 
 def generalization_table(found: Sequence[Generalization]) -> list[Table]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,6 +11,11 @@ from typing import Any
 from ..data import evenly
 from ..data_files import read_rows
 from ..errors import DataError
+from ..spilled_texts import ValuesBuilder
+
+#: Rows that are held in memory before they are written to a temporary file. A model takes seconds for one, so reading it back is
+#: for nothing.
+IN_MEMORY = 1000
 
 
 @dataclass(frozen=True)
@@ -23,9 +29,9 @@ class LanguageRow:
 
 @dataclass(frozen=True)
 class LanguageRows:
-    """Rows of one file."""
+    """Rows of one file; those of a large one are on disk, and read when they are asked for."""
 
-    rows: tuple[LanguageRow, ...]
+    rows: Sequence[LanguageRow]
     source: str = ""
 
     def __len__(self) -> int:
@@ -48,11 +54,22 @@ def read_language_rows(path: str | Path, *, text: str = "text", limit: int | Non
         DataError: Names the line, and what it lacks.
     """
     path = Path(path)
-    rows = tuple(_row(row, f"{path}, line {line}", text) for line, row in read_rows(path))
-    if not rows:
+    rows = ValuesBuilder(_as_text, _of_text, IN_MEMORY)
+    for line, row in read_rows(path):
+        rows.append(_row(row, f"{path}, line {line}", text))
+    if not len(rows):
         raise DataError(f"{path} has no data rows")
-    found = LanguageRows(rows, str(path))
+    found = LanguageRows(rows.done(), str(path))
     return found if limit is None else found.select(evenly(len(rows), limit))
+
+
+def _as_text(row: LanguageRow) -> str:
+    return json.dumps([row.prompt, row.answer, row.where], allow_nan=False)
+
+
+def _of_text(text: str) -> LanguageRow:
+    prompt, answer, where = json.loads(text)
+    return LanguageRow(tuple(prompt) if isinstance(prompt, list) else prompt, answer, where)
 
 
 def _row(row: Mapping[str, Any], where: str, text: str) -> LanguageRow:

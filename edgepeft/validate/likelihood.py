@@ -54,12 +54,12 @@ def language_scored(
             lambda places: {"sums": np.array([_row_losses(view, rows.rows[place], against) for place in places])},
         )["sums"]
         scored.append(Scored(name, view.variant, data, "likelihood", np.zeros(len(rows)), found))
-    asked = [row for row in rows.rows if row.prompt is not None]
+    asked = [place for place, row in enumerate(rows.rows) if row.prompt is not None]
     if asked and write:
         texts = chunks.run(
-            len(asked), "texts", lambda places: {"texts": [_written(view, asked[place]) for place in places]}
+            len(asked), "texts", lambda places: {"texts": [_written(view, rows.rows[asked[place]]) for place in places]}
         )["texts"]
-        references = np.array([row.answer for row in asked], dtype=object)
+        references = np.array([rows.rows[place].answer for place in asked], dtype=object)
         scored.append(Scored(name, view.variant, data, "text", references, np.array(texts, dtype=object)))
     return tuple(scored)
 

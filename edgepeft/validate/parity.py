@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from .. import runtime as runtimes
 from ..adapters.checkpoint import Source, read_checkpoint, split_task
 from ..base.rounding import TOLERANCE, Noise, rounding_noise
 from ..bundle import Bundle, Manifest
-from ..errors import InputError, ParityError
+from ..errors import AdapterError, InputError, ParityError
 from ..runtime import Runtime
 from ..runtime.finite import count_not_finite
 from ..runtime.views import View
@@ -123,13 +124,22 @@ def _changes(base: View, probe: Probe, found: Found) -> bool:
     return not same_outputs(found[: len(first)], first) or not same_outputs(found, probe.run(base))
 
 
-def base_restored(runtime: Runtime, probe: Probe) -> bool:
-    """Whether the base's outputs are the same bits before, between and after using every adapter."""
+def one_by_one(works: Sequence[Callable[[], Any]]) -> list[Any]:
+    """What each of ``works`` returns, called in their order."""
+    return [work() for work in works]
+
+
+def base_restored(
+    runtime: Runtime, probe: Probe, run: Callable[[Sequence[Callable[[], Any]]], list[Any]] = one_by_one
+) -> bool:
+    """Whether the base's outputs are the same bits before and after using every adapter.
+
+    ``run`` gives what each of the runs gives; a graph may run all of them part by part, in their order.
+    """
     probe = probe.brief()
-    before = probe.run(runtime.base)
-    for name in (*runtime.adapters, *reversed(runtime.adapters)):
-        probe.run(runtime.adapter(name))
-    return same_outputs(probe.run(runtime.base), before)
+    views = [runtime.base, *map(runtime.adapter, (*runtime.adapters, *reversed(runtime.adapters))), runtime.base]
+    before, *_, after = run([partial(probe.run, view) for view in views])
+    return same_outputs(after, before)
 
 
 def _not_finite(outputs: Found) -> str:
@@ -242,7 +252,11 @@ def check_parity(
 
 
 def adapter_sources(bundle: Bundle, given: Mapping[str, str | Path]) -> dict[str, str | Path]:
-    """Where each adapter's checkpoint is: as given, else as recorded in the manifest where that folder still exists."""
+    """Where each adapter's checkpoint is: as given, else as recorded in the manifest where that folder still exists.
+
+    Raises:
+        InputError: One is given for no adapter of the bundle, or cannot be read: before anything is compared.
+    """
     recorded = {name: entry.source for name, entry in bundle.manifest.adapters.items()}
     known = {*recorded, *filter(None, [bundle.manifest.merged])}
     unknown = sorted(set(given) - known)
@@ -256,5 +270,10 @@ def adapter_sources(bundle: Bundle, given: Mapping[str, str | Path]) -> dict[str
         for name, source in recorded.items()
         if (Path(split_task(source)[0]) / "adapter_config.json").is_file()
     }
+    for name, source in given.items():
+        try:
+            read_checkpoint(source)
+        except AdapterError as error:
+            raise InputError(f"--adapter {name}: there is no checkpoint to compare with: {error}") from error
     found.update(given)
     return found

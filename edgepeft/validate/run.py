@@ -137,7 +137,8 @@ def validate(
         found.scored += scored
         found.measured += [each for mine in scored for each in measure(mine)]
         keep(found.validation)
-    found.elsewhere = generalization(opened, data, fitting, names, opener, found.measured, progress, chunks)
+    for each in generalization(opened, data, fitting, names, opener, found.measured, progress, chunks):
+        found.elsewhere += (each,)
     found.compared = compare(found.measured, "fp32" if "fp32" in names else names[0])
     if kept is not None:
         kept.remove()

@@ -40,6 +40,7 @@ from .parity import AdapterProbe, adapter_probe, base_restored, check_mixed, jud
 from .probe import CausalProbe, Found, Probe, bundle_probe
 from .reference import called
 from .result import AdapterParity
+from .segmented import EXACT, SegmentedEngine, together_of
 
 #: What a linear map ``[out, in]`` becomes, by parameter.
 Rounding = Mapping[str, Callable[[np.ndarray], np.ndarray]]
@@ -130,6 +131,10 @@ def _adapted(module: Any, checkpoint: Checkpoint) -> Any:
     return called(wrapped.eval(), checkpoint)
 
 
+#: Weights in bytes up to which a session over a whole variant is opened; ONNX Runtime packs a larger one part by part.
+SMALL = 500_000_000
+
+
 @contextmanager
 def exact_runtime(bundle: Bundle, variant: str) -> Iterator[Runtime]:
     """A runtime over a variant whose kernels keep activations in float32; its weights are the file that was written."""
@@ -146,9 +151,12 @@ def exact_runtime(bundle: Bundle, variant: str) -> Iterator[Runtime]:
         variants = {variant: entry.model_copy(update={"file": file})}
         manifest = bundle.manifest.model_copy(update={"files": files, "variants": variants})
         # fp32 is multiplied as it lies in its file; blocks of few bits are fast only in the kernels' own layout.
-        settings = {"session.disable_prepacking": "1"} if variant == WHOLE else None
+        settings = {"session.disable_prepacking": "1"} if variant == WHOLE else EXACT
         written = Bundle(bundle.path, manifest, verification="never")
-        yield Runtime(Engine(written, variant, None, kernels="off", settings=settings))
+        weights = sum(manifest.files[name].bytes for name in entry.data)
+        in_parts = variant != WHOLE and weights > SMALL and entry.decoder_file is None
+        kind = SegmentedEngine if in_parts else Engine
+        yield Runtime(kind(written, variant, None, kernels="off", settings=settings))
     finally:
         path.unlink(missing_ok=True)
 
@@ -214,9 +222,19 @@ def _check(
         return Noise(size, "the same sums in the opposite order")
 
     with exact_runtime(bundle, variant) as runtime:
-        difference = whole.difference(whole.run(runtime.base), expected[None])
-        for place, theirs in distant.items():
-            found = place_difference(run_place(runtime.base.forward, whole.shapes, place), theirs)
+        at_once = together_of(runtime)
+        thorough, plain = at_once.spread(whole), at_once.spread(plain)
+        probes = {name: replace(each, probe=at_once.spread(each.probe)) for name, each in probes.items()}
+        forward = runtime.base.forward
+        mine, *at_places = at_once(
+            [
+                partial(thorough.run, runtime.base),
+                *(partial(run_place, forward, whole.shapes, place) for place in distant),
+            ]
+        )
+        difference = thorough.difference(mine, expected[None])
+        for (place, theirs), ours in zip(distant.items(), at_places, strict=True):
+            found = place_difference(ours, theirs)
             if not found <= TOLERANCE:
                 raise ParityError(
                     f"logits of the base in {variant} at position {place.position} differ from PyTorch by {found:.2g}, allowed is "
@@ -224,11 +242,20 @@ def _check(
                 )
             difference = max(difference, found)
         judge(f"logits of the base in {variant}", difference, lambda: noise(None))
-        results = [
-            judge_adapter(runtime, name, expected[name], each, partial(noise, name)) for name, each in probes.items()
-        ]
-        check_mixed(runtime, {name: expected[name] for name in probes}, plain, results)
-        if runtime.adapters and not base_restored(runtime, plain):
+        results = at_once(
+            [
+                partial(judge_adapter, runtime, name, expected[name], each, partial(noise, name))
+                for name, each in probes.items()
+            ]
+        )
+        of_adapters = {name: expected[name] for name in probes}
+        _, restored = at_once(
+            [
+                partial(check_mixed, runtime, of_adapters, plain, results),
+                partial(base_restored, runtime, plain, at_once),
+            ]
+        )
+        if runtime.adapters and not restored:
             raise ParityError(
                 "the base's outputs are not the same bits after the adapters were used; nothing was written"
             )

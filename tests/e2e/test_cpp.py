@@ -23,7 +23,7 @@ from edgepeft.devices.executors import cpp as native
 from edgepeft.devices.executors.cpp import CppExecutor
 from edgepeft.devices.executors.cpp_protocol import read_answer
 from edgepeft.errors import CaptureError, DeviceError, InputError
-from edgepeft.pipeline import store_adapters
+from edgepeft.pipeline import quantize, store_adapters
 from edgepeft.report.gate import Verdict
 from edgepeft.targets import Target
 
@@ -143,6 +143,22 @@ def test_adapters_in_other_forms(
     found, native = cpp.run(job), run_worker(job)
     assert [each.tokens for each in found.generated] == [each.tokens for each in native.generated]
     assert found.base_restored is True
+
+
+def test_half_precision_generates_as_in_python(generating: Path, cpp: CppExecutor, tmp_path: Path) -> None:
+    """The same library, graph and adapter files: the cache and the states before a sequence are float16 on both sides."""
+    own = Path(shutil.copytree(generating, tmp_path / "own"))
+    quantize(own, "fp16")
+    assert read_bundle(own).manifest.variants["fp16"].cache_dtype == "float16"
+    prompts = tuple(
+        Prompts(adapter=name, texts=("good day", "Ünïcode 👍"), max_new_tokens=12, chat=False)
+        for name in (None, "wide", "narrow", "prefix", None)
+    )
+    job = Job(bundle=str(own), variant="fp16", threads=1, prompts=prompts, restore=True)
+    result, native = cpp.run(job), run_worker(job)
+    assert [each.tokens for each in result.generated] == [each.tokens for each in native.generated]
+    assert len({each.tokens for each in result.generated}) == 4
+    assert result.base_restored is True
 
 
 def test_answers_end_at_an_end_token(generating: Path, cpp: CppExecutor, tmp_path: Path) -> None:

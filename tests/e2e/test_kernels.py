@@ -122,6 +122,116 @@ def test_shapes_that_do_not_fit_name_the_slot(name: str, shape: tuple[int, ...],
         session(package).run(None, fed)
 
 
+def piece_session(package: Path, slots: int, threads: int = 2) -> Any:
+    """``y0``, then each slot's change added to it."""
+    from edgepeft.runtime.sessions import open_session
+
+    kinds = {"x": TensorProto.FLOAT, "y0": TensorProto.FLOAT, "adapter": TensorProto.UINT8, "rows": TensorProto.INT64}
+    nodes = [
+        helper.make_node(
+            "AdapterAdd", [f"y{place}", "x", "adapter", "rows"], [f"y{place + 1}"], domain="edgepeft", name=f"slot.{place}",
+            slot=place,
+        )
+        for place in range(slots)
+    ]  # fmt: skip
+    inputs = [helper.make_tensor_value_info(name, kind, None) for name, kind in kinds.items()]
+    result = helper.make_tensor_value_info(f"y{slots}", TensorProto.FLOAT, None)
+    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("edgepeft", 2)]
+    made = helper.make_model(helper.make_graph(nodes, "g", inputs, [result]), opset_imports=opsets, ir_version=10)
+    library = package / "edgepeft_kernels" / "libedgepeft_kernels.so"
+    return open_session(made.SerializeToString(), threads=threads, operators=library)
+
+
+def piece_slots(count: int, wide: int, out: int, parts: list[int]) -> list[Any]:
+    from edgepeft.bundle.slots import LinearSlot, SlotPart
+
+    ends = [*parts[1:], out]
+    return [
+        LinearSlot(
+            name=f"s{place}", in_features=wide, out_features=out, a=f"s{place}.A", b=f"s{place}.B",
+            rank=f"s{place}.rank", weight="w",
+            parts=tuple(SlotPart(site=f"p{i}", offset=b, size=e - b) for i, (b, e) in enumerate(zip(parts, ends, strict=True))),
+        )
+        for place in range(count)
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_adapters_in_one_piece_against_numpy(seed: int, package: Path) -> None:
+    """One adapter, or some for the rows of a batch, of any ranks; packed parts; every type. Reference: numpy in float64."""
+    from edgepeft.runtime.kernel_adapter import join_adapters, pack_adapter
+
+    rng = np.random.default_rng(seed)
+    batch, tokens, wide, out, count = (
+        int(rng.integers(low, high)) for low, high in ((1, 6), (1, 40), (1, 200), (3, 300), (1, 4))
+    )
+    parts = [0, *sorted({int(place) for place in rng.integers(1, out, 2)})] if rng.integers(2) else [0]
+    slots = piece_slots(count, wide, out, parts)
+    factors: Any = ("fp32", "fp16", "int8")[seed % 3]
+    adapters: list[dict[str, np.ndarray]] = []
+    for _ in range(int(rng.integers(1, 4))):
+        tensors = {}
+        for slot in slots:
+            rank = int(rng.integers(0, 40))
+            tensors[slot.a] = rng.standard_normal((1, wide, rank)).astype(np.float16).astype(np.float32)
+            b = rng.standard_normal((1, rank, out)).astype(np.float16).astype(np.float32)
+            for r in range(rank):
+                begin, end = sorted(int(place) for place in rng.choice([*parts, out], 2))
+                b[0, r, :begin] = b[0, r, end:] = 0
+            tensors[slot.b] = b
+        for name in list(tensors) if rng.integers(3) == 0 else []:
+            if name.startswith("s0"):
+                del tensors[name]
+        adapters.append(tensors)
+    pieces = [pack_adapter(tensors, slots, factors) for tensors in adapters]
+    content, rows = pieces[0], np.zeros(0, np.int64)
+    chosen: list[int | None] = [0] * batch
+    if rng.integers(2):
+        chosen = [None if rng.integers(4) == 0 else int(rng.integers(len(adapters))) for _ in range(batch)]
+        content, rows = join_adapters(pieces, chosen)
+    y, x = (rng.standard_normal((batch, tokens, size)).astype(np.float32) for size in (out, wide))
+    (found,) = piece_session(package, count).run(None, {"y0": y, "x": x, "adapter": content, "rows": rows})
+    # float32 keeps 6e-8 of each term, in sums of up to 200 and 40 of them. int8 moves each factor by half of a 127th of its rank's
+    # largest number at most.
+    bound = 1.5e-2 if factors == "int8" else 2e-6
+    for row, number in enumerate(chosen):
+        wanted, size = y[row].astype(np.float64), np.abs(y[row]).astype(np.float64)
+        for slot in slots:
+            if number is None or slot.b not in adapters[number]:
+                continue
+            a, b = (adapters[number][name][0].astype(np.float64) for name in (slot.a, slot.b))
+            wanted = wanted + x[row] @ a @ b
+            # a rank's largest numbers stand for all of them: so much may rounding move each
+            largest = np.abs(a).max(axis=0, initial=0), np.abs(b).max(axis=1, initial=0)[:, None] * (b != 0)
+            size += np.abs(x[row]).sum(axis=1, keepdims=True) * (largest[0] @ largest[1])
+        assert (np.abs(found[row] - wanted) <= bound * size).all()
+
+
+@pytest.mark.parametrize(
+    ("fault", "match"),
+    [
+        ("in", "another shape"), ("out", "another shape"), ("slots", "fewer slots"), ("cut", "outside of itself"),
+        ("magic", "layout"), ("layout", "layout"), ("start", "beyond the tensor"), ("batch", "adapters for 3 rows"),
+    ],
+)  # fmt: skip
+def test_a_piece_that_does_not_fit_names_the_slot(fault: str, match: str, package: Path) -> None:
+    from edgepeft.runtime.kernel_adapter import pack_adapter
+
+    wide, out = 8 + (fault == "in"), 6 + (fault == "out")
+    (slot,) = piece_slots(1, wide, out, [0])
+    tensors = {slot.a: np.ones((1, wide, 4), np.float32), slot.b: np.ones((1, 4, out), np.float32)}
+    content = pack_adapter(tensors, [slot], "fp32")
+    rows = {"start": [0, content.size], "batch": [0, 0, 0]}.get(fault, [])
+    if fault == "cut":
+        content = content[:, :-64]
+    if fault in ("magic", "layout"):
+        content[0, {"magic": 0, "layout": 8}[fault]] = 77
+    session = piece_session(package, 2 if fault == "slots" else 1)
+    fed = {"y0": np.ones((2, 3, 6), np.float32), "x": np.ones((2, 3, 8), np.float32), "adapter": content}
+    with pytest.raises(Exception, match=rf"AdapterAdd slot\.\d.*{match}"):
+        session.run(None, {**fed, "rows": np.array(rows, np.int64)})
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("sanitizer", ["address,undefined", "thread"])
 def test_sanitizers_over_random_shapes(sanitizer: str, tmp_path: Path) -> None:
@@ -184,18 +294,40 @@ def test_scaled_and_swapped(writing: Path, package: Path, install: Callable[[Pat
     np.testing.assert_array_equal(logits(twin.base), base)
 
 
-def test_factors_in_float16(writing: Path, package: Path, install: Callable[[Path], None]) -> None:
-    """float16 keeps 11 bits of each factor, so logits move by about 1e-3 of the adapter's own part."""
+@pytest.mark.parametrize(("factors", "most"), [("fp16", 2e-2), ("int8", 1e-1)])
+def test_smaller_factors(
+    factors: Any, most: float, writing: Path, package: Path, install: Callable[[Path], None]
+) -> None:
+    """float16 keeps 11 bits of each factor, so logits move by about 1e-3 of the adapter's own part.
+
+    int8 keeps 7 bits of its rank's largest number.
+    """
     install(package)
     plain = runtime.open(writing, threads=1, kernels="off")
-    twin = runtime.open(writing, threads=1, kernels="require", factors="fp16")
+    twin = runtime.open(writing, threads=1, kernels="require", factors=factors)
     assert twin.kernels is not None
-    assert twin.kernels.factors == "fp16"
+    assert twin.kernels.factors == factors
     np.testing.assert_array_equal(logits(twin.base), logits(plain.base))
     for name in ("wide", "narrow"):
         wanted, found = logits(plain.adapter(name)), logits(twin.adapter(name))
         difference = np.abs(found - wanted).max()
-        assert 0 < difference <= 2e-2 * np.abs(wanted - logits(plain.base)).max()
+        assert 0 < difference <= most * np.abs(wanted - logits(plain.base)).max()
+
+
+def test_an_adapter_lies_in_memory_once(writing: Path, package: Path, install: Callable[[Path], None]) -> None:
+    """What a view holds is the piece and what is no factor; views live on without their file."""
+    install(package)
+    twin = runtime.open(writing, threads=1, kernels="require", factors="int8")
+    assert twin.kernels is not None
+    active = twin.adapter("wide").active
+    assert active.values is not None
+    assert not set(active.values) & twin.kernels.taken
+    assert active.piece is not None
+    assert active.values[twin.kernels.adapter].shape() == list(active.piece.shape)
+    factors = [shape for name, shape in twin.manifest.adapters["wide"].tensors.items() if name in twin.kernels.taken]
+    assert (
+        active.piece.size < 2 * sum(int(np.prod(shape)) for shape in factors) + 64 * (1 + len(twin.kernels.slots)) * 4
+    )
 
 
 def test_a_classifier(bundle: Path, package: Path, install: Callable[[Path], None]) -> None:
@@ -211,10 +343,11 @@ def test_a_classifier(bundle: Path, package: Path, install: Callable[[Path], Non
     rows = [*plain.adapters, None, *plain.adapters][:4]
     wanted, found = (model.forward(inputs, adapters=rows)["logits"] for model in (plain, twin))
     np.testing.assert_allclose(found, wanted, atol=5e-6 * max(1.0, np.abs(wanted[np.isfinite(wanted)]).max()))
-    half = runtime.open(bundle, threads=1, kernels="require", factors="fp16")
-    for name in plain.adapters:
-        wanted, found = (model.adapter(name).forward(inputs)["logits"] for model in (plain, half))
-        np.testing.assert_allclose(found, wanted, atol=1e-2 * max(1.0, np.abs(wanted).max()))
+    for factors, most in (("fp16", 1e-2), ("int8", 1e-1)):
+        less = runtime.open(bundle, threads=1, kernels="require", factors=factors)
+        for name in plain.adapters:
+            wanted, found = (model.adapter(name).forward(inputs)["logits"] for model in (plain, less))
+            np.testing.assert_allclose(found, wanted, atol=most * max(1.0, np.abs(wanted).max()))
 
 
 @pytest.mark.parametrize("factors", ["fp32", "fp16"])

@@ -24,6 +24,7 @@ from edgepeft.devices import bench_on, check_on, compare_targets, find_place, va
 from edgepeft.devices.checks.generation import LEAD, follow
 from edgepeft.devices.executors.qnn import QnnExecutor
 from edgepeft.errors import DeviceError, InputError, TargetError
+from edgepeft.report import Partial
 from edgepeft.report.gate import Report, Verdict
 from edgepeft.targets import Target, load_target
 
@@ -248,6 +249,26 @@ def test_the_command_line_reads_prompts_and_refuses_labels(causal: Path, target:
         assert (done.exit_code, said in done.stderr) == (2, True)
     done = CliRunner().invoke(main, ["validate", str(causal), "--max-new-tokens", "4"])
     assert (done.exit_code, "--max-new-tokens go with --target" in done.stderr) == (2, True)
+
+
+def test_a_validation_that_is_broken_off_keeps_the_tokens_so_far(causal: Path, target: Target) -> None:
+    """Broken off when PEFT would look at them: what the device took and the native run beside it are in the report."""
+    kept = Partial()
+
+    def progress(said: str) -> None:
+        if said.startswith("the same tokens under PEFT"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        validate(causal, target, reference=True, progress=progress, keep=kept.keep)
+    report = kept.report("validate", "interrupted")
+    rows = {row["adapter"]: row for row in report.data["tokens"]}
+    assert list(rows) == [None, "wide", "narrow"]
+    assert rows[None]["peft"]["same"] == 24, "the base came before the first adapter"
+    assert [(rows[name]["native"]["same"], rows[name]["peft"]) for name in ("wide", "narrow")] == [(24, None)] * 2
+    found = verdicts(report)
+    assert (found["measured to the end"], found["tokens as native wide fp32"]) == ("inconclusive", "pass")
+    assert "tokens as PEFT wide fp32" not in found
 
 
 def test_compare_executes_language_models_too(causal: Path, target: Target) -> None:

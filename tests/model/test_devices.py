@@ -23,6 +23,7 @@ from edgepeft.devices import (
     validate_on,
 )
 from edgepeft.errors import DeviceError, InputError, TargetError
+from edgepeft.report import Partial
 from edgepeft.report.gate import Report, Verdict
 from edgepeft.targets import Target, host_machine, list_targets, load_target
 
@@ -255,3 +256,89 @@ def test_wrong_calls(bundle: Path, target: Target) -> None:
             json.dumps({"bundle": "b", "variant": "v", "threads": 1, "rows": [
                 {"adapter": None, "texts": ["a", "b"], "pairs": ["c"]}]})
         )  # fmt: skip
+
+
+def test_a_validation_that_is_broken_off_keeps_the_variants_and_adapters_so_far(
+    bundle: Path, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second variant's rows are never compared; those of the first are in the report, with their gates."""
+    kept = Partial()
+    variants = [*read_bundle(bundle).manifest.variants][:1] * 2
+    monkeypatch.setattr("edgepeft.devices.validate.choose_variants", lambda *_: tuple(variants))
+
+    class Stopping(Device):
+        def run(self, job: Job) -> WorkerResult:
+            if self.jobs:
+                raise KeyboardInterrupt
+            return super().run(job)
+
+    on(Stopping(), monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        validate_on(bundle, target, reference=False, keep=kept.keep)
+    report = kept.report("validate", "interrupted")
+    assert report.verdict is Verdict.INCONCLUSIVE
+    found = verdicts(report)
+    assert found["measured to the end"] == "inconclusive"
+    assert found["same label as native head fp32"] == "pass"
+    assert found["base restored bit for bit fp32"] == "pass"
+    assert {row["adapter"] for row in report.data["rows"]} == {"plain", "head", "dora"}
+    assert report.data["partial"] == "interrupted"
+
+
+def test_rows_from_elsewhere_so_far_are_kept(bundle: Path, target: Target, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = Partial()
+    rows = Examples(texts=TEXTS, labels=tuple("abc" * 4), source="here.csv")
+    elsewhere = [Examples(texts=TEXTS, labels=tuple("cba" * 4), source=f"{name}.csv") for name in ("one", "two")]
+
+    def progress(said: str) -> None:
+        if said.endswith("two.csv"):
+            raise KeyboardInterrupt
+
+    on(Device(), monkeypatch)
+    with pytest.raises(KeyboardInterrupt):
+        validate_on(
+            bundle, target, data={"head": rows}, inside={"head": rows}, general=elsewhere, reference=False,
+            progress=progress, keep=kept.keep,
+        )  # fmt: skip
+    report = kept.report("validate", "interrupted")
+    assert [(row["data"], row["domain"]) for row in report.data["generalization"]] == [
+        ("here.csv", "in"),
+        ("one.csv", "out"),
+    ]
+    assert report.data["rows"], "what was run on the device is in it too"
+
+
+def test_an_emulated_bench_and_a_comparison_that_are_broken_off(
+    bundle: Path, target: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = Partial()
+    variant = next(iter(read_bundle(bundle).manifest.variants))
+    device = Device(emulated=True)
+    on(device, monkeypatch)
+
+    def progress(done: int, total: int, what: str) -> None:
+        if done == total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bench_on(bundle, target, variants=[variant], shapes=["1x8"], progress=progress, keep=kept.keep)
+    report = kept.report("bench", "interrupted")
+    assert list(report.data["results"]) == [variant]
+    assert report.verdict is Verdict.INCONCLUSIVE
+
+    def told(said: str) -> None:
+        if said.startswith("second"):
+            raise KeyboardInterrupt
+
+    second = target.model_copy(update={"name": "second"})
+    with pytest.raises(KeyboardInterrupt):
+        compare_targets(bundle, [target, second], execute=False, progress=told, keep=kept.keep)
+    report = kept.report("compare", "interrupted")
+    assert [row[0] for row in report.tables[0].rows] == ["mine"]
+
+
+def test_a_comparison_of_a_wrong_call_is_none(bundle: Path, target: Target) -> None:
+    with pytest.raises(InputError, match="has no adapter 'nobody'"):
+        compare_targets(bundle, [target], data={"nobody": Examples(texts=TEXTS, labels=None)})
+    with pytest.raises(InputError, match="rows must be at least 1"):
+        compare_targets(bundle, [target], rows=0, reference=False)

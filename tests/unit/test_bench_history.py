@@ -139,7 +139,8 @@ def test_a_url_is_refused_before_anything_is_measured(bundle: Path, url: str) ->
         lambda: check_on(bundle, Path(url), TARGET),
     ):
         with pytest.raises(
-            InputError, match=r"runs(\.db)? is a URL, and a history or baseline is a file on this machine"
+            InputError,
+            match=r"runs(\.db)? is a URL, and a history or baseline is a file on this machine; only check reads",
         ):
             call()
 

@@ -14,6 +14,7 @@ import pytest
 from edgepeft.data import Examples, PromptRows, read_examples, read_prompts
 from edgepeft.errors import DataError
 from edgepeft.spilled_texts import SpilledTexts
+from edgepeft.validate import read_language_rows
 
 
 def write(folder: Path, name: str, content: str | bytes) -> Path:
@@ -188,8 +189,15 @@ def test_json_array(tmp_path: Path) -> None:
         read_examples(write(tmp_path, "c.json", '[{"text": "a", "label": "b"},\n\n"x"]'))
     with pytest.raises(DataError, match="has no data rows"):
         read_examples(write(tmp_path, "d.json", "[]"))
-    with pytest.raises(DataError, match=r"d2\.json"):
-        read_examples(write(tmp_path, "d2.json", '[{"text": "a"'))
+    for content, said in (
+        ('[{"text": "a"', "line 1: the array is not closed. Expected an array of objects"),
+        ('[{"text": "a", "label": "b"},\n\n]', r"line 3: not a JSON object \(Expecting value\)"),
+        ('[{"text": "a", "label": "b"}]\n\n{}', "line 3: something stands behind the array's end"),
+        ('[\n{"text": "a",\n "label" "b"}]', r"line 3: not a JSON object \(Expecting ':' delimiter\)"),
+        ("\n [}", "line 2: the array is closed by }"),
+    ):
+        with pytest.raises(DataError, match=rf"e\.json, {said}"):
+            read_examples(write(tmp_path, "e.json", content))
 
 
 def test_parquet(tmp_path: Path) -> None:
@@ -209,18 +217,22 @@ def test_parquet(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("suffix", "rows"),
-    [("csv", 30_000), ("jsonl", 30_000), *(pytest.param(s, 200_000, marks=pytest.mark.slow) for s in ("csv", "jsonl"))],
+    [(s, 30_000) for s in ("csv", "jsonl", "json")]
+    + [pytest.param(s, 200_000, marks=pytest.mark.slow) for s in ("csv", "jsonl", "json")],
 )
 def test_a_large_file_is_read_row_by_row_and_its_texts_stay_on_disk(tmp_path: Path, suffix: str, rows: int) -> None:
     """What is held of a row is a few bytes; the texts that are held before the first is written are two megabytes here."""
     path, filler = tmp_path / f"large.{suffix}", "é" * 9_990
     with path.open("w", encoding="utf-8") as file:
-        if suffix == "csv":
-            file.write("text,label\n")
+        file.write({"csv": "text,label\n", "jsonl": "", "json": "[\n"}[suffix])
         for row in range(rows):
             # Only rows after the first 20,000 are long: those stand for a file of any size.
             text = f"{row} {filler}" if row % 100 == 0 and row >= 20_000 else f"{row}"
-            file.write(f"{text},{row % 2}\n" if suffix == "csv" else f'{{"text": "{text}", "label": {row % 2}}}\n')
+            comma = "," if suffix == "json" and row < rows - 1 else ""
+            file.write(
+                f"{text},{row % 2}\n" if suffix == "csv" else f'{{"text": "{text}", "label": {row % 2}}}{comma}\n'
+            )
+        file.write("]" if suffix == "json" else "")
     tracemalloc.start()
     found = read_examples(path)
     peak = tracemalloc.get_traced_memory()[1]
@@ -231,11 +243,58 @@ def test_a_large_file_is_read_row_by_row_and_its_texts_stay_on_disk(tmp_path: Pa
     assert (found.texts[rows - 100], found.texts[-1]) == (f"{rows - 100} {filler}", f"{rows - 1}")
     assert found.texts[5:8] == ("5", "6", "7")
     assert found.select([3, rows - 1]).texts == ("3", f"{rows - 1}")
-    assert found.where(9) == f"{path}, line {11 if suffix == 'csv' else 10}"
+    assert found.where(9) == f"{path}, line {10 if suffix == 'jsonl' else 11}"
     assert found.labels is not None
     assert set(found.labels) == {"0", "1"}
     with pytest.raises(IndexError):
         found.texts[rows]
+
+
+def test_prompts_of_a_large_file_stay_on_disk(tmp_path: Path) -> None:
+    path, filler = tmp_path / "large.jsonl", "w " * 4_000
+    with path.open("w", encoding="utf-8") as file:
+        for row in range(21_000):
+            turn = {"role": "user", "content": f"{row} {filler}" if row >= 20_000 else f"{row}"}
+            file.write(json.dumps({"messages": [turn]} if row % 2 else {"prompt": turn["content"]}) + "\n")
+    tracemalloc.start()
+    found = read_prompts(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 12e6, "the last thousand alone have 8 MB, and 20,000 short ones are held"
+    few = found.spread(7)
+    assert few.prompts[0] == "0"
+    assert few.prompts[1] == "3000"
+    assert found.prompts[20_001] == ({"role": "user", "content": f"20001 {filler}"},)
+    assert found.prompts[1:3] == (({"role": "user", "content": "1"},), "2")
+
+
+def test_rows_of_a_language_model_stay_on_disk(tmp_path: Path) -> None:
+    path, filler = tmp_path / "large.json", "é" * 5_000
+    with path.open("w", encoding="utf-8") as file:
+        file.write("[")
+        for row in range(3_000):
+            turns = [{"role": "user", "content": f"{row}"}, {"role": "assistant", "content": f"{row} {filler}"}]
+            kinds = (
+                {"messages": turns},
+                {"prompt": "why?", "completion": f"{row} {filler}"},
+                {"text": f"{row} {filler}"},
+            )
+            file.write(f"{',' if row else ''}\n{json.dumps(kinds[row % 3], ensure_ascii=False)}")
+        file.write("\n]")
+    tracemalloc.start()
+    found = read_language_rows(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    # Python holds such a text in 1 byte a character: 5 MB of the first 1,000 rows, and 10 more would be those of the rest.
+    assert peak < 9e6
+    assert len(found) == 3_000
+    for place in (0, 1, 2, 2_997, 2_998, 2_999):
+        row = found.rows[place]
+        assert row.answer == f"{place} {filler}"
+        assert row.where == f"{path}, line {place + 2}"
+        assert row.prompt == (({"role": "user", "content": f"{place}"},), "why?", None)[place % 3]
+    few = read_language_rows(path, limit=3)
+    assert [row.answer.split()[0] for row in few.rows] == ["0", "1000", "2000"]
 
 
 def test_a_wrong_byte_far_into_a_file_is_found_where_it_is(tmp_path: Path) -> None:

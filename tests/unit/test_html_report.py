@@ -274,3 +274,33 @@ def test_the_command_says_where_and_what(folder: Path, tmp_path: Path) -> None:
     done = CliRunner().invoke(main, ["report", str(folder / "validate.json"), "--json"])
     assert json.loads(done.output)["verdict"] == "pass"
     assert CliRunner().invoke(main, ["report"]).exit_code == 2
+
+
+def test_learning_curves_of_a_trained_adapter(tmp_path: Path) -> None:
+    folder = tmp_path / "reviews"
+    folder.mkdir()
+    record = {
+        "format": 1, "task": "text-classification", "base_model": "org/<b>base</b>", "arguments": {"method": "lora"},
+        "trainable_parameters": 1234, "start": {"folder": "old-lora"},
+        "metrics": {
+            "before": {"accuracy": 0.5, "macro_f1": 0.4}, "step_loss": [0.9, 0.8, 0.7, 0.6], "best_epoch": 2,
+            "epoch_scores": [{"accuracy": 0.7, "macro_f1": 0.6}, {"accuracy": 0.8, "macro_f1": 0.7}],
+            "verdict": "better", "train_rows": 40, "seconds": 3.5,
+        },
+    }  # fmt: skip
+    (folder / "edgepeft_adapter.json").write_text(json.dumps(record))
+    written = write_html_report([folder])
+    assert written.path == folder / "report.html"
+    page = Page(written.path.read_text())
+    assert page.text.count("reviews: loss a step") >= 1
+    assert "reviews: validation" in page.text
+    assert "Epoch 0: before training. Kept: epoch 2." in page.text
+    assert "old-lora" in page.text
+    labels = [dict(attributes)["aria-label"] for tag, attributes in page.tags if tag == "svg"]
+    assert labels == [
+        "reviews: loss a step. 4 steps; smoothed loss 0.9 early and 0.673 in the end",
+        "reviews: validation. accuracy: 0.5, 0.7, 0.8; macro F1: 0.4, 0.6, 0.7",
+    ]
+    (folder / "edgepeft_adapter.json").write_text("{}")
+    with pytest.raises(InputError, match="no record of a training"):
+        write_html_report([folder])

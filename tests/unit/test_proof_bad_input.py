@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from test_bench_compare import TARGET, FakeRunner, flat, make_bundle, save
 
 from edgepeft.bench import check
 from edgepeft.bench.interleave import open_total
+from edgepeft.bundle import MANIFEST_NAME
 from edgepeft.cli import main
 from edgepeft.data import Examples
 from edgepeft.devices.validate import _not_judged
 from edgepeft.errors import DataError, InputError
+from edgepeft.report import write_reports
+from edgepeft.report.gate import Gate, Report
 from edgepeft.targets import CheckRules, GeneralizationRules
 
 
 @pytest.fixture
 def bundle(tmp_path: Path) -> Path:
     return make_bundle(tmp_path / "bundle")
+
+
+def save_adapter(folder: Path) -> None:
+    """A LoRA checkpoint of one matrix."""
+    from safetensors.numpy import save_file
+
+    folder.mkdir()
+    config = {"peft_type": "LORA", "task_type": "SEQ_CLS", "r": 2, "lora_alpha": 4, "target_modules": ["query"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    name = "base_model.model.encoder.query.lora_{}.weight"
+    tensors = {name.format("A"): np.ones((2, 4), np.float32), name.format("B"): np.ones((4, 2), np.float32)}
+    save_file(tensors, folder / "adapter_model.safetensors")
 
 
 def test_a_label_that_the_adapter_does_not_know_is_said_before_anything_is_measured(bundle: Path) -> None:
@@ -100,6 +117,90 @@ def test_budgets_that_contradict_each_other(bundle: Path, tmp_path: Path, table:
         assert done.exit_code == 2
         assert says in " ".join(done.output.split())
     assert not (bundle / "report").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["check", "BUNDLE", "--baseline", "none"], "there is no baseline to compare with: no bundle at none"),
+        (
+            ["check", "BUNDLE", "--baseline", "none.json"],
+            "Give the folder of a bundle, or what bench saved on this host",
+        ),
+        (["check", "BUNDLE", "--baseline", "EMPTY"], "is not a bundle: it holds no edgepeft.json"),
+        (["check", "BUNDLE", "--baseline", "DAMAGED"], "there is no baseline to compare with: "),
+        (["check", "BUNDLE", "--baseline", "http://127.0.0.1:9/x.json"], "cannot fetch the baseline"),
+        (["check", "BUNDLE", "--baseline", "s3://bucket/x.json"], "is a URL"),
+        (["check", "BUNDLE", "--baseline", "BUNDLE", "--target", "none.toml"], "does not exist"),
+        (["check", "BUNDLE", "--baseline", "BUNDLE", "--data", "reviews=none.csv"], "cannot read data file none.csv"),
+        (["check", "none", "--baseline", "BUNDLE"], "no bundle at none"),
+        (["bench", "BUNDLE", "--target", "none.toml"], "does not exist"),
+        (["bench", "BUNDLE", "--history", "none/runs.db"], "there is no folder none"),
+        (["bench", "none"], "no bundle at none"),
+        (["bench", "EMPTY"], "is not a bundle"),
+        (["validate", "BUNDLE", "--data", "reviews=none.csv"], "cannot read data file none.csv"),
+        (["validate", "BUNDLE", "--general", "none.csv"], "cannot read data file none.csv"),
+        (
+            ["validate", "BUNDLE", "--adapter", "reviews=none"],
+            "--adapter reviews: there is no checkpoint to compare with",
+        ),
+        (
+            ["validate", "BUNDLE", "--adapter", "reviews=EMPTY"],
+            "--adapter reviews: there is no checkpoint to compare with",
+        ),
+        (
+            ["validate", "BUNDLE", "--adapter", "reviews=CHECKPOINT", "--model", "./none"],
+            "Say where the base is with --model",
+        ),
+        (["validate", "none"], "no bundle at none"),
+        (["validate", "BUNDLE", "--target", "none.toml"], "does not exist"),
+        (
+            ["validate", "BUNDLE", "--target", "linux-x64-cpu", "--data", "reviews=none.csv"],
+            "cannot read data file none.csv",
+        ),
+        (["validate", "BUNDLE", "--target", "linux-x64-cpu", "--adapter", "reviews=none"], "there is no checkpoint"),
+        (["targets", "compare", "BUNDLE", "--data", "reviews=none.csv"], "cannot read data file none.csv"),
+        (["targets", "compare", "BUNDLE", "--data", "nobody=ROWS"], "has no adapter 'nobody'"),
+        (["targets", "coverage", "none"], "no bundle at none"),
+    ],
+)
+def test_a_file_that_is_not_there_leaves_the_earlier_report(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: list[str], says: str
+) -> None:
+    """Nothing is written before every file that an option names is known to be there."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("EDGEPEFT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("edgepeft.worker.process.run_worker", lambda job: pytest.fail("something was measured"))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "rows.csv").write_text("text,label\na,yes\n")
+    damaged = make_bundle(tmp_path / "damaged")
+    (damaged / MANIFEST_NAME).write_text("{}")
+    if "CHECKPOINT" in " ".join(arguments):
+        pytest.importorskip("torch")
+        save_adapter(tmp_path / "checkpoint")
+    names = {
+        "BUNDLE": str(bundle),
+        "EMPTY": "empty",
+        "DAMAGED": "damaged",
+        "ROWS": "rows.csv",
+        "CHECKPOINT": "checkpoint",
+    }
+    given = [
+        each if (name := each.rpartition("=")[2]) not in names else each.replace(name, names[name])
+        for each in arguments
+    ]
+    earlier = Report(kind="check", title="earlier", gates=(Gate.holds("it is good", True),))
+    for stem in ("check", "bench", "validate", "validate-linux-x64-cpu", "compare", "coverage"):
+        write_reports(tmp_path / "out", stem, earlier)
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    done = CliRunner().invoke(main, [*given, "--report", "out"])
+    assert done.exit_code == 2, done.output
+    assert says in " ".join(done.output.split())
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+    fresh = CliRunner().invoke(main, [*given, "--report", "new"])
+    assert fresh.exit_code == 2
+    assert not (tmp_path / "new").exists()
 
 
 def test_progress_of_a_budget_in_seconds_ends_at_its_end() -> None:

@@ -48,6 +48,7 @@ STAGES = [
     "write_static",
     "export_variants",
     "export_auto",
+    "export_whole",
 ]
 RESULTS = [
     "TrainedAdapter",

@@ -11,8 +11,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgepeft.bundle.protobuf import all_fields, block, number, varint, written
 from edgepeft.bundle.slots import LinearSlot, SlotPart
-from edgepeft.errors import InputError
-from edgepeft.runtime.kernels import as_half, reach_of
 from edgepeft.runtime.twin import make_twin
 
 
@@ -95,16 +93,22 @@ def test_a_slot_in_two_places() -> None:
     assert [list(node.input[:2]) for node in nodes if node.domain] == [["y", "x"], ["result", "x2"]]
 
 
-def test_factors_in_float16() -> None:
-    twin = make_twin(model(), [slot()], half=True)
+def test_an_adapter_in_one_piece() -> None:
+    """The factors' inputs and defaults are gone; the piece and its rows have defaults of no elements."""
+    twin = make_twin(model(twice=True, outputs=("result2",)), [slot()], adapter="piece")
     assert twin is not None
+    assert (twin.adapter, twin.rows) == ("piece", "piece.rows")
     graph = onnx.load_from_string(twin.model).graph
-    types = {each.name: each.type.tensor_type.elem_type for each in graph.input}
-    assert types == {"x": 1, "s.lora_A": 10, "s.lora_B": 10, "s.reach": 6}
+    assert [node.op_type for node in graph.node] == ["MatMul", "AdapterAdd", "MatMul", "AdapterAdd"]
+    fused = [node for node in graph.node if node.domain]
+    assert [list(node.input) for node in fused] == [
+        ["y", "x", "piece", "piece.rows"],
+        ["result", "x2", "piece", "piece.rows"],
+    ]
+    assert [{each.name: each.i for each in node.attribute} for node in fused] == [{"slot": 0}, {"slot": 0}]
+    assert {each.name: each.type.tensor_type.elem_type for each in graph.input} == {"x": 1, "piece": 2, "piece.rows": 7}
     defaults = {each.name: (each.data_type, list(each.dims)) for each in graph.initializer}
-    assert (defaults["s.lora_A"], defaults["s.lora_B"]) == ((10, [1, 4, 0]), (10, [1, 0, 1]))
-    assert len(graph.input) == len(types)
-    assert len(graph.initializer) == len(defaults)
+    assert defaults == {"w": (1, [4, 6]), "w2": (1, [6, 4]), "piece": (2, [1, 0]), "piece.rows": (7, [0])}
 
 
 @pytest.mark.parametrize(
@@ -122,20 +126,6 @@ def test_other_forms_stay(other: dict[str, Any]) -> None:
 def test_no_graph(content: bytes) -> None:
     with pytest.raises(IndexError):
         make_twin(content, [slot()])
-
-
-def test_where_a_factor_has_numbers() -> None:
-    b = np.zeros((2, 5, 6), np.float32)
-    b[0, 0, 1] = b[0, 1, 5] = b[0, 2, 0] = b[0, 2, 4] = b[1, 3, 3] = 1
-    b[1, 4] = np.nan
-    assert reach_of(b, slot(parts=(4, 2))).tolist() == [[0, 1, -1, -2, -2], [-2, -2, -2, 0, -1]]
-    assert reach_of(b, slot()).tolist() == [[0, 0, 0, -2, -2], [-2, -2, -2, 0, 0]]
-
-
-def test_too_large_for_float16() -> None:
-    assert as_half(np.array([1.0, 6e4], np.float32), "s.lora_B").dtype == np.float16
-    with pytest.raises(InputError, match="too large"):
-        as_half(np.array([1.0, 7e4], np.float32), "s.lora_B")
 
 
 def test_the_wire_format_both_ways() -> None:

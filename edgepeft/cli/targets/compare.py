@@ -51,7 +51,7 @@ def compare(
     """
     from ...devices import compare_targets
 
-    with measured(report, bundle, "compare"), steps() as announce:
+    with measured(report, bundle, "compare") as partial, steps() as announce:
         done = compare_targets(
             bundle,
             data=device_data(bundle, data, text, label, pair),
@@ -59,5 +59,6 @@ def compare(
             reference=not no_reference,
             execute=not static,
             progress=announce,
+            keep=partial.keep,
         )
     finish(done, report, bundle, "compare", as_json)

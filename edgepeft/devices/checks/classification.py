@@ -14,6 +14,7 @@ from ...errors import DeviceError
 from ...report.accuracy import NO_LABEL, Accuracy, Beside, chosen_labels, count_same
 from ...report.answers import expected_answers, given_answers
 from ...report.gate import Report
+from ...report.partial import Keep, keep_nothing
 from ...targets import Target
 from ..executors.protocol import Executor
 from .classification_gates import rows_report
@@ -44,11 +45,17 @@ def validate_labels(
     reference: Peft | None,
     max_drop: float,
     progress: Announce,
+    keep: Keep = keep_nothing,
 ) -> Report:
     """Run rows of each adapter on ``executor``; see :func:`edgepeft.devices.validate_on`."""
     examples = _examples(bundle, data, executor.rows if rows is None else rows)
     results: dict[str, WorkerResult] = {}
     table: list[Accuracy] = []
+
+    def so_far() -> Report:
+        return rows_report(bundle, target, executor, results, table, max_drop)
+
+    keep(lambda: so_far() if results else None)
     modules = _PeftLogits(bundle, reference) if reference else None
     for variant in variants:
         job = Job(
@@ -74,7 +81,7 @@ def validate_labels(
                     f"{executor.name} gave logits of shape {wide} for {name or 'the base'}, a native run gives {narrow}"
                 )
             table.append(_compare(bundle, name, variant, each, there, here, modules))
-    return rows_report(bundle, target, executor, results, table, max_drop)
+    return so_far()
 
 
 def _examples(bundle: Bundle, data: Mapping[str, Examples], rows: int) -> dict[str | None, Examples]:

@@ -18,6 +18,7 @@ from ...errors import InputError
 from ...json_text import finite_json
 from ...report.accuracy import NO_LABEL, chosen_labels
 from ...report.gate import Gate, Report, Table
+from ...report.partial import Keep, keep_nothing
 from ...targets import Target
 from ..executors.protocol import Executor
 from .device_report import memory_gate
@@ -59,10 +60,12 @@ def measure_emulated(
     progress: Progress,
     *,
     counts_only: bool = False,
+    keep: Keep = keep_nothing,
 ) -> Emulated:
     """Run texts, swaps and counted inferences of each variant in one process; with ``counts_only`` the last alone.
 
-    Shapes default to the target's, for a language model to its smallest: a prompt of 32 tokens takes a minute there.
+    Shapes default to the target's, for a language model to its smallest: a prompt of 32 tokens takes a minute there. ``keep`` is
+    given what makes the same of the variants so far, ``None`` before the first.
     """
     generates = bundle.manifest.task == "text-generation"
     if shapes is None and generates:
@@ -70,6 +73,8 @@ def measure_emulated(
     plan = make_plan(bundle.manifest, target, adapters, variants, shapes, 1)
     names = bundle.manifest.adapters or (None,)
     results: dict[str, WorkerResult] = {}
+    measured = Emulated(bundle, target, executor, results)
+    keep(lambda: measured if results else None)
     for number, variant in enumerate(plan.variants):
         progress(number, len(plan.variants), f"{variant} of {bundle.path.name} on {executor.name}")
         job = Job(
@@ -87,7 +92,7 @@ def measure_emulated(
             job = job.model_copy(update={**answered, "swaps": SWAPS if bundle.manifest.adapters else 0})
         results[variant] = executor.run(job)
     progress(len(plan.variants), len(plan.variants), "done")
-    return Emulated(bundle, target, executor, results)
+    return measured
 
 
 def emulated_report(
@@ -187,25 +192,32 @@ def compare_counts(candidate: Counts, baseline: Counts, target: Target) -> tuple
     return tuple(gates), (Table("Instructions against the baseline", columns, tuple(rows)),) if rows else ()
 
 
-def saved_counts(path: Path, done: Emulated) -> Counts:
-    """The counts of a report that ``bench`` saved on the same kind of executor; :class:`InputError` for another file."""
+def read_counts(path: Path, executor: Executor) -> dict[str, WorkerResult]:
+    """What a report holds that ``bench`` saved on the same kind of executor, by variant; :class:`InputError` for another file."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))["data"]
-        executor = data["executor"]
+        if "partial" in data:
+            raise InputError(f"{path} is partial ({data['partial']!s:.80}), and so no baseline: measure it again")
+        measured_on = data["executor"]
         results = {name: WorkerResult.model_validate(each) for name, each in data["results"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ValidationError) as error:
         raise InputError(
-            f"{path} is not the JSON report of a bench on {done.executor.name}: {type(error).__name__} {str(error)[:120]}"
+            f"{path} is not the JSON report of a bench on {executor.name}: {type(error).__name__} {str(error)[:120]}"
         ) from error
-    host = next(iter(done.results.values())).host
-    if executor != done.executor.name:
+    if measured_on != executor.name:
         raise InputError(
-            f"{path} was measured on {executor}, this is {done.executor.name}: instructions are not comparable"
+            f"{path} was measured on {measured_on}, this is {executor.name}: instructions are not comparable"
         )
-    for result in results.values():
+    return results
+
+
+def comparable_counts(path: Path, saved: Mapping[str, WorkerResult], done: Emulated) -> Counts:
+    """The counts of :func:`read_counts`; :class:`InputError` where they are of another ONNX Runtime."""
+    host = next(iter(done.results.values())).host
+    for result in saved.values():
         if result.host.onnxruntime != host.onnxruntime:
             raise InputError(
                 f"{path} was measured with onnxruntime {result.host.onnxruntime}, this is {host.onnxruntime}: measure it again, "
                 "or give the baseline's bundle"
             )
-    return Emulated(done.bundle, done.target, done.executor, results).counts
+    return Emulated(done.bundle, done.target, done.executor, saved).counts

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -20,6 +20,7 @@ from ...bundle import Bundle
 from ...data import PromptRows
 from ...errors import DeviceError
 from ...report.gate import Gate, Report, Table
+from ...report.partial import Keep, keep_nothing
 from ...runtime import View
 from ...runtime import open as open_runtime
 from ...runtime.generation import PromptEncoder
@@ -48,6 +49,12 @@ PROMPTS = (
 
 #: Logits ``[tokens, vocabulary]`` from which each of ``tokens`` would be chosen, after a prompt's tokens.
 Logits = Callable[[Sequence[int], Sequence[int]], np.ndarray]
+
+#: Prompts and the answers to them, as tokens.
+Pairs = Sequence[tuple[Sequence[int], Sequence[int]]]
+
+#: A variant and an adapter.
+_Key = tuple[str, str | None]
 
 
 @dataclass(frozen=True)
@@ -91,6 +98,7 @@ def validate_tokens(
     new_tokens: int,
     peft: Peft | None,
     progress: Callable[[str], None],
+    keep: Keep = keep_nothing,
 ) -> Report:
     """Generate on ``executor`` with the base and every adapter; see :func:`edgepeft.devices.validate_on`."""
     if rows is None:
@@ -100,32 +108,41 @@ def validate_tokens(
         _encode(bundle, PromptEncoder(bundle, bundle.text_of(each.adapter)), each) for each in prompts
     ]  # what does not fit the model is said before the device is asked
     results: dict[str, WorkerResult] = {}
-    answers: dict[str, tuple[Generated, ...]] = {}
-    gates: list[Gate] = []
+    again: list[Gate] = []
+    judged: dict[_Key, DeviceTokens] = {}
+    pairs: dict[_Key, Pairs] = {}
+
+    def so_far() -> Report:
+        table = [*judged.values()]
+        gates = [gate for each in table for gate in _gates(each, judged_coarsely(bundle, each.variant, executor))]
+        data = {"tokens": [*map(asdict, table)]}
+        return device_report(bundle, target, executor, results, [*again, *gates], [_table(table, executor)], data)
+
+    keep(lambda: so_far() if results else None)
     for variant in variants:
         # The base once more at the end: its tokens come through the cache, which the probes of `restore` do not.
-        again = prompts[0].model_copy(update={"texts": prompts[0].texts[:1]})
+        first = prompts[0].model_copy(update={"texts": prompts[0].texts[:1]})
         job = Job(
             bundle=str(bundle.path),
             variant=variant,
             threads=target.runtime.threads,
-            prompts=(*prompts, again) if bundle.manifest.adapters else prompts,
+            prompts=(*prompts, first) if bundle.manifest.adapters else prompts,
             restore=bool(bundle.manifest.adapters),
         )
         count = sum(len(each.texts) for each in prompts)
         progress(f"{variant}: generating {new_tokens} tokens after each of {count} prompts on {executor.name}")
         results[variant] = executor.run(job)
         generated = _checked(results[variant], job, executor)
-        answers[variant] = generated[: len(prompts)]
         if bundle.manifest.adapters:
             same = generated[-1].tokens[0] == generated[0].tokens[0]
-            gates.append(Gate.holds(f"base tokens again after the adapters {variant}", same))
-    table = _judged(bundle, prompts, ids, answers, peft, progress)
-    for each in table:
-        gates += _gates(each, judged_coarsely(bundle, each.variant, executor))
-    return device_report(
-        bundle, target, executor, results, gates, [_table(table, executor)], {"tokens": [*map(asdict, table)]}
-    )
+            again.append(Gate.holds(f"base tokens again after the adapters {variant}", same))
+        progress(f"{variant}: the same tokens natively")
+        found = _natively(bundle, variant, prompts, ids, generated[: len(prompts)])
+        for asked, (each, tokens) in zip(prompts, found, strict=True):
+            judged[variant, asked.adapter], pairs[variant, asked.adapter] = each, tokens
+    for key, followed in _peft_follows(bundle, pairs, peft, progress) if peft else ():
+        judged[key] = replace(judged[key], peft=followed)
+    return so_far()
 
 
 def _prompts(bundle: Bundle, data: Mapping[str, PromptRows], rows: int, new_tokens: int) -> tuple[Prompts, ...]:
@@ -135,7 +152,7 @@ def _prompts(bundle: Bundle, data: Mapping[str, PromptRows], rows: int, new_toke
     found = []
     for name in names:
         each = (data.get(name or merged or "*", data.get("*")) or PromptRows(PROMPTS)).spread(rows)
-        found.append(Prompts(adapter=name, texts=each.prompts, max_new_tokens=new_tokens, chat=each.chat))
+        found.append(Prompts(adapter=name, texts=tuple(each.prompts), max_new_tokens=new_tokens, chat=each.chat))
     return tuple(found)
 
 
@@ -158,7 +175,7 @@ def _checked(result: WorkerResult, job: Job, executor: Executor) -> tuple[Genera
     return result.generated
 
 
-def follow(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], logits: Logits) -> Followed:
+def follow(pairs: Pairs, logits: Logits) -> Followed:
     """How a reference would choose at each token of ``(prompt, answer)`` pairs of token ids."""
     same, lead, first = 0, 0.0, None
     for number, (prompt, answer) in enumerate(pairs, 1):
@@ -177,46 +194,35 @@ def follow(pairs: Sequence[tuple[Sequence[int], Sequence[int]]], logits: Logits)
     return Followed(same, lead, first)
 
 
-def _judged(
+def _natively(
     bundle: Bundle,
+    variant: str,
     prompts: Sequence[Prompts],
     ids: Sequence[list[list[int]]],
-    answers: Mapping[str, tuple[Generated, ...]],
-    peft: Peft | None,
-    progress: Callable[[str], None],
-) -> list[DeviceTokens]:
-    natives: dict[tuple[str, str | None], Followed] = {}
-    pairs: dict[tuple[str, str | None], list[tuple[list[int], tuple[int, ...]]]] = {}
-    complete: dict[tuple[str, str | None], bool] = {}
-    for variant, generated in answers.items():
-        progress(f"{variant}: the same tokens natively")
-        runtime = open_runtime(bundle.path, variant=variant, threads=1)
-        for asked, encoded, each in zip(prompts, ids, generated, strict=True):
-            key = variant, asked.adapter
-            view = runtime.adapter(asked.adapter)
-            ends = view.end_tokens
-            pairs[key] = list(zip(encoded, each.tokens, strict=True))
-            complete[key] = all(
-                len(tokens) == asked.max_new_tokens or (tokens and tokens[-1] in ends) for tokens in each.tokens
-            )
-            natives[key] = follow(pairs[key], lambda prompt, answer, view=view: _native(view, prompt, answer))  # type: ignore[misc] # bound now
-    references = _peft_follows(bundle, pairs, peft, progress) if peft else {}
-    return [
-        DeviceTokens(
+    generated: Sequence[Generated],
+) -> Iterator[tuple[DeviceTokens, Pairs]]:
+    """Each adapter's answers of one variant beside a native run, and its prompts and answers as tokens."""
+    runtime = open_runtime(bundle.path, variant=variant, threads=1)
+    for asked, encoded, each in zip(prompts, ids, generated, strict=True):
+        view = runtime.adapter(asked.adapter)
+        ends = view.end_tokens
+        pairs = list(zip(encoded, each.tokens, strict=True))
+        speeds = [speed for speed in each.tokens_per_s if speed is not None]
+        judged = DeviceTokens(
             adapter=each.adapter or bundle.manifest.merged,
             variant=variant,
             prompts=len(each.tokens),
             tokens=sum(map(len, each.tokens)),
-            complete=complete[variant, each.adapter],
-            native=natives[variant, each.adapter],
-            peft=references.get((variant, each.adapter)),
-            tokens_per_s=median(speeds) if (speeds := [s for s in each.tokens_per_s if s is not None]) else None,
+            complete=all(
+                len(tokens) == asked.max_new_tokens or (tokens and tokens[-1] in ends) for tokens in each.tokens
+            ),
+            native=follow(pairs, lambda prompt, answer, view=view: _native(view, prompt, answer)),  # type: ignore[misc] # bound now
+            peft=None,
+            tokens_per_s=median(speeds) if speeds else None,
             texts=each.texts,
             not_finite=each.not_finite,
         )
-        for variant, generated in answers.items()
-        for each in generated
-    ]
+        yield judged, pairs
 
 
 def _native(view: View, prompt: Sequence[int], answer: Sequence[int]) -> np.ndarray:
@@ -229,18 +235,17 @@ def _native(view: View, prompt: Sequence[int], answer: Sequence[int]) -> np.ndar
 
 def _peft_follows(
     bundle: Bundle,
-    pairs: Mapping[tuple[str, str | None], Sequence[tuple[Sequence[int], Sequence[int]]]],
+    pairs: Mapping[_Key, Pairs],
     peft: Peft,
     progress: Callable[[str], None],
-) -> dict[tuple[str, str | None], Followed]:
+) -> Iterator[tuple[_Key, Followed]]:
     """PEFT in fp32 on the device's tokens, the base's model among them; none where no checkpoint is at hand."""
     if not peft.sources and not Path(peft.base).is_dir():
-        return {}
+        return
     from ...base.load import load_model
 
     task, merged = bundle.manifest.task, bundle.manifest.merged
     module = load_model(peft.base, task=task).model
-    found = {}
     for adapter in dict.fromkeys(adapter for _, adapter in pairs):
         name = adapter or merged
         if name is not None and name not in peft.sources:
@@ -249,8 +254,7 @@ def _peft_follows(
         with _reference(peft, name, task, module) as reference:
             for key, each in pairs.items():
                 if key[1] == adapter:
-                    found[key] = follow(each, lambda prompt, answer, m=reference: _torch(m, prompt, answer))  # type: ignore[misc] # bound now
-    return found
+                    yield key, follow(each, lambda prompt, answer, m=reference: _torch(m, prompt, answer))  # type: ignore[misc] # bound now
 
 
 @contextmanager

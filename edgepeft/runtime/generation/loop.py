@@ -155,6 +155,17 @@ class _Row:
         return rest
 
 
+def fewest_moves(left: Sequence[int]) -> list[int]:
+    """The places that are left, so that those among the first ones stay and the others fill the holes between them.
+
+    Example:
+        >>> fewest_moves([0, 2, 3, 5])
+        [0, 5, 2, 3]
+    """
+    behind = iter([place for place in left if place >= len(left)][::-1])
+    return [place if place in left else next(behind) for place in range(len(left))]
+
+
 class Run:
     """One call of generate under way: iterate it for ``(row, piece of text)``; ``results`` are complete afterwards.
 
@@ -216,6 +227,7 @@ class Run:
             if not left:
                 return
             if len(left) < len(going):
+                left = fewest_moves(left)
                 going = [going[place] for place in left]
                 self._decoder.keep(left)
             if len(going) == 1 and (drafter := going[0].drafter) is not None:

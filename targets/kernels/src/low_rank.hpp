@@ -1,4 +1,4 @@
-// y + (x A) B, for one row or many: what LowRankAdd computes, without ONNX Runtime. Chosen at run time for the processor.
+// y + (x A) B, for one row or many: what the operators compute, without ONNX Runtime. Chosen at run time for the processor.
 #pragma once
 
 #include <cstddef>
@@ -6,24 +6,42 @@
 
 namespace edgepeft::kernels {
 
-// What a rank's row of B reaches: one part of a packed matrix (0, 1, ...), all of it, or nothing (a row of zeros).
-constexpr int32_t kWhole = -1, kNothing = -2;
+// How A and B are stored. int8 factors have a scale for each rank of each part, which holds A's and B's together.
+enum class Type : uint32_t { kFloat = 0, kHalf = 1, kInt8 = 2 };
 
-// One activation's rows and the factors that they meet.
-struct Problem {
-  const float* x = nullptr;        // [rows, in]
-  const void* a = nullptr;         // [in, rank]
-  const void* b = nullptr;         // [rank, out]
-  const float* y = nullptr;        // [rows, out]
-  float* result = nullptr;         // [rows, out]; may be y
-  std::size_t rows = 0, in = 0, rank = 0, out = 0;
-  const int32_t* reach = nullptr;  // [rank], or none: every row of B reaches all outputs
-  const int64_t* offsets = nullptr;  // where each part begins; part p ends where p + 1 begins, the last at `out`
-  std::size_t parts = 1;
-  bool half = false;               // A and B are float16, else float32
-  float* scratch = nullptr;        // [rows, rank]
-  uint32_t* order = nullptr;       // [rank]
+constexpr std::size_t size_of(Type type) { return type == Type::kFloat ? 4 : type == Type::kHalf ? 2 : 1; }
+
+// Some columns of the result, and the ranks that have numbers there. The parts of a problem cover its columns in their order.
+struct Part {
+  std::size_t begin, end;  // columns of y
+  std::size_t ranks;       // 0: y stays as it is
+  const void* b;           // B's first row, at column `begin`
+  std::size_t stride;      // elements from a row of B to the next
+  const uint32_t* order;   // [ranks]: which columns of x A; none: the first ones
+  const uint32_t* rows;    // [ranks]: which rows of B; none: the first ones
+  const float* scale;      // [ranks]: what x A is multiplied by; none: 1
 };
+
+// Rows of activations and the factors that they meet.
+struct Problem {
+  const float* x = nullptr;  // [rows, in]
+  const void* a = nullptr;   // [in, stride]
+  const float* y = nullptr;  // [rows, out]
+  float* result = nullptr;   // [rows, out]; may be y
+  std::size_t rows = 0, in = 0, out = 0;
+  std::size_t rank = 0;    // columns of A that are computed, at least 1
+  std::size_t stride = 0;  // elements from a row of A to the next
+  Type type = Type::kFloat;
+  const Part* parts = nullptr;
+  std::size_t part_count = 0;
+  float* scratch = nullptr;  // scratch_size() floats
+};
+
+// Rows that are computed side by side, so that factors are read once for them.
+constexpr std::size_t kMostRows = 8;
+
+// Room for x A of the rows side by side, and once more for a part's ranks in their order.
+inline std::size_t scratch_size(const Problem& p) { return 2 * kMostRows * p.rank; }
 
 using Function = void (*)(const Problem&);
 

@@ -86,8 +86,47 @@ inline V<N> load(const uint16_t* from) {
   return found;
 }
 
+template <int N>
+inline V<N> load(const int8_t* from) {
+  V<N> found;
+#if defined(__AVX512F__)
+  if constexpr (N == 16) {
+    const __m512 wide = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))));
+    std::memcpy(&found, &wide, sizeof(found));
+    return found;
+  }
+#endif
+#if defined(__AVX2__)
+  if constexpr (N == 8) {
+    const __m256 wide = _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))));
+    std::memcpy(&found, &wide, sizeof(found));
+    return found;
+  }
+  if constexpr (N == 4) {
+    int32_t four;
+    std::memcpy(&four, from, 4);
+    const __m128 wide = _mm_cvtepi32_ps(_mm_cvtepi8_epi32(_mm_cvtsi32_si128(four)));
+    std::memcpy(&found, &wide, sizeof(found));
+    return found;
+  }
+#elif defined(__ARM_NEON)
+  if constexpr (N % 8 == 0) {
+    for (int i = 0; i < N; i += 8) {
+      const int16x8_t words = vmovl_s8(vld1_s8(from + i));
+      const float32x4_t low = vcvtq_f32_s32(vmovl_s16(vget_low_s16(words))), high = vcvtq_f32_s32(vmovl_s16(vget_high_s16(words)));
+      std::memcpy(reinterpret_cast<float*>(&found) + i, &low, sizeof(low));
+      std::memcpy(reinterpret_cast<float*>(&found) + i + 4, &high, sizeof(high));
+    }
+    return found;
+  }
+#endif
+  for (int i = 0; i < N; ++i) found[i] = from[i];
+  return found;
+}
+
 inline float one(const float* from) { return *from; }
 inline float one(const uint16_t* from) { return from_half(*from); }
+inline float one(const int8_t* from) { return *from; }
 
 template <int N>
 inline void store(float* to, V<N> value) {
@@ -106,19 +145,19 @@ void down_columns(const Problem& p, size_t row, size_t c) {
   for (; k + SUMS <= p.in; k += SUMS)
     for (int s = 0; s < SUMS; ++s)
       for (int v = 0; v < COUNT; ++v) {
-        const V<N> factor = load<N>(a + (k + s) * p.rank + v * N);
+        const V<N> factor = load<N>(a + (k + s) * p.stride + v * N);
         for (int r = 0; r < ROWS; ++r) sums[s][r][v] += x[r * p.in + k + s] * factor;
       }
   for (; k < p.in; ++k)
     for (int v = 0; v < COUNT; ++v) {
-      const V<N> factor = load<N>(a + k * p.rank + v * N);
+      const V<N> factor = load<N>(a + k * p.stride + v * N);
       for (int r = 0; r < ROWS; ++r) sums[0][r][v] += x[r * p.in + k] * factor;
     }
   for (int r = 0; r < ROWS; ++r)
     for (int v = 0; v < COUNT; ++v) {
       V<N> sum = sums[0][r][v];
       for (int s = 1; s < SUMS; ++s) sum += sums[s][r][v];
-      store<N>(p.scratch + (row + r) * p.rank + c + v * N, sum);
+      store<N>(p.scratch + r * p.rank + c + v * N, sum);
     }
 }
 
@@ -128,15 +167,16 @@ void down_single(const Problem& p, size_t row, size_t c) {
   const T* a = static_cast<const T*>(p.a) + c;
   const float* x = p.x + row * p.in;
   for (size_t k = 0; k < p.in; ++k) {
-    const float factor = one(a + k * p.rank);
+    const float factor = one(a + k * p.stride);
     for (int r = 0; r < ROWS; ++r) sums[r] += x[r * p.in + k] * factor;
   }
-  for (int r = 0; r < ROWS; ++r) p.scratch[(row + r) * p.rank + c] = sums[r];
+  for (int r = 0; r < ROWS; ++r) p.scratch[r * p.rank + c] = sums[r];
 }
 
 // The first `rank` columns of x A for ROWS rows.
 template <int ROWS, typename T>
-void down(const Problem& p, size_t row, size_t rank) {
+void down(const Problem& p, size_t row) {
+  const size_t rank = p.rank;
   size_t c = 0;
 #if EDGEPEFT_WIDTH >= 16
   if (rank % 16 == 0) {
@@ -151,72 +191,88 @@ void down(const Problem& p, size_t row, size_t rank) {
   for (; c < rank; ++c) down_single<ROWS, T>(p, row, c);
 }
 
-// result = y + h B for ROWS rows and N * COUNT outputs from n on, over the ranks in `order`.
+// result = y + h B for ROWS rows and N * COUNT outputs from n on.
 template <int N, int COUNT, int ROWS, typename T>
-inline void up_columns(const Problem& p, size_t row, size_t n, const uint32_t* order, size_t ranks) {
+inline void up_columns(const Problem& p, const Part& part, size_t row, size_t n, const float* h) {
   V<N> sums[ROWS][COUNT];
-  const T* b = static_cast<const T*>(p.b) + n;
+  const T* b = static_cast<const T*>(part.b) + (n - part.begin);
   for (int r = 0; r < ROWS; ++r)
     for (int v = 0; v < COUNT; ++v) sums[r][v] = load<N>(p.y + (row + r) * p.out + n + v * N);
-  for (size_t i = 0; i < ranks; ++i) {
-    const size_t rank = order[i];
+  auto add = [&](size_t i, size_t at) {
     for (int v = 0; v < COUNT; ++v) {
-      const V<N> factor = load<N>(b + rank * p.out + v * N);
-      for (int r = 0; r < ROWS; ++r) sums[r][v] += p.scratch[(row + r) * p.rank + rank] * factor;
+      const V<N> factor = load<N>(b + at * part.stride + v * N);
+      for (int r = 0; r < ROWS; ++r) sums[r][v] += h[r * p.rank + i] * factor;
     }
-  }
+  };
+  if (part.rows == nullptr)
+    for (size_t i = 0; i < part.ranks; ++i) add(i, i);
+  else
+    for (size_t i = 0; i < part.ranks; ++i) add(i, part.rows[i]);
   for (int r = 0; r < ROWS; ++r)
     for (int v = 0; v < COUNT; ++v) store<N>(p.result + (row + r) * p.out + n + v * N, sums[r][v]);
 }
 
 template <int ROWS, typename T>
-void up(const Problem& p, size_t row, size_t n, size_t end, const uint32_t* order, size_t ranks) {
+void up(const Problem& p, const Part& part, size_t row, const float* h) {
   // As many sums as there are registers for: 32 of 16 floats, 16 of 8.
   constexpr int W = EDGEPEFT_WIDTH, COUNT = ROWS == 1 ? 4 : ROWS == 8 && W < 16 ? 1 : 2;
-  for (; n + W * COUNT <= end; n += W * COUNT) up_columns<W, COUNT, ROWS, T>(p, row, n, order, ranks);
-  for (; n + W <= end; n += W) up_columns<W, 1, ROWS, T>(p, row, n, order, ranks);
-  for (; n < end; ++n)
+  size_t n = part.begin;
+  for (; n + W * COUNT <= part.end; n += W * COUNT) up_columns<W, COUNT, ROWS, T>(p, part, row, n, h);
+  for (; n + W <= part.end; n += W) up_columns<W, 1, ROWS, T>(p, part, row, n, h);
+  for (; n < part.end; ++n)
     for (int r = 0; r < ROWS; ++r) {
       float sum = p.y[(row + r) * p.out + n];
-      for (size_t i = 0; i < ranks; ++i)
-        sum += p.scratch[(row + r) * p.rank + order[i]] * one(static_cast<const T*>(p.b) + order[i] * p.out + n);
+      for (size_t i = 0; i < part.ranks; ++i) {
+        const size_t at = part.rows == nullptr ? i : part.rows[i];
+        sum += h[r * p.rank + i] * one(static_cast<const T*>(part.b) + at * part.stride + (n - part.begin));
+      }
       p.result[(row + r) * p.out + n] = sum;
     }
 }
 
 template <int ROWS, typename T>
-void rows_of(const Problem& p, size_t row, size_t rank) {
-  down<ROWS, T>(p, row, rank);
-  for (size_t part = 0; part < p.parts; ++part) {
-    size_t ranks = 0;
-    for (size_t r = 0; r < rank; ++r)
-      if (p.reach == nullptr || p.reach[r] == kWhole || p.reach[r] == static_cast<int32_t>(part)) p.order[ranks++] = r;
-    const size_t begin = p.parts == 1 ? 0 : p.offsets[part], end = part + 1 == p.parts ? p.out : p.offsets[part + 1];
-    up<ROWS, T>(p, row, begin, end, p.order, ranks);
+void rows_of(const Problem& p, size_t row) {
+  down<ROWS, T>(p, row);
+  for (size_t number = 0; number < p.part_count; ++number) {
+    const Part& part = p.parts[number];
+    if (part.ranks == 0) {
+      if (p.result != p.y)
+        for (int r = 0; r < ROWS; ++r) {
+          const size_t place = (row + r) * p.out + part.begin;
+          std::memcpy(p.result + place, p.y + place, (part.end - part.begin) * sizeof(float));
+        }
+      continue;
+    }
+    const float* h = p.scratch;
+    if (part.order != nullptr || part.scale != nullptr) {
+      float* mine = p.scratch + kMostRows * p.rank;
+      for (size_t i = 0; i < part.ranks; ++i) {
+        const size_t at = part.order == nullptr ? i : part.order[i];
+        const float scale = part.scale == nullptr ? 1.0f : part.scale[i];
+        for (int r = 0; r < ROWS; ++r) mine[r * p.rank + i] = p.scratch[r * p.rank + at] * scale;
+      }
+      h = mine;
+    }
+    up<ROWS, T>(p, part, row, h);
   }
 }
 
 template <typename T>
 void run_typed(const Problem& p) {
-  size_t rank = p.rank;  // ranks at the end that reach nothing are another row's, in a batch of several adapters
-  while (rank > 0 && p.reach != nullptr && p.reach[rank - 1] == kNothing) --rank;
-  if (rank == 0) {
-    if (p.result != p.y) std::memcpy(p.result, p.y, p.rows * p.out * sizeof(float));
-    return;
-  }
+  static_assert(kMostRows == 8);
   size_t row = 0;
-  for (; row + 8 <= p.rows; row += 8) rows_of<8, T>(p, row, rank);
-  for (; row + 4 <= p.rows; row += 4) rows_of<4, T>(p, row, rank);
-  for (; row < p.rows; ++row) rows_of<1, T>(p, row, rank);
+  for (; row + 8 <= p.rows; row += 8) rows_of<8, T>(p, row);
+  for (; row + 4 <= p.rows; row += 4) rows_of<4, T>(p, row);
+  for (; row < p.rows; ++row) rows_of<1, T>(p, row);
 }
 
 }  // namespace
 
 void run(const Problem& p) {
-  if (p.half) {
-    run_typed<uint16_t>(p);
-  } else {
-    run_typed<float>(p);
+  switch (p.type) {
+    case Type::kFloat: return run_typed<float>(p);
+    case Type::kHalf: return run_typed<uint16_t>(p);
+    case Type::kInt8: return run_typed<int8_t>(p);
   }
 }
 

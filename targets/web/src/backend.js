@@ -1,6 +1,7 @@
 /** ONNX Runtime Web on WebAssembly or WebGPU: tensors, sessions, and which nodes of a graph run where. */
 
 import { BundleError, InputError } from "./errors.js";
+import { toHalves } from "./halves.js";
 
 /**
  * @typedef {"wasm" | "webgpu"} Device
@@ -13,6 +14,7 @@ import { BundleError, InputError } from "./errors.js";
  * @property {string} vendor
  * @property {string} architecture
  * @property {boolean} software  Whether a program on the CPU stands in for one: its speed says nothing.
+ * @property {boolean} halves  Whether it computes in float16 (the feature `shader-f16`), as variants in half precision need.
  *
  * @typedef {object} Placement  Where ONNX Runtime put the nodes of a graph.
  * @property {Record<string, number>} nodes  How many, by execution provider.
@@ -22,6 +24,8 @@ import { BundleError, InputError } from "./errors.js";
 /** One build of ONNX Runtime Web. A page may hold both; tensors of one are not those of the other. */
 export class Backend {
   #ort;
+  /** The inputs that a session takes in float16. @type {WeakMap<InferenceSession, Set<string>>} */ #halves = new WeakMap();
+  /** Tensors in float16, by those in float32 that they were made of. @type {WeakMap<Tensor, Tensor>} */ #converted = new WeakMap();
 
   /** @param {typeof import("onnxruntime-web/wasm")} ort @param {Device} device @param {Gpu | null} gpu */
   constructor(ort, device, gpu) {
@@ -38,9 +42,42 @@ export class Backend {
     return this.device === "webgpu" ? 1 : 0;
   }
 
-  /** @param {"float32" | "int64"} type @param {Float32Array | BigInt64Array} data @param {readonly number[]} dims @returns {Tensor} */
+  /** @param {"float32" | "int64" | "float16"} type @param {Float32Array | BigInt64Array | import("./halves.js").Halves} data @param {readonly number[]} dims @returns {Tensor} */
   tensor(type, data, dims) {
     return new this.#ort.Tensor(type, /** @type {any} */ (data), dims);
+  }
+
+  /**
+   * What a session is fed, with float32 tensors in float16 where it takes that; each is converted once.
+   *
+   * @param {InferenceSession} session @param {Feeds} feeds @returns {Feeds}
+   */
+  typed(session, feeds) {
+    const halves = this.#inputsInHalves(session);
+    if (!halves.size) return feeds;
+    return Object.fromEntries(
+      Object.entries(feeds).map(([name, tensor]) => [name, halves.has(name) && tensor.type === "float32" ? this.#halved(tensor) : tensor]),
+    );
+  }
+
+  /** @param {InferenceSession} session @returns {Set<string>} */
+  #inputsInHalves(session) {
+    let names = this.#halves.get(session);
+    if (names === undefined) {
+      names = new Set(session.inputMetadata.filter((input) => input.isTensor && input.type === "float16").map(({ name }) => name));
+      this.#halves.set(session, names);
+    }
+    return names;
+  }
+
+  /** @param {Tensor} tensor @returns {Tensor} */
+  #halved(tensor) {
+    let half = this.#converted.get(tensor);
+    if (half === undefined) {
+      half = this.tensor("float16", toHalves(/** @type {Float32Array} */ (tensor.data)), tensor.dims);
+      this.#converted.set(tensor, half);
+    }
+    return half;
   }
 
   /**
@@ -93,7 +130,8 @@ export async function findGpu() {
   const found = await /** @type {any} */ (globalThis.navigator)?.gpu?.requestAdapter();
   if (!found) return null;
   const { vendor = "", architecture = "", isFallbackAdapter = false } = found.info ?? {};
-  return { vendor, architecture, software: isFallbackAdapter || architecture === "swiftshader" };
+  const halves = found.features?.has("shader-f16") ?? false;
+  return { vendor, architecture, software: isFallbackAdapter || architecture === "swiftshader", halves };
 }
 
 /** The placement of two graphs. @param {Placement | null} one @param {Placement} other @returns {Placement} */

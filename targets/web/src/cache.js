@@ -1,6 +1,7 @@
 /** A decoder graph run step by step: its cache of keys and values, and what an adapter puts before the sequence. */
 
 import { BundleError } from "./errors.js";
+import { emptyHalves } from "./halves.js";
 
 /**
  * @typedef {import("./backend.js").Backend} Backend
@@ -119,9 +120,11 @@ export class Cache {
       Object.entries(this.#past).map(([name, tensor]) => {
         const [, heads = 0, places = 0, size = 0] = tensor.dims;
         const [from, kept] = [/** @type {Float32Array} */ (tensor.data), places - count];
-        const data = new Float32Array(heads * kept * size);
+        const numbers = heads * kept * size;
+        const type = tensor.type === "float16" ? "float16" : "float32";
+        const data = /** @type {Float32Array} */ (type === "float16" ? emptyHalves(numbers) : new Float32Array(numbers));
         for (let head = 0; head < heads; head += 1) data.set(from.subarray(head * places * size, (head * places + kept) * size), head * kept * size);
-        return [name, this.#backend.tensor("float32", data, [1, heads, kept, size])];
+        return [name, this.#backend.tensor(type, data, [1, heads, kept, size])];
       }),
     );
   }

@@ -12,7 +12,7 @@ export const MANIFEST_NAME = "edgepeft.json";
  * @typedef {"single_label_classification" | "multi_label_classification" | "regression"} ProblemType
  * @typedef {"softmax" | "sigmoid" | "identity"} Activation
  * @typedef {{ outputs: Record<string, string>, labels: string[] | null, problem_type: ProblemType | null, activation: Activation | null }} TaskEntry  One task of a base that serves several.
- * @typedef {{ file: string, input_file: string | null, input_unpacked: boolean, decoder_file: string | null, decoder_input_file: string | null, data: string[], slots: "overridable" | "input" | "none" }} Variant
+ * @typedef {{ file: string, input_file: string | null, input_unpacked: boolean, decoder_file: string | null, decoder_input_file: string | null, data: string[], slots: "overridable" | "input" | "none", half: boolean, cache_dtype: "float16" | null }} Variant
  * @typedef {{ name: string, dtype: string, shape: Dim[] }} GraphInput
  * @typedef {{ site: string, offset: number, size: number, start: number, step: number, of: number | null }} SlotPart  Some of a site's outputs say which of how many (`of`).
  * @typedef {object} LinearSlot
@@ -135,21 +135,34 @@ function checkFiles(manifest, where) {
 /** @param {string} path */
 const staysInside = (path) => path !== "" && !path.startsWith("/") && !/[\\:%?#]/.test(path) && !path.split("/").includes("..");
 
+/** Variants in half precision, in the order in which they are preferred where a GPU computes in it. */
+const HALVES = ["q4f16", "fp16"];
+
 /**
- * A variant by name; by default `fp32`, else the first.
+ * A variant by name; by default `fp32`, else the first. On a GPU that computes in float16 it is by default the first in half
+ * precision that the bundle has; on one that does not, those cannot be opened, and are never the default.
  *
  * @param {Manifest} manifest
  * @param {string} where
  * @param {string | undefined} name
+ * @param {{ halves: boolean } | null} [gpu]  The GPU that it is for; none for WebAssembly, which computes halves in float32.
  * @returns {[string, Variant]}
- * @throws {BundleError} Naming the variants there are.
+ * @throws {BundleError} Naming the variants there are, or what the GPU lacks.
  */
-export function findVariant(manifest, where, name) {
+export function findVariant(manifest, where, name, gpu = null) {
   const names = Object.keys(manifest.variants);
-  const wanted = name ?? (names.includes("fp32") ? "fp32" : (names[0] ?? ""));
+  const whole = names.filter((each) => !manifest.variants[each]?.half);
+  const half = gpu?.halves ? HALVES.find((each) => names.includes(each)) : undefined;
+  const wanted = name ?? half ?? (names.includes("fp32") ? "fp32" : (whole[0] ?? names[0] ?? ""));
   const found = manifest.variants[wanted];
   if (!names.includes(wanted) || found === undefined) {
     throw new BundleError(`${where} has no variant '${wanted}'; it has: ${names.join(", ")}`);
+  }
+  if (found.half && gpu !== null && !gpu.halves) {
+    throw new BundleError(
+      `${where}: variant '${wanted}' computes in float16, and this GPU has no shader-f16. ` +
+        (whole.length ? `Open one of: ${whole.join(", ")}` : 'Open the bundle with { device: "wasm" }'),
+    );
   }
   return [wanted, found];
 }

@@ -19,7 +19,8 @@ import { Texts } from "./texts.js";
  * @typedef {import("./source.js").Source} Source
  *
  * @typedef {object} OpenOptions
- * @property {string} [variant]  `fp32` by default, else the first there is.
+ * @property {string} [variant]  `fp32` by default, else the first there is; on a GPU with `shader-f16`, `q4f16` or `fp16` where the
+ *   bundle has one.
  * @property {import("./backend.js").Device} [device]  `"wasm"` by default; `"webgpu"` runs on the GPU what ONNX Runtime can.
  * @property {boolean} [placement]  Whether to find out which nodes run where; with WebGPU, that opens the session twice.
  * @property {number} [threads]  Threads of the wasm backend; more than one needs a cross-origin isolated page. Default 1.
@@ -56,7 +57,8 @@ export async function openBundle(where, options = {}) {
   const name = source.name.replace(/\/$/, "");
   const readManifest = () => readCheckedManifest(source, name);
   const manifest = await readManifest();
-  const [variant, entry] = findVariant(manifest, name, options.variant);
+  const backend = await openBackend(device);
+  const [variant, entry] = findVariant(manifest, name, options.variant, backend.gpu);
   const graph = graphFile(name, variant, entry);
   const decoderFile = entry.slots === "overridable" ? entry.decoder_input_file : entry.decoder_file;
   const graphs = [graph, ...(decoderFile === null ? [] : [decoderFile])];
@@ -66,7 +68,6 @@ export async function openBundle(where, options = {}) {
   if (held >= HEAP_BYTES) {
     throw new BundleError(`${name}: variant ${variant} takes ${held} bytes of memory; ONNX Runtime Web can address ${HEAP_BYTES}. Use a smaller one.`);
   }
-  const backend = await openBackend(device);
   const fetched = await Promise.all(files.map((file) => readChecked(source, file, fileEntry(manifest, file), onProgress)));
   const contents = new Map(files.map((file, i) => [file, /** @type {Uint8Array} */ (fetched[i])]));
   const texts = new Texts(source, manifest, name);

@@ -301,7 +301,7 @@ export class Runtime {
   /** @param {Feeds} feeds @param {Active} active @param {InferenceSession} [session] @returns {Promise<Feeds>} */
   #run(feeds, active, session = this.#session) {
     const run = this.#last.then(() => {
-      const all = { ...active.feeds, ...feeds };
+      const all = this.#backend.typed(session, { ...active.feeds, ...feeds });
       // Each of two graphs has some of the slots, and takes no others.
       return session.run(this.#decoder === null ? all : Object.fromEntries(session.inputNames.map((name) => [name, /** @type {Tensor} */ (all[name])])));
     });

@@ -191,3 +191,17 @@ test("the slot signature names the outputs of a site that stand apart", () => {
     /^\{"parts": \{"\\u00fc.query": \[\{"of": 12, "offset": 0, "site": "x", "size": 6, "start": 1, "step": 2\}\]\}, /,
   );
 });
+
+test("a GPU that computes in float16 gets the variant in half precision, others never do", () => {
+  const entry = (/** @type {string} */ file, half = false) => ({ file, recipe: "x", quantized_share: 0, data: [], half, cache_dtype: half ? "float16" : null });
+  const variants = { fp32: entry("a"), fp16: entry("b", true), q4f16: entry("c", true), q4: entry("d") };
+  const manifest = /** @type {any} */ ({ variants });
+  assert.equal(findVariant(manifest, "here", undefined, { halves: true })[0], "q4f16");
+  assert.equal(findVariant(manifest, "here", "q4", { halves: true })[0], "q4", "what is asked for");
+  assert.equal(findVariant(manifest, "here", undefined, { halves: false })[0], "fp32");
+  assert.equal(findVariant(manifest, "here", undefined, null)[0], "fp32");
+  assert.equal(findVariant(manifest, "here", "fp16", null)[0], "fp16", "WebAssembly widens it");
+  assert.throws(() => findVariant(manifest, "here", "fp16", { halves: false }), /'fp16' computes in float16, and this GPU has no shader-f16.*fp32, q4$/);
+  const halves = /** @type {any} */ ({ variants: { q4f16: variants.q4f16, q4: variants.q4 } });
+  assert.equal(findVariant(halves, "here", undefined, { halves: false })[0], "q4");
+});

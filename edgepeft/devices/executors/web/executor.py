@@ -93,6 +93,12 @@ class WebGpuExecutor(WebExecutor):
         return gpu is not None and gpu.software
 
     @property
+    def halves(self) -> bool:
+        """Whether the GPU computes in float16, as variants in half precision need."""
+        gpu = self._gpu
+        return gpu is not None and gpu.halves
+
+    @property
     def rows(self) -> int:  # type: ignore[override] # it depends on the machine
         """Few where the GPU is a program on the CPU: a row of MiniLM takes it a second or more."""
         return 8 if self.emulated else 200

@@ -22,7 +22,8 @@ _PAGE = """<!doctype html>
   try {
     const adapter = await navigator.gpu?.requestAdapter();
     const { vendor, architecture, isFallbackAdapter } = adapter?.info ?? {};
-    answer = adapter ? { vendor, architecture, software: isFallbackAdapter || architecture === "swiftshader" } : {};
+    const halves = adapter?.features.has("shader-f16") ?? false;
+    answer = adapter ? { vendor, architecture, software: isFallbackAdapter || architecture === "swiftshader", halves } : {};
   } catch (error) {
     answer = { error: String(error) };
   }
@@ -33,10 +34,14 @@ _PAGE = """<!doctype html>
 
 @dataclass(frozen=True)
 class Gpu:
-    """A GPU as WebGPU names it; ``software`` where a program on the CPU stands in for one."""
+    """A GPU as WebGPU names it.
+
+    ``software`` where a program on the CPU stands in for one, ``halves`` where it computes in float16 (``shader-f16``).
+    """
 
     name: str
     software: bool
+    halves: bool = False
 
 
 @functools.cache
@@ -51,4 +56,4 @@ def find_gpu(browser: str) -> Gpu | None:
     if "vendor" not in answer:
         return None
     name = " ".join(part for part in (answer["vendor"], answer["architecture"]) if part)
-    return Gpu(name or "a GPU that is not named", bool(answer["software"]))
+    return Gpu(name or "a GPU that is not named", bool(answer["software"]), bool(answer["halves"]))

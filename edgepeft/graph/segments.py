@@ -1,0 +1,97 @@
+"""A graph cut into consecutive parts, each in a file of its own, so that a session holds one part's weights at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from .nodes import FLOAT
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive nodes of a graph: what they take from before, or from outside, and what they leave for later."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+
+def values_read(node: ir.Node) -> Iterator[ir.Value]:
+    """What a node reads, in the graphs of its branches too."""
+    for value in node.inputs:
+        if value is not None:
+            yield value
+    for attribute in node.attributes.values():
+        graphs = (
+            [attribute.as_graph()] if attribute.type == ir.AttributeType.GRAPH
+            else attribute.as_graphs() if attribute.type == ir.AttributeType.GRAPHS
+            else []
+        )  # fmt: skip
+        for graph in graphs:
+            for inner in graph:
+                yield from values_read(inner)
+
+
+def cut(graph: ir.Graph, budget: int) -> list[Segment]:
+    """Cut a graph where the weights of the nodes so far are more than ``budget`` bytes.
+
+    A weight counts where it is first read. Initializers that are inputs too (slots) are taken from outside.
+    """
+    nodes = list(graph)
+    fed = {value.name or "" for value in graph.inputs}
+    made = {value.name or "": place for place, node in enumerate(nodes) for value in node.outputs}
+    last_read = {value.name or "": place for place, node in enumerate(nodes) for value in values_read(node)}
+    last_read |= {value.name or "": len(nodes) for value in graph.outputs}
+    segments = []
+    for start, stop in _ranges(graph, nodes, budget):
+        inside = nodes[start:stop]
+        taken = dict.fromkeys(value.name or "" for node in inside for value in values_read(node))
+        before = tuple(name for name in taken if name in fed or (name in made and made[name] < start))
+        left = tuple(
+            value.name or "" for node in inside for value in node.outputs if last_read.get(value.name or "", -1) >= stop
+        )
+        segments.append(Segment(before, left))
+    return segments
+
+
+def _ranges(graph: ir.Graph, nodes: Sequence[ir.Node], budget: int) -> Iterator[tuple[int, int]]:
+    counted: set[str] = set()
+    start, held = 0, 0
+    for place, node in enumerate(nodes):
+        new = {
+            value.name or "": value.const_value.nbytes
+            for value in values_read(node)
+            if value.name in graph.initializers and value.name not in counted and value.const_value is not None
+        }
+        size = sum(new.values())
+        if held and held + size > budget:
+            yield start, place
+            start, held = place, 0
+        held += size
+        counted |= new.keys()
+    yield start, len(nodes)
+
+
+def write_segment(model: ir.Model, segment: Segment, values: Mapping[str, np.ndarray], file: Path) -> None:
+    """Write a segment as a graph of its own.
+
+    Args:
+        model: The graph that was cut.
+        segment: The part.
+        values: An example of each of its inputs, which tells types and ranks.
+        file: The file to write, in the folder of the graph's weights, which stay where they are.
+    """
+    graph = ir.convenience.extract(model.graph, list(segment.inputs), list(segment.outputs))
+    for value in graph.inputs:
+        array = values[value.name or ""]
+        value.type = ir.TensorType(ir.DataType.from_numpy(array.dtype))
+        value.shape = ir.Shape([None] * array.ndim)
+    for value in graph.outputs:
+        if value.type is None:
+            value.type = FLOAT
+    graph.opset_imports.update(model.graph.opset_imports)
+    ir.save(ir.Model(graph, ir_version=model.ir_version, functions=tuple(model.functions.values())), file)

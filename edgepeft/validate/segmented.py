@@ -1,0 +1,256 @@
+"""Running a graph part by part, for many runs at once, so that one part's weights are packed in memory at a time.
+
+ONNX Runtime holds weights of few bits once more in the layout that its kernels want, and multiplies them slowly without. So each
+run is a thread that waits at the door of each part; when all wait, the part that most wait for is opened, they pass, and it is
+closed.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import onnx_ir as ir
+
+from ..base.streamed.memory import give_back
+from ..graph.segments import Segment, cut, write_segment
+from ..runtime import Runtime
+from ..runtime.active import ActiveAdapter
+from ..runtime.engine import Engine
+from ..runtime.sessions import open_session
+from .parity import one_by_one
+from .probe import CausalProbe, Found, Probe, Runs
+
+T = TypeVar("T")
+Arrays = Mapping[str, np.ndarray]
+
+#: What keeps activations in float32 where ONNX Runtime (1.32) makes MatMulNBits of an int8 weight that is widened for a MatMul.
+EXACT = {"session.qdq_matmulnbits_accuracy_level": "1"}
+#: Bytes of weights that one part may have: packed, they are in memory once more.
+BUDGET = 400_000_000
+
+
+@dataclass(eq=False)
+class _Call:
+    """One run that waits at a part's door, and what came of it."""
+
+    order: tuple[int, ...]
+    feeds: Arrays
+    outputs: dict[str, np.ndarray] = field(default_factory=dict)
+    error: BaseException | None = None
+    done: bool = False
+
+
+class Doors:
+    """Lets threads through the parts of a graph together.
+
+    Args:
+        passing: Runs calls through a part: its number, and their feeds and outputs.
+    """
+
+    def __init__(self, passing: Callable[[int, Sequence[_Call]], None]) -> None:
+        self._passing = passing
+        self._changed = threading.Condition()
+        self._running = 0
+        self._waiting: dict[int, list[_Call]] = {}
+        self._order = threading.local()
+
+    def together(self, works: Sequence[Callable[[], T]]) -> list[T]:
+        """What each of ``works`` returns; they may call this again. Runs of the first of them pass a door first.
+
+        Raises:
+            BaseException: The first that one of them raises, when all have ended.
+        """
+        if not works:
+            return []
+        inside = getattr(self._order, "place", None)
+        left = len(works)
+        results: list[Any] = [None] * len(works)
+        errors: list[BaseException | None] = [None] * len(works)
+
+        def work(number: int) -> None:
+            nonlocal left
+            self._order.place = (*(inside or ()), number)
+            try:
+                results[number] = works[number]()
+            except BaseException as error:  # handed to who asked
+                errors[number] = error
+            with self._changed:
+                left -= 1
+                if left or inside is None:
+                    self._running -= 1  # the last one hands its turn on to who asked, if that is one of them
+                self._changed.notify_all()
+
+        threads = [threading.Thread(target=work, args=(number,), daemon=True) for number in range(len(works))]
+        with self._changed:
+            self._running += len(works) - (1 if inside is not None else 0)  # who asks waits meanwhile
+        for each in threads:
+            each.start()
+        if inside is None:
+            self._open_doors()
+        for each in threads:
+            each.join()
+        first = next((error for error in errors if error is not None), None)
+        if first is not None:
+            raise first
+        return results
+
+    def _open_doors(self) -> None:
+        """Open the door that most wait at whenever nobody runs; until nobody waits either."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._running == 0)
+                if not self._waiting:
+                    return
+                part = max(self._waiting, key=lambda part: (len(self._waiting[part]), -part))
+                here = sorted(self._waiting.pop(part), key=lambda call: call.order)
+            try:
+                self._passing(part, here)
+            except BaseException as error:  # each that waits is told
+                for call in here:
+                    call.error = error
+            with self._changed:
+                for call in here:
+                    call.done = True
+                self._running += len(here)
+                self._changed.notify_all()
+
+    def through(self, part: int, feeds: Arrays) -> dict[str, np.ndarray]:
+        """Wait at a part's door; what it makes of ``feeds``."""
+        call = _Call(getattr(self._order, "place", ()), feeds)
+        if not call.order:  # alone
+            self._passing(part, [call])
+            return call.outputs
+        with self._changed:
+            self._waiting.setdefault(part, []).append(call)
+            self._running -= 1
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: call.done)
+        if call.error is not None:
+            raise call.error
+        return call.outputs
+
+
+class SegmentedSession:
+    """A graph in parts that is run like an ONNX Runtime session; inside :attr:`doors` many runs pass each part together.
+
+    Args:
+        file: The graph's file, its weights beside it.
+        whole: A session over the same graph that holds no weights of its own, for its inputs and outputs.
+        threads: Intra-op threads; ONNX Runtime's own choice where ``None``.
+        budget: Bytes of weights of one part; ``BUDGET`` by default.
+    """
+
+    def __init__(self, file: Path, whole: Any, threads: int | None = None, budget: int | None = None) -> None:
+        self._model = ir.load(file)
+        self._file, self._whole, self._threads = file, whole, threads
+        self._segments = cut(self._model.graph, budget or BUDGET)
+        self._defaults = {
+            value.name or "": value.const_value.numpy()
+            for value in self._model.graph.inputs
+            if value.const_value is not None
+        }
+        self.doors = Doors(self._pass)
+
+    @property
+    def parts(self) -> int:
+        """How many parts there are."""
+        return len(self._segments)
+
+    def get_inputs(self) -> Any:
+        """As of the whole graph."""
+        return self._whole.get_inputs()
+
+    def get_outputs(self) -> Any:
+        """As of the whole graph."""
+        return self._whole.get_outputs()
+
+    def get_overridable_initializers(self) -> Any:
+        """As of the whole graph."""
+        return self._whole.get_overridable_initializers()
+
+    def run_arrays(self, outputs: Sequence[str], feeds: Arrays) -> dict[str, np.ndarray]:
+        """One run; the named outputs."""
+        values: dict[str, np.ndarray] = {**self._defaults, **feeds}
+        for part, segment in enumerate(self._segments):
+            made = self.doors.through(part, {name: values[name] for name in segment.inputs})
+            values.update(made)
+            later = {name for each in self._segments[part + 1 :] for name in each.inputs} | set(outputs)
+            values = {name: array for name, array in values.items() if name in later}
+        return {name: values[name] for name in outputs}
+
+    def _pass(self, part: int, calls: Sequence[_Call]) -> None:
+        segment = self._segments[part]
+        if not segment.outputs:
+            return
+        session = self._open(part, segment, calls[0].feeds)
+        try:
+            for call in calls:
+                found = session.run(list(segment.outputs), dict(call.feeds))
+                call.outputs = dict(zip(segment.outputs, found, strict=True))
+        finally:
+            del session
+            give_back()
+
+    def _open(self, part: int, segment: Segment, feeds: Arrays) -> Any:
+        file = self._file.with_name(f"{self._file.stem}.part{part}.onnx")
+        try:
+            write_segment(self._model, segment, feeds, file)
+            return open_session(file, threads=self._threads, settings=EXACT)
+        finally:
+            file.unlink(missing_ok=True)
+
+
+class SegmentedEngine(Engine):
+    """An engine whose graph is run part by part. Only arrays are run: it writes no texts."""
+
+    def _opened(self, settings: Mapping[str, str] | None) -> tuple[Any, None]:
+        mapped = {"session.disable_prepacking": "1", **(settings or {})}
+        whole = open_session(self.bundle.file(self._entry.file), settings=mapped)
+        return SegmentedSession(self.bundle.file(self._entry.file), whole, self.threads), None
+
+    def _run(self, session: Any, inputs: Arrays, active: ActiveAdapter) -> dict[str, np.ndarray]:
+        names = self._outputs.get(active.head.task or "") or self._outputs[self.manifest.task]
+        slots = {name: value.numpy() for name, value in self._plain_values(active).items() if name in self._slots}
+        found = session.run_arrays(list(names.values()), {**inputs, **slots})
+        return {own: found[name] for own, name in names.items()}
+
+
+@dataclass(frozen=True)
+class Spread(CausalProbe):
+    """A probe whose batches run at once: each is compared alone, and none waits for another at a door."""
+
+    together: Callable[[Sequence[Callable[[], Any]]], list[Any]] = one_by_one
+
+    def run(self, runtime: Runs) -> Found:
+        """Logits of prompts and of following tokens, with the adapter in use."""
+        parts = [partial(CausalProbe([batch], self.shapes).run, runtime) for batch in self.batches]
+        return [found for each in self.together(parts) for found in each]
+
+
+@dataclass(frozen=True)
+class Together:
+    """How to run many things on a runtime: at once where it runs its graph in parts, else in their order."""
+
+    doors: Doors | None
+
+    def __call__(self, works: Sequence[Callable[[], Any]]) -> list[Any]:
+        """What each of ``works`` returns."""
+        return one_by_one(works) if self.doors is None else self.doors.together(works)
+
+    def spread(self, probe: Probe) -> Probe:
+        """``probe`` with its batches run so."""
+        if self.doors is None or not isinstance(probe, CausalProbe):
+            return probe
+        return Spread(probe.batches, probe.shapes, self)
+
+
+def together_of(runtime: Runtime) -> Together:
+    """How to run many things on ``runtime``."""
+    session = runtime.base.engine.session
+    return Together(session.doors if isinstance(session, SegmentedSession) else None)

@@ -1,0 +1,185 @@
+// What the operators share: ONNX Runtime's C API only, so that one build serves every later release; shapes, messages, threads.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <new>
+#include <string>
+#include <vector>
+
+#include <onnxruntime_c_api.h>
+
+#include "low_rank.hpp"
+
+namespace edgepeft::kernels {
+
+// ONNX Runtime's C API that this build speaks: 1.21 and later have it. The operators' own version is in the graph's domain.
+constexpr uint32_t kApi = 21;
+constexpr int kVersion = 2;
+
+// From API 24 on a tensor's shape can be looked at where it lies; before, each look is three allocations, half a microsecond a slot.
+// OrtApi only grows, so its place is known to older headers too (onnxruntime asserts the same offset).
+using LookAtShape = OrtStatus*(ORT_API_CALL*)(const OrtValue*, ONNXTensorElementDataType*, const int64_t**, std::size_t*);
+constexpr uint32_t kLookApi = 24;
+constexpr std::size_t kLookPlace = 414;
+#if ORT_API_VERSION >= 24
+static_assert(offsetof(OrtApi, GetTensorElementTypeAndShapeDataReference) == kLookPlace * sizeof(void*));
+#else
+static_assert(sizeof(OrtApi) <= kLookPlace * sizeof(void*));
+#endif
+
+// Set once, when the library is first registered.
+extern const OrtApi* c_api;
+extern LookAtShape look_at_shape;
+
+struct Shape {
+  static constexpr std::size_t kMost = 8;
+  std::size_t rank = 0;
+  int64_t dims[kMost];
+  ONNXTensorElementDataType type = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
+  int64_t last() const { return dims[rank - 1]; }
+  int64_t rows() const {
+    int64_t product = 1;
+    for (std::size_t i = 0; i + 1 < rank; ++i) product *= dims[i];
+    return product;
+  }
+  std::string text() const {
+    std::string found = "[";
+    for (std::size_t i = 0; i < rank; ++i) found += (i ? ", " : "") + std::to_string(dims[i]);
+    return found + "]";
+  }
+};
+
+// A node of one of the operators.
+class Node {
+ public:
+  Node(const OrtApi* api, const OrtKernelInfo* info, const char* op) : api_(api), run_(chosen().run), op_(op) {
+    std::size_t size = 0;
+    if (!failed(api_->KernelInfo_GetNodeName(info, nullptr, &size)) && size > 1) {
+      name_.resize(size);
+      failed(api_->KernelInfo_GetNodeName(info, name_.data(), &size));
+      name_.resize(std::strlen(name_.c_str()));
+    }
+  }
+
+ protected:
+  // Rows of the activations that meet one adapter.
+  struct Group {
+    Problem problem;
+    std::size_t tiles = 0;
+  };
+
+  // Below so many multiplications a second thread costs more than it saves.
+  static constexpr std::size_t kAlone = 1 << 17;
+  // Rows that one thread takes at once, so that A and B are read once for them.
+  static constexpr std::size_t kTile = 16;
+
+  // Runs the problems over the session's own threads, in tiles of rows.
+  OrtStatusPtr spread(OrtKernelContext* context, Group* groups, std::size_t count) const {
+    std::size_t tiles = 0, products = 0;
+    for (std::size_t i = 0; i < count; ++i) {
+      const Problem& p = groups[i].problem;
+      groups[i].tiles = (p.rows + kTile - 1) / kTile;
+      tiles += groups[i].tiles;
+      products += p.rows * p.rank * (p.in + p.out);
+    }
+    Work work{groups, count, run_};
+    if (tiles == 1 || products < kAlone) {
+      for (std::size_t i = 0; i < tiles; ++i) tile(&work, i);
+    } else if (auto status = api_->KernelContext_ParallelFor(context, tile, tiles, 0, &work)) {
+      return status;
+    }
+    return work.failed ? api_->CreateStatus(ORT_FAIL, (std::string(op_) + ": out of memory").c_str()) : nullptr;
+  }
+
+  bool failed(OrtStatusPtr status) const {
+    if (status == nullptr) return false;
+    api_->ReleaseStatus(status);
+    return true;
+  }
+
+  OrtStatusPtr wrong(const std::string& what) const {
+    return api_->CreateStatus(ORT_INVALID_ARGUMENT, (std::string(op_) + " " + name_ + ": " + what).c_str());
+  }
+
+  OrtStatusPtr shape(const OrtValue* value, Shape& found) const {
+    if (look_at_shape != nullptr) {
+      const int64_t* dims = nullptr;
+      if (auto status = look_at_shape(value, &found.type, &dims, &found.rank)) return status;
+      if (found.rank > Shape::kMost) return wrong("a tensor of more than 8 dimensions");
+      for (std::size_t i = 0; i < found.rank; ++i) found.dims[i] = dims[i];
+      return nullptr;
+    }
+    OrtTensorTypeAndShapeInfo* info = nullptr;
+    if (auto status = api_->GetTensorTypeAndShape(value, &info)) return status;
+    auto status = api_->GetDimensionsCount(info, &found.rank);
+    if (status == nullptr && found.rank > Shape::kMost) status = wrong("a tensor of more than 8 dimensions");
+    if (status == nullptr) status = api_->GetDimensions(info, found.dims, found.rank);
+    if (status == nullptr) status = api_->GetTensorElementType(info, &found.type);
+    api_->ReleaseTensorTypeAndShapeInfo(info);
+    return status;
+  }
+
+  template <typename T>
+  OrtStatusPtr pointer(const OrtValue* value, const T*& found) const {
+    void* data = nullptr;  // the C API has one getter, for reading and writing
+    auto status = api_->GetTensorMutableData(const_cast<OrtValue*>(value), &data);
+    found = static_cast<const T*>(data);
+    return status;
+  }
+
+  // y, and the result, which takes y's memory where nothing else reads y.
+  OrtStatusPtr begin(OrtKernelContext* context, Shape& of_y, Problem& problem) const {
+    const OrtValue* y = nullptr;
+    if (auto status = api_->KernelContext_GetInput(context, 0, &y)) return status;
+    if (auto status = shape(y, of_y)) return status;
+    if (of_y.rank < 1) return wrong("y has shape []");
+    OrtValue* result = nullptr;
+    if (auto status = api_->KernelContext_GetOutput(context, 0, of_y.dims, of_y.rank, &result)) return status;
+    void* data = nullptr;
+    if (auto status = api_->GetTensorMutableData(result, &data)) return status;
+    problem.result = static_cast<float*>(data);
+    problem.rows = of_y.rows(), problem.out = of_y.last();
+    return pointer(y, problem.y);
+  }
+
+  // Without an adapter the result is y.
+  static void copy(const Problem& p) {
+    if (p.result != p.y) std::memcpy(p.result, p.y, p.rows * p.out * sizeof(float));
+  }
+
+  const OrtApi* api_;
+
+ private:
+  struct Work {
+    const Group* groups;
+    std::size_t count;
+    Function run;
+    bool failed = false;
+  };
+
+  static void tile(void* user, std::size_t number) {
+    auto& work = *static_cast<Work*>(user);
+    try {
+      static thread_local std::vector<float> scratch;
+      const Group* group = work.groups;
+      while (number >= group->tiles) number -= group++->tiles;
+      Problem mine = group->problem;
+      const std::size_t row = number * kTile;
+      mine.x += row * mine.in, mine.y += row * mine.out, mine.result += row * mine.out;
+      mine.rows = mine.rows - row < kTile ? mine.rows - row : kTile;
+      if (scratch.size() < scratch_size(mine)) scratch.resize(scratch_size(mine));
+      mine.scratch = scratch.data();
+      work.run(mine);
+    } catch (const std::bad_alloc&) {
+      __atomic_store_n(&work.failed, true, __ATOMIC_RELAXED);
+    }
+  }
+
+  Function run_;
+  const char* op_;
+  std::string name_;
+};
+
+}  // namespace edgepeft::kernels
