@@ -254,10 +254,12 @@ def test_schema_keys_are_pinned() -> None:
         "EmbeddingSlot": ["a", "b", "name", "per_row", "rank", "rows", "weight", "width"],
         "SlotTable": ["convolutions", "embeddings", "linear", "overrides"],
         "Variant": [
+            "cache_dtype",
             "data",
             "decoder_file",
             "decoder_input_file",
             "file",
+            "half",
             "input_file",
             "input_unpacked",
             "quantized_share",
