@@ -204,18 +204,23 @@ def _checked(key: _Key, state: _CaseState, rules: CheckRules, limit: float) -> C
         state.baseline, drift=SESSION_DRIFT, look=state.look, confidence=rules.confidence
     )  # half a width that remains
     away = abs(limit - estimate)
-    advice = "give the baseline's bundle, which is measured in turns"
+    bundle = "the baseline's bundle, which is measured in turns"
+    advice = f"{_better(state.baseline)}, or {bundle}"
     if away <= least:
         advice += (
             f": no number of sessions decides it against this report ({len(state.baseline_ms)} processes, {SESSION_DRIFT:.0%} "
-            f"drift), "
-            f"whose own uncertainty is {least:.1%}"
+            f"drift), whose own uncertainty is {least:.1%}"
         )
     else:
-        advice = (
-            f"a higher --budget-s, a report of more processes (bench --processes), or {advice.removeprefix('give ')}"
-        )
+        advice = f"a higher --budget-s, {advice}"
     return found.model_copy(update={"advice": advice})
+
+
+def _better(baseline: list[list[float]]) -> str:
+    """The saved runs that decide more than these. More processes in one session hardly do: its drift stays."""
+    if len(baseline) == 1:
+        return "a report of several sessions (bench --sessions 10)"
+    return "a report or a history of more sessions"
 
 
 def require_same_host(saved: Saved, current: Host, facts: BundleFacts) -> None:

@@ -24,9 +24,11 @@ MEMORY_LIBRARIES_MB = 700.0
 #: files for a shape of 0.5 billion parameters, twice in all for one of 1.24 (benchmarks/scale.py).
 MEMORY_FACTOR = 2.4
 #: Memory of its own where the base is read block by block, in MB: libraries, logits and caches of the prompts that are compared. On
-#: top stand copies of the largest layer in fp32, or what a session over the largest variant takes of that variant's size, whose
-#: weights lie in it once more in the kernels' layout: 1.6 GB for 0.5 billion parameters in q4, 1.9 GB for 1.24.
+#: top stand copies of the largest layer in fp32, or the weights of a session over the largest variant once more in the kernels'
+#: layout, of a large variant those of one part: 1.6 GB for 0.5 billion parameters in q4, 1.9 GB for 1.24.
 STREAMED_MB, LAYER_FACTOR, SESSION_FACTOR = 1100.0, 2.5, 1.15
+#: Bytes of weights that one session holds at most: a larger variant is compared part by part (``validate.streamed.SMALL``).
+LARGEST_SESSION = 500_000_000
 #: Bytes of a language model in fp32 from which on it is read block by block: a smaller one is exported sooner as a whole.
 STREAMED_FROM = 200_000_000
 #: Processor seconds for a billion parameters: in memory, and block by block for each variant.
@@ -147,7 +149,7 @@ def plan_export(
         ]
     total, whole = sum(file.bytes for file in files), 4 * sizes.parameters
     if streamed:
-        compared = max((size for name, size in weights.items() if name != WHOLE), default=0)
+        compared = min(LARGEST_SESSION, max((size for name, size in weights.items() if name != WHOLE), default=0))
         memory = STREAMED_MB + max(4 * LAYER_FACTOR * sizes.largest_layer, SESSION_FACTOR * compared) / MB
         disk, seconds = total, _STREAMED_SECONDS * len(wanted)
     else:

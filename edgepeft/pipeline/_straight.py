@@ -122,6 +122,9 @@ def export_whole(
 
     Raises:
         EdgepeftError: Whatever :func:`~edgepeft.pipeline.export` raises.
+
+    Example:
+        >>> done = export_whole("HuggingFaceTB/SmolLM2-135M", {"support": "support-lora"}, "bundle")  # doctest: +SKIP
     """
     plain = options.get("mode", "swap") == "swap" and not options.get("onnx") and not options.get("heads")
     if plain and options.get("task") in {None, "text-generation"} and streams_whole(str(model)):

@@ -101,7 +101,7 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             "q8",
             "8 bits in blocks, grids with zero points and the smallest squared error: linear layers and embeddings",
-            "8 bits in blocks, for language models that must lose next to nothing",
+            "8 bits in blocks, next to nothing lost",
             apply=_in("searched", "q8"),
             rounded=_in("searched", "round_to_grids"),
             in_graph=_in("searched", "q8_graph"),
@@ -110,7 +110,7 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             "w8a16",
             "8 bits: weights per output channel; activations in 16 bits, ranges measured",
-            "weights in 8 bits and activations in 16, for NPUs; wants --data",
+            "weights in 8 bits, for NPUs; wants --data",
             apply=_in("w8a16", "w8a16"),
             rounded=_in("w8a16", "round_symmetric"),
             calibrated=True,
@@ -118,7 +118,7 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             "q4f16",
             "q4, all else in float16 but for what it does not hold: activations, norms, the key/value cache",
-            "q4 with the rest in half precision, for GPUs and browsers that have shader-f16",
+            "q4, the rest in float16, for GPUs",
             apply=_in("halves.write", "write_halves"),
             rounded=_in("q4", "round_to_blocks"),
             weight_bytes=0.5 + 2 / 32,
@@ -127,7 +127,7 @@ RECIPES: dict[str, Recipe] = {
         Recipe(
             "fp16",
             "float16 but for what it does not hold: weights, activations, the key/value cache",
-            "half precision, for GPUs and browsers that have shader-f16",
+            "float16, for GPUs",
             apply=_in("halves.write", "write_halves"),
             rounded=_in("halves.write", "round_half"),
             weight_bytes=2.0,

@@ -40,7 +40,7 @@ from .parity import AdapterProbe, adapter_probe, base_restored, check_mixed, jud
 from .probe import CausalProbe, Found, Probe, bundle_probe
 from .reference import called
 from .result import AdapterParity
-from .segmented import SegmentedEngine, together_of
+from .segmented import EXACT, SegmentedEngine, together_of
 
 #: What a linear map ``[out, in]`` becomes, by parameter.
 Rounding = Mapping[str, Callable[[np.ndarray], np.ndarray]]
@@ -151,7 +151,7 @@ def exact_runtime(bundle: Bundle, variant: str) -> Iterator[Runtime]:
         variants = {variant: entry.model_copy(update={"file": file})}
         manifest = bundle.manifest.model_copy(update={"files": files, "variants": variants})
         # fp32 is multiplied as it lies in its file; blocks of few bits are fast only in the kernels' own layout.
-        settings = {"session.disable_prepacking": "1"} if variant == WHOLE else None
+        settings = {"session.disable_prepacking": "1"} if variant == WHOLE else EXACT
         written = Bundle(bundle.path, manifest, verification="never")
         weights = sum(manifest.files[name].bytes for name in entry.data)
         in_parts = variant != WHOLE and weights > SMALL and entry.decoder_file is None
@@ -227,7 +227,10 @@ def _check(
         probes = {name: replace(each, probe=at_once.spread(each.probe)) for name, each in probes.items()}
         forward = runtime.base.forward
         mine, *at_places = at_once(
-            [partial(thorough.run, runtime.base), *(partial(run_place, forward, whole.shapes, place) for place in distant)]
+            [
+                partial(thorough.run, runtime.base),
+                *(partial(run_place, forward, whole.shapes, place) for place in distant),
+            ]
         )
         difference = thorough.difference(mine, expected[None])
         for (place, theirs), ours in zip(distant.items(), at_places, strict=True):

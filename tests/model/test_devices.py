@@ -321,7 +321,7 @@ def test_an_emulated_bench_and_a_comparison_that_are_broken_off(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        bench_on(bundle, target, variants=[variant], progress=progress, keep=kept.keep)
+        bench_on(bundle, target, variants=[variant], shapes=["1x8"], progress=progress, keep=kept.keep)
     report = kept.report("bench", "interrupted")
     assert list(report.data["results"]) == [variant]
     assert report.verdict is Verdict.INCONCLUSIVE

@@ -19,9 +19,11 @@ from encoder_decoder import SEQ2SEQ, made_once
 from edgepeft import runtime
 from edgepeft.bundle import read_bundle
 from edgepeft.cli import main
+from edgepeft.data import Examples
 from edgepeft.errors import BundleError, InputError, ParityError
-from edgepeft.pipeline import _halves, add, export, plan_quantize, quantize, write_input_style
+from edgepeft.pipeline import _halves, add, export, plan_quantize, quantize, remove, write_input_style
 from edgepeft.pipeline._web_session import Fed
+from edgepeft.validate import validate
 from edgepeft.validate.probe import bundle_probe
 
 ADAPTERS = ("plain", "head", "dora")
@@ -85,6 +87,14 @@ def test_base_and_adapters_compute_the_same(halved: Path, bases: Bases) -> None:
     mixed = half.forward(inputs, adapters=rows)["logits"]
     alone = [half.adapter(name).forward(inputs)["logits"][row] for row, name in enumerate(rows)]
     assert np.abs(mixed - np.stack(alone)).max() < 1e-2
+
+
+def test_validate_looks_at_it(halved: Path) -> None:
+    rows = Examples(texts=("a good film", "the plot was bad", "very poor"), labels=("a", "b", "a"), source="rows.csv")
+    result = validate(halved, reference=False, variants=["fp32", "fp16"], data={"head": rows})
+    assert {row.variant for row in result.accuracy} == {"fp32", "fp16"}
+    assert not result.problems
+    assert result.base_restored is True
 
 
 def test_a_language_model_keeps_its_cache_in_halves(causal: Path) -> None:
@@ -173,6 +183,16 @@ def test_q4f16_makes_its_own_q4_where_there_is_none(tmp_path: Path) -> None:
     assert set(done.bundle.manifest.variants) == {"fp32", "q4f16"}
     assert not list((own / "onnx").glob("*q4.onnx*"))
     assert "round to nearest" in done.bundle.manifest.variants["q4f16"].recipe
+
+
+def test_q4f16_needs_no_fp32_beside_q4(causal: Path, tmp_path: Path) -> None:
+    own = Path(shutil.copytree(causal, tmp_path / "own"))
+    for name in ("q4f16", "fp16", "fp32"):
+        remove(own, variant=name)
+    done = quantize(own, "q4f16")
+    assert set(done.bundle.manifest.variants) == {"q4", "q4f16"}
+    assert done.bytes_after < done.bytes_before
+    assert runtime.open(own, variant="q4f16").generate("the film", chat=False, max_new_tokens=2).tokens
 
 
 def test_options_that_do_not_apply_are_refused(causal: Path, halved: Path) -> None:

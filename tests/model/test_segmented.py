@@ -16,7 +16,7 @@ from causal import build_causal_bundle
 from edgepeft.bundle import read_bundle
 from edgepeft.errors import ParityError
 from edgepeft.graph.segments import cut
-from edgepeft.pipeline import quantize
+from edgepeft.pipeline import _plan, quantize
 from edgepeft.validate import segmented, streamed
 from edgepeft.validate.parity import base_restored
 from edgepeft.validate.probe import bundle_probe
@@ -36,6 +36,11 @@ def in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every variant is run in parts of some 20 kB."""
     monkeypatch.setattr(streamed, "SMALL", 0)
     monkeypatch.setattr(segmented, "BUDGET", 20_000)
+
+
+def test_the_plan_knows_what_one_session_holds() -> None:
+    assert _plan.LARGEST_SESSION == streamed.SMALL
+    assert segmented.BUDGET < streamed.SMALL
 
 
 def test_parts_cover_the_graph_once(made: Path) -> None:

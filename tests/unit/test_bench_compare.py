@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,8 @@ from edgepeft.bench import (
     load_bench,
     run_worker,
 )
+from edgepeft.bench.measure import make_plan
+from edgepeft.bench.sessions import saved_report
 from edgepeft.bundle import (
     MANIFEST_NAME,
     AdapterEntry,
@@ -35,6 +38,7 @@ from edgepeft.bundle import (
     Variant,
     dump_manifest,
     hash_file,
+    read_bundle,
 )
 from edgepeft.data import Examples
 from edgepeft.errors import InputError, MeasureError, TargetError, UnknownAdapterError
@@ -363,6 +367,51 @@ def test_a_saved_report_is_decided_by_as_many_sessions_as_it_takes(bundle: Path,
     detail = next(gate.detail for gate in edge.gates if gate.name.startswith("latency ratio"))
     assert "the smallest slowdown that would have failed is" in detail
     assert "no number of sessions decides it against this report (3 processes, 3% drift)" in detail
+
+
+def test_a_report_of_several_sessions_is_read_by_sessions(
+    bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each session is a draw of the machine's drift: the mean of ten is known better than that of one, however long it is."""
+    waited: list[float] = []
+    monkeypatch.setattr("edgepeft.bench.measure.time.sleep", waited.append)
+    ask = {"variants": ["fp32"], "adapters": ["reviews"], "shapes": ["1x32"]}
+    steps: list[str] = []
+    result = bench(
+        bundle, TARGET, processes=2, sessions=10, pause_s=7, runner=FakeRunner(flat, drift=0.004),
+        progress=lambda done, total, what: steps.append(f"{done}/{total} {what}"), **ask,  # type: ignore[arg-type]
+    )  # fmt: skip
+    assert (result.sessions, waited) == (10, [7.0] * 9)
+    assert steps[:4] == [
+        "0/20 fp32, process 1 of 20, session 1 of 10",
+        "1/20 fp32, process 2 of 20, session 1 of 10",
+        "2/20 7 s until session 2 of 10",
+        "2/20 fp32, process 3 of 20, session 2 of 10",
+    ]
+    saved = write_reports(tmp_path / "out", "bench", bench_report(result, TARGET)).json
+    assert load_bench(saved) == result
+    (case,) = make_plan(read_bundle(bundle).manifest, TARGET, **ask).cases  # type: ignore[arg-type]
+    sessions = saved_report(saved).sessions_ms("fp32", case)
+    assert [len(session) for session in sessions] == [2] * 10
+    assert sum(sessions, ()) == result.cases[0].process_p50_ms
+    one = save(bundle, tmp_path / "one")
+    widths = []
+    for baseline in (saved, one):
+        edge = make_bundle(tmp_path / baseline.parent.name / "slow")
+        found = check(edge, baseline, TARGET, runner=FakeRunner(slower(1.1), drift=0.0), **ask)  # type: ignore[arg-type]
+        assert found.cases[0].lower is not None
+        widths.append(found.cases[0].ratio / found.cases[0].lower)
+        assert "bench --sessions 10" in found.cases[0].advice or baseline is saved
+    assert widths[0] - 1 < 0.6 * (widths[1] - 1)
+    with pytest.raises(InputError, match="sessions must be at least 1"):
+        bench(bundle, TARGET, sessions=0, runner=FakeRunner(flat))
+    with pytest.raises(InputError, match="at least 0; got 2 and nan"):
+        bench(bundle, TARGET, sessions=2, pause_s=float("nan"), runner=FakeRunner(flat))
+    odd = json.loads(saved.read_text())
+    odd["data"]["sessions"] = 3
+    saved.write_text(json.dumps(odd))
+    with pytest.raises(InputError, match="20 processes of fp32/reviews 1x32 are not 3 sessions of as many"):
+        load_bench(saved)
 
 
 def test_seconds_alone_end_a_check(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

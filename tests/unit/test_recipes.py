@@ -53,8 +53,8 @@ def test_one_entry_adds_a_recipe(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lost_by_rounding([(before, before + np.float32(0.25))])["q2"] == 1.0  # all of it is rounded away
     assert preferred("browsers") == ("int8", "q4", "q2", "fp32")
     assert preferred("genai") == ("q4", "fp32")
-    assert without_texts() == "int8, q4, q8 and q2"
-    with pytest.raises(InputError, match="there are: int8, q4, q8, w8a16, q2"):
+    assert without_texts() == "int8, q4, q8, q4f16, fp16 and q2"
+    with pytest.raises(InputError, match="there are: int8, q4, q8, w8a16, q4f16, fp16, q2"):
         recipe("q3")
 
 
