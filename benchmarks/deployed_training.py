@@ -1,6 +1,6 @@
 """Measures training against the rounded weights that ship (`--deploy-variant`), on SmolLM2-135M and the demo's `support`.
 
-    python benchmarks/deployed_training.py OUT [--variant q4] [--as-shipped] [--epochs 2] [--threads 1]
+    python benchmarks/deployed_training.py OUT [--variant q4] [--as-shipped] [--epochs 2] [--max-steps N] [--threads 1]
 
 Exports the base with slots at every linear layer, adds the variant, trains `support` on fp32 and on the variant with the demo's
 settings, and measures both adapters on both: held-out nats a token and perplexity, and the share of what the variant costs
@@ -31,6 +31,7 @@ def main() -> None:
     parser.add_argument("--as-shipped", action="store_true")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--epochs", type=int, default=SETTINGS["support"]["epochs"])
+    parser.add_argument("--max-steps", type=int)
     arguments = parser.parse_args()
     out: Path = arguments.out
     base = assets.smollm2()
@@ -44,6 +45,7 @@ def main() -> None:
     options: dict[str, Any] = {
         **SETTINGS["support"],
         "epochs": arguments.epochs,
+        "max_steps": arguments.max_steps,
         "threads": arguments.threads,
         "progress": False,
     }
