@@ -184,6 +184,7 @@ def test_schema_keys_are_pinned() -> None:
                 "base_identity",
                 "bytes",
                 "embedding",
+                "form",
                 "labels",
                 "method",
                 "onnx",
