@@ -37,6 +37,11 @@ struct Problem {
   float* scratch = nullptr;  // scratch_size() floats
 };
 
+constexpr std::size_t kLine = 64;  // bytes of a cache line
+
+// Asks for a cache line into the second level. A number and not a pointer: it may lie beyond the end of an array.
+inline void ask_for(uintptr_t at) { __builtin_prefetch(reinterpret_cast<const void*>(at), 0, 2); }
+
 // Rows that are computed side by side, so that factors are read once for them.
 constexpr std::size_t kMostRows = 8;
 
