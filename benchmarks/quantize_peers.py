@@ -2,7 +2,7 @@
 
     python benchmarks/quantize.py --only gptq                     # makes build/quantize/off-grid/bundle and the weights
     python benchmarks/quantize_peers.py build/quantize/off-grid   # what is installed takes part:
-    pip install onnxruntime-genai llama-cpp-python gguf           # the builder of the first, the quantizer of the second
+    pip install onnxruntime-genai gguf; npm pack @node-llama-cpp/linux-x64    # LLAMA_LIBRARY=…/libllama*.so of the latter
 
 Every engine is compared with the same fp32 weights. ONNX Runtime's quantizers are applied to edgepeft's fp32 graph; the builder
 of onnxruntime-genai starts from the Hugging Face folder; llama.cpp from a GGUF file with these weights, and is compared with what
@@ -21,15 +21,18 @@ from typing import Any
 import click
 import numpy as np
 import onnx_ir as ir
-from quantize import windows
+from quantize import WINDOW, windows
 
 from edgepeft.bundle import read_bundle
+from edgepeft.cache import cache_dir
 from edgepeft.demo import assets
 from edgepeft.pipeline import Goal, quantize
 from edgepeft.pipeline._calibration_runs import feeds_of
 from edgepeft.runtime.sessions import open_session
 
 Logits = Callable[[list[int]], np.ndarray]
+#: llama.cpp's threads wait by spinning: more of them than there are free cores take many times as long.
+THREADS = 1
 
 
 def logarithms(logits: np.ndarray) -> np.ndarray:
@@ -54,6 +57,19 @@ def compare(reference: Logits, other: Logits, parts: list[list[int]]) -> str:
         )
     tokens, before, after, divergence, same = sums
     return f"{np.exp((after - before) / tokens) - 1:+.1%}, {divergence / tokens:.3f}, {same / tokens:.3f}"
+
+
+def remembered(run: Logits) -> Logits:
+    """``run``, once for each window: a reference is compared with many."""
+    known: dict[tuple[int, ...], np.ndarray] = {}
+
+    def again(window: list[int]) -> np.ndarray:
+        key = tuple(window)
+        if key not in known:
+            known[key] = run(window)
+        return known[key]
+
+    return again
 
 
 def graph(bundle: Any, file: Path) -> Logits:
@@ -86,11 +102,11 @@ def built(folder: Path) -> Logits:
 def ours(base: Path, work: Path) -> Iterator[tuple[str, int, Logits]]:
     """edgepeft's recipes."""
     recipes: dict[str, dict[str, Any]] = {
+        "gptq (default)": {},
+        "91 MB": {"goal": Goal(bytes=91_000_000)},
+        "105 MB": {"goal": Goal(bytes=105_000_000)},
         "rtn": {"method": "rtn"},
         "mse": {"method": "mse"},
-        "gptq (default)": {},
-        "95 MB": {"goal": Goal(bytes=95_000_000)},
-        "110 MB": {"goal": Goal(bytes=110_000_000)},
     }
     for name, options in recipes.items():
         folder = work / "ours"
@@ -180,32 +196,18 @@ def gguf_of(model: Path, source: Path, target: Path) -> None:
 
 def llama(base: Path, work: Path) -> Iterator[tuple[str, int, Logits, Logits]]:
     """llama.cpp's quantizations, with its own fp32 as the reference."""
-    import llama_cpp
+    import llama_library
 
-    source = next((assets.cache_dir() / "assets").glob("smollm2-gguf*/*.gguf"))
+    source = next((cache_dir() / "assets").glob("smollm2-gguf*/*.gguf"))
     model = base / "model" if (base / "model").exists() else assets.smollm2()
     whole = work / "whole.gguf"
     if not whole.exists():
         gguf_of(model, source, whole)
-
-    def opened(path: Path) -> Logits:
-        engine = llama_cpp.Llama(str(path), n_ctx=1024, n_batch=512, logits_all=True, verbose=False, n_threads=2)
-
-        def run(window: list[int]) -> np.ndarray:
-            engine.reset()
-            engine.eval(window)
-            return np.array(engine.scores[: len(window)])
-
-        return run
-
-    reference = opened(whole)
-    for name in ("Q4_0", "Q4_K_M", "Q5_K_M"):
+    reference = remembered(llama_library.Model(whole, WINDOW, THREADS).logits)
+    for name in ("Q4_0", "Q4_K_M", "Q4_1", "Q5_K_M"):
         path = work / f"{name}.gguf"
-        options = llama_cpp.llama_model_quantize_default_params()
-        options.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{name}")
-        options.allow_requantize = True
-        llama_cpp.llama_model_quantize(str(whole).encode(), str(path).encode(), options)
-        yield f"llama.cpp {name}", path.stat().st_size, opened(path), reference
+        llama_library.quantize(whole, path, name, THREADS)
+        yield f"llama.cpp {name}", path.stat().st_size, llama_library.Model(path, WINDOW, THREADS).logits, reference
 
 
 @click.command(help=__doc__)
@@ -218,7 +220,7 @@ def main(base: Path, tokens: int, only: tuple[str, ...]) -> None:
     work.mkdir(exist_ok=True)
     texts = windows(base / "bundle", tokens)
     bundle = read_bundle(base / "bundle")
-    fp32 = graph(bundle, base / "bundle" / bundle.manifest.variants["fp32"].file)
+    fp32 = remembered(graph(bundle, base / "bundle" / bundle.manifest.variants["fp32"].file))
     click.echo(f"{'engine and recipe':40s} {'MB':>6s}  perplexity over fp32, KL divergence, same top token")
     makers: dict[str, Callable[..., Iterator[tuple[Any, ...]]]] = {
         "ours": ours, "quantizers": quantizers, "builder": builder, "llama": llama,
@@ -230,7 +232,7 @@ def main(base: Path, tokens: int, only: tuple[str, ...]) -> None:
             for name, size, run, *own in make(base, work):
                 reference = own[0] if own else fp32
                 found = "; ".join(f"{text} {compare(reference, run, parts)}" for text, parts in texts.items())
-                click.echo(f"{name:40s} {size / 1e6:6.1f}  {found}")
+                print(f"{name:40s} {size / 1e6:6.1f}  {found}", flush=True)
         except (ModuleNotFoundError, subprocess.CalledProcessError) as error:
             reason = error.stderr.decode()[-500:] if isinstance(error, subprocess.CalledProcessError) else error
             click.echo(f"{kind:40s}         left out: {reason}")

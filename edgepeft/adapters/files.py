@@ -9,6 +9,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from ..bundle.adapter_forms import AdapterForm, expanded, stored
 from ..bundle.embedding import settled
 from ..bundle.manifest import AdapterEntry, explain
 from ..errors import AdapterError
@@ -26,7 +27,7 @@ METADATA_KEY = "edgepeft.adapter"
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """What an adapter file holds: its slot tensors and its contract."""
+    """What an adapter file holds: its slot tensors, expanded to float32, and its contract."""
 
     tensors: dict[str, Array]
     metadata: dict[str, Any]
@@ -59,8 +60,20 @@ def version_number(digest: str) -> int:
     return int(digest[:8], 16) & 0x7FFFFFFF
 
 
+def in_form(path: Path, tensors: Mapping[str, Array], form: AdapterForm, axes: Mapping[str, int]) -> dict[str, Array]:
+    """``tensors`` as the files of a form store them (:func:`~edgepeft.bundle.adapter_forms.stored`).
+
+    Raises:
+        AdapterError: The form cannot hold a number; the message names its tensor.
+    """
+    try:
+        return stored(tensors, form, axes)
+    except ValueError as error:
+        raise AdapterError(f"{path} cannot be written in {form}: {error}. Keep it in fp32") from error
+
+
 def write_onnx_adapter(path: Path, tensors: Mapping[str, Array], *, base_identity: str, slots_hash: str) -> None:
-    """Write ONNX Runtime's own adapter format.
+    """Write ONNX Runtime's own adapter format, tensors as they are (:func:`in_form` gives other forms than float32).
 
     Its two version fields carry the first bits of the base identity and of the slot schema hash, so that a file that lost
     its manifest can still be told apart from one for another base.
@@ -75,14 +88,14 @@ def write_onnx_adapter(path: Path, tensors: Mapping[str, Array], *, base_identit
 
 
 def read_onnx_adapter(path: Path) -> tuple[dict[str, Array], int, int]:
-    """Tensors, model version and adapter version of a ``.onnx_adapter`` file."""
+    """Tensors (expanded to float32), model version and adapter version of a ``.onnx_adapter`` file."""
     import onnxruntime as ort
 
     _check_size(path)
     try:
         form = ort.AdapterFormat.read_adapter(str(path))
         tensors = {name: value.numpy().copy() for name, value in form.get_parameters().items()}
-        return tensors, form.get_model_version(), form.get_adapter_version()
+        return expanded(tensors), form.get_model_version(), form.get_adapter_version()
     except Exception as error:  # ONNX Runtime raises its own exception types and RuntimeError alike
         raise AdapterError(f"{path} is not a readable .onnx_adapter file (truncated or damaged?): {error}") from error
 
@@ -93,7 +106,7 @@ def _check_size(path: Path) -> None:
 
 
 def write_adapter_onnx(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, Any]) -> None:
-    """Write the adapter as an ONNX graph without inputs and with one output per slot tensor."""
+    """Write the adapter as an ONNX graph without inputs and with one output per slot tensor, which it expands to float32."""
     record = json_text(metadata, indent=None, sort_keys=True)
     try:
         content = dump_subgraph(tensors, {METADATA_KEY: record})
@@ -124,4 +137,7 @@ def read_adapter_onnx(path: Path) -> AdapterFile:
         if name in tensors:
             raise AdapterError(f"{path} has two outputs {name}")
         tensors[name] = found
-    return AdapterFile(tensors=tensors, metadata=metadata)
+    try:
+        return AdapterFile(tensors=expanded(tensors), metadata=metadata)
+    except ValueError as error:
+        raise AdapterError(f"{path}: {error}") from error

@@ -1,4 +1,6 @@
-"""The part of ONNX's file format that an adapter's subgraph needs: stored tensors, an Identity each, and one record.
+"""The part of ONNX's file format that an adapter's subgraph needs: stored tensors, how each is expanded, and one record.
+
+A float32 tensor goes through an Identity, a float16 one through a Cast, one in 8 bits through a Cast and a Mul by its scales.
 
 ``onnx`` itself is not imported: it is no dependency of the device part. The message is ONNX's own, field by field as
 onnx.proto numbers them, in protobuf, which onnxruntime brings. What else a file holds is kept apart by protobuf and ignored.
@@ -13,10 +15,12 @@ from typing import Any
 
 import numpy as np
 
+from ..bundle.adapter_forms import SCALE, is_scale
 from .edits import Array
 
-#: ONNX's code for float32.
-FLOAT = 1
+#: ONNX's codes for element types, and for an attribute that is a whole number.
+FLOAT, INT8, FLOAT16 = 1, 3, 10
+INTEGER = 2
 #: Names of ONNX's element types, by code.
 _TYPES = (
     "undefined",
@@ -34,6 +38,10 @@ _TYPES = (
 )
 #: Format and operator set of the subgraphs that are written; Identity has not changed since.
 IR_VERSION, OPSET = 10, 20
+
+#: By numpy's name of a type: ONNX's code, and how the numbers lie in the file.
+_CODES = {"float32": (FLOAT, "<f4"), "int8": (INT8, "i1"), "float16": (FLOAT16, "<f2")}
+_DTYPES = dict(_CODES.values())
 
 #: Messages and their fields: number, type, whether repeated. Types are protobuf's, or another message's name.
 _MESSAGES: dict[str, dict[str, tuple[int, str, bool]]] = {
@@ -53,11 +61,17 @@ _MESSAGES: dict[str, dict[str, tuple[int, str, bool]]] = {
         "external_data": (13, "Entry", True),
         "data_location": (14, "int32", False),
     },
+    "Attribute": {
+        "name": (1, "string", False),
+        "i": (3, "int64", False),
+        "type": (20, "int32", False),
+    },
     "Node": {
         "input": (1, "string", True),
         "output": (2, "string", True),
         "name": (3, "string", False),
         "op_type": (4, "string", False),
+        "attribute": (5, "Attribute", True),
         "domain": (7, "string", False),
     },
     "Graph": {
@@ -108,7 +122,10 @@ def _model_class() -> Any:
 
 @dataclass(frozen=True)
 class Subgraph:
-    """What an adapter's ``.onnx`` file holds. ``outputs`` are name and tensor, a ``str`` instead where none is stored."""
+    """What an adapter's ``.onnx`` file holds. ``outputs`` are name and tensor, a ``str`` instead where none is stored.
+
+    A tensor in 8 bits is followed by its scales, as ``<name>/scale``.
+    """
 
     has_inputs: bool
     metadata: dict[str, str]
@@ -119,7 +136,8 @@ def dump_subgraph(tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> 
     """An ONNX model without inputs, with one output for each tensor: the same bytes for the same tensors.
 
     Args:
-        tensors: float32 arrays by the names of the outputs.
+        tensors: arrays by the names of the outputs, as :func:`~edgepeft.bundle.adapter_forms.stored` gives them: float32,
+            float16, or int8 with float32 scales under ``<name>/scale``. All outputs are float32.
         metadata: the model's ``metadata_props``.
 
     Raises:
@@ -133,9 +151,19 @@ def dump_subgraph(tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> 
     graph.name = "adapter"
     for name, array in tensors.items():
         stored = f"{name}.value"
-        raw = np.ascontiguousarray(array, dtype="<f4").tobytes()
-        graph.initializer.add(name=stored, dims=array.shape, data_type=FLOAT, raw_data=raw)
-        graph.node.add(name=name, op_type="Identity", input=[stored], output=[name])
+        code, dtype = _CODES[array.dtype.name]
+        raw = np.ascontiguousarray(array, dtype=dtype).tobytes()
+        graph.initializer.add(name=stored, dims=array.shape, data_type=code, raw_data=raw)
+        if is_scale(name, tensors):
+            continue  # it is read by the tensor that it is of
+        if code == FLOAT:
+            graph.node.add(name=name, op_type="Identity", input=[stored], output=[name])
+        else:
+            wide = f"{name}.wide" if code == INT8 else name
+            cast = graph.node.add(name=wide, op_type="Cast", input=[stored], output=[wide])
+            cast.attribute.add(name="to", i=FLOAT, type=INTEGER)
+        if code == INT8:
+            graph.node.add(name=name, op_type="Mul", input=[wide, f"{name}{SCALE}.value"], output=[name])
         value = graph.output.add(name=name)
         value.type.tensor_type.elem_type = FLOAT
         for size in array.shape:
@@ -168,29 +196,58 @@ def load_subgraph(content: bytes) -> Subgraph:
         raise ValueError("it holds no graph")
     if len(stored) < len(graph.initializer) or len(nodes) < sum(len(node.output) for node in graph.node):
         raise ValueError("a name in its graph stands for two values")
-    outputs = []
+    outputs: list[tuple[str, Array | str]] = []
     for name in names:
-        node = nodes.get(name)
-        copies = node is not None and (node.op_type, node.domain, len(node.input)) == ("Identity", "", 1)
-        tensor = stored.get(node.input[0]) if node is not None and copies else None
-        outputs.append((name, "is not a stored tensor" if tensor is None else _array(tensor)))
+        parts = _parts(name, nodes, stored)
+        outputs += (
+            [(name, "is not a stored tensor")] if not parts else [(part, _array(*found)) for part, found in parts]
+        )
     return Subgraph(has_inputs=len(graph.input) > 0, metadata=metadata, outputs=tuple(outputs))
 
 
-def _array(tensor: Any) -> Array | str:
+def _parts(name: str, nodes: Mapping[str, Any], stored: Mapping[str, Any]) -> list[tuple[str, tuple[Any, int]]]:
+    """The tensors behind an output, each with the type that it must have; none where the graph has another form."""
+    node = nodes.get(name)
+    if node is None or node.domain:
+        return []
+    if node.op_type == "Identity" and len(node.input) == 1:
+        found = {name: (stored.get(node.input[0]), FLOAT)}
+    elif _widens(node):
+        found = {name: (stored.get(node.input[0]), FLOAT16)}
+    elif node.op_type == "Mul" and len(node.input) == 2 and _widens(nodes.get(node.input[0])):
+        found = {
+            name: (stored.get(nodes[node.input[0]].input[0]), INT8),
+            f"{name}{SCALE}": (stored.get(node.input[1]), FLOAT),
+        }
+    else:
+        return []
+    return [] if any(tensor is None for tensor, _ in found.values()) else list(found.items())
+
+
+def _widens(node: Any) -> bool:
+    """Whether a node is a Cast to float32."""
+    if node is None or (node.op_type, node.domain, len(node.input)) != ("Cast", "", 1):
+        return False
+    return [each.i for each in node.attribute if each.name == "to"] == [FLOAT]
+
+
+def _array(tensor: Any, code: int) -> Array | str:
     """The numbers of a tensor, or what is wrong with it. What its dimensions claim is not allocated."""
     if tensor.data_location or len(tensor.external_data):
         where = next((entry.value for entry in tensor.external_data if entry.key == "location"), "")
         return f"is stored in another file ({where}), which an adapter's never is"
-    if tensor.data_type != FLOAT:
-        code = tensor.data_type
-        kind = _TYPES[code] if 0 <= code < len(_TYPES) else f"not a tensor of a type known here (code {code})"
-        return f"is {kind}, slots take float32"
-    shape = tuple(tensor.dims)
-    flat = np.frombuffer(tensor.raw_data, dtype="<f4") if tensor.raw_data else np.array(tensor.float_data, np.float32)
+    if tensor.data_type != code:
+        known = 0 <= tensor.data_type < len(_TYPES)
+        kind = _TYPES[tensor.data_type] if known else f"not a tensor of a type known here (code {tensor.data_type})"
+        return f"is {kind}, slots take float32" if code == FLOAT else f"is {kind}, where {_TYPES[code]} is read"
+    shape, dtype = tuple(tensor.dims), _DTYPES[code]
+    if tensor.raw_data or code != FLOAT:
+        flat = np.frombuffer(tensor.raw_data, dtype=dtype)
+    else:
+        flat = np.array(tensor.float_data, np.float32)
     count = 1
     for size in shape:
         count *= size  # of Python's integers, which do not overflow
     if any(size < 0 for size in shape) or count != flat.size:
         return f"does not hold what its dimensions {list(shape)} say: {flat.size} numbers"
-    return np.array(flat.reshape(shape), np.float32)
+    return np.array(flat.reshape(shape), np.dtype(dtype).newbyteorder("="))

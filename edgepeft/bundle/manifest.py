@@ -18,6 +18,7 @@ from pydantic import (
 from ..errors import ManifestError
 from ..json_text import json_text
 from ..strict_json import kind, parse_json
+from .adapter_forms import AdapterForm
 from .cache_names import LAYER_PAST, PAST, is_past, is_present
 from .embedding import Embedding
 from .heads import Activation, ProblemType
@@ -152,7 +153,9 @@ class AdapterEntry(Schema):
     source: Text
     base_identity: Hash
     slots_hash: Hash
-    #: Exactly the tensors the file holds, with their shapes.
+    #: How the tensors lie in both files; slots take them in float32 (see :mod:`.adapter_forms`).
+    form: AdapterForm = "fp32"
+    #: Exactly the slot tensors the file holds, with their shapes.
     tensors: dict[Name, Annotated[tuple[Size, ...], Field(max_length=MAX_DIMENSIONS)]]
     ranks: dict[Name, Count]
     labels: Labels | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 import cloup
@@ -10,7 +11,7 @@ from cloup import option, option_group
 
 from .guarded import guarded
 from .head_options import head_options, parse_heads
-from .options import bundle_argument, dry_run_option, force_option, json_option, lock_option
+from .options import adapter_form_option, bundle_argument, dry_run_option, force_option, json_option, lock_option
 from .show import megabytes, print_json, steps, table, warn
 from .values import named
 
@@ -30,6 +31,7 @@ _UNTRAINED = "changes nothing (its B matrices are zero: was it trained?)"
     ),
 )
 @head_options
+@adapter_form_option
 @option("--replace", is_flag=True, help="Replace an adapter of the same name.")
 @force_option
 @dry_run_option
@@ -42,6 +44,7 @@ def add(
     labels: tuple[str, ...],
     problem_types: tuple[str, ...],
     activations: tuple[str, ...],
+    form: Literal["auto", "fp32", "fp16", "int8"],
     replace: bool,
     force: bool,
     dry_run: bool,
@@ -67,6 +70,7 @@ def add(
             force=force,
             replace=replace,
             head=heads.get(name),
+            form=form,
             dry_run=dry_run,
             lock_timeout=lock_timeout,
             announce=announce,
@@ -78,11 +82,12 @@ def add(
         print_json({"adapter": name, **entry.model_dump(mode="json"), "changes_output": result.changes_output,
                     "files": result.files, "dry_run": dry_run})  # fmt: skip
         return
+    stored = "" if entry.form == "fp32" else f", stored in {entry.form}"
     shown = f", labels {', '.join(entry.labels)}" if entry.labels else ""
     both = sum(result.files.values())
     what = (
         f"{entry.method}, {len(entry.tensors)} tensors, {megabytes(entry.bytes)} as .onnx_adapter, {megabytes(both)} on disk with "
-        f".onnx{shown}"
+        f".onnx{stored}{shown}"
     )
     if dry_run:
         table("", ("file", "size"), [(file, megabytes(size)) for file, size in result.files.items()])

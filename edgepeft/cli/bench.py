@@ -45,7 +45,7 @@ from .show import bar, finish, measured
         default=1,
         type=click.IntRange(min=1),
         metavar="N",
-        help="So many times these processes, some time apart: a baseline that decides more.",
+        help="Run the processes so many times, some time apart: a baseline that decides more.",
     ),
     option(
         "--pause-s",

@@ -32,9 +32,9 @@ class _Options:
 def build(context: click.Context, recipe: Path, again: bool, dry_run: bool, as_json: bool) -> None:
     """Make a bundle as a recipe file says.
 
-    The steps train, export, quantize, validate, bench, check, report and pack take their options from the file's tables. Only
-    those run that something changed for: their options, the contents of their files, or a step before. A build that was
-    interrupted goes on where it was. Exit code: that of the step that did not end well.
+    The steps train, export, quantize, validate, bench, check, report and pack take their options from the file's tables. A
+    step runs again only where its options, the contents of its files or a step before it changed. A build that was interrupted
+    goes on where it was. Exit code: that of the step that did not end well.
     """
     from ..recipe import build as run
     from ..recipe import read_recipe

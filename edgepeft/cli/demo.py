@@ -20,7 +20,7 @@ from .show import print_json, steps, table
 @json_option
 @guarded
 def demo(out: Path, fresh: bool, as_json: bool) -> None:
-    """Show all of it on three real adapters.
+    """Show everything on three real adapters.
 
     Trains three LoRA adapters over one MiniLM, exports one bundle, swaps, quantizes, validates and measures it. Fetches the
     pinned model and data once (into EDGEPEFT_CACHE, ~/.cache/edgepeft by default). Exit code 0: every check passed; 1: one

@@ -27,7 +27,7 @@ def diff(before: Path, after: Path, as_json: bool) -> None:
     """Show in what two bundles differ.
 
     Base, slots, variants, adapters, and other files by hash; when and with which versions a bundle was made is not compared.
-    Exit code 0: they hold the same; 1: they differ, as diff has it.
+    Exit code 0: they hold the same; 1: they differ.
     """
     from ..pipeline import diff as run
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 import cloup
@@ -13,9 +13,25 @@ from cloup import option, option_group
 from ..errors import InputError
 from .guarded import guarded
 from .head_options import head_options, parse_heads
-from .options import PATH, calibration_option, force_option, json_option, lock_option, pair_option, text_option
+from .options import (
+    PATH,
+    adapter_form_option,
+    calibration_option,
+    force_option,
+    json_option,
+    lock_option,
+    pair_option,
+    text_option,
+)
 from .show import megabytes, print_json, steps, table, warn
 from .values import calibration_texts, named
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from ..bundle import Bundle
+    from ..data import Examples
+    from ..pipeline import Exported
 
 
 @cloup.command()
@@ -36,10 +52,10 @@ from .values import calibration_texts, named
     "How",
     option(
         "--mode",
-        type=click.Choice(["swap", "merge", "bake"]),
+        type=click.Choice(["swap", "merge", "bake", "auto"]),
         default="swap",
         help="swap: adapters are files beside one base. merge: folded into its weights, OUT/NAME each where there are several. "
-        "bake: traced as PEFT runs it, one model an adapter, for methods that change no weights; language models too.",
+        "bake: traced as PEFT runs it, one model an adapter. auto: swap or merge, by which keeps more of it in one --variant.",
     ),
     option(
         "--slots",
@@ -92,6 +108,7 @@ from .values import calibration_texts, named
     ),
 )
 @head_options
+@adapter_form_option
 @option(
     "--trust-remote-code",
     is_flag=True,
@@ -111,7 +128,7 @@ def export(
     model: str,
     adapters: tuple[str, ...],
     out: Path,
-    mode: Literal["swap", "merge", "bake"],
+    mode: Literal["swap", "merge", "bake", "auto"],
     slots: Literal["adapters", "all-linear"],
     task: str | None,
     target: str | None,
@@ -123,6 +140,7 @@ def export(
     labels: tuple[str, ...],
     problem_types: tuple[str, ...],
     activations: tuple[str, ...],
+    form: Literal["auto", "fp32", "fp16", "int8"],
     trust_remote_code: bool,
     data: tuple[str, ...],
     text: str,
@@ -138,15 +156,19 @@ def export(
     """
     wanted = named(adapters, "--adapter")
     if dry_run:
-        _plan(model, wanted, out, mode, variants, as_json)
+        _plan(model, wanted, out, "swap" if mode == "auto" else mode, variants, as_json)
         return
     from functools import partial
 
-    from ..pipeline import export_variants
-    from ..pipeline import export_whole as run
+    from ..pipeline import export_variants, export_whole
     from ..targets import load_target
 
-    if target is not None:
+    run: Callable[..., Exported] = export_whole
+    if mode == "auto":
+        if target is not None or len(variants) != 1:
+            raise InputError("--mode auto compares both ways in one precision: give one --variant, and no --target")
+        run = _auto(variants[0], calibration_texts(data, text, pair))
+    elif target is not None:
         from ..pipeline import export_for
 
         if variants:
@@ -174,11 +196,12 @@ def export(
             lock_timeout=lock_timeout,
             announce=announce,
         )
+        bundles = tuple(_stored(each, form, lock_timeout, announce) for each in result.bundles)
     if as_json:
         print_json(
             {
-                "bundles": [str(b.path) for b in result.bundles],
-                "bytes": [b.size() for b in result.bundles],
+                "bundles": [str(b.path) for b in bundles],
+                "bytes": [b.size() for b in bundles],
                 "capture_parity": result.capture_parity,
                 "parity": {p.adapter: p.max_difference for p in result.parity},
                 "allowed": {p.adapter: p.allowed for p in result.parity},
@@ -192,11 +215,34 @@ def export(
             ("adapter", "max |difference|", "allowed", "changes the output"),
             [(p.adapter, p.max_difference, p.allowed, p.changes_output) for p in result.parity],
         )
-    for bundle in result.bundles:
+    for bundle in bundles:
         base = megabytes(bundle.size(bundle.variant_files(bundle.variant()[0])))
         each = ", ".join(f"{n} {megabytes(a.bytes)}" for n, a in bundle.manifest.adapters.items())
         forms = f"; adapters, each in two forms of this size: {each}" if each else ""
         click.echo(f"{bundle.path}: {megabytes(bundle.size())} on disk (base {base}{forms})")
+
+
+def _auto(variant: str, data: Mapping[str, Examples]) -> Callable[..., Exported]:
+    """``export``, with the mode chosen."""
+    from ..pipeline import export_auto
+
+    def run(*given: Any, mode: str, **options: Any) -> Exported:
+        return export_auto(variant, *given, data=data, **options)[0]
+
+    return run
+
+
+def _stored(
+    bundle: Bundle, form: Literal["auto", "fp32", "fp16", "int8"], lock_timeout: float, announce: Callable[[str], None]
+) -> Bundle:
+    """The bundle with its adapters in that form."""
+    if form == "fp32" or not bundle.manifest.adapters:
+        return bundle
+    from ..bundle import read_bundle
+    from ..pipeline import store_adapters
+
+    store_adapters(bundle.path, form, lock_timeout=lock_timeout, announce=announce)
+    return read_bundle(bundle.path)
 
 
 def _plan(

@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 @cloup.command()
 @click.argument("path", type=click.Path(path_type=Path), required=False)
 @option("--schema", is_flag=True, help="Print the JSON Schema of edgepeft.json; needs no PATH.")
-@option("--base", help="The model that a PEFT folder was trained over, or a bundle of it: lower the adapter over that.")
+@option(
+    "--base",
+    metavar="MODEL|BUNDLE",
+    help="What a PEFT folder was trained over: the adapter is lowered over it, and what that loses is measured.",
+)
 @json_option
 @guarded
 def inspect(path: Path | None, schema: bool, base: str | None, as_json: bool) -> None:

@@ -20,6 +20,14 @@ force_option = option(
 dry_run_option = option(
     "--dry-run", is_flag=True, help="Do it and check it, then keep nothing: files, sizes, refusals."
 )
+adapter_form_option = option(
+    "--adapter-form",
+    "form",
+    type=click.Choice(("auto", "fp32", "fp16", "int8")),
+    default="fp32",
+    help="How adapters are stored: fp32, as every binding of ONNX Runtime loads it; fp16 or int8, which edgepeft's runtimes "
+    "expand; auto: the smallest that changes at most 2 % of what the adapter does.",
+)
 bundle_argument = click.argument("bundle", type=PATH)
 lock_option = option(
     "--lock-timeout",

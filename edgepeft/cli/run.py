@@ -102,7 +102,7 @@ def run(
     """Run texts through a bundle and an adapter.
 
     A causal language model generates: TEXT is what to answer, through the model's chat template where it has one. An
-    encoder-decoder writes what TEXT becomes. The text comes as it is generated, and what it took on standard error.
+    encoder-decoder writes what TEXT becomes. The text is printed as it is generated, and the time that it took on standard error.
     """
     from .. import runtime
     from ..data import read_texts

@@ -83,7 +83,12 @@ def _attach(context: click.Context, handler: logging.Handler, level: int) -> Non
 _OPTIONS: tuple[tuple[tuple[str, ...], dict[str, Any]], ...] = (
     (
         ("-v", "--verbose"),
-        {"count": True, "callback": _set_verbose, "help": "Show what libraries log; -vv: details of edgepeft too."},
+        {
+            "count": True,
+            "show_default": False,
+            "callback": _set_verbose,
+            "help": "Show what libraries log; -vv: details of edgepeft too.",
+        },
     ),
     (
         ("-q", "--quiet"),

@@ -70,9 +70,11 @@ def _constant(node: ir.Node, index: int) -> ir.Value | None:
     value = node.inputs[index] if len(node.inputs) > index else None
     while value is not None and not value.is_initializer():
         producer = value.producer()
-        if producer is None or producer.op_type != "Reshape":
+        if producer is None or producer.op_type not in {"Reshape", "Cast"}:
             return None
-        value = producer.inputs[0]  # a table that shares the head's numbers under another shape
+        value = producer.inputs[
+            0
+        ]  # a table shares the head's numbers under another shape; scales are stored in float16
     return value if value is not None and value.const_value is not None else None
 
 

@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from ..validate.run import validate as validate
     from ._add import Added as Added
     from ._add import add as add
+    from ._auto_mode import ModeChoice as ModeChoice
+    from ._auto_mode import export_auto as export_auto
     from ._blend import blend as blend
     from ._describe import describe as describe
     from ._diff import BundleDiff as BundleDiff
@@ -72,6 +74,8 @@ if TYPE_CHECKING:
     from ._remove import remove as remove
     from ._rename import rename as rename
     from ._static import write_static as write_static
+    from ._stored_adapters import StoredAdapter as StoredAdapter
+    from ._stored_adapters import store_adapters as store_adapters
     from ._straight import export_variants as export_variants
     from ._straight import export_whole as export_whole
     from ._web_graph import write_input_style as write_input_style
@@ -98,6 +102,7 @@ _HOME = {
     "rename": "._rename",
     "relabel": "._relabel",
     "blend": "._blend",
+    "store_adapters": "._stored_adapters",
     "diff": "._diff",
     "quantize": "._quantize",
     "write_input_style": "._web_graph",
@@ -105,6 +110,7 @@ _HOME = {
     "export_for": "._for_target",
     "write_static": "._static",
     "export_variants": "._straight",
+    "export_auto": "._auto_mode",
     "export_whole": "._straight",
     # what the stages return, and what is in it
     "TrainedAdapter": "..train.adapter",
@@ -126,8 +132,10 @@ _HOME = {
     "Exported": "._export",
     "ExportPlan": "._plan",
     "QuantizePlan": "._plan_quantize",
+    "ModeChoice": "._auto_mode",
     "Added": "._add",
     "Removed": "._remove",
+    "StoredAdapter": "._stored_adapters",
     "BundleDiff": "._diff",
     "Difference": "._diff",
     "QuantizedBundle": "._quantize",
@@ -157,6 +165,7 @@ __all__ = [  # noqa: RUF022 - in the order of the pipeline
     "rename",
     "relabel",
     "blend",
+    "store_adapters",
     "diff",
     "quantize",
     "write_input_style",
@@ -164,6 +173,7 @@ __all__ = [  # noqa: RUF022 - in the order of the pipeline
     "export_for",
     "write_static",
     "export_variants",
+    "export_auto",
     "export_whole",
     "TrainedAdapter",
     "TrainedLanguageAdapter",
@@ -184,8 +194,10 @@ __all__ = [  # noqa: RUF022 - in the order of the pipeline
     "Exported",
     "ExportPlan",
     "QuantizePlan",
+    "ModeChoice",
     "Added",
     "Removed",
+    "StoredAdapter",
     "BundleDiff",
     "Difference",
     "QuantizedBundle",

@@ -9,10 +9,11 @@ from types import MappingProxyType
 from typing import Any
 
 from ..adapters.edits import Adapter, Array
-from ..adapters.files import write_adapter_onnx, write_onnx_adapter
+from ..adapters.files import in_form, write_adapter_onnx, write_onnx_adapter
 from ..adapters.fill import FilledSlots, fill_slots
 from ..adapters.prefix import fill_prefix
 from ..bundle import AdapterEntry, Head, SlotTable
+from ..bundle.adapter_forms import AdapterForm
 from ..bundle.embedding import ADAPTERS_FOLDER, settled
 from ..bundle.heads import inherited
 from ..bundle.manifest import TaskEntry
@@ -83,10 +84,14 @@ def write_adapter(
     tensors: Mapping[str, Any],
     metadata: Mapping[str, Any],
     text: Mapping[str, str] = MappingProxyType({}),
+    *,
+    form: AdapterForm = "fp32",
+    axes: Mapping[str, int] = MappingProxyType({}),
 ) -> AdapterEntry:
     """Write an adapter's files below ``folder`` (replacing old ones, never writing into them); its entry.
 
-    ``text`` are the text files of its own, by name: they stand in a folder beside its tensors.
+    ``text`` are the text files of its own, by name: they stand in a folder beside its tensors. ``form`` is how tensors are
+    stored, and ``axes`` the rank's axis of each factor. Raises :class:`AdapterError` where the form cannot hold a number.
     """
     (folder / "adapters").mkdir(exist_ok=True)
     files = {"onnx_adapter": f"adapters/{name}.onnx_adapter", "onnx": f"adapters/{name}.onnx"}
@@ -94,13 +99,14 @@ def write_adapter(
         (folder / file).unlink(missing_ok=True)
     write_text(folder / "adapters" / name, text)
     metadata = {**metadata, "text": text_hashes(text)}
+    held = in_form(folder / files["onnx_adapter"], tensors, form, axes)
     write_onnx_adapter(
         folder / files["onnx_adapter"],
-        tensors,
+        held,
         base_identity=metadata["base_identity"],
         slots_hash=metadata["slots_hash"],
     )
-    write_adapter_onnx(folder / files["onnx"], tensors, metadata)
+    write_adapter_onnx(folder / files["onnx"], held, metadata)
     stem = f"{ADAPTERS_FOLDER}/{name}"
     for suffix in (".onnx", ".ort"):
         (folder / f"{stem}{suffix}").unlink(missing_ok=True)
@@ -113,6 +119,7 @@ def write_adapter(
         {
             **files,
             **contract,
+            "form": form,
             "text": {file: f"adapters/{name}/{file}" for file in text},
             "tensors": {tensor: tuple(array.shape) for tensor, array in tensors.items()},
             "bytes": (folder / files["onnx_adapter"]).stat().st_size,

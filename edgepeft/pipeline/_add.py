@@ -33,6 +33,7 @@ from ._dry_run import drop_if, kept_unless
 from ._edit import Edit, edit
 from ._embedding import contract, hidden_of, read_embedding
 from ._heads import said, say_labels, task_in, with_head
+from ._stored_adapters import Wanted, store
 from ._text import bundle_text, embedding_rows, text_beside
 
 Announce = Callable[[str], None]
@@ -186,6 +187,7 @@ def add(
     force: bool = False,
     replace: bool = False,
     head: Head | None = None,
+    form: Wanted = "fp32",
     dry_run: bool = False,
     lock_timeout: float = LOCK_TIMEOUT,
     announce: Announce = lambda message: None,
@@ -203,6 +205,7 @@ def add(
         replace: Replace an adapter of that name.
         head: What its outputs mean: names of its labels, problem type, activation. What is not said is taken from its folder,
             else from the base's config.
+        form: How its tensors are stored, as :func:`store_adapters` takes it.
         dry_run: Do all of it, checks included, and leave the bundle as it was.
         lock_timeout: Seconds to wait for another process that changes the bundle.
         announce: Is called with a line of text for each step.
@@ -229,6 +232,9 @@ def add(
         for note in text.notes:
             announce(f"adapter {name}: {note}")
         entry, changes = put_adapter(change, name, tensors, metadata, text.files, replace=replace)
+        if form != "fp32":
+            store(change, name, form, announce)
+            entry = change.manifest.adapters[name]
         sizes = {file: change.after.manifest.files[file].bytes for file in entry.files()}
         drop_if(dry_run)
     say_labels(

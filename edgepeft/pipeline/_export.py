@@ -27,7 +27,7 @@ from ..errors import InputError
 from ..graph.edit_base import add_slots, merge
 from ..graph.editable import MergedBase
 from ..graph.merge import merged_weight
-from ..quantize.merge_error import lost_by_rounding
+from ..quantize.merge_error import all_ways, lost_by_rounding
 from ..validate.parity import check_parity
 from ..validate.quantized_base import check_given
 from ..validate.result import AdapterParity
@@ -332,7 +332,7 @@ def _merge(
         merged = merge(base, adapter)
         recipe = {
             "checkpoints": checkpoint_hashes([adapter]),
-            "merge_error": lost_by_rounding(_merged_weights(base, adapter)),
+            "merge_error": lost_by_rounding(_merged_weights(base, adapter), all_ways()),
         }
 
         def check(bundle: Bundle, adapter: Adapter = adapter) -> None:

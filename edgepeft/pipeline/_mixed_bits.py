@@ -99,11 +99,11 @@ def make_mixed(source: Path, target: Path, slots: SlotTable, *, runs: Runs, goal
     first = fit(source, slots, even, batches=runs.feeds, open_session=open_session)
     rounded = {name: each.rounded for name, each in first.items()}
     write_rounded(source, target, slots, rounded, even)
-    rest = _size(target) - sum(MEASURED.bytes(*matrix.shape) for matrix in found.values())
     known = _sensitivity(source, slots, rounded, runs, announce)
     # Kernels round activations too: what that costs is there whatever the weights are.
     floor = max(0.0, divergence_of(source, target, runs.probes, open_session) - known.together)
     options = {name: options_of(matrix, known.factor * known.each.get(name, 0.0)) for name, matrix in found.items()}
+    rest = _size(target) - sum(o.bytes for each in options.values() for o in each if o.form == MEASURED)
     numbers = {name: math.prod(matrix.shape) for name, matrix in found.items()}
     whole = _Variant(source, target, slots, runs, found, first, options, rest, floor)
     point, measured = whole.reach(goal, sum(numbers.values()), announce)

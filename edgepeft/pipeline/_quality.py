@@ -55,7 +55,7 @@ def measure_quality(
 
 
 def _compare(name: str | None, whole: View, rounded: View, windows: Sequence[Sequence[int]]) -> Quality:
-    return quality_from(name, np.array([_window(whole, rounded, window) for window in windows]))
+    return quality_from(name, np.array([compare_window(whole, rounded, window) for window in windows]))
 
 
 def quality_from(name: str | None, sums: np.ndarray) -> Quality:
@@ -73,8 +73,8 @@ def quality_from(name: str | None, sums: np.ndarray) -> Quality:
     )
 
 
-def _window(whole: View, rounded: View, window: Sequence[int]) -> np.ndarray:
-    """Tokens, both negative log-likelihoods, divergence and equal choices, summed over a window."""
+def compare_window(whole: View, rounded: View, window: Sequence[int]) -> np.ndarray:
+    """Tokens, both negative log-likelihoods, divergence and equal choices, summed over a window: float64 ``[5]``."""
     sums = np.zeros(5)
     for (place, one), (_, two) in zip(logarithms(whole, window, 0), logarithms(rounded, window, 0), strict=True):
         places, targets = np.arange(len(one)), np.array(window[place + 1 : place + 1 + len(one)])

@@ -17,7 +17,7 @@ from ..data import Examples
 from ..errors import BundleError, InputError
 from ..quantize import recipe
 from ..quantize.counts import Quantized, count_quantized, total
-from ..quantize.merge_error import NOTABLE
+from ..quantize.merge_error import NOTABLE, key_of
 from ..quantize.recipes import WHOLE, Recipe
 from ..runtime.sessions import open_session
 from ._calibrate import ROWS, check_texts, measure_ranges, measured_without
@@ -44,7 +44,8 @@ class QuantizedBundle:
     quantized: Quantized
     bytes_before: int
     bytes_after: int
-    #: For a base merged with an adapter: the relative error with which the adapter's change survives this rounding.
+    #: For a base merged with an adapter: the relative error with which the adapter's change survives this rounding; ``None``
+    #: where weights are fitted to texts, for which ``quality`` says what is lost.
     merge_error: float | None = None
     #: How the weights were rounded, a name of ``METHODS``; ``None`` where a recipe has one way.
     method: str | None = None
@@ -144,7 +145,7 @@ def quantize(
         quantized=made.counted,
         bytes_before=result.size(result.variant_files(whole)),
         bytes_after=result.size(result.variant_files(variant)),
-        merge_error=result.manifest.provenance.get("merge_error", {}).get(variant),
+        merge_error=result.manifest.provenance.get("merge_error", {}).get(key_of(variant, method)),
         method=method,
         quality=quality,
         front=made.front,

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..adapters.files import read_adapter_onnx
 from ..bundle import LOCK_TIMEOUT, AdapterEntry, Bundle, Head, Manifest, head_of
+from ..bundle.adapter_forms import rank_axes
 from ..bundle.heads import check_count
 from ..bundle.manifest_heads import head_width
 from ..errors import InputError
@@ -72,7 +73,14 @@ def _adapter(change: Edit, name: str, head: Head) -> None:
     _check(f"adapter {name!r}", change.manifest, name, head, head_width(change.manifest, entry))
     # The contract travels in the adapter's own file too.
     found = read_adapter_onnx(change.folder / entry.onnx)
-    written = write_adapter(change.folder, name, found.tensors, {**found.metadata, **said(head)})
+    written = write_adapter(
+        change.folder,
+        name,
+        found.tensors,
+        {**found.metadata, **said(head)},
+        form=entry.form,
+        axes=rank_axes(change.manifest.slots),
+    )
     adapters = {**change.manifest.adapters, name: written}
     change.stage(written={*entry.files(), *written.files()}, adapters=adapters)
 

@@ -13,7 +13,7 @@ import onnx_ir as ir
 from ..bundle import SlotTable
 from ..errors import BundleError
 from .gptq import bias_of, gptq
-from .grids import fit_grid
+from .grids import fit_grid, half_scales
 from .low_rank import correction
 from .moments import BUDGET, Feeds, Moments, linear_inputs, measure_moments
 from .nbits import Packed, Rounded, write
@@ -130,7 +130,7 @@ def write_rounded(
     for matrix in list(matrices(model.graph, slots, width=BLOCK)):
         known = rounded.get(matrix.name)
         form = forms[matrix.name]
-        write(model.graph, matrix, known or Rounded(Packed.of(nearest(finite(matrix), form.bits, form.block))))
+        write(model.graph, matrix, known or Rounded(Packed.of(nearest_in(finite(matrix), form))))
     ir.save(model, target, external_data=f"{target.name}_data")
 
 
@@ -149,7 +149,7 @@ def _fitted(matrix: Matrix, moments: Moments, form: Form, heal: int) -> Fitted:
 
 def nearest_with_bias(weight: np.ndarray, mean: np.ndarray, form: Form) -> Rounded:
     """``weight`` ``[out, in]`` rounded to the nearest, and a bias for what that moves at the ``mean`` of its inputs."""
-    blocks = nearest(weight, form.bits, form.block)
+    blocks = nearest_in(weight, form)
     return Rounded(Packed.of(blocks), bias_of(weight - blocks.numbers(), mean))
 
 
@@ -164,13 +164,22 @@ def finite(matrix: Matrix) -> np.ndarray:
     return weight
 
 
-def nearest(weight: np.ndarray, bits: int, block: int = BLOCK) -> Blocks:
-    """``weight`` ``[rows, columns]`` rounded to the nearest number of the grids with the smallest squared error."""
+def nearest_in(weight: np.ndarray, form: Form) -> Blocks:
+    """:func:`nearest` in a form, with scales in float16 where they can be."""
+    return nearest(weight, form.bits, form.block, half=half_scales(weight, form.bits, form.block))
+
+
+def nearest(weight: np.ndarray, bits: int, block: int = BLOCK, *, half: bool = False) -> Blocks:
+    """``weight`` ``[rows, columns]`` rounded to the nearest number of the grids with the smallest squared error.
+
+    With ``half`` scales are float16.
+    """
     rows, columns = weight.shape
     blocks = -(-columns // block)
-    scales, zeros = np.empty((rows, blocks), np.float32), np.empty((rows, blocks), np.uint8)
+    scales = np.empty((rows, blocks), np.float16 if half else np.float32)
+    zeros = np.empty((rows, blocks), np.uint8)
     for b in range(blocks):
         part = np.ascontiguousarray(weight[:, b * block : (b + 1) * block], np.float32)
-        scales[:, b], zeros[:, b] = fit_grid(part, bits)
+        scales[:, b], zeros[:, b] = fit_grid(part, bits, half=half)
     grid = Grid(bits, block, scales, zeros)
     return Blocks(grid, grid.nearest(weight))

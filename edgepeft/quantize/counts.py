@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from ..bundle import SlotTable
-from .nbits import ADDED_BIAS, CORRECTION
+from .nbits import ADDED_BIAS, CORRECTION, WIDENED
 
 
 @dataclass(frozen=True)
@@ -64,4 +64,4 @@ def _belongs_to_rounding(value: ir.Value) -> bool:
         return True
     if (value.name or "").endswith(ADDED_BIAS):
         return True
-    return any((node.name or "").endswith(CORRECTION) for node, _ in uses)
+    return any((node.name or "").endswith((*CORRECTION, WIDENED)) for node, _ in uses)

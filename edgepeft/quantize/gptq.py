@@ -1,14 +1,32 @@
-"""GPTQ: each column is rounded, and the columns after it make up for its error (Frantar et al., arXiv:2210.17323)."""
+"""GPTQ: each column is rounded, and the columns that follow make up for its error (Frantar et al., arXiv:2210.17323).
+
+The columns of the largest activations come first, when all others are left to make up for them (``act_order`` in the authors'
+code). So that columns of a block may come at any time, grids are chosen before, and scales once more in closed form afterwards.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
-from .grids import fit_grid
+from .grids import as_half, fit_grid, half_scales
 from .packing import Blocks, Grid
 
 #: What is added to the diagonal of the covariance, as a share of its mean (the paper's 1 %).
 DAMPING = 0.01
+#: Columns after which their errors are passed on to all that follow, and rows whose scales are solved for at a time.
+_COLUMNS, _ROWS = 32, 4096
+#: A scale that least squares would change by more than this factor is left, and with it those of its row.
+_FURTHEST = 3.0
+
+
+def damped(covariance: np.ndarray, damping: float = DAMPING) -> np.ndarray:
+    """The covariance ``[in, in]`` with ``damping`` times the mean of its diagonal added to that; float64, positive definite."""
+    h = covariance.astype(np.float64)
+    mean = float(np.trace(h)) / len(h)
+    dead = np.diag(h) <= 0
+    h[dead, dead] = max(mean, 1.0)
+    h[np.diag_indices_from(h)] += max(damping * mean, 1e-30)
+    return h
 
 
 def inverse_factor(covariance: np.ndarray, damping: float = DAMPING) -> np.ndarray:
@@ -17,11 +35,10 @@ def inverse_factor(covariance: np.ndarray, damping: float = DAMPING) -> np.ndarr
     With ``J`` the reversal of rows and columns and ``J H J = L L.T``, ``U`` is the inverse of ``J L J``: one Cholesky
     decomposition, and no inverse of ``H`` that another one would have to take apart.
     """
-    h = covariance.astype(np.float64)
-    mean = float(np.trace(h)) / len(h)
-    dead = np.diag(h) <= 0
-    h[dead, dead] = max(mean, 1.0)
-    h[np.diag_indices_from(h)] += max(damping * mean, 1e-30)
+    return _factor(damped(covariance, damping))
+
+
+def _factor(h: np.ndarray) -> np.ndarray:
     lower = np.linalg.cholesky(h[::-1, ::-1])
     return np.triu(np.linalg.inv(lower)[::-1, ::-1]).astype(np.float32)
 
@@ -42,30 +59,98 @@ def gptq(weight: np.ndarray, covariance: np.ndarray, *, bits: int, block: int, d
     Returns:
         The rounded weight.
     """
-    top = np.float32((1 << bits) - 1)
-    factor = inverse_factor(covariance, damping)
-    rest = np.ascontiguousarray(weight.T, np.float32)  # [in, out]: a column of the weight lies in one piece
-    columns, rows = rest.shape
+    h = damped(covariance, damping)
+    order = np.argsort(-np.diag(h), kind="stable")
+    factor = _factor(h[np.ix_(order, order)])
+    importance = np.empty(len(h))
+    importance[order] = 1 / np.square(factor).sum(
+        0
+    )  # one over the diagonal of the inverse: what an error costs at least
+    grid = _grid(weight, bits, block, importance)
+    return refit_scales(weight, Blocks(grid, _rounded(weight, grid, factor, order)), h)
+
+
+def _grid(weight: np.ndarray, bits: int, block: int, importance: np.ndarray) -> Grid:
+    rows, columns = weight.shape
     blocks = -(-columns // block)
-    q = np.empty((columns, rows), np.uint8)
-    scales, zeros = np.empty((rows, blocks), np.float32), np.empty((rows, blocks), np.float32)
-    importance = 1 / np.square(np.diag(factor))
+    half = half_scales(weight, bits, block)
+    scales = np.empty((rows, blocks), np.float16 if half else np.float32)
+    zeros = np.empty((rows, blocks), np.uint8)
     for b in range(blocks):
         part = slice(b * block, min((b + 1) * block, columns))
+        inner = np.ascontiguousarray(weight[:, part], np.float32)
+        scales[:, b], zeros[:, b] = fit_grid(inner, bits, importance[part], half=half)
+    return Grid(bits, block, scales, zeros)
+
+
+def _rounded(weight: np.ndarray, grid: Grid, factor: np.ndarray, order: np.ndarray) -> np.ndarray:
+    """``q`` of a weight ``[out, in]`` on a grid, columns taken in ``order``; ``factor`` is :func:`_factor` in that order."""
+    top = np.float32(grid.top)
+    rest = np.ascontiguousarray(weight.T[order], np.float32)  # [in, out]: a column of the weight lies in one piece
+    scales = np.ascontiguousarray(grid.scales.T, np.float32)
+    assert grid.zeros is not None
+    zeros = np.ascontiguousarray(grid.zeros.T).astype(np.float32)
+    q = np.empty(rest.shape, np.uint8)
+    for start in range(0, len(rest), _COLUMNS):
+        part = slice(start, min(start + _COLUMNS, len(rest)))
         inner, within = rest[part], factor[part, part]
-        scale, zero = fit_grid(np.ascontiguousarray(inner.T), bits, importance[part])
-        scales[:, b], zeros[:, b] = scale, zero
         errors = np.empty_like(inner)
         for j in range(len(inner)):
-            column = inner[j]
+            column, place = inner[j], order[start + j]
+            scale, zero = scales[place // grid.block], zeros[place // grid.block]
             steps = np.clip(np.rint(column / scale) + zero, 0, top)
-            q[part.start + j] = steps
+            q[place] = steps
             errors[j] = (column - (steps - zero) * scale) / within[j, j]
             if j + 1 < len(inner):
                 inner[j + 1 :] -= np.outer(within[j, j + 1 :], errors[j])
-        if part.stop < columns:
+        if part.stop < len(rest):
             rest[part.stop :] -= factor[part, part.stop :].T @ errors
-    return Blocks(Grid(bits, block, scales, zeros.astype(np.uint8)), np.ascontiguousarray(q.T))
+    return np.ascontiguousarray(q.T)
+
+
+def refit_scales(weight: np.ndarray, blocks: Blocks, h: np.ndarray) -> Blocks:
+    """The same numbers on grids whose scales are the best for them: least squares over all blocks of a row at once.
+
+    Args:
+        weight: float32 ``[out, in]``.
+        blocks: What it was rounded to.
+        h: The damped covariance of the layer's inputs, ``[in, in]``.
+    """
+    grid = blocks.grid
+    assert grid.zeros is not None
+    rows, columns = weight.shape
+    h = h.astype(np.float32)
+    scales = grid.scales.astype(np.float32)
+    for start in range(0, rows, _ROWS):
+        part = slice(start, min(start + _ROWS, rows))
+        zeros = np.repeat(grid.zeros[part].astype(np.float32), grid.block, axis=1)[:, :columns]
+        steps = blocks.q[part].astype(np.float32) - zeros
+        wanted = _by_block(steps * (weight[part] @ h), grid.block)
+        among = np.empty((len(steps), scales.shape[1], scales.shape[1]), np.float32)
+        for b in range(scales.shape[1]):
+            inside = slice(b * grid.block, min((b + 1) * grid.block, columns))
+            among[:, b] = _by_block((steps[:, inside] @ h[inside]) * steps, grid.block)
+        scales[part] = _solved(among.astype(np.float64), wanted.astype(np.float64), scales[part])
+    if grid.scales.dtype == np.float16:
+        scales = as_half(scales).astype(np.float16)
+    return Blocks(Grid(grid.bits, grid.block, scales, grid.zeros), blocks.q)
+
+
+def _by_block(array: np.ndarray, block: int) -> np.ndarray:
+    """Sums over the columns of each block, ``[rows, blocks]``."""
+    sums: np.ndarray = np.add.reduceat(array, np.arange(0, array.shape[1], block), axis=1)
+    return sums
+
+
+def _solved(among: np.ndarray, wanted: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """``among @ scales = wanted`` for each row; blocks of zeros keep their scale, and rows that go astray all of theirs."""
+    places = np.arange(among.shape[1])
+    row, empty = np.nonzero(among[:, places, places] <= 0)
+    among[row, empty, empty], wanted[row, empty] = 1, before[row, empty]
+    among[:, places, places] *= 1 + 1e-6
+    found = np.linalg.solve(among, wanted[..., None])[..., 0]
+    near = np.all((found > before / _FURTHEST) & (found < before * _FURTHEST), axis=1, keepdims=True)
+    return np.where(near, found, before)
 
 
 def bias_of(error: np.ndarray, mean: np.ndarray) -> np.ndarray:

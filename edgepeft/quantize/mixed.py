@@ -15,6 +15,7 @@ from itertools import pairwise
 import numpy as np
 
 from .calibrated import finite, nearest
+from .grids import half_scales
 from .packing import Form
 from .weights import Matrix
 
@@ -62,7 +63,14 @@ def options_of(matrix: Matrix, loss: float) -> tuple[Option, ...]:
         if not (matrix.tables and columns % form.block) and (form.block <= columns or form == MEASURED)
     }
     measured = errors[MEASURED] or 1.0
-    return tuple(Option(form, form.bytes(rows, columns), loss * error / measured) for form, error in errors.items())
+    # A matrix whose scales float16 cannot hold has them in float32.
+    more = {
+        form: 0 if half_scales(weight, form.bits, form.block) else 2 * rows * -(-columns // form.block)
+        for form in errors
+    }
+    return tuple(
+        Option(form, form.bytes(rows, columns) + more[form], loss * error / measured) for form, error in errors.items()
+    )
 
 
 def front(options: Mapping[str, Sequence[Option]], floor: float = 0.0) -> list[Point]:

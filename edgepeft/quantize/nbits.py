@@ -18,6 +18,8 @@ from .weights import Matrix, drop_unused
 ACCURACY_LEVEL = 4
 #: How the initializer of a bias that rounding adds ends, and the nodes that widen the factors of a correction.
 ADDED_BIAS, CORRECTION = "/added_bias", ("/first", "/second")
+#: How a node ends that widens float16 scales. ONNX Runtime computes it once, when the graph is opened: what it reads is constant.
+WIDENED = "/widen"
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Packed:
     columns: int
     bits: int
     block: int
-    #: uint8 ``[rows, blocks, block * bits / 8]``, float32 ``[rows, blocks]``, uint8 ``[rows, bytes]`` or ``None``.
+    #: uint8 ``[rows, blocks, block * bits / 8]``, float16 or float32 ``[rows, blocks]``, uint8 ``[rows, bytes]`` or ``None``.
     numbers: np.ndarray | ir.LazyTensor
     scales: np.ndarray | ir.LazyTensor
     zeros: np.ndarray | ir.LazyTensor | None
@@ -89,6 +91,17 @@ def write(graph: ir.Graph, matrix: Matrix, rounded: Rounded) -> None:
     graph.opset_imports["com.microsoft"] = 1
 
 
+def _wide(graph: ir.Graph, scales: ir.Value) -> ir.Value:
+    """Scales as kernels read them, float32: first in the graph, since lookups of a tied head come before the head."""
+    if scales.dtype != ir.DataType.FLOAT16:
+        return scales
+    cast = ir.node("Cast", [scales], {"to": ir.DataType.FLOAT.value}, name=f"{scales.name}{WIDENED}")
+    wide = cast.outputs[0]
+    wide.name, wide.type, wide.shape = f"{scales.name}/wide", FLOAT, scales.shape
+    graph.insert_before(graph[0], cast)
+    return wide
+
+
 class _Stored:
     """The initializers of one weight, made once for all nodes that use it."""
 
@@ -96,7 +109,7 @@ class _Stored:
         packed = rounded.packed
         self.graph, self.name, self.form, self.rounded = graph, name, packed, rounded
         self.numbers = constant(graph, f"{name}_q{packed.bits}", packed.numbers)
-        self.scales = constant(graph, f"{name}_scales", packed.scales)
+        self.scales = _wide(graph, constant(graph, f"{name}_scales", packed.scales))
         self.zeros = None if packed.zeros is None else constant(graph, f"{name}_zeros", packed.zeros)
 
     def matmul(self, node: ir.Node) -> None:

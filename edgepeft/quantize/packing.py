@@ -16,15 +16,18 @@ BITS = (2, 4, 8)
 
 @dataclass(frozen=True)
 class Form:
-    """How a weight is stored: bits of a number, and how many columns share a scale and a zero point."""
+    """How a weight is stored: bits of a number, and how many columns share a scale and a zero point.
+
+    Scales are in float16 (see :func:`~edgepeft.quantize.grids.half_scales`), and kernels get them in float32.
+    """
 
     bits: int = 4
     block: int = BLOCK
 
     def bytes(self, rows: int, columns: int) -> int:
-        """Bytes of a weight ``[rows, columns]`` in the file: numbers, float32 scales, zero points."""
+        """Bytes of a weight ``[rows, columns]`` in the file: numbers, scales, zero points."""
         blocks = -(-columns // self.block)
-        return rows * (blocks * self.block * self.bits // 8 + 4 * blocks + -(-blocks * self.bits // 8))
+        return rows * (blocks * self.block * self.bits // 8 + 2 * blocks + -(-blocks * self.bits // 8))
 
     def __str__(self) -> str:
         return f"{self.bits} bits in blocks of {self.block}"
@@ -34,7 +37,8 @@ class Form:
 class Grid:
     """The numbers that each block of a weight may take: ``(q - zero) * scale`` with ``q`` in 0 … 2^bits - 1.
 
-    ``scales`` are float32 ``[rows, blocks]``; ``zeros`` uint8 of the same shape, or ``None`` for the middle of the range.
+    ``scales`` are float16 or float32 ``[rows, blocks]``; ``zeros`` uint8 of the same shape, or ``None`` for the middle of the
+    range.
     """
 
     bits: int
@@ -58,7 +62,7 @@ class Grid:
         found = np.empty((rows, columns), np.uint8)
         for b in range(self.scales.shape[1]):
             part = slice(b * self.block, min((b + 1) * self.block, columns))
-            scale = self.scales[:, b, None]
+            scale = self.scales[:, b, None].astype(np.float32)
             steps = weight[:, part] / np.where(scale == 0, 1, scale)
             zero = self.middle if self.zeros is None else self.zeros[:, b, None].astype(np.float32)
             found[:, part] = np.clip(np.rint(steps) + zero, 0, self.top)

@@ -169,5 +169,5 @@ def with_texts() -> str:
 
 def without_texts() -> str:
     """The others, ``int8, q4 and q8``."""
-    *first, last = (name for name, each in RECIPES.items() if not each.calibrated and not each.halves)
+    *first, last = (name for name, each in RECIPES.items() if not each.calibrated)
     return f"{', '.join(first)} and {last}" if first else last

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,9 +11,13 @@ from typing import Any
 import numpy as np
 
 from ..bundle import NO_TEXT, AdapterEntry, Bundle, Head, OwnEmbedding, OwnText, head_of
+from ..bundle.adapter_forms import expanded, rank_axes, wrong_type
 from ..bundle.cache_names import PAST
 from ..errors import AdapterMismatchError, CorruptBundleError, InputError
 from .buffers import as_values
+
+#: ONNX Runtime's name of what slots take.
+_FLOAT = "tensor(float)"
 
 
 @dataclass(frozen=True)
@@ -90,13 +94,18 @@ class ActiveAdapter:
         return logits if labels is None else logits[..., : len(labels)]
 
 
-def load_adapter(bundle: Bundle, name: str) -> ActiveAdapter:
-    """Verify an adapter file, map it into memory and make it ready to run."""
+def load_adapter(
+    bundle: Bundle, name: str, tensors: Callable[[], Mapping[str, np.ndarray]] | None = None
+) -> ActiveAdapter:
+    """Verify an adapter file, map it into memory and make it ready to run.
+
+    One in another form than float32 is expanded instead; ``tensors`` gives its tensors where they are in memory already.
+    """
     import onnxruntime as ort
 
     entry = bundle.adapter(name)
-    if entry.prefix_length:
-        return _before_sequence(bundle, name, entry)
+    if entry.prefix_length or entry.form != "fp32":
+        return _by_value(bundle, name, read_tensors(bundle, name, entry) if tensors is None else tensors())
     handle = ort.LoraAdapter()
     options = ort.RunOptions()
     # What the bundle was opened with, whatever was added under that name since. The map outlives the open file.
@@ -138,9 +147,11 @@ def readable(path: Path, name: str) -> Iterator[None]:
         ) from error
 
 
-def _before_sequence(bundle: Bundle, name: str, entry: AdapterEntry) -> ActiveAdapter:
-    """An adapter that a sequence begins with: not through ``RunOptions``, since its tensors are no inputs of the graph."""
-    tensors = read_tensors(bundle, name, entry)
+def _by_value(bundle: Bundle, name: str, tensors: Mapping[str, np.ndarray]) -> ActiveAdapter:
+    """An adapter that is not run through ``RunOptions``.
+
+    One that a sequence begins with has tensors that are no inputs of the graph, one in float16 or 8 bits others than slots take.
+    """
     types = {value.name: value.dtype for value in bundle.manifest.inputs}
     pasts = {tensor: PAST + tensor.removeprefix("prefix.") for tensor in bundle.manifest.prefix_tensors()}
     head = head_of(bundle.manifest, name)
@@ -153,7 +164,7 @@ def _before_sequence(bundle: Bundle, name: str, entry: AdapterEntry) -> ActiveAd
         embedding=bundle.embedding_of(name),
         feeds=as_values({n: array for n, array in tensors.items() if n not in pasts}),
         identity=(name, 1.0, content_of(bundle, name)),
-        prefix={past: tensors[tensor].astype(types[past]) for tensor, past in pasts.items()},
+        prefix={past: tensors[tensor].astype(types[past]) for tensor, past in pasts.items() if tensor in tensors},
     )
 
 
@@ -196,17 +207,27 @@ def scaled_adapter(bundle: Bundle, name: str, tensors: Mapping[str, np.ndarray],
 
 
 def read_tensors(bundle: Bundle, name: str, entry: AdapterEntry) -> dict[str, np.ndarray]:
-    """The adapter's tensors by slot name, copied out of its file."""
+    """The adapter's tensors by slot name, copied out of its file, in float32."""
     import onnxruntime as ort
 
     with bundle.open(entry.onnx_adapter) as file, readable(bundle.file(entry.onnx_adapter), name):
         form = ort.AdapterFormat.read_adapter(file.load_path)
-        values = form.get_parameters()
-        found = {tensor: (tuple(value.shape()), value.data_type()) for tensor, value in values.items()}
-        tensors = {tensor: value.numpy().copy() for tensor, value in values.items()}
+        held = {tensor: value.numpy().copy() for tensor, value in form.get_parameters().items()}
     bundle.files.known.save()
-    check_shapes(bundle, name, entry, found)
+    try:
+        tensors = expanded(held)
+    except ValueError as error:
+        raise AdapterMismatchError(f"{bundle.file(entry.onnx_adapter)}: adapter {name!r}: {error}") from error
+    check_shapes(bundle, name, entry, {tensor: (array.shape, _FLOAT) for tensor, array in tensors.items()})
+    wrong = wrong_type(held, entry.form, rank_axes(bundle.manifest.slots))
+    if wrong is not None:
+        raise AdapterMismatchError(_wrong(name, wrong, str(held[wrong].dtype), entry))
     return tensors
+
+
+def _wrong(name: str, tensor: str, kind: str, entry: AdapterEntry) -> str:
+    taken = "slots take float32" if entry.form == "fp32" else f"the manifest says that it is stored in {entry.form}"
+    return f"adapter {name!r}: {tensor} is {kind}, {taken}"
 
 
 def check_shapes(
@@ -224,6 +245,6 @@ def check_shapes(
             f"{bundle.file(entry.onnx_adapter)}: adapter {name!r} should hold {odd} with shape {expected.get(odd)}, "
             f"the file has {found.get(odd)}"
         )
-    wrong = next((tensor for tensor, (_, kind) in tensors.items() if kind != "tensor(float)"), None)
+    wrong = next((tensor for tensor, (_, kind) in tensors.items() if kind != _FLOAT), None)
     if wrong is not None:
-        raise AdapterMismatchError(f"adapter {name!r}: {wrong} is {tensors[wrong][1]}, slots take float32")
+        raise AdapterMismatchError(_wrong(name, wrong, tensors[wrong][1], entry))

@@ -42,11 +42,13 @@ def _read(bundle: Bundle, name: str) -> Mapping[str, np.ndarray]:
 
 
 def _load(bundle: Bundle, name: str, tensors: Once[Mapping[str, np.ndarray]], form: Form | None) -> ActiveAdapter:
-    active = load_adapter(bundle, name)
-    if active.handle is not None and form is not None:
-        # Read once more, and not kept: what is made of them takes their place in memory.
-        values, piece = form(read_tensors(bundle, name, bundle.adapter(name)))
-        return replace(active, values=values, piece=piece, formed=True)
+    entry = bundle.adapter(name)
+    if form is not None and not entry.prefix_length:
+        # Read, and not kept: what is made of them takes their place in memory.
+        read = read_tensors(bundle, name, entry)
+        active, (values, piece) = load_adapter(bundle, name, lambda: read), form(read)
+        return replace(active, feeds={}, values=values, piece=piece, formed=True)
+    active = load_adapter(bundle, name, tensors.get)
     if active.handle is None or not bundle.manifest.writes:
         return active
     # A generator binds tensors. The view that holds them needs its file no more, whatever becomes of it.

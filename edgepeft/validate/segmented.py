@@ -136,19 +136,35 @@ class Doors:
         return call.outputs
 
 
+@dataclass(frozen=True)
+class Told:
+    """An input or output as a session tells it."""
+
+    name: str
+    shape: Sequence[int | str]
+    type: str
+
+    @staticmethod
+    def of(values: Sequence[Any]) -> list[Told]:
+        """The same of what a session gives, which may end."""
+        return [Told(value.name, value.shape, value.type) for value in values]
+
+
 class SegmentedSession:
     """A graph in parts that is run like an ONNX Runtime session; inside :attr:`doors` many runs pass each part together.
 
     Args:
         file: The graph's file, its weights beside it.
-        whole: A session over the same graph that holds no weights of its own, for its inputs and outputs.
+        whole: A session over the same graph, which is asked for its inputs and outputs and not kept.
         threads: Intra-op threads; ONNX Runtime's own choice where ``None``.
         budget: Bytes of weights of one part; ``BUDGET`` by default.
     """
 
     def __init__(self, file: Path, whole: Any, threads: int | None = None, budget: int | None = None) -> None:
         self._model = ir.load(file)
-        self._file, self._whole, self._threads = file, whole, threads
+        self._file, self._threads = file, threads
+        self._inputs, self._outputs = Told.of(whole.get_inputs()), Told.of(whole.get_outputs())
+        self._overridable = Told.of(whole.get_overridable_initializers())
         self._segments = cut(self._model.graph, budget or BUDGET)
         self._defaults = {
             value.name or "": value.const_value.numpy()
@@ -162,17 +178,17 @@ class SegmentedSession:
         """How many parts there are."""
         return len(self._segments)
 
-    def get_inputs(self) -> Any:
+    def get_inputs(self) -> list[Told]:
         """As of the whole graph."""
-        return self._whole.get_inputs()
+        return self._inputs
 
-    def get_outputs(self) -> Any:
+    def get_outputs(self) -> list[Told]:
         """As of the whole graph."""
-        return self._whole.get_outputs()
+        return self._outputs
 
-    def get_overridable_initializers(self) -> Any:
+    def get_overridable_initializers(self) -> list[Told]:
         """As of the whole graph."""
-        return self._whole.get_overridable_initializers()
+        return self._overridable
 
     def run_arrays(self, outputs: Sequence[str], feeds: Arrays) -> dict[str, np.ndarray]:
         """One run; the named outputs."""

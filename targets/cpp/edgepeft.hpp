@@ -59,8 +59,9 @@ class Model {
     adapters_.insert_or_assign(name, std::move(loaded));
   }
 
-  // An adapter that puts states before the sequence (prefix tuning and its kin, `prefix_length` in edgepeft.json): they fill no
-  // slots, so they are read from its other form, `adapters/<name>.onnx`, a graph without inputs.
+  // An adapter from its other file, `adapters/<name>.onnx`, a graph without inputs whose outputs are its tensors in float32. That is
+  // how two kinds are loaded: those that put states before the sequence (prefix tuning and its kin, `prefix_length` in
+  // edgepeft.json), and those stored in float16 or 8 bits (`form` is not "fp32"), which the graph expands.
   void load_states(const std::string& name, const std::string& graph) {
     check_idle(name, "load");
     Ort::Session session(env_, graph.c_str(), Ort::SessionOptions{});
@@ -95,6 +96,9 @@ class Model {
     }
     run_options_ = std::move(options);
     active_states_ = states == states_.end() ? nullptr : &states->second;
+    active_has_states_ = false;
+    if (active_states_ != nullptr)
+      for (const auto& each : *active_states_) active_has_states_ = active_has_states_ || is_state(each.first);
     active_ = name;
   }
 
@@ -102,7 +106,7 @@ class Model {
   // in edgepeft.json, for example "token-classification.logits".
   Logits run(const std::map<std::string, std::vector<int64_t>>& inputs, int64_t rows, int64_t tokens,
              const std::string& output = "logits") {
-    if (active_states_ != nullptr) throw std::logic_error("this adapter puts states before a sequence: use a Generator");
+    if (states() != nullptr) throw std::logic_error("this adapter puts states before a sequence: use a Generator");
     auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
     const int64_t shape[] = {rows, tokens};
     std::vector<const char*> names;
@@ -113,6 +117,7 @@ class Model {
       names.push_back(name.c_str());
       values.push_back(Ort::Value::CreateTensor<int64_t>(memory, const_cast<int64_t*>(data.data()), data.size(), shape, 2));
     }
+    add_slots(names, values);
     const char* outputs[] = {output.c_str()};
     auto result = session_.Run(run_options_, names.data(), values.data(), values.size(), outputs, 1);
     auto found = result[0].GetTensorTypeAndShapeInfo().GetShape();
@@ -124,9 +129,25 @@ class Model {
   // For what runs the graph otherwise, with the adapter in use: see edgepeft_generate.hpp.
   Ort::Session& session() { return session_; }
   const Ort::RunOptions& run_options() const { return run_options_; }
-  const Tensors* states() const { return active_states_; }
+  // Keys and values before the sequence, by name; null without any.
+  const Tensors* states() const { return active_has_states_ ? active_states_ : nullptr; }
+  // Adds the slot tensors of an adapter that was loaded from its graph to what a run is fed: views, which the model keeps alive.
+  void add_slots(std::vector<const char*>& names, std::vector<Ort::Value>& values) const {
+    if (active_states_ == nullptr) return;
+    auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
+    for (const auto& [name, value] : *active_states_) {
+      if (is_state(name)) continue;
+      auto info = value.GetTensorTypeAndShapeInfo();
+      auto shape = info.GetShape();
+      names.push_back(name.c_str());
+      auto* data = const_cast<float*>(value.GetTensorData<float>());
+      values.push_back(Ort::Value::CreateTensor<float>(memory, data, info.GetElementCount(), shape.data(), shape.size()));
+    }
+  }
 
  private:
+  static bool is_state(const std::string& name) { return name.rfind("prefix.", 0) == 0; }
+
   // The run options refer to the adapter in use without keeping it alive.
   void check_idle(const std::string& name, const char* what) const {
     if (!name.empty() && name == active_)
@@ -139,6 +160,7 @@ class Model {
   std::map<std::string, Ort::LoraAdapter> adapters_;
   std::map<std::string, Tensors> states_;
   const Tensors* active_states_ = nullptr;
+  bool active_has_states_ = false;
   std::string active_;
 };
 

@@ -233,28 +233,12 @@ class Generator {
       outputs.push_back(shared_ ? over(each, capacity_) : Ort::Value(nullptr));
     }
     const size_t own = inputs.size();
-    std::vector<Ort::Value> slots = other_tensors(names);
-    for (auto& value : slots) inputs.push_back(std::move(value));
+    model_.add_slots(names, inputs);
     model_.session().Run(model_.run_options(), names.data(), inputs.data(), inputs.size(), wanted.data(), outputs.data(), wanted.size());
     for (size_t i = 0; i < cache_.size(); ++i)
       cache_[i].value = std::move(shared_ ? inputs[own - cache_.size() + i] : outputs[i + 1]);
     width_ += count;
     logits_ = std::move(outputs[0]);
-  }
-
-  // What an adapter with states holds beside them fills slots: fed by value, over the adapter's own memory.
-  std::vector<Ort::Value> other_tensors(std::vector<const char*>& names) {
-    std::vector<Ort::Value> found;
-    if (model_.states() == nullptr) return found;
-    for (const auto& [name, value] : *model_.states()) {
-      if (name.rfind("prefix.", 0) == 0) continue;
-      auto info = value.GetTensorTypeAndShapeInfo();
-      auto shape = info.GetShape();
-      auto* data = const_cast<float*>(value.GetTensorData<float>());
-      names.push_back(name.c_str());
-      found.push_back(Ort::Value::CreateTensor<float>(memory_, data, info.GetElementCount(), shape.data(), shape.size()));
-    }
-    return found;
   }
 
   // The last row of logits, or that many rows before it.

@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from edgepeft.devices.executors import cpp as native
 from edgepeft.devices.executors.cpp import CppExecutor
 from edgepeft.devices.executors.cpp_protocol import read_answer
 from edgepeft.errors import CaptureError, DeviceError, InputError
-from edgepeft.pipeline import quantize
+from edgepeft.pipeline import quantize, store_adapters
 from edgepeft.report.gate import Verdict
 from edgepeft.targets import Target
 
@@ -116,6 +117,32 @@ def test_a_language_model_generates_as_in_python(generating: Path, cpp: CppExecu
     assert all(ms > 0 for each in result.generated for ms in each.prefill_ms)
     assert result.swap is not None
     assert len(result.swap.use_ms) == 7
+
+
+@pytest.mark.parametrize("form", ["fp16", "int8"])
+def test_adapters_in_other_forms(
+    form: Literal["fp16", "int8"], bundle: Path, generating: Path, cpp: CppExecutor, tmp_path: Path
+) -> None:
+    """ONNX Runtime expands them; the same bits as in Python, in rows, in tokens, and after a swap back to the base."""
+    own = Path(shutil.copytree(bundle, tmp_path / "own"))
+    store_adapters(own, form)
+    names = (None, "reviews", "movies", None)
+    rows = tuple(Rows(adapter=n, texts=("the film was not very good",)) for n in names)
+    result = cpp.run(Job(bundle=str(own), variant="fp32", threads=1, rows=rows, restore=True))
+    model = runtime.open(own)
+    for name, found in zip(names, result.rows, strict=True):
+        assert np.array_equal(np.float32(found.logits), model.use(name).logits(list(rows[0].texts)))
+    assert result.base_restored is True
+    writer = Path(shutil.copytree(generating, tmp_path / "writer"))
+    store_adapters(writer, form, ["wide"])
+    store_adapters(writer, "fp16", ["prefix"])  # states have no factors to store in 8 bits
+    prompts = tuple(
+        Prompts(adapter=n, texts=("good day",), max_new_tokens=12, chat=False) for n in (None, "wide", "prefix")
+    )
+    job = Job(bundle=str(writer), variant="fp32", threads=1, prompts=prompts, restore=True)
+    found, native = cpp.run(job), run_worker(job)
+    assert [each.tokens for each in found.generated] == [each.tokens for each in native.generated]
+    assert found.base_restored is True
 
 
 def test_half_precision_generates_as_in_python(generating: Path, cpp: CppExecutor, tmp_path: Path) -> None:

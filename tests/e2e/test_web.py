@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -19,9 +19,12 @@ from click.testing import Result
 
 from edgepeft import runtime
 from edgepeft.bench import Case, Job, Rows, Sampling, run_worker
+from edgepeft.bundle import read_bundle
 from edgepeft.devices import executor_for, validate_on
 from edgepeft.devices.executors.web import NodeExecutor, WebExecutor, packages
 from edgepeft.errors import DeviceError, InputError
+from edgepeft.pipeline import store_adapters
+from edgepeft.pipeline._manifest import write_manifest
 from edgepeft.report.gate import Verdict
 from edgepeft.targets import load_target
 
@@ -180,6 +183,23 @@ def test_a_job_in_node(webbed: Path, variant: str) -> None:
     assert done.swap is not None
     assert (len(done.swap.cold_ms), len(done.swap.use_ms), len(done.swap.first_inference_ms)) == (3, 30, 20)
     assert (done.peak_rss_mb or 0) > 20
+
+
+@needs_node
+@pytest.mark.parametrize("form", ["fp16", "int8"])
+def test_adapters_in_other_forms(form: Literal["fp16", "int8"], webbed: Path, tmp_path: Path) -> None:
+    """Expanded in JavaScript as in Python; a file in another form than the manifest says is refused."""
+    own = Path(shutil.copytree(webbed, tmp_path / "own"))
+    assert {each.form for each in store_adapters(own, form)} == {form}
+    asked = job(own)
+    done = NodeExecutor(load_target("web-wasm")).run(asked)
+    check_rows(asked, done, "fp32")
+    assert done.base_restored is True
+    manifest = read_bundle(own).manifest
+    adapters = {name: entry.model_copy(update={"form": "fp32"}) for name, entry in manifest.adapters.items()}
+    write_manifest(own, manifest.model_copy(update={"adapters": adapters}), manifest.files)
+    with pytest.raises(DeviceError, match=r"stored in (fp16|int8), slots take float32"):
+        NodeExecutor(load_target("web-wasm")).run(asked)
 
 
 def check_rows(asked: Job, done: Any, variant: str) -> None:

@@ -19,9 +19,11 @@ from encoder_decoder import SEQ2SEQ, made_once
 from edgepeft import runtime
 from edgepeft.bundle import read_bundle
 from edgepeft.cli import main
+from edgepeft.data import Examples
 from edgepeft.errors import BundleError, InputError, ParityError
 from edgepeft.pipeline import _halves, add, export, plan_quantize, quantize, remove, write_input_style
 from edgepeft.pipeline._web_session import Fed
+from edgepeft.validate import validate
 from edgepeft.validate.probe import bundle_probe
 
 ADAPTERS = ("plain", "head", "dora")
@@ -85,6 +87,14 @@ def test_base_and_adapters_compute_the_same(halved: Path, bases: Bases) -> None:
     mixed = half.forward(inputs, adapters=rows)["logits"]
     alone = [half.adapter(name).forward(inputs)["logits"][row] for row, name in enumerate(rows)]
     assert np.abs(mixed - np.stack(alone)).max() < 1e-2
+
+
+def test_validate_looks_at_it(halved: Path) -> None:
+    rows = Examples(texts=("a good film", "the plot was bad", "very poor"), labels=("a", "b", "a"), source="rows.csv")
+    result = validate(halved, reference=False, variants=["fp32", "fp16"], data={"head": rows})
+    assert {row.variant for row in result.accuracy} == {"fp32", "fp16"}
+    assert not result.problems
+    assert result.base_restored is True
 
 
 def test_a_language_model_keeps_its_cache_in_halves(causal: Path) -> None:

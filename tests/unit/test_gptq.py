@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
@@ -13,10 +14,11 @@ from edgepeft.bundle import SlotTable
 from edgepeft.errors import BundleError
 from edgepeft.graph.bit_packing import pack, unpack
 from edgepeft.graph.passes.unpack_int4 import SetAccuracyLevel, UnpackInt4
+from edgepeft.graph.quantized_weights import quantized_weights
 from edgepeft.quantize.calibrated import calibrated, nearest
 from edgepeft.quantize.counts import count_quantized
-from edgepeft.quantize.gptq import bias_of, gptq, inverse_factor
-from edgepeft.quantize.grids import fit_grid
+from edgepeft.quantize.gptq import _rounded, bias_of, damped, gptq, inverse_factor, refit_scales
+from edgepeft.quantize.grids import fit_grid, half_scales
 from edgepeft.quantize.low_rank import correction
 from edgepeft.quantize.moments import measure_moments
 from edgepeft.quantize.packing import BITS, Blocks, Grid
@@ -94,6 +96,49 @@ def test_gptq_loses_less_than_rounding_to_nearest(bits: int) -> None:
     # The bias puts back what is left on average, and here that is most of it.
     assert lost(error, bias_of(error, MEAN)) < 0.8 * lost(error)
     np.testing.assert_allclose((X @ error.T - bias_of(error, MEAN)).mean(0), 0, atol=1e-4)
+
+
+def test_columns_of_large_activations_come_first() -> None:
+    """Against the same grids with columns as they stand: what is rounded last has nothing left that could make up for it."""
+    covariance = COVARIANCE[::-1, ::-1]  # the largest last
+    found = gptq(W, covariance, bits=4, block=32)
+    as_they_stand = _rounded(W, found.grid, inverse_factor(covariance), np.arange(IN))
+    plain = refit_scales(W, Blocks(found.grid, as_they_stand), damped(covariance))
+    errors = [W - each.numbers() for each in (found, plain)]
+    ordered, other = (float(np.einsum("ri,ij,rj->", error, covariance, error)) for error in errors)
+    assert ordered < 0.8 * other
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_scales_are_the_best_for_their_numbers(bits: int) -> None:
+    """Never worse in what they minimize, and stationary: moving any scale a little loses."""
+    h = damped(COVARIANCE)
+    before = nearest(W, bits)
+    after = refit_scales(W, before, h)
+    assert np.array_equal(after.q, before.q)
+
+    def cost(grid: Grid) -> float:
+        error = W.astype(np.float64) - grid.numbers(before.q)
+        return float(np.einsum("ri,ij,rj->", error, h, error))
+
+    best = cost(after.grid)
+    assert best < cost(before.grid)
+    for factor in (0.99, 1.01):
+        for block in range(after.grid.scales.shape[1]):
+            scales = after.grid.scales.copy()
+            scales[:, block] *= np.float32(factor)
+            assert cost(Grid(bits, 32, scales, after.grid.zeros)) > best
+    assert refit_scales(W, nearest(W, bits, half=True), h).grid.scales.dtype == np.float16
+
+
+def test_a_block_of_zeros_keeps_its_scale() -> None:
+    weight = W.copy()
+    weight[3, 32:64] = 0
+    before = nearest(weight, 4)
+    after = refit_scales(weight, before, damped(COVARIANCE))
+    assert 0 < after.grid.scales[3, 1] < 1e-30, "as small as before"
+    assert np.isfinite(after.numbers()).all()
+    assert (after.numbers()[3, 32:64] == 0).all()
 
 
 def test_inputs_that_are_never_there() -> None:
@@ -225,6 +270,56 @@ def test_fitted_weights_are_unpacked_for_browsers(bits: int, tmp_path: Path) -> 
     unpacked = tmp_path / "unpacked.onnx"
     ir.save(model, unpacked)
     np.testing.assert_allclose(run(unpacked, X), expected, atol=2e-5)
+
+
+def test_scales_are_stored_in_float16_and_cost_a_run_nothing(tmp_path: Path) -> None:
+    """What runs is what the file holds, and ONNX Runtime widens the scales when it opens the graph. Tiny weights keep float32."""
+    weights = layers()
+    weights[1] *= np.float32(1e-6)
+    path, target = model_of(weights, tmp_path), tmp_path / "model_q4.onnx"
+    calibrated(path, target, SlotTable(), batches=[{"x": X}], open_session=open_session)
+    model = ir.load(target)
+    held = {
+        name: value.const_value for name, value in model.graph.initializers.items() if value.const_value is not None
+    }
+    types = [held[f"w{number}_scales"].dtype for number in range(4)]
+    assert types == [ir.DataType.FLOAT16, ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.FLOAT16]
+    assert count_quantized(model, SlotTable()).share == 1.0, "scales are no weights"
+    (tmp_path / "read").mkdir()
+    numbers = [blocks.read() for _, blocks in sorted(quantized_weights(model).items())]
+    biases = [held[f"w{number}/added_bias"].numpy().copy() for number in range(4)]
+    plain = ir.load(model_of(numbers, tmp_path / "read", bias=True))
+    for number, bias in enumerate(biases):
+        plain.graph.initializers[f"b{number}"].const_value = ir.tensor(bias)
+    ir.save(plain, tmp_path / "read" / "plain.onnx")
+    model = ir.load(target)
+    SetAccuracyLevel(0)(model)
+    ir.save(model, target, external_data="model_q4.onnx_data")
+    np.testing.assert_allclose(run(target, X), run(tmp_path / "read" / "plain.onnx", X), atol=2e-5)
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    ort.InferenceSession(target, options, providers=["CPUExecutionProvider"])
+    kinds = [node.op_type for node in ir.load(tmp_path / "optimized.onnx").graph]
+    assert kinds.count("MatMulNBits") == 4
+    assert "Cast" not in kinds
+
+
+def test_rounding_scales_costs_next_to_nothing() -> None:
+    whole = nearest(W, 4).numbers() - W
+    halves = nearest(W, 4, half=True)
+    assert halves.grid.scales.dtype == np.float16
+    # Numbers are chosen after the scales were rounded: a thousandth of the error, not half a thousandth of each number.
+    assert np.square(halves.numbers() - W).sum() < 1.002 * np.square(whole).sum()
+
+
+def test_zeros_have_a_scale_in_float16() -> None:
+    weight = W.copy()
+    weight[3, :32] = 0
+    assert half_scales(weight, 4, 32)
+    assert (nearest(weight, 4, half=True).numbers()[3, :32] == 0).all()
+    assert (gptq(weight, COVARIANCE, bits=4, block=32).grid.scales > 0).all()
+    assert not half_scales(weight * np.float32(1e-7), 4, 32)
+    assert not half_scales(weight * np.float32(1e8), 4, 32)
 
 
 def test_numbers_that_are_not_finite_are_named(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from edgepeft.quantize.calibrated import nearest
+from edgepeft.quantize.calibrated import nearest_in
 from edgepeft.quantize.mixed import MEASURED, Option, front, hull, options_of, within_loss, within_size
 from edgepeft.quantize.nbits import Packed
 from edgepeft.quantize.packing import Form
@@ -104,7 +104,7 @@ def test_forms_of_a_matrix() -> None:
     assert options[Form(4, 128)].loss > options[Form(4, 64)].loss > options[MEASURED].loss
     assert options[Form(8, 128)].loss < 0.02 / 100  # (15 / 255)^2, and larger blocks
     for form, option in options.items():
-        packed = Packed.of(nearest(np.zeros((64, 256), np.float32), form.bits, form.block))
+        packed = Packed.of(nearest_in(np.zeros((64, 256), np.float32), form))
         assert option.bytes == packed.bytes
     # Blocks of a table divide its width, and none is larger than the matrix.
     assert {o.form.block for o in options_of(matrix(200, 96, table=True), 0.02)} == {32}

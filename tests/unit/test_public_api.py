@@ -39,6 +39,7 @@ STAGES = [
     "rename",
     "relabel",
     "blend",
+    "store_adapters",
     "diff",
     "quantize",
     "write_input_style",
@@ -46,6 +47,7 @@ STAGES = [
     "export_for",
     "write_static",
     "export_variants",
+    "export_auto",
     "export_whole",
 ]
 RESULTS = [
@@ -68,8 +70,10 @@ RESULTS = [
     "Exported",
     "ExportPlan",
     "QuantizePlan",
+    "ModeChoice",
     "Added",
     "Removed",
+    "StoredAdapter",
     "BundleDiff",
     "Difference",
     "QuantizedBundle",

@@ -23,18 +23,19 @@ from ..show import steps, warn
 )
 @option_group(
     "Where",
-    option("--port", type=click.IntRange(0, 65535), default=8765, help="Port; 0: any free one."),
+    option("--port", type=click.IntRange(0, 65535), default=8765, metavar="PORT", help="Port; 0: any free one."),
     option(
         "--host",
         metavar="ADDRESS",
         show_default="this machine alone",
-        help="Let other devices of the network open the page and read the bundle, at this address of the machine; 0.0.0.0: at all.",
+        help="Let other devices of the network open the page and read the bundle, at this address of the machine; 0.0.0.0: at "
+        "all of them.",
     ),
     option(
         "--certificate",
         type=PATH,
         metavar="FILE",
-        help="Serve HTTPS with this certificate (PEM), which browsers want elsewhere.",
+        help="Serve HTTPS with this certificate (PEM), which browsers ask for on other devices.",
     ),
     option(
         "--key",

@@ -49,13 +49,25 @@ class SetAccuracyLevel(EditPass[ir.passes.PassResult]):
 
 
 def _fits(node: ir.Node) -> bool:
-    wide, _, blocks = _sizes(node)
-    constant = all(value is None or value.const_value is not None for value in node.inputs[1:4])
+    wide, narrow, blocks = _sizes(node)
+    packed, scales = node.inputs[1], node.inputs[2]
+    constant = all(value is None or value.const_value is not None for value in (packed, _input(node, 3)))
+    constant = (
+        constant and scales is not None and (scales.const_value is not None or _is_widened(scales, narrow, blocks))
+    )
     reordered = _input(node, 4) is not None
     whole = blocks * node.attributes.get_int("block_size", 0) == wide
     zeros = _input(node, 3)
     known = zeros is None or (zeros.const_value is not None and zeros.const_value.dtype == ir.DataType.UINT8)
     return node.attributes.get_int("bits", 4) in _TYPES and constant and whole and known and not reordered
+
+
+def _is_widened(scales: ir.Value, narrow: int, blocks: int) -> bool:
+    """Whether scales are stored in float16 and widened by the graph, which a session does once, when it is made."""
+    producer = scales.producer()
+    stored = producer.inputs[0] if producer is not None and producer.op_type == "Cast" else None
+    tensor = None if stored is None else stored.const_value
+    return tensor is not None and tuple(tensor.shape) == (narrow, blocks)
 
 
 def _input(node: ir.Node, index: int) -> ir.Value | None:
@@ -78,7 +90,9 @@ def _replace(graph: ir.Graph, node: ir.Node) -> None:
     name = node.name or packed.name or ""
     dtype = _TYPES[bits]
     weight = _said(graph, packed, f"{name}/packed", dtype, [narrow, wide])
-    scale = _said(graph, scales, f"{name}/scales", ir.DataType.FLOAT, [narrow, blocks])
+    scale = scales
+    if scales.const_value is not None:
+        scale = _said(graph, scales, f"{name}/scales", ir.DataType.FLOAT, [narrow, blocks])
     padded = blocks * bits % 8 != 0
     if zero is not None and not padded:
         middle = _said(graph, zero, f"{name}/zero", dtype, [narrow, blocks])

@@ -5,7 +5,7 @@ import { ByteBuffer } from "flatbuffers";
 import { AdapterError, AdapterMismatchError } from "./errors.js";
 
 /**
- * @typedef {{ dims: number[], data: Float32Array }} SlotTensor
+ * @typedef {{ dims: number[], data: Float32Array, form?: "fp32" | "fp16" | "int8" }} SlotTensor  `form`: how a file stores it.
  * @typedef {{ modelVersion: number, adapterVersion: number, tensors: Map<string, SlotTensor> }} AdapterFile
  */
 
@@ -14,19 +14,23 @@ const IDENTIFIER = "TORT";
 const FORMAT_VERSION = 1;
 const ADAPTER = { formatVersion: 4, adapterVersion: 6, modelVersion: 8, parameters: 10 };
 const PARAMETER = { name: 4, dims: 6, dataType: 8, rawData: 10 };
-const FLOAT = 1; // TensorProto.DataType
+const [FLOAT, INT8, HALF] = [1, 3, 10]; // TensorProto.DataType
+const WIDTH = { [FLOAT]: 4, [INT8]: 1, [HALF]: 2 };
+// How the name of the scales of a tensor in 8 bits ends.
+const SCALE = "/scale";
 
 /**
- * The tensors of an `.onnx_adapter` file.
+ * The tensors of an `.onnx_adapter` file, expanded to float32.
  *
  * @param {Uint8Array} bytes
  * @param {string} where  For messages.
  * @returns {AdapterFile}
- * @throws {AdapterError} Where the file is damaged or holds something else than float32.
+ * @throws {AdapterError} Where the file is damaged or holds something else than float32, float16, or 8 bits with scales.
  */
 export function readAdapter(bytes, where) {
   try {
-    return parse(bytes);
+    const file = parse(bytes);
+    return { ...file, tensors: expanded(file.tensors) };
   } catch (error) {
     if (error instanceof AdapterError) throw error;
     const reason = /** @type {Error} */ (error).message;
@@ -34,7 +38,54 @@ export function readAdapter(bytes, where) {
   }
 }
 
-/** @param {Uint8Array} bytes @returns {AdapterFile} */
+/** A tensor as it lies in the file. @typedef {{ dims: number[], data: Float32Array | Int8Array | Uint16Array, type: number }} Stored */
+
+/** @param {Map<string, Stored>} held @returns {Map<string, SlotTensor>} */
+function expanded(held) {
+  /** @type {Map<string, SlotTensor>} */
+  const tensors = new Map();
+  for (const [name, { dims, data, type }] of held) {
+    if (name.endsWith(SCALE) && held.get(name.slice(0, -SCALE.length))?.type === INT8) continue;
+    const form = type === INT8 ? "int8" : type === HALF ? "fp16" : "fp32";
+    if (type === INT8) tensors.set(name, { dims, data: timesScales(name, dims, data, held.get(`${name}${SCALE}`)), form });
+    else tensors.set(name, { dims, data: type === HALF ? fromHalf(/** @type {Uint16Array} */ (data)) : /** @type {Float32Array} */ (data), form });
+  }
+  return tensors;
+}
+
+/** @param {string} name @param {number[]} dims @param {Stored["data"]} data @param {Stored | undefined} scale @returns {Float32Array} */
+function timesScales(name, dims, data, scale) {
+  const wide = scale?.dims.flatMap((size, axis) => (size === 1 ? [] : [axis])) ?? [];
+  const [axis = 0] = wide;
+  if (scale?.type !== FLOAT || scale.dims.length !== dims.length || wide.length > 1 || (wide.length && scale.dims[axis] !== dims[axis])) {
+    throw new Error(`${name} is in 8 bits, and its scales are ${scale ? `[${scale.dims}]` : "none"}`);
+  }
+  const size = scale.dims[axis] ?? 1;
+  const stride = dims.slice(axis + 1).reduce((product, dim) => product * dim, 1);
+  // A Float32Array rounds each product to float32, as the other runtimes do.
+  return Float32Array.from(data, (q, i) => q * /** @type {number} */ (scale.data[Math.floor(i / stride) % size]));
+}
+
+/** @type {Float32Array | undefined} */
+let halves;
+
+/** @param {Uint16Array} data @returns {Float32Array} */
+function fromHalf(data) {
+  halves ??= Float32Array.from({ length: 1 << 16 }, (_, bits) => half(bits));
+  const table = halves;
+  return Float32Array.from(data, (bits) => /** @type {number} */ (table[bits]));
+}
+
+/** The number that 16 bits of IEEE 754 stand for. @param {number} bits */
+function half(bits) {
+  const sign = bits & 0x8000 ? -1 : 1;
+  const exponent = (bits >> 10) & 31;
+  const fraction = (bits & 0x3ff) / 1024;
+  if (exponent === 31) return fraction ? Number.NaN : sign * Number.POSITIVE_INFINITY;
+  return exponent ? sign * 2 ** (exponent - 15) * (1 + fraction) : sign * 2 ** -14 * fraction;
+}
+
+/** @param {Uint8Array} bytes @returns {{ modelVersion: number, adapterVersion: number, tensors: Map<string, Stored> }} */
 function parse(bytes) {
   // ByteBuffer returns garbage beyond its end where a DataView throws: every position is checked before it is read.
   const buffer = new ByteBuffer(bytes);
@@ -69,7 +120,7 @@ function parse(bytes) {
   const root = indirect(0);
   const version = int(root, ADAPTER.formatVersion);
   if (version !== FORMAT_VERSION) throw new Error(`its format version is ${version}, not ${FORMAT_VERSION}`);
-  /** @type {AdapterFile["tensors"]} */
+  /** @type {Map<string, Stored>} */
   const tensors = new Map();
   const [first, count] = vector(root, ADAPTER.parameters, 4);
   for (let i = 0; i < count; i++) {
@@ -80,12 +131,15 @@ function parse(bytes) {
     const dims = Array.from({ length: rank }, (_, d) => Number(buffer.readInt64(dimsAt + 8 * d)));
     const type = int(parameter, PARAMETER.dataType);
     const [dataAt, length] = vector(parameter, PARAMETER.rawData, 1);
-    if (type !== FLOAT) throw new AdapterMismatchError(`${name} has data type ${type}, slots take float32 (${FLOAT})`);
-    if (dims.some((d) => d < 0) || dims.reduce((product, d) => product * d, 4) !== length) {
+    const width = WIDTH[/** @type {keyof typeof WIDTH} */ (type)];
+    if (width === undefined) throw new AdapterMismatchError(`${name} has data type ${type}, slots take float32 (${FLOAT})`);
+    if (dims.some((d) => d < 0) || dims.reduce((product, d) => product * d, width) !== length) {
       throw new Error(`${name} has ${length} bytes for shape [${dims}]`);
     }
-    // A copy, since a Float32Array must begin at a multiple of four.
-    tensors.set(name, { dims, data: new Float32Array(bytes.slice(dataAt, dataAt + length).buffer) });
+    // A copy, since an array of wider numbers must begin at a multiple of their width.
+    const { buffer: copied } = bytes.slice(dataAt, dataAt + length);
+    const data = type === INT8 ? new Int8Array(copied) : type === HALF ? new Uint16Array(copied) : new Float32Array(copied);
+    tensors.set(name, { dims, data, type });
   }
   return { modelVersion: int(root, ADAPTER.modelVersion), adapterVersion: int(root, ADAPTER.adapterVersion), tensors };
 }
@@ -95,7 +149,7 @@ function parse(bytes) {
  *
  * @param {AdapterFile} file
  * @param {string} name
- * @param {{ tensors: Record<string, number[]>, base_identity: string, slots_hash: string }} entry
+ * @param {{ tensors: Record<string, number[]>, form?: "fp32" | "fp16" | "int8", base_identity: string, slots_hash: string }} entry
  * @param {string} where
  * @throws {AdapterMismatchError}
  */
@@ -110,6 +164,13 @@ export function checkAdapterFile(file, name, entry, where) {
           `the file has ${found ? `[${found}]` : "none"}`,
       );
     }
+  }
+  const form = entry.form ?? "fp32";
+  // All else than factors is in float16 where factors are in 8 bits.
+  const odd = [...file.tensors].find(([, tensor]) => tensor.form !== form && !(form === "int8" && tensor.form === "fp16"));
+  if (odd) {
+    const taken = form === "fp32" ? "slots take float32" : `the manifest says that it is stored in ${form}`;
+    throw new AdapterMismatchError(`${where}: adapter '${name}': ${odd[0]} is stored in ${odd[1].form}, ${taken}`);
   }
   for (const [what, found, expected] of /** @type {const} */ ([
     ["base identity", file.modelVersion, versionNumber(entry.base_identity)],

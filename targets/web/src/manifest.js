@@ -39,6 +39,7 @@ export const MANIFEST_NAME = "edgepeft.json";
  * @property {number | null} max_length
  * @typedef {object} AdapterEntry
  * @property {string} onnx_adapter
+ * @property {"fp32" | "fp16" | "int8"} [form]  How its tensors lie in the file; `fp32` in bundles of before.
  * @property {string} method
  * @property {string} base_identity
  * @property {string} slots_hash
