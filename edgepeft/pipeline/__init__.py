@@ -55,8 +55,8 @@ if TYPE_CHECKING:
     from ._diff import BundleDiff as BundleDiff
     from ._diff import Difference as Difference
     from ._diff import diff as diff
-    from ._export import Exported as Exported
     from ._export import export as export
+    from ._exported import Exported as Exported
     from ._for_target import Fitted as Fitted
     from ._for_target import export_for as export_for
     from ._for_target import fit as fit
@@ -129,7 +129,7 @@ _HOME = {
     "BenchResult": "..bench.result",
     "CheckResult": "..bench.compare",
     "AdapterPlan": "..adapters.describe",
-    "Exported": "._export",
+    "Exported": "._exported",
     "ExportPlan": "._plan",
     "QuantizePlan": "._plan_quantize",
     "ModeChoice": "._auto_mode",

@@ -21,7 +21,8 @@ from ..validate.likelihood import log_softmax
 from ._calibrate import ROWS, inputs_of
 from ._calibration_runs import calibration_runs
 from ._edit import edit
-from ._export import Announce, Exported, export
+from ._export import export
+from ._exported import Announce, Exported
 from ._manifest import check_asked
 from ._quality import compare_window
 from ._quantize import quantize

@@ -16,7 +16,8 @@ from ..targets import Target
 from ..validate.gates import PARITY_TOLERANCE
 from ..validate.probe import bundle_probe
 from ._dry_run import drop_if, kept_unless
-from ._export import Exported, export
+from ._export import export
+from ._exported import Exported
 from ._manifest import check_target_folder
 from ._target_files import stage_for
 

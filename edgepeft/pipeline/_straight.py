@@ -18,7 +18,8 @@ from ..errors import InputError
 from ..quantize import RECIPES
 from ..quantize.recipes import WHOLE
 from ..validate.streamed import why_not
-from ._export import Announce, Exported, export
+from ._export import export
+from ._exported import Announce, Exported
 from ._manifest import check_asked, check_target_folder
 from ._plan import plan_export, streams_whole
 from ._quantize import quantize

@@ -31,7 +31,7 @@ from ..quantize.counts import count_quantized
 from ..quantize.recipes import WHOLE, Recipe
 from ..validate.result import AdapterParity
 from ..validate.streamed import Rounding, StreamedBase, check_streamed
-from ._export import Announce, Exported, announce_parity, checkpoint_hashes
+from ._exported import Announce, Exported, announce_parity, checkpoint_hashes
 from ._heads import with_head
 from ._write import write_bundle
 
