@@ -102,9 +102,9 @@ def built(folder: Path) -> Logits:
 def ours(base: Path, work: Path) -> Iterator[tuple[str, int, Logits]]:
     """edgepeft's recipes."""
     recipes: dict[str, dict[str, Any]] = {
-        "gptq (default)": {},
-        "91 MB": {"goal": Goal(bytes=91_000_000)},
         "105 MB": {"goal": Goal(bytes=105_000_000)},
+        "91 MB": {"goal": Goal(bytes=91_000_000)},
+        "gptq (default)": {},
         "rtn": {"method": "rtn"},
         "mse": {"method": "mse"},
     }

@@ -48,7 +48,7 @@ def _load(bundle: Bundle, name: str, tensors: Once[Mapping[str, np.ndarray]], fo
         read = read_tensors(bundle, name, entry)
         active, (values, piece) = load_adapter(bundle, name, lambda: read), form(read)
         return replace(active, feeds={}, values=values, piece=piece, formed=True)
-    active = load_adapter(bundle, name, tensors.get)
+    active = load_adapter(bundle, name) if entry.form == "fp32" else load_adapter(bundle, name, tensors.get)
     if active.handle is None or not bundle.manifest.writes:
         return active
     # A generator binds tensors. The view that holds them needs its file no more, whatever becomes of it.
