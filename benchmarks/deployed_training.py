@@ -1,6 +1,6 @@
 """Measures training against the rounded weights that ship (`--deploy-variant`), on SmolLM2-135M and the demo's `support`.
 
-    python benchmarks/deployed_training.py OUT [--variant q4] [--as-shipped] [--threads 1]
+    python benchmarks/deployed_training.py OUT [--variant q4] [--as-shipped] [--epochs 2] [--max-steps N] [--threads 1]
 
 Exports the base with slots at every linear layer, adds the variant, trains `support` on fp32 and on the variant with the demo's
 settings, and measures both adapters on both: held-out nats a token and perplexity, and the share of what the variant costs
@@ -30,6 +30,8 @@ def main() -> None:
     parser.add_argument("--variant", default="q4")
     parser.add_argument("--as-shipped", action="store_true")
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--epochs", type=int, default=SETTINGS["support"]["epochs"])
+    parser.add_argument("--max-steps", type=int)
     arguments = parser.parse_args()
     out: Path = arguments.out
     base = assets.smollm2()
@@ -40,7 +42,13 @@ def main() -> None:
         export(base, {}, bundle, slots="all-linear")
     if not (bundle / "onnx" / f"model_{arguments.variant}.onnx").is_file():
         quantize(bundle, arguments.variant, measure=False)
-    options: dict[str, Any] = {**SETTINGS["support"], "threads": arguments.threads, "progress": False}
+    options: dict[str, Any] = {
+        **SETTINGS["support"],
+        "epochs": arguments.epochs,
+        "max_steps": arguments.max_steps,
+        "threads": arguments.threads,
+        "progress": False,
+    }
     data = assets.chatterbot() / "support.jsonl"
     plain = train_language_adapter(base, data, out / "plain", **options)
     deployed = train_language_adapter(

@@ -22,6 +22,7 @@ pytestmark = pytest.mark.e2e
 COMMANDS = [
     "train",
     "tune",
+    "search",
     "export",
     "add",
     "quantize",

@@ -207,3 +207,18 @@ def test_an_island_of_weights_keeps_them_in_float32(tmp_path: Path, weight: np.n
     types = {value.name: value.data_type for value in onnx.load(graph.halved(plan)).graph.initializer}
     assert types["w"] == TensorProto.FLOAT
     assert "w/half" not in types
+
+
+def test_weights_that_are_stored_in_float16_already_are_no_islands(tmp_path: Path, x: np.ndarray) -> None:
+    """Reference: the float32 graph. A correction's factors are float16 in the file; sixteen products of 11 bits: 5e-3."""
+    factor = (np.random.default_rng(3).standard_normal((16, 4)) * 0.3).astype(np.float16)
+    nodes = [
+        helper.make_node("Cast", ["factor"], ["wide"], name="wide", to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["x", "wide"], ["y"], name="y"),
+    ]
+    graph = Graph(tmp_path, nodes, {"factor": factor}, (1, 16))
+    plan = graph.plan(graph.largest(x))
+    assert plan.islands == {}
+    expected = run(graph.file, x)
+    assert np.abs(graph.emulated(plan, x) - expected).max() < 5e-3
+    assert np.abs(run(graph.halved(plan), x) - expected).max() < 5e-3

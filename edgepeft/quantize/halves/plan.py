@@ -118,7 +118,7 @@ def _counted(graph: ir.Graph, floats: Collection[str]) -> set[str]:
         if not outputs:
             continue
         read = [value for value in node.inputs if value is not None and is_float(value, floats)]
-        begun = not read and node.op_type in {"Cast", "ConstantOfShape", "Range"}
+        begun = not read and node.op_type in {"Cast", "ConstantOfShape", "Range"} and not _widens(node)
         begun |= node.op_type == "Where" and all(_small(value) for value in read)
         goes_on = any(value.name in found for value in read) and all(
             value.name in found or _small(value) for value in read
@@ -126,6 +126,12 @@ def _counted(graph: ir.Graph, floats: Collection[str]) -> set[str]:
         if begun or goes_on:
             found.update(outputs)
     return found
+
+
+def _widens(node: ir.Node) -> bool:
+    """Whether a Cast reads a weight that is stored in float16, as corrections of few bits are."""
+    tensor = node.inputs[0].const_value if node.inputs and node.inputs[0] is not None else None
+    return tensor is not None and tensor.dtype == ir.DataType.FLOAT16
 
 
 def _small(value: ir.Value) -> bool:
