@@ -51,7 +51,7 @@ def call_of(arguments: Mapping[str, Any], base_identity: str, rows: Sequence[Any
         base_identity: Of the base.
         rows: Whatever says exactly what is learnt and measured, as JSON can hold it.
     """
-    text = json.dumps(rows, default=_plain)
+    text = json_text(rows, indent=None, default=_plain)
     return {
         **{name: value for name, value in arguments.items() if name not in _FREE},
         "base": base_identity,
@@ -182,8 +182,8 @@ def random_state() -> dict[str, Any]:
     state: Any = np.random.get_state(legacy=False)
     return {
         "torch": torch.get_rng_state(),
-        "numpy": json.dumps(state, default=_plain),
-        "python": json.dumps(random.getstate()),
+        "numpy": json_text(state, indent=None, default=_plain),
+        "python": json_text(random.getstate(), indent=None),
     }
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import numpy.typing as npt
 
+from ..json_text import json_text
 from .batches import Collator, Row, epoch_batches, sorted_batches
 from .cached import ActivationCache
 from .resume import random_state, restore_random
@@ -187,7 +188,7 @@ class Run:
             "weights": self.weights(),
             "optimizer": self._optimizer.state_dict(),
             "losses": list(self.losses),
-            "order": json.dumps(self._generator.bit_generator.state),
+            "order": json_text(self._generator.bit_generator.state, indent=None),
             "epoch": [[places[id(row)] for row in batch] for batch in self._epoch],
             "random": random_state(),
             "ranks": {} if allocator is None else {name: getattr(allocator, name) for name in _ALLOCATED},
