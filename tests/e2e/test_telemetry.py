@@ -38,10 +38,10 @@ time.sleep(float(sys.argv[2]))
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
-    """This one with a fresh home, without what silences ONNX Runtime by itself."""
+    """This one with a fresh home, without what silences ONNX Runtime by itself; edgepeft's own records go to a cache elsewhere."""
     home.mkdir()
     kept = {name: value for name, value in os.environ.items() if not _SILENCED.fullmatch(name)}
-    return {**kept, "HOME": str(home), **more}
+    return {**kept, "HOME": str(home), "EDGEPEFT_CACHE": str(home.parent / "cache"), **more}
 
 
 def reports() -> bool:
@@ -76,12 +76,11 @@ def test_the_switch_is_set_by_any_import_and_an_own_choice_stays(tmp_path: Path)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the folders of other systems lie elsewhere")
 def test_opening_a_bundle_writes_nothing_below_the_home(bundle: Path, tmp_path: Path) -> None:
-    """The database is made while ONNX Runtime is imported. edgepeft's own record of verified files goes to its cache, elsewhere here."""
-    cache = str(tmp_path / "cache")
+    """The database is made while ONNX Runtime is imported."""
     if reports():
         python(tmp_path / "control", OPEN, bundle, 0, ORT_DISABLE_TELEMETRY="0")
         assert any("onnxruntime" in name for name in written(tmp_path / "control")), "the control wrote nothing"
-    python(tmp_path / "quiet", OPEN, bundle, 0, EDGEPEFT_CACHE=cache)
+    python(tmp_path / "quiet", OPEN, bundle, 0)
     assert written(tmp_path / "quiet") == []
 
 
