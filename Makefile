@@ -22,7 +22,7 @@ TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 # The default suite: offline once the pinned model and data were fetched.
 test: $(STAMP)
-	$(TEST) -m 'not slow'
+	$(TEST) -m 'not slow' --durations 25 --durations-min 5
 
 # The slow rest: training on real weights, many processes.
 test-real: $(STAMP)

@@ -59,7 +59,15 @@ def straight(variants: list[str], *arguments: Any, **options: Any) -> tuple[Any,
     return done, said
 
 
-@pytest.mark.parametrize("architecture", ["llama", "gpt2", "opt", "mistral", "qwen3", "gemma3_text"])
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        "llama",
+        "gpt2",
+        "gemma3_text",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("opt", "mistral", "qwen3")),
+    ],
+)
 def test_same_bytes_as_through_fp32(tmp_path: Path, architecture: str) -> None:
     model = sharded(tmp_path, architecture)
     save_lora(tmp_path / "a", model, seed=1, fan_in_fan_out=architecture == "gpt2", **LORA)
@@ -93,7 +101,7 @@ def test_only_what_was_asked_for(llama: Path, tmp_path: Path) -> None:
         assert model.adapter("wide").generate("the film", max_new_tokens=3).text is not None
 
 
-@pytest.mark.parametrize("limit", [1, 1000])
+@pytest.mark.parametrize("limit", [1, pytest.param(1000, marks=pytest.mark.slow)])
 def test_large_tables_and_heads_are_read_in_pieces(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:

@@ -52,7 +52,10 @@ def test_what_mobius_cannot_build_is_traced(name: str, tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(("name", "fix"), [("opt", "RestoreEpsilon"), ("gemma3", "RestoreLayerAttention")])
+@pytest.mark.parametrize(
+    ("name", "fix"),
+    [pytest.param("opt", "RestoreEpsilon", marks=pytest.mark.slow), ("gemma3", "RestoreLayerAttention")],
+)
 def test_a_wrong_mobius_graph_is_traced_instead(
     name: str, fix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
