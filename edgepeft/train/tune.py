@@ -226,6 +226,8 @@ def tune(
         rate = found.rate
         announce(f"range test: learning rate {rate:g}")
         _wider_stages(search, bench, lora, rate, few, site)
+    else:
+        search.left.append("learning rates, places, ranks and other methods")
     if search.best is None:
         raise InputError("no setting could be trained; lower --batch-size, or look at the texts")
     return _finished(bench, search, folder, arguments, rate, began, said)
