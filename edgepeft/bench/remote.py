@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 from urllib.parse import unquote, urlsplit
 
+from ..addresses import without_secrets
 from ..cache import cache_dir
 from ..errors import InputError
 
@@ -68,14 +69,11 @@ def local_baseline(baseline: str | Path) -> tuple[Path, tuple[str, ...]]:
 
 
 def _shown(address: str) -> str:
-    """An address without what may be secret in it: a user's name and password, and what stands behind the path."""
+    """The address as messages and reports say it."""
     try:
-        parts = urlsplit(address)
-        host = parts.hostname or ""
+        return without_secrets(address)
     except ValueError as error:
         raise InputError(f"--baseline: this is no address ({error})") from error
-    port = re.search(r":\d+$", parts.netloc)
-    return f"{parts.scheme}://{host}{port[0] if port else ''}{parts.path}"
 
 
 def _name(address: str) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from ..addresses import without_secrets
 from ..errors import InputError, MissingExtraError
 from .study_file import Range, StudyFile
 
@@ -48,7 +49,7 @@ def open_study(study: StudyFile, worker: int) -> Any:
         )
     except Exception as error:  # drivers of databases raise what they like
         raise InputError(
-            f"the storage {_shown(study.storage)} of study {study.name} cannot be reached: {type(error).__name__}: "
+            f"the storage {shown(study.storage)} of study {study.name} cannot be reached: {type(error).__name__}: "
             f"{str(error).splitlines()[0] if str(error) else ''}. Is the database up, and its driver installed?"
         ) from error
     mine = json.loads(json.dumps(study.signature()))
@@ -58,7 +59,7 @@ def open_study(study: StudyFile, worker: int) -> Any:
     elif kept != mine:
         changed = ", ".join(key for key in mine if kept.get(key) != mine[key])
         raise InputError(
-            f"study {study.name} in {_shown(study.storage)} was begun with another {changed}: its trials cannot be compared with "
+            f"study {study.name} in {shown(study.storage)} was begun with another {changed}: its trials cannot be compared with "
             "new ones. Give study.name and study.out another name, or put the file back as it was"
         )
     return found
@@ -74,10 +75,14 @@ def _storage(study: StudyFile) -> Any:
     return optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(path)))
 
 
-def _shown(storage: str) -> str:
-    """The storage's address without a password."""
-    scheme, apart, rest = storage.partition("://")
-    return f"{scheme}://{rest.rpartition('@')[2]}" if apart else storage
+def shown(storage: str) -> str:
+    """The storage as messages and reports say it: a database's address without a password."""
+    if "://" not in storage:
+        return storage
+    try:
+        return without_secrets(storage)
+    except ValueError:  # no address: nothing of it is known to be no secret
+        return "at the address given"
 
 
 def suggest(trial: Any, study: StudyFile) -> dict[str, Any]:
@@ -114,10 +119,15 @@ def is_held(folder: Path) -> bool:
         return True
 
 
+def standing(trials: Sequence[Any]) -> Iterator[Any]:
+    """The trials without those that another one went on with."""
+    taken = {trial.user_attrs.get(_TAKEN) for trial in trials}
+    return (trial for trial in trials if trial.number not in taken)
+
+
 def counted(trials: Sequence[Any]) -> int:
     """The trials that ended, run or wait; those that another one went on with are not counted."""
-    taken = {trial.user_attrs.get(_TAKEN) for trial in trials}
-    return sum(trial.number not in taken for trial in trials)
+    return sum(1 for _ in standing(trials))
 
 
 def take_up(optuna_study: Any, study: StudyFile) -> int:

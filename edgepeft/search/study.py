@@ -20,7 +20,7 @@ from ..data import Examples, read_examples
 from ..errors import DataError, EdgepeftError
 from ..train.resume import training_folder
 from .front import Found, TrialRow, front_of, write_report
-from .storage import counted, held_folder, open_study, suggest, take_up
+from .storage import counted, held_folder, open_study, shown, standing, suggest, take_up
 from .study_file import StudyFile
 from .trial import ADAPTER, Measured, run_trial
 
@@ -180,10 +180,8 @@ def _below(optuna_study: Any, number: int, values: dict[str, Any], curve: Sequen
 def rows_of(study: StudyFile, optuna_study: Any) -> Found:
     """The trials of a study as they stand now; those that another one went on with are left out."""
     rows = []
-    trials = optuna_study.get_trials(deepcopy=False)
-    taken = {trial.user_attrs.get("taken_from") for trial in trials}
-    for trial in trials:
-        if trial.number in taken or "values" not in trial.user_attrs:
+    for trial in standing(optuna_study.get_trials(deepcopy=False)):
+        if "values" not in trial.user_attrs:
             continue
         state = {"FAIL": "failed"}.get(trial.state.name, trial.state.name.lower())
         known = trial.user_attrs
@@ -196,7 +194,7 @@ def rows_of(study: StudyFile, optuna_study: Any) -> Found:
     front = front_of(rows)
     marked = tuple(TrialRow(**{**vars(row), "on_front": row.number in front}) for row in rows)
     best = sorted((row for row in marked if row.on_front), key=lambda row: (-(row.accuracy or 0), row.p50_ms, row.mb))
-    return Found(study.name, study.folder, study.storage, tuple(best), marked)
+    return Found(study.name, study.folder, shown(study.storage), tuple(best), marked)
 
 
 def _tidy(study: StudyFile, optuna_study: Any) -> None:
