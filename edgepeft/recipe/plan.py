@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, Protocol
 
 from ..errors import InputError
 from ..spelling import did_you_mean
+from ..toml_file import read_toml
 
 #: The steps in their order: what stands in the file, the command, and whether a table stands for each by name.
 _STEPS = (
@@ -86,12 +86,7 @@ def read_recipe(path: str | Path, options: Mapping[tuple[str, ...], Options]) ->
         InputError: The file is not there, is no TOML, or holds a table, key or value that nothing takes.
     """
     path = Path(path)
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; a recipe is a TOML file (docs/recipes.md shows one)") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid TOML: {error}") from error
+    tables = read_toml(path, "a recipe is a TOML file (docs/recipes.md shows one)")
     for name, table in tables.items():
         if name not in _TABLES:
             raise InputError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..spelling import did_you_mean
+from ..toml_file import read_toml
 
 _STUDY = {"name", "out", "storage", "trials", "seed", "prune", "threads", "keep"}
 _DATA = {"validation", "text", "label", "pair"}
@@ -103,12 +103,7 @@ def read_study(path: str | Path) -> StudyFile:
         Range(low=2, high=32, log=True, whole=True)
     """
     path = Path(path)
-    try:
-        tables = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; a study is a TOML file (docs/training.md shows one)") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid TOML: {error}") from error
+    tables = read_toml(path, "a study is a TOML file (docs/training.md shows one)")
     known = {"study": _STUDY, "data": _DATA, "measure": _MEASURE, "space": set(AXES)}
     for name, table in tables.items():
         if name not in known:
