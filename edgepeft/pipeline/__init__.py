@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from ._auto_mode import ModeChoice as ModeChoice
     from ._auto_mode import export_auto as export_auto
     from ._blend import blend as blend
+    from ._cache import QuantizedCache as QuantizedCache
+    from ._cache import quantize_cache as quantize_cache
     from ._describe import describe as describe
     from ._diff import BundleDiff as BundleDiff
     from ._diff import Difference as Difference
@@ -105,6 +107,7 @@ _HOME = {
     "store_adapters": "._stored_adapters",
     "diff": "._diff",
     "quantize": "._quantize",
+    "quantize_cache": "._cache",
     "write_input_style": "._web_graph",
     "fit": "._for_target",
     "export_for": "._for_target",
@@ -139,6 +142,7 @@ _HOME = {
     "BundleDiff": "._diff",
     "Difference": "._diff",
     "QuantizedBundle": "._quantize",
+    "QuantizedCache": "._cache",
     "Front": "._mixed_bits",
     "Goal": "._mixed_bits",
     "Quality": "._quality",
@@ -168,6 +172,7 @@ __all__ = [  # noqa: RUF022 - in the order of the pipeline
     "store_adapters",
     "diff",
     "quantize",
+    "quantize_cache",
     "write_input_style",
     "fit",
     "export_for",
@@ -201,6 +206,7 @@ __all__ = [  # noqa: RUF022 - in the order of the pipeline
     "BundleDiff",
     "Difference",
     "QuantizedBundle",
+    "QuantizedCache",
     "Quality",
     "Fitted",
 ]
