@@ -39,7 +39,7 @@ def values_read(node: ir.Node) -> Iterator[ir.Value]:
 def cut(graph: ir.Graph, budget: int) -> list[Segment]:
     """Cut a graph where the weights of the nodes so far are more than ``budget`` bytes.
 
-    A weight counts where it is first read. Initializers that are inputs too (slots) are taken from outside.
+    A weight counts once in each part that reads it. Initializers that are inputs too (slots) are taken from outside.
     """
     nodes = list(graph)
     fed = {value.name or "" for value in graph.inputs}
@@ -62,18 +62,25 @@ def _ranges(graph: ir.Graph, nodes: Sequence[ir.Node], budget: int) -> Iterator[
     counted: set[str] = set()
     start, held = 0, 0
     for place, node in enumerate(nodes):
-        new = {
-            value.name or "": value.const_value.nbytes
-            for value in values_read(node)
-            if value.name in graph.initializers and value.name not in counted and value.const_value is not None
-        }
+        new = _weights(graph, node, counted)
         size = sum(new.values())
         if held and held + size > budget:
             yield start, place
-            start, held = place, 0
+            start, held, counted = place, 0, set()
+            new = _weights(graph, node, counted)
+            size = sum(new.values())
         held += size
         counted |= new.keys()
     yield start, len(nodes)
+
+
+def _weights(graph: ir.Graph, node: ir.Node, counted: set[str]) -> dict[str, int]:
+    """Bytes of the weights that a node reads, but for those that are ``counted``."""
+    return {
+        value.name or "": value.const_value.nbytes
+        for value in values_read(node)
+        if value.name in graph.initializers and value.name not in counted and value.const_value is not None
+    }
 
 
 def write_segment(model: ir.Model, segment: Segment, values: Mapping[str, np.ndarray], file: Path) -> None:

@@ -94,6 +94,7 @@ def open_session(
     threads: int | None = None,
     settings: Mapping[str, str] | None = None,
     operators: Path | None = None,
+    without: Sequence[str] = (),
 ) -> Any:
     """A session over a graph, on the CPU.
 
@@ -102,6 +103,7 @@ def open_session(
         threads: Intra-op threads; ONNX Runtime's own choice where ``None``.
         settings: Session configuration entries by name.
         operators: A library of custom operators.
+        without: Optimizers of ONNX Runtime's that are left out, by name.
 
     Returns:
         An ``onnxruntime.InferenceSession``. Threads may run it at the same time.
@@ -122,7 +124,9 @@ def open_session(
         if operators is not None:
             options.register_custom_ops_library(str(operators))
         source = model if isinstance(model, bytes) else str(model)
-        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(
+            source, options, providers=["CPUExecutionProvider"], disabled_optimizers=list(without)
+        )
     except Exception as error:  # ONNX Runtime's exception types are not public
         where = "the graph" if isinstance(model, bytes) else model
         raise BundleError(f"ONNX Runtime cannot open {where}: {error}") from error

@@ -138,6 +138,12 @@ class Doors:
         return call.outputs
 
 
+def _type_of(value: ir.Value) -> str:
+    """A value's type as ONNX Runtime names it; empty where the graph does not say it."""
+    dtype = value.dtype
+    return "" if dtype is None else f"tensor({_TYPES.get(dtype, dtype.name.lower())})"
+
+
 @dataclass(frozen=True)
 class Told:
     """An input or output as a session tells it."""
@@ -153,7 +159,7 @@ class Told:
             Told(
                 value.name or "",
                 [dim if isinstance(dim, int) else str(dim.value) for dim in value.shape or ()],
-                f"tensor({_TYPES.get(value.dtype, value.dtype.name.lower() if value.dtype else '')})",
+                _type_of(value),
             )
             for value in values
         ]
@@ -221,13 +227,14 @@ class SegmentedSession:
                 call.outputs = dict(zip(segment.outputs, found, strict=True))
         finally:
             del session
-            give_back()
+            give_back(collect=False)
 
     def _open(self, part: int, segment: Segment, feeds: Arrays) -> Any:
         file = self._file.with_name(f"{self._file.stem}.part{part}.onnx")
         try:
             write_segment(self._model, segment, feeds, file)
-            return open_session(file, threads=self._threads, settings=EXACT)
+            # A table that is read under another shape would be copied, and kept, where it is folded.
+            return open_session(file, threads=self._threads, settings=EXACT, without=("ConstantFolding",))
         finally:
             file.unlink(missing_ok=True)
 
