@@ -18,7 +18,8 @@ demo: $(STAMP)
 	$(BIN)/edgepeft demo
 
 # Two processes, each with files of its own, and one thread in each: threads of two would wait for each other by spinning.
-TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+# The longest files go first (tests/longest_first.py); pytest-xdist alone would begin with those of the most tests.
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The default suite: offline once the pinned model and data were fetched.
 test: $(STAMP)

@@ -6,7 +6,7 @@ import contextlib
 from pathlib import Path
 
 import pytest
-from causal import ADAPTERS, build_causal_bundle
+from causal import ADAPTERS, make_causal_bundle
 from causal_models import TRACED, build_causal, unchanged
 from conftest import save_lora
 
@@ -17,7 +17,9 @@ from edgepeft.errors import CaptureError
 from edgepeft.pipeline import export
 
 
-@pytest.mark.parametrize("name", TRACED)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name != "falcon" else ()) for name in TRACED]
+)
 def test_what_mobius_cannot_build_is_traced(name: str, tmp_path: Path) -> None:
     """Base and a LoRA whose numbers are all random, against PyTorch and PEFT through the cache; then the base again."""
     model = build_causal(tmp_path / "model", name)
@@ -104,7 +106,7 @@ def test_generation_from_a_traced_base(tmp_path: Path, monkeypatch: pytest.Monke
         raise CaptureError("not here")
 
     monkeypatch.setattr("edgepeft.base.routes.mobius.build", refuse)
-    folder = build_causal_bundle(tmp_path).parent
+    folder = make_causal_bundle(tmp_path).parent
     runtime = runtimes.open(folder / "bundle", threads=1)
     assert runtime.manifest.base.captured_by == "traced"
     assert "position_ids" in {value.name for value in runtime.manifest.inputs}
