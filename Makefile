@@ -9,9 +9,10 @@ export TOKENIZERS_PARALLELISM ?= false
 
 .PHONY: demo test test-real test-all test-methods lint lint-js docs bench clean
 
+# --no-compile: pip would write 400 MB of bytecode, most of which is never read; Python writes the rest at the first import.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[dev]'
 	touch $(STAMP)
 
 demo: $(STAMP)
