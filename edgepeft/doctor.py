@@ -36,12 +36,13 @@ _EXTRAS = {
     "train": ("datasets", "accelerate"),
     "report": ("matplotlib",),
     "qnn": ("onnxruntime_qnn",),
+    "webgpu": ("onnxruntime_ep_webgpu",),
     "demo": ("gguf", "rdata", "yaml"),
 }
 _PACKAGES = (
     "numpy", "onnxruntime", "tokenizers", "pydantic", "protobuf", "jinja2", "onnx", "onnx-ir", "onnxscript",
     "safetensors", "ml_dtypes", "huggingface_hub", "torch", "transformers", "peft", "optimum",
-    "mobius-onnx", "datasets", "accelerate", "matplotlib", "onnxruntime-genai", "onnxruntime-qnn",
+    "mobius-onnx", "datasets", "accelerate", "matplotlib", "onnxruntime-genai", "onnxruntime-qnn", "onnxruntime-ep-webgpu",
 )  # fmt: skip
 
 

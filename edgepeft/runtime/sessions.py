@@ -94,14 +94,16 @@ def open_session(
     threads: int | None = None,
     settings: Mapping[str, str] | None = None,
     operators: Path | None = None,
+    device: Any = None,
 ) -> Any:
-    """A session over a graph, on the CPU.
+    """A session over a graph, on the CPU where no other ``device`` is given.
 
     Args:
         model: The ``.onnx`` file, whose weights are found beside it, or its bytes.
         threads: Intra-op threads; ONNX Runtime's own choice where ``None``.
         settings: Session configuration entries by name.
         operators: A library of custom operators.
+        device: An ``OrtEpDevice`` of a plugin; what its provider does not take runs on the CPU.
 
     Returns:
         An ``onnxruntime.InferenceSession``. Threads may run it at the same time.
@@ -122,6 +124,9 @@ def open_session(
         if operators is not None:
             options.register_custom_ops_library(str(operators))
         source = model if isinstance(model, bytes) else str(model)
+        if device is not None:
+            options.add_provider_for_devices([device], {})
+            return ort.InferenceSession(source, options)
         return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exception types are not public
         where = "the graph" if isinstance(model, bytes) else model
