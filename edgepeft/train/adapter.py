@@ -136,8 +136,8 @@ def train_adapter(
             never). The best epoch is kept either way.
         seed: Of the initial weights and the order of rows.
         threads: PyTorch's threads; by default as many as turn out fastest on the steps themselves.
-        precision: The floats that steps compute with: ``"fp32"``, or ``"bf16"``, which pays for large networks; weights, and all that is
-            measured, stay in float32.
+        precision: The floats that steps compute with: ``"fp32"``, or ``"bf16"``, which pays for large networks;
+            weights, and all that is measured, stay in float32.
         report_to: Reporters of Hugging Face's Trainer (``"tensorboard"``, ``"wandb"``, ``"mlflow"``, …) that are told of losses and
             scores. TensorBoard's files go to ``runs/NAME`` beside ``out``.
         resume: Go on where the same call was broken off; the weights are then those of one run, where ``threads`` is given.

@@ -162,8 +162,8 @@ def train_language_adapter(
         patience: Epochs without a better perplexity after which training stops (``None``: never). The best epoch is kept.
         seed: Of the initial weights and the order of rows.
         threads: PyTorch's threads.
-        precision: The floats that steps compute with: ``"fp32"``, or ``"bf16"``, which pays for large networks; weights, and all that is
-            measured, stay in float32.
+        precision: The floats that steps compute with: ``"fp32"``, or ``"bf16"``, which pays for large networks;
+            weights, and all that is measured, stay in float32.
         report_to: Reporters of Hugging Face's Trainer (``"tensorboard"``, ``"wandb"``, ``"mlflow"``, …) that are told of losses and
             scores. TensorBoard's files go to ``runs/NAME`` beside ``out``.
         resume: Go on where the same call was broken off; the weights are then those of one run. Where nothing was broken off it
