@@ -107,7 +107,7 @@ if TYPE_CHECKING:
     option(
         "--target-modules",
         metavar="NAMES",
-        show_default="attention projections; all-linear for generation",
+        show_default="attention projections; all-linear for generation, and for LoRA with --compare",
         help="Comma-separated module names, or all-linear.",
     ),
     option(
