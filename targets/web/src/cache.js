@@ -150,7 +150,8 @@ export async function pieceSize(backend, inputs, context, run) {
   const read = async (piece) => {
     const cache = new Cache(backend, inputs, run, null);
     const found = [];
-    for (let at = 0; at < tokens.length; at += piece) for (const row of await cache.verify(tokens.slice(at, at + piece))) found.push(row.filter((_, i) => i % Math.ceil(row.length / CHECKED_LOGITS) === 0));
+    for (let at = 0; at < tokens.length; at += piece)
+      for (const row of await cache.verify(tokens.slice(at, at + piece))) found.push(row.filter((_, i) => i % Math.ceil(row.length / CHECKED_LOGITS) === 0));
     return found;
   };
   const [whole, parts] = [await read(PIECE), await read(SMALL_PIECE)];
