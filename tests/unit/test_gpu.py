@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import sys
 from types import SimpleNamespace
 
 import pytest
 
+from edgepeft import doctor
 from edgepeft.bench import Host
 from edgepeft.bench.history import host_class
 from edgepeft.devices.executors.local_webgpu import LocalWebGpuExecutor
@@ -91,3 +93,12 @@ def test_histories_that_know_of_no_gpu_go_on() -> None:
     host = Host(cpu="c", cores=2, os="Linux", machine="x86_64", python="3.12", onnxruntime="1.32.0", threads=1)
     assert "gpu" not in host_class(host)
     assert '"gpu":"H100"' in host_class(host.model_copy(update={"gpu": "H100"})).replace(" ", "")
+
+
+def test_doctor_where_edgepeft_is_on_the_path_and_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_metadata(package: str) -> None:
+        raise importlib.metadata.PackageNotFoundError(package)
+
+    for name in ("requires", "version"):
+        monkeypatch.setattr(importlib.metadata, name, no_metadata)
+    assert doctor._problems({"numpy": "1.0"}) == []

@@ -56,7 +56,9 @@ class Generator:
         """How many tokens of a prompt are read at a time: few where a GPU computes attention over more of them wrongly."""
         if self.graphs.device == "cpu":
             return CHUNK
-        return piece_size(self.graphs.session, self.signature, self.graphs.slot_values(self.graphs.base))
+        graphs = self.graphs
+        slots = graphs.slot_values(graphs.base)
+        return piece_size(graphs.session, self.signature, slots, graphs.bundle.manifest.max_length)
 
     @property
     def template(self) -> ChatTemplate | None:
