@@ -160,7 +160,9 @@ def compare_methods(
     first: npt.NDArray[np.float64] | None = None
     best: tuple[tuple[float, float], MethodRow, Any, Course, float] | None = None
     for method in methods:
-        settings = Settings(method, rank, alpha, dropout, targets or _usual_targets(method), learning_rate=learning_rate)
+        settings = Settings(
+            method, rank, alpha, dropout, targets or _usual_targets(method), learning_rate=learning_rate
+        )
         announce(f"{settings.describe()}")
         schedule = Schedule(epochs, settings.rate, batch_size, seed, patience, threads)
         model_of_method, course, seconds, growth = _run(bench, settings, schedule)
