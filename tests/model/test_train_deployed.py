@@ -86,7 +86,7 @@ def test_the_weights_are_those_that_ship(language_model: Path, bundles: dict[str
 
 
 def assert_same(found: Any, expected: Any) -> None:
-    """The base's own numbers are back to the last bit. A GPU adds a bias, of zeros as here, in another kernel: float32's rounding."""
+    """To the last bit; a GPU adds a bias (here of zeros) in another kernel, which may round otherwise."""
     from edgepeft.train.device import training_device
 
     if training_device().type == "cpu":
