@@ -4,9 +4,10 @@
         [--distill-epochs 4]
 
 Exports the base with slots at every linear layer, adds the variant, trains `support` on fp32 and on the variant with the demo's
-settings, and measures both adapters on both: held-out nats a token and perplexity, and the share of what the variant costs
-the plain adapter that training on it wins back, and that distilling the plain adapter on it does (`--distill`). The pinned weights are de-quantized from 4 bits, which `q4` would find again, so
-uniform noise of one grid step is added (as in benchmarks/quantize.py) unless --as-shipped.
+settings, and measures both adapters on both: held-out nats a token and perplexity, and the share of what the variant costs the
+plain adapter that training on it wins back, and that distilling the plain adapter on it does (`--distill`). The pinned weights
+are de-quantized from 4 bits, which `q4` would find again, so uniform noise of one grid step is added (as in
+benchmarks/quantize.py) unless --as-shipped.
 """
 
 from __future__ import annotations
