@@ -196,8 +196,11 @@ def _compare(bundle: Bundle, variant: str) -> None:
     for adapter in (None, *manifest.slot_adapters):
         mine, theirs = probe.run(fed.use(adapter)), probe.run(runtime.adapter(adapter))
         entry = manifest.variants[variant]
-        if not same_outputs(mine, theirs) and not (entry.half and probe.difference(mine, theirs) <= _HALF_TOLERANCE):
+        if same_outputs(mine, theirs):
+            continue
+        difference = probe.difference(mine, theirs)
+        if not (entry.half and difference <= _HALF_TOLERANCE):
             raise ParityError(
-                f"variant {variant}, {adapter or 'the base'}: outputs of {entry.file} and {entry.input_file} differ by {probe.difference(mine, theirs):.1e}; "
-                "the bundle was left as it was"
+                f"variant {variant}, {adapter or 'the base'}: outputs of {entry.file} and {entry.input_file} differ by "
+                f"{difference:.1e}; the bundle was left as it was"
             )
