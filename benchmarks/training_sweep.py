@@ -8,7 +8,8 @@
 ``methods``: LoRA at several places and rates, from even attention too, IA3, norms, and all weights, on 1,000 sentences of a source.
 ``ranks``: ranks that a sensitivity map gives, at as many bytes as rank 8 at query and value takes and at half of them.
 ``few``: what `edgepeft tune` may choose from where labels are few, and logistic regression on the means of MiniLM's last states.
-Each result is a line of OUT/MODE.jsonl: accuracy on up to 1,000 held-out sentences of documents that no training saw, after the
+Each result is a line of OUT/MODE.jsonl (what is there already is not done again): accuracy on up to 1,000 held-out sentences of
+documents that no training saw, after the
 last step (no epoch is chosen). A draw is a source and a seed, which picks the rows, the initial weights and the order; all settings
 see the same draws. ``summary`` prints means over draws, and differences from the first setting with their standard error.
 """
@@ -326,11 +327,14 @@ def main() -> None:
     seeds = range(given.first, given.first + given.seeds)
     mine = jobs(given.mode, seeds, [int(n) for n in given.labels.split(",")], given.sources.split(","))
     mine = [job for job in mine if given.only is None or given.only in job.what]
+    file = given.out / f"{given.mode}.jsonl"
+    known = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    mine = [job for job in mine if not any(asdict(job).items() <= row.items() for row in known)]
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     context = multiprocessing.get_context("spawn")
     done = 0
     with (
-        (given.out / f"{given.mode}.jsonl").open("a") as file,
+        file.open("a") as lines,
         ProcessPoolExecutor(
             given.workers, mp_context=context, initializer=start, initargs=(given.base, str(data))
         ) as pool,
@@ -343,10 +347,10 @@ def main() -> None:
                 continue
             if row is not None:
                 done += 1
-                file.write(json.dumps(row) + "\n")
-                file.flush()
+                lines.write(json.dumps(row) + "\n")
+                lines.flush()
     print(f"{done} of {len(mine)} trainings")
-    print(summary(given.out / f"{given.mode}.jsonl"))
+    print(summary(file))
 
 
 if __name__ == "__main__":

@@ -81,6 +81,12 @@ if TYPE_CHECKING:
     ),
     option("--measure/--no-measure", default=True, help="Compare a language model with fp32 on texts kept apart."),
 )
+@option(
+    "--refit",
+    is_flag=True,
+    help="Fit every adapter with factors to the rounded weights afterwards, on --data or, of a language model, a text that ships "
+    "with edgepeft; what helps is kept beside the adapter, for this variant alone.",
+)
 @option("--replace", is_flag=True, help="Make it again where it exists.")
 @option("--dry-run", is_flag=True, help="Only tell the files, sizes, memory and time; write nothing.")
 @lock_option
@@ -100,6 +106,7 @@ def quantize(
     bits: float | None,
     max_kld: float | None,
     measure: bool,
+    refit: bool,
     replace: bool,
     dry_run: bool,
     lock_timeout: float,
@@ -111,6 +118,8 @@ def quantize(
     """
     from ..pipeline import Goal
     from ..pipeline import quantize as run
+    from ..pipeline import refit as fit
+    from ..pipeline._refit import calibrating, refittable
 
     goal = None
     if (budget_mb, bits, max_kld) != (None, None, None):
@@ -123,7 +132,7 @@ def quantize(
         result = run(
             bundle,
             variant,
-            data=texts,
+            data=calibrating(variant, method, texts) if refit else texts,
             rows=rows,
             method=method,
             heal=heal,
@@ -134,6 +143,9 @@ def quantize(
             lock_timeout=lock_timeout,
             announce=announce,
         )
+        refitted = []
+        if refit and (names := refittable(result.bundle, texts)):
+            refitted = [*fit(bundle, variant, names, data=texts, lock_timeout=lock_timeout, announce=announce)]
     share = result.quantized
     if result.warning:
         warn(result.warning)
@@ -150,6 +162,7 @@ def quantize(
                 "method": result.method,
                 "quality": [asdict(each) for each in result.quality],
                 "front": None if result.front is None else asdict(result.front),
+                "refitted": [asdict(each) for each in refitted],
             }
         )
         return
@@ -161,6 +174,8 @@ def quantize(
         _show_front(result.front)
     if result.quality:
         table("Against fp32, on texts kept apart", _COLUMNS, [_row(each) for each in result.quality])
+    for each in refitted:
+        click.echo(f"{bundle}: {each}")
     if result.bundle.manifest.task.endswith("-classification"):
         click.echo(f"Check its accuracy with: edgepeft validate {bundle} --data NAME=FILE")
 

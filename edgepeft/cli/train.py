@@ -107,7 +107,7 @@ if TYPE_CHECKING:
     option(
         "--target-modules",
         metavar="NAMES",
-        show_default="attention projections; all-linear for generation",
+        show_default="attention projections; all-linear for generation, and for LoRA with --compare",
         help="Comma-separated module names, or all-linear.",
     ),
     option(
@@ -184,9 +184,9 @@ if TYPE_CHECKING:
     ),
     option(
         "--precision",
-        type=click.Choice(["auto", "fp32", "bf16"]),
-        default="auto",
-        help="Floats that steps compute with; auto: bf16 for generation on a GPU that has it, else fp32. Weights and scores: fp32.",
+        type=click.Choice(["fp32", "bf16"]),
+        default="fp32",
+        help="Floats that steps compute with; bf16 pays for large networks. Weights and scores stay in fp32.",
     ),
     option("--gradient-accumulation", default=1, metavar="N", help="Batches that make a step (generation)."),
     option("--gradient-checkpointing", is_flag=True, help="Less memory for more time (generation)."),
@@ -306,7 +306,7 @@ def train(
             "--resume goes on with the training of one adapter, not with --compare, --verdict or --modules"
         )
     if several:
-        if options.pop("precision") != "auto":
+        if options.pop("precision") != "fp32":
             raise InputError("--precision is for one adapter, not for --compare, --verdict or --modules")
         if watch or report_to:
             raise InputError(

@@ -69,6 +69,8 @@ if TYPE_CHECKING:
     from ._quality import Quality as Quality
     from ._quantize import QuantizedBundle as QuantizedBundle
     from ._quantize import quantize as quantize
+    from ._refit import Refitted as Refitted
+    from ._refit import refit as refit
     from ._relabel import relabel as relabel
     from ._remove import Removed as Removed
     from ._remove import remove as remove
@@ -105,6 +107,7 @@ _HOME = {
     "store_adapters": "._stored_adapters",
     "diff": "._diff",
     "quantize": "._quantize",
+    "refit": "._refit",
     "write_input_style": "._web_graph",
     "fit": "._for_target",
     "export_for": "._for_target",
@@ -139,6 +142,7 @@ _HOME = {
     "BundleDiff": "._diff",
     "Difference": "._diff",
     "QuantizedBundle": "._quantize",
+    "Refitted": "._refit",
     "Front": "._mixed_bits",
     "Goal": "._mixed_bits",
     "Quality": "._quality",
@@ -168,6 +172,7 @@ __all__ = [  # noqa: RUF022 - in the order of the pipeline
     "store_adapters",
     "diff",
     "quantize",
+    "refit",
     "write_input_style",
     "fit",
     "export_for",
@@ -201,6 +206,7 @@ __all__ = [  # noqa: RUF022 - in the order of the pipeline
     "BundleDiff",
     "Difference",
     "QuantizedBundle",
+    "Refitted",
     "Quality",
     "Fitted",
 ]

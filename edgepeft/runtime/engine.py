@@ -45,9 +45,10 @@ class Engine:
         kernels: UseKernels = "auto", factors: Factors = "fp32", settings: Mapping[str, str] | None = None,
         device: Device = "cpu",
     ) -> None:  # fmt: skip
+        self.variant, self._entry = bundle.variant(variant)
+        bundle = bundle.on(self.variant)
         #: The bundle and those of its adapters that are in memory; :meth:`refresh` puts another in its place, at once.
         self.resident = ResidentAdapters(bundle, resident)
-        self.variant, self._entry = bundle.variant(variant)
         if threads is None:
             # A bundle made for a target knows how many threads it has there.
             threads = bundle.manifest.target_threads
@@ -196,7 +197,7 @@ class Engine:
         self.check_open()
         with self._refreshing:
             before = self.resident
-            bundle = read_again(before.bundle.path, before.bundle.verification)
+            bundle = read_again(before.bundle.path, before.bundle.verification).on(self.variant)
             changed = compare(before.bundle, bundle, self.variant)
             bundle.files.take_over(before.bundle.files)
             unchanged = set(bundle.manifest.adapters) - {*changed.added, *changed.replaced}

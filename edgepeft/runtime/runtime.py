@@ -199,7 +199,8 @@ def open(
         kernels: Whether edgepeft's own operators run the slots. ``"auto"``: where ``edgepeft[kernels]`` is installed and fits this
             processor and graph. ``"require"``: or an error. ``"off"``: never. ``model.kernels`` says what is used.
         factors: In which type kernels read adapters: ``"fp32"`` as they are, ``"fp16"`` in half the bytes a token, or ``"int8"`` in
-            a quarter, with a scale for each rank. An adapter that the type cannot hold is refused at its first use.
+            a quarter, with a scale for each rank. An adapter that the type cannot hold is refused at its first use. ``"auto"``: the
+            smallest of them that holds the adapter.
         device: ``"webgpu"``: this machine's GPU computes the base, through ONNX Runtime's WebGPU plugin (``edgepeft[webgpu]``).
             What it does not take runs on the CPU: ``model.placement`` says what that is.
 

@@ -91,7 +91,7 @@ def train_adapter(
     patience: int | None = 2,
     seed: int = 0,
     threads: int | None = None,
-    precision: Precision = "auto",
+    precision: Precision = "fp32",
     report_to: Sequence[str] = (),
     resume: bool = False,
     start: str | Path | Sequence[str | Path] | None = None,
@@ -136,8 +136,8 @@ def train_adapter(
             never). The best epoch is kept either way.
         seed: Of the initial weights and the order of rows.
         threads: PyTorch's threads; by default as many as turn out fastest on the steps themselves.
-        precision: The floats that steps compute with: ``"fp32"``, ``"bf16"`` (weights, and all that is measured, stay in float32),
-            or ``"auto"``: float32, since small networks are no faster otherwise.
+        precision: The floats that steps compute with: ``"fp32"``, or ``"bf16"``, which pays for large networks;
+            weights, and all that is measured, stay in float32.
         report_to: Reporters of Hugging Face's Trainer (``"tensorboard"``, ``"wandb"``, ``"mlflow"``, …) that are told of losses and
             scores. TensorBoard's files go to ``runs/NAME`` beside ``out``.
         resume: Go on where the same call was broken off; the weights are then those of one run, where ``threads`` is given.
@@ -215,7 +215,7 @@ def train_adapter(
     rows = [row_contents(bench.rows), row_contents(bench.held), list(split.labels), [each.sha256 for each in sources]]
     keeper = Keeper(out, call_of(arguments, bench.base.identity, rows), resume=resume)
     began = time.perf_counter()
-    bf16 = takes_bf16(precision, language=False)
+    bf16 = takes_bf16(precision)
     schedule = Schedule(epochs, settings.rate, batch_size, seed, patience, threads, bf16)
     fp32_before = None
     if rounded is not None:

@@ -110,7 +110,7 @@ def train_language_adapter(
     patience: int | None = 2,
     seed: int = 0,
     threads: int | None = None,
-    precision: Precision = "auto",
+    precision: Precision = "fp32",
     report_to: Sequence[str] = (),
     resume: bool = False,
     start: str | Path | Sequence[str | Path] | None = None,
@@ -162,8 +162,8 @@ def train_language_adapter(
         patience: Epochs without a better perplexity after which training stops (``None``: never). The best epoch is kept.
         seed: Of the initial weights and the order of rows.
         threads: PyTorch's threads.
-        precision: The floats that steps compute with: ``"fp32"``, ``"bf16"`` (weights, and all that is measured, stay in float32),
-            or ``"auto"``: bfloat16 on a GPU that has it.
+        precision: The floats that steps compute with: ``"fp32"``, or ``"bf16"``, which pays for large networks;
+            weights, and all that is measured, stay in float32.
         report_to: Reporters of Hugging Face's Trainer (``"tensorboard"``, ``"wandb"``, ``"mlflow"``, …) that are told of losses and
             scores. TensorBoard's files go to ``runs/NAME`` beside ``out``.
         resume: Go on where the same call was broken off; the weights are then those of one run. Where nothing was broken off it
@@ -228,7 +228,7 @@ def train_language_adapter(
 
     base = load_language_base(model, template)
     rounded = None if deploy_variant is None or bundle is None else DeployedWeights(base, bundle, deploy_variant)
-    bf16 = takes_bf16(precision, language=True)
+    bf16 = takes_bf16(precision)
     base.model.to(training_device())  # before Trainer would: what is measured first is measured there too
     longest = token_limit(base.tokenizer, base.model.config)
     if max_length is not None and max_length > longest:

@@ -44,7 +44,7 @@ def test_where_training_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     assert device.training_device() == torch.device("cpu")
 
 
-def test_bfloat16_where_it_is_asked_for_or_a_gpu_has_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bfloat16_where_it_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     import torch
 
     class Module:
@@ -56,18 +56,15 @@ def test_bfloat16_where_it_is_asked_for_or_a_gpu_has_it(monkeypatch: pytest.Monk
     gpu = Module()
     monkeypatch.setattr(torch, "get_device_module", lambda _: gpu)
     monkeypatch.setattr(device, "training_device", lambda: torch.device("cuda"))
-    assert device.takes_bf16("auto", language=True)
-    assert not device.takes_bf16("auto", language=False)
-    assert not device.takes_bf16("fp32", language=True)
+    assert device.takes_bf16("bf16")
+    assert not device.takes_bf16("fp32")
     gpu.has = False
-    assert not device.takes_bf16("auto", language=True)
     with pytest.raises(InputError, match="has no bfloat16; train with --precision fp32"):
-        device.takes_bf16("bf16", language=True)
+        device.takes_bf16("bf16")
     monkeypatch.setattr(device, "training_device", lambda: torch.device("cpu"))
-    assert not device.takes_bf16("auto", language=True)
-    assert device.takes_bf16("bf16", language=False)
-    with pytest.raises(InputError, match="precision must be one of auto, fp32, bf16"):
-        device.takes_bf16("fp8", language=False)  # type: ignore[arg-type]
+    assert device.takes_bf16("bf16")
+    with pytest.raises(InputError, match="precision must be one of fp32, bf16"):
+        device.takes_bf16("fp8")  # type: ignore[arg-type]
 
 
 def test_what_is_restored_goes_to_the_device(model: Path) -> None:  # noqa: F811
