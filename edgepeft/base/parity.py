@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -112,7 +113,7 @@ def graph_causal_parity(graph: ir.Model, loaded: Loaded, spilled: Spilled | None
         judge(
             f"logits of the token at position {place.position}",
             found,
-            lambda place=place, again=again: rounding_noise(loaded.model, again, place_difference, far[place]),
+            partial(rounding_noise, loaded.model, again, place_difference, far[place]),
         )
     return max([worst, *(found for _, found in distant)])
 

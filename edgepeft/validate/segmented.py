@@ -153,7 +153,7 @@ class Told:
             Told(
                 value.name or "",
                 [dim if isinstance(dim, int) else str(dim.value) for dim in value.shape or ()],
-                f"tensor({_TYPES.get(value.dtype, value.dtype.name.lower() if value.dtype else '')})",
+                f"tensor({'' if value.dtype is None else _TYPES.get(value.dtype, value.dtype.name.lower())})",
             )
             for value in values
         ]

@@ -22,8 +22,16 @@ from ..adapters.layout import conv1d_weights
 from ..adapters.read import method_of
 from ..adapters.through_peft.load import ask_for_task, wrap
 from ..base.load import quiet
-from ..base.parity_causal import CausalBatch, causal_batches, from_rows, row_calls
-from ..base.parity_positions import Place, in_place, place_difference, place_noise, places, reference_place, run_place
+from ..base.parity_causal import CausalBatch, Step, causal_batches, from_rows, row_calls
+from ..base.parity_positions import (
+    Place,
+    in_place,
+    place_difference,
+    place_noise,
+    places,
+    reference_place,
+    run_place,
+)
 from ..base.rounding import Noise, judge, sums_reversed
 from ..base.streamed.checkpoint import widen
 from ..base.streamed.load import LoadedInPlace
@@ -239,7 +247,8 @@ def _check(
         thorough, plain = at_once.spread(whole), at_once.spread(plain)
         probes = {name: replace(each, probe=at_once.spread(each.probe)) for name, each in probes.items()}
         forward, session = runtime.base.forward, runtime.base.engine.session
-        step, room = forward, 0
+        step: Step = forward
+        room = 0
         # A session over the whole graph writes into a cache of hundreds of megabytes in its place; parts return theirs one by one.
         if distant and not isinstance(session, SegmentedSession) and read_signature(session).shared:
             step, room = in_place(session), 1
