@@ -101,7 +101,7 @@ def test_only_what_was_asked_for(llama: Path, tmp_path: Path) -> None:
         assert model.adapter("wide").generate("the film", max_new_tokens=3).text is not None
 
 
-@pytest.mark.parametrize("limit", [1, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("limit", [pytest.param(1, marks=pytest.mark.slow), 1000])
 def test_large_tables_and_heads_are_read_in_pieces(
     llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int
 ) -> None:

@@ -1,0 +1,104 @@
+"""What is said where there is no WebGPU plugin, no driver or no GPU, and which variant is chosen for one."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from edgepeft import doctor
+from edgepeft.bench import Host
+from edgepeft.bench.history import host_class
+from edgepeft.devices.executors.local_webgpu import LocalWebGpuExecutor
+from edgepeft.errors import InputError, MissingExtraError
+from edgepeft.quantize.recipes import preferred_on_gpu
+from edgepeft.runtime.engine import check_device
+from edgepeft.runtime.gpu import Placement, webgpu_device
+from edgepeft.targets import load_target
+from edgepeft.worker import vulkan
+
+
+def test_without_the_plugin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime_ep_webgpu", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'edgepeft\[webgpu\]'"):
+        webgpu_device()
+
+
+def test_a_plugin_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime's own reason is passed on; on Linux the loader of Vulkan is what lacks most often."""
+    stub = SimpleNamespace(get_library_path=lambda: "/no/such/library.so")
+    monkeypatch.setitem(sys.modules, "onnxruntime_ep_webgpu", stub)
+    monkeypatch.setattr("edgepeft.runtime.gpu._offered", lambda ort: None)
+    monkeypatch.delenv("ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER", raising=False)
+    with pytest.raises(MissingExtraError, match=r"(?s)cannot load its WebGPU plugin: .*library\.so.*libvulkan1"):
+        webgpu_device()
+
+    assert "ORT_WEBGPU_EP_ALLOW_SOFTWARE_ADAPTER" not in os.environ
+
+
+def test_an_old_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime_ep_webgpu", SimpleNamespace())
+    monkeypatch.setattr("onnxruntime.__version__", "1.30.1")
+    with pytest.raises(MissingExtraError, match=r"needs onnxruntime 1\.32 or newer, found 1\.30\.1"):
+        webgpu_device()
+
+
+def test_words_for_a_device() -> None:
+    assert check_device("webgpu", "auto") == "webgpu"
+    with pytest.raises(InputError, match=r"device is one of cpu, webgpu, found 'cuda'"):
+        check_device("cuda", "auto")
+    with pytest.raises(InputError, match=r"kernels='require' is for device='cpu'"):
+        check_device("webgpu", "require")
+
+
+@pytest.mark.parametrize(
+    ("variants", "halves", "expected"),
+    [
+        (["fp32", "int8", "q4", "q4f16", "fp16"], True, "q4f16"),
+        (["fp32", "int8", "q4", "q4f16", "fp16"], False, "q4"),
+        (["fp16", "int8", "fp32"], True, "fp16"),
+        (["int8", "fp32", "fp16"], False, "fp32"),
+        (["int8", "w8a16"], True, "int8"),
+    ],
+)
+def test_which_variant_suits_a_gpu(variants: list[str], halves: bool, expected: str) -> None:
+    assert preferred_on_gpu(variants, halves=halves) == expected
+
+
+def test_the_executor_says_what_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgepeft.devices.executors.local_webgpu.find_spec", lambda name: None)
+    executor = LocalWebGpuExecutor(load_target("linux-x64-webgpu"))
+    assert ("onnxruntime-ep-webgpu", "pip install 'edgepeft[webgpu]'") in [
+        (each.what, each.remedy) for each in executor.missing()
+    ]
+
+
+def test_without_a_loader_of_vulkan(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vulkan, "_LOADERS", {sys.platform: ("libno-such-vulkan.so.1",)})
+    assert vulkan.vulkan_gpus() is None
+
+
+def test_where_nodes_are_in_words() -> None:
+    assert (
+        str(Placement(gpu=7, cpu={"Shape": 2, "Concat": 1}))
+        == "7 of 10 nodes ran on WebGPU; on the CPU: 2 Shape, 1 Concat"
+    )
+    assert str(Placement(gpu=3, cpu={})) == "3 of 3 nodes ran on WebGPU"
+
+
+def test_histories_that_know_of_no_gpu_go_on() -> None:
+    host = Host(cpu="c", cores=2, os="Linux", machine="x86_64", python="3.12", onnxruntime="1.32.0", threads=1)
+    assert "gpu" not in host_class(host)
+    assert '"gpu":"H100"' in host_class(host.model_copy(update={"gpu": "H100"})).replace(" ", "")
+
+
+def test_doctor_where_edgepeft_is_on_the_path_and_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_metadata(package: str) -> None:
+        raise importlib.metadata.PackageNotFoundError(package)
+
+    for name in ("requires", "version"):
+        monkeypatch.setattr(importlib.metadata, name, no_metadata)
+    assert doctor._problems({"numpy": "1.0"}) == []
