@@ -2,10 +2,11 @@
 
     python benchmarks/refit.py OUT [--adapter support] [--max-steps N] [--as-shipped]
 
-Exports the base with slots at every linear layer, trains the demo's adapters on fp32 (those in OUT are used again), adds
-them, rounds the base to q4 by GPTQ, and refits each adapter on texts that it was trained on. Perplexities are ONNX Runtime's, on texts that
-neither training nor fitting saw: a quarter of the exchanges for `support` (answers alone), Emma for `austen`. The pinned weights
-are de-quantized from 4 bits, which `q4` would find again, so uniform noise of one grid step is added unless --as-shipped.
+Exports the base with slots at every linear layer, trains the demo's adapters on fp32 (those in OUT are used again),
+adds them, rounds the base to q4 by GPTQ, and refits each adapter on texts that it was trained on. Perplexities are ONNX
+Runtime's, on texts that neither training nor fitting saw: a quarter of the exchanges for `support` (answers alone), Emma
+for `austen`. The pinned weights are de-quantized from 4 bits, which `q4` would find again, so uniform noise of one grid
+step is added unless --as-shipped.
 """
 
 from __future__ import annotations
