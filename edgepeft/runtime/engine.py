@@ -20,6 +20,7 @@ from .blend import blend, describe
 from .buffers import as_values
 from .generation import Generator, generator_for
 from .gpu import GpuSlots, Placement, computes_halves, open_gpu_session, placement_of
+from .gpu_attention import LongAttention
 from .kernel_adapter import Factors
 from .kernels import Kernels, UseKernels, check_use
 from .mixed import hide_padding, mixed_adapter
@@ -78,6 +79,7 @@ class Engine:
         self._gpu = None if self.device == "cpu" else GpuSlots(self._session, bundle.manifest.slots)
         if self._gpu is not None:
             self.resident = ResidentAdapters(bundle, resident, form=self._gpu.resident)
+        self._attention = LongAttention(lambda more: self._open(self._entry.file, more)[0], self._entry.half)
         self._decoder_kernels: Kernels | None = None
         if self._entry.decoder_file is None:
             check_session(self._session, bundle.file(self._entry.file), bundle.manifest, self._entry)
@@ -189,6 +191,7 @@ class Engine:
         self._session = None
         self._decoder_session = Once(self._open_decoder)
         self._generators.forget()
+        self._attention.forget()
         self.resident.forget()
         self.embeddings.forget()
 
@@ -323,6 +326,12 @@ class Engine:
             feeds, options = active.feeds, active.options
         else:  # RunOptions would give the file's tensors, of which a twin takes few and a GPU copies at each run
             feeds, options = self.slot_values(active), None
+        if self._gpu is not None:
+            tokens = max((array.shape[1] for name, array in inputs.items() if name == "input_ids"), default=0)
+            found = self._attention.run(
+                session, tokens, lambda chosen: run_values(chosen, list(names.values()), inputs, feeds)
+            )
+            return {own: found[name] for own, name in names.items()}
         if feeds:
             found = run_values(session, list(names.values()), inputs, feeds, options)
             return {own: found[name] for own, name in names.items()}

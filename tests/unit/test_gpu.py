@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import sys
+from collections.abc import Mapping
 from types import SimpleNamespace
+from typing import Any
 
+import numpy as np
 import pytest
 
 from edgepeft import doctor
@@ -17,6 +20,7 @@ from edgepeft.errors import InputError, MissingExtraError
 from edgepeft.quantize.recipes import preferred_on_gpu
 from edgepeft.runtime.engine import check_device
 from edgepeft.runtime.gpu import Placement, webgpu_device
+from edgepeft.runtime.gpu_attention import LONG, LongAttention
 from edgepeft.targets import load_target
 from edgepeft.worker import vulkan
 
@@ -102,3 +106,37 @@ def test_doctor_where_edgepeft_is_on_the_path_and_not_installed(monkeypatch: pyt
     for name in ("requires", "version"):
         monkeypatch.setattr(importlib.metadata, name, no_metadata)
     assert doctor._problems({"numpy": "1.0"}) == []
+
+
+class _Session:
+    """A session with a node of attention."""
+
+    def get_provider_graph_assignment_info(self) -> list[Any]:
+        node = SimpleNamespace(name="layer/attention", op_type="GroupQueryAttention")
+        return [SimpleNamespace(ep_name="WebGpuExecutionProvider", get_nodes=lambda: [node])]
+
+
+@pytest.mark.parametrize(
+    ("off", "half", "right"), [(1e-6, False, True), (8e-3, False, False), (8e-3, True, True), (0.1, True, False)]
+)
+def test_attention_over_many_tokens_is_tried_once(off: float, half: bool, right: bool) -> None:
+    gpu, opened = _Session(), []
+
+    def reopen(settings: Mapping[str, str]) -> _Session:
+        opened.append(settings)
+        return _Session()
+
+    ran = []
+
+    def run(session: object) -> dict[str, np.ndarray]:
+        ran.append(session is gpu)
+        return {"logits": np.full((1, 40, 3), 2.0 + (2 * off if session is gpu else 0))}
+
+    attention = LongAttention(reopen, half)
+    for tokens in (LONG - 1, LONG, 40):
+        found = attention.run(gpu, tokens, run)["logits"]
+        assert tokens < LONG or right or (found == 2).all()
+    assert attention.right is right
+    assert opened == [{"ep.webgpuexecutionprovider.forceCpuNodeNames": "layer/attention"}]
+    # Short: the GPU. The first long one: both. The next: whichever is right.
+    assert ran == [True, False, True, right]
