@@ -116,7 +116,8 @@ class Engine:
 
     def _open(self, file: str, settings: Mapping[str, str] | None = None) -> tuple[Any, Kernels | None]:
         if self.device == "webgpu":
-            return open_gpu_session(self.bundle, file, threads=self.threads, settings=settings), None
+            half = self._entry.half and self._entry.decoder_file is None
+            return open_gpu_session(self.bundle, file, threads=self.threads, settings=settings, half=half), None
         use, factors = self._use
         return open_kernel_session(self.bundle, file, use, threads=self.threads, factors=factors, settings=settings)
 
@@ -340,7 +341,7 @@ class Engine:
     def slot_values(self, active: ActiveAdapter) -> Mapping[str, Any]:
         """What runs are fed for an adapter, as OrtValues by name; nothing for the base. Made once for an adapter."""
         if self._gpu is not None:
-            return {**self._gpu.empty, **self._plain_values(active)}
+            return self._gpu.filled(self._plain_values(active))
         used = [each for each in (self.kernels, self._decoder_kernels) if each is not None]
         if active.formed or not used or active is self.base:
             return self._plain_values(active)

@@ -192,6 +192,10 @@ def test_q4f16(tmp_path: Path) -> None:
             return np.concatenate([decoder.verify(piece).astype(np.float64) for piece in pieces])
 
     found = {name: (read("q4f16", name), read("q4", name)) for name in (None, "wide", "narrow")}
+    with runtime.open(bundle, variant="q4f16", device="webgpu") as model:
+        slots = model.manifest.slots.tensors()
+        kinds = {each.type for each in model.session.get_overridable_initializers() if each.name in slots}
+        assert kinds == {"tensor(float16)"}, "no Cast stands behind a slot"
     for half, exact in found.values():
         assert 0 < np.square(half - exact).mean() <= 5e-2**2 * np.square(exact).mean()
     assert np.square(found["wide"][0] - found["narrow"][0]).mean() > 0.1 * np.square(found["wide"][1]).mean()
