@@ -77,8 +77,14 @@ def write_input_style(
             raise InputError(
                 f"{path} is merged with {manifest.merged!r}: it has no slots, any runtime opens it as it is"
             )
-        names = [change.before.variant(variant)[0]] if variant is not None else list(manifest.variants)
+        names = [change.before.variant(variant)[0]] if variant is not None else [
+            name for name, each in manifest.variants.items() if each.cache_dtype != "int8"
+        ]  # fmt: skip
         for name in names:
+            if manifest.variants[name].cache_dtype == "int8":
+                raise InputError(
+                    f"{path}: {name} keeps its cache in int8, which browsers are not given; choose the variant that it was made of"
+                )
             require_onnx(path, manifest.variants[name])
             change.before.verify(change.before.variant_files(name))
         add_input_style(change, names, announce)

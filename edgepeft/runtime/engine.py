@@ -245,10 +245,19 @@ class Engine:
         resident = self.resident
         try:
             if scale == 1.0:
-                return resident.get(adapter)
+                return self._fitting_cache(resident.get(adapter))
             return scaled_adapter(resident.bundle, adapter, resident.tensors(adapter), scale)
         except UnknownAdapterError as error:
             raise added_since(resident.bundle, adapter) or error from None
+
+    def _fitting_cache(self, active: ActiveAdapter) -> ActiveAdapter:
+        """``active``; :class:`InputError` where its states before the sequence are floats and the cache holds none."""
+        if active.prefix and self._entry.cache_dtype == "int8":
+            raise InputError(
+                f"adapter {active.name!r} puts {active.prefix_length} states in floats before the sequence, and {self.variant} "
+                "keeps its cache in int8. Open another variant for it"
+            )
+        return active
 
     def _base_for(self, adapter: str | Mapping[str, float] | None, task: str) -> ActiveAdapter:
         if adapter is not None:

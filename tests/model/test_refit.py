@@ -22,7 +22,19 @@ from edgepeft.bundle import Head, read_bundle
 from edgepeft.cli import main
 from edgepeft.data import Examples
 from edgepeft.errors import BundleError, DataError, InputError, ManifestError, UnknownAdapterError
-from edgepeft.pipeline import add, blend, diff, export, quantize, refit, relabel, remove, rename, store_adapters
+from edgepeft.pipeline import (
+    add,
+    blend,
+    diff,
+    export,
+    quantize,
+    quantize_cache,
+    refit,
+    relabel,
+    remove,
+    rename,
+    store_adapters,
+)
 from edgepeft.pipeline._calibration_runs import feeds_of, slot_tensors
 from edgepeft.pipeline._quality import measure_quality
 from edgepeft.quantize.refit import refit as solve
@@ -310,6 +322,17 @@ def test_the_variant_made_again_or_removed_takes_it_along(own: Path, tmp_path: P
         assert not bundle.manifest.adapters["wide"].refits
         assert not [name for name in bundle.manifest.files if "/q4." in name]
         assert not (path / "adapters/wide/q4.onnx").exists()
+
+
+def test_the_same_weights_with_a_cache_in_8_bits_run_it_too(own: Path) -> None:
+    made = quantize_cache(own, "q4", data={"*": sentences(40)})
+    found = {variant: logits(own, variant, "wide") for variant in ("q4", made.variant)}
+    np.testing.assert_allclose(found[made.variant], found["q4"], rtol=0, atol=0.05 * np.abs(found["q4"]).max())
+    refits = read_bundle(own).manifest.adapters["wide"].refits
+    assert refits[made.variant] == refits["q4"]
+    remove(own, variant=made.variant)
+    read_bundle(own).verify()
+    assert set(read_bundle(own).manifest.adapters["wide"].refits) == {"q4"}, "its files stay with the other"
 
 
 def test_the_adapter_removed_or_replaced_takes_it_along(own: Path, whole: Path, tmp_path: Path) -> None:
