@@ -9,16 +9,18 @@ export TOKENIZERS_PARALLELISM ?= false
 
 .PHONY: demo test test-real test-all test-methods lint lint-js docs bench clean
 
+# --no-compile: pip would write 400 MB of bytecode, most of which is never read; Python writes the rest at the first import.
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[dev]'
 	touch $(STAMP)
 
 demo: $(STAMP)
 	$(BIN)/edgepeft demo
 
 # Two processes, each with files of its own, and one thread in each: threads of two would wait for each other by spinning.
-TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+# The longest files go first (tests/longest_first.py); pytest-xdist alone would begin with those of the most tests.
+TEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # The default suite: offline once the pinned model and data were fetched.
 test: $(STAMP)

@@ -1,4 +1,4 @@
-"""llama.cpp through its C interface: what ``quantize_peers.py`` needs of it.
+"""llama.cpp through its C interface: what ``quantize_peers.py`` and ``lm_llama.py`` need of it.
 
 The library is the file that ``LLAMA_LIBRARY`` names (npm's ``@node-llama-cpp/linux-x64`` has a prebuilt ``libllama*.so``), or the
 one inside PyPI's ``xllamacpp``, a prebuilt wheel that runs models and has no quantizer in it. Structures that are passed by value
@@ -82,6 +82,12 @@ def library() -> Any:
         ("llama_get_logits", ctypes.POINTER(ctypes.c_float), [pointer]),
         ("llama_get_memory", pointer, [pointer]),
         ("llama_memory_clear", None, [pointer, ctypes.c_bool]),
+        ("llama_adapter_lora_init", pointer, [pointer, ctypes.c_char_p]),
+        (
+            "llama_set_adapters_lora",
+            integer,
+            [pointer, ctypes.POINTER(pointer), ctypes.c_size_t, ctypes.POINTER(ctypes.c_float)],
+        ),
         ("llama_model_quantize", ctypes.c_uint32, [ctypes.c_char_p, ctypes.c_char_p, ctypes.POINTER(_Opaque)]),
     ):
         function = getattr(found, name, None)
@@ -104,7 +110,7 @@ def quantize(source: Path, target: Path, form: str, threads: int) -> None:
 
 
 class Model:
-    """A GGUF file; logits of every token of a window."""
+    """A GGUF file; logits of every token of a window, or of the last one as a sequence grows."""
 
     def __init__(self, path: Path, window: int, threads: int) -> None:
         self._library = library()
@@ -125,13 +131,34 @@ class Model:
 
     def logits(self, tokens: list[int]) -> np.ndarray:
         """float32 ``[tokens, vocabulary]``."""
+        self.forget()
+        return self._run(tokens, 0, every=True)
+
+    def use(self, adapter: Path) -> None:
+        """Run with a LoRA (a GGUF file) at its own scale."""
+        loaded = self._library.llama_adapter_lora_init(self._model, str(adapter).encode())
+        if not loaded:
+            raise RuntimeError(f"llama.cpp could not load {adapter}")
+        adapters, scales = (ctypes.c_void_p * 1)(loaded), (ctypes.c_float * 1)(1.0)
+        if self._library.llama_set_adapters_lora(self._context, adapters, 1, scales):
+            raise RuntimeError(f"llama.cpp could not use {adapter}")
+
+    def forget(self) -> None:
+        """Begin a sequence."""
         self._library.llama_memory_clear(self._library.llama_get_memory(self._context), True)
+
+    def next(self, tokens: list[int], place: int) -> np.ndarray:
+        """Logits behind the last of ``tokens``, float32 ``[vocabulary]``; the first of them stands at ``place``."""
+        return self._run(tokens, place, every=False)[0]
+
+    def _run(self, tokens: list[int], first: int, *, every: bool) -> np.ndarray:
         batch = self._batch
         batch.n_tokens = len(tokens)
         for place, token in enumerate(tokens):
-            batch.token[place], batch.pos[place], batch.n_seq_id[place] = token, place, 1
-            batch.seq_id[place][0], batch.logits[place] = 0, 1
+            batch.token[place], batch.pos[place], batch.n_seq_id[place] = token, first + place, 1
+            batch.seq_id[place][0], batch.logits[place] = 0, every or place + 1 == len(tokens)
         if self._library.llama_decode(self._context, batch):
             raise RuntimeError("llama.cpp could not run the window")
-        found = np.ctypeslib.as_array(self._library.llama_get_logits(self._context), (len(tokens), self.choices))
+        rows = len(tokens) if every else 1
+        found = np.ctypeslib.as_array(self._library.llama_get_logits(self._context), (rows, self.choices))
         return np.array(found)

@@ -36,12 +36,13 @@ _EXTRAS = {
     "train": ("datasets", "accelerate"),
     "report": ("matplotlib",),
     "qnn": ("onnxruntime_qnn",),
+    "webgpu": ("onnxruntime_ep_webgpu",),
     "demo": ("gguf", "rdata", "yaml"),
 }
 _PACKAGES = (
     "numpy", "onnxruntime", "tokenizers", "pydantic", "protobuf", "jinja2", "onnx", "onnx-ir", "onnxscript",
     "safetensors", "ml_dtypes", "huggingface_hub", "torch", "transformers", "peft", "optimum",
-    "mobius-onnx", "datasets", "accelerate", "matplotlib", "onnxruntime-genai", "onnxruntime-qnn",
+    "mobius-onnx", "datasets", "accelerate", "matplotlib", "onnxruntime-genai", "onnxruntime-qnn", "onnxruntime-ep-webgpu",
 )  # fmt: skip
 
 
@@ -128,7 +129,7 @@ def _version(package: str) -> str | None:
 def _problems(packages: dict[str, str]) -> list[str]:
     """What is installed and does not fit what edgepeft's own metadata ask for."""
     found = []
-    for requirement in importlib.metadata.requires("edgepeft") or ():
+    for requirement in _requirements():
         match = re.match(r"([A-Za-z0-9_.-]+)(?:\[[^]]*\])?\s*>=\s*([0-9][0-9.]*)", requirement)
         if match is None:
             continue
@@ -141,6 +142,14 @@ def _problems(packages: dict[str, str]) -> list[str]:
             f"edgepeft {_version('edgepeft')} is installed, and the code that runs is {__version__}: install it again"
         )
     return list(dict.fromkeys(found))
+
+
+def _requirements() -> list[str]:
+    """What edgepeft's metadata ask for; nothing where its files are on the path and it is not installed."""
+    try:
+        return importlib.metadata.requires("edgepeft") or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
 
 
 def _plain(name: str) -> str:

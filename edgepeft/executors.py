@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Literal
+
+#: What computes a base that is opened on this machine: ONNX Runtime's CPU provider, or its WebGPU plugin on the machine's GPU.
+Device = Literal["cpu", "webgpu"]
 
 #: A target that nothing executes.
 STATIC = "static"
@@ -55,6 +59,7 @@ EXECUTORS: dict[str, ExecutorEntry] = {
         ),
         ExecutorEntry("web", "a browser's WebAssembly", ".web:WebExecutor"),
         ExecutorEntry("webgpu", "a browser's WebGPU", ".web:WebGpuExecutor"),
+        ExecutorEntry("local-webgpu", "this machine's GPU", ".local_webgpu:LocalWebGpuExecutor"),
         ExecutorEntry("node", "WebAssembly in Node", ".web:NodeExecutor"),
         ExecutorEntry("qnn", "Qualcomm's HTP, simulated", ".qnn:QnnExecutor"),
         ExecutorEntry(

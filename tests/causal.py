@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from conftest import randomize, save_lora
+from made_before import copy_of
 
 CONTEXT = 192
 CHAT = (
@@ -114,7 +115,12 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 
 
 def build_causal_bundle(folder: Path) -> Path:
-    """``folder/model``, ``folder/<adapter>`` and ``folder/bundle`` of them; the bundle's path."""
+    """``folder/model``, ``folder/<adapter>`` and ``folder/bundle`` of them; the bundle's path. Copied: see :mod:`made_before`."""
+    return copy_of(make_causal_bundle, folder)
+
+
+def make_causal_bundle(folder: Path) -> Path:
+    """The same, captured here and now."""
     from edgepeft.pipeline import add_slots, capture, read_adapter, write_bundle
 
     model = build_causal(folder / "model")
@@ -168,7 +174,14 @@ def of_task(checkpoint: Path) -> Path:
 
 
 def build_generating_bundle(folder: Path) -> Path:
-    """``folder/bundle`` of the random Llama with two LoRA adapters and one that puts states before the sequence; its path."""
+    """``folder/bundle`` of the random Llama with two LoRA adapters and one that puts states before the sequence; its path.
+
+    Copied: see :mod:`made_before`.
+    """
+    return copy_of(_make_generating_bundle, folder)
+
+
+def _make_generating_bundle(folder: Path) -> Path:
     from edgepeft.pipeline import export
 
     model = build_causal(folder / "model")

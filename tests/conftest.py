@@ -15,6 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from figures import Figures
+from longest_first import (  # noqa: F401 - pytest finds its hooks here
+    pytest_collection_modifyitems,
+    pytest_runtest_logreport,
+    pytest_sessionfinish,
+)
 
 # Before any Hugging Face library or ONNX Runtime is imported: tests never look for a network.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -31,6 +36,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--record-methods",
         action="store_true",
         help="Record what PEFT's methods measure in docs/methods.json (figures.py).",
+    )
+    parser.addoption(
+        "--record-seconds",
+        action="store_true",
+        help="Record which modules take long in tests/seconds.json, which orders them (longest_first.py).",
     )
 
 
@@ -199,6 +209,17 @@ def build_model(
     model.to(getattr(torch, dtype)).save_pretrained(folder)
     save_tokenizer(folder, vocabulary, max_length)
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def each_model_is_traced_once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """See traced_once.py; unit tests trace nothing, and do without its imports."""
+    if any("unit" not in item.path.parts for item in request.session.items):
+        import traced_once
+
+        own = tmp_path_factory.getbasetemp()
+        # pytest-xdist's processes have folders of their own below the one of the run.
+        traced_once.install((own.parent if hasattr(request.config, "workerinput") else own) / "traced")
 
 
 Models = Callable[..., Path]

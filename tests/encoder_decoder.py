@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import _vocabulary, save_tokenizer
+from conftest import _vocabulary, save_lora, save_tokenizer
+from made_before import copy_of
 
 SEQ2SEQ = "text2text-generation"
 #: Model → (class, config class, config, sites of attention, sites of all kinds).
@@ -39,6 +40,35 @@ def build_encoder_decoder(folder: Path, kind: str) -> Path:
     model.save_pretrained(folder)
     save_tokenizer(folder, vocabulary)
     return folder
+
+
+def save_adapters(root: Path, model: Path, kind: str) -> dict[str, Path]:
+    """LoRA adapters of two ranks and a DoRA with random numbers over ``model``, below ``root`` by their names."""
+    _, attention, everything = MODELS[kind]
+    common: dict[str, Any] = {"task": SEQ2SEQ, "task_type": "SEQ_2_SEQ_LM", "scale": 0.2}
+    return {
+        "small": save_lora(root / "small", model, r=2, target_modules=attention, seed=1, **common),
+        "wide": save_lora(root / "wide", model, r=5, target_modules=everything, seed=2, **common),
+        "dora": save_lora(root / "dora", model, target_modules=attention, use_dora=True, seed=3, **common),
+    }
+
+
+def build_encoder_decoder_bundle(folder: Path, kind: str) -> Path:
+    """``folder/model``, the adapters of :func:`save_adapters`, and ``folder/bundle`` with ``small`` and ``dora``; its path.
+
+    Copied: see :mod:`made_before`.
+    """
+    return copy_of(_make_encoder_decoder_bundle, folder, kind)
+
+
+def _make_encoder_decoder_bundle(folder: Path, kind: str) -> Path:
+    from edgepeft.pipeline import export
+
+    model = build_encoder_decoder(folder / "model", kind)
+    sources = save_adapters(folder, model, kind)
+    done = export(model, {name: sources[name] for name in ("small", "dora")}, folder / "bundle", slots="all-linear")
+    assert all(p.max_difference <= 1e-4 and p.changes_output for p in done.parity)
+    return folder / "bundle"
 
 
 def made_once(factory: pytest.TempPathFactory) -> Callable[[str], Path]:

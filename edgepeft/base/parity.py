@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -104,24 +105,17 @@ def graph_causal_parity(graph: ir.Model, loaded: Loaded, spilled: Spilled | None
         distant = [(place, place_difference(run_place(step, shapes, place), theirs)) for place, theirs in far.items()]
     judge("logits", worst, lambda: rounding_noise(loaded.model, references, difference, expected))
     for place, found in distant:
-        _judge_place(loaded, shapes, place, far[place], found)
+
+        def again(module: Any, place: Place = place) -> np.ndarray:
+            logits = reference_place(module, shapes, place)
+            return far[place] if logits is None else logits
+
+        judge(
+            f"logits of the token at position {place.position}",
+            found,
+            partial(rounding_noise, loaded.model, again, place_difference, far[place]),
+        )
     return max([worst, *(found for _, found in distant)])
-
-
-def _judge_place(
-    loaded: Loaded, shapes: Mapping[str, Sequence[int | str]], place: Place, theirs: np.ndarray, found: float
-) -> None:
-    """:class:`ParityError` where logits far into the context are ``found`` from ``theirs``, which rounding does not explain."""
-
-    def again(module: Any) -> np.ndarray:
-        logits = reference_place(module, shapes, place)
-        return theirs if logits is None else logits
-
-    judge(
-        f"logits of the token at position {place.position}",
-        found,
-        lambda: rounding_noise(loaded.model, again, place_difference, theirs),
-    )
 
 
 def parity(graph: ir.Model, loaded: Loaded) -> float:

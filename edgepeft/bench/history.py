@@ -139,6 +139,8 @@ def host_class(host: Host) -> str:
     """What must be equal for runs to be of one class: all that moves latency, which Python's own version does not."""
     value = host.model_dump()
     del value["python"]
+    if not host.gpu:  # as histories have it that know of none
+        del value["gpu"]
     return json_text(value, indent=None)
 
 

@@ -46,7 +46,9 @@ def loaded_files(manifest: Manifest, variant: str, slots: Slots = "overridable")
         *variant_files(manifest, variant, slots),
         *(name for name in TEXT_FILES if name in manifest.files),
         *dict.fromkeys(
-            file for adapter in manifest.adapters.values() for file in (adapter.onnx_adapter, *adapter.text.values())
+            file
+            for adapter in manifest.on(variant).adapters.values()
+            for file in (adapter.onnx_adapter, *adapter.text.values())
         ),
         *dict.fromkeys(embedding.graph for embedding in manifest.embeddings),
         *(() if defaults is None else (defaults,)),

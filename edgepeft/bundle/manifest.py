@@ -5,7 +5,7 @@ The models below are the documentation of the format; :func:`json_schema` prints
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -38,6 +38,7 @@ Text = Annotated[str, Field(max_length=4096, strict=True)]
 #: Bytes of a file, or numbers of a model.
 Large = Annotated[int, Field(ge=0, lt=2**53, strict=True)]
 Labels = Annotated[tuple[Text, ...], Field(min_length=1, max_length=2**20)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False, strict=True)]
 
 #: Tasks whose graph gives one output of this name, beside those that write texts.
 _GIVES_LOGITS = {
@@ -144,6 +145,21 @@ def prefix_tensors(inputs: Iterable[GraphInput]) -> dict[str, tuple[Dim, ...]]:
     }
 
 
+class Refit(Schema):
+    """An adapter's tensors, of the same names, shapes and form, fitted once more to the rounded weights of one variant.
+
+    ``loss`` says how far the adapter on the variant is from the adapter on fp32 on texts that it was not fitted to, before and
+    after: of a model that chooses tokens or labels the divergence in nats, else the root mean square of outputs.
+    """
+
+    onnx_adapter: str
+    onnx: str
+    bytes: Large
+    loss: tuple[NotNegative, NotNegative]
+
+    _relative = field_validator("onnx_adapter", "onnx")(check_relative)
+
+
 class AdapterEntry(Schema):
     """One adapter and its contract with the base."""
 
@@ -177,6 +193,8 @@ class AdapterEntry(Schema):
     residual: float | None = Field(default=None, ge=0, allow_inf_nan=False, strict=True)
     #: How texts are embedded with it, where its checkpoint says so; ``None``: as the base embeds them.
     embedding: Embedding | None = None
+    #: By variant, what takes the place of ``onnx_adapter`` and ``onnx`` there (``add --refit``).
+    refits: dict[Name, Refit] = Field(default_factory=dict)
     bytes: Large
 
     _relative = field_validator("onnx_adapter", "onnx")(check_relative)
@@ -189,9 +207,25 @@ class AdapterEntry(Schema):
         return text
 
     def files(self) -> tuple[str, ...]:
-        """Every file of the adapter: both forms of its tensors, its text, and the graph of its embeddings."""
+        """Every file of the adapter: both forms of its tensors, its text, the graph of its embeddings, and what was refitted."""
         graph = () if self.embedding is None else (self.embedding.graph,)
-        return tuple(dict.fromkeys((self.onnx_adapter, self.onnx, *self.text.values(), *graph)))
+        refitted = (file for each in self.refits.values() for file in (each.onnx_adapter, each.onnx))
+        return tuple(dict.fromkeys((self.onnx_adapter, self.onnx, *self.text.values(), *graph, *refitted)))
+
+    def subgraphs(self) -> tuple[str, ...]:
+        """Every graph that holds its tensors."""
+        return tuple(dict.fromkeys((self.onnx, *(each.onnx for each in self.refits.values()))))
+
+    def on(self, variant: str) -> AdapterEntry:
+        """The adapter as it runs on a variant: with the tensors that were fitted to it, where there are some."""
+        own = self.refits.get(variant)
+        if own is None:
+            return self
+        return self.model_copy(update={"onnx_adapter": own.onnx_adapter, "onnx": own.onnx, "bytes": own.bytes})
+
+    def only(self, variants: Collection[str]) -> AdapterEntry:
+        """The adapter without what was fitted to other variants than these."""
+        return self.model_copy(update={"refits": {n: each for n, each in self.refits.items() if n in variants}})
 
 
 class TaskEntry(Schema):
@@ -259,10 +293,14 @@ class Manifest(Schema):
                     raise ValueError(f"variant file {path} is not listed under files")
         if self.slot_defaults is not None and self.slot_defaults not in self.files:
             raise ValueError(f"slot_defaults {self.slot_defaults} is not listed under files")
-        for adapter in self.adapters.values():
+        for name, adapter in self.adapters.items():
             for path in adapter.files():
                 if path not in self.files:
                     raise ValueError(f"adapter file {path} is not listed under files")
+            if unknown := sorted(adapter.refits.keys() - self.variants.keys()):
+                raise ValueError(
+                    f"adapter {name} was refitted to variant {unknown[0]}, which is not listed under variants"
+                )
         for embedding in self.embeddings:
             if embedding.graph not in self.files:
                 raise ValueError(f"embedding graph {embedding.graph} is not listed under files")
@@ -328,9 +366,17 @@ class Manifest(Schema):
 
     def deployed(self, variant: str) -> tuple[str, ...]:
         """What one device gets that runs ``variant``: every file but those of other variants only."""
-        mine = self.variants[variant]
-        others = {path for v in self.variants.values() for path in v.files()} - set(mine.files())
-        return tuple(path for path in self.files if path not in others)
+        mine = {
+            *self.variants[variant].files(),
+            *(p for a in self.adapters.values() for p in a.only([variant]).files()),
+        }
+        others = {path for v in self.variants.values() for path in v.files()}
+        others |= {path for adapter in self.adapters.values() for path in adapter.files()}
+        return tuple(path for path in self.files if path in mine or path not in others)
+
+    def on(self, variant: str) -> Manifest:
+        """The manifest with each adapter as it runs on a variant (:meth:`AdapterEntry.on`)."""
+        return self.model_copy(update={"adapters": {name: entry.on(variant) for name, entry in self.adapters.items()}})
 
 
 _AGAIN = "export the bundle again"

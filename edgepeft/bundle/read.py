@@ -92,7 +92,7 @@ class Bundle:
 
     def _check(self, names: Iterable[str], files: BundleFiles) -> None:
         graphs = {graph: variant for variant in self.manifest.variants.values() for graph in variant.graphs()}
-        others = {entry.onnx for entry in self.manifest.adapters.values()}
+        others = {file for entry in self.manifest.adapters.values() for file in entry.subgraphs()}
         others |= {embedding.graph for embedding in self.manifest.embeddings}
         for name in names:
             if name in graphs or name in others:
@@ -147,6 +147,12 @@ class Bundle:
                 f"{self.path} has no variant {name!r}; it has: {', '.join(variants)}{did_you_mean(name, variants)}"
             )
         return name, variants[name]
+
+    def on(self, variant: str) -> Bundle:
+        """The bundle as it runs a variant: of adapters that were refitted to it, those files count."""
+        if not any(entry.refits for entry in self.manifest.adapters.values()):
+            return self
+        return replace(self, manifest=self.manifest.on(variant))
 
     def variant_files(self, name: str, slots: Slots = "overridable") -> tuple[str, ...]:
         """The graphs of a variant and their weights."""

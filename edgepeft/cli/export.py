@@ -156,7 +156,7 @@ def export(
     """
     wanted = named(adapters, "--adapter")
     if dry_run:
-        _plan(model, wanted, out, "swap" if mode == "auto" else mode, variants, as_json)
+        _plan(model, wanted, out, "swap" if mode == "auto" else mode, variants, form, as_json)
         return
     from functools import partial
 
@@ -251,11 +251,12 @@ def _plan(
     out: Path,
     mode: Literal["swap", "merge", "bake"],
     variants: tuple[str, ...],
+    form: Literal["auto", "fp32", "fp16", "int8"],
     as_json: bool,
 ) -> None:
     from ..pipeline import plan_export
 
-    plan = plan_export(model, adapters, out, mode=mode, variants=variants)
+    plan = plan_export(model, adapters, out, mode=mode, variants=variants, form=form)
     if as_json:
         print_json({"bundle": str(out), **asdict(plan), "bytes": plan.bytes, "fits": plan.fits, "dry_run": True})
         return

@@ -113,7 +113,7 @@ def _as_edgepeft(error: Exception) -> EdgepeftError | None:
             return MissingExtraError(
                 f"this command needs {module}, which is not installed: pip install 'edgepeft[{whole or extra}]'"
             )
-    if isinstance(error, MemoryError):
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's, of a GPU
         return InputError("there is not enough memory for this; close other programs, or use a smaller model or batch")
     if isinstance(error, OSError) and error.strerror:
         return InputError(f"{error.filename}: {error.strerror}" if error.filename else error.strerror)

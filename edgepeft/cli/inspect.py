@@ -145,6 +145,7 @@ def _bundle(path: Path, as_json: bool) -> None:
             before = f", {entry.prefix_length} states before the sequence" if entry.prefix_length else ""
             own = f", with its own {', '.join(entry.text)}" if entry.text else ""
             own += f"; embeds by {embedding_text(entry.embedding)}" if entry.embedding is not None else ""
+            own += f"; refitted to {', '.join(entry.refits)}" if entry.refits else ""
             click.echo(f"{name} from {entry.source}{before}{own}")
 
 

@@ -49,6 +49,13 @@ calibration_option = option(
     help=f"Texts of an adapter, '*=FILE' for all: what {with_texts()} measures activations with. May be repeated; columns as in "
     "NAME=FILE:text=body,pair=title.",
 )
+refit_data_option = option(
+    "--data",
+    multiple=True,
+    metavar="NAME=FILE",
+    help="What --refit fits the adapter to, every fifth kept apart: texts, or prompts with completions or conversations of a "
+    "language model's. Columns of its own: NAME=FILE:text=body.",
+)
 data_option = option(
     "--data",
     multiple=True,

@@ -81,6 +81,12 @@ if TYPE_CHECKING:
     ),
     option("--measure/--no-measure", default=True, help="Compare a language model with fp32 on texts kept apart."),
 )
+@option(
+    "--refit",
+    is_flag=True,
+    help="Fit every adapter with factors to the rounded weights afterwards, on --data or, of a language model, a text that ships "
+    "with edgepeft; what helps is kept beside the adapter, for this variant alone.",
+)
 @option_group(
     "The cache",
     option(
@@ -109,6 +115,7 @@ def quantize(
     bits: float | None,
     max_kld: float | None,
     measure: bool,
+    refit: bool,
     cache: str | None,
     replace: bool,
     dry_run: bool,
@@ -121,13 +128,15 @@ def quantize(
     """
     from ..pipeline import Goal
     from ..pipeline import quantize as run
+    from ..pipeline import refit as fit
+    from ..pipeline._refit import calibrating, refittable
 
     goal = None
     if (budget_mb, bits, max_kld) != (None, None, None):
         goal = Goal(bytes=None if budget_mb is None else int(budget_mb * 1e6), bits=bits, divergence=max_kld)
     texts = calibration_texts(data, text, pair)
     if cache is not None:
-        if goal is not None or method or heal or head_bits or dry_run or not measure:
+        if goal is not None or method or heal or head_bits or refit or dry_run or not measure:
             raise click.UsageError(
                 "--cache is about the cache alone; it takes --variant, data, --rows and --replace only"
             )
@@ -140,7 +149,7 @@ def quantize(
         result = run(
             bundle,
             variant,
-            data=texts,
+            data=calibrating(variant, method, texts) if refit else texts,
             rows=rows,
             method=method,
             heal=heal,
@@ -151,6 +160,9 @@ def quantize(
             lock_timeout=lock_timeout,
             announce=announce,
         )
+        refitted = []
+        if refit and (names := refittable(result.bundle, texts)):
+            refitted = [*fit(bundle, variant, names, data=texts, lock_timeout=lock_timeout, announce=announce)]
     share = result.quantized
     if result.warning:
         warn(result.warning)
@@ -167,6 +179,7 @@ def quantize(
                 "method": result.method,
                 "quality": [asdict(each) for each in result.quality],
                 "front": None if result.front is None else asdict(result.front),
+                "refitted": [asdict(each) for each in refitted],
             }
         )
         return
@@ -178,6 +191,8 @@ def quantize(
         _show_front(result.front)
     if result.quality:
         table("Against fp32, on texts kept apart", _columns("fp32"), [_row(each) for each in result.quality])
+    for each in refitted:
+        click.echo(f"{bundle}: {each}")
     if result.bundle.manifest.task.endswith("-classification"):
         click.echo(f"Check its accuracy with: edgepeft validate {bundle} --data NAME=FILE")
 

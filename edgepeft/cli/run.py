@@ -12,6 +12,7 @@ from cloup import option, option_group
 
 from ..bundle import Verify
 from ..errors import InputError
+from ..executors import Device
 from .guarded import guarded
 from .options import PATH, bundle_argument, json_option, threads_option
 from .renamed import renamed_option
@@ -60,6 +61,12 @@ _TOLD = 256
     ),
     option("--variant", metavar="NAME", show_default="the bundle's preferred", help="The variant of the base to run."),
     option(
+        "--device",
+        type=click.Choice(get_args(Device)),
+        default="cpu",
+        help="What computes it: cpu, or this machine's GPU through ONNX Runtime's WebGPU plugin (edgepeft[webgpu]).",
+    ),
+    option(
         "--verify",
         type=click.Choice(get_args(Verify)),
         default="changed",
@@ -95,6 +102,7 @@ def run(
     normalize: bool,
     variant: str | None,
     threads: int | None,
+    device: Device,
     verify: Verify,
     as_json: bool,
     **generation: Any,
@@ -112,8 +120,9 @@ def run(
     if not texts:
         raise InputError("no text: give one as an argument, or a file with --file")
     chosen = parse_weights(adapter.split(",")) if adapter is not None and "=" in adapter else adapter
-    variant = variant or _preferred(bundle)
-    opened = runtime.open(bundle, variant=variant, threads=threads, verify=verify).use(chosen, scale=scale, head=head)
+    variant = variant or _preferred(bundle, device)
+    opened = runtime.open(bundle, variant=variant, threads=threads, verify=verify, device=device)
+    opened.use(chosen, scale=scale, head=head)
     if opened.manifest.writes:
         run_prompts(opened, texts, generation, as_json)
         return
@@ -146,16 +155,22 @@ def run(
         click.echo(f"{_short(result)}\t{_one_line(t)}")
 
 
-def _preferred(bundle: Path) -> str:
-    """The variant that the bundle prefers; where there are several, which one that is is told."""
+def _preferred(bundle: Path, device: Device) -> str:
+    """The variant that the bundle prefers, or that a GPU computes best; where there are several, which one that is is told."""
     from ..bundle import read_bundle
-    from ..quantize.recipes import preferred_variant
+    from ..quantize.recipes import preferred_on_gpu, preferred_variant
 
     manifest = read_bundle(bundle).manifest
-    variant = preferred_variant(manifest.variants, writes=manifest.writes)
+    if device == "cpu":
+        variant = preferred_variant(manifest.variants, writes=manifest.writes)
+    else:
+        from ..runtime.gpu import computes_halves
+
+        variant = preferred_on_gpu(manifest.variants, halves=computes_halves())
     if len(manifest.variants) > 1 and not quiet():
         others = " or ".join(name for name in manifest.variants if name != variant)
-        click.echo(f"running {variant}, which this bundle prefers; --variant chooses {others}", err=True)
+        who = "this bundle prefers" if device == "cpu" else "suits a GPU best"
+        click.echo(f"running {variant}, which {who}; --variant chooses {others}", err=True)
     return variant
 
 

@@ -17,6 +17,7 @@ from .options import PATH, json_option, label_option, pair_option, text_option
 from .show import print_json, warn
 from .train_compare import compared, with_chosen_ranks
 from .train_verdict import say_verdict
+from .train_watch import watched
 from .verbosity import quiet
 
 if TYPE_CHECKING:
@@ -106,7 +107,7 @@ if TYPE_CHECKING:
     option(
         "--target-modules",
         metavar="NAMES",
-        show_default="attention projections; all-linear for generation",
+        show_default="attention projections; all-linear for generation, and for LoRA with --compare",
         help="Comma-separated module names, or all-linear.",
     ),
     option(
@@ -149,6 +150,11 @@ if TYPE_CHECKING:
         metavar="BUNDLE",
         help="The bundle that the adapter will be added to, for --deploy-variant.",
     ),
+    option(
+        "--distill",
+        is_flag=True,
+        help="With --from and --deploy-variant: learn to say on rounded weights what that adapter says in fp32 (generation).",
+    ),
     option("--rslora", is_flag=True, help="Scale by alpha / sqrt(rank)."),
 )
 @option_group(
@@ -176,6 +182,12 @@ if TYPE_CHECKING:
         show_default="16; 8 for generation",
         help="Rows computed at once.",
     ),
+    option(
+        "--precision",
+        type=click.Choice(["fp32", "bf16"]),
+        default="fp32",
+        help="Floats that steps compute with; bf16 pays for large networks. Weights and scores stay in fp32.",
+    ),
     option("--gradient-accumulation", default=1, metavar="N", help="Batches that make a step (generation)."),
     option("--gradient-checkpointing", is_flag=True, help="Less memory for more time (generation)."),
     option(
@@ -196,6 +208,17 @@ if TYPE_CHECKING:
         "--resume",
         is_flag=True,
         help="Go on where the same call was broken off. Its state is kept beside --out while it runs.",
+    ),
+    option(
+        "--watch",
+        is_flag=True,
+        help="When --data or --validation changes, train again from the adapter that was written; ends with Ctrl-C.",
+    ),
+    option(
+        "--report-to",
+        multiple=True,
+        metavar="NAME",
+        help="tensorboard, wandb, mlflow, … of Hugging Face's Trainer is told losses and scores; repeatable.",
     ),
     option(
         "--threads",
@@ -225,6 +248,8 @@ def train(
     messages: str,
     target_modules: str | None,
     as_json: bool,
+    watch: bool,
+    report_to: tuple[str, ...],
     **given: Any,
 ) -> None:
     """Fine-tune an adapter: LoRA, or another method of PEFT.
@@ -281,6 +306,13 @@ def train(
             "--resume goes on with the training of one adapter, not with --compare, --verdict or --modules"
         )
     if several:
+        if options.pop("precision") != "fp32":
+            raise InputError("--precision is for one adapter, not for --compare, --verdict or --modules")
+        if watch or report_to:
+            raise InputError(
+                f"--{'watch' if watch else 'report-to'} is for the training of one adapter, not for --compare, --verdict or "
+                "--modules"
+            )
         del options["resume"]
     elif out is not None and not options["resume"]:
         _say_unfinished(out)
@@ -303,10 +335,28 @@ def train(
         options |= {"budget_mb": rank_budget_mb, "measure": sensitivity, "text": text, "label": label}
         with_chosen_ranks(model, data, out, as_json, **options)
         return
+    options["report_to"] = report_to
     if generation:
-        _say_language(train_language_adapter(model, data, out, **asdict(columns), **options), as_json)
+        options |= asdict(columns)
     else:
-        _say_classifier(train_adapter(model, data, out, text=text, label=label, **options), as_json)
+        options |= {"text": text, "label": label}
+
+    def once(**options: Any) -> None:
+        if generation:
+            _say_language(train_language_adapter(model, data, out, **options), as_json)
+        else:
+            _say_classifier(train_adapter(model, data, out, **options), as_json)
+
+    if watch:
+        if options.get("distill"):
+            raise InputError(
+                "--distill imitates one adapter, whatever the rows say, so --watch has nothing to learn anew"
+            )
+        if as_json:
+            raise InputError("--json prints one result, and --watch trains again and again; leave one of them out")
+        watched(once, out, [data, given.get("validation")], options)
+    else:
+        once(**options)
 
 
 def _look(file: Path) -> None:
@@ -341,6 +391,7 @@ _CLASSIFICATION = {"pair", "problem_type"}
 _GENERATION = {
     "chat",
     "chat_template",
+    "distill",
     "max_steps",
     "schedule",
     "gradient_accumulation",

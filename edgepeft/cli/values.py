@@ -26,6 +26,20 @@ def calibration_texts(data: tuple[str, ...], text: str, pair: str | None) -> dic
     return found
 
 
+def refit_data(bundle: Path, data: tuple[str, ...], text: str, pair: str | None) -> dict[str, Examples | LanguageRows]:
+    """The ``--data NAME=FILE`` pairs that adapters are fitted to: rows of a language model, texts of others."""
+    from ..bundle import read_bundle
+    from ..validate import read_language_rows
+
+    if not data or not read_bundle(bundle).manifest.writes:
+        return {**calibration_texts(data, text, pair)}
+    found: dict[str, Examples | LanguageRows] = {}
+    for name, value in named(data, "--data").items():
+        path, columns = with_columns(value, text=text)
+        found[name] = read_language_rows(path, text=columns["text"] or text)
+    return found
+
+
 def device_data(
     bundle: Path, data: tuple[str, ...], text: str, label: str, pair: str | None
 ) -> dict[str, Examples] | dict[str, PromptRows]:

@@ -239,9 +239,16 @@ def device_parts(bundle: Bundle) -> dict[str, dict[str, float]]:
     found = {}
     for name, whole in deployed_mb(bundle).items():
         base = sum(manifest.files[file].bytes for file in manifest.variants[name].files()) / MB
-        adapters = sum(
-            manifest.files[file].bytes for entry in manifest.adapters.values() for file in {entry.onnx_adapter, entry.onnx}
-        ) / MB  # fmt: skip
+        adapters = (
+            sum(
+                manifest.files[file].bytes
+                for entry in manifest.adapters.values()
+                for form in (entry, entry.on(name))
+                for file in dict.fromkeys((form.onnx_adapter, form.onnx))
+                if form is entry or name in entry.refits
+            )
+            / MB
+        )
         found[name] = {"base": base, f"{len(manifest.adapters)} adapters, both forms": adapters}
         found[name]["tokenizer and configuration"] = max(0.0, whole - base - adapters)
     return found

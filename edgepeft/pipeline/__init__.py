@@ -71,6 +71,8 @@ if TYPE_CHECKING:
     from ._quality import Quality as Quality
     from ._quantize import QuantizedBundle as QuantizedBundle
     from ._quantize import quantize as quantize
+    from ._refit import Refitted as Refitted
+    from ._refit import refit as refit
     from ._relabel import relabel as relabel
     from ._remove import Removed as Removed
     from ._remove import remove as remove
@@ -107,6 +109,7 @@ _HOME = {
     "store_adapters": "._stored_adapters",
     "diff": "._diff",
     "quantize": "._quantize",
+    "refit": "._refit",
     "quantize_cache": "._cache",
     "write_input_style": "._web_graph",
     "fit": "._for_target",
@@ -142,6 +145,7 @@ _HOME = {
     "BundleDiff": "._diff",
     "Difference": "._diff",
     "QuantizedBundle": "._quantize",
+    "Refitted": "._refit",
     "QuantizedCache": "._cache",
     "Front": "._mixed_bits",
     "Goal": "._mixed_bits",
@@ -172,6 +176,7 @@ __all__ = [  # noqa: RUF022 - in the order of the pipeline
     "store_adapters",
     "diff",
     "quantize",
+    "refit",
     "quantize_cache",
     "write_input_style",
     "fit",
@@ -206,6 +211,7 @@ __all__ = [  # noqa: RUF022 - in the order of the pipeline
     "BundleDiff",
     "Difference",
     "QuantizedBundle",
+    "Refitted",
     "QuantizedCache",
     "Quality",
     "Fitted",

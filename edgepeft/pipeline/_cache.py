@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 
 import numpy as np
 
-from ..bundle import LOCK_TIMEOUT, Bundle, Manifest, Variant, read_bundle
+from ..bundle import LOCK_TIMEOUT, AdapterEntry, Bundle, Manifest, Variant, read_bundle
 from ..bundle.cache_names import is_past, is_present
 from ..data import Examples
 from ..errors import BundleError, InputError, ParityError
@@ -96,6 +96,7 @@ def quantize_cache(
         staged = change.stage(
             written=[made.file],
             variants={**change.manifest.variants, name: made},
+            adapters={each: _refitted_too(own, source, name) for each, own in change.manifest.adapters.items()},
             provenance=_provenance(change, name, runs, ()),
         )
         announce(f"comparing {name} with {source} on texts kept apart")
@@ -176,6 +177,13 @@ def _write(change: Edit, entry: Variant, name: str, largest: Mapping[str, np.nda
         cache_dtype="int8",
         quantized_share=entry.quantized_share,
     )
+
+
+def _refitted_too(adapter: AdapterEntry, source: str, name: str) -> AdapterEntry:
+    """The adapter with what was fitted to the weights of ``source`` for ``name`` too, which runs the same weights."""
+    own = adapter.refits.get(source)
+    refits = {variant: each for variant, each in adapter.refits.items() if variant != name}
+    return adapter.model_copy(update={"refits": {**refits, name: own} if own is not None else refits})
 
 
 def _judge(name: str, source: str, quality: Sequence[Quality]) -> None:

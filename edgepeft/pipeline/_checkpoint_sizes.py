@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import InputError
@@ -24,6 +25,8 @@ class CheckpointSizes:
     in_matrices: int
     largest_layer: int
     largest_tensor: int
+    #: Of every tensor, by its name; empty for a base that only the hub knows.
+    shapes: Mapping[str, Sequence[int]] = field(default_factory=dict, compare=False)
 
 
 def checkpoint_sizes(source: str) -> CheckpointSizes:
@@ -67,6 +70,7 @@ def checkpoint_sizes(source: str) -> CheckpointSizes:
         in_matrices=sum(count for name, count in counts.items() if len(shapes[name]) > 1),
         largest_layer=max(layers.values(), default=max(counts.values(), default=0)),
         largest_tensor=max(counts.values(), default=0),
+        shapes=shapes,
     )
 
 

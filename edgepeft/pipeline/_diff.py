@@ -114,6 +114,7 @@ def _adapter(manifest: Manifest, entry: AdapterEntry) -> dict[str, Any]:
         "bytes": entry.bytes,
         # not of the .onnx file, which holds the same numbers
         "content": manifest.files[entry.onnx_adapter].sha256,
+        "refitted": {variant: manifest.files[each.onnx_adapter].sha256 for variant, each in entry.refits.items()},
         "text": {name: manifest.files[file].sha256 for name, file in entry.text.items()},
         "embedding": None if entry.embedding is None else manifest.files[entry.embedding.graph].sha256,
     }

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from ..adapters.checkpoint import Checkpoint, read_checkpoint
+from ..adapters.checkpoint import read_checkpoint
 from ..errors import InputError
 from ..quantize import recipe
 from ..quantize.recipes import WHOLE
+from ..quantize.sizes import IN_GRAPH, rounded_bytes
 from ..units import MB
+from ._adapter_sizes import adapter_bytes
 from ._checkpoint_sizes import CheckpointSizes, checkpoint_sizes
 from ._manifest import check_asked
 from ._room import free_disk_mb, free_memory_mb
+
+if TYPE_CHECKING:
+    from ._stored_adapters import Wanted
 
 #: What Python, torch and ONNX Runtime take by themselves, in MB.
 MEMORY_LIBRARIES_MB = 700.0
@@ -31,6 +37,8 @@ STREAMED_MB, LAYER_FACTOR, SESSION_FACTOR = 1100.0, 2.5, 1.15
 LARGEST_SESSION = 500_000_000
 #: Bytes of a language model in fp32 from which on it is read block by block: a smaller one is exported sooner as a whole.
 STREAMED_FROM = 200_000_000
+#: Context of a language model where nobody asks for another (``base.capture.CONTEXT``, which a plan need not import).
+_CONTEXT = 8192
 #: Processor seconds for a billion parameters: in memory, and block by block for each variant.
 _SECONDS, _STREAMED_SECONDS = 190.0, 110.0
 
@@ -102,6 +110,7 @@ def plan_export(
     *,
     mode: Literal["swap", "merge", "bake"] = "swap",
     variants: Sequence[str] = (),
+    form: Wanted = "fp32",
     streamed: bool | None = None,
 ) -> ExportPlan:
     """Tell what :func:`export` would write, how large, and what memory and disk it takes. Nothing is written or loaded.
@@ -112,6 +121,7 @@ def plan_export(
         out: The bundle's folder.
         mode: As :func:`export` takes it.
         variants: As :func:`export_variants` takes them; fp32 by default.
+        form: How adapters are stored, as :func:`store_adapters` takes it; ``"auto"`` is planned as fp32, the most it may take.
         streamed: Whether the base is read block by block; by default a language model's is, for variants or a large fp32.
 
     Returns:
@@ -133,13 +143,14 @@ def plan_export(
     if streamed is None:
         large = bool(variants) or 4 * sizes.parameters >= STREAMED_FROM
         streamed = large and mode == "swap" and continues_texts(str(model))
-    weights = {variant: _bytes_of(variant, sizes) for variant in wanted}
+    tables = rotary_bytes(str(model))
+    weights = {variant: _bytes_of(variant, sizes) + tables for variant in wanted}
     named = [PlannedFile(_weights_file(variant), size) for variant, size in weights.items()]
     if mode == "swap":
         files = list(named)
         for name, checkpoint in checkpoints.items():
-            size = _adapter_bytes(checkpoint)
-            files += [PlannedFile(f"adapters/{name}.{suffix}", size) for suffix in ("onnx_adapter", "onnx")]
+            stored = adapter_bytes(checkpoint, form, sizes.shapes)
+            files += [PlannedFile(f"adapters/{name}.{suffix}", size) for suffix, size in stored.items()]
     else:
         nested = len(adapters) > 1
         files = [
@@ -175,7 +186,29 @@ def _bytes_of(variant: str, sizes: CheckpointSizes) -> int:
     """About what the weights of a variant take."""
     if variant == WHOLE:
         return 4 * sizes.parameters
-    return round(recipe(variant).weight_bytes * sizes.in_matrices) + 4 * (sizes.parameters - sizes.in_matrices)
+    if not sizes.shapes:
+        kept = 4 * (sizes.parameters - sizes.in_matrices)
+        return round(recipe(variant).weight_bytes * sizes.in_matrices) + kept
+    vectors = [4 * math.prod(shape) for shape in sizes.shapes.values() if len(shape) < 2]
+    kept = sum(size for size in vectors if size > IN_GRAPH)
+    matrices = [(math.prod(shape[:-1]), shape[-1]) for shape in sizes.shapes.values() if len(shape) > 1]
+    return sum(rounded_bytes(variant, rows, columns) for rows, columns in matrices) + kept
+
+
+def rotary_bytes(source: str) -> int:
+    """About what the rotary tables of a language model take: a sine and a cosine for each place of its context."""
+    if not continues_texts(source):
+        return 0
+    config = json.loads((Path(source) / "config.json").read_text(encoding="utf-8"))
+    heads, hidden, context = (
+        config.get(key) for key in ("num_attention_heads", "hidden_size", "max_position_embeddings")
+    )
+    rotates = config.get("rope_theta") or config.get("rope_parameters")
+    if not (rotates and heads and hidden and context):
+        return 0
+    width = int((config.get("head_dim") or hidden // heads) * float(config.get("partial_rotary_factor") or 1))
+    own = 2 if config.get("rope_local_base_freq") else 1  # sliding layers rotate by frequencies of their own
+    return own * 2 * 4 * min(int(context), _CONTEXT) * (width // 2)
 
 
 def _weights_file(variant: str) -> str:
@@ -199,7 +232,3 @@ def continues_texts(source: str) -> bool:
     except (OSError, ValueError, AttributeError):
         return False
     return str(names[0]).endswith(("ForCausalLM", "LMHeadModel"))
-
-
-def _adapter_bytes(checkpoint: Checkpoint) -> int:
-    return 4 * sum(tensor.size for tensor in checkpoint.tensors.values())

@@ -14,6 +14,7 @@ from ..data import Examples
 from ..quantize import recipe
 from ..quantize.counts import count_quantized
 from ..quantize.recipes import WHOLE
+from ..quantize.sizes import planned_bytes
 from ..units import MB
 from ._calibrate import check_texts
 from ._fitting import Fitting, choose_fitting
@@ -22,10 +23,6 @@ from ._mixed_bits import Goal
 from ._plan import PlannedFile
 from ._quantize import _check_wanted, _graphs, source_of
 
-#: Bytes that a weight takes with its share of scales and zero points, by how it is rounded: measured on SmolLM2-135M and MiniLM.
-_BYTES = {"int8": 1.02, "w8a16": 1.02, "q8": 1.16, "q4": 0.64, "q4 gptq": 0.665, "q4f16": 0.56, "q4f16 gptq": 0.59}
-#: What an 8-bit head adds to 4 bits, in bytes a number.
-_WIDE_HEAD = 0.52
 #: Peak memory over the weights in fp32, and what Python and its libraries take by themselves, in MB; measured likewise.
 _MEMORY_FACTOR, _LIBRARIES_MB = {"gptq": 3.3}, 250.0
 #: CPU seconds on one core of a 2.x GHz server for a million weights; GPTQ's are for the 4,200 tokens that ship with edgepeft.
@@ -114,13 +111,13 @@ def plan_quantize(
                 PlannedFile(f"{target}_data", halved),
             ]
             continue
-        matrices, vectors = _shapes(opened, source)
-        count = sum(rows * columns for rows, columns in matrices)
+        graph = ir.load(opened.path / source)
+        count = count_quantized(graph, opened.manifest.slots).total
         weights += count
-        size = _size(variant, fitting, matrices, opened) + 4 * vectors
+        own = (opened.path / source).stat().st_size
         files += [
-            PlannedFile(target, (opened.path / source).stat().st_size),
-            PlannedFile(f"{target}_data", round(size)),
+            PlannedFile(target, own),
+            PlannedFile(f"{target}_data", _size(variant, fitting, graph, opened, count, own)),
         ]
     way = f"{variant} gptq" if fitting.method == "gptq" else variant
     before = sum(opened.manifest.files[name].bytes for name in whole.files())
@@ -148,35 +145,11 @@ def _halved(bundle: Bundle, source: str) -> tuple[int, int]:
     return size, count_quantized(graph, bundle.manifest.slots).total
 
 
-def _shapes(bundle: Bundle, source: str) -> tuple[list[tuple[int, int]], int]:
-    """The base's matrices as rows and columns, and how many numbers its vectors have; slots are none of them."""
-    slots = bundle.manifest.slots.tensors()
-    matrices: list[tuple[int, int]] = []
-    vectors = 0
-    for name, value in ir.load(bundle.path / source).graph.initializers.items():
-        tensor = value.const_value
-        if tensor is None or name in slots or tensor.dtype not in {ir.DataType.FLOAT, ir.DataType.FLOAT16}:
-            continue
-        shape = tensor.shape.numpy()
-        if len(shape) < 2:
-            vectors += tensor.size
-        else:
-            matrices.append((tensor.size // shape[-1], shape[-1]))
-    return matrices, vectors
-
-
-def _size(variant: str, fitting: Fitting, matrices: list[tuple[int, int]], bundle: Bundle) -> float:
-    """Bytes of the quantized matrices."""
-    count = sum(rows * columns for rows, columns in matrices)
+def _size(variant: str, fitting: Fitting, graph: ir.Model, bundle: Bundle, count: int, own: int) -> int:
+    """Bytes of the weights file of a graph with ``count`` weights, whose own file has ``own`` bytes."""
     goal = fitting.goal
     if goal is not None:
-        if goal.bytes is not None:
-            return float(goal.bytes)
-        return count * (goal.bits or 9.0) / 8
-    way = f"{variant} gptq" if fitting.method == "gptq" else variant
-    size = count * _BYTES.get(way, _BYTES.get(variant, 1.0))
-    if fitting.heal:
-        size += 4 * fitting.heal * sum(rows + columns for rows, columns in matrices)
-    if fitting.head_bits == 8:
-        size += _WIDE_HEAD * max((rows * columns for rows, columns in matrices), default=0)
-    return size
+        return goal.bytes - own if goal.bytes is not None else round(count * (goal.bits or 9.0) / 8)
+    return planned_bytes(
+        graph, bundle.manifest.slots, variant, method=fitting.method, heal=fitting.heal, head_bits=fitting.head_bits
+    )

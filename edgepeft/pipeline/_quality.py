@@ -76,10 +76,15 @@ def quality_from(name: str | None, sums: np.ndarray) -> Quality:
     )
 
 
-def compare_window(whole: View, rounded: View, window: Sequence[int]) -> np.ndarray:
-    """Tokens, both negative log-likelihoods, divergence and equal choices, summed over a window: float64 ``[5]``."""
+def compare_window(whole: View, rounded: View, window: Sequence[int], first: int = 0) -> np.ndarray:
+    """Tokens, both negative log-likelihoods, divergence and equal choices, summed over a window: float64 ``[5]``.
+
+    The token behind the place ``first`` is the first that counts.
+    """
     sums = np.zeros(5)
-    for (place, one), (_, two) in zip(logarithms(whole, window, 0), logarithms(rounded, window, 0), strict=True):
+    for (place, one), (_, two) in zip(
+        logarithms(whole, window, first), logarithms(rounded, window, first), strict=True
+    ):
         places, targets = np.arange(len(one)), np.array(window[place + 1 : place + 1 + len(one)])
         sums += (
             len(one),

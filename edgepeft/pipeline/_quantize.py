@@ -30,6 +30,7 @@ from ._manifest import require_onnx
 from ._mixed_bits import Front, Goal, make_mixed
 from ._quality import Quality
 from ._quality_crossed import quality_of
+from ._refitted_files import without_refits
 from ._web_graph import add_input_style
 
 Announce = Callable[[str], None]
@@ -319,6 +320,11 @@ def _put(change: Edit, folder: Path, variant: str, made: _Made, announce: Announ
     old = manifest.variants.get(variant)
     others = {file for name, entry in manifest.variants.items() if name != variant for file in entry.files()}
     change.drop(set(old.files() if old is not None else ()) - others)
+    for name, adapter in manifest.adapters.items():
+        if variant in adapter.refits:
+            announce(
+                f"adapter {name} was refitted to the {variant} of before and runs on this one as it is: refit it again"
+            )
     for file in made.entry.files():
         (folder / file).replace(change.folder / file)
     provenance = dict(manifest.provenance)
@@ -327,7 +333,10 @@ def _put(change: Edit, folder: Path, variant: str, made: _Made, announce: Announ
         chosen |= {"half": dict(made.half)} if made.half else {}
         provenance["calibration"] = {**provenance.get("calibration", {}), variant: {"texts": made.texts, **chosen}}
     staged = change.stage(
-        written=made.entry.files(), variants={**manifest.variants, variant: made.entry}, provenance=provenance
+        written=made.entry.files(),
+        variants={**manifest.variants, variant: made.entry},
+        adapters=without_refits(change, variant),
+        provenance=provenance,
     )
     runtimes.open(staged.path, variant=variant)
     if old is not None and old.input_file is not None:

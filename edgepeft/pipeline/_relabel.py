@@ -18,6 +18,7 @@ from ..spelling import did_you_mean
 from ._adapter_files import write_adapter
 from ._edit import Edit, edit
 from ._heads import said
+from ._refitted_files import with_refits
 
 #: What the base's own head is called here, where no adapter has that name.
 BASE = "base"
@@ -81,6 +82,7 @@ def _adapter(change: Edit, name: str, head: Head) -> None:
         form=entry.form,
         axes=rank_axes(change.manifest.slots),
     )
+    written = with_refits(change.folder, name, entry, written, rank_axes(change.manifest.slots))
     adapters = {**change.manifest.adapters, name: written}
     change.stage(written={*entry.files(), *written.files()}, adapters=adapters)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from ..bundle import LOCK_TIMEOUT, Bundle
 from ..errors import BundleError, InputError
 from ._edit import Edit, edit
+from ._refitted_files import without_refits
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ def _variant(change: Edit, name: str) -> None:
                 f"variant {name} of {path} cannot be removed: {shared[0]} belongs to {other} too. Remove {other} first"
             )
     change.drop(set(entry.files()) - {file for kept in left.values() for file in kept.files()})
+    adapters = without_refits(change, name)
     defaults = manifest.slot_defaults
     if defaults is not None and not any(kept.input_file for kept in left.values()):
         change.drop([defaults])
@@ -85,4 +87,4 @@ def _variant(change: Edit, name: str) -> None:
     provenance = dict(manifest.provenance)
     if calibration := {n: c for n, c in provenance.pop("calibration", {}).items() if n != name}:
         provenance["calibration"] = calibration
-    change.stage(variants=left, slot_defaults=defaults, provenance=provenance)
+    change.stage(variants=left, adapters=adapters, slot_defaults=defaults, provenance=provenance)

@@ -85,6 +85,10 @@ def _moved(entry: AdapterEntry, moves: dict[str, str]) -> AdapterEntry:
         "onnx_adapter": now(entry.onnx_adapter),
         "onnx": now(entry.onnx),
         "text": {name: now(file) for name, file in entry.text.items()},
+        "refits": {
+            variant: each.model_copy(update={"onnx_adapter": now(each.onnx_adapter), "onnx": now(each.onnx)})
+            for variant, each in entry.refits.items()
+        },
     }
     if entry.embedding is not None:
         changes["embedding"] = entry.embedding.model_copy(update={"graph": now(entry.embedding.graph)})

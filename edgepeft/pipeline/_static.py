@@ -60,6 +60,7 @@ def write_static(
             raise InputError(f"bucket {bucket} of {target.name}: {opened.path} takes at most {limit} tokens")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} exists and is not empty; choose another --out")
+    opened = opened.on(variant)
     files = (*opened.variant_files(variant), *(a.onnx_adapter for a in opened.manifest.adapters.values()))
     opened.verify(files)
     graph = load_graph(opened, opened.manifest.variants[variant].file)

@@ -17,6 +17,7 @@ from ..errors import AdapterError, InputError
 from ..validate.probe import bundle_probe
 from ._adapter_files import write_adapter
 from ._edit import Edit, edit
+from ._refitted_files import with_refits
 
 #: What may be asked for: a form, or the smallest that keeps what the adapter does.
 Wanted = Literal["auto", "fp32", "fp16", "int8"]
@@ -135,6 +136,7 @@ class _Judged:
             form=form,
             axes=rank_axes(change.manifest.slots),
         )
+        written = with_refits(change.folder, self.name, now, written, rank_axes(change.manifest.slots))
         adapters = {**change.manifest.adapters, self.name: written}
         change.stage(written={*now.files(), *written.files()}, adapters=adapters)
         return written

@@ -131,6 +131,7 @@ def _only(staged: Bundle, variant: str, target: Target) -> Bundle:
     updated = manifest.model_copy(
         update={
             "variants": {variant: manifest.variants[variant]},
+            "adapters": {name: entry.only([variant]) for name, entry in manifest.adapters.items()},
             "provenance": {**manifest.provenance, "target": made},
         }
     )

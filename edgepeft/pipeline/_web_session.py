@@ -55,6 +55,7 @@ class Fed:
     """The second graph of a variant (of an encoder-decoder: both): what a probe needs of a runtime."""
 
     def __init__(self, bundle: Bundle, variant: str, path: Path | None = None, *, unpack: bool = False) -> None:
+        bundle = bundle.on(variant)
         self.bundle, self.manifest = bundle, bundle.manifest
         entry = self.manifest.variants[variant]
         # Unpacked: fold DequantizeLinear of constants instead of fusing it.

@@ -162,6 +162,17 @@ def preferred_variant(variants: Collection[str], *, writes: bool) -> str:
     )
 
 
+def preferred_on_gpu(variants: Collection[str], *, halves: bool) -> str:
+    """The one of a bundle's variants that a GPU runs where nobody names one.
+
+    Args:
+        variants: The bundle's variants, the first one made first.
+        halves: Whether the GPU computes in float16. Integer products are no operators of WebGPU, so int8 comes last.
+    """
+    own = [name for name, each in RECIPES.items() if each.halves] if halves else []
+    return next((name for name in (*own, "q4", WHOLE) if name in variants), next(iter(variants)))
+
+
 def with_texts() -> str:
     """The variants that measure activations on texts, ``w8a16``."""
     return ", ".join(name for name, each in RECIPES.items() if each.calibrated)

@@ -5,19 +5,22 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 
 from ..bundle import NO_TEXT, Bundle, Manifest, OwnText, head_of
 from ..bundle.manifest import MAX_THREADS
 from ..bundle.manifest_heads import base_head, task_outputs
-from ..errors import InputError, UnknownAdapterError
+from ..errors import DeviceError, InputError, UnknownAdapterError
+from ..executors import Device
 from .active import ActiveAdapter, content_of, scaled_adapter
 from .arrays import Inputs, check_arrays, in_cache_type
 from .blend import blend, describe
 from .buffers import as_values
 from .generation import Generator, generator_for
+from .gpu import GpuSlots, Placement, computes_halves, open_gpu_session, placement_of
+from .gpu_attention import LongAttention
 from .kernel_adapter import Factors
 from .kernels import Kernels, UseKernels, check_use
 from .mixed import hide_padding, mixed_adapter
@@ -41,10 +44,12 @@ class Engine:
     def __init__(
         self, bundle: Bundle, variant: str | None, threads: int | None, resident: int = RESIDENT,
         kernels: UseKernels = "auto", factors: Factors = "fp32", settings: Mapping[str, str] | None = None,
+        device: Device = "cpu",
     ) -> None:  # fmt: skip
+        self.variant, self._entry = bundle.variant(variant)
+        bundle = bundle.on(self.variant)
         #: The bundle and those of its adapters that are in memory; :meth:`refresh` puts another in its place, at once.
         self.resident = ResidentAdapters(bundle, resident)
-        self.variant, self._entry = bundle.variant(variant)
         if threads is None:
             # A bundle made for a target knows how many threads it has there.
             threads = bundle.manifest.target_threads
@@ -61,6 +66,9 @@ class Engine:
         bundle.check(name for name in bundle.loaded_files(self.variant) if name not in opened | later)
         bundle.look(later)
         check_use(kernels, factors)
+        #: What computes the graphs.
+        self.device: Device = check_device(device, kernels)
+        self._check_halves()
         self._use: tuple[UseKernels, Factors] = kernels, factors
         #: What runs the slots of :attr:`session`'s graph; ``None``: ONNX Runtime's own operators.
         self.kernels: Kernels | None
@@ -68,6 +76,10 @@ class Engine:
         self._session, self.kernels = self._opened(settings)
         if self.kernels is not None and self._entry.decoder_file is None:
             self.resident = ResidentAdapters(bundle, resident, form=self.kernels.resident)
+        self._gpu = None if self.device == "cpu" else GpuSlots(self._session, bundle.manifest.slots)
+        if self._gpu is not None:
+            self.resident = ResidentAdapters(bundle, resident, form=self._gpu.resident)
+        self._attention = LongAttention(lambda more: self._open(self._entry.file, more)[0], self._entry.half)
         self._decoder_kernels: Kernels | None = None
         if self._entry.decoder_file is None:
             check_session(self._session, bundle.file(self._entry.file), bundle.manifest, self._entry)
@@ -89,12 +101,25 @@ class Engine:
             embedding=bundle.embedding_of(None),
         )  # fmt: skip
 
+    def _check_halves(self) -> None:
+        """Raise :class:`DeviceError` for a variant whose numbers the GPU does not have."""
+        if self.device != "cpu" and self._entry.half and not computes_halves():
+            others = [name for name, entry in self.bundle.manifest.variants.items() if not entry.half]
+            raise DeviceError(
+                f"this machine's GPU does not compute in float16 (shader-f16), which variant {self.variant} needs; open "
+                f"another variant on it ({', '.join(others) or 'the bundle has none'}), or this one with device='cpu'"
+            )
+
     def _opened(self, settings: Mapping[str, str] | None) -> tuple[Any, Kernels | None]:
         """The session of the first graph, and what runs its slots."""
+        return self._open(self._entry.file, settings)
+
+    def _open(self, file: str, settings: Mapping[str, str] | None = None) -> tuple[Any, Kernels | None]:
+        if self.device == "webgpu":
+            half = self._entry.half and self._entry.decoder_file is None
+            return open_gpu_session(self.bundle, file, threads=self.threads, settings=settings, half=half), None
         use, factors = self._use
-        return open_kernel_session(
-            self.bundle, self._entry.file, use, threads=self.threads, factors=factors, settings=settings
-        )
+        return open_kernel_session(self.bundle, file, use, threads=self.threads, factors=factors, settings=settings)
 
     @property
     def bundle(self) -> Bundle:
@@ -118,6 +143,11 @@ class Engine:
         if session is None:
             raise InputError(f"{self.bundle.path} was closed; open it again with runtime.open")
         return session
+
+    @property
+    def placement(self) -> Placement | None:
+        """Which nodes of :attr:`session`'s graph are on the GPU; ``None`` on the CPU."""
+        return None if self._gpu is None else placement_of(self.session)
 
     @property
     def decoder_session(self) -> Any:
@@ -162,6 +192,7 @@ class Engine:
         self._session = None
         self._decoder_session = Once(self._open_decoder)
         self._generators.forget()
+        self._attention.forget()
         self.resident.forget()
         self.embeddings.forget()
 
@@ -170,7 +201,7 @@ class Engine:
         self.check_open()
         with self._refreshing:
             before = self.resident
-            bundle = read_again(before.bundle.path, before.bundle.verification)
+            bundle = read_again(before.bundle.path, before.bundle.verification).on(self.variant)
             changed = compare(before.bundle, bundle, self.variant)
             bundle.files.take_over(before.bundle.files)
             unchanged = set(bundle.manifest.adapters) - {*changed.added, *changed.replaced}
@@ -301,10 +332,16 @@ class Engine:
             slots = {name: value for name, value in self.slot_values(active).items() if name in self._slots}
             return run_values(session, list(next(iter(self._outputs.values()))), inputs, slots)
         names = self._outputs.get(active.head.task or "") or self._outputs[self.manifest.task]
-        if self.kernels is None:
+        if self.kernels is None and self._gpu is None:
             feeds, options = active.feeds, active.options
-        else:  # RunOptions would give the file's tensors, of which a twin takes few
+        else:  # RunOptions would give the file's tensors, of which a twin takes few and a GPU copies at each run
             feeds, options = self.slot_values(active), None
+        if self._gpu is not None:
+            tokens = max((array.shape[1] for name, array in inputs.items() if name == "input_ids"), default=0)
+            found = self._attention.run(
+                session, tokens, lambda chosen: run_values(chosen, list(names.values()), inputs, feeds)
+            )
+            return {own: found[name] for own, name in names.items()}
         if feeds:
             found = run_values(session, list(names.values()), inputs, feeds, options)
             return {own: found[name] for own, name in names.items()}
@@ -312,6 +349,8 @@ class Engine:
 
     def slot_values(self, active: ActiveAdapter) -> Mapping[str, Any]:
         """What runs are fed for an adapter, as OrtValues by name; nothing for the base. Made once for an adapter."""
+        if self._gpu is not None:
+            return self._gpu.filled(self._plain_values(active))
         used = [each for each in (self.kernels, self._decoder_kernels) if each is not None]
         if active.formed or not used or active is self.base:
             return self._plain_values(active)
@@ -334,8 +373,16 @@ class Engine:
     def _open_decoder(self) -> Any:
         if self._entry.decoder_file is None:
             raise InputError(f"{self.bundle.path} is for {self.manifest.task}; it has no decoder that writes texts")
-        use, factors = self._use
-        session, self._decoder_kernels = open_kernel_session(
-            self.bundle, self._entry.decoder_file, use, threads=self.threads, factors=factors
-        )
+        session, self._decoder_kernels = self._open(self._entry.decoder_file)
         return session
+
+
+def check_device(device: object, kernels: UseKernels) -> Device:
+    """Raise :class:`InputError` for a device that ``runtime.open`` does not know, or kernels on one that has none."""
+    if device not in get_args(Device):
+        raise InputError(f"device is one of {', '.join(get_args(Device))}, found {device!r:.80}")
+    if device != "cpu" and kernels == "require":
+        raise InputError(
+            f"kernels='require' is for device='cpu': the kernels are compiled for processors, found {device!r}"
+        )
+    return cast(Device, device)

@@ -16,7 +16,7 @@ import numpy as np
 from ..bundle.slots import LinearSlot
 from ..errors import InputError
 
-Factors = Literal["fp32", "fp16", "int8"]
+Factors = Literal["fp32", "fp16", "int8", "auto"]
 
 #: The layout's version, its unit, and the most parts of a slot: ``kLayout``, ``kUnit`` and ``kMostParts`` of adapter.hpp.
 LAYOUT, UNIT, MOST_PARTS = 1, 64, 64
@@ -25,6 +25,7 @@ _TYPES: dict[Factors, tuple[int, type[np.generic]]] = {
     "fp16": (1, np.float16),
     "int8": (2, np.int8),
 }
+_SMALLEST_FIRST: tuple[Factors, ...] = ("int8", "fp16")
 _HEADER = np.dtype(
     [("magic", "S8"), ("layout", np.uint32), ("type", np.uint32), ("slots", np.uint32), ("unused", np.uint32)]
 )
@@ -51,7 +52,8 @@ def pack_adapter(tensors: Mapping[str, np.ndarray], slots: Sequence[LinearSlot],
     Args:
         tensors: Slot tensors by name, each for one adapter (``adapter_batch`` 1); of a slot that the adapter does not edit none.
         slots: The twin's slots, in their order.
-        factors: How A and B are stored.
+        factors: How A and B are stored. ``"auto"``: in int8 where that moves no slot's change by more than :data:`INT8_LIMIT`, else
+            in float16 where that holds their numbers, else in float32.
 
     Returns:
         Bytes ``[1, size]``, uint8, at a multiple of 64 bytes.
@@ -75,20 +77,58 @@ def pack_rows(
 
 
 def join_adapters(pieces: Sequence[np.ndarray], rows: Sequence[int | None]) -> tuple[np.ndarray, np.ndarray]:
-    """Adapters behind one another, for a batch.
+    """Adapters in one piece, for a batch: their tables, and then slot by slot what each of them has for it.
+
+    A token reads all of a slot's factors one after another, so they lie in that order: the processor foresees what comes next.
 
     Args:
-        pieces: What :func:`pack_adapter` made of each.
+        pieces: What :func:`pack_adapter` made of each, for the same slots.
         rows: The number of each row's piece; ``None``: it has none.
 
     Returns:
         Bytes ``[1, size]``, and int64 ``[rows]``: where each row's adapter begins, -1 for none.
     """
-    starts = np.cumsum([0, *(piece.size for piece in pieces)])
-    whole = _aligned(int(starts[-1]))
-    for start, piece in zip(starts, pieces, strict=False):
-        whole[start : start + piece.size] = piece[0]
+    slots = int(pieces[0].reshape(-1)[: _HEADER.itemsize].view(_HEADER)["slots"][0])
+    table = 1 + slots
+    blocks = [_blocks(piece.reshape(-1), table) for piece in pieces]
+    whole = _aligned(sum(piece.size for piece in pieces))
+    for number, piece in enumerate(pieces):
+        whole[number * table * UNIT :][: table * UNIT] = piece[0, : table * UNIT]
+    place = len(pieces) * table
+    for slot in range(slots):
+        for number, piece in enumerate(pieces):
+            begin, end = blocks[number][slot : slot + 2].tolist()
+            if begin < end:
+                whole[place * UNIT :][: (end - begin) * UNIT] = piece[0, begin * UNIT : end * UNIT]
+                _move(whole[number * table * UNIT :], slot, place - number * table - begin)
+                place += end - begin
+    starts = [number * table * UNIT for number in range(len(pieces))]
     return whole[None], np.array([-1 if row is None else starts[row] for row in rows], np.int64)
+
+
+def _blocks(content: np.ndarray, table: int) -> np.ndarray:
+    """Where what each slot points to begins, in units, and where the last one's ends; A is the first of a slot."""
+    entries = content[UNIT : table * UNIT].view(_ENTRY)
+    found = np.append(entries["a"].astype(np.int64), content.size // UNIT)
+    for slot in reversed(range(len(entries))):
+        if not entries["rank"][slot]:
+            found[slot] = found[slot + 1]
+    return found
+
+
+def _move(content: np.ndarray, slot: int, by: int) -> None:
+    """Change what a slot's line of the table and its records say, after what they point to was moved by so many units."""
+    entry = content[(1 + slot) * UNIT :][:UNIT].view(_ENTRY)
+    entry["a"] += np.uint32(by)
+    if entry["more"][0]:
+        entry["more"] += np.uint32(by)
+    records = [entry["first"]]
+    if entry["parts"][0] > 1:
+        at, count = int(entry["more"][0]) * UNIT, int(entry["parts"][0]) - 1
+        records.append(content[at : at + count * _RECORD.itemsize].view(_RECORD))
+    for each in records:
+        for name in ("b", "order", "scale"):
+            each[name][each[name] > 0] += np.uint32(by)
 
 
 def part_offsets(slot: LinearSlot) -> list[int]:
@@ -98,6 +138,11 @@ def part_offsets(slot: LinearSlot) -> list[int]:
 
 
 def _pack(tensors: Mapping[str, np.ndarray], slots: Sequence[LinearSlot], factors: Factors) -> np.ndarray:
+    if factors == "auto":
+        for smaller in _SMALLEST_FIRST:
+            with suppress(InputError):  # the next one holds more
+                return _pack(tensors, slots, smaller)
+        return _pack(tensors, slots, "fp32")
     kind, _ = _TYPES[factors]
     entries = np.zeros(len(slots), _ENTRY)
     content = _Content(1 + len(slots))

@@ -8,7 +8,9 @@ from types import TracebackType
 from typing import Any
 
 from ..bundle import Verify, read_bundle, rereading
+from ..executors import Device
 from .engine import Engine
+from .gpu import Placement
 from .kernel_adapter import Factors
 from .kernels import Kernels, UseKernels
 from .refresh import Refreshed
@@ -41,6 +43,16 @@ class Runtime(Calls):
     def threads(self) -> int | None:
         """ONNX Runtime's intra-op threads; ``None`` where it chooses."""
         return self.engine.threads
+
+    @property
+    def device(self) -> Device:
+        """What computes the base: ``"cpu"`` or ``"webgpu"``."""
+        return self.engine.device
+
+    @property
+    def placement(self) -> Placement | None:
+        """How many nodes of the graph the GPU computes, and which ones stay on the CPU; ``None`` for ``device="cpu"``."""
+        return self.engine.placement
 
     @property
     def kernels(self) -> Kernels | None:
@@ -168,6 +180,7 @@ def open(
     resident: int = RESIDENT,
     kernels: UseKernels = "auto",
     factors: Factors = "fp32",
+    device: Device = "cpu",
 ) -> Runtime:
     """Open a bundle for inference.
 
@@ -186,7 +199,10 @@ def open(
         kernels: Whether edgepeft's own operators run the slots. ``"auto"``: where ``edgepeft[kernels]`` is installed and fits this
             processor and graph. ``"require"``: or an error. ``"off"``: never. ``model.kernels`` says what is used.
         factors: In which type kernels read adapters: ``"fp32"`` as they are, ``"fp16"`` in half the bytes a token, or ``"int8"`` in
-            a quarter, with a scale for each rank. An adapter that the type cannot hold is refused at its first use.
+            a quarter, with a scale for each rank. An adapter that the type cannot hold is refused at its first use. ``"auto"``: the
+            smallest of them that holds the adapter.
+        device: ``"webgpu"``: this machine's GPU computes the base, through ONNX Runtime's WebGPU plugin (``edgepeft[webgpu]``).
+            What it does not take runs on the CPU: ``model.placement`` says what that is.
 
     Returns:
         A runtime; use it in ``with``, or call ``close`` when it is no longer needed.
@@ -195,10 +211,14 @@ def open(
         BundleError: No bundle at ``path``, no such variant, or a graph that cannot be opened.
         CorruptBundleError: A file is missing or was changed.
         AdapterMismatchError: An adapter does not fit this base.
-        MissingExtraError: ``kernels="require"``, and none are installed that fit.
+        MissingExtraError: ``kernels="require"``, and none are installed that fit; ``device="webgpu"``, and the plugin is not
+            installed or cannot be loaded.
+        DeviceError: ``device="webgpu"``, and there is no GPU, or it does not compute in the variant's float16.
 
     Example:
         >>> with runtime.open("bundle", threads=2) as model:
         ...     model.adapter("reviews").predict("I would buy it again")
     """
-    return Runtime(Engine(read_bundle(path, verify=verify), variant, threads, resident, kernels, factors))
+    return Runtime(
+        Engine(read_bundle(path, verify=verify), variant, threads, resident, kernels, factors, device=device)
+    )

@@ -11,6 +11,7 @@ import numpy as np
 from ..bundle import Bundle, Manifest, Variant
 from ..errors import BundleError
 from .kernel_adapter import Factors
+from .kernel_probe import norms_that_agree
 from .kernels import Kernels, UseKernels, library_for, say_once
 from .twin import make_twin
 from .warm import open_warm
@@ -74,7 +75,8 @@ def open_kernel_session(
         reason: object = "its weights lie inside the graph, or it is in ONNX Runtime's own format"
         try:
             if isinstance(graph.model, bytes) and not file.endswith(".ort"):
-                twin = make_twin(graph.model, slots, adapter=f"edgepeft.adapter:{file}")
+                norms = norms_that_agree(library.path, open_session)
+                twin = make_twin(graph.model, slots, adapter=f"edgepeft.adapter:{file}", norms=norms)
                 reason = "it has no slot that they know"
                 if twin is not None:
                     session = open_session(twin.model, threads=threads, settings=graph.settings, operators=library.path)
@@ -95,8 +97,9 @@ def open_session(
     settings: Mapping[str, str] | None = None,
     operators: Path | None = None,
     without: Sequence[str] = (),
+    device: Any = None,
 ) -> Any:
-    """A session over a graph, on the CPU.
+    """A session over a graph, on the CPU where no other ``device`` is given.
 
     Args:
         model: The ``.onnx`` file, whose weights are found beside it, or its bytes.
@@ -104,6 +107,7 @@ def open_session(
         settings: Session configuration entries by name.
         operators: A library of custom operators.
         without: Optimizers of ONNX Runtime's that are left out, by name.
+        device: An ``OrtEpDevice`` of a plugin; what its provider does not take runs on the CPU.
 
     Returns:
         An ``onnxruntime.InferenceSession``. Threads may run it at the same time.
@@ -124,6 +128,9 @@ def open_session(
         if operators is not None:
             options.register_custom_ops_library(str(operators))
         source = model if isinstance(model, bytes) else str(model)
+        if device is not None:
+            options.add_provider_for_devices([device], {})
+            return ort.InferenceSession(source, options)
         return ort.InferenceSession(
             source, options, providers=["CPUExecutionProvider"], disabled_optimizers=list(without)
         )

@@ -6,16 +6,17 @@ Field numbers are those of ``onnx.proto`` (ONNX 1.23).
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from ..bundle.protobuf import Field, all_fields, block, number
 from ..bundle.slots import LinearSlot
 from .kernel_adapter import part_offsets
+from .twin_joins import Norm, norm_behind, together
+from .twin_nodes import Node, Place, Uses, in_order, read_node, text
 
 #: The domain of the operators, and their version: ``kDomain`` and ``kVersion`` of targets/kernels/src.
-DOMAIN, VERSION = "edgepeft", 2
+DOMAIN, VERSION = "edgepeft", 3
 _LOW_RANK_ADD = 1  # the version since which there is LowRankAdd
 _GRAPH, _OPSET = 7, 8  # of ModelProto
 _NODE, _INITIALIZER, _INPUT, _OUTPUT = 1, 5, 11, 12  # of GraphProto
@@ -33,17 +34,6 @@ class Twin:
     rows: str = ""
 
 
-@dataclass(frozen=True)
-class _Node:
-    """What is known of a node: where it lies, and the names around it."""
-
-    field: Field
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    op: str
-    domain: str
-
-
 def reach_name(slot: LinearSlot) -> str:
     """The twin's further input of a slot: int32 ``[adapters, rank]``, the part of B's columns in which each rank has numbers."""
     return f"{slot.name}.reach"
@@ -54,7 +44,14 @@ def rows_name(adapter: str) -> str:
     return f"{adapter}.rows"
 
 
-def make_twin(model: bytes, slots: Iterable[LinearSlot], *, adapter: str | None = None) -> Twin | None:
+def make_twin(
+    model: bytes,
+    slots: Iterable[LinearSlot],
+    *,
+    adapter: str | None = None,
+    join: bool = True,
+    norms: Collection[str] = (),
+) -> Twin | None:
     """The twin of a graph; ``None`` where no slot is the three nodes ``y + (x A) B``.
 
     Slots of another form (over an activation of two dimensions) stay as they are.
@@ -64,6 +61,9 @@ def make_twin(model: bytes, slots: Iterable[LinearSlot], *, adapter: str | None 
         slots: The slots that the manifest lists.
         adapter: The name of an input that takes all factors in one piece (:mod:`.kernel_adapter`): the nodes are ``AdapterAdd``.
             ``None``: each slot keeps its inputs A and B, and a further one (:func:`reach_name`): the nodes are ``LowRankAdd``.
+        join: With ``adapter``: slots that read the same activations are one node (``AdapterAddEach``).
+        norms: With ``adapter``: a slot before one of these operators (:data:`~.twin_joins.NORMS`) is one node with it
+            (``AdapterSkipNorm``).
 
     Raises:
         IndexError: The bytes are no ONNX graph.
@@ -74,41 +74,36 @@ def make_twin(model: bytes, slots: Iterable[LinearSlot], *, adapter: str | None 
         raise IndexError(f"it holds {len(graphs)} graphs")
     (graph,) = graphs
     held = list(all_fields(model, graph.first, graph.end))
-    nodes = [_read_node(model, field) for field in held if field.number == _NODE]
-    uses = Counter(name for node in nodes for name in node.inputs)
-    uses.update(_first_text(model, field) for field in held if field.number == _OUTPUT)
+    nodes = [read_node(model, field) for field in held if field.number == _NODE]
+    uses = Uses(nodes, [_first_text(model, field) for field in held if field.number == _OUTPUT])
 
-    replaced: dict[int, bytes] = {}  # the place where a field begins → what stands there instead
     fused: list[LinearSlot] = []
-    by_input: dict[str, list[_Node]] = {}
-    for node in nodes:
-        for name in node.inputs:
-            by_input.setdefault(name, []).append(node)
+    places: list[Place] = []
     for slot in slots:
-        triples = _triples(slot, by_input, uses)
-        if not triples:
-            continue
-        fused.append(slot)
-        for down, up, add in triples:
-            y = next(name for name in add.inputs if name != up.outputs[0])
-            replaced[down.field.start] = replaced[up.field.start] = b""
-            x, result = down.inputs[0], add.outputs[0]
-            fields = (
-                _low_rank_add(slot, y, x, result)
-                if adapter is None
-                else _adapter_add(slot, len(fused) - 1, y, x, adapter, result)
-            )
-            replaced[add.field.start] = block(_NODE, fields)
+        found = _places(slot, len(fused), uses)
+        if found:
+            fused.append(slot)
+            places += found
     if not fused:
         return None
-    factors = {name for slot in fused for name in (slot.a, slot.b)}
+    made = _Nodes(nodes)
+    if adapter is None:
+        for place in places:
+            made.replace(place.nodes, _low_rank_add(place), place.nodes[-1])
+    else:
+        order = {node.field.start: number for number, node in enumerate(nodes)}
+        places.sort(key=lambda place: place.nodes[0].field.start)
+        groups = together(places, uses, order) if join else [[place] for place in places]
+        _with_adapters(made, groups, uses, adapter, norms)
+    dropped = set[int]()
     if adapter is not None:
+        factors = {name for slot in fused for name in (slot.a, slot.b)}
         for field in held:
-            if field.number == _INPUT and _first_text(model, field) in factors:
-                replaced[field.start] = b""
-            if field.number == _INITIALIZER and _initializer_name(model, field) in factors:
-                replaced[field.start] = b""
-    parts = [replaced.get(field.start, model[field.start : field.end]) for field in held]
+            name_at = {_INPUT: 1, _INITIALIZER: 8}.get(field.number)
+            if name_at is not None and _text(model, field, name_at) in factors:
+                dropped.add(field.start)
+    rest = [field for field in held if field.number != _NODE and field.start not in dropped]
+    parts = [*made.written(model), *(model[field.start : field.end] for field in rest)]
     if adapter is None:
         for slot in fused:
             parts += _slot_input(reach_name(slot), (f"{slot.name}.adapters", f"{slot.name}.reaching"), (1, 0), _INT32)
@@ -123,53 +118,116 @@ def make_twin(model: bytes, slots: Iterable[LinearSlot], *, adapter: str | None 
     return Twin(content, tuple(fused), adapter, rows_name(adapter))
 
 
-def _triples(
-    slot: LinearSlot, by_input: dict[str, list[_Node]], uses: Counter[str]
-) -> list[tuple[_Node, _Node, _Node]]:
-    """The nodes of a slot wherever it stands; none at all where one of its places has other nodes."""
+def _with_adapters(made: _Nodes, groups: list[list[Place]], uses: Uses, adapter: str, norms: Collection[str]) -> None:
+    for group in groups:
+        if len(group) > 1:
+            gone = [node for place in group for node in place.nodes]
+            made.replace(gone, _adapter_add_each(group, adapter), group[0].nodes[-1])
+            continue
+        (place,) = group
+        norm = norm_behind(place, uses, norms)
+        if norm is not None:
+            made.replace([*place.nodes, norm.node], _adapter_skip_norm(place, norm, adapter), norm.node)
+        else:
+            made.replace(place.nodes, _adapter_add(place, adapter), place.nodes[-1])
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A node of an operator of ours: the names around it, and how it is written."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    content: bytes
+
+
+class _Nodes:
+    """A graph's nodes, some of which others take the place of."""
+
+    def __init__(self, nodes: list[Node]) -> None:
+        self._nodes = nodes
+        self._gone = set[int]()
+        self._made: dict[int, _Made] = {}
+
+    def replace(self, gone: Iterable[Node], made: _Made, where: Node) -> None:
+        """One of ours in place of these, where one of them stood."""
+        self._gone |= {node.field.start for node in gone}
+        self._made[where.field.start] = made
+
+    def written(self, model: bytes) -> list[bytes]:
+        """All of them, each behind those that make its inputs."""
+        kept: list[_Made] = []
+        for node in self._nodes:
+            field = node.field
+            made = self._made.get(field.start)
+            if made is not None:
+                kept.append(made)
+            elif field.start not in self._gone:
+                kept.append(_Made(node.inputs, node.outputs, model[field.start : field.end]))
+        order = in_order([node.inputs for node in kept], [node.outputs for node in kept])
+        return [kept[place].content for place in order]
+
+
+def _places(slot: LinearSlot, place: int, uses: Uses) -> list[Place]:
+    """A slot wherever it stands; none at all where one of its places has other nodes."""
     found = []
-    for down in by_input.get(slot.a, []):
+    for down in uses.readers(slot.a):
         chain = [down]
         for op in ("MatMul", "Add"):
-            output = chain[-1].outputs[0]
-            users = by_input.get(output, [])
-            if (
-                uses[output] != 1
-                or len(users) != 1
-                or users[0].op != op
-                or users[0].domain
-                or len(users[0].inputs) != 2
-            ):
+            user = uses.only_reader(chain[-1].outputs[0])
+            if user is None or user.op != op or user.domain or len(user.inputs) != 2:
                 return []
-            chain.append(users[0])
+            chain.append(user)
         _, up, add = chain
         if down.op != "MatMul" or down.domain or down.inputs[1] != slot.a or up.inputs != (down.outputs[0], slot.b):
             return []
-        found.append((down, up, add))
-    return found if uses[slot.b] == len(found) else []
+        y = next(name for name in add.inputs if name != up.outputs[0])
+        found.append(Place(slot, place, (down, up, add), y, down.inputs[0], add.outputs[0]))
+    return found if uses.count(slot.b) == len(found) else []
 
 
-def _low_rank_add(slot: LinearSlot, y: str, x: str, result: str) -> list[bytes]:
-    offsets = part_offsets(slot)
+def _low_rank_add(place: Place) -> _Made:
+    slot, offsets = place.slot, part_offsets(place.slot)
     attribute = [block(1, "offsets"), *(number(8, offset) for offset in offsets), number(20, _INTS)]
-    inputs = (y, x, slot.a, slot.b, reach_name(slot))
-    return _operator(slot, "LowRankAdd", inputs, result, attribute if len(offsets) > 1 else [])
+    inputs = (place.y, place.x, slot.a, slot.b, reach_name(slot))
+    attributes = [block(5, attribute)] if len(offsets) > 1 else []
+    return _operator(slot.name, "LowRankAdd", inputs, (place.result,), attributes)
 
 
-def _adapter_add(slot: LinearSlot, place: int, y: str, x: str, adapter: str, result: str) -> list[bytes]:
-    attribute = [block(1, "slot"), number(3, place), number(20, _INT)]
-    return _operator(slot, "AdapterAdd", (y, x, adapter, rows_name(adapter)), result, attribute)
+def _adapter_add(place: Place, adapter: str) -> _Made:
+    inputs = (place.y, place.x, adapter, rows_name(adapter))
+    return _operator(place.slot.name, "AdapterAdd", inputs, (place.result,), [_slot_number(place)])
 
 
-def _operator(slot: LinearSlot, op: str, inputs: tuple[str, ...], result: str, attribute: list[bytes]) -> list[bytes]:
-    return [
+def _adapter_add_each(group: list[Place], adapter: str) -> _Made:
+    inputs = (group[0].x, adapter, rows_name(adapter), *(place.y for place in group))
+    slots = [block(1, "slots"), *(number(8, place.number) for place in group), number(20, _INTS)]
+    name = "+".join(place.slot.name for place in group)
+    return _operator(name, "AdapterAddEach", inputs, tuple(place.result for place in group), [block(5, slots)])
+
+
+def _adapter_skip_norm(place: Place, norm: Norm, adapter: str) -> _Made:
+    inputs = (place.y, place.x, adapter, rows_name(adapter), norm.skip, *norm.parameters)
+    attributes = [_slot_number(place), block(5, norm.node.attributes["epsilon"])]
+    if norm.centered:
+        attributes.append(block(5, [block(1, "centered"), number(3, 1), number(20, _INT)]))
+    return _operator(place.slot.name, "AdapterSkipNorm", inputs, (norm.result, norm.total), attributes)
+
+
+def _slot_number(place: Place) -> bytes:
+    return block(5, [block(1, "slot"), number(3, place.number), number(20, _INT)])
+
+
+def _operator(slot: str, op: str, inputs: tuple[str, ...], outputs: tuple[str, ...], attributes: list[bytes]) -> _Made:
+    fields = [
         *(block(1, name) for name in inputs),
-        block(2, result),
-        block(3, f"{slot.name}/{op}"),
+        *(block(2, name) for name in outputs),
+        block(3, f"{slot}/{op}"),
         block(4, op),
-        *([block(5, attribute)] if attribute else []),
+        *attributes,
         block(7, DOMAIN),
     ]
+    return _Made(inputs, outputs, block(_NODE, fields))
 
 
 def _slot_input(name: str, dims: tuple[str | int, ...], default: tuple[int, ...], kind: int) -> list[bytes]:
@@ -180,27 +238,14 @@ def _slot_input(name: str, dims: tuple[str | int, ...], default: tuple[int, ...]
     return [block(_INPUT, [block(1, name), block(2, [tensor_type])]), block(_INITIALIZER, tensor)]
 
 
-def _read_node(model: bytes, field: Field) -> _Node:
-    texts: dict[int, list[str]] = {}
-    for inner in all_fields(model, field.first, field.end):
-        if inner.number in (1, 2, 4, 7):
-            texts.setdefault(inner.number, []).append(model[inner.first : inner.end].decode("utf-8", "replace"))
-    (op,), domain = texts.get(4, [""])[-1:], texts.get(7, [""])[-1]
-    return _Node(field, tuple(texts.get(1, ())), tuple(texts.get(2, ())), op, domain)
-
-
 def _first_text(model: bytes, field: Field) -> str:
     """The name of a graph's input or output."""
     return _text(model, field, 1)
-
-
-def _initializer_name(model: bytes, field: Field) -> str:
-    return _text(model, field, 8)
 
 
 def _text(model: bytes, field: Field, at: int) -> str:
     found = ""
     for inner in all_fields(model, field.first, field.end):
         if inner.number == at:
-            found = model[inner.first : inner.end].decode("utf-8", "replace")
+            found = text(model, inner)
     return found

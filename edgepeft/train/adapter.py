@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from ..bundle.heads import ProblemType
 from ..data import Examples
 from .deployed import Deployed, DeployedWeights, check_deployment, scores_now
+from .device import Precision, takes_bf16
 from .gain import Gain, Verdict, gain_warning, majority_warning, paired_gain
 from .loop import Course, Schedule, Scores
 from .methods import Settings, check_shipping, settings_of, trainable
 from .record import FORMAT, arguments_of, check_arguments, check_extra, versions, write_checkpoint
+from .reporters import callbacks_of
 from .resume import Keeper, call_of, row_contents
 from .source import load_split
 from .start import Source, StartedFrom, nearest, read_sources, started
@@ -89,6 +91,8 @@ def train_adapter(
     patience: int | None = 2,
     seed: int = 0,
     threads: int | None = None,
+    precision: Precision = "fp32",
+    report_to: Sequence[str] = (),
     resume: bool = False,
     start: str | Path | Sequence[str | Path] | None = None,
     deploy_variant: str | None = None,
@@ -132,6 +136,10 @@ def train_adapter(
             never). The best epoch is kept either way.
         seed: Of the initial weights and the order of rows.
         threads: PyTorch's threads; by default as many as turn out fastest on the steps themselves.
+        precision: The floats that steps compute with: ``"fp32"``, or ``"bf16"``, which pays for large networks;
+            weights, and all that is measured, stay in float32.
+        report_to: Reporters of Hugging Face's Trainer (``"tensorboard"``, ``"wandb"``, ``"mlflow"``, …) that are told of losses and
+            scores. TensorBoard's files go to ``runs/NAME`` beside ``out``.
         resume: Go on where the same call was broken off; the weights are then those of one run, where ``threads`` is given.
             Where nothing was broken off it begins.
         start: An adapter of the same base to train on from, with its method, rank and modules, which the arguments for these
@@ -178,6 +186,9 @@ def train_adapter(
         seed=seed,
         problem_type=problem_type,
     )
+    from ..base.load import check_source
+
+    check_source(str(model))
     settings = settings_of(
         method,
         rank,
@@ -207,7 +218,8 @@ def train_adapter(
     rows = [row_contents(bench.rows), row_contents(bench.held), list(split.labels), [each.sha256 for each in sources]]
     keeper = Keeper(out, call_of(arguments, bench.base.identity, rows), resume=resume)
     began = time.perf_counter()
-    schedule = Schedule(epochs, settings.rate, batch_size, seed, patience, threads)
+    bf16 = takes_bf16(precision)
+    schedule = Schedule(epochs, settings.rate, batch_size, seed, patience, threads, bf16)
     fp32_before = None
     if rounded is not None:
         with rounded.floats():
@@ -222,6 +234,8 @@ def train_adapter(
         progress=progress,
         keeper=keeper,
         on_epoch=on_epoch,
+        report_to=callbacks_of(report_to, out),
+        settings={"out": out, "learning_rate": settings.rate, "seed": seed},
     )
     seconds = time.perf_counter() - began
     deployed = None

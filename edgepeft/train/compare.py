@@ -108,7 +108,7 @@ def compare_methods(
         rank: Of methods that have one.
         alpha: Of methods that have one.
         dropout: LoRA's.
-        target_modules: Of methods that take them.
+        target_modules: Of methods that take them; by default every linear layer for LoRA and DoRA, and what others usually take.
         epochs: The most passes over the data.
         learning_rate: For all methods; by default each method's usual one, which the result names.
         batch_size: Rows in a step.
@@ -150,6 +150,9 @@ def compare_methods(
         seed=seed,
         problem_type=problem_type,
     )
+    from ..base.load import check_source
+
+    check_source(str(model))
     from .trainer import seeded
     from .workbench import open_workbench
 
@@ -160,7 +163,9 @@ def compare_methods(
     first: npt.NDArray[np.float64] | None = None
     best: tuple[tuple[float, float], MethodRow, Any, Course, float] | None = None
     for method in methods:
-        settings = Settings(method, rank, alpha, dropout, targets, learning_rate=learning_rate)
+        settings = Settings(
+            method, rank, alpha, dropout, targets or _usual_targets(method), learning_rate=learning_rate
+        )
         announce(f"{settings.describe()}")
         schedule = Schedule(epochs, settings.rate, batch_size, seed, patience, threads)
         model_of_method, course, seconds, growth = _run(bench, settings, schedule)
@@ -176,6 +181,7 @@ def compare_methods(
         if best is None:
             raise InputError(f"none of {', '.join(methods)} is an adapter that ships, so {folder} was not written")
         arguments["method"] = best[1].method
+        arguments["target_modules"] = target_modules or _usual_targets(best[1].method)
         written = finish(bench, best[2], best[3], folder, arguments, best[4])
     return MethodComparison(
         metric=bench.problem.row_metric,
@@ -185,6 +191,11 @@ def compare_methods(
         warnings=split.warnings if written is None else written.warnings,
         adapter=written,
     )
+
+
+def _usual_targets(method: str) -> str | None:
+    """LoRA's and its kin's every linear layer, where it is as good as full fine-tuning (docs/training.md); others' own."""
+    return "all-linear" if peft_type(method) == "LORA" else None
 
 
 def _run(bench: Workbench, settings: Settings, schedule: Schedule) -> tuple[Any, Course, float, int | None]:

@@ -12,11 +12,13 @@ from ..data_files import read_text
 from ..errors import InputError
 from .corpus import Columns, Corpus, corpus_without_leaks, read_corpus
 from .deployed import Deployed, DeployedWeights, check_deployment
+from .device import Precision, takes_bf16, training_device
 from .gain import Verdict, gain_warning, likelihood_gain
 from .leaks import leak_warning
 from .methods import Settings, check_shipping, settings_of, takes_norms
 from .perplexity import Change, Perplexity
 from .record import FORMAT, arguments_of, check_arguments, check_extra, versions, write_checkpoint
+from .reporters import callbacks_of
 from .resume import Keeper, call_of
 from .start import StartedFrom, nearest, read_sources, started
 from .tokenizer import HubTokenizer
@@ -108,10 +110,13 @@ def train_language_adapter(
     patience: int | None = 2,
     seed: int = 0,
     threads: int | None = None,
+    precision: Precision = "fp32",
+    report_to: Sequence[str] = (),
     resume: bool = False,
     start: str | Path | Sequence[str | Path] | None = None,
     deploy_variant: str | None = None,
     bundle: str | Path | None = None,
+    distill: bool = False,
     progress: bool | None = None,
 ) -> TrainedLanguageAdapter:
     """Fine-tune an adapter, LoRA or another method, of a causal language model and write it to a folder.
@@ -157,6 +162,10 @@ def train_language_adapter(
         patience: Epochs without a better perplexity after which training stops (``None``: never). The best epoch is kept.
         seed: Of the initial weights and the order of rows.
         threads: PyTorch's threads.
+        precision: The floats that steps compute with: ``"fp32"``, or ``"bf16"``, which pays for large networks;
+            weights, and all that is measured, stay in float32.
+        report_to: Reporters of Hugging Face's Trainer (``"tensorboard"``, ``"wandb"``, ``"mlflow"``, …) that are told of losses and
+            scores. TensorBoard's files go to ``runs/NAME`` beside ``out``.
         resume: Go on where the same call was broken off; the weights are then those of one run. Where nothing was broken off it
             begins.
         start: An adapter of the same base to train on from, with its method, rank and modules, which the arguments for these
@@ -164,6 +173,8 @@ def train_language_adapter(
         deploy_variant: Train against the rounded weights of this variant of ``bundle`` (``"q4"``, ``"int8"``), as they ship;
             measured on them and on fp32. Activations stay in floats.
         bundle: The bundle that the adapter will be added to.
+        distill: With ``start`` and ``deploy_variant``: learn to say on rounded weights what the adapter that is started from says
+            on the base's own, at every token, in place of what the rows say.
         progress: Show the bar or not; by default on a terminal.
 
     Returns:
@@ -195,6 +206,11 @@ def train_language_adapter(
     settings = settings_of(method, rank, alpha, dropout, target_modules, flags, peft, learning_rate)
     sources = [] if start is None else read_sources(start, "CAUSAL_LM", learning_rate)
     check_deployment(deploy_variant, bundle)
+    if distill and (deploy_variant is None or not sources):
+        raise InputError(
+            "--distill needs --from, the adapter that was trained on the base's own weights and is imitated, and --deploy-variant, "
+            "the rounded weights on which it is"
+        )
     check_extra()
     template = None if chat_template is None else read_text(Path(chat_template))
     columns = Columns(text=text, prompt=prompt, completion=completion, messages=messages)
@@ -203,6 +219,7 @@ def train_language_adapter(
     corpus, leaked = corpus_without_leaks(corpus, held_corpus)
 
     from .base import load_language_base, token_limit
+    from .distill import Teacher
     from .encode import encode, limit, split
     from .lm_loop import LanguageSchedule, fit_language
     from .methods import adapt, trainable
@@ -211,6 +228,8 @@ def train_language_adapter(
 
     base = load_language_base(model, template)
     rounded = None if deploy_variant is None or bundle is None else DeployedWeights(base, bundle, deploy_variant)
+    bf16 = takes_bf16(precision)
+    base.model.to(training_device())  # before Trainer would: what is measured first is measured there too
     longest = token_limit(base.tokenizer, base.model.config)
     if max_length is not None and max_length > longest:
         raise InputError(f"max_length {max_length} is more than the {longest} tokens {base.source} can take")
@@ -256,10 +275,11 @@ def train_language_adapter(
     contents = [[each.ids.tolist(), each.learnt.tolist()] for each in (*train, *held)]
     call = call_of(arguments, base.identity, [len(train), contents, [source.sha256 for source in sources]])
     keeper = Keeper(out, call, resume=resume)
-    fp32_before = None
+    fp32_before, teacher = None, None
     if rounded is not None:
         with rounded.floats():
             fp32_before = summarize(measure(adapted, held, pad_id=_pad_id(base.tokenizer)))
+            teacher = Teacher(adapted, train, _pad_id(base.tokenizer)) if distill else None
     began = time.perf_counter()
     course = fit_language(
         adapted,
@@ -277,11 +297,14 @@ def train_language_adapter(
             seed=seed,
             patience=patience,
             threads=threads,
+            bf16=bf16,
         ),
         pad_id=_pad_id(base.tokenizer),
         packed_length=length if (layout == "text" if packing is None else packing) else None,
         progress=progress,
         keeper=keeper,
+        teacher=teacher,
+        report_to=callbacks_of(report_to, out),
     )
     deployed = None
     if rounded is not None:

@@ -10,6 +10,8 @@ import numpy as np
 
 from ..errors import InputError
 from ..scratch import scratch_folder
+from .device import enough_memory, floats
+from .distill import Teacher, divergence
 from .encode import Tokens, collate, pack
 from .lm_resume import SameOrder, keeping, last_checkpoint, load_state, put_weights
 from .perplexity import Losses, Perplexity, measure, summarize
@@ -20,13 +22,18 @@ if TYPE_CHECKING:
 
     from .resume import Keeper
 
+#: What reporters are told more often than Trainer would tell.
+_EVERY_STEP: Mapping[str, Any] = {"logging_strategy": "steps", "logging_steps": 1}
 #: Largest difference in summed log-likelihood between a packed sequence and the same alone, relative to its tokens.
 _ISOLATION = 1e-3
 
 
 @dataclass(frozen=True)
 class LanguageSchedule:
-    """How long and how fast to train; ``max_steps`` and ``patience`` may be ``None`` for no such end."""
+    """How long and how fast to train; ``max_steps`` and ``patience`` may be ``None`` for no such end.
+
+    ``bf16`` lets steps compute in bfloat16.
+    """
 
     epochs: int
     max_steps: int | None
@@ -39,6 +46,7 @@ class LanguageSchedule:
     seed: int
     patience: int | None
     threads: int | None
+    bf16: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,10 +80,13 @@ def fit_language(
     packed_length: int | None,
     progress: bool | None,
     keeper: Keeper | None = None,
+    teacher: Teacher | None = None,
+    report_to: Sequence[Any] = (),
 ) -> LanguageCourse:
     """Train ``model`` (a PeftModel) in place and leave it at its best epoch by the perplexity of ``held``.
 
-    ``keeper`` keeps the state of the run, and gives one to go on from.
+    ``keeper`` keeps the state of the run, and gives one to go on from. With a ``teacher`` steps learn its odds of the next
+    token, at every place, in place of the tokens. ``report_to`` are callbacks of Trainer.
 
     ``packed_length`` packs sequences into blocks of that many tokens; ``None`` pads them, similar lengths together.
     Steps weigh every learnt token alike, over all batches they accumulate. A loss that is no number ends the training, and the
@@ -118,6 +129,17 @@ def fit_language(
             self.step_loss[step] = self.step_loss.get(step, 0.0) + float(loss)
             return loss
 
+        def compute_loss(self, model: Any, inputs: Any, *arguments: Any, **options: Any) -> Any:
+            with floats(schedule.bf16):  # Trainer's own way would leave what is measured in bfloat16 too
+                if teacher is None:
+                    return super().compute_loss(model, inputs, *arguments, **options)
+                labels, target = inputs["labels"], inputs["teacher"]
+                plain = {name: value for name, value in inputs.items() if name not in {"labels", "teacher"}}
+                logits = model(**plain).logits[:, -labels.shape[1] :]
+            learnt = options.get("num_items_in_batch")
+            self.loss_is_scaled_for_ga = learnt is not None
+            return divergence(logits, target) / ((labels >= 0).sum() if learnt is None else learnt)
+
         def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
             step = self.state.global_step
             if step not in measured:
@@ -128,36 +150,48 @@ def fit_language(
             self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
             return metrics
 
+    def gather(batch: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        found = collate([row["block"] for row in batch], pad_id)
+        if teacher is not None:
+            found["teacher"] = teacher.of([row["block"] for row in batch], found["input_ids"].shape[1])
+        return found
+
     steps_per_epoch = -(-len(blocks) // (schedule.batch_size * schedule.accumulation))
     folder = scratch_folder("train") if keeper is None else keeper.folder_until_broken_off(last_checkpoint)
     with seeded(schedule.seed, schedule.threads), folder as scratch:
         if packed_length is not None:
             _check_isolation(model, blocks, pad_id)
+        arguments = TrainingArguments(
+            output_dir=scratch,
+            num_train_epochs=schedule.epochs,
+            max_steps=-1 if schedule.max_steps is None else schedule.max_steps,
+            learning_rate=schedule.learning_rate,
+            lr_scheduler_type={"constant": "constant_with_warmup"}.get(schedule.schedule, schedule.schedule),
+            warmup_steps=schedule.warmup,
+            per_device_train_batch_size=schedule.batch_size,
+            gradient_accumulation_steps=schedule.accumulation,
+            activation_checkpointing=schedule.checkpointing,
+            activation_checkpointing_kwargs={"use_reentrant": False} if schedule.checkpointing else None,
+            train_sampling_strategy="group_by_length" if packed_length is None else "random",
+            metric_for_best_model="nll",
+            greater_is_better=False,
+            seed=schedule.seed,
+            **{**COMMON, **(_EVERY_STEP if report_to else {})},
+            run_name=keeper.name if keeper is not None else None,
+            save_only_model=keeper is None,
+            save_total_limit=None if keeper is None else 3,  # the newest, the best, and the one before the newest
+        )
+        # Of several GPUs one is taken: Trainer would spread each batch over all of them, and a step would be another one.
+        arguments._n_gpu = min(1, arguments.n_gpu)
         trainer = LanguageTrainer(
             model=model,
-            args=TrainingArguments(
-                output_dir=scratch,
-                num_train_epochs=schedule.epochs,
-                max_steps=-1 if schedule.max_steps is None else schedule.max_steps,
-                learning_rate=schedule.learning_rate,
-                lr_scheduler_type={"constant": "constant_with_warmup"}.get(schedule.schedule, schedule.schedule),
-                warmup_steps=schedule.warmup,
-                per_device_train_batch_size=schedule.batch_size,
-                gradient_accumulation_steps=schedule.accumulation,
-                activation_checkpointing=schedule.checkpointing,
-                activation_checkpointing_kwargs={"use_reentrant": False} if schedule.checkpointing else None,
-                train_sampling_strategy="group_by_length" if packed_length is None else "random",
-                metric_for_best_model="nll",
-                greater_is_better=False,
-                seed=schedule.seed,
-                **COMMON,
-                save_only_model=keeper is None,
-                save_total_limit=None if keeper is None else 3,  # the newest, the best, and the one before the newest
-            ),
+            args=arguments,
             train_dataset=rows,
             eval_dataset=list(held),  # Trainer insists on one; `evaluate` measures it
-            data_collator=lambda batch: collate([row["block"] for row in batch], pad_id),
+            data_collator=gather,
         )
+        for callback in report_to:
+            trainer.add_callback(callback)
         if keeper is not None:
             trainer.add_callback(
                 keeping(
@@ -172,15 +206,16 @@ def fit_language(
                     },
                 )
             )
-        trainer.evaluate()
-        stopped = train_shown(
-            trainer,
-            epochs=schedule.epochs,
-            patience=schedule.patience,
-            progress=progress,
-            describe=_describe,
-            checkpoint=checkpoint,
-        )
+        with enough_memory(f"--batch-size ({schedule.batch_size}) or --max-length, or give --gradient-checkpointing"):
+            trainer.evaluate()
+            stopped = train_shown(
+                trainer,
+                epochs=schedule.epochs,
+                patience=schedule.patience,
+                progress=progress,
+                describe=_describe,
+                checkpoint=checkpoint,
+            )
         best = trainer.state.best_global_step
         steps = [loss for _, loss in sorted(trainer.step_loss.items())]
         ended = len(steps) // steps_per_epoch if stopped else -(-len(steps) // steps_per_epoch)

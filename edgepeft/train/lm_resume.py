@@ -71,7 +71,7 @@ class SameOrder:
         if self._replayed is None:
             self.before = torch.get_rng_state()
             return iter(list(self._sampler))
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):  # the order is drawn on the processor
             torch.set_rng_state(self._replayed)
             self._replayed = None
             return iter(list(self._sampler))

@@ -11,7 +11,9 @@ import numpy.typing as npt
 
 from ..errors import InputError
 from .batches import Row
+from .device import enough_memory
 from .problem import Problem
+from .reporters import Reports
 from .steps import NotFiniteLossError, Run
 from .tokenizer import HubTokenizer
 from .trainer import seeded, shown
@@ -41,7 +43,7 @@ class Scores:
 class Schedule:
     """How long and how fast to train; ``patience`` counts epochs without a better macro F1, ``None`` for never stop.
 
-    ``threads`` is ``None`` for as many as turn out fastest.
+    ``threads`` is ``None`` for as many as turn out fastest; ``bf16`` lets steps compute in bfloat16.
     """
 
     epochs: int
@@ -50,6 +52,7 @@ class Schedule:
     seed: int
     patience: int | None
     threads: int | None
+    bf16: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,10 +110,13 @@ def fit(
     progress: bool | None,
     keeper: Keeper | None = None,
     on_epoch: Callable[[int, Scores], None] | None = None,
+    report_to: Sequence[Any] = (),
+    settings: Mapping[str, Any] | None = None,
 ) -> Course:
     """Train ``model`` (a PeftModel) in place and leave it at its best epoch: by validation macro F1, of numbers by mean error.
 
     ``keeper`` keeps the state of the run, and gives one to go on from; ``on_epoch`` is told the scores of each epoch.
+    ``report_to`` are callbacks of Trainer that are told of losses and scores, and of ``settings`` before them.
 
     Batches are made of rows of similar length and padded to the longest. A loss that is no number ends the training; the best
     epoch before it is kept. Raises :class:`InputError` where there is none.
@@ -128,8 +134,15 @@ def fit(
             total_steps=schedule.epochs * -(-len(train) // schedule.batch_size),
             seed=schedule.seed,
             threads=schedule.threads,
+            bf16=schedule.bf16,
         )
-        with run, _bar(progress, run.total_steps, schedule.epochs) as bar:
+        reports = Reports(report_to, settings or {}, model, schedule.epochs, run.total_steps)
+        with (
+            enough_memory(f"--batch-size ({schedule.batch_size}) or --max-length"),
+            reports,
+            run,
+            _bar(progress, run.total_steps, schedule.epochs) as bar,
+        ):
             run.keep_states(validation)
             kept = None if keeper is None else keeper.load()
             if kept is None:
@@ -159,6 +172,7 @@ def fit(
 
             def on_step(done: int) -> None:
                 bar.step(done)
+                reports.step(done, done / run.steps_per_epoch, run.losses[-1], run.rate)
                 if keeper is not None and keeper.due and done % run.steps_per_epoch:
                     keep()
 
@@ -175,6 +189,7 @@ def fit(
                 losses.append(float(np.mean(run.losses[-run.steps_per_epoch :])))
                 mine, row_mine = measure_rows(run, validation, problem)
                 scores.append(mine)
+                reports.scores(len(run.losses), epoch, asdict(mine))
                 bar.note(f"epoch {epoch}/{schedule.epochs}: {describe(mine)}")
                 value = float(getattr(mine, metric)) * (1 if greater else -1)
                 if best is None or value > best.value:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from .device import with_device_growth
+
 T = TypeVar("T")
 
 _STATUS = Path("/proc/self/status")
@@ -15,12 +17,14 @@ _RESET = Path("/proc/self/clear_refs")
 
 
 def with_memory_growth(work: Callable[[], T]) -> tuple[T, int | None]:
-    """What ``work`` gives, and by how many bytes the resident memory was higher at its peak than before it.
+    """What ``work`` gives, and by how many bytes the resident memory was higher at its peak than before it; on a GPU, its memory.
 
     ``None`` where the system does not tell (Linux does). Memory that earlier work freed is given back first, as far as the
     allocator does; a few MB of noise stay.
     """
     gc.collect()
+    if (measured := with_device_growth(work)) is not None:
+        return measured
     try:
         ctypes.CDLL(None).malloc_trim(0)
         _RESET.write_text("5")  # the peak starts anew (proc(5))

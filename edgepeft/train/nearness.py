@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .batches import Collator, Row, sorted_batches
+from .device import training_device
 from .tokenizer import HubTokenizer
 
 if TYPE_CHECKING:
@@ -73,7 +74,9 @@ def _features(model: Any, tokenizer: HubTokenizer, rows: Sequence[Row], labels: 
     from torch import nn
 
     heads = [module for module in model.modules() if isinstance(module, nn.Linear) and module.out_features == labels]
-    collate = Collator(tokenizer, next(model.parameters()).device)
+    device = training_device()
+    model.to(device)
+    collate = Collator(tokenizer, device)
     found: list[Any] = [None] * len(rows)
     entered: list[Any] = []
     handle = heads[-1].register_forward_pre_hook(lambda _, inputs: entered.append(inputs[0]))
@@ -87,8 +90,8 @@ def _features(model: Any, tokenizer: HubTokenizer, rows: Sequence[Row], labels: 
                 states = entered.pop()
                 if states.dim() == 3:  # a head at every token: the text's last one counts
                     places_of = torch.arange(states.shape[1], device=states.device) * batch["attention_mask"]
-                    states = states[torch.arange(len(part)), places_of.argmax(dim=1)]
-                for place, state in zip(places, states.double().cpu().numpy(), strict=True):
+                    states = states[torch.arange(len(part), device=states.device), places_of.argmax(dim=1)]
+                for place, state in zip(places, states.cpu().double().numpy(), strict=True):
                     found[place] = state
     finally:
         handle.remove()

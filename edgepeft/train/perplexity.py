@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..metrics.intervals import ratio_of_sums
+from .device import as_doubles
 from .encode import Tokens, collate
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ def measure(model: PeftModel, sequences: Sequence[Tokens], *, pad_id: int) -> Lo
                 losses[learnt] = torch.nn.functional.cross_entropy(
                     logits[learnt].float(), labels[learnt], reduction="none"
                 )
-                for sequence, total in zip(batch, losses.double().sum(dim=1).tolist(), strict=True):
+                for sequence, total in zip(batch, as_doubles(losses).sum(dim=1).tolist(), strict=True):
                     loss, tokens = sums.get(sequence.group, (0.0, 0))
                     sums[sequence.group] = (loss + total, tokens + sequence.targets)
     finally:

@@ -21,6 +21,7 @@ import numpy as np
 from ..errors import InputError
 from ..json_text import json_text
 from ..strict_json import read_object
+from .device import device_random_state, restore_device_random
 
 if TYPE_CHECKING:
     from .batches import Row
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 EVERY_S = 30.0
 _CALL, _STATE = "call.json", "state.pt"
 #: Arguments that do not change what is learnt, or whose content is compared in place of their names.
-_FREE = frozenset({"model", "data", "validation", "threads", "resume", "start", "text", "label", "pair"})
+_FREE = frozenset({"model", "data", "validation", "threads", "resume", "start", "text", "label", "pair", "report_to"})
 
 
 def training_folder(out: Path) -> Path:
@@ -69,7 +70,7 @@ def _plain(value: Any) -> Any:
 
 
 class Keeper:
-    """Keeps the state of one training run.
+    """Keeps the state of one training run, of the adapter ``name``.
 
     Args:
         out: The adapter's folder; states are kept beside it.
@@ -83,6 +84,7 @@ class Keeper:
 
     def __init__(self, out: Path, call: Mapping[str, Any], *, resume: bool, every_s: float | None = None) -> None:
         self.folder = training_folder(out)
+        self.name = out.name
         self._call = json.loads(json_text(call))
         self._every_s = EVERY_S if every_s is None else every_s
         self._last = time.monotonic()
@@ -176,12 +178,13 @@ class Keeper:
 
 
 def random_state() -> dict[str, Any]:
-    """The state of torch's, numpy's and Python's generators."""
+    """The state of torch's generators (the GPU's among them), numpy's and Python's."""
     import torch
 
     state: Any = np.random.get_state(legacy=False)
     return {
         "torch": torch.get_rng_state(),
+        "device": device_random_state(),
         "numpy": json_text(state, indent=None, default=_plain),
         "python": json_text(random.getstate(), indent=None),
     }
@@ -192,6 +195,7 @@ def restore_random(state: Mapping[str, Any]) -> None:
     import torch
 
     torch.set_rng_state(state["torch"])
+    restore_device_random(state["device"])
     found = json.loads(state["numpy"])
     found["state"]["key"] = np.array(found["state"]["key"], dtype=np.uint32)
     np.random.set_state(found)

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from ..errors import InputError
 from .batches import Collator, epoch_batches
+from .device import as_doubles
 from .methods import Settings
 
 if TYPE_CHECKING:
@@ -165,10 +166,11 @@ def measure_sites(
 def _site(name: str, module: Any, gradient: Any, fisher: float, moment: Any) -> SiteScore:
     import torch
 
-    square = gradient.double() if gradient.shape[0] <= gradient.shape[1] else gradient.double().T
+    doubles = as_doubles(gradient)
+    square = doubles if gradient.shape[0] <= gradient.shape[1] else doubles.T
     # Squared singular values, from the smaller of the two products: a tenth of the time of an SVD.
     spectrum = torch.linalg.eigvalsh(square @ square.T).flip(0).clamp(min=0).cpu().numpy()
-    variance = np.zeros(1) if moment is None else np.linalg.eigvalsh(moment.double().cpu().numpy())[::-1].clip(min=0)
+    variance = np.zeros(1) if moment is None else np.linalg.eigvalsh(moment.cpu().double().numpy())[::-1].clip(min=0)
     total = float(variance.sum())
     return SiteScore(
         name=name,

@@ -13,6 +13,7 @@ import numpy.typing as npt
 from ..json_text import json_text
 from .batches import Collator, Row, epoch_batches, sorted_batches
 from .cached import ActivationCache
+from .device import floats, training_device
 from .resume import random_state, restore_random
 from .threads import ThreadChooser, timed_threads
 from .tokenizer import HubTokenizer
@@ -51,6 +52,7 @@ class Run:
         threads: PyTorch's threads; ``None`` for as many as turn out fastest.
         rate_at: The learning rate at a step (from 0), relative to ``learning_rate``, in place of the usual course.
         loss_of: The loss of a batch, in place of the model's own.
+        bf16: Whether steps compute in bfloat16 (autocast); the weights, and what :meth:`evaluate` gives, are float32.
     """
 
     def __init__(
@@ -66,11 +68,11 @@ class Run:
         threads: int | None = None,
         rate_at: Callable[[int], float] | None = None,
         loss_of: Callable[[Run, Sequence[Row]], torch.Tensor] | None = None,
+        bf16: bool = False,
     ) -> None:
         import torch
 
-        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        self.device = accelerator or torch.device("cpu")
+        self.device = training_device()
         self.model = model.to(self.device)
         self.rows = rows
         self.batch_size, self.learning_rate, self.total_steps = batch_size, learning_rate, total_steps
@@ -80,6 +82,7 @@ class Run:
         self._collate = Collator(tokenizer, self.device)
         self._optimizer = torch.optim.AdamW(self.trained, lr=learning_rate, weight_decay=0.0)
         self._loss_of = loss_of
+        self._bf16 = bf16
         self._rate_at = rate_at or self._usual_rate
         self._generator = np.random.default_rng(seed)
         self._epoch: list[list[Row]] = []
@@ -104,6 +107,11 @@ class Run:
     def threads(self) -> int:
         """The threads that steps take now."""
         return self._chooser.chosen
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the last step, or of the first."""
+        return float(self._optimizer.param_groups[0]["lr"])
 
     @property
     def cached_layers(self) -> int:
@@ -135,14 +143,16 @@ class Run:
             for group in self._optimizer.param_groups:
                 group["lr"] = self.learning_rate * self._rate_at(step)
             with timed_threads(self._chooser, len(rows) * max(map(len, rows))):
-                loss = self._loss(rows)
-                value = float(loss.detach())
+                with floats(self._bf16):
+                    loss = self._loss(rows)
+                loss.backward()  # type: ignore[no-untyped-call] # torch 2.13 has no types here
+                value = float(loss.detach())  # waits for a GPU, which by now has the backward pass to do
                 if not math.isfinite(value):
+                    self._optimizer.zero_grad()
                     raise NotFiniteLossError(
                         f"the training loss became {value} at step {step + 1} with learning rate {self.learning_rate:g}; lower "
                         "the learning rate, or check the texts and the base's weights"
                     )
-                loss.backward()  # type: ignore[no-untyped-call] # torch 2.13 has no types here
                 torch.nn.utils.clip_grad_norm_(self.trained, _MOST_GRADIENT_NORM)
                 self._optimizer.step()
                 if self._plan_ranks is not None:
@@ -206,7 +216,7 @@ class Run:
         restore_random(state["random"])
         if (allocator := self._allocator) is not None:
             for name, value in state["ranks"].items():
-                setattr(allocator, name, value)
+                setattr(allocator, name, {key: each.to(self.device) for key, each in value.items()})
             allocator.peft_config.rank_pattern = state["rank_pattern"]
 
     @property

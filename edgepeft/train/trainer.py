@@ -110,8 +110,10 @@ def seeded(seed: int, threads: int | None) -> Iterator[None]:
     """Within: Python's, numpy's and torch's generators start from ``seed``, on ``threads`` threads; restored after."""
     import torch
 
+    from .device import forked_random
+
     python, numpy_state, threads_before = random.getstate(), np.random.get_state(), torch.get_num_threads()
-    with torch.random.fork_rng():
+    with forked_random():
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)

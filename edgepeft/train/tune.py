@@ -191,13 +191,16 @@ def tune(
     Example:
         >>> found = tune("org/model", "reviews.jsonl", "reviews-lora", budget_s=300)
         >>> found.chosen
-        'lora r=8, lr 0.002'
+        'lora r=8 all-linear, lr 0.002'
     """
     arguments = arguments_of({name: value for name, value in locals().items() if name != "announce"})
     folder = Path(out)
     check_arguments(folder, arguments, ("budget_s", "batch_size", "max_length", "threads"))
     check_extra()
     split = load_rows(data, validation, text=text, label=label, pair=pair)
+    from ..base.load import check_source
+
+    check_source(str(model))
     from .range_test import range_test
     from .trainer import seeded
     from .trials import Candidate
@@ -210,7 +213,7 @@ def tune(
     counts = np.unique([row.target for row in bench.rows], return_counts=True)[1]
     few = int(counts.min()) <= FEW_LABELS
     said = list(split.warnings)
-    lora = Settings("lora", rank=8)
+    lora = Settings("lora", rank=8, targets="all-linear")
     site = key_site(bench)
     said += _frozen_stage(search, site, few)
     if few and site is not None:
@@ -252,33 +255,35 @@ def _frozen_stage(search: _Search, site: str | None, few: bool) -> list[str]:
 
 
 def _wider_stages(search: _Search, bench: Workbench, lora: Settings, rate: float, few: bool, site: str | None) -> None:
-    """The learning rate around that of the range test, then the start, where, the rank, and other methods."""
+    """The learning rate around that of the range test, then where, the rank, and other methods and starts."""
     from .trials import Candidate
 
     search.stage("learning rate", [Candidate(replace(lora, learning_rate=each)) for each in (rate, rate / 3, rate * 3)])
     tuned = _best_rate(search, replace(lora, learning_rate=rate))
     if few:
         search.stage("contrast", [Candidate(tuned, "contrast", c) for c in (0.01, 1.0)])
-    elif site is not None:
-        even = replace(tuned, method="dora", targets="all-linear")
-        search.stage("start", [Candidate(even, "fine-tune", _PENALTIES[1], site)])
     best = search.best.candidate if search.best is not None else Candidate(tuned)
     trains = best.kind != "features"
-    kind, base, site = (best.kind, best.settings, best.even) if trains else ("fine-tune", tuned, None)
-    wheres: list[str | tuple[str, ...]] = ["all-linear", upper_half(bench)]
+    kind, base, even = (best.kind, best.settings, best.even) if trains else ("fine-tune", tuned, None)
+    wheres: list[str | tuple[str, ...] | None] = ["all-linear", upper_half(bench)]
+    if even is None:  # else the projection of keys must be among them
+        wheres.append(None)  # the attention projections that are usual for the architecture
 
     def like(settings: Settings) -> Candidate:
-        return Candidate(settings, kind, best.strength, site if settings.method == "dora" else None)
+        return Candidate(settings, kind, best.strength, even if settings.method == "dora" else None)
 
-    search.stage("where", [like(replace(base, targets=where)) for where in wheres if where and where != base.targets])
+    elsewhere = [where for where in wheres if where not in {base.targets, ()}]
+    search.stage("where", [like(replace(base, targets=where)) for where in elsewhere])
     base = _going_on(search, base)
     search.stage("rank", [like(replace(base, rank=rank)) for rank in (2, 32)])
     base = _going_on(search, base)
     others = [
-        replace(base, method="lora" if base.method == "dora" else "dora"),
-        Settings("ln", learning_rate=3 * base.rate),
+        like(replace(base, method="lora" if base.method == "dora" else "dora")),
+        like(Settings("ln", learning_rate=3 * base.rate)),
     ]
-    search.stage("method", [like(settings) for settings in others])
+    if site is not None and even is None and not few:
+        others.append(Candidate(replace(base, method="dora", targets="all-linear"), "fine-tune", _PENALTIES[1], site))
+    search.stage("method", others)
 
 
 def upper_half(bench: Workbench) -> tuple[str, ...]:

@@ -23,7 +23,15 @@ from ..adapters.read import method_of
 from ..adapters.through_peft.load import ask_for_task, wrap
 from ..base.load import quiet
 from ..base.parity_causal import CausalBatch, Step, causal_batches, from_rows, row_calls
-from ..base.parity_positions import Place, in_place, place_difference, place_noise, places, reference_place, run_place
+from ..base.parity_positions import (
+    Place,
+    in_place,
+    place_difference,
+    place_noise,
+    places,
+    reference_place,
+    run_place,
+)
 from ..base.rounding import Noise, judge, sums_reversed
 from ..base.streamed.checkpoint import widen
 from ..base.streamed.load import LoadedInPlace

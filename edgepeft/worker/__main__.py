@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from pydantic import ValidationError
 
-from ..errors import EdgepeftError, NonFiniteError
+from ..errors import DeviceError, EdgepeftError, NonFiniteError
 from ..targets import Shape
 from .host import fingerprint, held_mb, peak_rss_mb, rss_mb
 from .inference import Arrays, inference, make_inputs
@@ -107,7 +107,7 @@ def measure(job: Job) -> WorkerResult:
 
     import_ms = (perf_counter() - start) * 1e3
     start = perf_counter()
-    runtime = runtime_room.open(job.bundle, variant=job.variant, threads=job.threads)
+    runtime = runtime_room.open(job.bundle, variant=job.variant, threads=job.threads, device=job.device)
     load_ms = (perf_counter() - start) * 1e3
     rss_loaded, held, load_peak = rss_mb(), held_mb(), peak_rss_mb()
     wanted = runtime.adapters if job.swaps else {case.adapter for case in job.cases if case.adapter}
@@ -151,7 +151,25 @@ def measure(job: Job) -> WorkerResult:
         rows=rows,
         generated=generated,
         base_restored=restored,
+        notes=_notes(runtime),
     )
+
+
+def _notes(runtime: Runtime) -> tuple[str, ...]:
+    """Where a GPU ran it, and what it left to the CPU."""
+    placement = runtime.placement
+    if placement is None:
+        return ()
+    if not placement.gpu:
+        raise DeviceError(f"no node of {runtime.bundle.path} runs on WebGPU: ONNX Runtime put all of them on the CPU")
+    from ..runtime.generation.decoder import CHUNK
+
+    at_once = runtime.generator.tokens_at_once if runtime.manifest.task == "text-generation" else None
+    small = at_once is not None and at_once < CHUNK
+    read = (
+        (f"prompts are read {at_once} tokens at a time: longer pieces gave other logits on this GPU",) if small else ()
+    )
+    return (str(placement), *read)
 
 
 #: Run with the base and every adapter, before and after rows and prompts: of different lengths, so that one is padded.

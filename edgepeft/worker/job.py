@@ -9,6 +9,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ..executors import Device
 from ..targets import Shape
 
 
@@ -106,7 +107,8 @@ class Job(Model):
 
     ``bundle`` is a folder on the machine that gives the job out; an executor that works elsewhere copies it. With
     ``restore`` the base and every adapter run a probe before and after rows and prompts, and the outputs are compared bit
-    by bit. ``counted`` are cases whose instructions are counted, where an emulator can.
+    by bit. ``counted`` are cases whose instructions are counted, where an emulator can. ``device`` says what computes it in a
+    process of this machine.
     """
 
     bundle: str
@@ -119,6 +121,7 @@ class Job(Model):
     rows: tuple[Rows, ...] = ()
     prompts: tuple[Prompts, ...] = ()
     restore: bool = False
+    device: Device = "cpu"
 
 
 class RowLogits(Model):
@@ -180,6 +183,8 @@ class Host(Model):
     python: str
     onnxruntime: str
     threads: int
+    #: Its GPU's name, where that computes.
+    gpu: str = ""
 
 
 class WorkerResult(Model):

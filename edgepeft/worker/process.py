@@ -43,7 +43,7 @@ def run_worker(
         done = run_child(
             command,
             input=job.model_dump_json(),
-            env=dict(environment) if environment is not None else _environment(),
+            env=dict(environment) if environment is not None else worker_environment(),
             timeout=timeout_s,
         )
     except subprocess.TimeoutExpired as error:
@@ -60,7 +60,7 @@ def run_worker(
         raise MeasureError(f"{what}: the worker's answer is not a result: {done.stdout[:200]!r} {tail}") from error
 
 
-def _environment() -> dict[str, str]:
+def worker_environment() -> dict[str, str]:
     """This environment, with this edgepeft importable also where it is run from a source checkout."""
     environment = dict(os.environ)
     root = Path(__file__).parents[2]

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from edgepeft.bench import Case, Job, Rows
+from edgepeft.bench import Job, Rows, WorkerResult
 from edgepeft.devices import executor_for, validate_on
 from edgepeft.devices.executors import qemu as emulators
 from edgepeft.devices.executors import sysroot as sysroots
@@ -79,20 +79,19 @@ def test_instructions_are_counted_and_come_again(arm: Arm64Executor, bundle: Pat
 
     if not arm.counts:
         pytest.skip(f"instructions are not counted: {arm.uncounted}")
-    cases = tuple(Case(adapter=name, batch=8, sequence=length) for name in (None, "reviews") for length in (1, 32))
-    job = Job(bundle=str(bundle), variant="fp32", threads=2, counted=cases)
-    first = arm.run(job)
-    assert [count.case for count in first.counts] == list(cases)
-    least = {(count.case.adapter, count.case.sequence): count.least for count in first.counts}
+    cases: dict[str, Any] = {"adapters": [None, "reviews"], "shapes": ["8x1", "8x32"]}
+    target = load_target(TARGET)
+    report = bench_on(bundle, target, **cases)
+    assert report.verdict is Verdict.PASS, [gate for gate in report.gates if not gate.ok]
+    counts = WorkerResult.model_validate(report.data["results"]["fp32"]).counts
+    least = {(count.case.adapter, count.case.sequence): count.least for count in counts}
+    assert list(least) == [(name, length) for name in (None, "reviews") for length in (1, 32)]
     assert least["reviews", 32] > least[None, 32] + NOISE
     assert least[None, 32] > 2 * least[None, 1]
     assert least[None, 1] > 100_000, "an inference of a transformer is more than a reading of the counter"
-    target = load_target(TARGET)
-    report = bench_on(bundle, target, adapters=["reviews"], shapes=["1x8"])
-    assert report.verdict is Verdict.PASS, [gate for gate in report.gates if not gate.ok]
     saved = write_reports(tmp_path, "bench", report).json
-    checked = check_on(bundle, saved, target, adapters=["reviews"], shapes=["1x8"])
-    (gate,) = [gate for gate in checked.gates if gate.name == "instructions fp32/reviews 1x8"]
+    checked = check_on(bundle, saved, target, **cases)
+    (gate,) = [gate for gate in checked.gates if gate.name == "instructions fp32/reviews 8x32"]
     assert gate.verdict is Verdict.PASS
     assert gate.value is not None
     assert gate.limit is not None

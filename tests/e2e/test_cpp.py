@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 import pytest
 from broken_numbers import break_adapter
-from causal import build_causal_bundle
+from causal import build_causal_bundle, make_causal_bundle
 from stand_in import host_target
 
 from edgepeft import runtime
@@ -186,7 +186,7 @@ def test_a_graph_whose_cache_grows(cpp: CppExecutor, tmp_path: Path, monkeypatch
         raise CaptureError("not here")
 
     monkeypatch.setattr("edgepeft.base.routes.mobius.build", refuse)
-    folder = build_causal_bundle(tmp_path)
+    folder = make_causal_bundle(tmp_path)
     assert not runtime.open(folder).generator.signature.shared
     names = (None, "wide", None)
     prompts = tuple(Prompts(adapter=name, texts=("the film was", "a"), max_new_tokens=16) for name in names)

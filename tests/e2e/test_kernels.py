@@ -16,11 +16,11 @@ import numpy as np
 import onnx
 import pytest
 from causal import build_generating_bundle
+from encoder_decoder import build_encoder_decoder_bundle
 from onnx import TensorProto, helper
 
 from edgepeft import runtime
 from edgepeft.errors import BundleError, InputError, MissingExtraError
-from edgepeft.pipeline import export
 from edgepeft.runtime import kernels as room
 from edgepeft.runtime.kernels import KernelWarning
 
@@ -353,24 +353,10 @@ def test_a_classifier(bundle: Path, package: Path, install: Callable[[Path], Non
 @pytest.mark.parametrize("factors", ["fp32", "fp16"])
 def test_an_encoder_decoder(factors: Any, package: Path, install: Callable[[Path], None], tmp_path: Path) -> None:
     """Both graphs have slots, of which each knows its own; DoRA's gains keep ONNX Runtime's nodes."""
-    from conftest import save_lora
-    from encoder_decoder import SEQ2SEQ, build_encoder_decoder
-
-    model = build_encoder_decoder(tmp_path / "model", "Bart")
-    common: dict[str, Any] = {
-        "task": SEQ2SEQ,
-        "task_type": "SEQ_2_SEQ_LM",
-        "scale": 0.2,
-        "target_modules": ["q_proj", "v_proj"],
-    }
-    sources = {
-        "small": save_lora(tmp_path / "small", model, r=2, seed=1, **common),
-        "dora": save_lora(tmp_path / "dora", model, use_dora=True, seed=2, **common),
-    }
-    export(model, sources, tmp_path / "bundle", slots="all-linear")
+    bundle = build_encoder_decoder_bundle(tmp_path, "Bart")
     install(package)
-    plain = runtime.open(tmp_path / "bundle", threads=1, kernels="off")
-    twin = runtime.open(tmp_path / "bundle", threads=1, kernels="require", factors=factors)
+    plain = runtime.open(bundle, threads=1, kernels="off")
+    twin = runtime.open(bundle, threads=1, kernels="require", factors=factors)
     for name in (None, "small", "dora"):
         for text in ("a good film", "the book was bad"):
             wanted = plain.adapter(name).generate(text, max_new_tokens=12)

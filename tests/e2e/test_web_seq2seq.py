@@ -8,8 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import save_lora
-from encoder_decoder import MODELS, SEQ2SEQ, build_encoder_decoder
+from encoder_decoder import MODELS, build_encoder_decoder_bundle
 
 from edgepeft import runtime
 from edgepeft.bench import Job, Prompts
@@ -29,19 +28,13 @@ TOKENS = 10
 @pytest.fixture(scope="module", params=list(MODELS))
 def webbed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle with two adapters over T5, and over BART, with both graphs for the web."""
-    folder = tmp_path_factory.mktemp(request.param)
-    model = build_encoder_decoder(folder / "model", request.param)
-    _, attention, everything = MODELS[request.param]
-    common: dict[str, Any] = {"task": SEQ2SEQ, "task_type": "SEQ_2_SEQ_LM", "scale": 0.2}
-    save_lora(folder / "small", model, r=2, target_modules=attention, seed=1, **common)
-    save_lora(folder / "wide", model, r=5, target_modules=everything, seed=2, **common)
-    export(model, {name: folder / name for name in ("small", "wide")}, folder / "bundle", slots="all-linear")
-    write_input_style(folder / "bundle")
-    return folder / "bundle"
+    bundle = build_encoder_decoder_bundle(tmp_path_factory.mktemp(request.param), request.param)
+    write_input_style(bundle)
+    return bundle
 
 
 def job(bundle: Path) -> Job:
-    prompts = tuple(Prompts(adapter=name, texts=TEXTS, max_new_tokens=TOKENS) for name in (None, "small", "wide", None))
+    prompts = tuple(Prompts(adapter=name, texts=TEXTS, max_new_tokens=TOKENS) for name in (None, "small", "dora", None))
     return Job(bundle=str(bundle), variant="fp32", threads=1, prompts=prompts, restore=True)
 
 

@@ -48,7 +48,7 @@ def build(folder: Path, architecture: str, **options: Any) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("architecture", BOXES)
+@pytest.mark.parametrize("architecture", ["LayoutLM", pytest.param("Lilt", marks=pytest.mark.slow), "Bros"])
 def test_boxes_of_words(architecture: str, tmp_path: Path) -> None:
     import torch
     from peft import PeftModel

@@ -27,6 +27,7 @@ def vision(folder: Path, *, bare: bool) -> Path:
         hidden_size=32, num_hidden_layers=2, num_attention_heads=4, intermediate_size=48, image_size=16, patch_size=8, num_labels=3
     )  # fmt: skip
     with torch.random.fork_rng():
+        torch.manual_seed(0)
         model = (transformers.ViTModel if bare else transformers.ViTForImageClassification)(config)
     randomize(model, 1)
     model.save_pretrained(folder)
@@ -93,6 +94,7 @@ def test_a_text_adapter_without_a_task_is_asked_for_one(tmp_path: Path) -> None:
 
 
 def wave(folder: Path) -> Any:
+    import torch
     import transformers
     from conftest import randomize
 
@@ -101,7 +103,9 @@ def wave(folder: Path) -> Any:
         conv_stride=(4, 2), num_feat_extract_layers=2, num_conv_pos_embeddings=4, num_conv_pos_embedding_groups=2, vocab_size=20,
         num_labels=4, feat_extract_norm="layer", do_stable_layer_norm=True, classifier_proj_size=16, pad_token_id=0,
     )  # fmt: skip
-    model = transformers.Wav2Vec2ForSequenceClassification(config)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = transformers.Wav2Vec2ForSequenceClassification(config)
     randomize(model, 1, scale=0.1)
     model.save_pretrained(folder)
     return model.eval()

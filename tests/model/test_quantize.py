@@ -187,7 +187,9 @@ def test_a_dry_run_tells_what_is_then_written(own_bundle: Path, variant: str) ->
     made = quantize(own_bundle, variant)
     assert {file.name for file in plan.files} == set(made.bundle.variant_files(variant))
     assert plan.bytes_before == made.bytes_before
-    # Blocks of 32 are padded where a tiny layer has fewer, and a graph of 100 kB weighs as much as these weights.
+    weights = {file.name: file.bytes for file in plan.files if file.name.endswith("_data")}
+    assert weights == {name: (own_bundle / name).stat().st_size for name in weights}
+    # The graph of 100 kB, as large as these weights, is taken to be that of fp32.
     assert plan.bytes == pytest.approx(made.bytes_after, rel=0.35)
     assert not plan.replaces
     assert plan_quantize(own_bundle, variant, replace=True).replaces

@@ -16,7 +16,7 @@ from edgepeft.bundle import read_bundle
 from edgepeft.cli import main
 from edgepeft.data import Examples
 from edgepeft.errors import DataError, InputError, UnknownAdapterError
-from edgepeft.pipeline import quantize
+from edgepeft.pipeline import plan_quantize, quantize
 from edgepeft.pipeline._calibration_runs import calibration_runs
 from edgepeft.pipeline._quality import measure_quality
 
@@ -108,6 +108,13 @@ def test_texts_of_ones_own(own: Path) -> None:
     with pytest.raises(DataError, match="no run of two tokens"):
         quantize(own, "q4", data={"*": texts("a")}, replace=True)
     read_bundle(own).verify()
+
+
+@pytest.mark.parametrize("options", [{}, {"heal": 4, "head_bits": 8}, {"method": "mse"}])
+def test_a_dry_run_tells_the_weights_to_the_byte(options: dict, own: Path) -> None:
+    plan = plan_quantize(own, "q4", **options)
+    quantize(own, "q4", measure=False, **options)
+    assert plan.files[1].bytes == (own / plan.files[1].name).stat().st_size
 
 
 def test_an_encoder_wants_texts(own_bundle: Path) -> None:

@@ -6,6 +6,7 @@ logit, as everywhere. Adapters' numbers are random.
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 from collections.abc import Callable
@@ -16,8 +17,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 from click.testing import CliRunner
-from conftest import save_lora
-from encoder_decoder import MODELS, SEQ2SEQ, made_once
+from encoder_decoder import MODELS, build_encoder_decoder_bundle
 from hammer import generations, hammer
 
 from edgepeft import runtime
@@ -35,49 +35,22 @@ TOLERANCE = 1e-4
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    return made_once(tmp_path_factory)
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """``bundles(kind)``: a bundle with ``small`` and ``dora``, beside its ``model`` and adapters; do not change it."""
+    root = tmp_path_factory.mktemp("encoder-decoders")
+    return functools.cache(lambda kind: build_encoder_decoder_bundle(root / kind, kind))
 
 
 @pytest.fixture(scope="module")
-def sources(
-    folders: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], dict[str, Path]]:
-    made: dict[str, dict[str, Path]] = {}
-
-    def get(kind: str) -> dict[str, Path]:
-        if kind not in made:
-            root = tmp_path_factory.mktemp(f"{kind}-adapters")
-            _, attention, everything = MODELS[kind]
-            common = {"task": SEQ2SEQ, "task_type": "SEQ_2_SEQ_LM", "scale": 0.2}
-            made[kind] = {
-                "small": save_lora(root / "small", folders(kind), r=2, target_modules=attention, seed=1, **common),
-                "wide": save_lora(root / "wide", folders(kind), r=5, target_modules=everything, seed=2, **common),
-                "dora": save_lora(
-                    root / "dora", folders(kind), target_modules=attention, use_dora=True, seed=3, **common
-                ),
-            }
-        return made[kind]
-
-    return get
+def folders(bundles: Callable[[str], Path]) -> Callable[[str], Path]:
+    """``folders(kind)``: the model."""
+    return lambda kind: bundles(kind).with_name("model")
 
 
 @pytest.fixture(scope="module")
-def bundles(
-    folders: Callable[[str], Path], sources: Callable[[str], dict[str, Path]], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], Path]:
-    made: dict[str, Path] = {}
-
-    def get(kind: str) -> Path:
-        if kind not in made:
-            out = tmp_path_factory.mktemp(f"{kind}-bundle") / "bundle"
-            chosen = {name: sources(kind)[name] for name in ("small", "dora")}
-            done = export(folders(kind), chosen, out, slots="all-linear")
-            assert all(p.max_difference <= TOLERANCE and p.changes_output for p in done.parity)
-            made[kind] = out
-        return made[kind]
-
-    return get
+def sources(bundles: Callable[[str], Path]) -> Callable[[str], dict[str, Path]]:
+    """``sources(kind)``: the adapters' checkpoints by name."""
+    return lambda kind: {name: bundles(kind).with_name(name) for name in ("small", "wide", "dora")}
 
 
 def rows_of(batch: dict[str, np.ndarray]) -> list[np.ndarray]:
@@ -276,7 +249,7 @@ def test_quantized(variant: str, bundles: Callable[[str], Path], tmp_path: Path)
     assert validate(own).passed
 
 
-@pytest.mark.parametrize("kind", ["T5", "Bart"])
+@pytest.mark.parametrize("kind", ["T5", pytest.param("Bart", marks=pytest.mark.slow)])
 def test_both_graphs_are_fitted(kind: str, bundles: Callable[[str], Path], tmp_path: Path) -> None:
     """By what fp32 writes about texts, each adapter on; it loses less than rounding to nearest on answers kept apart."""
     own = Path(shutil.copytree(bundles(kind), tmp_path / "own"))

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 from pathlib import Path
+from typing import Any
 
 import pytest
-from causal import ADAPTERS, build_causal_bundle
+from causal import ADAPTERS, make_causal_bundle
 from causal_models import TRACED, build_causal, unchanged
 from conftest import save_lora
 
@@ -16,8 +17,15 @@ from edgepeft.base.parity import TOLERANCE
 from edgepeft.errors import CaptureError
 from edgepeft.pipeline import export
 
+#: Gemma 3 with a layer of each kind.
+FEWER: dict[str, dict[str, Any]] = {
+    "gemma3": {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}
+}
 
-@pytest.mark.parametrize("name", TRACED)
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name != "falcon" else ()) for name in TRACED]
+)
 def test_what_mobius_cannot_build_is_traced(name: str, tmp_path: Path) -> None:
     """Base and a LoRA whose numbers are all random, against PyTorch and PEFT through the cache; then the base again."""
     model = build_causal(tmp_path / "model", name)
@@ -61,7 +69,9 @@ def test_a_wrong_mobius_graph_is_traced_instead(
 ) -> None:
     monkeypatch.setattr(f"edgepeft.base.routes.mobius_fixes.{fix}.call", unchanged)
     told: list[str] = []
-    base = capture(build_causal(tmp_path / name, name), task="text-generation", announce=told.append)
+    base = capture(
+        build_causal(tmp_path / name, name, **FEWER.get(name, {})), task="text-generation", announce=told.append
+    )
     assert base.captured_by == "traced"
     assert base.parity <= TOLERANCE
     (message,) = told
@@ -78,7 +88,7 @@ def test_an_architecture_that_neither_route_gets_right(tmp_path: Path, monkeypat
         "edgepeft.base.routes.traced_causal._windows_by_position", lambda model: contextlib.nullcontext()
     )
     with pytest.raises(CaptureError, match="Gemma3ForCausalLM") as caught:
-        capture(build_causal(tmp_path / "gemma3", "gemma3"), task="text-generation")
+        capture(build_causal(tmp_path / "gemma3", "gemma3", **FEWER["gemma3"]), task="text-generation")
     assert "mobius: logits differ from PyTorch by " in str(caught.value)
     assert "traced: logits differ from PyTorch by " in str(caught.value)
 
@@ -104,7 +114,7 @@ def test_generation_from_a_traced_base(tmp_path: Path, monkeypatch: pytest.Monke
         raise CaptureError("not here")
 
     monkeypatch.setattr("edgepeft.base.routes.mobius.build", refuse)
-    folder = build_causal_bundle(tmp_path).parent
+    folder = make_causal_bundle(tmp_path).parent
     runtime = runtimes.open(folder / "bundle", threads=1)
     assert runtime.manifest.base.captured_by == "traced"
     assert "position_ids" in {value.name for value in runtime.manifest.inputs}

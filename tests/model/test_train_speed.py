@@ -153,7 +153,7 @@ def test_a_network_that_would_answer_otherwise_is_computed_whole(model: Path, mo
 def _ones(rows: Any, mask: Any) -> Any:
     import torch
 
-    return torch.ones((*mask.shape, rows[0].hidden.shape[-1]))
+    return torch.ones((*mask.shape, rows[0].hidden.shape[-1]), device=mask.device)
 
 
 def test_batches_hold_every_row_once_and_like_lengths_together() -> None:

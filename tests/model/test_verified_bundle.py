@@ -20,15 +20,14 @@ import onnx
 import pytest
 from causal import build_causal_bundle
 from click.testing import CliRunner
-from conftest import save_lora
-from encoder_decoder import MODELS, SEQ2SEQ, build_encoder_decoder
+from encoder_decoder import build_encoder_decoder_bundle
 
 from edgepeft import pipeline, runtime
 from edgepeft.adapters.bundle_weights import BundleWeights
 from edgepeft.bundle import Bundle, graphs, hash_file, loaded_files, read_bundle, variant_graphs, verified
 from edgepeft.cli import main
 from edgepeft.errors import BundleError, CorruptBundleError, EdgepeftError
-from edgepeft.pipeline import export, quantize, write_input_style
+from edgepeft.pipeline import quantize, write_input_style
 from edgepeft.runtime import sessions
 from edgepeft.runtime.views import View
 
@@ -46,11 +45,7 @@ def originals(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
             if kind == "causal":
                 made[kind] = build_causal_bundle(root)
             else:
-                model = build_encoder_decoder(root / "model", "T5")
-                common = {"task": SEQ2SEQ, "task_type": "SEQ_2_SEQ_LM", "scale": 0.2}
-                first = save_lora(root / "first", model, r=2, target_modules=MODELS["T5"][1], seed=1, **common)
-                export(model, {"first": first}, root / "bundle", slots="all-linear")
-                made[kind] = root / "bundle"
+                made[kind] = build_encoder_decoder_bundle(root, "T5")
         return made[kind]
 
     return get

@@ -135,14 +135,44 @@ def test_rows_with_tensors_of_their_own() -> None:
     assert read(content, rows[2], 0) is None
 
 
-def test_adapters_behind_one_another() -> None:
-    first, second = (pack_adapter(adapter(seed), SLOTS, "fp16") for seed in (1, 2))
-    content, rows = join_adapters([first, second], [1, None, 0, 1])
-    assert rows.tolist() == [first.size, -1, 0, first.size]
-    assert content.shape == (1, first.size + second.size)
+def test_adapters_of_a_batch() -> None:
+    """Their tables, and then slot by slot what each has: as many bytes as alone, each read as what it is alone."""
+    first, second, third = (
+        pack_adapter(adapter(seed), SLOTS, form) for seed, form in ((1, "fp16"), (2, "int8"), (3, "fp32"))
+    )
+    single_only = {name: array for name, array in adapter(4).items() if name.startswith("single")}
+    fourth = pack_adapter(single_only, SLOTS, "fp16")
+    pieces = [first, second, third, fourth]
+    content, rows = join_adapters(pieces, [1, None, 0, 1, 2, 3])
+    table = 64 * (1 + len(SLOTS))
+    assert rows.tolist() == [table, -1, 0, table, 2 * table, 3 * table]
+    assert content.shape == (1, sum(piece.size for piece in pieces))
     assert content.ctypes.data % 64 == 0
-    np.testing.assert_array_equal(read(content, rows[0], 0), read(second, 0, 0))
-    np.testing.assert_array_equal(read(content, rows[2], 1), read(first, 0, 1))
+    for row, piece in zip((2, 0, 4, 5), pieces, strict=True):
+        for number in range(3):
+            found, wanted = read(content, rows[row], number), read(piece, 0, number)
+            assert (found is None) == (wanted is None)
+            if wanted is not None:
+                np.testing.assert_array_equal(found, wanted)
+    starts = [int(np.frombuffer(content.reshape(-1)[begin:].tobytes(), np.uint32, 5, 64 * (1 + slot))[4]) * 64 + int(begin)
+              for slot in (0, 1) for begin in (0, table, 2 * table, 3 * table)
+              if (slot, begin) != (0, 3 * table)]  # fmt: skip
+    assert starts == sorted(starts)
+
+
+def test_the_smallest_type_that_holds_an_adapter() -> None:
+    even = adapter(0)
+    assert np.array_equal(pack_adapter(even, SLOTS, "auto"), pack_adapter(even, SLOTS, "int8"))
+    rng = np.random.default_rng(0)
+    wide = [slot("wide", 4096, (4096,))]
+    uneven = {
+        "wide.lora_A": rng.standard_normal((1, 4096, 4)).astype(np.float32),
+        "wide.lora_B": rng.standard_normal((1, 4, 4096)).astype(np.float32),
+    }
+    uneven["wide.lora_A"][0, 0] = 100
+    assert np.array_equal(pack_adapter(uneven, wide, "auto"), pack_adapter(uneven, wide, "fp16"))
+    uneven["wide.lora_B"][0, 0, 0] = 1e5  # beyond float16
+    assert np.array_equal(pack_adapter(uneven, wide, "auto"), pack_adapter(uneven, wide, "fp32"))
 
 
 def test_what_a_type_cannot_hold() -> None:

@@ -194,6 +194,7 @@ def test_schema_keys_are_pinned() -> None:
                 "prefix_length",
                 "problem_type",
                 "ranks",
+                "refits",
                 "residual",
                 "scalable",
                 "slots_hash",
@@ -218,6 +219,7 @@ def test_schema_keys_are_pinned() -> None:
                 "source",
             ]
         ),
+        "Refit": ["bytes", "loss", "onnx", "onnx_adapter"],
         "FileEntry": ["bytes", "sha256"],
         "GraphInput": ["dtype", "name", "optional", "shape"],
         "LinearSlot": sorted(

@@ -42,6 +42,7 @@ STAGES = [
     "store_adapters",
     "diff",
     "quantize",
+    "refit",
     "write_input_style",
     "fit",
     "export_for",
@@ -77,6 +78,7 @@ RESULTS = [
     "BundleDiff",
     "Difference",
     "QuantizedBundle",
+    "Refitted",
     "Quality",
     "Fitted",
 ]

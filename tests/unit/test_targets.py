@@ -26,7 +26,7 @@ def test_every_shipped_target_loads_under_its_file_name() -> None:
     assert names == sorted(path.stem for path in shipped_folder().glob("*.toml"))
     assert names == [
         "android-arm64-cpu", "android-nnapi", "android-qnn", "ios-coreml", "linux-arm64-cpu", "linux-x64-cpu",
-        "macos-arm64-cpu", "web-wasm", "web-webgpu", "windows-x64-cpu",
+        "linux-x64-webgpu", "macos-arm64-cpu", "web-wasm", "web-webgpu", "windows-x64-cpu",
     ]  # fmt: skip
 
 

@@ -225,6 +225,7 @@ def coverage_report(
 
     opened = read_bundle(bundle)
     name, entry = opened.variant(variant)
+    opened = opened.on(name)
     if opened.manifest.mode != "swap" or entry.file.endswith(".ort"):
         raise InputError(f"{opened.path}: coverage looks at the ONNX graph of a bundle with slots")
     if adapter is not None:

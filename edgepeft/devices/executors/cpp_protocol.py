@@ -38,7 +38,7 @@ def write_job(job: Job, bundle: Bundle, files: Mapping[str, str]) -> str:
             )
     words = [f"edgepeft-job 1 threads {job.threads} restore {int(job.restore)} swaps {job.swaps}"]
     words.append(f"graph {files[manifest.variants[job.variant].file]}")
-    for name, entry in manifest.adapters.items():
+    for name, entry in manifest.on(job.variant).adapters.items():
         # States before a sequence fill no slots, and other forms than float32 no inputs: the adapter's other file gives both.
         states = entry.prefix_length > 0 or entry.form != "fp32"
         words.append(f"states {name} {files[entry.onnx]}" if states else f"adapter {name} {files[entry.onnx_adapter]}")

@@ -43,7 +43,8 @@ class HtpModel:
         self._buckets = sorted(buckets, key=lambda shape: shape.sequence)
         self._graph = load_graph(bundle, bundle.manifest.variants[variant].file)
         self._defaults = slot_defaults(self._graph, bundle.manifest.slots)
-        self._tensors = {name: read_tensors(bundle, name, entry) for name, entry in bundle.manifest.adapters.items()}
+        adapters = bundle.manifest.on(variant).adapters
+        self._tensors = {name: read_tensors(bundle, name, entry) for name, entry in adapters.items()}
         self._shapes = slot_shapes(self._tensors.values())
         self._encoders = PerText(lambda own: TextEncoder(bundle, own))
         self._sessions: dict[Shape, Any] = {}

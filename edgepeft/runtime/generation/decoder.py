@@ -39,6 +39,9 @@ class Decoder:
     with, ``[1, heads, length, head_dim]`` by input name; a ``cache`` holds them already.
     """
 
+    #: A prompt is fed in pieces of at most so many tokens.
+    chunk = CHUNK
+
     def __init__(
         self, session: Any, signature: Signature, rows: int, feeds: Mapping[str, Any], capacity: int,
         cache: dict[str, np.ndarray] | None = None, prefix: Mapping[str, np.ndarray] | None = None,
@@ -65,7 +68,7 @@ class Decoder:
         if signature.shared:
             self._bind()
         else:
-            self._grown = {name: _value(array) for name, array in self._cache.items()}
+            self._grown = {name: as_value(array) for name, array in self._cache.items()}
 
     @property
     def rows(self) -> int:
@@ -91,13 +94,13 @@ class Decoder:
         """
         if self.rows == 1:
             (tokens,) = prompts
-            for start in range(0, len(tokens), CHUNK):
-                part = np.array(tokens[start : start + CHUNK], np.int64)[None]
+            for start in range(0, len(tokens), self.chunk):
+                part = np.array(tokens[start : start + self.chunk], np.int64)[None]
                 logits = self._run(part, np.ones_like(part), part.shape[1] - 1)
             return logits[:, -1]
         lengths = np.array([len(prompt) for prompt in prompts])
         longest, spread = int(lengths.max()), int(lengths.max() - lengths.min()) + 1
-        if self._signature.shared and (self._before or self.rows * longest > CHUNK or self.rows * spread > LOGITS):
+        if self._signature.shared and (self._before or self.rows * longest > self.chunk or self.rows * spread > LOGITS):
             # GroupQueryAttention also takes several tokens after a past, a prefix, for one row only.
             return self._prefill_each(prompts, lengths)
         ids, mask = padded(prompts)
@@ -110,6 +113,14 @@ class Decoder:
         longest = int(lengths.max())
         if self._before + longest > self._capacity:
             self._grow(self._before + longest)
+        logits = self._read_rows(prompts)
+        self._extended((np.arange(longest) < lengths[:, None]).astype(np.int64))
+        self._taken += longest
+        self._lengths = self._lengths + lengths
+        return np.concatenate(logits)
+
+    def _read_rows(self, prompts: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """Each row's logits ``[1, vocabulary]``, with its keys and values in the cache."""
         logits = []
         for row, prompt in enumerate(prompts):
             feeds = {name: rows_of(value, [row]) for name, value in self._feeds.items()}
@@ -118,10 +129,7 @@ class Decoder:
             alone = Decoder(self._session, self._signature, 1, feeds, self._capacity, cache, self._prefix)
             alone.options = self.options
             logits.append(alone.prefill([prompt]))
-        self._extended((np.arange(longest) < lengths[:, None]).astype(np.int64))
-        self._taken += longest
-        self._lengths = self._lengths + lengths
-        return np.concatenate(logits)
+        return logits
 
     def step(self, tokens: Sequence[int]) -> np.ndarray:
         """Feed one token for each row; the next logits ``[rows, vocabulary]``, overwritten by the next call."""
@@ -131,7 +139,7 @@ class Decoder:
     @property
     def most_at_once(self) -> int:
         """Tokens that :meth:`verify` takes: GroupQueryAttention takes several after a past for one row only."""
-        return CHUNK if self.rows == 1 else 1
+        return self.chunk if self.rows == 1 else 1
 
     def verify(self, tokens: Sequence[int]) -> np.ndarray:
         """Feed several tokens of the one row; the logits behind each, ``[tokens, vocabulary]``, overwritten by the next call."""
@@ -145,7 +153,7 @@ class Decoder:
         self._taken -= count
         self._lengths = self._lengths - count
         if not self._signature.shared:
-            self._grown = {name: _value(_copy(value.numpy()[:, :, :-count])) for name, value in self._grown.items()}
+            self._grown = {name: as_value(_copy(value.numpy()[:, :, :-count])) for name, value in self._grown.items()}
 
     def feed(self, tokens: np.ndarray, mask: np.ndarray, first: int, positions: np.ndarray) -> np.ndarray:
         """Logits ``[rows, tokens - first, vocabulary]`` of new tokens ``[rows, tokens]`` at these positions."""
@@ -161,7 +169,7 @@ class Decoder:
         self._taken = min(self._taken, width)
         self._lengths[:] = width
         if not self._signature.shared:
-            self._grown = {name: _value(_copy(value.numpy()[:, :, :width])) for name, value in self._grown.items()}
+            self._grown = {name: as_value(_copy(value.numpy()[:, :, :width])) for name, value in self._grown.items()}
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only, in this order. Rows that keep their places or move forward cost no new memory."""
@@ -174,7 +182,7 @@ class Decoder:
             self._cache = {name: moved(array, index, self._taken) for name, array in self._cache.items()}
             self._bind()
         else:
-            self._grown = {name: _value(_copy(value.numpy()[index])) for name, value in self._grown.items()}
+            self._grown = {name: as_value(_copy(value.numpy()[index])) for name, value in self._grown.items()}
 
     def _run(self, tokens: np.ndarray, mask: np.ndarray, first: int, positions: np.ndarray | None = None) -> np.ndarray:
         """Logits ``[rows, tokens - first, vocabulary]`` of new tokens ``[rows, tokens]``."""
@@ -210,6 +218,12 @@ class Decoder:
             self._grow(max(width, 2 * self._capacity))
         if self._logits is None or self._logits.shape[1] != count:
             self._logits = self._bind_logits(count)
+        self._bind_fed(fed)
+        self._session.run_with_iobinding(self._binding, self.options)
+        return self._logits
+
+    def _bind_fed(self, fed: Mapping[str, np.ndarray]) -> None:
+        """Bind what changes from run to run."""
         for name, array in fed.items():
             bound = self._bound.get(name)
             if bound is not None and bound.shape == array.shape:
@@ -218,10 +232,8 @@ class Decoder:
             # The mask of one row lies in memory that lives here. Others are bound as copies, which change from token to token.
             alone = name == "attention_mask" and array.flags.c_contiguous
             self._bound[name] = array if alone else array.copy()
-            self._held[name] = _value(self._bound[name])
+            self._held[name] = as_value(self._bound[name])
             self._binding.bind_ortvalue_input(name, self._held[name])
-        self._session.run_with_iobinding(self._binding, self.options)
-        return self._logits
 
     def _bind_logits(self, count: int) -> np.ndarray:
         shape = (self.rows, count, self._signature.vocabulary or 0)
@@ -233,12 +245,12 @@ class Decoder:
                 self._room = np.empty(size, self._signature.logits_dtype)
             found = self._room[:size]
         found = found.reshape(shape)
-        self._held["logits"] = _value(found)
+        self._held["logits"] = as_value(found)
         self._binding.bind_ortvalue_output("logits", self._held["logits"])
         return found
 
     def _run_grown(self, fed: Mapping[str, np.ndarray], count: int, width: int) -> np.ndarray:
-        values = {name: _value(array) for name, array in fed.items()}
+        values = {name: as_value(array) for name, array in fed.items()}
         names = ["logits", *(tensor.present for tensor in self._signature.cache)]
         logits, *present = self._session.run_with_ort_values(
             names, {**values, **self._grown, **self._feeds}, self.options
@@ -260,15 +272,19 @@ class Decoder:
         self._binding = self._session.io_binding()
         self._logits = None
         self._bound = {}
-        self._held = {name: _value(array) for name, array in self._cache.items()}
+        self._held = self._cache_values()
         for tensor in self._signature.cache:
             self._binding.bind_ortvalue_input(tensor.past, self._held[tensor.past])
             self._binding.bind_ortvalue_output(tensor.present, self._held[tensor.past])
         for name, value in self._feeds.items():
             self._binding.bind_ortvalue_input(name, value)
 
+    def _cache_values(self) -> dict[str, Any]:
+        """The cache as values to bind, by input name."""
+        return {name: as_value(array) for name, array in self._cache.items()}
 
-def _value(array: np.ndarray) -> Any:
+
+def as_value(array: np.ndarray) -> Any:
     """An OrtValue over the array's own memory."""
     import onnxruntime as ort
 
@@ -295,4 +311,4 @@ def moved(cache: np.ndarray, rows: Sequence[int], taken: int) -> np.ndarray:
 
 def rows_of(value: Any, rows: Sequence[int]) -> Any:
     """The rows of a slot tensor that has its own values for each row; others serve every row."""
-    return value if value.shape()[0] == 1 else _value(value.numpy()[list(rows)])
+    return value if value.shape()[0] == 1 else as_value(value.numpy()[list(rows)])

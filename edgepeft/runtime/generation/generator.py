@@ -11,10 +11,11 @@ from ...bundle import NO_TEXT, OwnText
 from ...errors import InputError
 from ..active import ActiveAdapter
 from .chat import ChatTemplate
-from .decoder import Decoder, rows_of
+from .decoder import CHUNK, Decoder, rows_of
 from .defaults import NEW_TOKENS, Defaults
 from .draft import RunCosts, check_draft
 from .encoder import Prompt, PromptEncoder
+from .gpu_decoder import GpuDecoder, piece_size
 from .graphs import Graphs
 from .loop import Generation, Plan, Run, Steps
 from .options import Options
@@ -45,7 +46,19 @@ class Generator:
     @cached_property
     def signature(self) -> Signature:
         """What the decoder graph takes and returns."""
-        return read_signature(self.graphs.session)
+        session = self.graphs.session
+        if self.graphs.device == "cpu":
+            return read_signature(session)
+        return read_signature(session, self.graphs.slot_values(self.graphs.base))
+
+    @cached_property
+    def tokens_at_once(self) -> int:
+        """How many tokens of a prompt are read at a time: few where a GPU computes attention over more of them wrongly."""
+        if self.graphs.device == "cpu":
+            return CHUNK
+        graphs = self.graphs
+        slots = graphs.slot_values(graphs.base)
+        return piece_size(graphs.session, self.signature, slots, graphs.bundle.manifest.max_length)
 
     @property
     def template(self) -> ChatTemplate | None:
@@ -82,16 +95,22 @@ class Generator:
         whole = capacity + active.prefix_length
         switch = self.graphs.bundle.manifest.rope_switch
         if switch is None or (rows > 1 and whole <= switch):
-            return Decoder(self.graphs.session, self.signature, rows, feeds, whole, prefix=active.prefix)
+            return self._decoder(rows, feeds, whole, active)
 
         def alone(row: int) -> SwitchedDecoder:
             mine = {name: rows_of(value, [row]) for name, value in feeds.items()}
             return SwitchedDecoder(
-                lambda: Decoder(self.graphs.session, self.signature, 1, mine, whole, prefix=active.prefix),
+                lambda: self._decoder(1, mine, whole, active),
                 switch - active.prefix_length,
             )
 
         return alone(0) if rows == 1 else EachAlone([alone(row) for row in range(rows)])
+
+    def _decoder(self, rows: int, feeds: Mapping[str, Any], capacity: int, active: ActiveAdapter) -> Decoder:
+        session, signature = self.graphs.session, self.signature
+        if self.graphs.device == "cpu":
+            return Decoder(session, signature, rows, feeds, capacity, prefix=active.prefix)
+        return GpuDecoder(session, signature, rows, feeds, capacity, prefix=active.prefix, chunk=self.tokens_at_once)
 
     def run(
         self,

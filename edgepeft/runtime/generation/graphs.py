@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from ...bundle import Bundle, OwnText
+from ...executors import Device
 from ..active import ActiveAdapter
 from .encoder import Prompt
 from .loop import Plan
@@ -34,6 +35,14 @@ class Graphs(Protocol):
     @property
     def variant(self) -> str:
         """The variant that is open."""
+
+    @property
+    def device(self) -> Device:
+        """What computes the graphs."""
+
+    @property
+    def base(self) -> ActiveAdapter:
+        """The base without an adapter."""
 
     @property
     def session(self) -> Any:

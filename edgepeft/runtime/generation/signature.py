@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from ...bundle.cache_names import LAYER_PAST, present_of
 from ...errors import BundleError
+from ..sessions import run_values
 
 #: ONNX Runtime's names of the types a cache or logits come in.
 _DTYPES: dict[str, type[np.generic]] = {
@@ -53,8 +55,10 @@ class Signature:
     logits_dtype: type[np.generic]
 
 
-def read_signature(session: Any) -> Signature:
+def read_signature(session: Any, slots: Mapping[str, Any] | None = None) -> Signature:
     """The signature of a session's graph; one step over one token is run to see how it treats its cache.
+
+    ``slots`` are OrtValues for the slots, where the graph's own numbers for them cannot be run.
 
     Raises :class:`BundleError` for a graph without a cache, or with an input that generation does not know.
     """
@@ -72,7 +76,7 @@ def read_signature(session: Any) -> Signature:
     logits = outputs["logits"]
     last = logits.shape[-1]
     vocabulary = last if isinstance(last, int) else None
-    shared = vocabulary is not None and _shares(session, cache, "position_ids" in required)
+    shared = vocabulary is not None and _shares(session, cache, "position_ids" in required, slots or {})
     return Signature(
         cache=cache,
         positions="position_ids" in required,
@@ -100,7 +104,7 @@ def _dtype(value: Any) -> type[np.generic]:
     return _DTYPES[value.type]
 
 
-def _shares(session: Any, cache: tuple[CacheTensor, ...], positions: bool) -> bool:
+def _shares(session: Any, cache: tuple[CacheTensor, ...], positions: bool, slots: Mapping[str, Any]) -> bool:
     """Whether a cache of four places with none filled comes back with four places."""
     room = 4
     feeds: dict[str, np.ndarray] = {tensor.past: tensor.zeros(1, room) for tensor in cache}
@@ -112,7 +116,7 @@ def _shares(session: Any, cache: tuple[CacheTensor, ...], positions: bool) -> bo
     options = ort.RunOptions()
     options.log_severity_level = 4  # a failure is an answer here, not something for standard error
     try:
-        found = session.run([tensor.present for tensor in cache], feeds, options)
+        found = run_values(session, [tensor.present for tensor in cache], feeds, slots, options)
     except Exception:  # ONNX Runtime's exception types are not public; a graph that concatenates may refuse the mask
         return False
-    return all(array.shape[2] == room for array in found)
+    return all(array.shape[2] == room for array in found.values())

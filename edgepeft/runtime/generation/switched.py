@@ -57,9 +57,14 @@ class SwitchedDecoder:
         return self._read(list(tokens))
 
     @property
+    def _chunk(self) -> int:
+        """How many tokens are read at a time."""
+        return min(CHUNK, self._decoder.chunk)
+
+    @property
     def most_at_once(self) -> int:
         """Tokens that :meth:`verify` takes: none that would bring a token before the switch to its other side."""
-        return CHUNK if self._long else min(CHUNK, max(1, self._switch - len(self._tokens)))
+        return self._chunk if self._long else min(self._chunk, max(1, self._switch - len(self._tokens)))
 
     def verify(self, tokens: Sequence[int]) -> np.ndarray:
         """Feed several tokens; the logits behind each, ``[tokens, vocabulary]``, overwritten by the next call."""
@@ -91,8 +96,8 @@ class SwitchedDecoder:
             self._tokens, self._places = [], []
         self._long = long
         logits = np.empty(0)
-        for start in range(0, len(tokens), CHUNK):
-            piece = tokens[start : start + CHUNK]
+        for start in range(0, len(tokens), self._chunk):
+            piece = tokens[start : start + self._chunk]
             logits = self._piece(piece, first=len(piece) - 1)
         return logits
 

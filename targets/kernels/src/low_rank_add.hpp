@@ -18,7 +18,12 @@ namespace edgepeft::kernels {
 class LowRankAdd : public Node {
  public:
   static constexpr const char* kName = "LowRankAdd";
-  static constexpr std::size_t kInputs = 5, kRequired = 4;
+  static constexpr std::size_t kInputs = 5, kRequired = 4, kOutputs = 1;
+  static constexpr bool kVariadic = false;
+  static constexpr std::size_t kShared = 1;
+  static constexpr int kFrom[kShared] = {0}, kTo[kShared] = {0};
+  static constexpr std::size_t outputs(std::size_t) { return 1; }
+  static constexpr std::size_t y_of(std::size_t) { return 0; }
   static constexpr ONNXTensorElementDataType kTypes[kInputs] = {
       ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
       ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED, ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED,  // float32 or float16
@@ -36,7 +41,7 @@ class LowRankAdd : public Node {
     const OrtValue *x = nullptr, *a = nullptr, *b = nullptr, *reach = nullptr;
     Shape of_y, of_x, of_a, of_b, of_reach;
     Problem problem;
-    if (auto status = begin(context, of_y, problem)) return status;
+    if (auto status = begin(context, 0, 0, of_y, problem)) return status;
     if (auto status = api_->KernelContext_GetInput(context, 2, &a)) return status;
     if (auto status = shape(a, of_a)) return status;
     if (of_a.rank != 3) return wrong("A has shape " + of_a.text());

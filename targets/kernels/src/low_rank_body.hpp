@@ -133,9 +133,9 @@ inline void store(float* to, V<N> value) {
   std::memcpy(to, &value, sizeof(value));
 }
 
-// How far ahead of a single row's sums its factors are asked for: bytes of A, and columns of B in steps of the loop. They come from
-// far, and no stretch of them is long enough for the processor to foresee; with these, int8 factors took some 27 % less time, fp32 5 to 9 %.
-constexpr size_t kAheadA = 2048, kAheadB = 4;
+// How far ahead of a single row's sums the bytes of A are asked for; B's a block of rows ahead. They come from far, and no stretch of them
+// is long enough for the processor to foresee. Behind the last of B lies the next factor that is read (adapter.hpp).
+constexpr size_t kAheadA = 4096;
 
 // Asks for the cache lines of a vector or more that will be read soon; beyond the end of the factors it does nothing.
 template <size_t BYTES>
@@ -211,8 +211,6 @@ inline void up_columns(const Problem& p, const Part& part, size_t row, size_t n,
   for (int r = 0; r < ROWS; ++r)
     for (int v = 0; v < COUNT; ++v) sums[r][v] = load<N>(p.y + (row + r) * p.out + n + v * N);
   auto add = [&](size_t i, size_t at) {
-    if constexpr (ROWS == 1 && COUNT > 1)
-      soon<COUNT * N * sizeof(T)>(reinterpret_cast<uintptr_t>(b + at * part.stride) + kAheadB * COUNT * N * sizeof(T));
     for (int v = 0; v < COUNT; ++v) {
       const V<N> factor = load<N>(b + at * part.stride + v * N);
       for (int r = 0; r < ROWS; ++r) sums[r][v] += h[r * p.rank + i] * factor;
@@ -226,13 +224,49 @@ inline void up_columns(const Problem& p, const Part& part, size_t row, size_t n,
     for (int v = 0; v < COUNT; ++v) store<N>(p.result + (row + r) * p.out + n + v * N, sums[r][v]);
 }
 
+// result = from + h B for one row, some ranks and the columns of whole vectors; B's rows are read side by side, each in its order.
+template <int RANKS, typename T>
+void up_ranks(const Part& part, size_t first, const float* h, const float* from, float* to) {
+  constexpr int W = EDGEPEFT_WIDTH;
+  const T* b[RANKS];
+  V<W> factor[RANKS];
+  for (int r = 0; r < RANKS; ++r) {
+    const size_t at = part.rows == nullptr ? first + r : part.rows[first + r];
+    b[r] = static_cast<const T*>(part.b) + at * part.stride;
+    factor[r] = h[first + r] - V<W>{};
+  }
+  for (size_t n = 0; n + W <= part.end - part.begin; n += W) {
+    if (n * sizeof(T) % kLine == 0)
+      for (int r = 0; r < RANKS; ++r) ask_for(reinterpret_cast<uintptr_t>(b[r] + n) + RANKS * part.stride * sizeof(T));
+    V<W> sum = load<W>(from + n);
+    for (int r = 0; r < RANKS; ++r) sum += factor[r] * load<W>(b[r] + n);
+    store<W>(to + n, sum);
+  }
+}
+
+// The same for one row, whose factors come from far: in stretches that the processor foresees.
+template <typename T>
+void up_single(const Problem& p, const Part& part, size_t row, const float* h) {
+  const float* from = p.y + row * p.out + part.begin;
+  float* to = p.result + row * p.out + part.begin;
+  size_t i = 0;
+  for (; i + 8 <= part.ranks; i += 8, from = to) up_ranks<8, T>(part, i, h, from, to);
+  for (; i + 4 <= part.ranks; i += 4, from = to) up_ranks<4, T>(part, i, h, from, to);
+  for (; i < part.ranks; ++i, from = to) up_ranks<1, T>(part, i, h, from, to);
+}
+
 template <int ROWS, typename T>
 void up(const Problem& p, const Part& part, size_t row, const float* h) {
   // As many sums as there are registers for: 32 of 16 floats, 16 of 8.
-  constexpr int W = EDGEPEFT_WIDTH, COUNT = ROWS == 1 ? 4 : ROWS == 8 && W < 16 ? 1 : 2;
+  constexpr int W = EDGEPEFT_WIDTH, COUNT = ROWS == 8 && W < 16 ? 1 : 2;
   size_t n = part.begin;
-  for (; n + W * COUNT <= part.end; n += W * COUNT) up_columns<W, COUNT, ROWS, T>(p, part, row, n, h);
-  for (; n + W <= part.end; n += W) up_columns<W, 1, ROWS, T>(p, part, row, n, h);
+  if constexpr (ROWS == 1) {
+    up_single<T>(p, part, row, h);
+    n += (part.end - part.begin) / W * W;
+  } else {
+    for (; n + W * COUNT <= part.end; n += W * COUNT) up_columns<W, COUNT, ROWS, T>(p, part, row, n, h);
+    for (; n + W <= part.end; n += W) up_columns<W, 1, ROWS, T>(p, part, row, n, h);
+  }
   for (; n < part.end; ++n)
     for (int r = 0; r < ROWS; ++r) {
       float sum = p.y[(row + r) * p.out + n];

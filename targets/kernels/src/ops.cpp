@@ -1,9 +1,12 @@
-// edgepeft's custom operators, as ONNX Runtime registers them: LowRankAdd (low_rank_add.hpp) and AdapterAdd (adapter_add.hpp).
+// edgepeft's custom operators, as ONNX Runtime registers them: LowRankAdd, AdapterAdd, AdapterAddEach and AdapterSkipNorm, each in
+// the header of its name.
 #include <exception>
 #include <mutex>
 #include <string>
 
 #include "adapter_add.hpp"
+#include "adapter_add_each.hpp"
+#include "adapter_skip_norm.hpp"
 #include "low_rank_add.hpp"
 #include "ort.hpp"
 
@@ -22,7 +25,17 @@ namespace {
 
 constexpr const char* kDomain = "edgepeft";
 
-// y is the first input of both, and the result has its shape.
+// Inputs and the outputs that may take their memory.
+template <typename Op>
+struct Shared {
+  int from[Op::kShared], to[Op::kShared];
+  Shared() {
+    for (std::size_t i = 0; i < Op::kShared; ++i) from[i] = Op::kFrom[i], to[i] = Op::kTo[i];
+  }
+};
+
+// An operator says what its inputs are, whether the last input and the output are any number, which outputs may take an input's
+// memory (kFrom, kTo), and which input has an output's shape (y_of).
 template <typename Op>
 OrtCustomOp custom_op() {
   OrtCustomOp op{};
@@ -32,29 +45,36 @@ OrtCustomOp custom_op() {
   op.GetInputTypeCount = [](const OrtCustomOp*) { return Op::kInputs; };
   op.GetInputType = [](const OrtCustomOp*, std::size_t index) { return Op::kTypes[index]; };
   op.GetInputCharacteristic = [](const OrtCustomOp*, std::size_t index) {
-    return index < Op::kRequired ? INPUT_OUTPUT_REQUIRED : INPUT_OUTPUT_OPTIONAL;
+    return index < Op::kRequired ? INPUT_OUTPUT_REQUIRED : Op::kVariadic ? INPUT_OUTPUT_VARIADIC : INPUT_OUTPUT_OPTIONAL;
   };
   op.GetInputMemoryType = [](const OrtCustomOp*, std::size_t) { return OrtMemTypeDefault; };
-  op.GetOutputTypeCount = [](const OrtCustomOp*) -> std::size_t { return 1; };
+  op.GetOutputTypeCount = [](const OrtCustomOp*) -> std::size_t { return Op::kOutputs; };
   op.GetOutputType = [](const OrtCustomOp*, std::size_t) { return ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT; };
-  op.GetOutputCharacteristic = [](const OrtCustomOp*, std::size_t) { return INPUT_OUTPUT_REQUIRED; };
-  op.GetVariadicInputMinArity = [](const OrtCustomOp*) { return 0; };
-  op.GetVariadicInputHomogeneity = [](const OrtCustomOp*) { return 0; };
-  op.GetVariadicOutputMinArity = [](const OrtCustomOp*) { return 0; };
-  op.GetVariadicOutputHomogeneity = [](const OrtCustomOp*) { return 0; };
+  op.GetOutputCharacteristic = [](const OrtCustomOp*, std::size_t) {
+    return Op::kVariadic ? INPUT_OUTPUT_VARIADIC : INPUT_OUTPUT_REQUIRED;
+  };
+  op.GetVariadicInputMinArity = [](const OrtCustomOp*) { return Op::kVariadic ? 1 : 0; };
+  op.GetVariadicInputHomogeneity = [](const OrtCustomOp*) { return Op::kVariadic ? 1 : 0; };
+  op.GetVariadicOutputMinArity = [](const OrtCustomOp*) { return Op::kVariadic ? 1 : 0; };
+  op.GetVariadicOutputHomogeneity = [](const OrtCustomOp*) { return Op::kVariadic ? 1 : 0; };
   op.GetStartVersion = [](const OrtCustomOp*) { return 1; };
   op.GetEndVersion = [](const OrtCustomOp*) { return kVersion; };
   op.GetMayInplace = [](int** input, int** output) -> std::size_t {
-    static int first = 0;
-    *input = *output = &first;
-    return 1;
+    static Shared<Op> shared;  // the C API takes what may be written to, and nobody does
+    *input = shared.from, *output = shared.to;
+    return Op::kShared;
   };
   op.ReleaseMayInplace = [](int*, int*) {};
   // Only where the result is known to have y's shape does ONNX Runtime let it take y's memory.
   op.InferOutputShapeFn = [](const OrtCustomOp*, OrtShapeInferContext* context) -> OrtStatusPtr {
-    OrtTensorTypeAndShapeInfo* of_y = nullptr;
-    if (auto status = c_api->ShapeInferContext_GetInputTypeShape(context, 0, &of_y)) return status;
-    return c_api->ShapeInferContext_SetOutputTypeShape(context, 0, of_y);
+    std::size_t inputs = 0;
+    if (auto status = c_api->ShapeInferContext_GetInputCount(context, &inputs)) return status;
+    for (std::size_t i = 0; i < Op::outputs(inputs); ++i) {
+      OrtTensorTypeAndShapeInfo* of_y = nullptr;
+      if (auto status = c_api->ShapeInferContext_GetInputTypeShape(context, Op::y_of(i), &of_y)) return status;
+      if (auto status = c_api->ShapeInferContext_SetOutputTypeShape(context, i, of_y)) return status;
+    }
+    return nullptr;
   };
   op.CreateKernelV2 = [](const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* info, void** kernel) -> OrtStatusPtr {
     try {
@@ -85,7 +105,7 @@ EDGEPEFT_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* opt
     const std::string found = base->GetVersionString();
     return oldest->CreateStatus(ORT_NOT_IMPLEMENTED, ("edgepeft's kernels need ONNX Runtime 1.21 or newer, this is " + found).c_str());
   }
-  static const OrtCustomOp with_inputs = custom_op<LowRankAdd>(), in_one_piece = custom_op<AdapterAdd>();
+  static const OrtCustomOp ops[] = {custom_op<LowRankAdd>(), custom_op<AdapterAdd>(), custom_op<AdapterAddEach>(), custom_op<AdapterSkipNorm>()};
   // One domain for all sessions of the process, which ends with it: sessions do not own it.
   static OrtCustomOpDomain* domain = nullptr;
   static std::mutex making;
@@ -93,8 +113,8 @@ EDGEPEFT_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* opt
   if (domain == nullptr) {
     OrtCustomOpDomain* made = nullptr;
     if (auto status = api->CreateCustomOpDomain(kDomain, &made)) return status;
-    for (const OrtCustomOp* op : {&with_inputs, &in_one_piece})
-      if (auto status = api->CustomOpDomain_Add(made, op)) return status;
+    for (const OrtCustomOp& op : ops)
+      if (auto status = api->CustomOpDomain_Add(made, &op)) return status;
     domain = made;
     c_api = api;
     if (const OrtApi* later = base->GetApi(kLookApi))

@@ -16,7 +16,7 @@ namespace edgepeft::kernels {
 
 // ONNX Runtime's C API that this build speaks: 1.21 and later have it. The operators' own version is in the graph's domain.
 constexpr uint32_t kApi = 21;
-constexpr int kVersion = 2;
+constexpr int kVersion = 3;
 
 // From API 24 on a tensor's shape can be looked at where it lies; before, each look is three allocations, half a microsecond a slot.
 // OrtApi only grows, so its place is known to older headers too (onnxruntime asserts the same offset).
@@ -130,13 +130,13 @@ class Node {
   }
 
   // y, and the result, which takes y's memory where nothing else reads y.
-  OrtStatusPtr begin(OrtKernelContext* context, Shape& of_y, Problem& problem) const {
+  OrtStatusPtr begin(OrtKernelContext* context, std::size_t input, std::size_t output, Shape& of_y, Problem& problem) const {
     const OrtValue* y = nullptr;
-    if (auto status = api_->KernelContext_GetInput(context, 0, &y)) return status;
+    if (auto status = api_->KernelContext_GetInput(context, input, &y)) return status;
     if (auto status = shape(y, of_y)) return status;
     if (of_y.rank < 1) return wrong("y has shape []");
     OrtValue* result = nullptr;
-    if (auto status = api_->KernelContext_GetOutput(context, 0, of_y.dims, of_y.rank, &result)) return status;
+    if (auto status = api_->KernelContext_GetOutput(context, output, of_y.dims, of_y.rank, &result)) return status;
     void* data = nullptr;
     if (auto status = api_->GetTensorMutableData(result, &data)) return status;
     problem.result = static_cast<float*>(data);

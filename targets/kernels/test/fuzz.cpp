@@ -16,6 +16,7 @@
 #include "adapter.hpp"
 #include "low_rank.hpp"
 #include "reach.hpp"
+#include "skip_norm.hpp"
 
 using namespace edgepeft::kernels;
 
@@ -222,10 +223,50 @@ void damaged(Function run, unsigned seed) {
   }
 }
 
+// A residual's norm, in new memory or over what it read.
+int norm(unsigned seed) {
+  std::mt19937 random(seed);
+  std::normal_distribution<float> normal;
+  SkipNorm n;
+  n.rows = 1 + random() % 9, n.out = 1 + random() % 70, n.epsilon = 1e-5f;
+  const bool in_place = random() % 2;
+  n.skip_rows = !in_place && n.rows % 2 == 0 && random() % 2 ? n.rows / 2 : n.rows;
+  n.centered = random() % 2;
+  std::vector<float> y(n.rows * n.out), skip(n.skip_rows * n.out), gamma(n.out), beta(n.out), bias(n.out), sum(y.size()), result(y.size());
+  for (auto* values : {&y, &skip, &gamma, &beta, &bias})
+    for (auto& v : *values) v = normal(random);
+  const std::vector<float> was_y = y, was_skip = skip;
+  if (n.centered && random() % 2) n.beta = beta.data();
+  if (random() % 2) n.bias = bias.data();
+  n.y = y.data(), n.skip = skip.data(), n.gamma = gamma.data();
+  n.sum = in_place ? y.data() : sum.data(), n.result = in_place ? skip.data() : result.data();
+  const std::size_t half = random() % (n.rows + 1);  // as two threads would
+  n.run(half, n.rows), n.run(0, half);
+  for (std::size_t row = 0; row < n.rows; ++row) {
+    double squares = 0, mean = 0;
+    std::vector<double> total(n.out);
+    for (std::size_t i = 0; i < n.out; ++i) {
+      total[i] = static_cast<double>(was_y[row * n.out + i]) + was_skip[row % n.skip_rows * n.out + i] + (n.bias ? bias[i] : 0.0f);
+      mean += n.centered ? total[i] / n.out : 0, squares += total[i] * total[i] / n.out;
+    }
+    const double root = std::sqrt(squares - mean * mean + 1e-5);
+    for (std::size_t i = 0; i < n.out; ++i) {
+      const double wanted = (total[i] - mean) / root * gamma[i] + (n.beta ? beta[i] : 0.0f);
+      // 24 bits over a sum of at most 70 terms, and of a difference from the mean.
+      const double most = 1e-5 * (1 + std::fabs(wanted) + std::fabs(total[i] / root));
+      if (!(std::fabs(n.result[row * n.out + i] - wanted) <= most)) return fail("norm", seed, wanted);
+      if (!(std::fabs(n.sum[row * n.out + i] - total[i]) <= 1e-6 * (1 + std::fabs(total[i])))) return fail("norm", seed, total[i]);
+    }
+  }
+  return 0;
+}
+
 }  // namespace
 
 int main(int count, char** words) {
   const unsigned seeds = count > 1 ? std::atoi(words[1]) : 2000;
+  for (unsigned seed = 0; seed < seeds; ++seed)
+    if (norm(seed)) return 1;
   for (const char* isa : {"portable", "avx2", "avx512"}) {
     Function run = named(isa);
     if (run == nullptr) continue;

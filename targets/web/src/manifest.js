@@ -52,6 +52,7 @@ export const MANIFEST_NAME = "edgepeft.json";
  * @property {boolean} per_row  Whether rows of a batch may differ in it.
  * @property {number} prefix_length  Places of the cache that its states take before the sequence; 0 without any.
  * @property {Embedding | null} embedding  `null`: as the base embeds them.
+ * @property {Record<string, { onnx_adapter: string }>} refits  By variant, what takes the place of `onnx_adapter` there.
  * @property {Record<string, string>} text  Text files that take the place of the bundle's for it, as paths by name.
  * @typedef {object} Manifest
  * @property {string} task
@@ -123,6 +124,7 @@ function checkFiles(manifest, where) {
   for (const [name, entry] of Object.entries(manifest.adapters)) {
     named.push([["adapters", name, "onnx_adapter"], entry.onnx_adapter]);
     for (const [file, path] of Object.entries(entry.text)) named.push([["adapters", name, "text", file], path]);
+    for (const [variant, refit] of Object.entries(entry.refits)) named.push([["adapters", name, "refits", variant], refit.onnx_adapter]);
   }
   for (const name of Object.keys(manifest.files)) if (!staysInside(name)) fail(where, ["files"], "relative paths inside the bundle", name);
   for (const [path, file] of named) {
@@ -130,6 +132,21 @@ function checkFiles(manifest, where) {
     if (!staysInside(file)) fail(where, path, "a relative path inside the bundle", file);
     if (!Object.hasOwn(manifest.files, file)) fail(where, ["files"], `an entry for ${file}`, undefined);
   }
+}
+
+/**
+ * The manifest with each adapter as it runs on a variant: with the tensors that were fitted to it, where there are some.
+ *
+ * @param {Manifest} manifest
+ * @param {string} variant
+ * @returns {Manifest}
+ */
+export function onVariant(manifest, variant) {
+  const adapters = Object.entries(manifest.adapters).map(([name, entry]) => {
+    const own = Object.hasOwn(entry.refits, variant) ? entry.refits[variant] : undefined;
+    return [name, own === undefined ? entry : { ...entry, onnx_adapter: own.onnx_adapter }];
+  });
+  return { ...manifest, adapters: Object.fromEntries(adapters) };
 }
 
 /** @param {string} path */

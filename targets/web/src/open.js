@@ -3,7 +3,7 @@
 import { readAdapter } from "./adapter.js";
 import { joined, openBackend } from "./backend.js";
 import { AdapterMismatchError, BundleError, InputError } from "./errors.js";
-import { findVariant, MANIFEST_NAME, parseManifest } from "./manifest.js";
+import { findVariant, MANIFEST_NAME, onVariant, parseManifest } from "./manifest.js";
 import { checkResident, RESIDENT } from "./residents.js";
 import { Runtime } from "./runtime.js";
 import { checkAdapters, slotSignature, slotTensors } from "./slots.js";
@@ -85,7 +85,7 @@ export async function openBundle(where, options = {}) {
   return new Runtime({
     source,
     name,
-    manifest,
+    manifest: onVariant(manifest, variant),
     variant,
     backend,
     session: /** @type {import("./backend.js").InferenceSession} */ (session),
@@ -95,7 +95,7 @@ export async function openBundle(where, options = {}) {
     texts,
     defaults,
     resident,
-    readManifest,
+    readManifest: async () => onVariant(await readManifest(), variant),
   });
 }
 

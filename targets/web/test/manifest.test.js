@@ -2,7 +2,7 @@ import assert from "node:assert/strict";
 import { test } from "node:test";
 
 import { AdapterMismatchError, BundleError, ManifestError, UnknownAdapterError } from "../src/errors.js";
-import { findAdapter, findVariant, parseManifest } from "../src/manifest.js";
+import { findAdapter, findVariant, onVariant, parseManifest } from "../src/manifest.js";
 import { checkAdapters, slotSignature, slotTensors } from "../src/slots.js";
 
 const HASH = "ab".repeat(32);
@@ -204,4 +204,16 @@ test("a GPU that computes in float16 gets the variant in half precision, others 
   assert.throws(() => findVariant(manifest, "here", "fp16", { halves: false }), /'fp16' computes in float16, and this GPU has no shader-f16.*fp32, q4$/);
   const halves = /** @type {any} */ ({ variants: { q4f16: variants.q4f16, q4: variants.q4 } });
   assert.equal(findVariant(halves, "here", undefined, { halves: false })[0], "q4");
+});
+
+test("an adapter that was refitted to a variant runs there with its own file", () => {
+  const refit = { onnx_adapter: "adapters/one/q4.onnx_adapter", onnx: "adapters/one/q4.onnx", bytes: 3, loss: [0.2, 0.1] };
+  const raw = good();
+  /** @type {any} */ (raw.adapters.one).refits = { q4: refit };
+  assert.throws(() => parseManifest(JSON.stringify(raw), "here"), /an entry for adapters\/one\/q4.onnx_adapter/);
+  /** @type {any} */ (raw.files)["adapters/one/q4.onnx_adapter"] = { sha256: HASH, bytes: 1 };
+  const manifest = parseManifest(JSON.stringify(raw), "here");
+  assert.equal(onVariant(manifest, "fp32").adapters.one?.onnx_adapter, "adapters/one.onnx_adapter");
+  assert.equal(onVariant(manifest, "q4").adapters.one?.onnx_adapter, "adapters/one/q4.onnx_adapter");
+  assert.equal(manifest.adapters.one?.onnx_adapter, "adapters/one.onnx_adapter");
 });

@@ -1,0 +1,99 @@
+"""How many bytes a recipe will write, told from the shapes of a graph's initializers; no weight is read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+from ..bundle import SlotTable
+from .packing import BLOCK, Form
+from .searched import block_of_8
+from .weights import Matrix, matrices
+
+#: Smaller tensors lie in the graph's own file (``onnx_ir.save``).
+IN_GRAPH = 256
+
+
+def planned_bytes(
+    model: ir.Model,
+    slots: SlotTable,
+    variant: str,
+    *,
+    method: str | None = None,
+    heal: int = 0,
+    head_bits: int | None = None,
+) -> int:
+    """Bytes of the weights file of a variant.
+
+    Scales are taken to be in float16 where a recipe may store them so: nearly all weights allow it
+    (:func:`~edgepeft.quantize.grids.half_scales`).
+
+    Args:
+        model: The fp32 graph.
+        slots: The bundle's slots.
+        variant: ``"int8"``, ``"w8a16"``, ``"q8"``, ``"q4"``, or ``"q4f16"`` of one that is still to be made.
+        method: How ``q4`` rounds.
+        heal: Rank of corrections.
+        head_bits: Bits of a language model's head; 4 by default.
+    """
+    blocked = variant in {"q4", "q4f16", "q8"}
+    found = list(matrices(model.graph, slots, width=BLOCK if blocked else 1))
+    rounded = {matrix.name for matrix in found}
+    sizes = [
+        value.const_value.nbytes // (2 if variant == "q4f16" and _floats(value) and name not in slots.tensors() else 1)
+        for name, value in model.graph.initializers.items()
+        if value.const_value is not None and name not in rounded
+    ]
+    for matrix in found:
+        if blocked:
+            sizes += _in_blocks(matrix, variant, method, heal, head_bits)
+        else:
+            sizes += _in_channels(matrix, variant)
+    return sum(size for size in sizes if size > IN_GRAPH)
+
+
+def rounded_bytes(variant: str, rows: int, columns: int) -> int:
+    """Bytes of a matrix in a variant that needs no data: ``q4`` rounded to nearest, ``q8``, ``int8``."""
+    if variant not in {"q4", "q8"}:
+        return rows * (columns + 4)
+    form = Form(8, block_of_8(columns)) if variant == "q8" else Form()
+    blocks = -(-columns // form.block)
+    zeros = blocks if variant == "q8" else 0
+    return rows * (blocks * form.block * form.bits // 8 + 4 * blocks + zeros)
+
+
+def _floats(value: ir.Value) -> bool:
+    return value.const_value is not None and value.const_value.dtype == ir.DataType.FLOAT
+
+
+def _in_blocks(matrix: Matrix, variant: str, method: str | None, heal: int, head_bits: int | None) -> Iterator[int]:
+    """Tensors of a matrix in blocks: numbers, scales, zero points; a bias and a correction where it is fitted."""
+    rows, columns = matrix.shape
+    fitted = method == "gptq"
+    head = any(node.outputs[0].is_graph_output() for node in matrix.linear)
+    form = Form(8, block_of_8(columns)) if variant == "q8" else Form((head_bits if head else None) or 4)
+    blocks = -(-columns // form.block)
+    half = fitted or method == "mse"
+    yield rows * blocks * form.block * form.bits // 8
+    yield rows * blocks * (2 if half or variant == "q4f16" else 4)
+    if half or variant == "q8":
+        yield rows * -(-blocks * form.bits // 8)
+    if fitted and any(len(node.inputs) < 3 or node.inputs[2] is None for node in matrix.linear):
+        yield rows * (2 if variant == "q4f16" else 4)
+    if fitted and heal and matrix.linear and not matrix.tables:
+        rank = min(heal, rows, columns)
+        yield 2 * rank * rows
+        yield 2 * rank * columns
+
+
+def _in_channels(matrix: Matrix, variant: str) -> Iterator[int]:
+    """Tensors of a matrix with a scale for each output channel."""
+    rows, columns = matrix.shape
+    whole = variant == "w8a16"
+    for users in (matrix.linear, matrix.tables):
+        if users:
+            yield 4 * rows
+            yield rows * columns if whole or users is (matrix.linear or matrix.tables) else 0
+    if whole and matrix.linear:
+        yield rows  # zero points
