@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,3 +103,33 @@ def write_segment(model: ir.Model, segment: Segment, values: Mapping[str, np.nda
             value.type = FLOAT
     graph.opset_imports.update(model.graph.opset_imports)
     ir.save(ir.Model(graph, ir_version=model.ir_version, functions=tuple(model.functions.values())), file)
+
+
+def view_tables(graph: ir.Graph) -> None:
+    """Let a weight that is read under another shape be one of that shape, over the same bytes of its file.
+
+    ONNX Runtime copies what a Reshape gives, which of an embedding is as large as the head that it is tied to.
+    """
+    for node in list(graph):
+        if node.op_type != "Reshape" or node.domain != "" or node.outputs[0].is_graph_output():
+            continue
+        weight, shape = node.inputs[0], node.inputs[1]
+        tensor = None if weight is None else weight.const_value
+        if weight is None or shape is None or shape.const_value is None or not isinstance(tensor, ir.ExternalTensor):
+            continue
+        dims = ir.Shape(_reshaped(tensor.shape.numpy(), shape.const_value.numpy().tolist()))
+        name = f"{weight.name}.view"
+        view = ir.ExternalTensor(
+            tensor.location, tensor.offset, tensor.length, tensor.dtype, shape=dims, name=name, base_dir=tensor.base_dir
+        )
+        value = ir.Value(name=name, shape=dims, type=ir.TensorType(tensor.dtype), const_value=view)
+        graph.register_initializer(value)
+        node.outputs[0].replace_all_uses_with(value)
+        graph.remove(node, safe=True)
+
+
+def _reshaped(shape: Sequence[int], asked: Sequence[int]) -> list[int]:
+    """What Reshape makes of a shape: 0 keeps a dimension, and -1 is what is left."""
+    found = [shape[place] if dim == 0 else dim for place, dim in enumerate(asked)]
+    known = math.prod(dim for dim in found if dim != -1)
+    return [math.prod(shape) // known if dim == -1 else dim for dim in found]

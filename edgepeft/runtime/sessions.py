@@ -96,7 +96,6 @@ def open_session(
     threads: int | None = None,
     settings: Mapping[str, str] | None = None,
     operators: Path | None = None,
-    without: Sequence[str] = (),
     device: Any = None,
 ) -> Any:
     """A session over a graph, on the CPU where no other ``device`` is given.
@@ -106,7 +105,6 @@ def open_session(
         threads: Intra-op threads; ONNX Runtime's own choice where ``None``.
         settings: Session configuration entries by name.
         operators: A library of custom operators.
-        without: Optimizers of ONNX Runtime's that are left out, by name.
         device: An ``OrtEpDevice`` of a plugin; what its provider does not take runs on the CPU.
 
     Returns:
@@ -131,9 +129,7 @@ def open_session(
         if device is not None:
             options.add_provider_for_devices([device], {})
             return ort.InferenceSession(source, options)
-        return ort.InferenceSession(
-            source, options, providers=["CPUExecutionProvider"], disabled_optimizers=list(without)
-        )
+        return ort.InferenceSession(source, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime's exception types are not public
         where = "the graph" if isinstance(model, bytes) else model
         raise BundleError(f"ONNX Runtime cannot open {where}: {error}") from error

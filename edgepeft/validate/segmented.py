@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..base.streamed.memory import give_back
-from ..graph.segments import Segment, cut, write_segment
+from ..graph.segments import Segment, cut, view_tables, write_segment
 from ..runtime import Runtime
 from ..runtime.active import ActiveAdapter
 from ..runtime.engine import Engine
@@ -178,6 +178,7 @@ class SegmentedSession:
         self._model = ir.load(file)
         self._file, self._threads = file, threads
         graph = self._model.graph
+        view_tables(graph)
         self._inputs = Told.of(value for value in graph.inputs if value.const_value is None)
         self._overridable = Told.of(value for value in graph.inputs if value.const_value is not None)
         self._outputs = Told.of(graph.outputs)
@@ -233,8 +234,7 @@ class SegmentedSession:
         file = self._file.with_name(f"{self._file.stem}.part{part}.onnx")
         try:
             write_segment(self._model, segment, feeds, file)
-            # A table that is read under another shape would be copied, and kept, where it is folded.
-            return open_session(file, threads=self._threads, settings=EXACT, without=("ConstantFolding",))
+            return open_session(file, threads=self._threads, settings=EXACT)
         finally:
             file.unlink(missing_ok=True)
 
