@@ -244,7 +244,10 @@ def test_scaled_blended_and_mixed_it_is_the_refitted_one(whole: Path, fitted: Pa
 def test_a_fit_that_does_not_help_is_not_kept(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = Path(shutil.copytree(whole, tmp_path / "copy"))
     before = content(copy)
-    monkeypatch.setattr("edgepeft.pipeline._refit.solve", lambda *a, **k: {})
+    unchanged = {
+        name: array for name, array in slot_tensors(read_bundle(copy), "wide").items() if name.endswith("lora_B")
+    }
+    monkeypatch.setattr("edgepeft.pipeline._refit.solve", lambda *a, **k: unchanged)
     said: list[str] = []
     (same,) = refit(copy, "q4", ["wide"], data={"*": sentences(30)}, announce=said.append)
     assert not same.kept
@@ -448,6 +451,10 @@ def test_what_cannot_be_refitted(whole: Path, tmp_path: Path) -> None:
         with pytest.raises(error, match=said):
             call()
     assert content(whole) == before
+    halved = Path(shutil.copytree(whole, tmp_path / "halved"))
+    quantize(halved, "q4f16")
+    with pytest.raises(InputError, match=r"q4f16 computes in float16.*: q4"):
+        refit(halved, "q4f16", ["wide"])
     prefixed = build_generating_bundle(tmp_path / "prefixed")
     quantize(prefixed, "q4", method="rtn")
     with pytest.raises(InputError, match="'prefix' cannot be refitted: it puts states before the sequence"):
