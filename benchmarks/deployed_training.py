@@ -1,11 +1,13 @@
 """Measures training against the rounded weights that ship (`--deploy-variant`), on SmolLM2-135M and the demo's `support`.
 
     python benchmarks/deployed_training.py OUT [--variant q4] [--as-shipped] [--epochs 2] [--max-steps N] [--threads 1]
+        [--distill-epochs 4]
 
 Exports the base with slots at every linear layer, adds the variant, trains `support` on fp32 and on the variant with the demo's
-settings, and measures both adapters on both: held-out nats a token and perplexity, and the share of what the variant costs
-the plain adapter that training on it wins back. The pinned weights are de-quantized from 4 bits, which `q4` would find again, so
-uniform noise of one grid step is added (as in benchmarks/quantize.py) unless --as-shipped.
+settings, and measures both adapters on both: held-out nats a token and perplexity, and the share of what the variant costs the
+plain adapter that training on it wins back, and that distilling the plain adapter on it does (`--distill`). The pinned weights
+are de-quantized from 4 bits, which `q4` would find again, so uniform noise of one grid step is added (as in
+benchmarks/quantize.py) unless --as-shipped.
 """
 
 from __future__ import annotations
@@ -32,6 +34,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--epochs", type=int, default=SETTINGS["support"]["epochs"])
     parser.add_argument("--max-steps", type=int)
+    parser.add_argument("--distill-epochs", type=int, default=4)
     arguments = parser.parse_args()
     out: Path = arguments.out
     base = assets.smollm2()
@@ -64,7 +67,18 @@ def main() -> None:
         bundle=bundle,
         **{**options, "epochs": 1, "max_steps": 1, "learning_rate": 1e-12},
     )
+    distilled = train_language_adapter(
+        base,
+        data,
+        out / "distilled",
+        start=out / "plain",
+        deploy_variant=arguments.variant,
+        bundle=bundle,
+        distill=True,
+        **{**options, "epochs": arguments.distill_epochs, "max_steps": None, "patience": None},
+    )
     assert deployed.deployed is not None
+    assert distilled.deployed is not None
     rows = {
         ("no adapter", "fp32"): plain.before,
         ("no adapter", arguments.variant): deployed.before,
@@ -72,15 +86,19 @@ def main() -> None:
         ("trained on fp32", arguments.variant): crossed.before,
         (f"trained on {arguments.variant}", "fp32"): deployed.deployed.fp32_after,
         (f"trained on {arguments.variant}", arguments.variant): deployed.after,
+        (f"distilled on {arguments.variant}", "fp32"): distilled.deployed.fp32_after,
+        (f"distilled on {arguments.variant}", arguments.variant): distilled.after,
     }
     for (adapter, variant), score in rows.items():
         print(f"{adapter} | on {variant} | perplexity {score.perplexity:.3f} | {score.nll:.4f} nats a token")
     cost = crossed.before.perplexity - plain.after.perplexity
-    won = crossed.before.perplexity - deployed.after.perplexity
-    print(
-        f"{arguments.variant} costs the plain adapter {cost:+.3f} of perplexity; training on it wins back {won:+.3f} "
-        f"({won / cost:.0%}); on fp32 that adapter has {deployed.deployed.fp32_after.perplexity - plain.after.perplexity:+.3f}"
-    )
+    for what, run in (("training", deployed), ("distilling", distilled)):
+        won = crossed.before.perplexity - run.after.perplexity
+        assert run.deployed is not None
+        print(
+            f"{arguments.variant} costs the plain adapter {cost:+.3f} of perplexity; {what} on it wins back {won:+.3f} "
+            f"({won / cost:.0%}); on fp32 that adapter has {run.deployed.fp32_after.perplexity - plain.after.perplexity:+.3f}"
+        )
 
 
 if __name__ == "__main__":

@@ -5,10 +5,12 @@
 A checkpoint with random numbers in a real shape, and two LoRA adapters, are written to ``WORK`` shard by shard (bfloat16, about
 1 GB a shard) and stay there. ``straight`` is ``edgepeft export --variant V``; ``two-steps`` is ``export`` and then
 ``quantize --method rtn``, which writes fp32 on the way. Each run is a process of its own; with ``--rounds`` they alternate, and
-ratios are stated of runs of one round. Memory is sampled from ``/proc/PID/smaps_rollup``: ``anonymous`` is what no file backs and
-the kernel cannot drop, ``file`` what it maps of files. ``disk`` is what the process wrote (``write_bytes``). ``--limit-gb`` sets
-``RLIMIT_DATA``, which counts private writable mappings, in the child: it dies where it asks for more. ``--forget`` drops the
-checkpoint when done. Random numbers say nothing about quality.
+ratios are stated of runs of one round. Memory is sampled from ``/proc/PID/status``, twenty times a second: ``anonymous`` is what no
+file backs and the kernel cannot drop (``RssAnon``), ``file`` what it maps of files (``RssFile``). ``disk`` is what the process
+wrote (``write_bytes``). With ``--limit-gb`` the process is killed at the first sample whose anonymous memory is more. ``ulimit``
+would not be honest: ``-v`` counts the mapped checkpoint, ``-d`` the weights that ONNX Runtime maps from its file and what
+allocators reserve.
+``--forget`` drops the checkpoint when done. Random numbers say nothing about quality.
 """
 
 from __future__ import annotations
@@ -202,15 +204,14 @@ class Run:
 
 def _sample(pid: int) -> tuple[float, float, float]:
     """Anonymous and file-backed memory, and what was written, in MB."""
-    rollup = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="utf-8")
-    found = {line.split(":")[0]: int(line.split()[1]) for line in rollup.splitlines()[1:]}
+    status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+    found = {line.split(":")[0]: int(line.split()[1]) for line in status if line.startswith(("RssAnon", "RssFile"))}
     written = next(
         int(line.split()[1])
         for line in Path(f"/proc/{pid}/io").read_text(encoding="utf-8").splitlines()
         if line.startswith("write_bytes")
     )
-    anonymous = found["Anonymous"]
-    return anonymous * 1024 / 1e6, (found["Rss"] - anonymous) * 1024 / 1e6, written / 1e6
+    return found["RssAnon"] * 1024 / 1e6, found["RssFile"] * 1024 / 1e6, written / 1e6
 
 
 def _cpu_of_children() -> float:
@@ -220,12 +221,6 @@ def _cpu_of_children() -> float:
 
 def measured(commands: list[list[str]], result: Path, limit_gb: float | None, log: Path) -> Run:
     """Run ``edgepeft`` commands one after the other; the peak is that of the largest."""
-
-    def limited() -> None:
-        if limit_gb is not None:
-            size = int(limit_gb * 1e9)
-            resource.setrlimit(resource.RLIMIT_DATA, (size, size))
-
     anonymous = mapped = disk = 0.0
     started, spent = time.perf_counter(), _cpu_of_children()
     for command in commands:
@@ -235,7 +230,6 @@ def measured(commands: list[list[str]], result: Path, limit_gb: float | None, lo
                 [sys.executable, "-m", "edgepeft", *command],
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                preexec_fn=limited,
             )
             while child.poll() is None:
                 try:
@@ -243,6 +237,10 @@ def measured(commands: list[list[str]], result: Path, limit_gb: float | None, lo
                 except (OSError, StopIteration, KeyError):  # it has just ended
                     break
                 anonymous, mapped, written = max(anonymous, now[0]), max(mapped, now[1]), max(written, now[2])
+                if limit_gb is not None and now[0] > 1e3 * limit_gb:
+                    child.kill()
+                    child.wait()
+                    raise SystemExit(f"edgepeft {command[0]} was killed at {now[0]:.0f} MB of its own; see {log}")
                 time.sleep(_EVERY)
             if child.wait() != 0:
                 raise SystemExit(f"edgepeft {command[0]} ended with {child.returncode}; see {log}")

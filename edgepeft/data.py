@@ -11,6 +11,7 @@ from typing import Any
 
 from .data_files import read_rows, read_text
 from .errors import DataError, InputError
+from .spelling import did_you_mean
 from .spilled_texts import IN_MEMORY, TextsBuilder, ValuesBuilder
 
 
@@ -77,7 +78,7 @@ def read_examples(
     known: dict[str, str] = {}  # of many rows with few labels each label is held once
     lines = array("Q")
     for line, row in read_rows(path):
-        for column in (text, label, pair):
+        for option, column in (("--text", text), ("--label", label), ("--pair", pair)):
             if column is not None and row.get(column) is None:
                 if column == label and column in row:
                     raise DataError(
@@ -85,6 +86,7 @@ def read_examples(
                     )
                 raise DataError(
                     f"{path}, line {line}: no column {column!r}; this row has: {', '.join(map(str, row)) or '-'}"
+                    f"; {option} COLUMN names another{did_you_mean(column, map(str, row))}"
                 )
         if not isinstance(row[text], str):
             raise DataError(f"{path}, line {line}: {text!r} must be a string, found {type(row[text]).__name__}")

@@ -37,7 +37,7 @@ def settings_of(model: Any) -> list[str]:
 
 def known_by(loaded: Any, *more: object) -> str | None:
     """A hash of all that a trace of ``loaded`` depends on; ``None`` where that is too large to keep."""
-    tensors = loaded.model.state_dict()
+    tensors = {**dict(loaded.model.named_buffers()), **loaded.model.state_dict()}  # some buffers are in no state
     if sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) > LARGEST:
         return None
     digest = hashlib.sha256(repr((type(loaded.model), loaded.task, loaded.inputs, loaded.max_length, more)).encode())

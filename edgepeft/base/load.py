@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Callable, Collection, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -80,9 +81,16 @@ def quiet() -> Any:
 
 
 def check_source(source: str) -> None:
-    """:class:`InputError` for an id that cannot be fetched, in a second: transformers retries for half a minute."""
+    """:class:`InputError` for a model that is not there, in a second and before torch is imported.
+
+    transformers itself tries an id that cannot be fetched for half a minute.
+    """
     if Path(source).exists():
         return
+    if source.startswith((".", "/", "~")) or source.count("/") > 1 or "\\" in source:
+        raise InputError(
+            f"base model {source!r} is neither a folder with config.json nor a Hugging Face id: there is nothing at this path"
+        )
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -153,13 +161,13 @@ def load_model(
     :class:`InputError` for an unknown task or a source that cannot be loaded, and :class:`CaptureError` for a checkpoint
     that lacks weights of the base itself.
     """
-    try:
-        import torch
-        from transformers import AutoConfig
-    except ImportError as error:
-        raise MissingExtraError(f"capturing a base needs: pip install 'edgepeft[export]' ({error})") from error
     source = str(source)
+    if missing := [name for name in ("torch", "transformers") if find_spec(name) is None]:
+        raise MissingExtraError(f"capturing a base needs {missing[0]}: pip install 'edgepeft[export]'")
     check_source(source)
+    import torch
+    from transformers import AutoConfig
+
     where, sentence = model_source(source), embeds_texts(source)
     with quiet():
         try:

@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle.cache_names import LAYER_PAST, is_past
+from ..bundle.cache_names import LAYER_PAST, is_past, present_of
 from ..errors import ParityError
-from .lengths import affordable, lengths_that_matter
+from .lengths import affordable, lengths_that_matter, windows
 from .load import Loaded
 from .parity_causal import Step
+from .rounding import Noise
 
 #: Bytes of the longest cache that is made for this.
 CACHE_BYTES = 400_000_000
@@ -29,13 +30,19 @@ class Place:
     position: int
     token: int
 
-    def cache(self, inputs: Mapping[str, Sequence[int | str]]) -> dict[str, np.ndarray]:
-        """Random keys and values ``[1, heads, position, head_dim]`` by cache input; the same each time."""
+    def cache(self, inputs: Mapping[str, Sequence[int | str]], room: int = 0) -> dict[str, np.ndarray]:
+        """Random keys and values ``[1, heads, position, head_dim]`` by cache input; the same each time.
+
+        Behind them stand zeros for ``room`` tokens more.
+        """
         rng = np.random.default_rng(self.position)
-        shapes = {
-            name: (1, int(shape[1]), self.position, int(shape[3])) for name, shape in inputs.items() if is_past(name)
-        }
-        return {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
+        made = {}
+        for name, shape in inputs.items():
+            if is_past(name):
+                heads, width = int(shape[1]), int(shape[3])
+                made[name] = np.zeros((1, heads, self.position + room, width), np.float32)
+                made[name][:, :, : self.position] = rng.standard_normal((1, heads, self.position, width), np.float32)
+        return made
 
 
 def places(
@@ -51,14 +58,14 @@ def places(
     return [Place(n - 1, (7 * n) % vocabulary) for n in long if 4 * numbers * n <= CACHE_BYTES]
 
 
-def run_place(step: Step, inputs: Mapping[str, Sequence[int | str]], place: Place) -> np.ndarray:
-    """Logits ``[vocabulary]`` of a graph; ``inputs`` are its inputs with their shapes."""
+def run_place(step: Step, inputs: Mapping[str, Sequence[int | str]], place: Place, room: int = 0) -> np.ndarray:
+    """Logits ``[vocabulary]`` of a graph; ``inputs`` are its inputs with their shapes, ``room`` places left in its caches."""
     feeds = {
         "input_ids": np.array([[place.token]], np.int64),
         "attention_mask": np.ones((1, place.position + 1), np.int64),
         "position_ids": np.array([[place.position]], np.int64),
         "logits_from": np.array([0], np.int64),
-        **place.cache(inputs),
+        **place.cache(inputs, room),
     }
     found: np.ndarray = step({name: array for name, array in feeds.items() if name in inputs or name in _ALWAYS})[
         "logits"
@@ -66,11 +73,46 @@ def run_place(step: Step, inputs: Mapping[str, Sequence[int | str]], place: Plac
     return found
 
 
+def in_place(session: Any) -> Step:
+    """A step of a graph whose attention writes into the cache that it is given, which is then the only one in memory.
+
+    Args:
+        session: An ONNX Runtime session over a graph with GroupQueryAttention.
+
+    Returns:
+        A step that takes caches of the tokens before, and returns ``logits`` alone.
+    """
+
+    def step(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        import onnxruntime as ort
+
+        binding, held = session.io_binding(), []
+        for name, array in feeds.items():
+            if is_past(name):
+                value = ort.OrtValue.ortvalue_from_numpy(array)
+                binding.bind_ortvalue_output(present_of(name), value)
+            else:
+                value = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
+            binding.bind_ortvalue_input(name, value)
+            held.append(value)
+        binding.bind_output("logits")
+        session.run_with_iobinding(binding)
+        return {"logits": binding.get_outputs()[-1].numpy()}
+
+    return step
+
+
 _ALWAYS = {"input_ids", "attention_mask"}
 
 
-def reference_place(module: Any, inputs: Mapping[str, Sequence[int | str]], place: Place) -> np.ndarray | None:
+def reference_place(
+    module: Any, inputs: Mapping[str, Sequence[int | str]], place: Place, *, backwards: bool = False
+) -> np.ndarray | None:
     """The same logits from PyTorch; ``None`` for a model whose cache cannot be filled from outside.
+
+    With ``backwards`` the states before the token stand in the opposite order. Attention is a sum over them, whose positions are in
+    them already, so that this is the same number computed otherwise; of a model that attends within a window it is not, and the
+    order stays.
 
     Raises:
         ParityError: PyTorch has no such position, so the context that was taken for the model is too long.
@@ -78,15 +120,20 @@ def reference_place(module: Any, inputs: Mapping[str, Sequence[int | str]], plac
     import torch
     from transformers import DynamicCache
 
-    states = place.cache(inputs)
+    backwards = backwards and not windows(module.config.to_dict())
+    states = place.cache(inputs)  # each is let go when the layer has its own, joined with the token's
     floating = next((p.dtype for p in module.parameters() if p.dtype.is_floating_point), torch.float32)
     try:
         cache = DynamicCache(config=module.config)
         for layer in sorted(_layers(states)):
             key, value = (
-                torch.from_numpy(states[f"past_key_values.{layer}.{side}"]).to(floating) for side in ("key", "value")
+                torch.from_numpy(states.pop(f"past_key_values.{layer}.{side}")).to(floating)
+                for side in ("key", "value")
             )
+            if backwards:
+                key, value = key.flip(2), value.flip(2)
             cache.update(key, value, layer)
+            del key, value
         with torch.no_grad():
             logits = module(
                 input_ids=torch.tensor([[place.token]]),
@@ -114,6 +161,11 @@ def reference_places(
         for place in places(loaded.model.config.to_dict(), loaded.max_length, parameters, inputs)
     }
     return {place: logits for place, logits in found.items() if logits is not None}
+
+
+def place_noise(expected: Mapping[Place, np.ndarray], again: Mapping[Place, np.ndarray], how: str) -> Noise:
+    """How far the reference's logits at places are from themselves, computed otherwise: ``how`` in words."""
+    return Noise(max(place_difference(again[place], logits) for place, logits in expected.items()), how)
 
 
 def place_difference(mine: np.ndarray, theirs: np.ndarray) -> float:

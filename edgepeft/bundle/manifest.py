@@ -76,7 +76,7 @@ class Variant(Schema):
     #: Whether it computes in float16, which a processor or a browser must have to be fast.
     half: bool = False
     #: The type of the key/value cache that goes in and out, where it is not that of ``inputs`` and ``outputs``.
-    cache_dtype: Literal["float16"] | None = None
+    cache_dtype: Literal["float16", "int8"] | None = None
     #: Share of the base's weight numbers that are stored in fewer bits than fp32, 0 … 1.
     quantized_share: float = Field(ge=0, le=1, strict=True)
 

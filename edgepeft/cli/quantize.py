@@ -87,6 +87,15 @@ if TYPE_CHECKING:
     help="Fit every adapter with factors to the rounded weights afterwards, on --data or, of a language model, a text that ships "
     "with edgepeft; what helps is kept beside the adapter, for this variant alone.",
 )
+@option_group(
+    "The cache",
+    option(
+        "--cache",
+        type=click.Choice(("int8",)),
+        help="Add the variant NAME_kv8: NAME, which there is already, with a language model's key/value cache in 8 bits, over the "
+        "same weights.",
+    ),
+)
 @option("--replace", is_flag=True, help="Make it again where it exists.")
 @option("--dry-run", is_flag=True, help="Only tell the files, sizes, memory and time; write nothing.")
 @lock_option
@@ -107,6 +116,7 @@ def quantize(
     max_kld: float | None,
     measure: bool,
     refit: bool,
+    cache: str | None,
     replace: bool,
     dry_run: bool,
     lock_timeout: float,
@@ -125,6 +135,13 @@ def quantize(
     if (budget_mb, bits, max_kld) != (None, None, None):
         goal = Goal(bytes=None if budget_mb is None else int(budget_mb * 1e6), bits=bits, divergence=max_kld)
     texts = calibration_texts(data, text, pair)
+    if cache is not None:
+        if goal is not None or method or heal or head_bits or refit or dry_run or not measure:
+            raise click.UsageError(
+                "--cache is about the cache alone; it takes --variant, data, --rows and --replace only"
+            )
+        _cache(bundle, variant, texts, rows, replace, lock_timeout, as_json)
+        return
     if dry_run:
         _plan(bundle, variant, texts, method, heal, head_bits, goal, replace, as_json)
         return
@@ -173,11 +190,44 @@ def quantize(
     if result.front is not None:
         _show_front(result.front)
     if result.quality:
-        table("Against fp32, on texts kept apart", _COLUMNS, [_row(each) for each in result.quality])
+        table("Against fp32, on texts kept apart", _columns("fp32"), [_row(each) for each in result.quality])
     for each in refitted:
         click.echo(f"{bundle}: {each}")
     if result.bundle.manifest.task.endswith("-classification"):
         click.echo(f"Check its accuracy with: edgepeft validate {bundle} --data NAME=FILE")
+
+
+def _cache(
+    bundle: Path, variant: str, texts: Mapping[str, Examples], rows: int, replace: bool, lock_timeout: float, as_json: bool
+) -> None:  # fmt: skip
+    """Add a variant with its cache in 8 bits."""
+    from ..pipeline import quantize_cache
+
+    with steps() as announce:
+        result = quantize_cache(
+            bundle, variant, data=texts, rows=rows, replace=replace, lock_timeout=lock_timeout, announce=announce
+        )
+    before, after = result.token_bytes
+    if as_json:
+        print_json(
+            {
+                "variant": result.variant,
+                "source": result.source,
+                "token_bytes_before": before,
+                "token_bytes_after": after,
+                "quality": [asdict(each) for each in result.quality],
+            }
+        )
+        return
+    click.echo(
+        f"{bundle}: {result.variant} keeps {after:,} bytes a token in its cache, {result.source} {before:,}; both "
+        "have the same weights"
+    )
+    table(
+        f"Against {result.source}, on texts kept apart",
+        _columns(result.source),
+        [_row(each) for each in result.quality],
+    )
 
 
 def _plan(
@@ -221,7 +271,9 @@ def _show_front(front: Front) -> None:
 #: Rows of the front that are printed.
 SHOWN = 8
 
-_COLUMNS = ("adapter", "tokens", "perplexity fp32", "perplexity", "change", "KL divergence", "same top token")
+
+def _columns(whole: str) -> tuple[str, ...]:
+    return ("adapter", "tokens", f"perplexity {whole}", "perplexity", "change", "KL divergence", "same top token")
 
 
 def _row(quality: Quality) -> tuple[str, ...]:

@@ -51,6 +51,8 @@ if TYPE_CHECKING:
     from ._auto_mode import ModeChoice as ModeChoice
     from ._auto_mode import export_auto as export_auto
     from ._blend import blend as blend
+    from ._cache import QuantizedCache as QuantizedCache
+    from ._cache import quantize_cache as quantize_cache
     from ._describe import describe as describe
     from ._diff import BundleDiff as BundleDiff
     from ._diff import Difference as Difference
@@ -108,6 +110,7 @@ _HOME = {
     "diff": "._diff",
     "quantize": "._quantize",
     "refit": "._refit",
+    "quantize_cache": "._cache",
     "write_input_style": "._web_graph",
     "fit": "._for_target",
     "export_for": "._for_target",
@@ -143,6 +146,7 @@ _HOME = {
     "Difference": "._diff",
     "QuantizedBundle": "._quantize",
     "Refitted": "._refit",
+    "QuantizedCache": "._cache",
     "Front": "._mixed_bits",
     "Goal": "._mixed_bits",
     "Quality": "._quality",
@@ -173,6 +177,7 @@ __all__ = [  # noqa: RUF022 - in the order of the pipeline
     "diff",
     "quantize",
     "refit",
+    "quantize_cache",
     "write_input_style",
     "fit",
     "export_for",
@@ -207,6 +212,7 @@ __all__ = [  # noqa: RUF022 - in the order of the pipeline
     "Difference",
     "QuantizedBundle",
     "Refitted",
+    "QuantizedCache",
     "Quality",
     "Fitted",
 ]

@@ -49,7 +49,7 @@ def _note_variants(folder: Path, variants: Mapping[str, Variant]) -> bool:
     config = json.loads(text)
     dtype = next((name for name in preferred("browsers") if name in variants), next(iter(variants)))
     weights = {Path(variant.file).name: len(variant.data) for variant in variants.values()}
-    caches = {name: variant.cache_dtype for name, variant in variants.items() if variant.cache_dtype is not None}
+    caches = {name: "float16" for name, variant in variants.items() if variant.cache_dtype == "float16"}
     config["transformers.js_config"] = {
         "dtype": dtype,
         "use_external_data_format": weights,

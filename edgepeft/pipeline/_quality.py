@@ -1,4 +1,4 @@
-"""What a variant of a language model writes, against the fp32 one: perplexity, divergence, and the token it would choose."""
+"""What a variant of a language model writes, against fp32 or another: perplexity, divergence, and the token it would choose."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 
 from .. import runtime as runtimes
 from ..metrics.intervals import ratio_of_sums
+from ..quantize.recipes import WHOLE
 from ..runtime.views import View
 from ..validate.likelihood import logarithms
 
@@ -33,7 +34,7 @@ class Quality:
 
 
 def measure_quality(
-    bundle: Path, variant: str, windows: Mapping[str | None, Sequence[Sequence[int]]]
+    bundle: Path, variant: str, windows: Mapping[str | None, Sequence[Sequence[int]]], whole: str = WHOLE
 ) -> tuple[Quality, ...]:
     """Compare a variant with fp32, token by token.
 
@@ -41,16 +42,18 @@ def measure_quality(
         bundle: The bundle's folder.
         variant: The variant to judge.
         windows: Runs of at least two tokens by adapter (``None``: the base).
+        whole: The variant that it is compared with.
 
     Returns:
         One row for each adapter, in the order of ``windows``; adapters that put states before the text are left out.
     """
-    with runtimes.open(bundle, variant="fp32") as whole, runtimes.open(bundle, variant=variant) as rounded:
+    with runtimes.open(bundle, variant=whole) as before, runtimes.open(bundle, variant=variant) as rounded:
         found = []
         for name, each in windows.items():
-            views = [model.base if name is None else model.adapter(name) for model in (whole, rounded)]
-            if not views[0].active.prefix:  # states before the text are not run here
-                found.append(_compare(name, views[0], views[1], each))
+            if name is not None and before.bundle.manifest.adapters[name].prefix_length:
+                continue  # states before the text are not run here
+            one, other = (model.base if name is None else model.adapter(name) for model in (before, rounded))
+            found.append(_compare(name, one, other, each))
         return tuple(found)
 
 

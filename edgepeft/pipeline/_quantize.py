@@ -161,6 +161,14 @@ def source_of(manifest: Manifest, rule: Recipe) -> str:
 def _check_wanted(manifest: Manifest, path: Path, variant: str, replace: bool, whole: str = WHOLE) -> None:
     if variant in manifest.variants and not replace:
         raise InputError(f"{path} already has a variant {variant!r}; replace it with --replace")
+    if variant in manifest.variants:
+        weights = set(manifest.variants[variant].data)
+        other = next((n for n, each in manifest.variants.items() if n != variant and weights & set(each.data)), None)
+        if other is not None:
+            raise InputError(
+                f"{path}: {other} runs over the weights of {variant}, which would be replaced. Remove it first (edgepeft remove "
+                f"--variant {other}), and make it again afterwards"
+            )
     if whole not in manifest.variants:
         raise BundleError(
             f"{path} has no fp32 variant to quantize, only {', '.join(manifest.variants)}: it was made from a file that is "

@@ -149,6 +149,11 @@ def check_refit(bundle: Bundle, variant: str, adapters: Iterable[str], data: Map
             f"an adapter is refitted to rounded weights, against fp32, and {bundle.path} has {', '.join(manifest.variants)}: name "
             "a variant beside fp32"
         )
+    if manifest.variants[variant].half:
+        raise InputError(
+            f"{variant} computes in float16, and adapters are fitted to variants that compute in float32: "
+            f"{', '.join(name for name, each in manifest.variants.items() if name != WHOLE and not each.half) or 'make q4'}"
+        )
     for name in (WHOLE, variant):
         require_onnx(bundle.path, manifest.variants[name])
     for name in (*adapters, *(name for name in data if name != "*")):
@@ -189,6 +194,8 @@ def _refit(
     for field, feeds in runs.feeds.items():
         files = [copy.path / getattr(read.variants[each], field) for each in (WHOLE, variant)]
         changed |= solve(files[0], files[1], read.slots, tensors, feeds, open_session)
+    if not changed:
+        raise InputError(f"adapter {name!r} cannot be refitted: none of its sites is one layer of {variant} alone")
     own = read_adapter_onnx(copy.path / read.adapters[name].onnx)
     entry = write_refit(
         copy.path,

@@ -71,12 +71,14 @@ def _variant(change: Edit, name: str) -> None:
         raise BundleError(
             f"{name} is the only variant of {path}: nothing would be left to run. Remove the folder instead"
         )
+    # One with its cache in 8 bits has a graph of its own over another's weights, which stay with that one.
+    lent = set(entry.data) if entry.cache_dtype == "int8" else set()
     for other, kept in left.items():
-        if shared := sorted(set(entry.files()) & set(kept.files())):
+        if shared := sorted(set(entry.files()) & set(kept.files()) - lent):
             raise BundleError(
                 f"variant {name} of {path} cannot be removed: {shared[0]} belongs to {other} too. Remove {other} first"
             )
-    change.drop(entry.files())
+    change.drop(set(entry.files()) - {file for kept in left.values() for file in kept.files()})
     adapters = without_refits(change, name)
     defaults = manifest.slot_defaults
     if defaults is not None and not any(kept.input_file for kept in left.values()):

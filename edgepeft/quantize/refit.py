@@ -117,7 +117,7 @@ def _sites(graph: ir.Graph, filled: Sequence[LinearSlot]) -> list[_Site]:
     sites: list[tuple[int, _Site]] = []
     for slot in filled:
         inner, outer = (_only_user(graph.initializers.get(name)) for name in (slot.a, slot.b))
-        if inner is None or outer is None or inner[0].inputs[0] is None:
+        if inner is None or outer is None or {inner[0].op_type, outer[0].op_type} != {"MatMul"}:
             continue
         delta = outer[0].outputs[0]
         user = _only_user(delta)
@@ -127,9 +127,10 @@ def _sites(graph: ir.Graph, filled: Sequence[LinearSlot]) -> list[_Site]:
         if user is None or user[0].op_type != "Add" or user[0] not in place:
             continue
         total = user[0].outputs[0]
-        base = user[0].inputs[1 - user[1]]
+        base, own = user[0].inputs[1 - user[1]], inner[0].inputs[0]
         assert base is not None
-        read, given, lacking, whole = (v.name or "" for v in (inner[0].inputs[0], inner[0].outputs[0], base, total))
+        assert own is not None
+        read, given, lacking, whole = (v.name or "" for v in (own, inner[0].outputs[0], base, total))
         sites.append((place[user[0]], _Site(slot, read, given, lacking, whole, _stream(total, place))))
     return [site for _, site in sorted(sites, key=lambda each: each[0])]
 

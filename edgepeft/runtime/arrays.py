@@ -16,10 +16,21 @@ Adapters = Sequence[str | None]
 
 
 def in_cache_type(inputs: Inputs, variant: Variant) -> Inputs:
-    """``inputs`` with a float32 cache in the variant's own type, so that callers need not know which variant is open."""
-    if variant.cache_dtype is None:
+    """``inputs`` with a float32 cache in the variant's own type, so that callers need not know which variant is open.
+
+    Raises:
+        InputError: A cache in 8 bits is fed floats of earlier tokens: what scale rounds them only the graph knows.
+    """
+    own = variant.cache_dtype
+    if own is None:
         return inputs
-    return {name: array.astype(variant.cache_dtype) if is_past(name) else array for name, array in inputs.items()}
+    for name, array in inputs.items():
+        if own == "int8" and is_past(name) and array.size and array.dtype != np.int8:
+            raise InputError(
+                f"{name} holds {array.shape[2]} tokens in {array.dtype.name}, and this variant keeps its cache in int8: feed what "
+                "one of its own runs returned, or open a variant with a cache in floats"
+            )
+    return {name: array.astype(own) if is_past(name) else array for name, array in inputs.items()}
 
 
 def check_arrays(inputs: Inputs, manifest: Manifest, variant: Variant) -> None:

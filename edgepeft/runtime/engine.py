@@ -20,6 +20,7 @@ from .blend import blend, describe
 from .buffers import as_values
 from .generation import Generator, generator_for
 from .gpu import GpuSlots, Placement, computes_halves, open_gpu_session, placement_of
+from .gpu_attention import LongAttention
 from .kernel_adapter import Factors
 from .kernels import Kernels, UseKernels, check_use
 from .mixed import hide_padding, mixed_adapter
@@ -78,6 +79,7 @@ class Engine:
         self._gpu = None if self.device == "cpu" else GpuSlots(self._session, bundle.manifest.slots)
         if self._gpu is not None:
             self.resident = ResidentAdapters(bundle, resident, form=self._gpu.resident)
+        self._attention = LongAttention(lambda more: self._open(self._entry.file, more)[0], self._entry.half)
         self._decoder_kernels: Kernels | None = None
         if self._entry.decoder_file is None:
             check_session(self._session, bundle.file(self._entry.file), bundle.manifest, self._entry)
@@ -114,7 +116,8 @@ class Engine:
 
     def _open(self, file: str, settings: Mapping[str, str] | None = None) -> tuple[Any, Kernels | None]:
         if self.device == "webgpu":
-            return open_gpu_session(self.bundle, file, threads=self.threads, settings=settings), None
+            half = self._entry.half and self._entry.decoder_file is None
+            return open_gpu_session(self.bundle, file, threads=self.threads, settings=settings, half=half), None
         use, factors = self._use
         return open_kernel_session(self.bundle, file, use, threads=self.threads, factors=factors, settings=settings)
 
@@ -189,6 +192,7 @@ class Engine:
         self._session = None
         self._decoder_session = Once(self._open_decoder)
         self._generators.forget()
+        self._attention.forget()
         self.resident.forget()
         self.embeddings.forget()
 
@@ -241,10 +245,19 @@ class Engine:
         resident = self.resident
         try:
             if scale == 1.0:
-                return resident.get(adapter)
+                return self._fitting_cache(resident.get(adapter))
             return scaled_adapter(resident.bundle, adapter, resident.tensors(adapter), scale)
         except UnknownAdapterError as error:
             raise added_since(resident.bundle, adapter) or error from None
+
+    def _fitting_cache(self, active: ActiveAdapter) -> ActiveAdapter:
+        """``active``; :class:`InputError` where its states before the sequence are floats and the cache holds none."""
+        if active.prefix and self._entry.cache_dtype == "int8":
+            raise InputError(
+                f"adapter {active.name!r} puts {active.prefix_length} states in floats before the sequence, and {self.variant} "
+                "keeps its cache in int8. Open another variant for it"
+            )
+        return active
 
     def _base_for(self, adapter: str | Mapping[str, float] | None, task: str) -> ActiveAdapter:
         if adapter is not None:
@@ -323,6 +336,12 @@ class Engine:
             feeds, options = active.feeds, active.options
         else:  # RunOptions would give the file's tensors, of which a twin takes few and a GPU copies at each run
             feeds, options = self.slot_values(active), None
+        if self._gpu is not None:
+            tokens = max((array.shape[1] for name, array in inputs.items() if name == "input_ids"), default=0)
+            found = self._attention.run(
+                session, tokens, lambda chosen: run_values(chosen, list(names.values()), inputs, feeds)
+            )
+            return {own: found[name] for own, name in names.items()}
         if feeds:
             found = run_values(session, list(names.values()), inputs, feeds, options)
             return {own: found[name] for own, name in names.items()}
@@ -331,7 +350,7 @@ class Engine:
     def slot_values(self, active: ActiveAdapter) -> Mapping[str, Any]:
         """What runs are fed for an adapter, as OrtValues by name; nothing for the base. Made once for an adapter."""
         if self._gpu is not None:
-            return {**self._gpu.empty, **self._plain_values(active)}
+            return self._gpu.filled(self._plain_values(active))
         used = [each for each in (self.kernels, self._decoder_kernels) if each is not None]
         if active.formed or not used or active is self.base:
             return self._plain_values(active)

@@ -19,6 +19,8 @@ from ..bundle import Bundle
 from ..bundle.protobuf import block, number
 from ..bundle.slots import SlotTable
 from ..errors import BundleError, DeviceError, MissingExtraError
+from .buffers import as_values
+from .half_slots import half_slots
 from .sessions import open_session, run_values
 
 #: ONNX Runtime's name of the provider, and ours of its library.
@@ -84,9 +86,16 @@ def _offered(ort: Any) -> Any:
 
 
 def open_gpu_session(
-    bundle: Bundle, file: str, *, threads: int | None = None, settings: Mapping[str, str] | None = None
+    bundle: Bundle,
+    file: str,
+    *,
+    threads: int | None = None,
+    settings: Mapping[str, str] | None = None,
+    half: bool = False,
 ) -> Any:
     """A session over a graph of a bundle on the GPU; the graph and its weights are verified as they are opened.
+
+    Of a graph that computes in ``half`` precision it takes the factors of adapters in float16 (:mod:`.half_slots`).
 
     Raises:
         MissingExtraError, DeviceError: See :func:`webgpu_device`.
@@ -96,9 +105,12 @@ def open_gpu_session(
     device = webgpu_device()
     recorded = {"session.record_ep_graph_assignment_info": "1"}
     with bundle.open_graph(file) as graph:
+        model = graph.model
+        if half and isinstance(model, bytes) and not file.endswith(".ort"):
+            model = half_slots(model, bundle.manifest.slots.tensors())
         try:
             return open_session(
-                graph.model, threads=threads, settings={**graph.settings, **recorded, **(settings or {})}, device=device
+                model, threads=threads, settings={**graph.settings, **recorded, **(settings or {})}, device=device
             )
         except BundleError as error:
             raise BundleError(
@@ -161,15 +173,30 @@ class GpuSlots:
 
     def __init__(self, session: Any, slots: SlotTable) -> None:
         self._session = session
+        taken = session.get_overridable_initializers()
+        self._half = {value.name for value in taken if value.type == "tensor(float16)"}
         shapes = {name: shape for slot in slots.factored for name, shape in slot.tensors() if name in (slot.a, slot.b)}
         self.empty: Mapping[str, Any] = {
-            name: on_gpu(session, np.zeros([size if isinstance(size, int) else 1 for size in shape], np.float32))
+            name: on_gpu(session, self._typed(name, np.zeros([size if isinstance(size, int) else 1 for size in shape])))
             for name, shape in shapes.items()
         }
 
+    def _typed(self, name: str, array: np.ndarray) -> np.ndarray:
+        return array.astype(np.float16 if name in self._half else np.float32)
+
     def resident(self, tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], None]:
         """What runs are fed for an adapter: its tensors, in the GPU's memory as long as it is resident."""
-        return {name: on_gpu(self._session, array) for name, array in tensors.items()}, None
+        return {name: on_gpu(self._session, self._typed(name, array)) for name, array in tensors.items()}, None
+
+    def filled(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """What runs are fed for values in this process's memory or the GPU's: in the types of the slots, the others empty."""
+        typed = {
+            name: as_values({name: self._typed(name, value.numpy())})[name]
+            if name in self._half and value.data_type() == "tensor(float)"
+            else value
+            for name, value in values.items()
+        }
+        return {**self.empty, **typed}
 
 
 @cache

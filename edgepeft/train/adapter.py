@@ -186,6 +186,9 @@ def train_adapter(
         seed=seed,
         problem_type=problem_type,
     )
+    from ..base.load import check_source
+
+    check_source(str(model))
     settings = settings_of(
         method,
         rank,

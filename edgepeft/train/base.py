@@ -43,15 +43,16 @@ def load_base(
     Raises :class:`InputError` when the model cannot be loaded, cannot classify sequences, or has no pad token, and
     :class:`CaptureError` when the checkpoint lacks weights of the base itself.
     """
+    from ..base.load import check_source
+
+    check_source(str(source))
     import torch
     from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 
     from ..base.identity import identity_of_model
-    from ..base.load import check_source
     from ..base.missing import check_missing
     from ..base.sources import model_source
 
-    check_source(str(source))
     name = model_source(str(source))
     with quiet_transformers():
         try:
@@ -106,14 +107,15 @@ def load_language_base(source: str | Path, chat_template: str | None = None) -> 
     ``chat_template`` (Jinja text) takes the place of the tokenizer's own. Raises :class:`InputError` when the model
     cannot be loaded, is no decoder, lacks weights, or has fewer embeddings than the tokenizer has tokens.
     """
+    from ..base.load import check_source
+
+    check_source(str(source))
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
     from ..base.identity import identity_of_model
-    from ..base.load import check_source
     from ..base.sources import model_source
 
-    check_source(str(source))
     name = model_source(str(source))
     with quiet_transformers():
         try:

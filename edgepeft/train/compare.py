@@ -150,6 +150,9 @@ def compare_methods(
         seed=seed,
         problem_type=problem_type,
     )
+    from ..base.load import check_source
+
+    check_source(str(model))
     from .trainer import seeded
     from .workbench import open_workbench
 

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from ..data_files import SUFFIXES, read_rows, read_text
 from ..errors import DataError
+from ..spelling import did_you_mean
 from .leaks import check_leaks
 from .source import load_dataset
 
@@ -173,7 +174,10 @@ def _turns(kind: Kind, row: Mapping[str, Any], columns: Columns, where: str) -> 
 def _filled(row: Mapping[str, Any], column: str, where: str) -> str:
     value = row.get(column)
     if value is None and column not in row:
-        raise DataError(f"{where}: no column {column!r}; this row has: {', '.join(map(str, row)) or '(none)'}")
+        raise DataError(
+            f"{where}: no column {column!r}; this row has: {', '.join(map(str, row)) or '(none)'}"
+            f"; --prompt, --completion and --text name the columns{did_you_mean(column, map(str, row))}"
+        )
     if not isinstance(value, str):
         raise DataError(f"{where}: {column!r} must be a string, found {_shown(value)}")
     if not value.strip():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 from ..data_files import read_rows
@@ -35,15 +36,16 @@ def choose_task(model: str | Path, data: str | Path, *, label: str, columns: Col
 
 
 def _is_causal(model: str | Path) -> bool:
-    try:
-        from transformers import AutoConfig
-    except ImportError:
+    if find_spec("transformers") is None:
         return False  # training itself says which extra is missing
     from ..base.load import check_source
+
+    check_source(str(model))
+    from transformers import AutoConfig
+
     from ..base.sources import model_source
     from .base import is_causal, quiet_transformers
 
-    check_source(str(model))
     with quiet_transformers():
         try:
             config = AutoConfig.from_pretrained(model_source(str(model)), trust_remote_code=False)

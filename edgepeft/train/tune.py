@@ -198,6 +198,9 @@ def tune(
     check_arguments(folder, arguments, ("budget_s", "batch_size", "max_length", "threads"))
     check_extra()
     split = load_rows(data, validation, text=text, label=label, pair=pair)
+    from ..base.load import check_source
+
+    check_source(str(model))
     from .range_test import range_test
     from .trainer import seeded
     from .trials import Candidate

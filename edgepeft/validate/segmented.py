@@ -8,7 +8,7 @@ closed.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,8 @@ Arrays = Mapping[str, np.ndarray]
 
 #: What keeps activations in float32 where ONNX Runtime (1.32) makes MatMulNBits of an int8 weight that is widened for a MatMul.
 EXACT = {"session.qdq_matmulnbits_accuracy_level": "1"}
+#: ONNX Runtime's names of types that are not ONNX's in lower case.
+_TYPES = {ir.DataType.FLOAT: "float", ir.DataType.DOUBLE: "double"}
 #: Bytes of weights that one part may have: packed, they are in memory once more.
 BUDGET = 400_000_000
 
@@ -145,9 +147,16 @@ class Told:
     type: str
 
     @staticmethod
-    def of(values: Sequence[Any]) -> list[Told]:
-        """The same of what a session gives, which may end."""
-        return [Told(value.name, value.shape, value.type) for value in values]
+    def of(values: Iterable[ir.Value]) -> list[Told]:
+        """The same of a graph's values, without a session over it, which would map all of its weights."""
+        return [
+            Told(
+                value.name or "",
+                [dim if isinstance(dim, int) else str(dim.value) for dim in value.shape or ()],
+                f"tensor({'' if value.dtype is None else _TYPES.get(value.dtype, value.dtype.name.lower())})",
+            )
+            for value in values
+        ]
 
 
 class SegmentedSession:
@@ -155,16 +164,17 @@ class SegmentedSession:
 
     Args:
         file: The graph's file, its weights beside it.
-        whole: A session over the same graph, which is asked for its inputs and outputs and not kept.
         threads: Intra-op threads; ONNX Runtime's own choice where ``None``.
         budget: Bytes of weights of one part; ``BUDGET`` by default.
     """
 
-    def __init__(self, file: Path, whole: Any, threads: int | None = None, budget: int | None = None) -> None:
+    def __init__(self, file: Path, threads: int | None = None, budget: int | None = None) -> None:
         self._model = ir.load(file)
         self._file, self._threads = file, threads
-        self._inputs, self._outputs = Told.of(whole.get_inputs()), Told.of(whole.get_outputs())
-        self._overridable = Told.of(whole.get_overridable_initializers())
+        graph = self._model.graph
+        self._inputs = Told.of(value for value in graph.inputs if value.const_value is None)
+        self._overridable = Told.of(value for value in graph.inputs if value.const_value is not None)
+        self._outputs = Told.of(graph.outputs)
         self._segments = cut(self._model.graph, budget or BUDGET)
         self._defaults = {
             value.name or "": value.const_value.numpy()
@@ -223,12 +233,14 @@ class SegmentedSession:
 
 
 class SegmentedEngine(Engine):
-    """An engine whose graph is run part by part. Only arrays are run: it writes no texts."""
+    """An engine whose graph is run in parts of ``part_bytes`` of weights. Only arrays are run: it writes no texts."""
+
+    def __init__(self, *arguments: Any, part_bytes: int | None = None, **options: Any) -> None:
+        self._part_bytes = part_bytes
+        super().__init__(*arguments, **options)
 
     def _opened(self, settings: Mapping[str, str] | None) -> tuple[Any, None]:
-        mapped = {"session.disable_prepacking": "1", **(settings or {})}
-        whole = open_session(self.bundle.file(self._entry.file), settings=mapped)
-        return SegmentedSession(self.bundle.file(self._entry.file), whole, self.threads), None
+        return SegmentedSession(self.bundle.file(self._entry.file), self.threads, self._part_bytes), None
 
     def _run(self, session: Any, inputs: Arrays, active: ActiveAdapter) -> dict[str, np.ndarray]:
         names = self._outputs.get(active.head.task or "") or self._outputs[self.manifest.task]

@@ -135,7 +135,10 @@ class Generator {
     ONNXTensorElementDataType type;
     std::vector<uint8_t> buffer;         // [1, heads, capacity, head_dim]
     Ort::Value value{nullptr};           // over the buffer, or what the last run returned
-    size_t element() const { return type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16 ? 2 : 4; }
+    size_t element() const {
+      if (type == ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8) return 1;  // rounded inside the graph, which has the scales
+      return type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16 ? 2 : 4;
+    }
   };
 
   static constexpr const char* kPast = "past_key_values.";
@@ -190,6 +193,8 @@ class Generator {
     auto shape = states.GetTensorTypeAndShapeInfo().GetShape();
     if (shape.size() != 4 || shape[1] != cache.heads || shape[3] != cache.head_dim)
       throw std::runtime_error("the adapter's states do not fit " + cache.past);
+    if (cache.element() == 1)
+      throw std::runtime_error("the adapter puts states in floats before the sequence, and this variant's cache is int8");
     const float* from = states.GetTensorData<float>();
     const int64_t block = shape[2] * cache.head_dim;
     const size_t places = cache.buffer.size() / (cache.heads * cache.head_dim * cache.element());

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from causal import build_causal_bundle, save_virtual
 from click.testing import Result
+from encoder_decoder import build_encoder_decoder_bundle
 
 from edgepeft import runtime
 from edgepeft.bench import run_worker
@@ -121,6 +122,31 @@ def test_a_language_model(gpu: LocalWebGpuExecutor, causal: Path) -> None:
     assert done.base_restored is True
 
 
+def test_many_tokens_in_one_forward(gpu: LocalWebGpuExecutor, causal: Path) -> None:
+    """Rows of more tokens than attention is computed in one way for, padded: the first run and the next, by another adapter."""
+    with runtime.open(causal, device="webgpu") as there, runtime.open(causal) as here:
+        tokens = here.generator.tokens.encode(LONG, special=True)
+        mask = np.ones((2, len(tokens)), np.int64)
+        mask[1, 40:] = 0
+        empty = {t.past: t.zeros(2, 0) for t in here.generator.signature.cache}
+        inputs = {"input_ids": np.array([tokens, tokens]), "attention_mask": mask, **empty}
+        for name in (None, "wide", "narrow"):
+            found, expected = (model.adapter(name).forward(inputs)["logits"] for model in (there, here))
+            for row, count in enumerate(mask.sum(axis=1)):
+                one, two = found[row, :count], expected[row, :count]
+                assert difference(one, two) <= 1e-4 * max(1.0, float(np.abs(two).max()))
+
+
+@pytest.mark.parametrize("kind", ["T5", "Bart"])
+def test_an_encoder_decoder(kind: str, gpu: LocalWebGpuExecutor, tmp_path: Path) -> None:
+    bundle = build_encoder_decoder_bundle(tmp_path, kind)
+    texts = ["the film was good", "a book"]
+    with runtime.open(bundle, device="webgpu") as there, runtime.open(bundle) as here:
+        for name in (None, *here.adapters):
+            one, two = (model.adapter(name).generate(texts, max_new_tokens=8, temperature=0) for model in (there, here))
+            assert [each.tokens for each in one] == [each.tokens for each in two]
+
+
 def test_batches_drafts_mixed_rows_and_states_before_the_sequence(gpu: LocalWebGpuExecutor, causal: Path) -> None:
     """Rows that end early leave the batch, and a cache that is too small grows: both move it to this side and back."""
     options: dict[str, Any] = {"max_new_tokens": 9, "temperature": 0, "chat": False}
@@ -166,6 +192,10 @@ def test_q4f16(tmp_path: Path) -> None:
             return np.concatenate([decoder.verify(piece).astype(np.float64) for piece in pieces])
 
     found = {name: (read("q4f16", name), read("q4", name)) for name in (None, "wide", "narrow")}
+    with runtime.open(bundle, variant="q4f16", device="webgpu") as model:
+        slots = model.manifest.slots.tensors()
+        kinds = {each.type for each in model.session.get_overridable_initializers() if each.name in slots}
+        assert kinds == {"tensor(float16)"}, "no Cast stands behind a slot"
     for half, exact in found.values():
         assert 0 < np.square(half - exact).mean() <= 5e-2**2 * np.square(exact).mean()
     assert np.square(found["wide"][0] - found["narrow"][0]).mean() > 0.1 * np.square(found["wide"][1]).mean()

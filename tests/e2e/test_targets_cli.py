@@ -68,4 +68,4 @@ def test_freeze_coverage_compare(cli: Any, bundle: Path, tmp_path: Path) -> None
     assert (bundle / "report" / "coverage.json").is_file()
     compared = cli("targets", "compare", bundle, "--static", "--json")
     assert compared.exit_code == 1  # the web targets want slots as inputs
-    assert len(json.loads(compared.stdout)["gates"]) == 10
+    assert len(json.loads(compared.stdout)["gates"]) == 11

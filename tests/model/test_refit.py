@@ -22,7 +22,19 @@ from edgepeft.bundle import Head, read_bundle
 from edgepeft.cli import main
 from edgepeft.data import Examples
 from edgepeft.errors import BundleError, DataError, InputError, ManifestError, UnknownAdapterError
-from edgepeft.pipeline import add, blend, diff, export, quantize, refit, relabel, remove, rename, store_adapters
+from edgepeft.pipeline import (
+    add,
+    blend,
+    diff,
+    export,
+    quantize,
+    quantize_cache,
+    refit,
+    relabel,
+    remove,
+    rename,
+    store_adapters,
+)
 from edgepeft.pipeline._calibration_runs import feeds_of, slot_tensors
 from edgepeft.pipeline._quality import measure_quality
 from edgepeft.quantize.refit import refit as solve
@@ -232,7 +244,10 @@ def test_scaled_blended_and_mixed_it_is_the_refitted_one(whole: Path, fitted: Pa
 def test_a_fit_that_does_not_help_is_not_kept(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = Path(shutil.copytree(whole, tmp_path / "copy"))
     before = content(copy)
-    monkeypatch.setattr("edgepeft.pipeline._refit.solve", lambda *a, **k: {})
+    unchanged = {
+        name: array for name, array in slot_tensors(read_bundle(copy), "wide").items() if name.endswith("lora_B")
+    }
+    monkeypatch.setattr("edgepeft.pipeline._refit.solve", lambda *a, **k: unchanged)
     said: list[str] = []
     (same,) = refit(copy, "q4", ["wide"], data={"*": sentences(30)}, announce=said.append)
     assert not same.kept
@@ -310,6 +325,17 @@ def test_the_variant_made_again_or_removed_takes_it_along(own: Path, tmp_path: P
         assert not bundle.manifest.adapters["wide"].refits
         assert not [name for name in bundle.manifest.files if "/q4." in name]
         assert not (path / "adapters/wide/q4.onnx").exists()
+
+
+def test_the_same_weights_with_a_cache_in_8_bits_run_it_too(own: Path) -> None:
+    made = quantize_cache(own, "q4", data={"*": sentences(40)})
+    found = {variant: logits(own, variant, "wide") for variant in ("q4", made.variant)}
+    np.testing.assert_allclose(found[made.variant], found["q4"], rtol=0, atol=0.05 * np.abs(found["q4"]).max())
+    refits = read_bundle(own).manifest.adapters["wide"].refits
+    assert refits[made.variant] == refits["q4"]
+    remove(own, variant=made.variant)
+    read_bundle(own).verify()
+    assert set(read_bundle(own).manifest.adapters["wide"].refits) == {"q4"}, "its files stay with the other"
 
 
 def test_the_adapter_removed_or_replaced_takes_it_along(own: Path, whole: Path, tmp_path: Path) -> None:
@@ -425,6 +451,10 @@ def test_what_cannot_be_refitted(whole: Path, tmp_path: Path) -> None:
         with pytest.raises(error, match=said):
             call()
     assert content(whole) == before
+    halved = Path(shutil.copytree(whole, tmp_path / "halved"))
+    quantize(halved, "q4f16")
+    with pytest.raises(InputError, match=r"q4f16 computes in float16.*: q4"):
+        refit(halved, "q4f16", ["wide"])
     prefixed = build_generating_bundle(tmp_path / "prefixed")
     quantize(prefixed, "q4", method="rtn")
     with pytest.raises(InputError, match="'prefix' cannot be refitted: it puts states before the sequence"):

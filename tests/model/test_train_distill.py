@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import test_train_language as language
 from test_train import model  # noqa: F401 - the fixture is this module's too
-from test_train_deployed import bundles  # noqa: F401
+from test_train_deployed import assert_same, bundles  # noqa: F401
 from test_train_language import model as language_model  # noqa: F401
 from test_train_language import tokenizer  # noqa: F401
 
@@ -106,7 +106,7 @@ def test_rounded_weights_learn_to_say_what_the_adapter_says(
         **{**common, "epochs": 6, "learning_rate": 3e-3},
     )
     assert found.deployed is not None
-    assert found.deployed.fp32_before == plain.after
+    assert_same(found.deployed.fp32_before, plain.after)
     cost = found.before.nll - plain.after.nll
     assert abs(found.after.nll - plain.after.nll) < abs(cost)
     losses = json.loads((tmp_path / "a" / ADAPTER_FILE).read_text())["metrics"]["train_loss"]

@@ -71,7 +71,12 @@ def test_select_keeps_columns_together() -> None:
         ("a.csv", "text,label\n", r"has no data rows"),
         ("a.csv", "text,label\na,b,c\n", r"line 2: more fields than the header's 2"),
         ("a.csv", "text,label\nalone\n", r"line 2: no column 'label'"),
-        ("a.csv", "sentence,label\na,b\n", r"no column 'text'; this row has: sentence, label"),
+        (
+            "a.csv",
+            "sentence,label\na,b\n",
+            r"no column 'text'; this row has: sentence, label; --text COLUMN names another$",
+        ),
+        ("a.csv", "text,lable\na,b\n", r"--label COLUMN names another; did you mean 'lable'\?$"),
         ("a.csv", "text,label\na,  \n", r"line 2: the label is empty"),
         ("a.jsonl", '{"text": "a", "label": "b"}\n{"text": \n', r"line 2: not a JSON object"),
         ("a.jsonl", '["a", "b"]\n', r"line 1: expected a JSON object, found list"),

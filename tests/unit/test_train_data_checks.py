@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,25 @@ def test_refusals_come_before_torch(tmp_path: Path, rows: Any, held: Any, says: 
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("model", ["./none", "nobody/nothing"])
+def test_a_base_that_is_not_there_is_said_before_torch(model: str, tmp_path: Path) -> None:
+    data = write(tmp_path / "d.jsonl", many(20))
+    code = (
+        "import sys\nfrom edgepeft.errors import InputError\nfrom edgepeft.pipeline import export\n"
+        "from edgepeft.train import train_adapter\n"
+        f"for call in (lambda: export({model!r}, {{}}, {str(tmp_path / 'out')!r}),\n"
+        f"             lambda: train_adapter({model!r}, {str(data)!r}, {str(tmp_path / 'out')!r})):\n"
+        "    try:\n        call()\n    except InputError as error:\n"
+        "        print(str(error).split(' that can')[0], sorted({'torch', 'transformers', 'peft'} & set(sys.modules)))"
+    )
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    says = f"base model {model!r} is neither a folder with config.json nor a Hugging Face id"
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2
+    assert all(line.startswith(says) and line.endswith("[]") for line in lines), lines
 
 
 def test_rows_of_both_sides_are_counted_and_not_trained_on(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..gpu import on_gpu, to_host
+from ..gpu_attention import distance, tolerance
 from .decoder import CHUNK, Decoder, as_value, rows_of
 from .signature import Signature
 
@@ -15,9 +16,6 @@ from .signature import Signature
 SMALL_CHUNK = 16
 #: Long enough that each way to compute attention that ONNX Runtime chooses by length is taken.
 _CHECKED_TOKENS = 100
-#: Of the logits' root mean square over all these tokens. Measured on tiny models and SmolLM2: two orders of a sum differ by 1e-6 in
-#: float32 and by 7e-3 in float16, attention that is computed wrongly by 0.14 and more.
-_CHECKED_TOLERANCE = 3e-2
 #: Of a large vocabulary every so many-th is looked at.
 _CHECKED_LOGITS = 4096
 
@@ -95,10 +93,5 @@ def piece_size(session: Any, signature: Signature, slots: Mapping[str, Any], con
         pieces = [tokens[start : start + chunk].tolist() for start in range(0, len(tokens), chunk)]
         return np.concatenate([decoder.verify(piece)[:, ::step].astype(np.float32) for piece in pieces])
 
-    whole, parts = read(CHUNK), read(SMALL_CHUNK)
-    right = _size(whole - parts) <= _CHECKED_TOLERANCE * _size(parts)
-    return CHUNK if right else SMALL_CHUNK
-
-
-def _size(array: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(np.square(array))))
+    half = signature.cache[0].dtype is np.float16
+    return CHUNK if distance(read(CHUNK), read(SMALL_CHUNK)) <= tolerance(half) else SMALL_CHUNK

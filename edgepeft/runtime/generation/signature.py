@@ -13,7 +13,11 @@ from ...errors import BundleError
 from ..sessions import run_values
 
 #: ONNX Runtime's names of the types a cache or logits come in.
-_DTYPES: dict[str, type[np.generic]] = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_DTYPES: dict[str, type[np.generic]] = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(int8)": np.int8,
+}
 #: What the loop feeds itself, beside the cache.
 _FED = {"input_ids", "attention_mask", "position_ids", "logits_from"}
 

@@ -138,7 +138,7 @@ class NodeExecutor:
         if node is None:
             raise DeviceError(f"{missing_node().what}: {missing_node().remedy}")
         packages = install()
-        asked = {**job.model_dump(mode="json"), "bundle": str(Path(job.bundle).resolve())}
+        asked = {**job.model_dump(mode="json"), "bundle": str(Path(job.bundle).resolve()), "device": "wasm"}
         # Node finds packages from where a module lies, so the sources are put beside them.
         with tempfile.TemporaryDirectory(prefix="edgepeft-node-") as folder:
             for name in ("src", "harness"):
