@@ -100,6 +100,7 @@ def test_pinned() -> None:
         "Kernels",
         "Manifest",
         "MultiLabelPrediction",
+        "Placement",
         "Prediction",
         "Refreshed",
         "Runtime",
