@@ -12,6 +12,7 @@ import sys
 from dataclasses import asdict, dataclass
 
 from ..errors import DeviceError, EdgepeftError
+from ..json_text import json_text
 from ..terminate import run_child
 from .process import worker_environment
 from .vulkan import vulkan_gpus
@@ -85,7 +86,7 @@ def main() -> int:
     except EdgepeftError as error:
         sys.stderr.write(f"{type(error).__name__}: {error}\n")
         return 2
-    sys.stdout.write(json.dumps(asdict(found)) + "\n")
+    sys.stdout.write(json_text(asdict(found), indent=None) + "\n")
     return 0
 
 
