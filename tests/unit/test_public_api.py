@@ -102,6 +102,7 @@ def test_pinned() -> None:
         "Kernels",
         "Manifest",
         "MultiLabelPrediction",
+        "Placement",
         "Prediction",
         "Refreshed",
         "Runtime",
