@@ -4,6 +4,7 @@ from ..bundle import Bundle, Manifest
 from .generation import Conversation, GenerateOptions, Generation, Generator, TextStream
 from .generation.chat import ChatTemplate
 from .generation.loop import Steps
+from .gpu import Placement
 from .kernels import Kernels, KernelWarning
 from .predictions import MultiLabelPrediction, Prediction, Score
 from .refresh import Refreshed
@@ -23,6 +24,7 @@ __all__ = [
     "Kernels",
     "Manifest",
     "MultiLabelPrediction",
+    "Placement",
     "Prediction",
     "Refreshed",
     "Runtime",

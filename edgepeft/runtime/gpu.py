@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -57,28 +58,40 @@ def webgpu_device() -> Any:
             f"device='webgpu' needs onnxruntime {least} or newer, found {ort.__version__}: pip install -U onnxruntime"
         )
     with _registering:
-        if (found := _offered(ort)) is None:
-            before = os.environ.get(_ALLOW)
-            os.environ[_ALLOW] = "1"
+        found = _offered(ort)
+        if found is None:
             try:
                 ort.register_execution_provider_library(_LIBRARY, plugin.get_library_path())
-                found = _offered(ort)
+                if (found := _offered(ort)) is None:
+                    ort.unregister_execution_provider_library(_LIBRARY)
+                    with _any_adapter():
+                        ort.register_execution_provider_library(_LIBRARY, plugin.get_library_path())
+                    found = _offered(ort)
             except Exception as error:  # ONNX Runtime's exception types are not public
                 raise MissingExtraError(
                     f"ONNX Runtime {ort.__version__} cannot load its WebGPU plugin: {str(error)[:300]}. On Linux it wants Vulkan's "
                     "loader (libvulkan.so.1: apt install libvulkan1). Or install what fits: pip install -U 'edgepeft[webgpu]'"
                 ) from error
-            finally:
-                if before is None:
-                    del os.environ[_ALLOW]
-                else:
-                    os.environ[_ALLOW] = before
     if found is None:
         raise DeviceError(
             "ONNX Runtime's WebGPU plugin offers no device on this machine. It wants a GPU's driver, on Linux for Vulkan "
             "(mesa-vulkan-drivers, or the vendor's)."
         )
     return found
+
+
+@contextmanager
+def _any_adapter() -> Iterator[None]:
+    """The plugin offers a device though ONNX Runtime knows of no GPU."""
+    before = os.environ.get(_ALLOW)
+    os.environ[_ALLOW] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_ALLOW]
+        else:
+            os.environ[_ALLOW] = before
 
 
 def _offered(ort: Any) -> Any:
@@ -113,6 +126,7 @@ def open_gpu_session(
                 model, threads=threads, settings={**graph.settings, **recorded, **(settings or {})}, device=device
             )
         except BundleError as error:
+            check_computes()  # says it better where nothing can be opened
             raise BundleError(
                 f"ONNX Runtime cannot open {bundle.file(file)} on WebGPU: {error.__cause__}"
             ) from error.__cause__
@@ -218,7 +232,11 @@ def check_computes() -> None:
     try:
         right = _adds(webgpu_device(), np.float32)
     except (BundleError, RuntimeError) as error:
-        raise DeviceError(f"WebGPU computes nothing on this machine: {str(error.__cause__ or error)[:300]}") from error
+        reason = str(error.__cause__ or error).strip().rpartition("was false. ")[2]
+        raise DeviceError(
+            f"WebGPU computes nothing on this machine ({reason[-200:]}). It wants a GPU's driver; on Linux Vulkan's loader and the "
+            "driver (apt install libvulkan1 mesa-vulkan-drivers, or the vendor's)"
+        ) from error
     if not right:
         raise DeviceError("WebGPU gives a wrong sum of two numbers on this machine: its driver is broken")
 

@@ -68,7 +68,7 @@ class LocalWebGpuExecutor:
         try:
             find_local_gpu()
         except DeviceError as error:
-            return (Missing(str(error), f"edgepeft targets doctor {self._target.name} says whether it is there"),)
+            return (Missing(str(error), f"then again: edgepeft targets doctor {self._target.name}"),)
         return ()
 
     def run(self, job: Job) -> WorkerResult:

@@ -41,6 +41,9 @@ class Decoder:
 
     #: A prompt is fed in pieces of at most so many tokens.
     chunk = CHUNK
+    #: Whether each row has an adapter of its own, so that ``feeds`` lead with the rows; else they serve every row, whatever they
+    #: lead with.
+    mixed = False
 
     def __init__(
         self, session: Any, signature: Signature, rows: int, feeds: Mapping[str, Any], capacity: int,
@@ -123,7 +126,7 @@ class Decoder:
         """Each row's logits ``[1, vocabulary]``, with its keys and values in the cache."""
         logits = []
         for row, prompt in enumerate(prompts):
-            feeds = {name: rows_of(value, [row]) for name, value in self._feeds.items()}
+            feeds = rows_of(self._feeds, [row], self.mixed)
             # A row of a buffer lies in one piece, so ONNX Runtime writes into it in place.
             cache = {name: array[row : row + 1] for name, array in self._cache.items()}
             alone = Decoder(self._session, self._signature, 1, feeds, self._capacity, cache, self._prefix)
@@ -177,7 +180,7 @@ class Decoder:
         if index == list(range(self.rows)):
             return
         self._masks, self._lengths = self._masks[index], self._lengths[index]
-        self._feeds = {name: rows_of(value, index) for name, value in self._feeds.items()}
+        self._feeds = rows_of(self._feeds, index, self.mixed)
         if self._signature.shared:
             self._cache = {name: moved(array, index, self._taken) for name, array in self._cache.items()}
             self._bind()
@@ -309,6 +312,13 @@ def moved(cache: np.ndarray, rows: Sequence[int], taken: int) -> np.ndarray:
     return cache[: len(rows)]
 
 
-def rows_of(value: Any, rows: Sequence[int]) -> Any:
-    """The rows of a slot tensor that has its own values for each row; others serve every row."""
-    return value if value.shape()[0] == 1 else as_value(value.numpy()[list(rows)])
+def rows_of(feeds: Mapping[str, Any], rows: Sequence[int], mixed: bool) -> dict[str, Any]:
+    """An adapter's slot tensors for some rows of a batch.
+
+    Where the rows are ``mixed``, those that lead with more than one have values for each row. Else none do: the factors of an
+    embedding lead with its tokens, and with a rank.
+    """
+    if not mixed:
+        return dict(feeds)
+    index = list(rows)
+    return {name: value if value.shape()[0] == 1 else as_value(value.numpy()[index]) for name, value in feeds.items()}

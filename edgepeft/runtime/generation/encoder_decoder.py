@@ -100,7 +100,7 @@ class CrossedDecoder:
             return
         self._mask = self._mask[index]
         self._cache = {name: array[index] for name, array in self._cache.items()}
-        self._slots = {name: rows_of(value, index) for name, value in self._slots.items()}
+        self._slots = rows_of(self._slots, index, self._active.row_names is not None)
 
 
 class SourceEncoder(PromptEncoder):

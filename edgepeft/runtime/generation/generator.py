@@ -98,7 +98,7 @@ class Generator:
             return self._decoder(rows, feeds, whole, active)
 
         def alone(row: int) -> SwitchedDecoder:
-            mine = {name: rows_of(value, [row]) for name, value in feeds.items()}
+            mine = rows_of(feeds, [row], active.row_names is not None)
             return SwitchedDecoder(
                 lambda: self._decoder(1, mine, whole, active),
                 switch - active.prefix_length,
@@ -108,9 +108,14 @@ class Generator:
 
     def _decoder(self, rows: int, feeds: Mapping[str, Any], capacity: int, active: ActiveAdapter) -> Decoder:
         session, signature = self.graphs.session, self.signature
+        decoder: Decoder
         if self.graphs.device == "cpu":
-            return Decoder(session, signature, rows, feeds, capacity, prefix=active.prefix)
-        return GpuDecoder(session, signature, rows, feeds, capacity, prefix=active.prefix, chunk=self.tokens_at_once)
+            decoder = Decoder(session, signature, rows, feeds, capacity, prefix=active.prefix)
+        else:
+            at_once = self.tokens_at_once
+            decoder = GpuDecoder(session, signature, rows, feeds, capacity, prefix=active.prefix, chunk=at_once)
+        decoder.mixed = active.row_names is not None
+        return decoder
 
     def run(
         self,

@@ -43,7 +43,7 @@ class GpuDecoder(Decoder):
         self._fetch()
         logits, read = [], []
         for row, prompt in enumerate(prompts):
-            feeds = {name: rows_of(value, [row]) for name, value in self._feeds.items()}
+            feeds = rows_of(self._feeds, [row], self.mixed)
             cache = {name: array[row : row + 1] for name, array in self._cache.items()}
             alone = GpuDecoder(
                 self._session, self._signature, 1, feeds, self._capacity, cache, self._prefix, chunk=self.chunk
