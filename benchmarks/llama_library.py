@@ -91,6 +91,8 @@ def library() -> Any:
         ("llama_model_quantize", ctypes.c_uint32, [ctypes.c_char_p, ctypes.c_char_p, ctypes.POINTER(_Opaque)]),
     ):
         function = getattr(found, name, None)
+        if function is None and name.startswith("llama_model_quantize"):
+            continue  # said where it is needed
         if function is None:
             raise ModuleNotFoundError(f"{path} has no {name}: name another library in LLAMA_LIBRARY")
         function.restype, function.argtypes = result, arguments
@@ -101,6 +103,8 @@ def library() -> Any:
 
 def quantize(source: Path, target: Path, form: str, threads: int) -> None:
     """Write ``target`` in one of :data:`FORMATS`, as the program ``llama-quantize`` does without an importance matrix."""
+    if not hasattr(library(), "llama_model_quantize"):
+        raise ModuleNotFoundError(f"{find()} has no quantizer: name another library in LLAMA_LIBRARY")
     options = library().llama_model_quantize_default_params()
     numbers = ctypes.cast(ctypes.byref(options), ctypes.POINTER(ctypes.c_int32))
     numbers[0], numbers[1] = threads, FORMATS[form]

@@ -21,6 +21,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import median
+from time import perf_counter, process_time
 from typing import Any
 
 import click
@@ -107,14 +108,20 @@ def files(model: Path, checkpoint: Path, folder: Path, forms: tuple[str, ...]) -
 
 
 def check(engines: dict[str, Any], prompt: list[int]) -> None:
-    """Print how near the logits behind a prompt are to ours: their cosine over the vocabulary, base and LoRA."""
+    """Print how near the logits behind a prompt are to ours, base and LoRA, and how far the LoRA moves each engine's."""
     found = {name: np.ravel(engine.logits(prompt)).astype(np.float64) for name, engine in engines.items()}
 
     def cosine(one: str, two: str) -> str:
         return f"{float(found[one] @ found[two] / np.linalg.norm(found[one]) / np.linalg.norm(found[two])):.4f}"
 
-    print(f"cosine of the logits: ours with and without the LoRA {cosine('ours', 'ours, LoRA')}")
+    def moved(base: str, lora: str) -> str:
+        return f"{np.linalg.norm(found[lora] - found[base]) / np.linalg.norm(found[base]):.1e}"
+
+    print(f"logits: the LoRA moves ours by {moved('ours', 'ours, LoRA')} of their size; cosines over the vocabulary:")
     for name in found:
+        if "LoRA Q" in name:
+            base = name.replace(", LoRA", "")
+            print(f"  the LoRA moves {base} by {moved(base, name)}")
         if name.startswith("llama.cpp"):
             mine = "ours, LoRA" if "LoRA" in name else "ours"
             print(f"  {name} and {mine}: {cosine(name, mine)}")
@@ -126,7 +133,10 @@ def check(engines: dict[str, Any], prompt: list[int]) -> None:
 @click.option("--forms", multiple=True, default=("Q4_0", "Q4_1"), type=click.Choice(tuple(llama_library.FORMATS)))
 @click.option("--rounds", type=int, default=2, help="Prompts in a set, 24 tokens after each.")
 @click.option("--sets", type=int, default=5, help="Times everything is opened afresh.")
-def main(work: Path, threads: tuple[int, ...], forms: tuple[str, ...], rounds: int, sets: int) -> None:
+@click.option(
+    "--cpu", is_flag=True, help="The process's CPU time in place of wall time: for one thread on a busy machine."
+)
+def main(work: Path, threads: tuple[int, ...], forms: tuple[str, ...], rounds: int, sets: int, cpu: bool) -> None:
     """Print a row for each engine."""
     model, folder = source("smollm2", work), work / "smollm2"
     _, slotted = bundles(model, folder)
@@ -148,7 +158,7 @@ def main(work: Path, threads: tuple[int, ...], forms: tuple[str, ...], rounds: i
             engines = {name: makers[name]() for name in names[number % len(names) :] + names[: number % len(names)]}
             if not number:
                 check(engines, [int(token) for token in np.random.default_rng(1).integers(5, vocab, CONTEXT)])
-            found = measure(engines, vocab, rounds, 0.0 if count == 1 else 0.004)
+            found = measure(engines, vocab, rounds, 0.0 if count == 1 else 0.004, process_time if cpu else perf_counter)
             for name, (prefill, decode) in found.items():
                 times[name].append((median(prefill), median(decode)))
             for name in found:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from .. import runtime as runtimes
 from ..adapters.base_weights import BaseWeights, RenamedWeights
 from ..adapters.bundle_weights import BundleWeights
 from ..adapters.checkpoint import read_checkpoint
@@ -26,7 +25,6 @@ from ..bundle.manifest_heads import base_head
 from ..bundle.names import check_distinct
 from ..bundle.read import check_prefix_tensors
 from ..errors import AdapterError, AdapterMismatchError, InputError
-from ..validate.probe import bundle_probe, same_outputs
 from ._adapter_files import adapter_metadata, fill, required, write_adapter
 from ._calibrate import measured_without
 from ._dry_run import drop_if, kept_unless
@@ -35,6 +33,7 @@ from ._embedding import contract, hidden_of, read_embedding
 from ._heads import said, say_labels, task_in, with_head
 from ._stored_adapters import Wanted, store
 from ._text import bundle_text, embedding_rows, text_beside
+from ._try_adapter import changes_output
 
 Announce = Callable[[str], None]
 
@@ -167,18 +166,6 @@ def _from_checkpoint(
     return filled.tensors, metadata, adapter.text
 
 
-def _changes_output(bundle: Bundle, name: str) -> bool:
-    """Run the base and the adapter once: non-finite numbers are an error, equal ones a warning."""
-    probe = bundle_probe(bundle)
-    runtime = runtimes.open(bundle.path)
-    view = runtime.adapter(name)
-    plain = probe.run(runtime.adapter(None, task=view.task))
-    edited = probe.run(view)
-    if not all(np.isfinite(array).all() for found in edited for array in found.values()):
-        raise AdapterError(f"adapter {name!r} gives NaN or infinite outputs; the bundle was left as it was")
-    return not same_outputs(edited, plain)
-
-
 def add(
     bundle: str | Path,
     name: str,
@@ -297,4 +284,4 @@ def put_adapter(
     entry = write_adapter(change.folder, name, tensors, metadata, text)
     adapters = {**change.manifest.adapters, name: entry}
     staged = change.stage(written=entry.files(), adapters=adapters)
-    return entry, _changes_output(staged, name)
+    return entry, changes_output(staged, name)

@@ -18,7 +18,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..base.streamed.memory import give_back
-from ..graph.segments import Segment, cut, write_segment
+from ..graph.segments import Segment, cut, view_tables, write_segment
 from ..runtime import Runtime
 from ..runtime.active import ActiveAdapter
 from ..runtime.engine import Engine
@@ -138,6 +138,12 @@ class Doors:
         return call.outputs
 
 
+def _type_of(value: ir.Value) -> str:
+    """A value's type as ONNX Runtime names it; empty where the graph does not say it."""
+    dtype = value.dtype
+    return "" if dtype is None else f"tensor({_TYPES.get(dtype, dtype.name.lower())})"
+
+
 @dataclass(frozen=True)
 class Told:
     """An input or output as a session tells it."""
@@ -153,7 +159,7 @@ class Told:
             Told(
                 value.name or "",
                 [dim if isinstance(dim, int) else str(dim.value) for dim in value.shape or ()],
-                f"tensor({'' if value.dtype is None else _TYPES.get(value.dtype, value.dtype.name.lower())})",
+                _type_of(value),
             )
             for value in values
         ]
@@ -172,6 +178,7 @@ class SegmentedSession:
         self._model = ir.load(file)
         self._file, self._threads = file, threads
         graph = self._model.graph
+        view_tables(graph)
         self._inputs = Told.of(value for value in graph.inputs if value.const_value is None)
         self._overridable = Told.of(value for value in graph.inputs if value.const_value is not None)
         self._outputs = Told.of(graph.outputs)
@@ -221,7 +228,7 @@ class SegmentedSession:
                 call.outputs = dict(zip(segment.outputs, found, strict=True))
         finally:
             del session
-            give_back()
+            give_back(collect=False)
 
     def _open(self, part: int, segment: Segment, feeds: Arrays) -> Any:
         file = self._file.with_name(f"{self._file.stem}.part{part}.onnx")

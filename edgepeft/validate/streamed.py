@@ -229,6 +229,7 @@ def _check(
 
     def run_again() -> None:
         if not again:
+            give_back()
             with sums_reversed():
                 found, there = base.outputs(checkpoints, asked, rules, far, backwards=True)
             again.update(found)

@@ -13,18 +13,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 import pytest
-from causal import CONTEXT, build_other
+from causal import CONTEXT, build_causal, build_other
 from conftest import randomize
 
 from edgepeft.base import lengths, parity_positions
 from edgepeft.base import parity as parity_module
+from edgepeft.base.base import Base
+from edgepeft.base.capture import capture
 from edgepeft.base.load import Loaded, load_model
 from edgepeft.base.parity import graph_causal_parity, parity
 from edgepeft.base.ragged import SHAPES
 from edgepeft.base.routes.traced import trace
 from edgepeft.base.routes.traced_causal import trace_causal
 from edgepeft.errors import ParityError
+from edgepeft.runtime.sessions import open_session
 
 
 def other_window(model: Any) -> None:
@@ -107,6 +111,34 @@ def test_places_far_away_are_those_that_are_not_read_whole() -> None:
     cache = far[0].cache(inputs)
     assert {array.shape for array in cache.values()} == {(1, 2, 63, 4)}
     assert all(np.array_equal(array, far[0].cache(inputs)[name]) for name, array in cache.items())
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mistral"])
+def test_a_place_computed_otherwise_is_the_same_number(architecture: str, tmp_path: Path) -> None:
+    """States in the opposite order, and a cache that is written into: fp32 through two layers, 1e-4 of logits of some 10.
+
+    Where a window cuts the states off, their order counts, and stays.
+    """
+    folder = build_causal(tmp_path / "m") if architecture == "llama" else build_other(tmp_path / "m", architecture)
+    base = capture(folder, task="text-generation")
+    session = open_session_of(base, tmp_path)
+    model = load_model(folder, task="text-generation").model
+    shapes = {value.name: value.shape for value in session.get_inputs()}
+    place = parity_positions.Place(100, 7)
+    logits = parity_positions.reference_place(model, shapes, place)
+    again = parity_positions.reference_place(model, shapes, place, backwards=True)
+    assert logits is not None
+    assert again is not None
+    assert parity_positions.place_difference(again, logits) < 1e-4
+    written = parity_positions.run_place(parity_positions.in_place(session), shapes, place, 1)
+    assert parity_positions.place_difference(written, logits) < 1e-4
+    noise = parity_positions.place_noise({place: logits}, {place: again}, "otherwise")
+    assert noise.size == parity_positions.place_difference(again, logits)
+
+
+def open_session_of(base: Base, folder: Path) -> Any:
+    ir.save(base.graph, folder / "model.onnx")
+    return open_session(folder / "model.onnx", threads=1)
 
 
 def test_a_context_that_the_model_does_not_have(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -327,10 +327,13 @@ def test_the_variant_made_again_or_removed_takes_it_along(own: Path, tmp_path: P
         assert not (path / "adapters/wide/q4.onnx").exists()
 
 
-def test_the_same_weights_with_a_cache_in_8_bits_run_it_too(own: Path) -> None:
+def test_the_same_weights_with_a_cache_in_8_bits_run_it_too(own: Path, whole: Path) -> None:
     made = quantize_cache(own, "q4", data={"*": sentences(40)})
-    found = {variant: logits(own, variant, "wide") for variant in ("q4", made.variant)}
-    np.testing.assert_allclose(found[made.variant], found["q4"], rtol=0, atol=0.05 * np.abs(found["q4"]).max())
+    found = logits(own, made.variant, "wide")
+    away = {bundle: np.abs(found - logits(bundle, "q4", "wide")).mean() for bundle in (own, whole)}
+    assert away[own] < 0.8 * away[whole], (
+        "8 bits for the cache are coarse in a model of random weights, but the adapter is the refitted one"
+    )
     refits = read_bundle(own).manifest.adapters["wide"].refits
     assert refits[made.variant] == refits["q4"]
     remove(own, variant=made.variant)

@@ -15,7 +15,7 @@ from causal import build_causal_bundle
 
 from edgepeft.bundle import read_bundle
 from edgepeft.errors import ParityError
-from edgepeft.graph.segments import cut
+from edgepeft.graph.segments import cut, view_tables
 from edgepeft.pipeline import _plan, quantize
 from edgepeft.validate import segmented, streamed
 from edgepeft.validate.parity import base_restored
@@ -54,6 +54,22 @@ def test_parts_cover_the_graph_once(made: Path) -> None:
         known |= set(part.outputs)
     assert {value.name for value in graph.outputs} <= known
     assert len(cut(graph, 10**9)) == 1
+
+
+def test_a_table_is_read_under_its_own_shape_from_the_file(made: Path) -> None:
+    """The embedding of q4 is the head's weight through a Reshape, of which ONNX Runtime would make a copy."""
+    graph = ir.load(made / "onnx" / "model_q4.onnx").graph
+    (table,) = (node for node in graph if node.op_type == "GatherBlockQuantized")
+    reshape = table.inputs[0].producer()
+    assert reshape is not None
+    assert reshape.op_type == "Reshape"
+    head = reshape.inputs[0].const_value
+    view_tables(graph)
+    view = table.inputs[0].const_value
+    assert isinstance(view, ir.ExternalTensor)
+    assert (view.offset, view.length) == (head.offset, head.length)
+    assert np.array_equal(view.numpy(), head.numpy().reshape(len(head.numpy()), -1))
+    assert reshape not in list(graph)
 
 
 @pytest.mark.parametrize("variant", ["q4", "int8"])

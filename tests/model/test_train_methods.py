@@ -160,8 +160,8 @@ def test_methods_side_by_side(model: Path, tmp_path: Path) -> None:  # noqa: F81
     assert by_name["lora"].change is None
     config = json.loads((model / "config.json").read_text())
     wide, inner = config["hidden_size"], config["intermediate_size"]
-    # Rank 8 at every linear layer: four of attention and two of the feed-forward part in each block.
-    every = config["num_hidden_layers"] * 8 * (4 * 2 * wide + 2 * (wide + inner))
+    # Rank 8 at every linear layer: four of attention and two of the feed-forward part in each block, and the pooler.
+    every = 8 * (config["num_hidden_layers"] * (4 * 2 * wide + 2 * (wide + inner)) + 2 * wide)
     assert by_name["lora"].trainable - by_name["head-only"].trainable == every
     for row in found.rows:
         assert row.score.lower <= row.score.estimate <= row.score.upper

@@ -43,6 +43,7 @@ STAGES = [
     "diff",
     "quantize",
     "refit",
+    "quantize_cache",
     "write_input_style",
     "fit",
     "export_for",
@@ -79,6 +80,7 @@ RESULTS = [
     "Difference",
     "QuantizedBundle",
     "Refitted",
+    "QuantizedCache",
     "Quality",
     "Fitted",
 ]

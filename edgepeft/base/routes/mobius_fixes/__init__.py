@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from ....graph.passes.drop_outputs import DropUnusedOutputs
 from ....graph.passes.logits_from import AddLogitsFrom
 from ...load import Loaded
 from .attention import RestoreLayerAttention
@@ -30,4 +31,5 @@ def fixes_for(loaded: Loaded) -> tuple[ir.passes.PassBase, ...]:
         LowerOpset(),
         RenameDimensions(),
         RemoveUnused(),
+        DropUnusedOutputs(),
     )
