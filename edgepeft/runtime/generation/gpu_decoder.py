@@ -31,7 +31,7 @@ class GpuDecoder(Decoder):
         self, session: Any, signature: Signature, rows: int, feeds: Mapping[str, Any], capacity: int,
         cache: dict[str, np.ndarray] | None = None, prefix: Mapping[str, np.ndarray] | None = None, *, chunk: int = CHUNK,
     ) -> None:  # fmt: skip
-        self.chunk = chunk
+        self._chunk = chunk
         super().__init__(session, signature, rows, feeds, capacity, cache, prefix)
 
     def __del__(self) -> None:
