@@ -21,8 +21,16 @@ import onnx_ir as ir
 
 #: Models of more bytes are traced each time: their graphs would fill the memory.
 LARGEST = 16_000_000
-#: Where a model was read from, which is in no graph.
-PLACES = {"_name_or_path", "name_or_path"}
+#: What is in no graph: where a model was read from, and what its outputs are called.
+LEFT_OUT = {
+    "_name_or_path",
+    "name_or_path",
+    "architectures",
+    "id2label",
+    "label2id",
+    "problem_type",
+    "transformers_version",
+}
 
 
 def settings_of(model: Any) -> list[str]:
@@ -31,7 +39,7 @@ def settings_of(model: Any) -> list[str]:
         f"{name}.{key}={value!r}"
         for name, module in model.named_modules()
         for key, value in sorted(vars(module).items())
-        if key not in PLACES and isinstance(value, bool | int | float | str | tuple | type(None))
+        if key not in LEFT_OUT and isinstance(value, bool | int | float | str | tuple | type(None))
     ]
 
 
@@ -41,7 +49,7 @@ def known_by(loaded: Any, *more: object) -> str | None:
     if sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) > LARGEST:
         return None
     digest = hashlib.sha256(repr((type(loaded.model), loaded.task, loaded.inputs, loaded.max_length, more)).encode())
-    config = {key: value for key, value in loaded.model.config.to_dict().items() if key not in PLACES}
+    config = {key: value for key, value in loaded.model.config.to_dict().items() if key not in LEFT_OUT}
     digest.update(json.dumps(config, sort_keys=True, default=str).encode())
     digest.update("\n".join(settings_of(loaded.model)).encode())
     for name, tensor in sorted(tensors.items()):

@@ -21,6 +21,7 @@ from ..bundle.protobuf import block, number
 from ..bundle.slots import SlotTable
 from ..errors import BundleError, DeviceError, MissingExtraError
 from .buffers import as_values
+from .gpu_session import GPU, GpuSession, GpuValues
 from .half_slots import half_slots
 from .sessions import open_session, run_values
 
@@ -121,10 +122,10 @@ def open_gpu_session(
         model = graph.model
         if half and isinstance(model, bytes) and not file.endswith(".ort"):
             model = half_slots(model, bundle.manifest.slots.tensors())
+        merged = {**graph.settings, **recorded, **(settings or {})}
         try:
-            return open_session(
-                model, threads=threads, settings={**graph.settings, **recorded, **(settings or {})}, device=device
-            )
+            with GPU:
+                return GpuSession(open_session(model, threads=threads, settings=merged, device=device))
         except BundleError as error:
             check_computes()  # says it better where nothing can be opened
             raise BundleError(
@@ -164,8 +165,9 @@ def placement_of(session: Any) -> Placement:
 
 def on_gpu(session: Any, array: np.ndarray) -> Any:
     """A copy of an array in the GPU's memory, as an OrtValue for runs of the session."""
-    value = session.create_ortvalue_from_shape_and_type(array.shape, array.dtype.type, "webgpu")
-    value.update_inplace(np.ascontiguousarray(array))
+    with GPU:
+        value = session.create_ortvalue_from_shape_and_type(array.shape, array.dtype.type, "webgpu")
+        value.update_inplace(np.ascontiguousarray(array))
     return value
 
 
@@ -174,7 +176,8 @@ def to_host(value: Any, dtype: Any) -> np.ndarray:
     import onnxruntime as ort
 
     found = np.empty(value.shape(), dtype)
-    ort.copy_tensors([value], [ort.OrtValue.ortvalue_from_numpy(found)])
+    with GPU:
+        ort.copy_tensors([value], [ort.OrtValue.ortvalue_from_numpy(found)])
     return found
 
 
@@ -200,7 +203,8 @@ class GpuSlots:
 
     def resident(self, tensors: Mapping[str, np.ndarray]) -> tuple[dict[str, Any], None]:
         """What runs are fed for an adapter: its tensors, in the GPU's memory as long as it is resident."""
-        return {name: on_gpu(self._session, self._typed(name, array)) for name, array in tensors.items()}, None
+        made = {name: on_gpu(self._session, self._typed(name, array)) for name, array in tensors.items()}
+        return GpuValues(made), None
 
     def filled(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """What runs are fed for values in this process's memory or the GPU's: in the types of the slots, the others empty."""
@@ -210,7 +214,7 @@ class GpuSlots:
             else value
             for name, value in values.items()
         }
-        return {**self.empty, **typed}
+        return GpuValues({**self.empty, **typed})
 
 
 @cache
@@ -243,8 +247,9 @@ def check_computes() -> None:
 
 def _adds(device: Any, dtype: Any) -> bool:
     """Whether 1.5 + 1.5 in this type is 3 there."""
-    session = open_session(_sum(_TYPES[dtype]), device=device)
-    return bool(run_values(session, ["y"], {"x": np.array([1.5], dtype)}, {})["y"][0] == 3)
+    with GPU:
+        session = open_session(_sum(_TYPES[dtype]), device=device)
+        return bool(run_values(session, ["y"], {"x": np.array([1.5], dtype)}, {})["y"][0] == 3)
 
 
 def _sum(kind: int) -> bytes:

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from ..bundle.protobuf import Field, all_fields, block, number
 from ..bundle.slots import LinearSlot
 from .kernel_adapter import part_offsets
-from .twin_joins import Norm, norm_behind, together
-from .twin_nodes import Node, Place, Uses, in_order, read_node, text
+from .twin_joins import CONTRIB, NORMS, Norm, norm_behind, together
+from .twin_nodes import NODE, Made, Node, NodeList, Place, Uses, read_node, text
 
 #: The domain of the operators, and their version: ``kDomain`` and ``kVersion`` of targets/kernels/src.
 DOMAIN, VERSION = "edgepeft", 3
 _LOW_RANK_ADD = 1  # the version since which there is LowRankAdd
 _GRAPH, _OPSET = 7, 8  # of ModelProto
-_NODE, _INITIALIZER, _INPUT, _OUTPUT = 1, 5, 11, 12  # of GraphProto
+_INITIALIZER, _INPUT, _OUTPUT = 5, 11, 12  # of GraphProto
 _UINT8, _INT32, _INT64 = 2, 6, 7  # of TensorProto.DataType
 _INT, _INTS = 2, 7  # of AttributeProto.AttributeType
 
@@ -74,7 +74,7 @@ def make_twin(
         raise IndexError(f"it holds {len(graphs)} graphs")
     (graph,) = graphs
     held = list(all_fields(model, graph.first, graph.end))
-    nodes = [read_node(model, field) for field in held if field.number == _NODE]
+    nodes = [read_node(model, field) for field in held if field.number == NODE]
     uses = Uses(nodes, [_first_text(model, field) for field in held if field.number == _OUTPUT])
 
     fused: list[LinearSlot] = []
@@ -86,7 +86,11 @@ def make_twin(
             places += found
     if not fused:
         return None
-    made = _Nodes(nodes)
+    made = NodeList(nodes)
+    if not any(node.nested for node in nodes):  # what a subgraph reads is not known here
+        for node in nodes:
+            if node.domain == CONTRIB and node.op in NORMS:
+                made.shorten(node, _norm_outputs(node, uses), model)
     if adapter is None:
         for place in places:
             made.replace(place.nodes, _low_rank_add(place), place.nodes[-1])
@@ -102,7 +106,7 @@ def make_twin(
             name_at = {_INPUT: 1, _INITIALIZER: 8}.get(field.number)
             if name_at is not None and _text(model, field, name_at) in factors:
                 dropped.add(field.start)
-    rest = [field for field in held if field.number != _NODE and field.start not in dropped]
+    rest = [field for field in held if field.number != NODE and field.start not in dropped]
     parts = [*made.written(model), *(model[field.start : field.end] for field in rest)]
     if adapter is None:
         for slot in fused:
@@ -118,7 +122,7 @@ def make_twin(
     return Twin(content, tuple(fused), adapter, rows_name(adapter))
 
 
-def _with_adapters(made: _Nodes, groups: list[list[Place]], uses: Uses, adapter: str, norms: Collection[str]) -> None:
+def _with_adapters(made: NodeList, groups: list[list[Place]], uses: Uses, adapter: str, norms: Collection[str]) -> None:
     for group in groups:
         if len(group) > 1:
             gone = [node for place in group for node in place.nodes]
@@ -130,42 +134,6 @@ def _with_adapters(made: _Nodes, groups: list[list[Place]], uses: Uses, adapter:
             made.replace([*place.nodes, norm.node], _adapter_skip_norm(place, norm, adapter), norm.node)
         else:
             made.replace(place.nodes, _adapter_add(place, adapter), place.nodes[-1])
-
-
-@dataclass(frozen=True)
-class _Made:
-    """A node of an operator of ours: the names around it, and how it is written."""
-
-    inputs: tuple[str, ...]
-    outputs: tuple[str, ...]
-    content: bytes
-
-
-class _Nodes:
-    """A graph's nodes, some of which others take the place of."""
-
-    def __init__(self, nodes: list[Node]) -> None:
-        self._nodes = nodes
-        self._gone = set[int]()
-        self._made: dict[int, _Made] = {}
-
-    def replace(self, gone: Iterable[Node], made: _Made, where: Node) -> None:
-        """One of ours in place of these, where one of them stood."""
-        self._gone |= {node.field.start for node in gone}
-        self._made[where.field.start] = made
-
-    def written(self, model: bytes) -> list[bytes]:
-        """All of them, each behind those that make its inputs."""
-        kept: list[_Made] = []
-        for node in self._nodes:
-            field = node.field
-            made = self._made.get(field.start)
-            if made is not None:
-                kept.append(made)
-            elif field.start not in self._gone:
-                kept.append(_Made(node.inputs, node.outputs, model[field.start : field.end]))
-        order = in_order([node.inputs for node in kept], [node.outputs for node in kept])
-        return [kept[place].content for place in order]
 
 
 def _places(slot: LinearSlot, place: int, uses: Uses) -> list[Place]:
@@ -186,7 +154,12 @@ def _places(slot: LinearSlot, place: int, uses: Uses) -> list[Place]:
     return found if uses.count(slot.b) == len(found) else []
 
 
-def _low_rank_add(place: Place) -> _Made:
+def _norm_outputs(node: Node, uses: Uses) -> tuple[str, ...]:
+    """A norm's outputs without the mean and the deviation where nothing reads them: a token takes less time (bundles of before)."""
+    return tuple("" if number in (1, 2) and not uses.count(name) else name for number, name in enumerate(node.outputs))
+
+
+def _low_rank_add(place: Place) -> Made:
     slot, offsets = place.slot, part_offsets(place.slot)
     attribute = [block(1, "offsets"), *(number(8, offset) for offset in offsets), number(20, _INTS)]
     inputs = (place.y, place.x, slot.a, slot.b, reach_name(slot))
@@ -194,19 +167,19 @@ def _low_rank_add(place: Place) -> _Made:
     return _operator(slot.name, "LowRankAdd", inputs, (place.result,), attributes)
 
 
-def _adapter_add(place: Place, adapter: str) -> _Made:
+def _adapter_add(place: Place, adapter: str) -> Made:
     inputs = (place.y, place.x, adapter, rows_name(adapter))
     return _operator(place.slot.name, "AdapterAdd", inputs, (place.result,), [_slot_number(place)])
 
 
-def _adapter_add_each(group: list[Place], adapter: str) -> _Made:
+def _adapter_add_each(group: list[Place], adapter: str) -> Made:
     inputs = (group[0].x, adapter, rows_name(adapter), *(place.y for place in group))
     slots = [block(1, "slots"), *(number(8, place.number) for place in group), number(20, _INTS)]
     name = "+".join(place.slot.name for place in group)
     return _operator(name, "AdapterAddEach", inputs, tuple(place.result for place in group), [block(5, slots)])
 
 
-def _adapter_skip_norm(place: Place, norm: Norm, adapter: str) -> _Made:
+def _adapter_skip_norm(place: Place, norm: Norm, adapter: str) -> Made:
     inputs = (place.y, place.x, adapter, rows_name(adapter), norm.skip, *norm.parameters)
     attributes = [_slot_number(place), block(5, norm.node.attributes["epsilon"])]
     if norm.centered:
@@ -218,7 +191,7 @@ def _slot_number(place: Place) -> bytes:
     return block(5, [block(1, "slot"), number(3, place.number), number(20, _INT)])
 
 
-def _operator(slot: str, op: str, inputs: tuple[str, ...], outputs: tuple[str, ...], attributes: list[bytes]) -> _Made:
+def _operator(slot: str, op: str, inputs: tuple[str, ...], outputs: tuple[str, ...], attributes: list[bytes]) -> Made:
     fields = [
         *(block(1, name) for name in inputs),
         *(block(2, name) for name in outputs),
@@ -227,7 +200,7 @@ def _operator(slot: str, op: str, inputs: tuple[str, ...], outputs: tuple[str, .
         *attributes,
         block(7, DOMAIN),
     ]
-    return _Made(inputs, outputs, block(_NODE, fields))
+    return Made(inputs, outputs, block(NODE, fields))
 
 
 def _slot_input(name: str, dims: tuple[str | int, ...], default: tuple[int, ...], kind: int) -> list[bytes]:

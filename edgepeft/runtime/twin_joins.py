@@ -12,7 +12,7 @@ MOST_TOGETHER = 8
 #: How far apart in the file, in nodes, slots of one node lie at most. What every layer makes of the same states (an encoder's, say)
 #: stays apart: all of it would wait in memory.
 _FAR = 40
-_CONTRIB = "com.microsoft"
+CONTRIB = "com.microsoft"
 SKIP_LAYER_NORM = "SkipLayerNormalization"
 #: The norms that a slot can be joined with.
 NORMS = ("SkipSimplifiedLayerNormalization", SKIP_LAYER_NORM)
@@ -70,7 +70,7 @@ def norm_behind(place: Place, uses: Uses, norms: Collection[str]) -> Norm | None
         norms: The operators that may be joined, some of :data:`NORMS`.
     """
     node = uses.only_reader(place.result)
-    if node is None or node.domain != _CONTRIB or node.op not in norms or len(node.inputs) < 3:
+    if node is None or node.domain != CONTRIB or node.op not in norms or len(node.inputs) < 3:
         return None
     if "epsilon" not in node.attributes or place.result not in node.inputs[:2]:
         return None

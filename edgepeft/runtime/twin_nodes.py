@@ -6,9 +6,11 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..bundle.protobuf import Buffer, Field, all_fields
+from ..bundle.protobuf import Buffer, Field, all_fields, block
 from ..bundle.slots import LinearSlot
 
+#: The field of GraphProto that holds a node.
+NODE = 1
 _INPUT, _OUTPUT, _OP, _ATTRIBUTE, _DOMAIN = 1, 2, 4, 5, 7  # of NodeProto
 _NAME, _SUBGRAPH, _SUBGRAPHS = 1, 6, 11  # of AttributeProto
 
@@ -120,3 +122,49 @@ def in_order(inputs: Sequence[Sequence[str]], outputs: Sequence[Sequence[str]]) 
             begun.add(number)
             waiting += [maker[name] for name in reversed(inputs[number]) if name in maker and maker[name] not in begun]
     return order
+
+
+@dataclass(frozen=True)
+class Made:
+    """A node of an operator of ours: the names around it, and how it is written."""
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    content: bytes
+
+
+class NodeList:
+    """A graph's nodes, some of which others take the place of."""
+
+    def __init__(self, nodes: list[Node]) -> None:
+        self._nodes = nodes
+        self._gone = set[int]()
+        self._made: dict[int, Made] = {}
+
+    def replace(self, gone: Iterable[Node], made: Made, where: Node) -> None:
+        """One of ours in place of these, where one of them stood."""
+        for node in gone:
+            self._gone.add(node.field.start)
+            self._made.pop(node.field.start, None)
+        self._made[where.field.start] = made
+
+    def shorten(self, node: Node, outputs: tuple[str, ...], model: bytes) -> None:
+        """The same node with other names of its outputs, some of them empty, where it stays."""
+        if outputs != node.outputs:
+            held = all_fields(model, node.field.first, node.field.end)
+            rest = [model[inner.start : inner.end] for inner in held if inner.number != _OUTPUT]
+            names = [block(_OUTPUT, name) for name in outputs]
+            self._made[node.field.start] = Made(node.inputs, outputs, block(NODE, [*rest, *names]))
+
+    def written(self, model: bytes) -> list[bytes]:
+        """All of them, each behind those that make its inputs."""
+        kept: list[Made] = []
+        for node in self._nodes:
+            field = node.field
+            made = self._made.get(field.start)
+            if made is not None:
+                kept.append(made)
+            elif field.start not in self._gone:
+                kept.append(Made(node.inputs, node.outputs, model[field.start : field.end]))
+        order = in_order([node.inputs for node in kept], [node.outputs for node in kept])
+        return [kept[place].content for place in order]

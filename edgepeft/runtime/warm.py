@@ -14,6 +14,7 @@ import platform
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from pathlib import Path
 
 from ..bundle import Bundle, FileEntry, hash_file, locked
 from ..bundle.graphs import OpenGraph, open_graph
+from ..bundle.known_files import TICK_NS
 from ..bundle.loads import variant_graphs
 from ..bundle.transaction import left_as_it_was
 from ..bundle.verified import BundleFiles
@@ -33,6 +35,8 @@ FOLDER, _GRAPH, _WEIGHTS, _RECORD = "warm", "model.onnx", "model.onnx_data", "en
 _LAYOUT = 1
 #: Bytes that all entries may take; of more the ones used longest ago are removed.
 LIMIT = 20_000_000_000
+#: Bytes of a copy from which on hashing it holds up whoever opens it.
+SLOW = 100_000_000
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,7 @@ def warm(bundle: Bundle, variant: str | None = None) -> Warmed:
             with locked(place):
                 if not _whole(place):
                     _make(bundle, file, place)
+                    _remember(place)
                     made += 1
         folders.append(place)
     _evict(kept={place.name for place in folders})
@@ -132,12 +137,23 @@ def _whole(place: Path) -> bool:
     entries = _entries(place)
     if entries is None:
         return False
+    files = BundleFiles(place, entries, "always")
     try:
         for name in entries:
-            BundleFiles(place, entries, "always").open(name).close()
+            files.open(name).close()
     except BundleError:
         return False
+    files.known.save()
     return True
+
+
+def _remember(place: Path) -> None:
+    """Hash a large copy again when its hash can be kept (a write from then on shows), so that whoever opens it first need not."""
+    status = [(place / name).stat() for name in (_GRAPH, _WEIGHTS)]
+    if sum(each.st_size for each in status) >= SLOW:
+        written = max(max(each.st_mtime_ns, each.st_ctime_ns) for each in status)
+        time.sleep(max(0.0, (written + TICK_NS - time.time_ns()) / 1e9 + 0.01))
+        _whole(place)
 
 
 def _entries(place: Path) -> dict[str, FileEntry] | None:

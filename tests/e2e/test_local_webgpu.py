@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -145,6 +146,21 @@ def test_an_encoder_decoder(kind: str, gpu: LocalWebGpuExecutor, tmp_path: Path)
         for name in (None, *here.adapters):
             one, two = (model.adapter(name).generate(texts, max_new_tokens=8, temperature=0) for model in (there, here))
             assert [each.tokens for each in one] == [each.tokens for each in two]
+
+
+def test_threads_share_it(gpu: LocalWebGpuExecutor, causal: Path) -> None:
+    """ONNX Runtime's plugin ends the process where two threads give it work at once: one waits for the other."""
+    options: dict[str, Any] = {"max_new_tokens": 4, "temperature": 0, "chat": False}
+
+    def tokens(model: runtime.Runtime, name: str | None) -> list[Any]:
+        return [each.tokens for each in model.adapter(name).generate(PROMPTS[:3], **options)]
+
+    names = [None, "wide", "narrow", "virtual"]
+    with runtime.open(causal, device="webgpu", resident=1) as there, runtime.open(causal) as here:
+        expected = [tokens(here, name) for name in names]
+        with ThreadPoolExecutor(4) as pool:
+            for _ in range(2):
+                assert list(pool.map(lambda name: tokens(there, name), names)) == expected
 
 
 def test_batches_drafts_mixed_rows_and_states_before_the_sequence(gpu: LocalWebGpuExecutor, causal: Path) -> None:

@@ -13,6 +13,7 @@ from causal import build_causal_bundle
 import edgepeft.runtime.warm as warming
 from edgepeft import runtime
 from edgepeft.bundle import read_bundle
+from edgepeft.bundle.verified import VerifiedFile
 from edgepeft.errors import BundleError, CorruptBundleError
 from edgepeft.pipeline import quantize
 from edgepeft.runtime.warm import FOLDER, key_of, warm
@@ -69,6 +70,24 @@ def test_same_bits(bundle: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, a
     assert np.array_equal(logits(bundle, adapter), before)
     assert seen == [True]
     assert warm(read_bundle(bundle), "q4").made == 0
+
+
+def test_a_large_copy_is_hashed_when_it_is_made(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who opens it first need not. A copy that was written to since is hashed all the same, and found damaged."""
+    monkeypatch.setattr(warming, "SLOW", 0)
+    place = warm(read_bundle(bundle), "q4").folders[0]
+    logits(bundle)  # the bundle's own files
+    hashed: list[str] = []
+    own = VerifiedFile.sha256
+    monkeypatch.setattr(VerifiedFile, "sha256", lambda self: (hashed.append(self.path.name), own(self))[1])
+    seen = opened_from(monkeypatch)
+    logits(bundle)
+    assert seen == [True]
+    assert "model.onnx_data" not in hashed
+    (place / "model.onnx_data").write_bytes((place / "model.onnx_data").read_bytes()[::-1])
+    logits(bundle)
+    assert "model.onnx_data" in hashed
+    assert seen == [True, False]
 
 
 def test_the_weights_are_packed(bundle: Path) -> None:

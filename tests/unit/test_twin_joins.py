@@ -194,6 +194,18 @@ def test_a_centered_norm(further: list[str]) -> None:
     assert kinds(kept) == ["MatMul", "AdapterAdd", "SkipLayerNormalization"]
 
 
+@pytest.mark.parametrize("adapter", ["piece", None])
+def test_means_that_nothing_reads_in_bundles_of_before(adapter: str | None) -> None:
+    graph = Graph()
+    graph.slotted("s", "x")
+    graph.norm("x", "s.y", outputs=["norm", "mean", "deviation", "sum"])
+    graph.norm("norm", "sum", "other", outputs=["other", "other.mean", "", "other.sum"])
+    nodes, _ = graph.twin("s.r", "other", "other.mean", adapter=adapter)
+    kept = {node.output[0]: list(node.output) for node in nodes if node.op_type in NORMS}
+    assert kept == {"norm": ["norm", "", "", "sum"], "other": ["other", "other.mean", "", "other.sum"]}
+    assert attributes(next(node for node in nodes if node.output[0] == "norm")) == {"epsilon": pytest.approx(1e-5)}
+
+
 def test_a_norm_behind_two_slots_of_one_node() -> None:
     graph = Graph()
     one, two = graph.slotted("one", "x"), graph.slotted("two", "x")

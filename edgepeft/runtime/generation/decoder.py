@@ -39,8 +39,8 @@ class Decoder:
     with, ``[1, heads, length, head_dim]`` by input name; a ``cache`` holds them already.
     """
 
-    #: A prompt is fed in pieces of at most so many tokens.
-    chunk = CHUNK
+    #: In pieces of how many tokens a prompt is fed at most, where that is not ``CHUNK``.
+    _chunk: int | None = None
     #: Whether each row has an adapter of its own, so that ``feeds`` lead with the rows; else they serve every row, whatever they
     #: lead with.
     mixed = False
@@ -72,6 +72,11 @@ class Decoder:
             self._bind()
         else:
             self._grown = {name: as_value(array) for name, array in self._cache.items()}
+
+    @property
+    def chunk(self) -> int:
+        """A prompt is fed in pieces of at most so many tokens."""
+        return self._chunk or CHUNK
 
     @property
     def rows(self) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 
 from ..gpu import on_gpu, to_host
 from ..gpu_attention import distance, tolerance
+from ..gpu_session import GPU
 from .decoder import CHUNK, Decoder, as_value, rows_of
 from .signature import Signature
 
@@ -30,8 +31,12 @@ class GpuDecoder(Decoder):
         self, session: Any, signature: Signature, rows: int, feeds: Mapping[str, Any], capacity: int,
         cache: dict[str, np.ndarray] | None = None, prefix: Mapping[str, np.ndarray] | None = None, *, chunk: int = CHUNK,
     ) -> None:  # fmt: skip
-        self.chunk = chunk
+        self._chunk = chunk
         super().__init__(session, signature, rows, feeds, capacity, cache, prefix)
+
+    def __del__(self) -> None:
+        with GPU:  # what lies in its memory is released with these
+            self._held, self._feeds, self._binding = {}, {}, None
 
     def keep(self, rows: Sequence[int]) -> None:
         """Go on with these rows only, in this order."""
@@ -71,6 +76,14 @@ class GpuDecoder(Decoder):
         values = {name: on_gpu(self._session, array) for name, array in self._cache.items()}
         self._cache = {}
         return values
+
+    def _bind(self) -> None:
+        with GPU:  # what is bound is copied there
+            super()._bind()
+
+    def _run_bound(self, fed: Mapping[str, np.ndarray], count: int, width: int) -> np.ndarray:
+        with GPU:
+            return super()._run_bound(fed, count, width)
 
     def _bind_fed(self, fed: Mapping[str, np.ndarray]) -> None:
         """Bind what changes from run to run: it is copied to the GPU as it is bound, not as it is run."""
