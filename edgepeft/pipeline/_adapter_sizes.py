@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ..adapters.checkpoint import Checkpoint
-
-if TYPE_CHECKING:
-    from ._stored_adapters import Wanted
+from ._stored_adapters import Wanted
 
 #: Layers that captured bases hold in one matrix, which has one slot: factors of all that are edited stand side by side in it.
 _TOGETHER = (("q_proj", "k_proj", "v_proj"), ("query", "key", "value"), ("q_lin", "k_lin", "v_lin"))
