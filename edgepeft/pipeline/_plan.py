@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from ..adapters.checkpoint import read_checkpoint
 from ..errors import InputError
@@ -20,9 +20,7 @@ from ._adapter_sizes import adapter_bytes
 from ._checkpoint_sizes import CheckpointSizes, checkpoint_sizes
 from ._manifest import check_asked
 from ._room import free_disk_mb, free_memory_mb
-
-if TYPE_CHECKING:
-    from ._stored_adapters import Wanted
+from ._stored_adapters import Wanted
 
 #: What Python, torch and ONNX Runtime take by themselves, in MB.
 MEMORY_LIBRARIES_MB = 700.0
