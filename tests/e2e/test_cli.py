@@ -300,7 +300,7 @@ def test_run_texts_of_every_kind(cli: Any, bundle: Path, tmp_path: Path) -> None
 
 def test_targets_and_schema(cli: Any) -> None:
     listed = {t["name"]: t for t in json.loads(good(cli("targets", "list", "--json")).stdout)}
-    assert len(listed) == 10
+    assert len(listed) == 11
     assert listed["android-nnapi"]["status"] == "deprecated"
     assert not listed["ios-coreml"]["executes"]
     assert "linux-x64-cpu" in good(cli("targets", "list")).stdout
