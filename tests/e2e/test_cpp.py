@@ -23,7 +23,7 @@ from edgepeft.devices.executors import cpp as native
 from edgepeft.devices.executors.cpp import CppExecutor
 from edgepeft.devices.executors.cpp_protocol import read_answer
 from edgepeft.errors import CaptureError, DeviceError, InputError
-from edgepeft.pipeline import quantize, store_adapters
+from edgepeft.pipeline import quantize, quantize_cache, remove, store_adapters
 from edgepeft.report.gate import Verdict
 from edgepeft.targets import Target
 
@@ -158,6 +158,22 @@ def test_half_precision_generates_as_in_python(generating: Path, cpp: CppExecuto
     result, native = cpp.run(job), run_worker(job)
     assert [each.tokens for each in result.generated] == [each.tokens for each in native.generated]
     assert len({each.tokens for each in result.generated}) == 4
+    assert result.base_restored is True
+
+
+def test_a_cache_in_8_bits_generates_as_in_python(generating: Path, cpp: CppExecutor, tmp_path: Path) -> None:
+    """A quarter of the bytes a place, rounded by the graph; restarted for each answer, with adapters in between."""
+    own = Path(shutil.copytree(generating, tmp_path / "own"))
+    remove(own, adapter="prefix")  # its states are floats
+    made = quantize_cache(own, "fp32").variant
+    prompts = tuple(
+        Prompts(adapter=name, texts=("good day", "Ünïcode 👍"), max_new_tokens=12, chat=False)
+        for name in (None, "wide", "narrow", None)
+    )
+    job = Job(bundle=str(own), variant=made, threads=1, prompts=prompts, restore=True)
+    result, native = cpp.run(job), run_worker(job)
+    assert [each.tokens for each in result.generated] == [each.tokens for each in native.generated]
+    assert len({each.tokens for each in result.generated}) == 3
     assert result.base_restored is True
 
 
