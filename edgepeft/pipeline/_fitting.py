@@ -20,6 +20,7 @@ class Fitting:
     method: str | None
     heal: int = 0
     head_bits: int | None = None
+    layer_bits: int | None = None
     goal: Goal | None = None
 
     def summary(self, rule: Recipe, front: Front | None = None) -> str:
@@ -31,6 +32,7 @@ class Fitting:
         width = f"{front.bits:.2f} bits a weight, by what each matrix is worth" if front else "4 bits in blocks of 32"
         parts = [f"{width}: {METHODS[self.method]}"]
         parts += [f"{self.head_bits} bits for the head"] if self.head_bits else []
+        parts += [f"{self.layer_bits} bits for linear layers"] if self.layer_bits else []
         parts += [f"corrections of rank {self.heal}"] if self.heal else []
         return "; ".join(parts)
 
@@ -43,6 +45,7 @@ def choose_fitting(
     method: str | None,
     heal: int,
     head_bits: int | None,
+    layer_bits: int | None,
     goal: Goal | None,
 ) -> Fitting:
     """How a variant of this bundle is made; :class:`InputError` where the options do not go together.
@@ -54,14 +57,17 @@ def choose_fitting(
         method: A name of ``METHODS``; by default GPTQ where the bundle can be calibrated.
         heal: Rank of corrections.
         head_bits: Bits of a language model's head.
+        layer_bits: Bits of the other linear layers.
         goal: What bits are chosen for.
     """
     if rule.halves:
-        return _of_halves(bundle, rule, data, method=method, heal=heal, head_bits=head_bits, goal=goal)
+        return _of_halves(
+            bundle, rule, data, method=method, heal=heal, head_bits=head_bits, layer_bits=layer_bits, goal=goal
+        )
     chosen = _method(bundle, rule, data, method)
-    if (heal or head_bits or goal) and chosen != "gptq":
+    if (heal or head_bits or layer_bits or goal) and chosen != "gptq":
         raise InputError(
-            "--heal, --head-bits, --budget-mb, --bits and --max-kld go with --method gptq; "
+            "--heal, --head-bits, --layer-bits, --budget-mb, --bits and --max-kld go with --method gptq; "
             f"{rule.variant} is made by {chosen or 'a way of its own'} here"
         )
     if goal and bundle.manifest.variants["fp32"].decoder_file is not None:
@@ -69,26 +75,33 @@ def choose_fitting(
             f"{bundle.path} has an encoder and a decoder: bits are chosen for a goal in models of one graph. Leave "
             "--budget-mb, --bits and --max-kld out"
         )
-    if goal and (head_bits or heal):
+    if goal and (head_bits or layer_bits or heal):
         raise InputError(
-            "--head-bits and --heal do not go with a size or a divergence: the head gets the bits that it is worth, and the same "
-            "bytes do more as bits than as corrections"
+            "--head-bits, --layer-bits and --heal do not go with a size or a divergence: each matrix gets the bits that it is "
+            "worth, and the same bytes do more as bits than as corrections"
         )
-    if heal < 0 or head_bits not in {None, 4, 8}:
+    if heal < 0 or not {head_bits, layer_bits} <= {None, 4, 8}:
         raise InputError(
-            f"the rank to heal with is 0 or more, and a head has 4 or 8 bits; found {heal} and {head_bits}"
+            "the rank to heal with is 0 or more, and a head and layers have 4 or 8 bits; "
+            f"found {heal}, {head_bits} and {layer_bits}"
         )
     if data and not rule.calibrated and chosen != "gptq":
         raise InputError(f"{rule.variant} measures nothing beforehand: leave the data out")
-    return Fitting(chosen, heal, head_bits, goal)
+    return Fitting(chosen, heal, head_bits, layer_bits, goal)
 
 
 def _of_halves(
     bundle: Bundle, rule: Recipe, data: Mapping[str, Examples], *, method: str | None, heal: int, head_bits: int | None,
-    goal: Goal | None,
+    layer_bits: int | None, goal: Goal | None,
 ) -> Fitting:  # fmt: skip
     """How the variant is made that one in float16 is made of, where the bundle has none yet."""
-    options = {"--method": method, "--heal": heal or None, "--head-bits": head_bits, "a goal": goal}
+    options = {
+        "--method": method,
+        "--heal": heal or None,
+        "--head-bits": head_bits,
+        "--layer-bits": layer_bits,
+        "a goal": goal,
+    }
     given = [name for name, value in options.items() if value is not None]
     if rule.halves == WHOLE or rule.halves in bundle.manifest.variants:
         if given:
@@ -99,7 +112,9 @@ def _of_halves(
         return Fitting(None)
     fitted = recipe(rule.halves)
     used = data if method in {None, "gptq"} and not can_calibrate(bundle, data) else {}
-    return choose_fitting(bundle, fitted, used, method=method, heal=heal, head_bits=head_bits, goal=goal)
+    return choose_fitting(
+        bundle, fitted, used, method=method, heal=heal, head_bits=head_bits, layer_bits=layer_bits, goal=goal
+    )
 
 
 def _method(bundle: Bundle, rule: Recipe, data: Mapping[str, Examples], wanted: str | None) -> str | None:

@@ -66,6 +66,7 @@ def plan_quantize(
     method: str | None = None,
     heal: int = 0,
     head_bits: int | None = None,
+    layer_bits: int | None = None,
     goal: Goal | None = None,
     replace: bool = False,
 ) -> QuantizePlan:
@@ -78,6 +79,7 @@ def plan_quantize(
         method: How ``q4`` rounds.
         heal: Rank of corrections.
         head_bits: Bits of a language model's head.
+        layer_bits: Bits of the other linear layers.
         goal: What bits are chosen for.
         replace: Replace a variant of that name.
 
@@ -94,7 +96,9 @@ def plan_quantize(
     """
     rule = recipe(variant)
     opened = read_bundle(bundle)
-    fitting = choose_fitting(opened, rule, data or {}, method=method, heal=heal, head_bits=head_bits, goal=goal)
+    fitting = choose_fitting(
+        opened, rule, data or {}, method=method, heal=heal, head_bits=head_bits, layer_bits=layer_bits, goal=goal
+    )
     if rule.calibrated:
         check_texts(opened, data or {})
     begun = source_of(opened.manifest, rule)
@@ -151,5 +155,6 @@ def _size(variant: str, fitting: Fitting, graph: ir.Model, bundle: Bundle, count
     if goal is not None:
         return goal.bytes - own if goal.bytes is not None else round(count * (goal.bits or 9.0) / 8)
     return planned_bytes(
-        graph, bundle.manifest.slots, variant, method=fitting.method, heal=fitting.heal, head_bits=fitting.head_bits
-    )
+        graph, bundle.manifest.slots, variant, method=fitting.method, heal=fitting.heal, head_bits=fitting.head_bits,
+        layer_bits=fitting.layer_bits,
+    )  # fmt: skip

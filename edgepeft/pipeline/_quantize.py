@@ -76,6 +76,7 @@ def quantize(
     method: str | None = None,
     heal: int = 0,
     head_bits: int | None = None,
+    layer_bits: int | None = None,
     goal: Goal | None = None,
     measure: bool = True,
     replace: bool = False,
@@ -96,6 +97,7 @@ def quantize(
             GPTQ where the bundle can be calibrated: a language model by a text that ships with edgepeft, others by ``data``.
         heal: Rank of a correction that each linear layer gets in floats, for GPTQ; 0 for none.
         head_bits: 4 or 8 bits for a language model's head, for GPTQ.
+        layer_bits: 4 or 8 bits for the other linear layers, so not for tables of embeddings, for GPTQ.
         goal: A size, or a divergence from fp32: each matrix then gets the bits that reach it best, for GPTQ.
         measure: Compare a language model's variant with fp32 on texts kept apart.
         replace: Replace a variant of that name.
@@ -118,7 +120,9 @@ def quantize(
     """
     rule = recipe(variant)
     opened = read_bundle(bundle)
-    fitting = choose_fitting(opened, rule, data or {}, method=method, heal=heal, head_bits=head_bits, goal=goal)
+    fitting = choose_fitting(
+        opened, rule, data or {}, method=method, heal=heal, head_bits=head_bits, layer_bits=layer_bits, goal=goal
+    )
     method, whole = fitting.method, source_of(opened.manifest, rule)
     if rule.calibrated:
         check_texts(opened, data or {})
@@ -299,8 +303,9 @@ def _fit(rule: Recipe, fitting: Fitting, runs: Runs, field: str, announce: Annou
         return partial(make_mixed, runs=runs, goal=fitting.goal, announce=announce)
     feeds = runs.decoder if isinstance(runs, CrossedRuns) and field == "decoder_file" else runs.feeds
     return partial(
-        rule.fitted, batches=feeds, open_session=open_session, heal=fitting.heal, head_bits=fitting.head_bits
-    )
+        rule.fitted, batches=feeds, open_session=open_session, heal=fitting.heal, head_bits=fitting.head_bits,
+        layer_bits=fitting.layer_bits,
+    )  # fmt: skip
 
 
 def _check_same(change: Edit, copy: Bundle, variant: str, whole: str, made: _Made, announce: Announce) -> None:

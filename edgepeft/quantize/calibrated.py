@@ -41,6 +41,7 @@ def calibrated(
     open_session: Callable[[Path], Any],
     bits: int = 4,
     head_bits: int | None = None,
+    layer_bits: int | None = None,
     heal: int = 0,
     budget: int = BUDGET,
 ) -> None:
@@ -58,15 +59,16 @@ def calibrated(
         open_session: Opens a graph with ONNX Runtime.
         bits: 2, 4 or 8.
         head_bits: The same for the head of a language model; ``bits`` by default.
+        layer_bits: The same for the other linear layers, so not for tables of embeddings; ``bits`` by default.
         heal: Rank of the correction of each linear layer; 0 for none.
         budget: Bytes of covariances that are held at a time.
 
     Raises:
         BundleError: A weight or an activation is not finite; the message names it.
     """
-    form, head = Form(bits), Form(head_bits or bits)
     forms = {
-        matrix.name: head if is_head(matrix) else form for matrix in matrices(ir.load(source).graph, slots, width=BLOCK)
+        matrix.name: form_of(matrix, bits, head_bits=head_bits, layer_bits=layer_bits)
+        for matrix in matrices(ir.load(source).graph, slots, width=BLOCK)
     }
     fitted = fit(source, slots, forms, batches=batches, open_session=open_session, heal=heal, budget=budget)
     write_rounded(source, target, slots, {name: each.rounded for name, each in fitted.items()}, forms)
@@ -75,6 +77,13 @@ def calibrated(
 def is_head(matrix: Matrix) -> bool:
     """Whether a matrix writes an output of the graph, as a language model's head does."""
     return any(node.outputs[0].is_graph_output() for node in matrix.linear)
+
+
+def form_of(matrix: Matrix, bits: int, *, head_bits: int | None, layer_bits: int | None) -> Form:
+    """How a matrix is stored: a head, another linear layer, or a table of embeddings."""
+    if is_head(matrix):
+        return Form(head_bits or bits)
+    return Form((layer_bits if matrix.linear else None) or bits)
 
 
 def fit(

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import onnx_ir as ir
 
 from ..bundle import SlotTable
+from .calibrated import form_of
 from .packing import BLOCK, Form
 from .searched import block_of_8
 from .weights import Matrix, matrices
@@ -23,6 +24,7 @@ def planned_bytes(
     method: str | None = None,
     heal: int = 0,
     head_bits: int | None = None,
+    layer_bits: int | None = None,
 ) -> int:
     """Bytes of the weights file of a variant.
 
@@ -36,6 +38,7 @@ def planned_bytes(
         method: How ``q4`` rounds.
         heal: Rank of corrections.
         head_bits: Bits of a language model's head; 4 by default.
+        layer_bits: Bits of the other linear layers; 4 by default.
     """
     blocked = variant in {"q4", "q4f16", "q8"}
     found = list(matrices(model.graph, slots, width=BLOCK if blocked else 1))
@@ -47,7 +50,8 @@ def planned_bytes(
     ]
     for matrix in found:
         if blocked:
-            sizes += _in_blocks(matrix, variant, method, heal, head_bits)
+            form = form_of(matrix, 4, head_bits=head_bits, layer_bits=layer_bits)
+            sizes += _in_blocks(matrix, variant, method, heal, form)
         else:
             sizes += _in_channels(matrix, variant)
     return sum(size for size in sizes if size > IN_GRAPH)
@@ -67,12 +71,12 @@ def _floats(value: ir.Value) -> bool:
     return value.const_value is not None and value.const_value.dtype == ir.DataType.FLOAT
 
 
-def _in_blocks(matrix: Matrix, variant: str, method: str | None, heal: int, head_bits: int | None) -> Iterator[int]:
+def _in_blocks(matrix: Matrix, variant: str, method: str | None, heal: int, form: Form) -> Iterator[int]:
     """Tensors of a matrix in blocks: numbers, scales, zero points; a bias and a correction where it is fitted."""
     rows, columns = matrix.shape
     fitted = method == "gptq"
-    head = any(node.outputs[0].is_graph_output() for node in matrix.linear)
-    form = Form(8, block_of_8(columns)) if variant == "q8" else Form((head_bits if head else None) or 4)
+    if variant == "q8":
+        form = Form(8, block_of_8(columns))
     blocks = -(-columns // form.block)
     half = fitted or method == "mse"
     yield rows * blocks * form.block * form.bits // 8

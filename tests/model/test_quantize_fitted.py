@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from causal import build_causal_bundle
 from click.testing import CliRunner
@@ -16,7 +17,7 @@ from edgepeft.bundle import read_bundle
 from edgepeft.cli import main
 from edgepeft.data import Examples
 from edgepeft.errors import DataError, InputError, UnknownAdapterError
-from edgepeft.pipeline import plan_quantize, quantize
+from edgepeft.pipeline import Goal, plan_quantize, quantize
 from edgepeft.pipeline._calibration_runs import calibration_runs
 from edgepeft.pipeline._quality import measure_quality
 
@@ -110,11 +111,25 @@ def test_texts_of_ones_own(own: Path) -> None:
     read_bundle(own).verify()
 
 
-@pytest.mark.parametrize("options", [{}, {"heal": 4, "head_bits": 8}, {"method": "mse"}])
+@pytest.mark.parametrize("options", [{}, {"heal": 4, "head_bits": 8}, {"layer_bits": 8}, {"method": "mse"}])
 def test_a_dry_run_tells_the_weights_to_the_byte(options: dict, own: Path) -> None:
     plan = plan_quantize(own, "q4", **options)
     quantize(own, "q4", measure=False, **options)
     assert plan.files[1].bytes == (own / plan.files[1].name).stat().st_size
+
+
+def test_layers_in_8_bits_lose_less_and_the_table_keeps_4(own: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(own, tmp_path / "other"))
+    lost = {}
+    for bundle, bits in ((own, None), (other, 8)):
+        done = quantize(bundle, "q4", layer_bits=bits)
+        lost[bits] = np.mean([row.divergence for row in done.quality])
+        if bits:
+            assert "8 bits for linear layers" in read_bundle(bundle).manifest.variants["q4"].recipe
+        nodes = ir.load(bundle / "onnx" / "model_q4.onnx").graph
+        found = {(n.op_type, n.attributes["bits"].as_int()) for n in nodes if "bits" in n.attributes}
+        assert {("GatherBlockQuantized", 4), ("MatMulNBits", bits or 4)} <= found
+    assert lost[8] < 0.8 * lost[None]
 
 
 def test_an_encoder_wants_texts(own_bundle: Path) -> None:
@@ -131,8 +146,11 @@ def test_an_encoder_wants_texts(own_bundle: Path) -> None:
         ("int8", {"method": "gptq"}, "--method chooses how q4 rounds; int8 has one way"),
         ("q4", {"method": "awq"}, "no method 'awq'; there are: gptq, mse, rtn"),
         ("q4", {"method": "rtn", "heal": 4}, "go with --method gptq"),
-        ("q4", {"head_bits": 3}, "a head has 4 or 8 bits; found 0 and 3"),
-        ("q4", {"heal": -1}, "found -1 and None"),
+        ("q4", {"head_bits": 3}, "a head and layers have 4 or 8 bits; found 0, 3 and None"),
+        ("q4", {"layer_bits": 2}, "found 0, None and 2"),
+        ("q4", {"heal": -1}, "found -1, None and None"),
+        ("q4", {"method": "rtn", "layer_bits": 8}, "--layer-bits, .* go with --method gptq"),
+        ("q4", {"layer_bits": 8, "goal": Goal(bytes=10**6)}, "each matrix gets the bits that it is worth"),
         ("q4", {"method": "rtn", "data": {"*": texts("a text")}}, "q4 measures nothing beforehand"),
     ],
 )

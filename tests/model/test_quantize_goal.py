@@ -101,7 +101,7 @@ def test_a_goal_that_nothing_reaches(own: Path) -> None:
         (("--budget-mb", "1", "--bits", "5"), "give one of a size"),
         (("--budget-mb", "0"), "are above 0; found 0"),
         (("--max-kld", "-1"), "are above 0; found -1"),
-        (("--budget-mb", "1", "--head-bits", "8"), "the head gets the bits that it is worth"),
+        (("--budget-mb", "1", "--head-bits", "8"), "each matrix gets the bits that it is worth"),
         (("--bits", "5", "--heal", "2"), "do more as bits than as corrections"),
         (("--budget-mb", "1", "--method", "rtn"), "go with --method gptq"),
         (("--bits", "nan"), "are above 0; found nan"),
