@@ -14,14 +14,14 @@ import pytest
 from causal import build_causal_bundle, save_virtual
 from click.testing import CliRunner
 from conftest import Bases, all_equal, ragged
-from encoder_decoder import build_encoder_decoder_bundle
+from encoder_decoder import SEQ2SEQ, made_once
 
 from edgepeft import runtime
 from edgepeft.bundle import read_bundle
 from edgepeft.cli import main
 from edgepeft.data import Examples
 from edgepeft.errors import BundleError, InputError, ParityError
-from edgepeft.pipeline import _halves, add, plan_quantize, quantize, remove, write_input_style
+from edgepeft.pipeline import _halves, add, export, plan_quantize, quantize, remove, write_input_style
 from edgepeft.pipeline._web_session import Fed
 from edgepeft.validate import validate
 from edgepeft.validate.probe import bundle_probe
@@ -217,9 +217,10 @@ def hashes() -> Callable[[Path], dict[str, bytes]]:
     return lambda folder: {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
-def test_an_encoder_decoder_in_halves(tmp_path: Path) -> None:
+def test_an_encoder_decoder_in_halves(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Reference: fp32's logits, forced along one answer. The cache between its two graphs stays float32."""
-    own = build_encoder_decoder_bundle(tmp_path, "T5")
+    model = made_once(tmp_path_factory)("T5")
+    own = export(model, {}, tmp_path / "b", task=SEQ2SEQ).bundles[0].path
     quantize(own, "fp16")
     bundle = read_bundle(own)
     entry = bundle.manifest.variants["fp16"]
