@@ -54,9 +54,9 @@ def test_a_folder_that_is_gone(bundle: Path, tmp_path: Path) -> None:
     code = "import os, sys, shutil; from edgepeft.cli import main; shutil.rmtree(os.getcwd()); main(sys.argv[1:])"
     gone = tmp_path / "gone"
     gone.mkdir()
-    done = subprocess.run(
-        [sys.executable, "-c", code, "run", ".", "x"], cwd=gone, capture_output=True, text=True, check=False
-    )
+    # -P: like the installed script, which does not import from the current folder (Python 3.13.0 cannot where it is gone).
+    command = [sys.executable, "-P", "-c", code, "run", ".", "x"]
+    done = subprocess.run(command, cwd=gone, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "Change into it again" in done.stderr
 
