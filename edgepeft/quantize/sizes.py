@@ -50,7 +50,10 @@ def planned_bytes(
     ]
     for matrix in found:
         if blocked:
-            form = form_of(matrix, 4, head_bits=head_bits, layer_bits=layer_bits)
+            if variant == "q8":
+                form = Form(8, block_of_8(matrix.shape[1]))
+            else:
+                form = form_of(matrix, 4, head_bits=head_bits, layer_bits=layer_bits)
             sizes += _in_blocks(matrix, variant, method, heal, form)
         else:
             sizes += _in_channels(matrix, variant)
@@ -75,8 +78,6 @@ def _in_blocks(matrix: Matrix, variant: str, method: str | None, heal: int, form
     """Tensors of a matrix in blocks: numbers, scales, zero points; a bias and a correction where it is fitted."""
     rows, columns = matrix.shape
     fitted = method == "gptq"
-    if variant == "q8":
-        form = Form(8, block_of_8(columns))
     blocks = -(-columns // form.block)
     half = fitted or method == "mse"
     yield rows * blocks * form.block * form.bits // 8

@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from ..bundle.protobuf import LENGTH_DELIMITED, Field, all_fields, block, number, varint
-from .twin_nodes import text
+from .twin_nodes import GRAPH, read_graph, text
 
-_GRAPH = 7  # of ModelProto
 _NODE, _INITIALIZER, _INPUT = 1, 5, 11  # of GraphProto
 _FLOAT, _FLOAT16 = 1, 10  # of TensorProto.DataType
 
@@ -29,12 +28,7 @@ def half_slots(model: bytes, slots: Collection[str]) -> bytes:
     Raises:
         IndexError: The bytes are no ONNX graph.
     """
-    top = list(all_fields(model, 0, len(model)))
-    graphs = [field for field in top if field.number == _GRAPH]
-    if len(graphs) != 1:
-        raise IndexError(f"it holds {len(graphs)} graphs")
-    (graph,) = graphs
-    held = list(all_fields(model, graph.first, graph.end))
+    top, graph, held = read_graph(model)
     readers: dict[str, list[Field]] = {}
     for field in held:
         if field.number == _NODE:
@@ -53,7 +47,7 @@ def half_slots(model: bytes, slots: Collection[str]) -> bytes:
         if field.number == _INPUT and _texts(model, field, 1)[0] in half:
             replaced[field.start] = block(_INPUT, _in_half(model, field.first, field.end, (2, 1, 1)))
     inner = [replaced.get(field.start, model[field.start : field.end]) for field in held]
-    return b"".join(block(_GRAPH, inner) if field is graph else model[field.start : field.end] for field in top)
+    return b"".join(block(GRAPH, inner) if field is graph else model[field.start : field.end] for field in top)
 
 
 def _texts(model: bytes, field: Field, at: int) -> list[str]:

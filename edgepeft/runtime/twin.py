@@ -13,12 +13,12 @@ from ..bundle.protobuf import Field, all_fields, block, number
 from ..bundle.slots import LinearSlot
 from .kernel_adapter import part_offsets
 from .twin_joins import CONTRIB, NORMS, Norm, norm_behind, together
-from .twin_nodes import NODE, Made, Node, NodeList, Place, Uses, read_node, text
+from .twin_nodes import GRAPH, NODE, Made, Node, NodeList, Place, Uses, read_graph, read_node, text
 
 #: The domain of the operators, and their version: ``kDomain`` and ``kVersion`` of targets/kernels/src.
 DOMAIN, VERSION = "edgepeft", 3
 _LOW_RANK_ADD = 1  # the version since which there is LowRankAdd
-_GRAPH, _OPSET = 7, 8  # of ModelProto
+_OPSET = 8  # of ModelProto
 _INITIALIZER, _INPUT, _OUTPUT = 5, 11, 12  # of GraphProto
 _UINT8, _INT32, _INT64 = 2, 6, 7  # of TensorProto.DataType
 _INT, _INTS = 2, 7  # of AttributeProto.AttributeType
@@ -68,12 +68,7 @@ def make_twin(
     Raises:
         IndexError: The bytes are no ONNX graph.
     """
-    top = list(all_fields(model, 0, len(model)))
-    graphs = [field for field in top if field.number == _GRAPH]
-    if len(graphs) != 1:
-        raise IndexError(f"it holds {len(graphs)} graphs")
-    (graph,) = graphs
-    held = list(all_fields(model, graph.first, graph.end))
+    top, graph, held = read_graph(model)
     nodes = [read_node(model, field) for field in held if field.number == NODE]
     uses = Uses(nodes, [_first_text(model, field) for field in held if field.number == _OUTPUT])
 
@@ -114,7 +109,7 @@ def make_twin(
     else:
         parts += _slot_input(adapter, ("one", f"{adapter}.bytes"), (1, 0), _UINT8)
         parts += _slot_input(rows_name(adapter), (f"{adapter}.batch",), (0,), _INT64)
-    whole = [block(_GRAPH, parts) if field is graph else model[field.start : field.end] for field in top]
+    whole = [block(GRAPH, parts) if field is graph else model[field.start : field.end] for field in top]
     version = _LOW_RANK_ADD if adapter is None else VERSION
     content = b"".join([*whole, block(_OPSET, [block(1, DOMAIN), number(2, version)])])
     if adapter is None:

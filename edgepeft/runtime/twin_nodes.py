@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from ..bundle.protobuf import Buffer, Field, all_fields, block
 from ..bundle.slots import LinearSlot
 
-#: The field of GraphProto that holds a node.
-NODE = 1
+#: The field of ModelProto that holds the graph, and that of GraphProto that holds a node.
+GRAPH, NODE = 7, 1
 _INPUT, _OUTPUT, _OP, _ATTRIBUTE, _DOMAIN = 1, 2, 4, 5, 7  # of NodeProto
 _NAME, _SUBGRAPH, _SUBGRAPHS = 1, 6, 11  # of AttributeProto
 
@@ -38,6 +38,19 @@ class Place:
     y: str
     x: str
     result: str
+
+
+def read_graph(model: bytes) -> tuple[list[Field], Field, list[Field]]:
+    """The fields of a model, the one of them that is its graph, and the fields of that.
+
+    Raises :class:`IndexError` where the bytes hold no graph, or several.
+    """
+    top = list(all_fields(model, 0, len(model)))
+    graphs = [field for field in top if field.number == GRAPH]
+    if len(graphs) != 1:
+        raise IndexError(f"it holds {len(graphs)} graphs")
+    (graph,) = graphs
+    return top, graph, list(all_fields(model, graph.first, graph.end))
 
 
 def read_node(model: Buffer, field: Field) -> Node:

@@ -8,12 +8,13 @@ from ...bench import Job, WorkerResult, run_worker
 from ...errors import DeviceError
 from ...targets import Target
 from ...worker.gpu_probe import LocalGpu, find_local_gpu
+from .gpu_traits import GpuTraits
 from .protocol import Missing
 
 _EXTRA = "pip install 'edgepeft[webgpu]'"
 
 
-class LocalWebGpuExecutor:
+class LocalWebGpuExecutor(GpuTraits):
     """Runs on this machine's GPU.
 
     Where a program on the CPU stands in for one (Mesa's llvmpipe, SwiftShader), it computes the same shaders: labels, parity and
@@ -37,23 +38,6 @@ class LocalWebGpuExecutor:
         """Which GPU it is, if any: ``local-webgpu (NVIDIA H100)``."""
         gpu = self._gpu
         return "local-webgpu" if gpu is None else f"local-webgpu ({gpu.name})"
-
-    @property
-    def emulated(self) -> bool:
-        """Whether the GPU is a program on the CPU."""
-        gpu = self._gpu
-        return gpu is not None and gpu.software
-
-    @property
-    def halves(self) -> bool:
-        """Whether the GPU computes in float16, as variants in half precision need."""
-        gpu = self._gpu
-        return gpu is not None and gpu.halves
-
-    @property
-    def rows(self) -> int:
-        """Few where the GPU is a program on the CPU."""
-        return 8 if self.emulated else 200
 
     def missing(self) -> tuple[Missing, ...]:
         """Another kind of machine, the plugin, or a GPU that it can use."""

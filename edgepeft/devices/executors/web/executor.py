@@ -17,6 +17,7 @@ from ....json_text import json_text
 from ....targets import Target
 from ....terminate import run_child
 from ....worker.host import fingerprint
+from ..gpu_traits import GpuTraits
 from ..protocol import Missing
 from .browser import answer_of
 from .folders import bundle_folder, module_folders
@@ -65,7 +66,7 @@ class WebExecutor:
         return _result(job, {**_object(text, self.name), "peak_rss_mb": peak_mb}, self.name)
 
 
-class WebGpuExecutor(WebExecutor):
+class WebGpuExecutor(GpuTraits, WebExecutor):  # type: ignore[override] # constants of WebExecutor depend on the machine here
     """The same page on WebGPU.
 
     Where the machine has no GPU that Chromium can use, Chromium computes WebGPU on the CPU (SwiftShader): the same shaders, so
@@ -85,23 +86,6 @@ class WebGpuExecutor(WebExecutor):
         """Which GPU it is, if any: ``webgpu (Chromium, google swiftshader)``."""
         gpu = self._gpu
         return "webgpu (Chromium)" if gpu is None else f"webgpu (Chromium, {gpu.name})"
-
-    @property
-    def emulated(self) -> bool:  # type: ignore[override] # it depends on the machine
-        """Whether the GPU is a program on the CPU."""
-        gpu = self._gpu
-        return gpu is not None and gpu.software
-
-    @property
-    def halves(self) -> bool:
-        """Whether the GPU computes in float16, as variants in half precision need."""
-        gpu = self._gpu
-        return gpu is not None and gpu.halves
-
-    @property
-    def rows(self) -> int:  # type: ignore[override] # it depends on the machine
-        """Few where the GPU is a program on the CPU: a row of MiniLM takes it a second or more."""
-        return 8 if self.emulated else 200
 
     def missing(self) -> tuple[Missing, ...]:
         """A browser, npm where the packages are not fetched yet, or a GPU that the browser gives to pages."""
