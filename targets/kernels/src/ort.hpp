@@ -16,7 +16,7 @@ namespace edgepeft::kernels {
 
 // ONNX Runtime's C API that this build speaks: 1.21 and later have it. The operators' own version is in the graph's domain.
 constexpr uint32_t kApi = 21;
-constexpr int kVersion = 3;
+constexpr int kVersion = 4;
 
 // From API 24 on a tensor's shape can be looked at where it lies; before, each look is three allocations, half a microsecond a slot.
 // OrtApi only grows, so its place is known to older headers too (onnxruntime asserts the same offset).
@@ -44,6 +44,7 @@ struct Shape {
     for (std::size_t i = 0; i + 1 < rank; ++i) product *= dims[i];
     return product;
   }
+  int64_t size() const { return rank < 1 ? 1 : rows() * last(); }
   std::string text() const {
     std::string found = "[";
     for (std::size_t i = 0; i < rank; ++i) found += (i ? ", " : "") + std::to_string(dims[i]);
