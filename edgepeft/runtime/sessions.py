@@ -11,7 +11,7 @@ import numpy as np
 from ..bundle import Bundle, Manifest, Variant
 from ..errors import BundleError
 from .kernel_adapter import Factors
-from .kernel_probe import norms_that_agree
+from .kernel_probe import norms_that_agree, silus_that_agree
 from .kernels import Kernels, UseKernels, library_for, say_once
 from .twin import make_twin
 from .warm import open_warm
@@ -75,8 +75,10 @@ def open_kernel_session(
         reason: object = "its weights lie inside the graph, or it is in ONNX Runtime's own format"
         try:
             if isinstance(graph.model, bytes) and not file.endswith(".ort"):
+                name = f"edgepeft.adapter:{file}"
                 norms = norms_that_agree(library.path, open_session)
-                twin = make_twin(graph.model, slots, adapter=f"edgepeft.adapter:{file}", norms=norms)
+                silus = silus_that_agree(library.path, open_session)
+                twin = make_twin(graph.model, slots, adapter=name, norms=norms, silus=silus)
                 reason = "it has no slot that they know"
                 if twin is not None:
                     session = open_session(twin.model, threads=threads, settings=graph.settings, operators=library.path)

@@ -1,11 +1,12 @@
-// edgepeft's custom operators, as ONNX Runtime registers them: LowRankAdd, AdapterAdd, AdapterAddEach and AdapterSkipNorm, each in
-// the header of its name.
+// edgepeft's custom operators, as ONNX Runtime registers them: LowRankAdd, AdapterAdd, AdapterAddEach, AdapterSiluMul and
+// AdapterSkipNorm, each in the header of its name.
 #include <exception>
 #include <mutex>
 #include <string>
 
 #include "adapter_add.hpp"
 #include "adapter_add_each.hpp"
+#include "adapter_silu_mul.hpp"
 #include "adapter_skip_norm.hpp"
 #include "low_rank_add.hpp"
 #include "ort.hpp"
@@ -105,7 +106,8 @@ EDGEPEFT_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* opt
     const std::string found = base->GetVersionString();
     return oldest->CreateStatus(ORT_NOT_IMPLEMENTED, ("edgepeft's kernels need ONNX Runtime 1.21 or newer, this is " + found).c_str());
   }
-  static const OrtCustomOp ops[] = {custom_op<LowRankAdd>(), custom_op<AdapterAdd>(), custom_op<AdapterAddEach>(), custom_op<AdapterSkipNorm>()};
+  static const OrtCustomOp ops[] = {custom_op<LowRankAdd>(), custom_op<AdapterAdd>(), custom_op<AdapterAddEach>(),
+                                    custom_op<AdapterSiluMul>(), custom_op<AdapterSkipNorm>()};
   // One domain for all sessions of the process, which ends with it: sessions do not own it.
   static OrtCustomOpDomain* domain = nullptr;
   static std::mutex making;
