@@ -1,4 +1,4 @@
-"""Whether the kernels' norms and gates have the bits of this ONNX Runtime's own: a base with slots computes what it does without."""
+"""Whether the kernels' norms and gates have the bits of ONNX Runtime's own: a base with slots computes what it does without."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ _EPSILON = np.float32(1e-5)
 _FLOAT, _UINT8, _INT64 = 1, 2, 7  # of TensorProto.DataType
 _OUTPUTS = ["theirs", "their_sum", "ours", "our_sum"]
 #: Where the logistic function ends, or is 0 or 1 in float32.
-_FAR_GATES = np.array([0, -0.0, 1e-30, -1e-30, 17.9, 18, 18.1, -18, -18.1, 86, -87.2, -87.4, -88, 89, -104, 3e38, -3e38])
+_FAR_GATES = np.array(
+    [0, -0.0, 1e-30, -1e-30, 17.9, 18, 18.1, -18, -18.1, 86, -87.2, -87.4, -88, 89, -104, 3e38, -3e38]
+)
 
 
 @cache
@@ -68,7 +70,7 @@ def _silu_agrees(silu: str, library: Path, open_session: Callable[..., Any]) -> 
 
 
 def _silu_graph(silu: str) -> bytes:
-    """ONNX Runtime's nodes over ``gate``, ours over ``same``: only the nodes themselves read what theirs begin with, as in a base."""
+    """ONNX Runtime's nodes over ``gate``, ours over ``same``: nothing else reads what theirs begin with, as in a base."""
     if silu == SIGMOID:
         nodes = [_node(SIGMOID, "", ("gate",), ("s",), b""), _node("Mul", "", ("gate", "s"), ("a",), b"")]
     else:
@@ -83,7 +85,10 @@ def _silu_graph(silu: str) -> bytes:
     graph = [
         *(block(1, node) for node in nodes),
         block(2, "silus"),
-        *(block(11, _value(name, *kinds.get(name, (_FLOAT, 3)))) for name in ("gate", "same", "up", "x", "adapter", "rows")),
+        *(
+            block(11, _value(name, *kinds.get(name, (_FLOAT, 3))))
+            for name in ("gate", "same", "up", "x", "adapter", "rows")
+        ),
         *(block(12, _value(name, _FLOAT, 3)) for name in ("theirs", "ours")),
     ]
     return _model(graph)

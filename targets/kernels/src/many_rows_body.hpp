@@ -6,12 +6,13 @@ namespace {
 
 // Rows and vectors side by side: of 32 registers of 16 floats, and of 16 (or of 32 of half a vector, on Arm) of 8.
 constexpr int kW = EDGEPEFT_WIDTH, kSideRows = kW >= 16 ? 8 : 4;
+constexpr int kHalf = 8;  // columns of A are a multiple of this
 constexpr int kPanelVectors = kW >= 16 ? 3 : 2;
 constexpr size_t kPanel = kPanelVectors * kW;
 
 template <typename T>
 void widen_typed(const Problem& p, Widened& found) {
-  const size_t columns = (p.rank + kW - 1) / kW * kW;
+  const size_t columns = (p.rank + kHalf - 1) / kHalf * kHalf;
   found.stride = columns;
   found.parts.clear();
     const T* a = static_cast<const T*>(p.a);
@@ -71,20 +72,23 @@ EDGEPEFT_INLINE inline void each(const F& f) {
 }
 
 // h = x A for ROWS rows and COUNT vectors of A's columns.
-template <int ROWS, int COUNT>
+template <int N, int ROWS, int COUNT>
 void side_down(const float* x, size_t in, const float* a, size_t stride, float* h) {
-  V<kW> sums[ROWS * COUNT];
-  each<ROWS * COUNT>([&](auto i) EDGEPEFT_INLINE { sums[i] = V<kW>{}; });
+  V<N> sums[ROWS * COUNT];
+  each<ROWS * COUNT>([&](auto i) EDGEPEFT_INLINE { sums[i] = V<N>{}; });
   for (size_t k = 0; k < in; ++k, ++x, a += stride) {
-    V<kW> factor[COUNT];
-    each<COUNT>([&](auto v) EDGEPEFT_INLINE { factor[v] = load<kW>(a + v * kW); });
+    V<N> factor[COUNT];
+    each<COUNT>([&](auto v) EDGEPEFT_INLINE { factor[v] = load<N>(a + v * N); });
     each<ROWS>([&](auto r) EDGEPEFT_INLINE {
-      const V<kW> mine = x[r * in] - V<kW>{};
+      const V<N> mine = x[r * in] - V<N>{};
       each<COUNT>([&](auto v) EDGEPEFT_INLINE { sums[r * COUNT + v] += mine * factor[v]; });
     });
   }
-  each<ROWS * COUNT>([&](auto i) EDGEPEFT_INLINE { store<kW>(h + i / COUNT * stride + i % COUNT * kW, sums[i]); });
+  each<ROWS * COUNT>([&](auto i) EDGEPEFT_INLINE { store<N>(h + i / COUNT * stride + i % COUNT * N, sums[i]); });
 }
+
+// Asks for a cache line that is read and written soon; beyond the end of the memory it does nothing.
+inline void soon_written(uintptr_t at) { __builtin_prefetch(reinterpret_cast<const void*>(at), 1, 3); }
 
 // to = from + h B for ROWS rows and one panel.
 template <int ROWS>
@@ -92,6 +96,10 @@ void side_up(const float* from, float* to, size_t out, const float* panel, size_
   constexpr int COUNT = kPanelVectors;
   V<kW> sums[ROWS * COUNT];
   each<ROWS * COUNT>([&](auto i) EDGEPEFT_INLINE { sums[i] = load<kW>(from + i / COUNT * out + i % COUNT * kW); });
+  // The next panel's columns of each row are asked for: rows lie apart, so the processor does not foresee them.
+  each<ROWS * COUNT>([&](auto i) EDGEPEFT_INLINE {
+    soon_written(reinterpret_cast<uintptr_t>(from) + (i / COUNT * out + (i % COUNT + COUNT) * kW) * sizeof(float));
+  });
   for (size_t i = 0; i < ranks; ++i, ++h, panel += kPanel) {
     V<kW> factor[COUNT];
     each<COUNT>([&](auto v) EDGEPEFT_INLINE { factor[v] = load<kW>(panel + v * kW); });
@@ -118,9 +126,10 @@ void wide_down(const Problem& p, const Widened& wide, size_t row) {
   float* h = p.scratch + row * wide.stride;
   size_t c = 0;
   if (kW >= 16)
-    for (; c + 3 * kW <= wide.stride; c += 3 * kW) side_down<ROWS, 3>(x, p.in, wide.a + c, wide.stride, h + c);
-  for (; c + 2 * kW <= wide.stride; c += 2 * kW) side_down<ROWS, 2>(x, p.in, wide.a + c, wide.stride, h + c);
-  for (; c + kW <= wide.stride; c += kW) side_down<ROWS, 1>(x, p.in, wide.a + c, wide.stride, h + c);
+    for (; c + 3 * kW <= wide.stride; c += 3 * kW) side_down<kW, ROWS, 3>(x, p.in, wide.a + c, wide.stride, h + c);
+  for (; c + 2 * kW <= wide.stride; c += 2 * kW) side_down<kW, ROWS, 2>(x, p.in, wide.a + c, wide.stride, h + c);
+  for (; c + kW <= wide.stride; c += kW) side_down<kW, ROWS, 1>(x, p.in, wide.a + c, wide.stride, h + c);
+  if (kW > kHalf && c < wide.stride) side_down<kHalf, ROWS, 1>(x, p.in, wide.a + c, wide.stride, h + c);
 }
 
 template <int ROWS>
