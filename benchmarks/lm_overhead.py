@@ -24,7 +24,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import median
-from time import perf_counter, sleep
+from time import perf_counter, sleep, thread_time
 from typing import Any, Protocol
 
 import click
@@ -220,7 +220,12 @@ def ratio(mine: list[float], base: list[float]) -> float:
 @click.option(
     "--kernels", is_flag=True, help="Measure edgepeft's kernels beside it, with factors in fp32, fp16 and int8."
 )
-def main(model: str, work: Path, threads: tuple[int, ...], rounds: int, sets: int, genai: bool, kernels: bool) -> None:
+@click.option("--cpu", is_flag=True, help="CPU time of one thread in place of time, on a busy machine.")
+def main(
+    model: str, work: Path, threads: tuple[int, ...], rounds: int, sets: int, genai: bool, kernels: bool, cpu: bool
+) -> None:
+    if cpu and threads != (1,):
+        raise click.UsageError("--cpu counts the time of one thread: --threads 1")
     folder = work / model
     path = source(model, work)
     plain, slotted = bundles(path, folder)
@@ -248,7 +253,7 @@ def main(model: str, work: Path, threads: tuple[int, ...], rounds: int, sets: in
             names = list(makers)
             names = names[number % len(names) :] + names[: number % len(names)]
             engines = {name: makers[name]() for name in names}
-            times = measure(engines, vocab, rounds, 0.0 if count == 1 else 0.004)
+            times = measure(engines, vocab, rounds, 0.0 if count == 1 else 0.004, thread_time if cpu else perf_counter)
             base = times["slot-free base"]
             for name, (prefill, decode) in times.items():
                 found[name].append((median(decode) * 1e3, ratio(decode, base[1]), ratio(prefill, base[0])))

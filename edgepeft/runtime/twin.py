@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from ..bundle.protobuf import VARINT, Field, all_fields, block, number, varint
 from ..bundle.slots import LinearSlot
 from .kernel_adapter import part_offsets
-from .twin_joins import CONTRIB, NORMS, Norm, norm_behind, together
+from .twin_joins import CONTRIB, NORMS, Gated, Norm, gated_behind, norm_behind, together
 from .twin_matrices import matrices, replace_matrices
 from .twin_nodes import GRAPH, NODE, Made, Node, NodeList, Place, Uses, read_graph, read_node, text
 
@@ -57,6 +57,7 @@ def make_twin(
     adapter: str | None = None,
     join: bool = True,
     norms: Collection[str] = (),
+    silus: Collection[str] = (),
     blocks: bool = False,
 ) -> Twin | None:
     """The twin of a graph; ``None`` where no slot is the three nodes ``y + (x A) B``, and no matrix is replaced.
@@ -71,6 +72,8 @@ def make_twin(
         join: With ``adapter``: slots that read the same activations are one node (``AdapterAddEach``).
         norms: With ``adapter``: a slot before one of these operators (:data:`~.twin_joins.NORMS`) is one node with it
             (``AdapterSkipNorm``).
+        silus: With ``adapter`` and ``join``: two slots behind which ``silu(gate) * up`` stands in one of these forms
+            (:data:`~.twin_joins.SILUS`) are one node with it (``AdapterSiluMul``).
         blocks: Matrices of 4 or 8 bits in blocks of 32 are ``BlockMatMul`` (:mod:`.twin_matrices`).
 
     Raises:
@@ -94,7 +97,8 @@ def make_twin(
     replace_matrices(made, replaced, uses, DOMAIN)
     if not fused:  # nothing takes an adapter
         adapter = None
-    if not any(node.nested for node in nodes):  # what a subgraph reads is not known here
+    nested = any(node.nested for node in nodes)  # what a subgraph reads is not known here
+    if not nested:
         for node in nodes:
             if node.domain == CONTRIB and node.op in NORMS:
                 made.shorten(node, _norm_outputs(node, uses), model)
@@ -105,7 +109,7 @@ def make_twin(
         order = {node.field.start: number for number, node in enumerate(nodes)}
         places.sort(key=lambda place: place.nodes[0].field.start)
         groups = together(places, uses, order) if join else [[place] for place in places]
-        _with_adapters(made, groups, uses, adapter, norms)
+        _with_adapters(made, groups, uses, adapter, norms, () if nested else silus)
     dropped = set[int]()
     if adapter is not None:
         factors = {name for slot in fused for name in (slot.a, slot.b)}
@@ -129,8 +133,20 @@ def make_twin(
     return Twin(content, tuple(fused), adapter, rows_name(adapter), len(replaced))
 
 
-def _with_adapters(made: NodeList, groups: list[list[Place]], uses: Uses, adapter: str, norms: Collection[str]) -> None:
+def _with_adapters(
+    made: NodeList,
+    groups: list[list[Place]],
+    uses: Uses,
+    adapter: str,
+    norms: Collection[str],
+    silus: Collection[str],
+) -> None:
     for group in groups:
+        gated = gated_behind(group, uses, silus)
+        if gated is not None:
+            gone = [node for place in group for node in place.nodes]
+            made.replace([*gone, *gated.nodes], _adapter_silu_mul(gated, adapter), gated.nodes[-1])
+            continue
         if len(group) > 1:
             gone = [node for place in group for node in place.nodes]
             made.replace(gone, _adapter_add_each(group, adapter), group[0].nodes[-1])
@@ -184,6 +200,13 @@ def _adapter_add_each(group: list[Place], adapter: str) -> Made:
     slots = [block(1, "slots"), *(number(8, place.number) for place in group), number(20, _INTS)]
     name = "+".join(place.slot.name for place in group)
     return _operator(name, "AdapterAddEach", inputs, tuple(place.result for place in group), [block(5, slots)])
+
+
+def _adapter_silu_mul(gated: Gated, adapter: str) -> Made:
+    gate, up = gated.gate, gated.up
+    inputs = (gate.x, adapter, rows_name(adapter), gate.y, up.y)
+    slots = [block(1, "slots"), number(8, gate.number), number(8, up.number), number(20, _INTS)]
+    return _operator(f"{gate.slot.name}*{up.slot.name}", "AdapterSiluMul", inputs, (gated.result,), [block(5, slots)])
 
 
 def _adapter_skip_norm(place: Place, norm: Norm, adapter: str) -> Made:

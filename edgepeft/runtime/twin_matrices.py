@@ -1,4 +1,4 @@
-"""Which quantized matrices of a graph become ``BlockMatMul``, which reads weights where they lie: ONNX Runtime's own node copies them."""
+"""Which quantized matrices of a graph become ``BlockMatMul``, which reads weights where they lie."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ def model(
     shared: bool = False,
     **numbers: Any,
 ) -> bytes:
-    """``y = x W'``, whose scales are float16 behind a Cast or float32; other numbers take the attributes' places, or None: left out.
+    """``y = x W'``, whose scales are float16 behind a Cast or float32; ``numbers`` replace attributes; None: left out.
 
     Args:
         half: The scales are float16 in the file.

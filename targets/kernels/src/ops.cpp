@@ -1,11 +1,12 @@
-// edgepeft's custom operators, as ONNX Runtime registers them: LowRankAdd, AdapterAdd, AdapterAddEach, AdapterSkipNorm and BlockMatMul,
-// each in the header of its name.
+// edgepeft's custom operators, as ONNX Runtime registers them: LowRankAdd, AdapterAdd, AdapterAddEach, AdapterSiluMul, AdapterSkipNorm
+// and BlockMatMul, each in the header of its name.
 #include <exception>
 #include <mutex>
 #include <string>
 
 #include "adapter_add.hpp"
 #include "adapter_add_each.hpp"
+#include "adapter_silu_mul.hpp"
 #include "adapter_skip_norm.hpp"
 #include "block_matmul_node.hpp"
 #include "low_rank_add.hpp"
@@ -115,8 +116,8 @@ EDGEPEFT_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* opt
     const std::string found = base->GetVersionString();
     return oldest->CreateStatus(ORT_NOT_IMPLEMENTED, ("edgepeft's kernels need ONNX Runtime 1.21 or newer, this is " + found).c_str());
   }
-  static const OrtCustomOp ops[] = {custom_op<LowRankAdd>(), custom_op<AdapterAdd>(), custom_op<AdapterAddEach>(), custom_op<AdapterSkipNorm>(),
-                                    custom_op<BlockMatMulNode>()};
+  static const OrtCustomOp ops[] = {custom_op<LowRankAdd>(), custom_op<AdapterAdd>(), custom_op<AdapterAddEach>(),
+                                    custom_op<AdapterSiluMul>(), custom_op<AdapterSkipNorm>(), custom_op<BlockMatMulNode>()};
   // One domain for all sessions of the process, which ends with it: sessions do not own it.
   static OrtCustomOpDomain* domain = nullptr;
   static std::mutex making;
