@@ -63,9 +63,8 @@ def replace_matrices(made: NodeList, found: Sequence[Matrix], uses: Uses, domain
     for matrix in found:
         node = matrix.node
         x, weights, _, zeros, _, bias = (*node.inputs, "", "", "")[:6]
-        inputs = (x, weights, matrix.scales, zeros, bias)
-        while not inputs[-1]:
-            inputs = inputs[:-1]
+        more = (zeros, bias) if bias else (zeros,) if zeros else ()
+        inputs = (x, weights, matrix.scales, *more)
         numbers = {"N": matrix.numbers["N"], "K": matrix.numbers["K"], "bits": matrix.numbers.get("bits", 4)}
         fields = [
             *(block(1, name) for name in inputs),
