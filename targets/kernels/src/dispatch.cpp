@@ -8,10 +8,11 @@ namespace edgepeft::kernels {
 #define EDGEPEFT_FUNCTIONS(isa)                                                                              \
   namespace isa {                                                                                            \
   void run(const Problem&);                                                                                  \
-  void widen(const Problem&, Widened&);                                                                      \
+  void plan_wide(const Problem&, Widened&);                                                                  \
+  void widen(const Problem&, Widened&, std::size_t);                                                         \
   void run_wide(const Problem&, const Widened&);                                                             \
   void silu_mul(const float*, const float*, float*, std::size_t);                                            \
-  const Functions functions = {#isa, run, widen, run_wide, silu_mul};                                        \
+  const Functions functions = {#isa, run, plan_wide, widen, run_wide, silu_mul};                                        \
   }
 EDGEPEFT_FUNCTIONS(portable)
 #ifdef EDGEPEFT_X86

@@ -58,6 +58,9 @@ inline std::size_t scratch_size(const Problem& p) {
 // From so many rows on it pays to lay the factors out first.
 constexpr std::size_t kMany = 48;
 
+// Factors are laid out in so many pieces, each by one thread.
+constexpr std::size_t kPieces = 8;
+
 // A problem's factors for many rows: in float32, A's columns in whole vectors, B's in panels, without scales.
 struct Widened {
   struct Part {
@@ -76,7 +79,8 @@ struct Widened {
 struct Functions {
   const char* name;
   void (*run)(const Problem&);
-  void (*widen)(const Problem&, Widened&);
+  void (*plan_wide)(const Problem&, Widened&);                   // says where what lies, and makes room
+  void (*widen)(const Problem&, Widened&, std::size_t piece);    // fills one of kPieces pieces
   void (*run_wide)(const Problem&, const Widened&);  // at most kTile rows
   void (*silu_mul)(const float* gate, const float* up, float* result, std::size_t count);  // result may be one of them
 };

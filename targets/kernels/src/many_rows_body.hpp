@@ -10,53 +10,50 @@ constexpr int kHalf = 8;  // columns of A are a multiple of this
 constexpr int kPanelVectors = kW >= 16 ? 3 : 2;
 constexpr size_t kPanel = kPanelVectors * kW;
 
+// Whether A can be read as it lies.
+bool as_it_lies(const Problem& p) { return p.type == Type::kFloat && p.rank % kHalf == 0 && p.stride == p.rank; }
+
+size_t panels_of(size_t columns) { return (columns + kPanel - 1) / kPanel; }
+
+// Some rows of A, in float32 and with columns of zeros up to the stride.
 template <typename T>
-void widen_typed(const Problem& p, Widened& found) {
-  const size_t columns = (p.rank + kHalf - 1) / kHalf * kHalf;
-  found.stride = columns;
-  found.parts.clear();
-    const T* a = static_cast<const T*>(p.a);
-  if (std::is_same<T, float>::value && columns == p.stride && p.rank == p.stride) {
-    found.a = static_cast<const float*>(p.a);
-  } else {
-    if (found.of_a.size() < p.in * columns) found.of_a.resize(p.in * columns);
-    float* to = found.of_a.data();
-    found.a = to;
-    for (size_t k = 0; k < p.in; ++k, to += columns) {
-      const T* from = a + k * p.stride;
-      size_t c = 0;
-      for (; c + kW <= p.rank; c += kW) store<kW>(to + c, load<kW>(from + c));
-      for (; c < p.rank; ++c) to[c] = one(from + c);
-      for (; c < columns; ++c) to[c] = 0;
-    }
+void widen_a(const Problem& p, Widened& found, size_t row, size_t end) {
+  for (; row < end; ++row) {
+    const T* from = static_cast<const T*>(p.a) + row * p.stride;
+    float* to = found.of_a.data() + row * found.stride;
+    size_t c = 0;
+    for (; c + kW <= p.rank; c += kW) store<kW>(to + c, load<kW>(from + c));
+    for (; c < p.rank; ++c) to[c] = one(from + c);
+    for (; c < found.stride; ++c) to[c] = 0;
   }
-  size_t size = 0;
-  for (size_t number = 0; number < p.part_count; ++number) {
-    const Part& part = p.parts[number];
-    size += (part.end - part.begin + kPanel - 1) / kPanel * kPanel * part.ranks;
+}
+
+// One panel of a part: its ranks' columns from n on, times their scales, and zeros behind the part's last column.
+template <typename T>
+void widen_panel(const Part& part, size_t n, float* to) {
+  const size_t count = part.end - n < kPanel ? part.end - n : kPanel;
+  for (size_t i = 0; i < part.ranks; ++i, to += kPanel) {
+    const size_t at = part.rows == nullptr ? i : part.rows[i];
+    const T* from = static_cast<const T*>(part.b) + at * part.stride + (n - part.begin);
+    const float scale = part.scale == nullptr ? 1.0f : part.scale[i];
+    size_t c = 0;
+    for (; c + kW <= count; c += kW) store<kW>(to + c, load<kW>(from + c) * scale);
+    for (; c < count; ++c) to[c] = one(from + c) * scale;
+    for (; c < kPanel; ++c) to[c] = 0;
   }
-  if (found.of_b.size() < size) found.of_b.resize(size);
-  float* to = found.of_b.data();
-  for (size_t number = 0; number < p.part_count; ++number) {
-    const Part& part = p.parts[number];
-    Widened::Part mine{part.begin, part.end, part.ranks, static_cast<size_t>(to - found.of_b.data()), 0, nullptr};
-    if (part.order != nullptr && part.ranks > 0) {
-      mine.first = part.order[0];
-      bool follow = true;
-      for (size_t i = 1; i < part.ranks; ++i) follow &= part.order[i] == part.order[0] + i;
-      if (!follow) mine.order = part.order;
-    }
-    for (size_t n = part.begin; n < part.end; n += kPanel)
-      for (size_t i = 0; i < part.ranks; ++i, to += kPanel) {
-        const size_t at = part.rows == nullptr ? i : part.rows[i], rest = part.end - n < kPanel ? part.end - n : kPanel;
-        const T* from = static_cast<const T*>(part.b) + at * part.stride + (n - part.begin);
-        const float scale = part.scale == nullptr ? 1.0f : part.scale[i];
-        size_t c = 0;
-        for (; c + kW <= rest; c += kW) store<kW>(to + c, load<kW>(from + c) * scale);
-        for (; c < rest; ++c) to[c] = one(from + c) * scale;
-        for (; c < kPanel; ++c) to[c] = 0;
-      }
-    found.parts.push_back(mine);
+}
+
+template <typename T>
+void widen_typed(const Problem& p, Widened& found, size_t piece) {
+  if (!as_it_lies(p)) widen_a<T>(p, found, p.in * piece / kPieces, p.in * (piece + 1) / kPieces);
+  size_t panels = 0, number = 0;
+  for (const Widened::Part& part : found.parts) panels += panels_of(part.end - part.begin);
+  const size_t first = panels * piece / kPieces, end = panels * (piece + 1) / kPieces;
+  for (size_t i = 0; i < found.parts.size(); ++i) {
+    const Part& part = p.parts[i];
+    float* to = found.of_b.data() + found.parts[i].b;
+    for (size_t n = part.begin; n < part.end; n += kPanel, ++number, to += kPanel * part.ranks)
+      if (number >= first && number < end) widen_panel<T>(part, n, to);
   }
 }
 
@@ -146,11 +143,32 @@ void wide_up(const Problem& p, size_t row, size_t n, size_t end, const float* pa
 
 }  // namespace
 
-void widen(const Problem& p, Widened& found) {
+void plan_wide(const Problem& p, Widened& found) {
+  found.stride = (p.rank + kHalf - 1) / kHalf * kHalf;
+  if (!as_it_lies(p) && found.of_a.size() < p.in * found.stride) found.of_a.resize(p.in * found.stride);
+  found.a = as_it_lies(p) ? static_cast<const float*>(p.a) : found.of_a.data();
+  found.parts.clear();
+  size_t size = 0;
+  for (size_t number = 0; number < p.part_count; ++number) {
+    const Part& part = p.parts[number];
+    Widened::Part mine{part.begin, part.end, part.ranks, size, 0, nullptr};
+    if (part.order != nullptr && part.ranks > 0) {
+      mine.first = part.order[0];
+      for (size_t i = 1; i < part.ranks; ++i)
+        if (part.order[i] != mine.first + i) mine.order = part.order;
+      if (mine.order != nullptr) mine.first = 0;
+    }
+    size += panels_of(part.end - part.begin) * kPanel * part.ranks;
+    found.parts.push_back(mine);
+  }
+  if (found.of_b.size() < size) found.of_b.resize(size);
+}
+
+void widen(const Problem& p, Widened& found, size_t piece) {
   switch (p.type) {
-    case Type::kFloat: return widen_typed<float>(p, found);
-    case Type::kHalf: return widen_typed<uint16_t>(p, found);
-    case Type::kInt8: return widen_typed<int8_t>(p, found);
+    case Type::kFloat: return widen_typed<float>(p, found, piece);
+    case Type::kHalf: return widen_typed<uint16_t>(p, found, piece);
+    case Type::kInt8: return widen_typed<int8_t>(p, found, piece);
   }
 }
 

@@ -80,7 +80,7 @@ class Node {
       tiles += groups[i].tiles;
       products += p.rows * p.rank * (p.in + p.out);
     }
-    widen_groups(functions_, groups, count);
+    if (auto status = widen(context, groups, count)) return status;
     auto tile = [&](std::size_t number) {
       const Group* group = groups;
       while (number >= group->tiles) number -= group++->tiles;
@@ -100,7 +100,7 @@ class Node {
       products += p.rows * p.rank * (p.in + p.out);
       if (groups[i].apart) apart = kTile * p.out;
     }
-    widen_groups(functions_, groups, count);
+    if (auto status = widen(context, groups, count)) return status;
     auto tile = [&](std::size_t number) {
       float* room = apart > 0 ? room_apart(apart) : nullptr;
       for (std::size_t i = 0; i < count; ++i) run_tile(functions_, groups[i], number, room);
@@ -170,6 +170,17 @@ class Node {
   const Functions& functions_;
 
  private:
+  // Lays out the factors of groups of many rows.
+  OrtStatusPtr widen(OrtKernelContext* context, Group* groups, std::size_t count) const {
+    plan_groups(functions_, groups, count);
+    for (std::size_t i = 0; i < count; ++i) {
+      if (groups[i].wide == nullptr) continue;
+      auto piece = [&](std::size_t number) { functions_.widen(groups[i].problem, *groups[i].wide, number); };
+      if (auto status = in_parallel(context, kPieces, true, piece)) return status;
+    }
+    return nullptr;
+  }
+
   // Calls `work` with each number below `count`, on the session's threads where there is much of it.
   template <typename Work>
   OrtStatusPtr in_parallel(OrtKernelContext* context, std::size_t count, bool much, const Work& work) const {

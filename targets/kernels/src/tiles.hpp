@@ -12,21 +12,22 @@ namespace edgepeft::kernels {
 struct Group {
   Problem problem;
   std::size_t tiles = 0;
-  const Widened* wide = nullptr;  // where there are many rows
+  Widened* wide = nullptr;  // where there are many rows
   bool apart = false;             // the result is one tile in the thread's memory, and `problem.result` is not used
 };
 
-// Lays out the factors of groups of many rows; the memory is the thread's, and holds until its next call.
-inline void widen_groups(const Functions& functions, Group* groups, std::size_t count) {
+// Plans for the factors of groups of many rows; the memory is the thread's, and holds until its next call.
+inline void plan_groups(const Functions& functions, Group* groups, std::size_t count) {
   static thread_local std::vector<Widened> room;
   std::size_t used = 0;
   for (std::size_t i = 0; i < count; ++i) used += groups[i].problem.rows >= kMany;
   if (room.size() < used) room.resize(used);  // before anything points into it
+  used = 0;
   for (std::size_t i = 0; i < count; ++i) {
     groups[i].wide = nullptr;
     if (groups[i].problem.rows < kMany) continue;
-    Widened& mine = room[--used];
-    functions.widen(groups[i].problem, mine);
+    Widened& mine = room[used++];
+    functions.plan_wide(groups[i].problem, mine);
     groups[i].wide = &mine;
   }
 }

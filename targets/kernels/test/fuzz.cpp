@@ -149,7 +149,8 @@ void compute(const Functions& isa, Problem p, bool wide) {
   p.scratch = scratch.data();
   if (!wide) return isa.run(p);
   static thread_local Widened room;  // of the problem before, as a thread's is
-  isa.widen(p, room);
+  isa.plan_wide(p, room);
+  for (std::size_t piece = 0; piece < kPieces; ++piece) isa.widen(p, room, piece);
   isa.run_wide(p, room);
 }
 
