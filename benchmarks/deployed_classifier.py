@@ -4,8 +4,9 @@
     python benchmarks/deployed_classifier.py teacher OUT [--source reviews] [--epochs 2]
 
 ``rounded``: LoRA in the upper three layers, as the demo has it: trained in fp32; trained on the variant; from the first one on, on
-the variant, by the rows and by what the first one says (`--distill`). All are judged by ONNX Runtime on held-out sentences of the source, which no training saw: accuracy on both
-variants, and the share of labels that the variant keeps of what the first one says in fp32.
+the variant, by the rows and by what the first one says (`--distill`). All are judged by ONNX Runtime on held-out sentences of the
+source, which no training saw: accuracy on both variants, and the share of labels that the variant keeps of what the first one says
+in fp32.
 ``teacher``: LoRA at query and value by the rows and by what MiniLM says that was fine-tuned whole (`--teacher`), judged likewise.
 Epochs are chosen on a tenth of the training rows. Intervals are Wilson's; changes are paired.
 """
