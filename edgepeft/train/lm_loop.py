@@ -141,8 +141,10 @@ def fit_language(
                 logits = model(**plain).logits[:, -labels.shape[1] :]
             learnt = options.get("num_items_in_batch")
             self.loss_is_scaled_for_ga = learnt is not None
+            if learnt is None:
+                return divergence(logits, target) / (labels >= 0).sum().clamp(min=1)
             # As Trainer does with losses of its own: gradients are means over processes, and this is a share of a sum.
-            return together.count * divergence(logits, target) / ((labels >= 0).sum() if learnt is None else learnt)
+            return together.count * divergence(logits, target) / learnt
 
         def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
             step = self.state.global_step

@@ -93,9 +93,8 @@ class Run:
         self._group = group()
         self._group.same(self.trained)
         if self._group.several and threads is None:
-            threads = (
-                torch.get_num_threads()
-            )  # as the launcher set it: one that all share cores with cannot time its own steps
+            # As the launcher set it: steps wait for those of other processes, so their times say nothing of one's own threads.
+            threads = torch.get_num_threads()
         self._chooser = ThreadChooser(threads if self.device.type == "cpu" else torch.get_num_threads())
         self._threads_before = torch.get_num_threads()
         self._cache: ActivationCache | None = None
