@@ -16,7 +16,7 @@ from .. import __version__
 from ..bundle import SlotTable
 from ..cache import cache_dir
 from ..quantize.calibrated import fit, write_rounded
-from ..quantize.mixed import MEASURED, options_of
+from ..quantize.mixed import MEASURED, OFFSET, options_of
 from ..quantize.nbits import Rounded
 from ..quantize.packing import BLOCK
 from ..quantize.sensitivity import Sensitivity, Stage, divergence_between, sensitivity_of
@@ -96,6 +96,9 @@ def make_mixed(graphs: Sequence[Graph], slots: SlotTable, *, runs: Runs, goal: G
     floor = max(0.0, made - known.together)
     options = {name: options_of(matrix, known.factor * known.each.get(name, 0.0)) for name, matrix in found.items()}
     rest = size_of(graphs) - sum(o.bytes for each in options.values() for o in each if o.form == MEASURED)
+    # Offsets share a table of blocks for each width.
+    widths = {found[name].shape[1] for name, each in options.items() if any(o.form == OFFSET for o in each)}
+    rest += sum(width * (width // OFFSET.block) for width in widths)
     numbers = {name: math.prod(matrix.shape) for name, matrix in found.items()}
     whole = MixedVariant(graphs, slots, runs, found, first, options, rest, floor)
     point, measured = whole.reach(goal, sum(numbers.values()), announce)

@@ -25,8 +25,8 @@ MEASURED = Form(4, 32)
 FORMS = (Form(4, 128), Form(4, 64), MEASURED, Form(8, 128), Form(8, 64), Form(8, 32))
 #: The form of a matrix that lies on a grid of 4 bits but for its zero.
 OFFSET = Form(4, 32, offsets=True)
-#: At most what the five nodes of offsets take in the graph's file: bytes, and how often they say the layer's name.
-_NODES, _NAMES = 700, 18
+#: At most what the four nodes of offsets take in the graph's file: bytes, and how often they say the layer's name.
+_NODES, _NAMES = 500, 14
 #: Rows of a matrix by which the error of one form is compared with another's.
 ROWS = 128
 

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from ..errors import BundleError
 from ..graph.bit_packing import unpack
-from ..graph.nodes import FLOAT, constant, is_flat
+from ..graph.nodes import FLOAT, constant
 from ..graph.passes.edit import home_of, replace_node
 from .packing import Blocks, Grid
 from .weights import Matrix, drop_unused
@@ -20,7 +20,7 @@ ACCURACY_LEVEL = 4
 ADDED_BIAS, CORRECTION = "/added_bias", ("/first", "/second")
 #: How the initializer of the offsets of blocks ends, and the node that widens it.
 OFFSETS = "/offsets"
-#: How a node ends that widens float16 scales. ONNX Runtime computes it once, when the graph is opened: what it reads is constant.
+#: How a node ends that widens a constant to float32. ONNX Runtime computes it once, when the graph is opened.
 WIDENED = "/widen"
 
 
@@ -176,26 +176,31 @@ class _Stored:
 
         Layers that read the same value get the same sums; ONNX Runtime computes equal nodes once.
         """
-        read = node.inputs[0]
-        rank = 2 if is_flat(node) or read is None or read.shape is None else len(read.shape)
-        parts = np.array([*([0] * (rank - 1)), -1, self.form.block], np.int64)
-        shape = constant(self.graph, f"edgepeft.blocks_{rank}_{self.form.block}", parts)
-        last = constant(self.graph, "edgepeft.last_axis", np.array([-1], np.int64))
         half = constant(self.graph, f"{self.name}{OFFSETS}", np.ascontiguousarray(offsets.T).astype(np.float16))
         wide = ir.node("Cast", [half], {"to": ir.DataType.FLOAT.value}, name=f"{node.name}{OFFSETS}")
-        blocks = ir.node("Reshape", [read, shape], name=f"{node.name}/blocks")
-        sums = ir.node("ReduceSum", [blocks.outputs[0], last], {"keepdims": 0}, name=f"{node.name}/block_sums")
+        sums = ir.node("MatMul", [node.inputs[0], self._blocks()], name=f"{node.name}/block_sums")
         moved = ir.node("MatMul", [sums.outputs[0], wide.outputs[0]], name=f"{node.name}/moved")
         total = ir.node("Add", [product.outputs[0], moved.outputs[0]], name=f"{node.name}/shifted")
-        for each, part in (
-            (product, "on_grid"),
-            (wide, "offsets"),
-            (blocks, "blocks"),
-            (sums, "sums"),
-            (moved, "moved"),
-        ):
+        for each, part in ((product, "on_grid"), (wide, "offsets"), (sums, "sums"), (moved, "moved")):
             each.outputs[0].name, each.outputs[0].type = f"{node.name}/{part}_output", FLOAT
-        return [wide, blocks, sums, moved, total]
+        return [wide, sums, moved, total]
+
+    def _blocks(self) -> ir.Value:
+        """Which block a column is in, as zeros and ones ``[in, blocks]``: one for all layers of a width.
+
+        A product with it is twice as fast for one token as a ReduceSum over a view of blocks (ONNX Runtime 1.32).
+        """
+        columns, block = self.form.columns, self.form.block
+        which = np.repeat(np.eye(columns // block, dtype=np.uint8), block, axis=0)
+        stored = constant(self.graph, f"edgepeft.blocks_{columns}_{block}", which)
+        known = next(iter(stored.uses()), None)
+        if known is not None:
+            return known.node.outputs[0]
+        cast = ir.node("Cast", [stored], {"to": ir.DataType.FLOAT.value}, name=f"{stored.name}{WIDENED}")
+        wide = cast.outputs[0]
+        wide.name, wide.type, wide.shape = f"{stored.name}/wide", FLOAT, stored.shape
+        self.graph.insert_before(self.graph[0], cast)
+        return wide
 
     def gather(self, node: ir.Node) -> None:
         """Replace a table's lookup; the table is the head's weight under another shape."""
