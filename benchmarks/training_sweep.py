@@ -64,7 +64,7 @@ def candidates(bench: Any) -> dict[str, Any]:
     from edgepeft.train.even_attention import key_site
     from edgepeft.train.methods import Settings
     from edgepeft.train.trials import Candidate
-    from edgepeft.train.tune import upper_half
+    from edgepeft.train.tune_stages import upper_half
 
     site, upper = key_site(bench), upper_half(bench)
     norms = (("modules_to_save", ["LayerNorm"]),)

@@ -19,7 +19,7 @@ from .show import print_json, steps, table, warn
 from .train_compare import spread
 
 if TYPE_CHECKING:
-    from ..train.tune import Tuning
+    from ..train.tuned import Tuning
 
 
 @cloup.command()

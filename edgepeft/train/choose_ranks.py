@@ -11,7 +11,7 @@ from ..bundle.heads import ProblemType
 from ..data import Examples
 from ..errors import InputError
 from ..metrics.intervals import Interval
-from .adapter import TrainedAdapter, finish
+from .adapter_result import TrainedAdapter, finish
 from .compare import score_interval
 from .gain import paired_change
 from .loop import Course, Schedule

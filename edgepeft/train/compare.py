@@ -15,7 +15,7 @@ from ..data import Examples
 from ..errors import InputError
 from ..metrics.intervals import Interval, percentile_interval, resampled_rows, wilson
 from ..scratch import scratch_folder
-from .adapter import TrainedAdapter, finish
+from .adapter_result import TrainedAdapter, finish
 from .gain import paired_change
 from .loop import Course, Schedule
 from .memory import with_memory_growth

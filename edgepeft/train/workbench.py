@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..data import Examples
 from ..errors import DataError, InputError
+from .adapt import adapt
 from .batches import Row
-from .methods import Settings, adapt
+from .methods import Settings
 from .problem import Problem
 from .source import Split
 from .tokenizer import HubTokenizer
