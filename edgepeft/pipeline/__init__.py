@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from ._for_target import export_for as export_for
     from ._for_target import fit as fit
     from ._mixed_bits import Front as Front
-    from ._mixed_bits import Goal as Goal
+    from ._mixed_variant import Goal as Goal
     from ._plan import ExportPlan as ExportPlan
     from ._plan import plan_export as plan_export
     from ._plan_quantize import QuantizePlan as QuantizePlan
@@ -148,7 +148,7 @@ _HOME = {
     "Refitted": "._refit",
     "QuantizedCache": "._cache",
     "Front": "._mixed_bits",
-    "Goal": "._mixed_bits",
+    "Goal": "._mixed_variant",
     "Quality": "._quality",
     "Fitted": "._for_target",
 }
