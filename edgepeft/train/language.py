@@ -1,31 +1,33 @@
-"""Training one adapter of a causal language model: the stage function, its result and its record."""
+"""Training one adapter of a causal language model: the stage function."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..data_files import read_text
 from ..errors import InputError
-from .corpus import Columns, Corpus, corpus_without_leaks, read_corpus
+from .corpus import Columns, corpus_without_leaks, read_corpus
 from .deployed import Deployed, DeployedWeights, check_deployment
 from .device import Precision, takes_bf16, training_device
-from .gain import Verdict, gain_warning, likelihood_gain
+from .encode import Tokens
+from .gain import gain_warning, likelihood_gain
+from .language_result import TrainedLanguageAdapter, language_record
+from .language_rows import pad_id_of, sequences_of
 from .leaks import leak_warning
 from .methods import Settings, check_shipping, settings_of, takes_norms
-from .perplexity import Change, Perplexity
-from .record import FORMAT, arguments_of, check_arguments, check_extra, versions, write_checkpoint
+from .processes import is_first, join
+from .record import arguments_of, check_arguments, check_extra, write_checkpoint
 from .reporters import callbacks_of
 from .resume import Keeper, call_of
-from .start import StartedFrom, nearest, read_sources, started
-from .tokenizer import HubTokenizer
+from .start import Source, StartedFrom, nearest, read_sources, started
+from .teacher import check_teacher
 
 if TYPE_CHECKING:
     from .base import BaseModel
-    from .lm_loop import LanguageCourse
 
 TASK = "text-generation"
 SCHEDULES = ("linear", "cosine", "constant")
@@ -33,45 +35,6 @@ _DEFAULT_MAX_LENGTH = 512
 #: Tokens on which adapters to start from are compared.
 _NEAREST_TOKENS = 4096
 _TEMPLATE_FILE = "chat_template.jinja"
-
-
-@dataclass(frozen=True)
-class TrainedLanguageAdapter:
-    """A trained adapter on disk.
-
-    ``folder`` holds ``adapter_model.safetensors``, ``adapter_config.json`` and ``edgepeft_adapter.json``, and the chat
-    template where one was given. ``layout`` is how rows became text: ``chat`` (through the chat template), ``plain``
-    (prompt and completion as they stand) or ``text``, whose rows are the pieces that the texts were cut into. ``before``
-    and ``after`` are perplexities on the validation rows, ``change`` their paired difference. ``train_tokens`` counts
-    what was learnt in all steps, repeats included, ``validation_tokens`` what is measured, ``cut_rows`` rows shortened
-    to the limit, ``skipped_rows`` rows left out because their prompt alone fills it. ``seconds`` is the time spent in
-    the training loop, both measurements included.
-    """
-
-    folder: Path
-    task: str
-    layout: Literal["chat", "plain", "text"]
-    base_model: str
-    base_identity: str
-    before: Perplexity
-    after: Perplexity
-    change: Change
-    seconds: float
-    epochs: int
-    best_epoch: int
-    steps: int
-    train_rows: int
-    train_tokens: int
-    validation_rows: int
-    validation_tokens: int
-    cut_rows: int
-    skipped_rows: int
-    trainable_parameters: int
-    total_parameters: int
-    verdict: Verdict = "no difference shown"
-    warnings: tuple[str, ...] = ()
-    start: StartedFrom | None = None
-    deployed: Deployed | None = None
 
 
 def train_language_adapter(
@@ -122,7 +85,9 @@ def train_language_adapter(
     """Fine-tune an adapter, LoRA or another method, of a causal language model and write it to a folder.
 
     The loss is on what the model is to say: completions with the end-of-sequence token, the assistant's turns, all of a
-    text. ``out`` appears whole or not at all. The same call on the same machine gives the same weights.
+    text. ``out`` appears whole or not at all. The same call on the same machine gives the same weights. Where a launcher started
+    several processes (``torchrun``, ``accelerate launch``) all make this call: each computes a share of every batch, and the first
+    one writes.
 
     Args:
         model: The base: a folder or a Hugging Face id.
@@ -206,11 +171,7 @@ def train_language_adapter(
     settings = settings_of(method, rank, alpha, dropout, target_modules, flags, peft, learning_rate)
     sources = [] if start is None else read_sources(start, "CAUSAL_LM", learning_rate)
     check_deployment(deploy_variant, bundle)
-    if distill and (deploy_variant is None or not sources):
-        raise InputError(
-            "--distill needs --from, the adapter that was trained on the base's own weights and is imitated, and --deploy-variant, "
-            "the rounded weights on which it is"
-        )
+    check_teacher(distill, None, deploy_variant, bool(sources))
     check_extra()
     template = None if chat_template is None else read_text(Path(chat_template))
     columns = Columns(text=text, prompt=prompt, completion=completion, messages=messages)
@@ -220,12 +181,12 @@ def train_language_adapter(
 
     from .base import load_language_base, token_limit
     from .distill import Teacher
-    from .encode import encode, limit, split
     from .lm_loop import LanguageSchedule, fit_language
-    from .methods import adapt, trainable
+    from .methods import trainable
     from .perplexity import change, measure, summarize
     from .trainer import seeded
 
+    join()
     base = load_language_base(model, template)
     rounded = None if deploy_variant is None or bundle is None else DeployedWeights(base, bundle, deploy_variant)
     bf16 = takes_bf16(precision)
@@ -234,52 +195,29 @@ def train_language_adapter(
     if max_length is not None and max_length > longest:
         raise InputError(f"max_length {max_length} is more than the {longest} tokens {base.source} can take")
     length = min(_DEFAULT_MAX_LENGTH, longest) if max_length is None else max_length
-    layout = _layout(corpus, base.tokenizer, chat, base.source)
-    encoded = encode(corpus, base.tokenizer, max_length=length, chat=layout == "chat")
-    if held_corpus is None:
-        train, held = split(
-            encoded.sequences,
-            fraction=validation_fraction,
-            max_tokens=max_validation_tokens,
-            seed=seed,
-            source=corpus.source,
-        )
-        cut, skipped = encoded.cut, encoded.skipped
-    else:
-        if held_corpus.kind != corpus.kind:
-            raise InputError(
-                f"{held_corpus.source} holds {held_corpus.kind} rows and {corpus.source} {corpus.kind} rows; both must be "
-                "of one kind"
-            )
-        also = encode(held_corpus, base.tokenizer, max_length=length, chat=layout == "chat")
-        train, held = list(encoded.sequences), limit(also.sequences, max_validation_tokens, seed)
-        cut, skipped = encoded.cut + also.cut, encoded.skipped + also.skipped
+    rows = sequences_of(
+        corpus,
+        held_corpus,
+        base.tokenizer,
+        source=base.source,
+        length=length,
+        chat=chat,
+        fraction=validation_fraction,
+        max_validation_tokens=max_validation_tokens,
+        seed=seed,
+    )
+    layout, train, held, pad_id = rows.layout, rows.train, rows.held, pad_id_of(base.tokenizer)
     planned = max_steps or epochs * -(-len(train) // (batch_size * gradient_accumulation))
     with seeded(seed, threads):  # lora_A is drawn here
-        if not sources:
-            begun = None
-            adapted = adapt(base, replace(settings, targets=_targets(base, settings)), "CAUSAL_LM", steps=planned)
-        else:
-            looked_at = limit(train, _NEAREST_TOKENS, seed)
-            pad_id = _pad_id(base.tokenizer)
-            source, begun = nearest(
-                base,
-                sources,
-                (),
-                "CAUSAL_LM",
-                lambda network: summarize(measure(network, looked_at, pad_id=pad_id)).nll,
-                "nats a token on training rows",
-            )
-            adapted, _ = started(base, source, (), "CAUSAL_LM")
-            begun = replace(begun, head=True)
+        adapted, begun = _begun(base, settings, sources, train, planned, seed)
     contents = [[each.ids.tolist(), each.learnt.tolist()] for each in (*train, *held)]
     call = call_of(arguments, base.identity, [len(train), contents, [source.sha256 for source in sources]])
     keeper = Keeper(out, call, resume=resume)
     fp32_before, teacher = None, None
     if rounded is not None:
         with rounded.floats():
-            fp32_before = summarize(measure(adapted, held, pad_id=_pad_id(base.tokenizer)))
-            teacher = Teacher(adapted, train, _pad_id(base.tokenizer)) if distill else None
+            fp32_before = summarize(measure(adapted, held, pad_id=pad_id))
+            teacher = Teacher(adapted, train, pad_id) if distill else None
     began = time.perf_counter()
     course = fit_language(
         adapted,
@@ -299,17 +237,17 @@ def train_language_adapter(
             threads=threads,
             bf16=bf16,
         ),
-        pad_id=_pad_id(base.tokenizer),
+        pad_id=pad_id,
         packed_length=length if (layout == "text" if packing is None else packing) else None,
-        progress=progress,
+        progress=progress if is_first() else False,
         keeper=keeper,
         teacher=teacher,
-        report_to=callbacks_of(report_to, out),
+        report_to=callbacks_of(report_to, out) if is_first() else (),
     )
     deployed = None
     if rounded is not None:
         with rounded.floats():
-            fp32_after = summarize(measure(adapted, held, pad_id=_pad_id(base.tokenizer)))
+            fp32_after = summarize(measure(adapted, held, pad_id=pad_id))
         deployed = Deployed(rounded.variant, rounded.layers, fp32_before, fp32_after)
     moved = change(course.before, course.after)
     gain = likelihood_gain(moved.nll, moved.standard_error)
@@ -336,8 +274,8 @@ def train_language_adapter(
         train_tokens=course.tokens,
         validation_rows=len(held),
         validation_tokens=sum(sequence.targets for sequence in held),
-        cut_rows=cut,
-        skipped_rows=skipped,
+        cut_rows=rows.cut,
+        skipped_rows=rows.skipped,
         trainable_parameters=trainable(adapted),
         total_parameters=base.parameters,
         verdict=gain.verdict,
@@ -345,33 +283,34 @@ def train_language_adapter(
         start=begun,
         deployed=deployed,
     )
-    record = _record(result, course, length, arguments)
+    record = language_record(result, course, length, arguments)
     write_checkpoint(adapted, out, record, {} if template is None else {_TEMPLATE_FILE: template})
     keeper.done()
     return result
 
 
-def _layout(
-    corpus: Corpus, tokenizer: HubTokenizer, chat: bool | None, source: str
-) -> Literal["chat", "plain", "text"]:
-    """How rows become text; :class:`InputError` where that needs a chat template or an end token that is not there."""
-    if corpus.kind == "text":
-        return "text"
-    has = isinstance(tokenizer.chat_template, str)
-    if corpus.kind == "messages" or (has if chat is None else chat):
-        if not has:
-            raise InputError(
-                f"{source}: the tokenizer has no chat template, so conversations have no layout. Give one as a Jinja file "
-                "(--chat-template FILE; the template of the instruct model of the same family is a good one), or rows "
-                "with prompt and completion"
-            )
-        return "chat"
-    if tokenizer.eos_token_id is None:
-        raise InputError(
-            f"{source}: the tokenizer has no end-of-sequence token, so a completion could never end. Set one and save the "
-            "tokenizer beside the model (tokenizer.eos_token = …)"
-        )
-    return "plain"
+def _begun(
+    base: BaseModel, settings: Settings, sources: Sequence[Source], train: Sequence[Tokens], planned: int, seed: int
+) -> tuple[Any, StartedFrom | None]:
+    """The base with a new adapter on it or with the nearest of ``sources``, and what to say of that."""
+    from .adapt import adapt
+    from .encode import limit
+    from .perplexity import measure, summarize
+
+    if not sources:
+        return adapt(base, replace(settings, targets=_targets(base, settings)), "CAUSAL_LM", steps=planned), None
+    looked_at = limit(train, _NEAREST_TOKENS, seed)
+    pad_id = pad_id_of(base.tokenizer)
+    source, begun = nearest(
+        base,
+        sources,
+        (),
+        "CAUSAL_LM",
+        lambda network: summarize(measure(network, looked_at, pad_id=pad_id)).nll,
+        "nats a token on training rows",
+    )
+    adapted, _ = started(base, source, (), "CAUSAL_LM")
+    return adapted, replace(begun, head=True)
 
 
 def _targets(base: BaseModel, settings: Settings) -> str | tuple[str, ...] | None:
@@ -392,47 +331,3 @@ def _targets(base: BaseModel, settings: Settings) -> str | tuple[str, ...] | Non
             "adapter of one would change the other. Leave it out of --target-modules"
         )
     return wanted
-
-
-def _pad_id(tokenizer: HubTokenizer) -> int:
-    """A token to fill rows with; it is masked, so any will do."""
-    return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
-
-
-def _record(
-    result: TrainedLanguageAdapter, course: LanguageCourse, length: int, arguments: dict[str, Any]
-) -> dict[str, Any]:
-    return {
-        "format": FORMAT,
-        "task": result.task,
-        "layout": result.layout,
-        "base_identity": result.base_identity,
-        "base_model": result.base_model,
-        "start": None if result.start is None else asdict(result.start),
-        "deployed": None if result.deployed is None else asdict(result.deployed),
-        "metrics": {
-            "before": asdict(result.before),
-            "after": asdict(result.after),
-            "change": asdict(result.change),
-            "verdict": result.verdict,
-            "warnings": list(result.warnings),
-            "train_loss": list(course.train_loss),
-            "step_loss": [round(loss, 6) for loss in course.step_loss],
-            "epoch_scores": [asdict(score) for score in course.scores],
-            "epochs": result.epochs,
-            "best_epoch": result.best_epoch,
-            "steps": result.steps,
-            "seconds": round(result.seconds, 3),
-            "train_rows": result.train_rows,
-            "train_tokens": result.train_tokens,
-            "validation_rows": result.validation_rows,
-            "validation_tokens": result.validation_tokens,
-            "cut_rows": result.cut_rows,
-            "skipped_rows": result.skipped_rows,
-        },
-        "max_length": length,
-        "trainable_parameters": result.trainable_parameters,
-        "total_parameters": result.total_parameters,
-        "arguments": arguments,
-        "versions": versions(),
-    }

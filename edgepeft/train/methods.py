@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..adapters.methods.registry import METHODS
 from ..adapters.methods.training import USUAL, Training
 from ..errors import InputError, UnsupportedAdapterError
 from ..spelling import did_you_mean
+from ..strict_json import read_object
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from .base import BaseModel
 
 HEAD_ONLY = "head-only"
 FULL = "full"
 
 #: Names of our own for methods of PEFT with options.
-_VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "dora": ("LORA", {"use_dora": True}),
     "rslora": ("LORA", {"use_rslora": True}),
     "pissa": ("LORA", {"init_lora_weights": "pissa"}),
@@ -35,6 +33,19 @@ _RATES = {HEAD_ONLY: 1e-2, FULL: 1e-4}
 
 #: More modules than this are counted in tables, not named.
 _NAMED_TARGETS = 4
+
+#: What an adapter's config says beyond options of its method.
+_OF_AN_ADAPTER = frozenset(
+    {
+        "peft_type",
+        "peft_version",
+        "task_type",
+        "auto_mapping",
+        "base_model_name_or_path",
+        "revision",
+        "inference_mode",
+    }
+)
 
 Task = Literal["SEQ_CLS", "CAUSAL_LM"]
 
@@ -73,7 +84,7 @@ class Settings:
             else f"{len(self.targets)} modules"
         )
         parts = [self.method]
-        if _training(peft_type(self.method)).modules == "usual" and self.method not in {HEAD_ONLY, FULL}:
+        if training_of(peft_type(self.method)).modules == "usual" and self.method not in {HEAD_ONLY, FULL}:
             parts.append(
                 f"r={self.rank}"
                 if not self.ranks
@@ -87,10 +98,11 @@ class Settings:
 def usual_rate(method: str) -> float:
     """The learning rate of a classifier's method where none is asked for."""
     kind = peft_type(method)
-    return _RATES[kind] if kind in _RATES else _training(kind).rate
+    return _RATES[kind] if kind in _RATES else training_of(kind).rate
 
 
-def _training(kind: str) -> Training:
+def training_of(kind: str) -> Training:
+    """How what PEFT calls ``kind`` is trained; what is no method of PEFT's as is usual."""
     return METHODS[kind].training if kind in METHODS else USUAL
 
 
@@ -104,11 +116,11 @@ def peft_type(method: str) -> str:
     name = method.strip().lower()
     if name in {HEAD_ONLY, FULL}:
         return name
-    if name in _VARIANTS:
-        return _VARIANTS[name][0]
+    if name in VARIANTS:
+        return VARIANTS[name][0]
     found = METHODS.get(name.replace("-", "_").upper())
     if found is None:
-        known = [*_VARIANTS, HEAD_ONLY, *(each.lower() for each in METHODS)]
+        known = [*VARIANTS, HEAD_ONLY, *(each.lower() for each in METHODS)]
         raise InputError(f"unknown method {method!r}{did_you_mean(name, known)}; there are {', '.join(sorted(known))}")
     if found.mode == "refuse" and not found.virtual:
         raise UnsupportedAdapterError(f"{found.title} cannot be trained for a bundle: {found.reason}")
@@ -160,8 +172,11 @@ def check_shipping(method: str, task: Task, wanted: str | None) -> None:
         raise UnsupportedAdapterError(f"{entry.title} cannot be merged, only shipped as bake: {entry.reason}")
 
 
-def parse_peft(values: Sequence[str]) -> dict[str, Any]:
-    """``key=value`` pairs; values as JSON where they are, else as text.
+def parse_peft(values: Sequence[str], method: str = "lora") -> dict[str, Any]:
+    """``key=value`` pairs, values as JSON where they are, else as text; and JSON files of options, such as an adapter's config.
+
+    Raises:
+        InputError: An entry is neither, or a file is of another method.
 
     Example:
         >>> parse_peft(["r=4", "init_lora_weights=pissa"])
@@ -169,9 +184,14 @@ def parse_peft(values: Sequence[str]) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for entry in values:
+        if "=" not in entry and entry.lower().endswith(".json"):
+            found |= _config_file(Path(entry), method)
+            continue
         key, equals, value = entry.partition("=")
         if not equals or not key.strip():
-            raise InputError(f"--peft {entry!r}: expected key=value, such as --peft init_lora_weights=pissa")
+            raise InputError(
+                f"--peft {entry!r}: expected key=value, such as --peft init_lora_weights=pissa, or FILE.json"
+            )
         try:
             found[key.strip()] = json.loads(value)
         except ValueError:
@@ -179,133 +199,18 @@ def parse_peft(values: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def adapt(base: BaseModel, settings: Settings, task: Task = "SEQ_CLS", *, steps: int = 0) -> nn.Module:
-    """``base.model`` with what ``settings`` train; it is changed in place.
-
-    Args:
-        base: The network, with its head.
-        settings: Method, rank, modules.
-        task: What it is trained for.
-        steps: Training steps to come, which AdaLoRA plans its ranks by.
-
-    Raises:
-        InputError: An option or module is none of the method's, or PEFT cannot make this method over this network.
-    """
-    kind = peft_type(settings.method)
-    if kind == FULL:
-        base.model.requires_grad_(True)
-        return base.model
-    return made_over(base, _config(base, settings, kind, task, steps), settings.method)
-
-
-def made_over(base: BaseModel, config: Any, name: str) -> nn.Module:
-    """``base.model`` with what PEFT's ``config`` says on it; ``name`` stands for it in messages.
-
-    Raises:
-        InputError: PEFT cannot make it over this network.
-    """
-    from peft import get_peft_model
-
-    with warnings.catch_warnings():
-        # peft 0.21 asks for a property that transformers 5.23 renamed, and LN tuning calls the layers it is for unsupported
-        # (November 2026).
-        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing.*", FutureWarning)
-        warnings.filterwarnings("ignore", "Unsupported layer type", UserWarning)
-        try:
-            return get_peft_model(base.model, config)
-        except (
-            ValueError,
-            TypeError,
-            KeyError,
-            AttributeError,
-            NotImplementedError,
-            ImportError,
-            RuntimeError,
-        ) as error:
-            raise InputError(f"PEFT cannot make {name} over {base.source}: {error}") from error
-
-
-def _config(base: BaseModel, settings: Settings, kind: str, task: Task, steps: int) -> Any:
-    from peft import PEFT_TYPE_TO_CONFIG_MAPPING, PeftType, TaskType
-
-    made = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType("LORA" if kind == HEAD_ONLY else kind)]
-    fields = {each.name for each in dataclasses.fields(made)}
-    options: dict[str, Any] = {"task_type": TaskType(task)}
-    # PEFT adds these two names itself; given twice, they would be listed twice.
-    fresh = [name for name in base.fresh if name not in {"classifier", "score"}]
-    if base.fresh and "modules_to_save" not in fields:
-        raise InputError(
-            f"{settings.method} cannot save the new head of this classifier; train lora with --peft instead"
-        )
-    if "modules_to_save" in fields:
-        options["modules_to_save"] = fresh
-    if "exclude_modules" in fields and kind != HEAD_ONLY:  # PEFT warns of exclusions from nothing
-        options["exclude_modules"] = list(base.fresh) or None
-    if "target_modules" in fields:
-        options["target_modules"] = _targets(base, settings, kind, task)
-    if "r" in fields and _training(kind).ranked:
-        options["r"] = settings.rank
-    alpha = 2.0 * settings.rank if settings.alpha is None else settings.alpha
-    options |= {"lora_alpha": alpha} if "lora_alpha" in fields else {"alpha": alpha} if "alpha" in fields else {}
-    if kind in {"LORA", HEAD_ONLY}:
-        options["lora_dropout"] = settings.dropout
-        if settings.ranks:
-            options["rank_pattern"] = dict(settings.ranks)
-            # The same scaling at every rank, or the small ones would learn faster than the large ones.
-            options["alpha_pattern"] = {name: rank * alpha / settings.rank for name, rank in settings.ranks}
-    if _training(kind).plans_ranks:
-        options |= {
-            "init_r": max(1, round(1.5 * settings.rank)),
-            "target_r": settings.rank,
-            "total_step": max(1, steps),
-        }
-    if "num_virtual_tokens" in fields:
-        options["num_virtual_tokens"] = 20
-    given = {**_VARIANTS.get(settings.method.strip().lower(), ("", {}))[1], **dict(settings.peft)}
-    if unknown := sorted(set(given) - fields):
-        raise InputError(
-            f"{settings.method} has no option {unknown[0]!r}{did_you_mean(unknown[0], fields)}; it has {', '.join(sorted(fields))}"
-        )
-    try:
-        return made(**{**options, **given})
-    except (ValueError, TypeError) as error:
-        raise InputError(f"{settings.method}: {error}") from error
-
-
-def _targets(base: BaseModel, settings: Settings, kind: str, task: Task) -> Any:
-    from .base import resolve_targets
-
-    if kind == HEAD_ONLY:
-        from peft.tuners.tuners_utils import DUMMY_TARGET_MODULES
-
-        return DUMMY_TARGET_MODULES
-    if settings.ranks:
-        return [name for name, _ in settings.ranks]
-    if settings.targets is None and _training(kind).modules == "own":
-        return None  # PEFT knows which of them are feed-forward
-    if settings.targets is None and _training(kind).modules == "norms":
-        return norms(base)
-    if settings.targets is None and task == "CAUSAL_LM":
-        return "all-linear"
-    wanted = list(settings.targets) if isinstance(settings.targets, tuple) else settings.targets
-    return wanted if _training(kind).modules == "norms" else resolve_targets(base, wanted)
-
-
-def norms(base: BaseModel) -> list[str]:
-    """The last parts of the names of the network's norms: modules with one vector of weights whose class is called so."""
-    found = {
-        name.rpartition(".")[2]
-        for name, module in base.model.named_modules()
-        if "norm" in type(module).__name__.lower() and getattr(getattr(module, "weight", None), "ndim", 0) == 1
-    }
-    if not found:
-        raise InputError(f"{base.source} has no norms to train")
-    return sorted(found)
+def _config_file(file: Path, method: str) -> dict[str, Any]:
+    """The options of a JSON file; what says of which base and task an adapter is, is left out, and what is not set."""
+    read = read_object(file, advice="a JSON object of options of PEFT's config")
+    kind = peft_type(method)
+    if (theirs := str(read.get("peft_type") or kind)) != ("LORA" if kind == HEAD_ONLY else kind):
+        raise InputError(f"--peft {file} is a config of {theirs.lower()}, and --method is {method}; give one of them")
+    return {name: value for name, value in read.items() if name not in _OF_AN_ADAPTER and value is not None}
 
 
 def takes_norms(method: str) -> bool:
     """Whether the modules of a method are norms, and not linear layers."""
-    return _training(peft_type(method)).modules == "norms"
+    return training_of(peft_type(method)).modules == "norms"
 
 
 def trainable(model: nn.Module) -> int:

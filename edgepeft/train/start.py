@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..strict_json import read_object
-from .methods import Settings, Task, check_shipping, made_over
+from .adapt import made_over
+from .methods import Settings, Task, check_shipping
 from .record import ADAPTER_FILE
 
 if TYPE_CHECKING:

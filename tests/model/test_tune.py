@@ -20,7 +20,8 @@ from edgepeft.train.methods import Settings
 from edgepeft.train.range_test import choose_rate
 from edgepeft.train.source import load_rows
 from edgepeft.train.trials import Candidate, Trial, make_folds, run_trial, trained
-from edgepeft.train.tune import _clearly_better, tune
+from edgepeft.train.tune import tune
+from edgepeft.train.tune_search import clearly_better
 from edgepeft.train.workbench import open_workbench
 
 
@@ -108,9 +109,9 @@ def test_a_setting_is_taken_only_where_it_is_better_than_chance() -> None:
         return Trial(Candidate(Settings()), "x", 1, np.array(right), np.zeros(len(right)), 1.0)
 
     best = trial([1.0] * 50 + [0.0] * 50)
-    assert _clearly_better(trial([1.0] * 60 + [0.0] * 40), best)
-    assert not _clearly_better(best, best)
-    assert not _clearly_better(trial([0.0] * 30 + [1.0] * 51 + [0.0] * 19), best)
+    assert clearly_better(trial([1.0] * 60 + [0.0] * 40), best)
+    assert not clearly_better(best, best)
+    assert not clearly_better(trial([0.0] * 30 + [1.0] * 51 + [0.0] * 19), best)
 
 
 @pytest.mark.parametrize("few", [True, False], ids=["8-a-class", "enough"])

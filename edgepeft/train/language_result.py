@@ -1,0 +1,95 @@
+"""A trained language model's adapter, and the record that is written beside it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from .deployed import Deployed
+from .gain import Verdict
+from .perplexity import Change, Perplexity
+from .record import FORMAT, versions
+from .start import StartedFrom
+
+if TYPE_CHECKING:
+    from .lm_loop import LanguageCourse
+
+
+@dataclass(frozen=True)
+class TrainedLanguageAdapter:
+    """A trained adapter on disk.
+
+    ``folder`` holds ``adapter_model.safetensors``, ``adapter_config.json`` and ``edgepeft_adapter.json``, and the chat
+    template where one was given. ``layout`` is how rows became text: ``chat`` (through the chat template), ``plain``
+    (prompt and completion as they stand) or ``text``, whose rows are the pieces that the texts were cut into. ``before``
+    and ``after`` are perplexities on the validation rows, ``change`` their paired difference. ``train_tokens`` counts
+    what was learnt in all steps, repeats included, ``validation_tokens`` what is measured, ``cut_rows`` rows shortened
+    to the limit, ``skipped_rows`` rows left out because their prompt alone fills it. ``seconds`` is the time spent in
+    the training loop, both measurements included.
+    """
+
+    folder: Path
+    task: str
+    layout: Literal["chat", "plain", "text"]
+    base_model: str
+    base_identity: str
+    before: Perplexity
+    after: Perplexity
+    change: Change
+    seconds: float
+    epochs: int
+    best_epoch: int
+    steps: int
+    train_rows: int
+    train_tokens: int
+    validation_rows: int
+    validation_tokens: int
+    cut_rows: int
+    skipped_rows: int
+    trainable_parameters: int
+    total_parameters: int
+    verdict: Verdict = "no difference shown"
+    warnings: tuple[str, ...] = ()
+    start: StartedFrom | None = None
+    deployed: Deployed | None = None
+
+
+def language_record(
+    result: TrainedLanguageAdapter, course: LanguageCourse, length: int, arguments: dict[str, Any]
+) -> dict[str, Any]:
+    """What ``edgepeft_adapter.json`` says of a training; ``length`` is the most tokens of a sequence."""
+    return {
+        "format": FORMAT,
+        "task": result.task,
+        "layout": result.layout,
+        "base_identity": result.base_identity,
+        "base_model": result.base_model,
+        "start": None if result.start is None else asdict(result.start),
+        "deployed": None if result.deployed is None else asdict(result.deployed),
+        "metrics": {
+            "before": asdict(result.before),
+            "after": asdict(result.after),
+            "change": asdict(result.change),
+            "verdict": result.verdict,
+            "warnings": list(result.warnings),
+            "train_loss": list(course.train_loss),
+            "step_loss": [round(loss, 6) for loss in course.step_loss],
+            "epoch_scores": [asdict(score) for score in course.scores],
+            "epochs": result.epochs,
+            "best_epoch": result.best_epoch,
+            "steps": result.steps,
+            "seconds": round(result.seconds, 3),
+            "train_rows": result.train_rows,
+            "train_tokens": result.train_tokens,
+            "validation_rows": result.validation_rows,
+            "validation_tokens": result.validation_tokens,
+            "cut_rows": result.cut_rows,
+            "skipped_rows": result.skipped_rows,
+        },
+        "max_length": length,
+        "trainable_parameters": result.trainable_parameters,
+        "total_parameters": result.total_parameters,
+        "arguments": arguments,
+        "versions": versions(),
+    }

@@ -1,0 +1,92 @@
+"""Successive halving within a time: the trials of a search so far, and the best of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .trials import Candidate, Trial
+    from .workbench import Workbench
+
+#: A search goes on with a new setting only where it is better by so many standard errors of the paired difference: of many that are
+#: tried, some look better by chance.
+_WORTH_ERRORS = 0.5
+_LEAST_STEPS, _MOST_STEPS = 40, 400
+_EPOCHS = 4
+
+
+class Search:
+    """Trials so far, the best of them, and the time that is left."""
+
+    def __init__(
+        self, bench: Workbench, budget_s: float, batch_size: int, seed: int, threads: int | None, announce: Any
+    ) -> None:
+        from .trials import make_folds
+
+        self.bench, self.batch_size, self.seed, self.threads, self.announce = bench, batch_size, seed, threads, announce
+        self.folds = make_folds([row.target for row in bench.rows], seed)
+        self.steps = max(_LEAST_STEPS, min(_MOST_STEPS, _EPOCHS * -(-len(self.folds[0][0]) // batch_size)))
+        self.ends = time.monotonic() + budget_s
+        self.trials: list[Trial] = []
+        self.best: Trial | None = None
+        self.left: list[str] = []
+
+    def time_left(self) -> bool:
+        """Whether the budget is not used up."""
+        return time.monotonic() < self.ends
+
+    def stage(self, name: str, candidates: Sequence[Candidate], *, prefer: bool = False) -> None:
+        """Successive halving: all candidates with a third of the steps, the better half with all. One may become the best.
+
+        With ``prefer`` the first one that is tried becomes the best unless it is clearly worse.
+        """
+        short = max(_LEAST_STEPS // 2, self.steps // 3)
+        if len(candidates) > 2 and candidates[0].kind != "features":  # whose fit takes no steps
+            candidates = self._halved(name, candidates, short)
+        for candidate in candidates:
+            trial = self._try(name, candidate, self.steps)
+            if trial is None:
+                continue
+            first, prefer = prefer, False
+            if self.best is None or (
+                not clearly_better(self.best, trial) if first else clearly_better(trial, self.best)
+            ):
+                self.best = trial
+
+    def _halved(self, name: str, candidates: Sequence[Candidate], steps: int) -> list[Candidate]:
+        tried = [trial for candidate in candidates if (trial := self._try(name, candidate, steps)) is not None]
+        tried.sort(key=lambda trial: trial.key, reverse=True)
+        return [trial.candidate for trial in tried[: -(-len(tried) // 2)]]
+
+    def _try(self, name: str, candidate: Candidate, steps: int) -> Trial | None:
+        from .trials import run_trial
+
+        known = [trial.seconds / max(1, trial.steps) for trial in self.trials if trial.candidate.kind == candidate.kind]
+        expected = steps * max(known, default=0.0)
+        if self.trials and time.monotonic() + expected > self.ends:
+            self.left.append(f"{candidate.describe()} ({steps} steps)")
+            return None
+        trial = run_trial(
+            self.bench,
+            candidate,
+            self.folds,
+            stage=name,
+            steps=steps,
+            batch_size=self.batch_size,
+            seed=self.seed,
+            threads=self.threads,
+        )
+        self.trials.append(trial)
+        self.announce(
+            f"{name}: {candidate.describe()}, {steps} steps: accuracy {trial.accuracy:.3f} in {trial.seconds:.0f} s"
+        )
+        return trial
+
+
+def clearly_better(trial: Trial, best: Trial) -> bool:
+    """Whether ``trial`` is better than ``best`` by half a standard error of the paired difference."""
+    change = trial.minus(best)
+    error = (change.upper - change.lower) / (2 * 1.96)
+    return change.estimate > _WORTH_ERRORS * error

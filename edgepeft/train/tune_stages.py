@@ -1,0 +1,115 @@
+"""What ``edgepeft tune`` tries, stage by stage: frozen features, few labels, learning rates, places, ranks, methods."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ..errors import InputError, MissingExtraError
+from .methods import Settings
+from .tune_search import Search
+
+if TYPE_CHECKING:
+    from .trials import Candidate, Kind
+    from .workbench import Workbench
+
+#: Penalties of logistic regression (its C) on frozen features: the fewer rows, the stronger the penalty that does best.
+_PENALTIES = (0.003, 0.01, 0.1)
+#: What is trained from even attention where labels are few, and the penalty of the head that it starts from: on MiniLM with 16
+#: labels a class better than the frozen head by 3 to 7 points, which so few judgements seldom show.
+_FEW: tuple[tuple[Kind, float], ...] = (("fine-tune", 7e-4), ("contrast", 3e-4))
+_FEW_STRENGTH = 0.01
+
+
+def frozen_stage(search: Search, site: str | None, few: bool) -> list[str]:
+    """Heads on frozen features, the base's own and those under even attention; what to say where they cannot be had."""
+    from .trials import Candidate
+
+    said = []
+    starts: list[tuple[Settings, str | None]] = [(Settings("head-only"), None)]
+    if site is not None:
+        starts.insert(0, (Settings("dora", rank=1, ranks=((site, 1),)), site))
+    for settings, even in starts:
+        penalties = _PENALTIES if few else _PENALTIES[1:]
+        try:
+            search.stage("frozen features", [Candidate(settings, "features", c, even) for c in penalties])
+        except (MissingExtraError, InputError) as error:
+            under = " under even attention" if even else ""
+            said.append(f"a head on frozen features{under} was not tried: {error}")
+    return said
+
+
+def few_labels_stage(search: Search, bench: Workbench, site: str) -> None:
+    """The upper half of the layers from even attention: trained from a fitted head, and taught by contrast."""
+    from .trials import Candidate
+
+    start = Settings("dora", rank=8, targets=upper_half(bench) or "all-linear")
+    search.stage(
+        "few labels",
+        [Candidate(replace(start, learning_rate=rate), kind, _FEW_STRENGTH, site) for kind, rate in _FEW],
+        prefer=True,
+    )
+
+
+def wider_stages(search: Search, bench: Workbench, lora: Settings, rate: float, few: bool, site: str | None) -> None:
+    """The learning rate around that of the range test, then where, the rank, and other methods and starts."""
+    from .trials import Candidate
+
+    search.stage("learning rate", [Candidate(replace(lora, learning_rate=each)) for each in (rate, rate / 3, rate * 3)])
+    tuned = _best_rate(search, replace(lora, learning_rate=rate))
+    if few:
+        search.stage("contrast", [Candidate(tuned, "contrast", c) for c in (0.01, 1.0)])
+    best = search.best.candidate if search.best is not None else Candidate(tuned)
+    trains = best.kind != "features"
+    kind, base, even = (best.kind, best.settings, best.even) if trains else ("fine-tune", tuned, None)
+    wheres: list[str | tuple[str, ...] | None] = ["all-linear", upper_half(bench)]
+    if even is None:  # else the projection of keys must be among them
+        wheres.append(None)  # the attention projections that are usual for the architecture
+
+    def like(settings: Settings) -> Candidate:
+        return Candidate(settings, kind, best.strength, even if settings.method == "dora" else None)
+
+    elsewhere = [where for where in wheres if where not in {base.targets, ()}]
+    search.stage("where", [like(replace(base, targets=where)) for where in elsewhere])
+    base = _going_on(search, base)
+    search.stage("rank", [like(replace(base, rank=rank)) for rank in (2, 32)])
+    base = _going_on(search, base)
+    others = [
+        like(replace(base, method="lora" if base.method == "dora" else "dora")),
+        like(Settings("ln", learning_rate=3 * base.rate)),
+    ]
+    if site is not None and even is None and not few:
+        others.append(Candidate(replace(base, method="dora", targets="all-linear"), "fine-tune", _PENALTIES[1], site))
+    search.stage("method", others)
+
+
+def upper_half(bench: Workbench) -> tuple[str, ...]:
+    """The linear layers of the upper half of the network's blocks; empty where there are fewer than two.
+
+    The lower half is then frozen, and run once a row instead of once a step.
+    """
+    from .sensitivity import linear_names
+
+    numbered = [(name, found) for name in linear_names(bench) if (found := re.search(r"\.(\d+)\.", name))]
+    layers = sorted({int(found.group(1)) for _, found in numbered})
+    if len(layers) < 2:
+        return ()
+    middle = layers[len(layers) // 2]
+    return tuple(name for name, found in numbered if int(found.group(1)) >= middle)
+
+
+def _best_rate(search: Search, default: Settings) -> Settings:
+    """The best fine-tuning so far among those with the most steps, whether or not it beats a head on frozen features."""
+    tried = [trial for trial in search.trials if trial.candidate.kind == "fine-tune" and trial.candidate.even is None]
+    if not tried:
+        return default
+    most = max(trial.steps for trial in tried)
+    return max((trial for trial in tried if trial.steps == most), key=lambda trial: trial.key).candidate.settings
+
+
+def _going_on(search: Search, base: Settings) -> Settings:
+    """The settings that later stages vary: those of the best trial that has any."""
+    if search.best is None or search.best.candidate.kind == "features":
+        return base
+    return search.best.candidate.settings

@@ -1,0 +1,177 @@
+"""What a search for settings found: its winner trained on all rows and written, and the table of what was tried."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ..metrics.intervals import Interval
+from .adapter_result import TrainedAdapter, finish
+from .loop import Course, Scores
+from .methods import Settings
+from .tune_search import Search
+
+if TYPE_CHECKING:
+    from .trials import Trial
+    from .workbench import Workbench
+
+
+@dataclass(frozen=True)
+class TriedRow:
+    """One line of the table of what was tried: ``accuracy`` out of fold and ``change`` from the winner, with 95 % intervals."""
+
+    stage: str
+    what: str
+    steps: int
+    accuracy: Interval
+    change: Interval | None
+    loss: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """What a search found.
+
+    ``chosen`` says what the adapter is, ``why`` why that. ``judged_rows`` were judged out of fold, ``folds`` times trained.
+    ``range_rate`` is the learning rate that the range test began with. ``left`` says what was not tried for want of time; a
+    larger budget may bring it.
+    """
+
+    chosen: str
+    why: str
+    tried: tuple[TriedRow, ...]
+    judged_rows: int
+    folds: int
+    range_rate: float
+    seconds: float
+    left: tuple[str, ...]
+    warnings: tuple[str, ...]
+    adapter: TrainedAdapter
+
+
+def finished(
+    bench: Workbench,
+    search: Search,
+    folder: Path,
+    arguments: dict[str, Any],
+    rate: float,
+    began: float,
+    said: list[str],
+) -> Tuning:
+    """Train the winner on all rows, write it, and tell what was tried."""
+    from .trials import trained
+
+    best = search.best
+    assert best is not None  # the caller looked
+    searched = time.monotonic() - began
+    start = time.perf_counter()
+    steps = search.steps * len(bench.rows) // len(search.folds[0][0])  # as many epochs as in a fold
+    run = trained(bench, best.candidate, bench.rows, steps, search.batch_size, search.seed, search.threads)
+    course = _course(bench, search, best, run)
+    adapter = finish(
+        bench,
+        run.model,
+        course,
+        folder,
+        {**arguments, "chosen": best.candidate.describe()},
+        time.perf_counter() - start,
+        extra={"tuning": [_as_record(trial) for trial in search.trials]},
+        judged=None if bench.held else bench.split.train.select(_places(search)).labels,
+    )
+    tried = tuple(
+        TriedRow(
+            stage=trial.stage,
+            what=trial.candidate.describe(),
+            steps=trial.steps,
+            accuracy=trial.interval,
+            change=None if trial is best else trial.minus(best),
+            loss=float(trial.loss.mean()),
+            seconds=trial.seconds,
+        )
+        for trial in search.trials
+    )
+    return Tuning(
+        chosen=best.candidate.describe(),
+        why=_why(search, best),
+        tried=tried,
+        judged_rows=len(best.right),
+        folds=len(search.folds),
+        range_rate=rate,
+        seconds=searched,
+        left=tuple(search.left),
+        warnings=tuple(said) + adapter.warnings,
+        adapter=adapter,
+    )
+
+
+def _course(bench: Workbench, search: Search, best: Trial, run: Any) -> Course:
+    """The winner's scores as a course: on the validation rows where there are some, else out of fold."""
+    untrained = bench.fresh(Settings("head-only"), search.seed)
+    rows = bench.held or bench.rows
+    trained_model = run.model
+    with run:
+        run.model = untrained.to(run.device)
+        run.keep_states(bench.held)
+        logits, loss = run.evaluate(rows)
+        targets = np.array([row.target for row in rows])
+        before = Scores(loss=loss, **bench.problem.score(logits, targets))
+        row_before = bench.problem.row_scores(logits, targets)
+        run.model = trained_model
+        run.keep_states(bench.held)
+        if bench.held:
+            logits, loss = run.evaluate(rows)
+            after = Scores(loss=loss, **bench.problem.score(logits, targets))
+            row_after = bench.problem.row_scores(logits, targets)
+        else:
+            after = Scores(best.accuracy, None, float(best.loss.mean()))
+            row_before = row_before[_places(search)]
+            row_after = (best.right > 0.5).astype(np.float64)  # right in most of its folds
+            before = replace(before, accuracy=float(row_before.mean()))
+    return Course(
+        before=before,
+        after=after,
+        train_loss=(float(np.mean(run.losses)),) if run.losses else (),
+        best_epoch=1,
+        row_before=row_before,
+        row_after=row_after,
+        threads=run.threads,
+        cached_layers=run.cached_layers,
+        step_loss=tuple(run.losses),
+    )
+
+
+def _places(search: Search) -> list[int]:
+    """The training rows that were judged out of fold."""
+    return sorted({place for _, held in search.folds for place in held})
+
+
+def _why(search: Search, best: Trial) -> str:
+    others = [trial for trial in search.trials if trial is not best and trial.steps == best.steps]
+    ties = sum(trial.minus(best).upper >= 0 for trial in others)
+    head = next((trial for trial in search.trials if trial.candidate.kind == "features"), None)
+    said = f"accuracy {best.accuracy:.3f} out of fold"
+    if others:
+        said += f"; {ties} of {len(others)} other settings with as many steps are not shown to be worse"
+    if head is not None and best.candidate.kind != "features":
+        change = best.minus(head)
+        said += f"; {change.estimate:+.3f} [{change.lower:+.3f}, {change.upper:+.3f}] against a head on frozen features"
+    return said
+
+
+def _as_record(trial: Trial) -> dict[str, Any]:
+    interval = trial.interval
+    return {
+        "stage": trial.stage,
+        "what": trial.candidate.describe(),
+        "steps": trial.steps,
+        "accuracy": interval.estimate,
+        "lower": interval.lower,
+        "upper": interval.upper,
+        "loss": float(trial.loss.mean()),
+        "seconds": round(trial.seconds, 3),
+    }
