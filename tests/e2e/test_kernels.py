@@ -384,6 +384,18 @@ def test_the_twin_is_onnx(writing: Path) -> None:
     assert names == {f"{slot.name}.reach" for slot in twin.slots}
 
 
+def test_a_graph_for_browsers_where_kernels_are_installed(
+    writing: Path, package: Path, install: Callable[[Path], None], tmp_path: Path
+) -> None:
+    """It is compared with the other one bit for bit, which kernels would round otherwise."""
+    from edgepeft.pipeline import write_input_style
+
+    install(package)
+    bundle = Path(shutil.copytree(writing, tmp_path / "bundle"))
+    assert runtime.open(bundle, threads=1).kernels is not None
+    write_input_style(bundle)
+
+
 def test_what_is_used_is_said(writing: Path, package: Path, install: Callable[[Path], None]) -> None:
     install(package)
     used = runtime.open(writing, threads=1).kernels
