@@ -238,6 +238,7 @@ def main(
         }
         if kernels:
             with_kernels = partial(Ours, slotted, "q4", threads=count, kernels="require")
+            makers["kernels, slot-free"] = partial(Ours, plain, "q4", None, count, "require")
             makers["kernels, empty"] = partial(with_kernels, None)
             for rank in RANKS:
                 makers[f"kernels, rank {rank}"] = partial(with_kernels, f"r{rank}")
@@ -249,6 +250,7 @@ def main(
             makers["genai LoRA rank 8"] = partial(Genai, peer_lora, adapter, count)
         found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in makers}
         peers: list[float] = []
+        over: dict[str, list[tuple[float, float]]] = {name: [] for name in makers if name.startswith("kernels")}
         for number in range(sets):
             names = list(makers)
             names = names[number % len(names) :] + names[: number % len(names)]
@@ -257,16 +259,25 @@ def main(
             base = times["slot-free base"]
             for name, (prefill, decode) in times.items():
                 found[name].append((median(decode) * 1e3, ratio(decode, base[1]), ratio(prefill, base[0])))
+            for name, rows in over.items():
+                own, here = times["kernels, slot-free"], times[name]
+                rows.append((ratio(here[1], own[1]), ratio(here[0], own[0])))
             if genai:
                 peers.append(ratio(times["genai LoRA rank 8"][1], times["genai base"][1]))
             del engines
         print(
             f"{model}, q4, {count} thread(s), context {CONTEXT}, {sets} sets of fresh sessions, {rounds} x 24 tokens each"
         )
-        for name, rows in found.items():
-            decode_ms, ratios, prefills = zip(*rows, strict=True)
+        for name, each in found.items():
+            decode_ms, ratios, prefills = zip(*each, strict=True)
             print(
                 f"  {name:18s} decode {median(decode_ms):6.2f} ms  {median(ratios):.3f}x ({min(ratios):.3f} to {max(ratios):.3f})"
+                f"   prefill {median(prefills):.3f}x"
+            )
+        for name, rows in over.items():
+            ratios, prefills = zip(*rows, strict=True)
+            print(
+                f"  {name:18s} over kernels, slot-free: decode {median(ratios):.3f}x ({min(ratios):.3f} to {max(ratios):.3f})"
                 f"   prefill {median(prefills):.3f}x"
             )
         if genai:

@@ -52,6 +52,8 @@ def open_kernel_session(
 ) -> tuple[Any, Kernels | None]:
     """A session over a graph's twin where edgepeft's kernels are installed and fit, else over the graph itself.
 
+    A graph without slots has a twin where they multiply by its quantized matrices.
+
     Args:
         bundle: The bundle; graph and weights are verified as by :func:`open_graph_session`.
         file: The graph's path in it.
@@ -69,7 +71,7 @@ def open_kernel_session(
     """
     library = library_for(use)
     slots = bundle.manifest.slots.linear
-    if library is None or not slots:
+    if library is None or not (slots or library.matmul):
         return open_graph_session(bundle, file, threads=threads, settings=settings), None
     with bundle.open_graph(file) as graph:
         reason: object = "its weights lie inside the graph, or it is in ONNX Runtime's own format"
@@ -78,14 +80,15 @@ def open_kernel_session(
                 name = f"edgepeft.adapter:{file}"
                 norms = norms_that_agree(library.path, open_session)
                 silus = silus_that_agree(library.path, open_session)
-                twin = make_twin(graph.model, slots, adapter=name, norms=norms, silus=silus)
+                blocks = bool(library.matmul)
+                twin = make_twin(graph.model, slots, adapter=name, norms=norms, silus=silus, blocks=blocks)
                 reason = "it has no slot that they know"
                 if twin is not None:
                     session = open_session(twin.model, threads=threads, settings=graph.settings, operators=library.path)
                     return session, Kernels.of(library, twin, factors)
         except (BundleError, IndexError) as error:
             reason = error.__cause__ or error
-    if use == "require":
+    if use == "require" and slots:
         raise BundleError(f"{bundle.file(file)} cannot be opened with kernels: {reason}")
     if isinstance(reason, Exception):
         say_once(f"{bundle.file(file)} cannot be opened with kernels: {str(reason)[:300]}")

@@ -44,6 +44,7 @@ struct Shape {
     for (std::size_t i = 0; i + 1 < rank; ++i) product *= dims[i];
     return product;
   }
+  int64_t size() const { return rank < 1 ? 1 : rows() * last(); }
   std::string text() const {
     std::string found = "[";
     for (std::size_t i = 0; i < rank; ++i) found += (i ? ", " : "") + std::to_string(dims[i]);
