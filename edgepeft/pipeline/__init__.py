@@ -39,10 +39,10 @@ if TYPE_CHECKING:
     from ..report.accuracy import Accuracy as Accuracy
     from ..report.gate import Gate as Gate
     from ..report.gate import Report as Report
-    from ..train.adapter import TrainedAdapter as TrainedAdapter
     from ..train.adapter import train_adapter as train_adapter
-    from ..train.language import TrainedLanguageAdapter as TrainedLanguageAdapter
+    from ..train.adapter_result import TrainedAdapter as TrainedAdapter
     from ..train.language import train_language_adapter as train_language_adapter
+    from ..train.language_result import TrainedLanguageAdapter as TrainedLanguageAdapter
     from ..validate.result import AdapterParity as AdapterParity
     from ..validate.result import Validation as Validation
     from ..validate.run import validate as validate
@@ -119,8 +119,8 @@ _HOME = {
     "export_auto": "._auto_mode",
     "export_whole": "._straight",
     # what the stages return, and what is in it
-    "TrainedAdapter": "..train.adapter",
-    "TrainedLanguageAdapter": "..train.language",
+    "TrainedAdapter": "..train.adapter_result",
+    "TrainedLanguageAdapter": "..train.language_result",
     "Base": "..base.base",
     "Adapter": "..adapters.edits",
     "SlottedBase": "..graph.editable",
