@@ -30,7 +30,7 @@ _DEFAULT_MAX_LENGTH = 128
 class Workbench:
     """A base with a head for the split's labels, and the split's rows as tokens. ``cut`` rows were too long.
 
-    ``known`` holds what several runs over the same frozen network share.
+    ``known`` holds what several runs over the same frozen network share; ``bf16`` lets steps of trials compute in bfloat16.
     """
 
     base: BaseModel
@@ -39,6 +39,7 @@ class Workbench:
     held: tuple[Row, ...]
     cut: int
     known: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+    bf16: bool = False
 
     @property
     def problem(self) -> Problem:
