@@ -102,7 +102,7 @@ def judge(name: str, seed: int, out: Path) -> dict[str, Any]:
         found = judge_complexity(str(minilm()), rows, threads=1, seed=seed, max_length=64)
     else:
         rows, count = task(name, seed)
-        found = judge_complexity(make_base(out, seed, count), rows, threads=1, seed=seed, learning_rate=1e-2)
+        found = judge_complexity(make_base(out, seed, count), rows, threads=1, seed=seed, learning_rate=3e-3)
     return {
         "task": name,
         "seed": seed,

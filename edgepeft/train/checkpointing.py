@@ -26,8 +26,8 @@ def recompute_activations(model: Any) -> None:
     peft = getattr(model, "active_peft_config", None)
     if peft is not None and peft.peft_type.value in _CACHED:
         raise InputError(
-            f"{peft.peft_type.value} gives layers their states through a cache, which is left out where layers are computed twice; leave "
-            "--gradient-checkpointing out, or train another method"
+            f"{peft.peft_type.value} gives layers their states through a cache, which is left out where layers are computed "
+            "twice; leave --gradient-checkpointing out, or train another method"
         )
     try:
         network.activation_checkpointing_enable({"use_reentrant": False})
