@@ -2,9 +2,10 @@
 
     python benchmarks/quantize.py                      # SmolLM2-135M, its weights moved off the grid they were stored on
     python benchmarks/quantize.py --as-shipped         # as the package holds them: numbers that were rounded to 4 bits once
+    python benchmarks/quantize.py --model gemma3-270m  # Gemma 3 270M, sizes in the same ratio to its weights
     python benchmarks/quantize.py --tokens 4096        # more of each text (2,048 by default)
 
-The pinned SmolLM2 is de-quantized from 4 bits, so its weights lie on a grid, which some recipes meet exactly. By default uniform
+The pinned models are de-quantized from 4 bits, so their weights lie on a grid, which some recipes meet exactly. By default uniform
 noise of one grid step is added to leave it. Each recipe is made in a bundle of its own from the same fp32 export, calibrated on the
 text that ships with edgepeft, and judged on Python's manual and on Emma, windows of 512 tokens, which none was fitted to. Decode
 steps (128 tokens of context, one thread) take turns among all recipes; the ratio is to round-to-nearest.
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -30,16 +32,26 @@ from edgepeft.pipeline._quality import measure_quality
 from edgepeft.runtime.generation.tokens import Tokens
 
 WINDOW, CONTEXT, STEPS = 512, 128, 100
-RECIPES: dict[str, dict[str, Any]] = {
-    "rtn": {"method": "rtn"},
-    "mse": {"method": "mse"},
-    "gptq": {},
-    "gptq, head 8 bits": {"head_bits": 8},
-    "gptq, heal 8": {"heal": 8},
-    "gptq, head 8 bits, heal 8": {"head_bits": 8, "heal": 8},
-    "95 MB": {"goal": Goal(bytes=95_000_000)},
-    "110 MB": {"goal": Goal(bytes=110_000_000)},
+#: Models by name: what fetches each, and how many weights it has.
+MODELS: dict[str, tuple[Callable[[], Path], int]] = {
+    "smollm2": (assets.smollm2, 134_515_008),
+    "gemma3-270m": (assets.gemma3_270m, 268_098_176),
 }
+
+
+def recipes(model: str) -> dict[str, dict[str, Any]]:
+    """Options of ``quantize`` by the name of a row. Sizes are 95 and 110 MB of SmolLM2, of others as many bytes a weight."""
+    ratio = MODELS[model][1] / MODELS["smollm2"][1]
+    sizes = [round(ratio * size) for size in (95, 110)]
+    return {
+        "rtn": {"method": "rtn"},
+        "mse": {"method": "mse"},
+        "gptq": {},
+        "gptq, head 8 bits": {"head_bits": 8},
+        "gptq, heal 8": {"heal": 8},
+        "gptq, head 8 bits, heal 8": {"head_bits": 8, "heal": 8},
+        **{f"{size} MB": {"goal": Goal(bytes=size * 1_000_000)} for size in sizes},
+    }
 
 
 def off_grid(source: Path, target: Path) -> Path:
@@ -68,11 +80,12 @@ def windows(bundle: Path, tokens: int) -> dict[str, list[list[int]]]:
         "emma": (assets.austen() / "emma.txt").read_text(encoding="utf-8"),
     }
     tokenizer = Tokens(read_bundle(bundle))
+    begin = list(tokenizer.before)  # Gemma's <bos>
     cut = {
         name: tokenizer.encode(text[20_000 : 20_000 + 8 * tokens], special=False)[:tokens]
         for name, text in texts.items()
     }
-    return {name: [ids[i : i + WINDOW] for i in range(0, len(ids), WINDOW)] for name, ids in cut.items()}
+    return {name: [begin + ids[i : i + WINDOW] for i in range(0, len(ids), WINDOW)] for name, ids in cut.items()}
 
 
 def decode_ratios(bundles: dict[str, Path]) -> dict[str, float]:
@@ -96,40 +109,46 @@ def decode_ratios(bundles: dict[str, Path]) -> dict[str, float]:
 @click.option("--work", type=click.Path(path_type=Path), default=Path("build/quantize"), show_default=True)
 @click.option("--as-shipped", is_flag=True, help="Leave the weights on their grid.")
 @click.option("--tokens", default=2048, show_default=True, help="Of each text.")
-@click.option("--only", multiple=True, type=click.Choice(tuple(RECIPES)), help="Only this recipe. May be repeated.")
-def main(work: Path, as_shipped: bool, tokens: int, only: tuple[str, ...]) -> None:
+@click.option("--only", multiple=True, metavar="RECIPE", help="Only this row. May be repeated.")
+@click.option("--model", "name", type=click.Choice(tuple(MODELS)), default="smollm2", show_default=True)
+@click.option("--speed/--no-speed", default=True, help="Time decode steps.")
+def main(work: Path, as_shipped: bool, tokens: int, only: tuple[str, ...], name: str, speed: bool) -> None:
     """Print a table of recipes."""
-    kind = "shipped" if as_shipped else "off-grid"
-    base = work / kind
+    kind, rows, fetch = "shipped" if as_shipped else "off-grid", recipes(name), MODELS[name][0]
+    if unknown := set(only) - rows.keys():
+        raise click.BadParameter(f"no recipe {', '.join(sorted(unknown))}; there are: {', '.join(rows)}")
+    base = work / (kind if name == "smollm2" else f"{name}-{kind}")
     if not (base / "bundle").exists():
         shutil.rmtree(base, ignore_errors=True)
         base.mkdir(parents=True)
-        model = assets.smollm2() if as_shipped else off_grid(assets.smollm2(), base / "model")
+        model = fetch() if as_shipped else off_grid(fetch(), base / "model")
         export(model, {}, base / "bundle", slots="all-linear", task="text-generation")
     texts = windows(base / "bundle", tokens)
     bundles: dict[str, Path] = {}
-    click.echo(f"SmolLM2-135M, {kind} weights, {tokens} tokens of each text\n")
+    click.echo(f"{name}, {kind} weights, {tokens} tokens of each text\n")
     click.echo(f"{'recipe':28s} {'MB':>6s} {'s':>5s}  perplexity over fp32, KL divergence, same top token")
-    for name, options in RECIPES.items():
-        if only and name not in only:
+    for recipe, options in rows.items():
+        if only and recipe not in only:
             continue
-        bundle = base / name.replace(", ", "-").replace(" ", "")
+        bundle = base / recipe.replace(", ", "-").replace(" ", "")
         shutil.rmtree(bundle, ignore_errors=True)
         shutil.copytree(base / "bundle", bundle, copy_function=_link)
         begin = perf_counter()
         done = quantize(bundle, "q4", measure=False, **options)
         seconds = perf_counter() - begin
-        found = []
+        found = [f"{done.quantized.share:.1%} of weights"] if done.quantized.share < 0.99 else []
         for text, parts in texts.items():
             (row,) = measure_quality(bundle, "q4", {None: parts})
             change = row.perplexity_after / row.perplexity_before - 1
             error = f" ± {row.divergence_error:.3f}" if row.divergence_error is not None else ""
             found.append(f"{text} {change:+.1%}, {row.divergence:.3f}{error}, {row.same_top:.3f}")
-        click.echo(f"{name:28s} {done.bytes_after / 1e6:6.1f} {seconds:5.0f}  {'; '.join(found)}")
-        bundles[name] = bundle
+        print(f"{recipe:28s} {done.bytes_after / 1e6:6.1f} {seconds:5.0f}  {'; '.join(found)}", flush=True)
+        bundles[recipe] = bundle
+    if not speed:
+        return
     click.echo("\ndecode step over the first recipe's, median of pairs in one run, one thread:")
-    for name, ratio in decode_ratios(bundles).items():
-        click.echo(f"{name:28s} {ratio:.3f}x")
+    for recipe, ratio in decode_ratios(bundles).items():
+        click.echo(f"{recipe:28s} {ratio:.3f}x")
 
 
 def _link(source: str, target: str) -> str:

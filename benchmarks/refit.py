@@ -1,6 +1,6 @@
 """How much of its gain an adapter keeps on 4-bit weights, as it was trained and refitted: SmolLM2-135M, `support` and `austen`.
 
-    python benchmarks/refit.py OUT [--adapter support] [--max-steps N] [--as-shipped]
+    python benchmarks/refit.py OUT [--adapter support] [--max-steps N] [--as-shipped] [--budget-mb 110] [--head-bits 8]
 
 Exports the base with slots at every linear layer, trains the demo's adapters on fp32 (those in OUT are used again),
 adds them, rounds the base to q4 by GPTQ, and refits each adapter on texts that it was trained on. Perplexities are ONNX
@@ -20,11 +20,12 @@ from pathlib import Path
 import numpy as np
 
 from edgepeft import runtime
+from edgepeft.bundle import read_bundle
 from edgepeft.data import Examples
 from edgepeft.demo import assets
 from edgepeft.demo.corpora import NOVELS
 from edgepeft.demo.language import HELD_OUT, SETTINGS
-from edgepeft.pipeline import add, export, quantize, refit
+from edgepeft.pipeline import Goal, add, export, quantize, refit, remove
 from edgepeft.runtime import View
 from edgepeft.runtime.generation.tokens import Tokens
 from edgepeft.train import train_language_adapter
@@ -108,6 +109,8 @@ def main() -> None:
     parser.add_argument("--adapter", action="append", choices=tuple(SETTINGS))
     parser.add_argument("--max-steps", type=int)
     parser.add_argument("--as-shipped", action="store_true")
+    parser.add_argument("--budget-mb", type=float)
+    parser.add_argument("--head-bits", type=int)
     arguments = parser.parse_args()
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
@@ -117,7 +120,12 @@ def main() -> None:
     bundle = out / "bundle"
     if not (bundle / "edgepeft.json").is_file():
         export(base, {}, bundle, slots="all-linear", task="text-generation")
-        quantize(bundle, "q4", measure=False)
+    goal = Goal(bytes=int(arguments.budget_mb * 1e6)) if arguments.budget_mb else None
+    # Rounded with no adapter in the bundle, as in every run.
+    for name in list(read_bundle(bundle).manifest.adapters):
+        remove(bundle, adapter=name)
+    done = quantize(bundle, "q4", goal=goal, head_bits=arguments.head_bits, measure=False, replace=True)
+    print(f"q4: {done.bytes_after / 1e6:.1f} MB", flush=True)
     for name in arguments.adapter or SETTINGS:
         add(bundle, name, trained(name, base, out, arguments.max_steps), replace=True)
         before, after = measure(bundle, "fp32", name, out)

@@ -3,10 +3,12 @@
     python benchmarks/training_sweep.py methods OUT [--workers N] [--seconds S] [--seeds N]
     python benchmarks/training_sweep.py few OUT [--labels 8,16,32] …
     python benchmarks/training_sweep.py ranks OUT …
+    python benchmarks/training_sweep.py draws OUT [--labels 16] …
     python benchmarks/training_sweep.py summary OUT
 
 ``methods``: LoRA at several places and rates, from even attention too, IA3, norms, and all weights, on 1,000 sentences of a source.
 ``ranks``: ranks that a sensitivity map gives, at as many bytes as rank 8 at query and value takes and at half of them.
+``draws``: the rows of each draw of ``few`` as files, for other programs (few_setfit.py).
 ``few``: what `edgepeft tune` may choose from where labels are few, and logistic regression on the means of MiniLM's last states.
 Each result is a line of OUT/MODE.jsonl (what is there already is not done again): accuracy on up to 1,000 held-out sentences of
 documents that no training saw, after the
@@ -164,16 +166,7 @@ def run(job: Job, deadline: float) -> dict[str, Any] | None:
         return None
     whole = _bench(job.source)
     began = time.perf_counter()
-    generator = np.random.default_rng(job.seed)
-    targets = np.array([row.target for row in whole.rows])
-    if job.few:
-        chosen = [
-            int(i)
-            for label in np.unique(targets)
-            for i in generator.permutation(np.flatnonzero(targets == label))[: job.rows]
-        ]
-    else:
-        chosen = [int(i) for i in generator.permutation(len(targets))[: job.rows]]
+    chosen = _chosen(np.array([row.target for row in whole.rows]), job.seed, job.rows, job.few)
     bench = replace(whole, rows=tuple(whole.rows[i] for i in chosen), known={})
     truth = np.array([row.target for row in bench.held])
     if job.what == MEAN:
@@ -191,6 +184,39 @@ def run(job: Job, deadline: float) -> dict[str, Any] | None:
         "trained": trainable(done.model),
         "seconds": time.perf_counter() - began,
     }
+
+
+def _chosen(targets: Any, seed: int, rows: int, few: bool) -> list[int]:
+    """The places of a draw's rows: so many in all, or of each label where ``few``."""
+    import numpy as np
+
+    generator = np.random.default_rng(seed)
+    if not few:
+        return [int(i) for i in generator.permutation(len(targets))[:rows]]
+    return [
+        int(i) for label in np.unique(targets) for i in generator.permutation(np.flatnonzero(targets == label))[:rows]
+    ]
+
+
+def write_draws(data: Path, out: Path, seeds: range, labels: list[int], sources: list[str]) -> None:
+    """Rows of each draw: ``SOURCE-SEED-LABELS.jsonl``."""
+    import numpy as np
+
+    from edgepeft.data import read_examples
+    from edgepeft.train.source import load_rows
+
+    out.mkdir(parents=True, exist_ok=True)
+    for source in sources:
+        files = [data / f"{source}.{name}.jsonl" for name in ("train", "heldout")]
+        split = load_rows(*map(read_examples, files), text="text", label="label", pair=None)
+        targets = np.array(split.problem.targets(split.train))
+        for seed in seeds:
+            for count in labels:
+                mine = split.train.select(_chosen(targets, seed, count, True))
+                lines = [
+                    json.dumps({"text": t, "label": n}) for t, n in zip(mine.texts, mine.labels or (), strict=True)
+                ]
+                (out / f"{source}-{seed}-{count}.jsonl").write_text("\n".join(lines) + "\n")
 
 
 def _ranked(bench: Any, what: str, seed: int) -> Any:
@@ -297,7 +323,7 @@ def summary(file: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("mode", choices=["methods", "few", "ranks", "data", "summary"])
+    parser.add_argument("mode", choices=["methods", "few", "ranks", "draws", "data", "summary"])
     parser.add_argument("out", type=Path)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=1e9, help="no training starts after so many")
@@ -318,6 +344,10 @@ def main() -> None:
     if given.data is None and not data.is_dir():
         write_data(data)
     if given.mode == "data":
+        return
+    if given.mode == "draws":
+        seeds, labels = range(given.first, given.first + given.seeds), [int(n) for n in given.labels.split(",")]
+        write_draws(data, given.out / "draws", seeds, labels, given.sources.split(","))
         return
     if given.base is None:
         from edgepeft.demo.assets import minilm

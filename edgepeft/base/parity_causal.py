@@ -225,9 +225,16 @@ def causal_difference(
     """max |logit difference| over real tokens and following ones, relative where logits exceed 1."""
     worst = 0.0
     kept = mask[:, mask.shape[1] - mine[0].shape[1] :, None]
-    for actual, expected, weight in zip(mine, reference, (kept, 1), strict=True):
-        difference = np.abs(actual.astype(np.float64) - expected) * weight
-        if not np.isfinite(difference).all():
-            return float("inf")
-        worst = max(worst, float(difference.max(initial=0.0)) / max(1.0, float(np.abs(expected).max(initial=0.0))))
+    for actual, expected, weight in zip(mine, reference, (kept, np.ones((len(mine[1]), 1, 1))), strict=True):
+        largest = apart = 0.0
+        for row, other, counts in zip(actual, expected, weight, strict=True):  # in float64, logits of a batch are large
+            difference = row.astype(np.float64)
+            difference -= other
+            np.abs(difference, out=difference)
+            difference *= counts
+            if not np.isfinite(difference).all():
+                return float("inf")
+            apart = max(apart, float(difference.max(initial=0.0)))
+            largest = max(largest, float(other.max(initial=0.0)), -float(other.min(initial=0.0)))
+        worst = max(worst, apart / max(1.0, largest))
     return worst

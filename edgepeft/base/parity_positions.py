@@ -18,6 +18,7 @@ from .lengths import affordable, lengths_that_matter, windows
 from .load import Loaded
 from .parity_causal import Step
 from .rounding import Noise
+from .streamed.memory import give_back
 
 #: Bytes of the longest cache that is made for this.
 CACHE_BYTES = 400_000_000
@@ -33,15 +34,20 @@ class Place:
     def cache(self, inputs: Mapping[str, Sequence[int | str]], room: int = 0) -> dict[str, np.ndarray]:
         """Random keys and values ``[1, heads, position, head_dim]`` by cache input; the same each time.
 
-        Behind them stand zeros for ``room`` tokens more.
+        Layers of one shape share one array of keys and one of values, so that memory does not grow with the layers: what a table or
+        a window does at this position shows whichever states stand before it. Behind them stand zeros for ``room`` tokens more.
         """
         rng = np.random.default_rng(self.position)
+        states: dict[tuple[str, int, int], np.ndarray] = {}
         made = {}
         for name, shape in inputs.items():
             if is_past(name):
-                heads, width = int(shape[1]), int(shape[3])
-                made[name] = np.zeros((1, heads, self.position + room, width), np.float32)
-                made[name][:, :, : self.position] = rng.standard_normal((1, heads, self.position, width), np.float32)
+                side, heads, width = name.rsplit(".", 1)[-1], int(shape[1]), int(shape[3])
+                array = states.get((side, heads, width))
+                if array is None:
+                    array = states[side, heads, width] = np.zeros((1, heads, self.position + room, width), np.float32)
+                    array[:, :, : self.position] = rng.standard_normal((1, heads, self.position, width), np.float32)
+                made[name] = array
         return made
 
 
@@ -76,8 +82,11 @@ def run_place(step: Step, inputs: Mapping[str, Sequence[int | str]], place: Plac
 def in_place(session: Any) -> Step:
     """A step of a graph whose attention writes into the cache that it is given, which is then the only one in memory.
 
+    Where layers share one array (:meth:`Place.cache`), each writes its own state behind it before it attends, in the place of the
+    layer's before.
+
     Args:
-        session: An ONNX Runtime session over a graph with GroupQueryAttention.
+        session: An ONNX Runtime session over a graph with GroupQueryAttention, which runs one node after the other.
 
     Returns:
         A step that takes caches of the tokens before, and returns ``logits`` alone.
@@ -86,15 +95,15 @@ def in_place(session: Any) -> Step:
     def step(feeds: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         import onnxruntime as ort
 
-        binding, held = session.io_binding(), []
+        binding, held = session.io_binding(), dict[int, Any]()
         for name, array in feeds.items():
+            value = held.get(id(array))
+            if value is None:
+                value = ort.OrtValue.ortvalue_from_numpy(array if is_past(name) else np.ascontiguousarray(array))
+                held[id(array)] = value
             if is_past(name):
-                value = ort.OrtValue.ortvalue_from_numpy(array)
                 binding.bind_ortvalue_output(present_of(name), value)
-            else:
-                value = ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array))
             binding.bind_ortvalue_input(name, value)
-            held.append(value)
         binding.bind_output("logits")
         session.run_with_iobinding(binding)
         return {"logits": binding.get_outputs()[-1].numpy()}
@@ -121,19 +130,26 @@ def reference_place(
     from transformers import DynamicCache
 
     backwards = backwards and not windows(module.config.to_dict())
-    states = place.cache(inputs)  # each is let go when the layer has its own, joined with the token's
+    states = place.cache(inputs)
     floating = next((p.dtype for p in module.parameters() if p.dtype.is_floating_point), torch.float32)
+    made: dict[int, Any] = {}  # of each array one tensor, which layers share as they share the array
+
+    def tensor(array: np.ndarray) -> Any:
+        if id(array) not in made:
+            own = torch.from_numpy(array).to(floating)
+            made[id(array)] = own.flip(2) if backwards else own
+        return made[id(array)]
+
     try:
         cache = DynamicCache(config=module.config)
+        # Layers that read the states of an earlier one read what it holds behind the token.
+        sharing = bool(getattr(module.config, "num_kv_shared_layers", 0))
         for layer in sorted(_layers(states)):
-            key, value = (
-                torch.from_numpy(states.pop(f"past_key_values.{layer}.{side}")).to(floating)
-                for side in ("key", "value")
-            )
-            if backwards:
-                key, value = key.flip(2), value.flip(2)
+            key, value = (tensor(states[f"past_key_values.{layer}.{side}"]) for side in ("key", "value"))
             cache.update(key, value, layer)
-            del key, value
+            if not sharing:
+                _hold_in_common(cache.layers[layer], key, value)
+        give_back(collect=False)  # the copies that layers had made
         with torch.no_grad():
             logits = module(
                 input_ids=torch.tensor([[place.token]]),
@@ -150,6 +166,30 @@ def reference_place(
         return None  # a cache of another kind: its prompts are compared, as far as they are affordable
     found: np.ndarray = logits[0, -1].numpy()
     return found
+
+
+def _hold_in_common(layer: Any, key: Any, value: Any) -> None:
+    """Let a layer of PyTorch's cache hold states that others hold too, before a step and after it: nothing follows that step.
+
+    A layer keeps a copy of what it is given, and with each token another copy of all states before it.
+    """
+    import torch
+
+    if not (isinstance(getattr(layer, "keys", None), torch.Tensor) and layer.keys.ndim == 4):
+        return  # a kind of cache that holds something else
+    kept = layer.keys.shape[2]
+    held = tuple(states[:, :, states.shape[2] - kept :] for states in (key, value))
+    if not (torch.equal(held[0], layer.keys) and torch.equal(held[1], layer.values)):
+        return
+    layer.keys, layer.values = held
+    update = layer.update
+
+    def update_and_forget(*arguments: Any, **options: Any) -> Any:
+        found = update(*arguments, **options)
+        layer.keys, layer.values = held
+        return found
+
+    layer.update = update_and_forget
 
 
 def reference_places(

@@ -13,6 +13,7 @@ from cloup import argument, option
 from .guarded import guarded
 from .options import PATH, json_option
 from .show import print_json, steps, table, warn
+from .train_processes import first_speaks
 
 
 @cloup.command()
@@ -20,10 +21,16 @@ from .show import print_json, steps, table, warn
 @option(
     "--workers", type=click.IntRange(min=1), default=1, metavar="N", help="Processes that share the study on this host."
 )
+@option(
+    "--ray",
+    metavar="ADDRESS",
+    help="Run the workers as tasks of Ray: local starts one here, auto or HOST:PORT joins a cluster whose hosts share this disk.",
+)
 @option("--trials", type=click.IntRange(min=1), metavar="N", show_default="the file's", help="Trials in all.")
 @json_option
 @guarded
-def search(study: Path, workers: int, trials: int | None, as_json: bool) -> None:
+@first_speaks()
+def search(study: Path, workers: int, ray: str | None, trials: int | None, as_json: bool) -> None:
     """Search settings for accuracy, latency and size.
 
     The file says what is searched over: data, model, method, rank, recipe. Each trial trains an adapter, exports it, rounds the
@@ -38,7 +45,7 @@ def search(study: Path, workers: int, trials: int | None, as_json: bool) -> None
     if trials is not None:
         read = replace(read, trials=trials)
     with steps() as announce:
-        found = run_study(read, workers=workers, announce=announce)
+        found = run_study(read, workers=workers, ray=ray, announce=announce)
     page = _page(found.folder)
     if as_json:
         print_json({**found.as_dict(), "page": page})

@@ -15,6 +15,7 @@ from .options import json_option
 from .show import warn
 from .train_compare import compared, with_chosen_ranks
 from .train_options import adapter_options, data_options, training_options, what_options
+from .train_processes import first_speaks
 from .train_result import say_classifier, say_language
 from .train_verdict import say_verdict
 from .train_watch import watched
@@ -28,6 +29,7 @@ from .verbosity import quiet
 @training_options
 @json_option
 @guarded
+@first_speaks()
 def train(
     model: str,
     data: str,
@@ -56,12 +58,13 @@ def train(
     messages, or texts. Writes a PEFT checkpoint with its scores, settings and base identity beside it. Exit code 1: the adapter
     is worse than the base on the validation rows, beyond the 95 % interval; it is written all the same.
     """
-    for file in filter(None, (data, given.get("validation"))):
+    for file in filter(None, (data, given.get("validation"), given.get("general"))):
         _look(Path(file))
     if out is None and compare is None and not verdict:
         raise InputError("--out is missing: the adapter folder to write (only --compare and --verdict go without)")
     from ..train import choose_task, train_adapter, train_language_adapter
     from ..train.corpus import Columns
+    from ..train.processes import check_alone
 
     columns = Columns(text=text, prompt=prompt, completion=completion, messages=messages)
     task = task or choose_task(model, data, label=label, columns=columns)
@@ -95,7 +98,7 @@ def train(
     if peft:
         from ..train.methods import parse_peft
 
-        options["peft"] = parse_peft(peft)
+        options["peft"] = parse_peft(peft, given["method"])
     several = verdict or compare is not None or modules is not None
     if several and (options.get("deploy_variant") or options.get("bundle")):
         raise InputError("--deploy-variant is for one adapter, not for --compare, --verdict or --modules")
@@ -104,6 +107,11 @@ def train(
             "--resume goes on with the training of one adapter, not with --compare, --verdict or --modules"
         )
     if several:
+        for name in ("distill", "teacher", "split_by", "general"):
+            if options.pop(name, None):
+                raise InputError(
+                    f"--{name.replace('_', '-')} is for the training of one adapter, not for --compare, --verdict or --modules"
+                )
         if options.pop("precision") != "fp32":
             raise InputError("--precision is for one adapter, not for --compare, --verdict or --modules")
         if watch or report_to:
@@ -152,6 +160,7 @@ def train(
             )
         if as_json:
             raise InputError("--json prints one result, and --watch trains again and again; leave one of them out")
+        check_alone("train --watch")
         watched(once, out, [data, given.get("validation")], options)
     else:
         once(**options)
@@ -185,11 +194,10 @@ def _say_unfinished(out: Path) -> None:
 
 
 #: Parameters of one task only, and what the functions behind call some.
-_CLASSIFICATION = {"pair", "problem_type"}
+_CLASSIFICATION = {"general", "pair", "problem_type", "split_by", "teacher"}
 _GENERATION = {
     "chat",
     "chat_template",
-    "distill",
     "max_steps",
     "schedule",
     "gradient_accumulation",

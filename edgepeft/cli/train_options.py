@@ -36,6 +36,18 @@ data_options: Callable[[Any], Any] = option_group(
         "folder of them.",
     ),
     option("--validation", metavar="FILE", show_default="split off --data", help="Validation rows, likewise."),
+    option(
+        "--general",
+        metavar="FILE",
+        help="Rows of other domains: the epoch is chosen by the mean of the scores on them and on the validation rows, and both "
+        "are told (classification).",
+    ),
+    option(
+        "--split-by",
+        metavar="COLUMN",
+        help="Without --validation: hold out whole groups of this column (authors, sites), so that scores are of groups that "
+        "training never saw (classification).",
+    ),
     text_option,
     label_option,
     pair_option,
@@ -70,7 +82,12 @@ adapter_options: Callable[[Any], Any] = option_group(
         metavar="NAME",
         help="A method of PEFT (lora, ia3, oft, …), dora, rslora, pissa, ln or head-only.",
     ),
-    option("--peft", multiple=True, metavar="KEY=VALUE", help="An option of PEFT's config of the method; repeatable."),
+    option(
+        "--peft",
+        multiple=True,
+        metavar="KEY=VALUE",
+        help="An option of PEFT's config of the method, or a JSON file of them (FILE.json); repeatable.",
+    ),
     option(
         "--ship",
         type=click.Choice(["swap", "merge", "bake"]),
@@ -140,7 +157,13 @@ adapter_options: Callable[[Any], Any] = option_group(
     option(
         "--distill",
         is_flag=True,
-        help="With --from and --deploy-variant: learn to say on rounded weights what that adapter says in fp32 (generation).",
+        help="With --from and --deploy-variant: learn to say on rounded weights what that adapter says in fp32.",
+    ),
+    option(
+        "--teacher",
+        metavar="MODEL",
+        help="Learn to say what this classifier says, a folder or a Hugging Face id: a larger one, or one that was fine-tuned "
+        "whole (classification).",
     ),
     option("--rslora", is_flag=True, help="Scale by alpha / sqrt(rank)."),
 )

@@ -38,6 +38,10 @@ def say_classifier(result: TrainedAdapter, as_json: bool) -> None:
         _conclude(result)
         return
     _say_circumstances(result)
+    if result.taught is not None:
+        click.echo(result.taught)
+    if result.general is not None:
+        click.echo(result.general)
     before, after = result.before, result.after
     what = (
         f"mean error {before.mean_error:.3f} -> {after.mean_error:.3f}, correlation {after.correlation:.3f}"

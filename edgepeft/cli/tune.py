@@ -17,6 +17,7 @@ from .guarded import guarded
 from .options import PATH, json_option, label_option, pair_option, text_option
 from .show import print_json, steps, table, warn
 from .train_compare import spread
+from .train_processes import first_speaks
 
 if TYPE_CHECKING:
     from ..train.tuned import Tuning
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
 )
 @json_option
 @guarded
+@first_speaks()
 def tune(model: str, out: Path, budget: str, data: str, text: str, label: str, as_json: bool, **given: Any) -> None:
     """Find a good adapter for labelled rows, within a time.
 

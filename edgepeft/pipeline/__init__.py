@@ -39,10 +39,10 @@ if TYPE_CHECKING:
     from ..report.accuracy import Accuracy as Accuracy
     from ..report.gate import Gate as Gate
     from ..report.gate import Report as Report
-    from ..train.adapter import TrainedAdapter as TrainedAdapter
     from ..train.adapter import train_adapter as train_adapter
-    from ..train.language import TrainedLanguageAdapter as TrainedLanguageAdapter
+    from ..train.adapter_result import TrainedAdapter as TrainedAdapter
     from ..train.language import train_language_adapter as train_language_adapter
+    from ..train.language_result import TrainedLanguageAdapter as TrainedLanguageAdapter
     from ..validate.result import AdapterParity as AdapterParity
     from ..validate.result import Validation as Validation
     from ..validate.run import validate as validate
@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from ._for_target import export_for as export_for
     from ._for_target import fit as fit
     from ._mixed_bits import Front as Front
-    from ._mixed_bits import Goal as Goal
+    from ._mixed_variant import Goal as Goal
     from ._plan import ExportPlan as ExportPlan
     from ._plan import plan_export as plan_export
     from ._plan_quantize import QuantizePlan as QuantizePlan
@@ -119,8 +119,8 @@ _HOME = {
     "export_auto": "._auto_mode",
     "export_whole": "._straight",
     # what the stages return, and what is in it
-    "TrainedAdapter": "..train.adapter",
-    "TrainedLanguageAdapter": "..train.language",
+    "TrainedAdapter": "..train.adapter_result",
+    "TrainedLanguageAdapter": "..train.language_result",
     "Base": "..base.base",
     "Adapter": "..adapters.edits",
     "SlottedBase": "..graph.editable",
@@ -148,7 +148,7 @@ _HOME = {
     "Refitted": "._refit",
     "QuantizedCache": "._cache",
     "Front": "._mixed_bits",
-    "Goal": "._mixed_bits",
+    "Goal": "._mixed_variant",
     "Quality": "._quality",
     "Fitted": "._for_target",
 }

@@ -284,4 +284,4 @@ def put_adapter(
     entry = write_adapter(change.folder, name, tensors, metadata, text)
     adapters = {**change.manifest.adapters, name: entry}
     staged = change.stage(written=entry.files(), adapters=adapters)
-    return entry, changes_output(staged, name)
+    return entry, changes_output(staged, name, change.before)

@@ -11,21 +11,41 @@ from .. import runtime as runtimes
 from ..bundle import Bundle
 from ..bundle.cache_names import as_pasts, grows
 from ..data import Examples, evenly
+from ..quantize.stages import Steps
 from ..runtime.views import View
 from ._calibration_runs import HELD_OUT, SHARED, SHIPPED, Runs, slot_tensors
 
 #: Longest text, longest answer, and texts of the base and all adapters: what the decoder reads of each is held in memory.
 READ, WRITTEN, TEXTS = 128, 32, 48
+#: At most so many texts with their answers compare matrices: every matrix takes all of them.
+PROBED_ANSWERS = 12
 
 Pair = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 @dataclass(frozen=True)
 class CrossedRuns(Runs):
-    """Feeds of both graphs, and pairs of a text and its answer in tokens that are kept apart, by adapter (``None``: the base)."""
+    """Feeds of both graphs, and pairs of a text and its answer in tokens that are kept apart, by adapter (``None``: the base).
+
+    Of the pairs kept apart, some compare matrices (``probed_pairs``), and the others judge the result.
+    """
 
     decoder: tuple[Mapping[str, np.ndarray], ...] = ()
     answers: Mapping[str | None, tuple[Pair, ...]] | None = None
+    probed_pairs: tuple[Steps, ...] = ()
+    judged_pairs: tuple[Steps, ...] = ()
+
+    def feeds_of(self, field: str) -> tuple[Mapping[str, np.ndarray], ...]:
+        """What calibrates the encoder (``"file"``) or the decoder (``"decoder_file"``)."""
+        return self.decoder if field == "decoder_file" else self.feeds
+
+    def probed(self) -> tuple[Steps, ...]:
+        """What compares matrices: feeds of the encoder, and of the decoder with what the fp32 encoder gives."""
+        return self.probed_pairs
+
+    def judged(self) -> tuple[Steps, ...]:
+        """What the result is judged by, likewise."""
+        return self.judged_pairs
 
 
 def crossed_runs(bundle: Bundle, data: Mapping[str, Examples], *, rows: int) -> CrossedRuns:
@@ -44,6 +64,8 @@ def crossed_runs(bundle: Bundle, data: Mapping[str, Examples], *, rows: int) -> 
     decoder: list[Mapping[str, np.ndarray]] = []
     counts: dict[str, int] = {}
     answers: dict[str | None, tuple[Pair, ...]] = {}
+    probed: list[Steps] = []
+    judged: list[Steps] = []
     adapters = bundle.manifest.adapters
     with runtimes.open(bundle.path, variant="fp32") as model:
         for name in (None, *adapters):
@@ -60,8 +82,14 @@ def crossed_runs(bundle: Bundle, data: Mapping[str, Examples], *, rows: int) -> 
                 encoder.append({**read, **tensors})
                 decoder.append({**written, **tensors})
             answers[name] = tuple(apart[: 2 * SHARED])
+            both = [tuple({**each, **tensors} for each in _feeds(view, *pair)) for pair in answers[name]]
+            probed += both[::2]
+            judged += both[1::2] or both
             counts[name or "*"] = len(used)
-    return CrossedRuns(tuple(encoder), {}, counts, decoder=tuple(decoder), answers=answers)
+    return CrossedRuns(
+        tuple(encoder), {}, counts, decoder=tuple(decoder), answers=answers,
+        probed_pairs=tuple(probed[i] for i in evenly(len(probed), PROBED_ANSWERS)), judged_pairs=tuple(judged),
+    )  # fmt: skip
 
 
 def _shipped() -> list[str]:

@@ -12,6 +12,7 @@ from ..bundle import Bundle
 from ..bundle.cache_names import is_past
 from ..data import Examples, evenly
 from ..errors import DataError, InputError
+from ..quantize.stages import Steps
 from ..runtime.active import read_tensors
 from ..runtime.generation.tokens import Tokens
 from ..runtime.per_text import PerText
@@ -43,6 +44,18 @@ class Runs:
     #: ``PROBED`` in all; more and shorter ones of encoders), and others by which the result is judged.
     probes: tuple[Mapping[str, np.ndarray], ...] = ()
     apart: tuple[Mapping[str, np.ndarray], ...] = ()
+
+    def feeds_of(self, field: str) -> tuple[Mapping[str, np.ndarray], ...]:
+        """What calibrates one graph, by its field of :class:`~edgepeft.bundle.Variant`."""
+        return self.feeds
+
+    def probed(self) -> tuple[Steps, ...]:
+        """What compares matrices, as feeds of each graph in the order in which they run."""
+        return tuple((feeds,) for feeds in self.probes)
+
+    def judged(self) -> tuple[Steps, ...]:
+        """What the result is judged by, likewise."""
+        return tuple((feeds,) for feeds in self.apart)
 
 
 def can_calibrate(bundle: Bundle, data: Mapping[str, Examples]) -> str:
@@ -107,11 +120,16 @@ def _language(bundle: Bundle, data: Mapping[str, Examples], rows: int) -> Runs:
 
 
 def _windows(tokens: Tokens, texts: Sequence[str], length: int) -> Iterator[tuple[int, ...]]:
-    """The texts one after the other, in windows of ``length`` tokens; the last one may be shorter."""
+    """The texts one after the other, in windows of at most ``length`` tokens; the last one may be shorter.
+
+    Each begins as a prompt does: some models (Gemma) write at random without their first token.
+    """
+    begin = tokens.before
+    room = max(2, length - len(begin))
     ids = [number for text in texts for number in tokens.encode(text, special=False)]
-    for start in range(0, len(ids), length):
+    for start in range(0, len(ids), room):
         if len(ids) - start > 1:
-            yield tuple(ids[start : start + length])
+            yield (*begin, *ids[start : start + room])
 
 
 def feeds_of(bundle: Bundle, window: Sequence[int]) -> dict[str, np.ndarray]:

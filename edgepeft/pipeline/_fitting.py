@@ -10,7 +10,8 @@ from ..data import Examples
 from ..errors import InputError
 from ..quantize.recipes import METHODS, WHOLE, Recipe, recipe
 from ._calibration_runs import can_calibrate
-from ._mixed_bits import Front, Goal
+from ._mixed_bits import Front
+from ._mixed_variant import Goal
 
 
 @dataclass(frozen=True)
@@ -69,11 +70,6 @@ def choose_fitting(
         raise InputError(
             "--heal, --head-bits, --layer-bits, --budget-mb, --bits and --max-kld go with --method gptq; "
             f"{rule.variant} is made by {chosen or 'a way of its own'} here"
-        )
-    if goal and bundle.manifest.variants["fp32"].decoder_file is not None:
-        raise InputError(
-            f"{bundle.path} has an encoder and a decoder: bits are chosen for a goal in models of one graph. Leave "
-            "--budget-mb, --bits and --max-kld out"
         )
     if goal and (head_bits or layer_bits or heal):
         raise InputError(

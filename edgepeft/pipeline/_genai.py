@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import json
+import mmap
 import re
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..bundle import Manifest
+from ..bundle.protobuf import Buffer
+from ..errors import BundleError
 from ..json_text import json_text
 from ..quantize.recipes import preferred
-
-if TYPE_CHECKING:
-    import onnx_ir as ir
+from ..runtime.graph_parts import input_names, part_node
+from ..runtime.twin_nodes import NODE, read_graph
 
 NAME = "genai_config.json"
 _KEY = re.compile(r"past_key_values\.\d+\.key")
@@ -97,11 +98,18 @@ def genai_config(
     }
 
 
-def shares_buffers(graph: ir.Model) -> bool:
-    """Whether every cache input goes into GroupQueryAttention alone, which takes one buffer as past and present."""
-    caches = [value for value in graph.graph.inputs if (value.name or "").startswith("past_key_values.")]
-    uses = [node.op_type for value in caches for node in value.consumers()]
-    return bool(uses) and set(uses) == {"GroupQueryAttention"} and len(uses) == len(caches)
+def shares_buffers(model: Buffer) -> bool:
+    """Whether every cache input of a graph, an ONNX file's bytes, goes into GroupQueryAttention alone.
+
+    That takes one buffer as past and present.
+    """
+    _, _, held = read_graph(model)
+    caches = [name for name in input_names(model, held) if name.startswith("past_key_values.")]
+    nodes = [part_node(model, field) for field in held if field.number == NODE]
+    uses = [(name, node.op) for node in nodes for name in node.inputs if name in caches]
+    inside = any(name in caches for node in nodes for name in node.inner)
+    once = sorted(caches) == sorted(name for name, _ in uses)
+    return bool(uses) and once and not inside and {op for _, op in uses} == {"GroupQueryAttention"}
 
 
 def note_genai(folder: Path, manifest: Manifest) -> bool:
@@ -128,19 +136,17 @@ def note_genai(folder: Path, manifest: Manifest) -> bool:
 
 
 def _shares(folder: Path, file: str) -> bool:
-    """:func:`shares_buffers` of a graph file; as it was noted before of one that cannot be read here.
+    """:func:`shares_buffers` of a graph file, by its bytes alone; as it was noted before of one in ORT format.
 
-    That is one in ORT format, and any where onnx_ir is not installed (a device that adds or removes an adapter). Where
-    nothing was noted of this file, no: separate buffers for past and present suit every graph.
+    Where nothing was noted of that, no: separate buffers for past and present suit every graph.
     """
-    if not file.endswith(".ort") and find_spec("onnx_ir") is not None:
-        import onnx_ir as ir
-
-        return shares_buffers(ir.load(folder / file))
-    noted = _read(folder / NAME)
-    if not file.endswith(".ort") and noted.get("model", {}).get("decoder", {}).get("filename") != file:
-        return False
-    return noted.get("search", {}).get("past_present_share_buffer") is True
+    if file.endswith(".ort"):
+        return _read(folder / NAME).get("search", {}).get("past_present_share_buffer") is True
+    with (folder / file).open("rb") as opened, mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
+        try:
+            return shares_buffers(mapped)
+        except IndexError as error:
+            raise BundleError(f"{folder / file} is not an ONNX graph: {error}; export the bundle again") from error
 
 
 def _read(path: Path) -> dict[str, Any]:

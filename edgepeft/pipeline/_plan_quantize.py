@@ -19,12 +19,11 @@ from ..units import MB
 from ._calibrate import check_texts
 from ._fitting import Fitting, choose_fitting
 from ._halves import whole_name
-from ._mixed_bits import Goal
+from ._mixed_variant import Goal
 from ._plan import PlannedFile
 from ._quantize import _check_wanted, _graphs, source_of
+from ._quantize_room import memory_mb
 
-#: Peak memory over the weights in fp32, and what Python and its libraries take by themselves, in MB; measured likewise.
-_MEMORY_FACTOR, _LIBRARIES_MB = {"gptq": 3.3}, 250.0
 #: CPU seconds on one core of a 2.x GHz server for a million weights; GPTQ's are for the 4,200 tokens that ship with edgepeft.
 _SECONDS = {"int8": 0.05, "w8a16": 0.6, "q8": 0.1, "q4": 0.03, "q4 gptq": 0.5, "fp16": 0.5, "q4f16": 0.5}
 
@@ -121,8 +120,10 @@ def plan_quantize(
         own = (opened.path / source).stat().st_size
         files += [
             PlannedFile(target, own),
-            PlannedFile(f"{target}_data", _size(variant, fitting, graph, opened, count, own)),
+            PlannedFile(f"{target}_data", _size(variant, fitting, graph, opened, count)),
         ]
+    if fitting.goal is not None and fitting.goal.bytes is not None:
+        files = _within(files, fitting.goal.bytes)
     way = f"{variant} gptq" if fitting.method == "gptq" else variant
     before = sum(opened.manifest.files[name].bytes for name in whole.files())
     made = sum(file.bytes for file in files)
@@ -132,7 +133,7 @@ def plan_quantize(
         weights=weights,
         files=tuple(files),
         bytes_before=before,
-        memory_mb=_LIBRARIES_MB + _MEMORY_FACTOR.get(fitting.method or "", 1.4) * 4 * weights / MB,
+        memory_mb=memory_mb(fitting.method, 4 * weights),
         disk_mb=(made + before) / MB,  # it is made beside a copy of the fp32 graph
         free_mb=shutil.disk_usage(opened.path).free / MB,
         seconds=_SECONDS.get(way, 0.1) * weights / 1e6 * (3 if goal else 1),
@@ -149,11 +150,20 @@ def _halved(bundle: Bundle, source: str) -> tuple[int, int]:
     return size, count_quantized(graph, bundle.manifest.slots).total
 
 
-def _size(variant: str, fitting: Fitting, graph: ir.Model, bundle: Bundle, count: int, own: int) -> int:
-    """Bytes of the weights file of a graph with ``count`` weights, whose own file has ``own`` bytes."""
+def _within(files: list[PlannedFile], size: int) -> list[PlannedFile]:
+    """The same files with ``size`` bytes in all: what the graphs leave is shared out to their weights as these are large."""
+    graphs, weights = (sum(file.bytes for file in part) for part in (files[::2], files[1::2]))
+    share = (size - graphs) / max(1, weights)
+    return [
+        PlannedFile(file.name, round(file.bytes * share)) if place % 2 else file for place, file in enumerate(files)
+    ]
+
+
+def _size(variant: str, fitting: Fitting, graph: ir.Model, bundle: Bundle, count: int) -> int:
+    """Bytes of the weights file of a graph with ``count`` weights; within a size in bytes that is shared out later."""
     goal = fitting.goal
     if goal is not None:
-        return goal.bytes - own if goal.bytes is not None else round(count * (goal.bits or 9.0) / 8)
+        return round(count * (goal.bits or 9.0) / 8)
     return planned_bytes(
         graph, bundle.manifest.slots, variant, method=fitting.method, heal=fitting.heal, head_bits=fitting.head_bits,
         layer_bits=fitting.layer_bits,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,22 +18,28 @@ from ..errors import BundleError, InputError
 from ..quantize import recipe
 from ..quantize.counts import Quantized, count_quantized, total
 from ..quantize.merge_error import NOTABLE, key_of
+from ..quantize.moments import Feeds
 from ..quantize.recipes import WHOLE, Recipe
 from ..runtime.sessions import open_session
 from ._calibrate import ROWS, check_texts, measure_ranges, measured_without
-from ._calibration_crossed import CrossedRuns, crossed_runs
+from ._calibration_crossed import crossed_runs
 from ._calibration_runs import Runs, calibration_runs
 from ._edit import Edit, copy_files, edit
 from ._fitting import Fitting, choose_fitting
 from ._halves import graphs_in_fp32, halve
 from ._manifest import require_onnx
-from ._mixed_bits import Front, Goal, make_mixed
+from ._mixed_bits import Front, make_mixed
+from ._mixed_variant import Goal, Graph
 from ._quality import Quality
 from ._quality_crossed import quality_of
+from ._quantize_room import require_room
 from ._refitted_files import without_refits
 from ._web_graph import add_input_style
 
 Announce = Callable[[str], None]
+
+#: What stands before the names of matrices where a model has two graphs.
+_LABELS = {"file": "encoder/", "decoder_file": "decoder/"}
 
 
 @dataclass(frozen=True)
@@ -108,7 +114,8 @@ def quantize(
         The bundle with the variant, what was quantized, and the bytes of both variants' files.
 
     Raises:
-        InputError: The variant is unknown or exists already, its recipe wants texts and has none, or a method does not apply.
+        InputError: The variant is unknown or exists already, its recipe wants texts and has none, a method does not apply, or
+            memory or disk is short.
         ParityError: In half precision the base would compute something else.
         BundleError: Nothing was quantized, ONNX Runtime cannot open the result, or the base was exported again meanwhile.
         BusyBundleError: Another process changes the bundle and did not end in time.
@@ -126,6 +133,9 @@ def quantize(
     method, whole = fitting.method, source_of(opened.manifest, rule)
     if rule.calibrated:
         check_texts(opened, data or {})
+
+    _check_wanted(opened.manifest, opened.path, variant, replace, whole)
+    require_room(opened, rule, whole, method)
 
     def needs(manifest: Manifest) -> tuple[str, ...]:
         _check_wanted(manifest, opened.path, variant, replace, whole)
@@ -215,7 +225,7 @@ def _make(
     apply, summary = rule.apply, fitting.summary(rule)
     if fitting.method == "mse" and rule.searched is not None:
         apply = rule.searched
-    ways: dict[str, Callable[..., Front | None]] = dict.fromkeys(_graphs(whole), apply)
+    ways: dict[str, Callable[..., None]] = dict.fromkeys(_graphs(whole), apply)
     texts: Mapping[str, int] = {}
     runs: Runs | None = None
     if rule.calibrated:
@@ -224,14 +234,28 @@ def _make(
     elif fitting.method == "gptq":
         runs = _runs(copy, data, rows, announce)
         texts = runs.counts
-        ways = {field: _fit(rule, fitting, runs, field, announce) for field in ways}
+        ways = {field: _fit(rule, fitting, runs.feeds_of(field)) for field in ways}
     announce(f"quantizing to {rule.variant}: {summary}")
     made = {field: rule.graph_file(file) for field, file in _graphs(whole).items()}
-    found = [ways[field](folder / file, folder / made[field], slots) for field, file in _graphs(whole).items()]
-    fronts = [front for front in found if front is not None]
+    front = None
+    if fitting.goal is not None and runs is not None:
+        several = len(made) > 1
+        graphs = [
+            Graph(
+                source=folder / file,
+                target=folder / made[field],
+                feeds=runs.feeds_of(field),
+                label=_LABELS[field] if several else "",
+            )
+            for field, file in _graphs(whole).items()
+        ]
+        front = make_mixed(graphs, slots, runs=runs, goal=fitting.goal, announce=announce)
+    else:
+        for field, file in _graphs(whole).items():
+            ways[field](folder / file, folder / made[field], slots)
     counted = _counted(copy, rule, made)
-    entry = _entry(copy, made, whole, recipe=fitting.summary(rule, *fronts), counted=counted)
-    return _Made(entry, counted, texts, runs, next(iter(fronts), None))
+    entry = _entry(copy, made, whole, recipe=fitting.summary(rule, front), counted=counted)
+    return _Made(entry, counted, texts, runs, front)
 
 
 def _halve(
@@ -296,12 +320,9 @@ def _runs(copy: Bundle, data: Mapping[str, Examples], rows: int, announce: Annou
     return runs
 
 
-def _fit(rule: Recipe, fitting: Fitting, runs: Runs, field: str, announce: Announce) -> Callable[..., Front | None]:
+def _fit(rule: Recipe, fitting: Fitting, feeds: Sequence[Feeds]) -> Callable[..., None]:
     """What writes one graph of a variant by GPTQ."""
     assert rule.fitted is not None
-    if fitting.goal is not None:
-        return partial(make_mixed, runs=runs, goal=fitting.goal, announce=announce)
-    feeds = runs.decoder if isinstance(runs, CrossedRuns) and field == "decoder_file" else runs.feeds
     return partial(
         rule.fitted, batches=feeds, open_session=open_session, heal=fitting.heal, head_bits=fitting.head_bits,
         layer_bits=fitting.layer_bits,

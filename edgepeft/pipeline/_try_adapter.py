@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from importlib.util import find_spec
 
 import numpy as np
 
@@ -13,24 +12,31 @@ from ..bundle import Bundle
 from ..errors import AdapterError
 from ..runtime import Runtime
 from ..validate.probe import CausalProbe, Found, bundle_probe, same_outputs
+from ..validate.segmented import SegmentedEngine, together_of
 
 #: Bytes of weights from which on a language model is run part by part, and of one part: ONNX Runtime holds the weights of a session
 #: once more in the kernels' own layout.
 LARGE, PART = 300_000_000, 64_000_000
-#: Tokens of the prompt that such a model reads.
-TOKENS = 4
+#: Tokens of the prompt that such a model reads: with one alone, attention would give it the same whatever its keys are.
+TOKENS = 2
 
 
-def changes_output(bundle: Bundle, name: str) -> bool:
+def changes_output(bundle: Bundle, name: str, before: Bundle) -> bool:
     """Run the base and the adapter once: whether its outputs are others.
 
     A large language model reads a short prompt only, with one part of its weights in memory at a time.
+
+    Args:
+        bundle: A bundle that holds the adapter.
+        name: The adapter.
+        before: The bundle that it is a copy of. What of a large base is the same there is read there, where it is known not to have
+            changed; the copy is hashed when it is first opened, beside ONNX Runtime's own work.
 
     Raises:
         AdapterError: Outputs are NaN or infinite.
     """
     probe = bundle_probe(bundle)
-    large = _in_parts(bundle) if isinstance(probe, CausalProbe) else None
+    large = _in_parts(bundle, before) if isinstance(probe, CausalProbe) else None
     if large is not None and isinstance(probe, CausalProbe):
         plain, edited = _on_a_prompt(large, probe, name)
     else:
@@ -44,8 +50,6 @@ def changes_output(bundle: Bundle, name: str) -> bool:
 
 def _on_a_prompt(runtime: Runtime, probe: CausalProbe, name: str) -> tuple[Found, Found]:
     """What the base and the adapter make of the first tokens of a prompt, both at each part while it is open."""
-    from ..validate.segmented import together_of
-
     ids = probe.batches[0].ids[:1, :TOKENS]
     known = {
         "input_ids": ids,
@@ -59,13 +63,13 @@ def _on_a_prompt(runtime: Runtime, probe: CausalProbe, name: str) -> tuple[Found
     return [{"logits": plain["logits"]}], [{"logits": edited["logits"]}]
 
 
-def _in_parts(bundle: Bundle) -> Runtime | None:
-    """A runtime that opens the graph part by part; ``None`` where it is small, or cannot be cut here."""
+def _in_parts(bundle: Bundle, before: Bundle) -> Runtime | None:
+    """A runtime that opens the graph part by part; ``None`` where it is small, or in ONNX Runtime's own format."""
     name, entry = bundle.variant()
-    files = bundle.variant_files(name)
-    if bundle.size(files) < LARGE or entry.file.endswith(".ort") or find_spec("onnx_ir") is None:
+    files = (entry.file, *entry.data)
+    if bundle.size(files) < LARGE or entry.file.endswith(".ort"):
         return None
-    from ..validate.segmented import SegmentedEngine  # with onnx_ir, which a device may lack
-
-    bundle.check(files)  # parts name the weights themselves
-    return Runtime(SegmentedEngine(bundle, name, None, kernels="off", part_bytes=PART))
+    same = all(bundle.manifest.files[file] == before.manifest.files.get(file) for file in files)
+    held = before if same else bundle
+    held.check(files)  # parts name the weights themselves
+    return Runtime(SegmentedEngine(bundle, name, None, kernels="off", part_bytes=PART, held=held))

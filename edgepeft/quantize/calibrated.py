@@ -18,6 +18,7 @@ from .low_rank import correction
 from .moments import BUDGET, Feeds, Moments, linear_inputs, measure_moments
 from .nbits import Packed, Rounded, write
 from .packing import BLOCK, Blocks, Form, Grid
+from .stored_grid import stored_grid
 from .weights import Matrix, matrices
 
 #: From so many bits on the nearest number is as good as one that makes up for others.
@@ -48,8 +49,9 @@ def calibrated(
     """Write ``target``: the linear layers and embeddings of ``source`` in few bits, all else in fp32.
 
     Layers that the calibration reaches are rounded by GPTQ with integer zero points, and get a bias for what rounding leaves
-    on average. A head that is also the embedding is fitted as a head. Other embeddings, and layers that no text reaches, are
-    rounded to the grid with the smallest error.
+    on average. Weights that lie on such a grid already stay as they are; where only zero is off it, and ``heal`` allows for
+    corrections, offsets of their blocks make that so too. A head that is also the embedding is fitted as a head. Other
+    embeddings, and layers that no text reaches, are rounded to the grid with the smallest error.
 
     Args:
         source: The fp32 graph, its weights beside it.
@@ -147,6 +149,8 @@ def _fitted(matrix: Matrix, moments: Moments, form: Form, heal: int) -> Fitted:
     weight = finite(matrix)
     if form.bits >= NEAREST_BITS:
         return Fitted(nearest_with_bias(weight, moments.mean, form), moments.mean)
+    if (stored := on_stored_grid(matrix, form, offsets=form.offsets or heal > 0)) is not None:
+        return Fitted(stored, moments.mean)
     blocks = gptq(weight, moments.covariance, bits=form.bits, block=form.block)
     error = weight - blocks.numbers()
     added = None
@@ -154,6 +158,14 @@ def _fitted(matrix: Matrix, moments: Moments, form: Form, heal: int) -> Fitted:
         added = correction(error, moments.covariance, heal)
         error -= (added.first @ added.second).T
     return Fitted(Rounded(Packed.of(blocks), bias_of(error, moments.mean), added), moments.mean)
+
+
+def on_stored_grid(matrix: Matrix, form: Form, *, offsets: bool) -> Rounded | None:
+    """A matrix as it is, where it lies on a grid of that form; one with offsets only where these may be had."""
+    found = stored_grid(finite(matrix), form)
+    if found is None or (found.offsets is not None and (matrix.tables or not offsets)):
+        return None
+    return Rounded(Packed.of(found.blocks), offsets=found.offsets)
 
 
 def nearest_with_bias(weight: np.ndarray, mean: np.ndarray, form: Form) -> Rounded:
@@ -174,7 +186,10 @@ def finite(matrix: Matrix) -> np.ndarray:
 
 
 def nearest_in(weight: np.ndarray, form: Form) -> Blocks:
-    """:func:`nearest` in a form, with scales in float16 where they can be."""
+    """:func:`nearest` in a form, with scales in float16 where they can be; on the grid that the numbers lie on, if any."""
+    stored = stored_grid(weight, form)
+    if stored is not None and stored.offsets is None:
+        return stored.blocks
     return nearest(weight, form.bits, form.block, half=half_scales(weight, form.bits, form.block))
 
 

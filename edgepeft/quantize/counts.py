@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from ..bundle import SlotTable
-from .nbits import ADDED_BIAS, CORRECTION, WIDENED
+from .nbits import ADDED_BIAS, CORRECTION, OFFSETS, WIDENED
 
 
 @dataclass(frozen=True)
@@ -57,11 +57,11 @@ def _numbers_in_a_byte(value: ir.Value) -> int:
 
 
 def _belongs_to_rounding(value: ir.Value) -> bool:
-    """Whether a tensor is a scale, a zero point, a bias or a correction that rounding added: no weight of the base."""
+    """Whether a tensor is a scale, a zero point, a bias, a correction or offsets that rounding added: no weight of the base."""
     uses = list(value.uses())
     blocks = {"MatMulNBits", "GatherBlockQuantized"}
     if any(node.op_type in blocks and index in {2, 3} for node, index in uses):
         return True
     if (value.name or "").endswith(ADDED_BIAS):
         return True
-    return any((node.name or "").endswith((*CORRECTION, WIDENED)) for node, _ in uses)
+    return any((node.name or "").endswith((*CORRECTION, OFFSETS, WIDENED)) for node, _ in uses)

@@ -17,11 +17,16 @@ import numpy as np
 from .calibrated import finite, nearest
 from .grids import half_scales
 from .packing import Form
+from .stored_grid import stored_grid
 from .weights import Matrix
 
 #: The form by which sensitivities are measured, and those that a matrix may take.
 MEASURED = Form(4, 32)
 FORMS = (Form(4, 128), Form(4, 64), MEASURED, Form(8, 128), Form(8, 64), Form(8, 32))
+#: The form of a matrix that lies on a grid of 4 bits but for its zero.
+OFFSET = Form(4, 32, offsets=True)
+#: At most what the four nodes of offsets take in the graph's file: bytes, and how often they say the layer's name.
+_NODES, _NAMES = 500, 14
 #: Rows of a matrix by which the error of one form is compared with another's.
 ROWS = 128
 
@@ -52,10 +57,15 @@ def options_of(matrix: Matrix, loss: float) -> tuple[Option, ...]:
         loss: Its measured divergence in the form ``MEASURED``.
 
     Returns:
-        One for each form; losses in proportion to the squared error of rounding to the nearest.
+        One for each form; losses in proportion to the squared error of rounding to the nearest. A matrix that lies on the grid of
+        ``MEASURED`` has that alone, and one that lies on it but for its zero has ``OFFSET`` too, at no loss.
     """
     weight = finite(matrix)
     rows, columns = weight.shape
+    stored = stored_grid(weight, MEASURED)
+    if stored is not None and stored.offsets is None:
+        wide = 0 if stored.blocks.grid.scales.dtype == np.float16 else 2 * rows * stored.blocks.grid.scales.shape[1]
+        return (Option(MEASURED, MEASURED.bytes(rows, columns) + wide, loss),)
     sample = weight[np.unique(np.linspace(0, rows - 1, ROWS).astype(int))].astype(np.float32)
     errors = {
         form: float(np.square(sample - nearest(sample, form.bits, form.block).numbers()).sum())
@@ -68,9 +78,13 @@ def options_of(matrix: Matrix, loss: float) -> tuple[Option, ...]:
         form: 0 if half_scales(weight, form.bits, form.block) else 2 * rows * -(-columns // form.block)
         for form in errors
     }
-    return tuple(
+    found = [
         Option(form, form.bytes(rows, columns) + more[form], loss * error / measured) for form, error in errors.items()
-    )
+    ]
+    if stored is not None and not matrix.tables:
+        nodes = sum(_NODES + _NAMES * len(node.name or "") for node in matrix.linear)
+        found.append(Option(OFFSET, OFFSET.bytes(rows, columns) + more[MEASURED] + nodes, 0.0))
+    return tuple(found)
 
 
 def front(options: Mapping[str, Sequence[Option]], floor: float = 0.0) -> list[Point]:

@@ -16,7 +16,7 @@ from ..graph.segments import Segment, values_read, write_segment
 from .weights import matrices
 
 #: Bytes of second moments that one segment may hold.
-BUDGET = 400_000_000
+BUDGET = 200_000_000
 
 Feeds = Mapping[str, np.ndarray]
 

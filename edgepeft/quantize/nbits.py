@@ -18,7 +18,9 @@ from .weights import Matrix, drop_unused
 ACCURACY_LEVEL = 4
 #: How the initializer of a bias that rounding adds ends, and the nodes that widen the factors of a correction.
 ADDED_BIAS, CORRECTION = "/added_bias", ("/first", "/second")
-#: How a node ends that widens float16 scales. ONNX Runtime computes it once, when the graph is opened: what it reads is constant.
+#: How the initializer of the offsets of blocks ends, and the node that widens it.
+OFFSETS = "/offsets"
+#: How a node ends that widens a constant to float32. ONNX Runtime computes it once, when the graph is opened.
 WIDENED = "/widen"
 
 
@@ -73,11 +75,23 @@ class Correction:
 
 @dataclass(frozen=True)
 class Rounded:
-    """A rounded weight with what makes up for the rounding: a bias ``[out]`` that is free, and a low-rank correction."""
+    """A rounded weight with what makes up for the rounding: a bias ``[out]`` that is free, and a low-rank correction.
+
+    ``offsets`` ``[out, blocks]`` are added to all numbers of each block; they are stored in float16.
+    """
 
     packed: Packed
     bias: np.ndarray | None = None
     correction: Correction | None = None
+    offsets: np.ndarray | None = None
+
+    def weight(self) -> np.ndarray:
+        """The numbers that it stands for, offsets included and without the correction, float32 ``[out, in]``."""
+        found = self.packed.weight()
+        if self.offsets is not None:
+            wide = self.offsets.astype(np.float16).astype(np.float32)
+            found += np.repeat(wide, self.packed.block, axis=1)[:, : self.packed.columns]
+        return found
 
 
 def write(graph: ir.Graph, matrix: Matrix, rounded: Rounded) -> None:
@@ -125,8 +139,10 @@ class _Stored:
             "accuracy_level": ACCURACY_LEVEL,
         }  # fmt: skip
         new = [ir.node("MatMulNBits", inputs, attributes, domain="com.microsoft", name=node.name)]
+        if self.rounded.offsets is not None:
+            new += self._shifted(node, new[-1], self.rounded.offsets)
         if self.rounded.correction is not None:
-            new += self._corrected(node, new[0], self.rounded.correction)
+            new += self._corrected(node, new[-1], self.rounded.correction)
         replace_node(node, new)
 
     def _bias(self, node: ir.Node) -> ir.Value | None:
@@ -154,6 +170,37 @@ class _Stored:
         for each, part in ((product, "rounded"), (inner, "inner"), (outer, "outer")):
             each.outputs[0].name, each.outputs[0].type = f"{node.name}/{part}_output", FLOAT
         return [*made, inner, outer, total]
+
+    def _shifted(self, node: ir.Node, product: ir.Node, offsets: np.ndarray) -> list[ir.Node]:
+        """What adds the offset of each block times the sum of the inputs that meet it.
+
+        Layers that read the same value get the same sums; ONNX Runtime computes equal nodes once.
+        """
+        half = constant(self.graph, f"{self.name}{OFFSETS}", np.ascontiguousarray(offsets.T).astype(np.float16))
+        wide = ir.node("Cast", [half], {"to": ir.DataType.FLOAT.value}, name=f"{node.name}{OFFSETS}")
+        sums = ir.node("MatMul", [node.inputs[0], self._blocks()], name=f"{node.name}/block_sums")
+        moved = ir.node("MatMul", [sums.outputs[0], wide.outputs[0]], name=f"{node.name}/moved")
+        total = ir.node("Add", [product.outputs[0], moved.outputs[0]], name=f"{node.name}/shifted")
+        for each, part in ((product, "on_grid"), (wide, "offsets"), (sums, "sums"), (moved, "moved")):
+            each.outputs[0].name, each.outputs[0].type = f"{node.name}/{part}_output", FLOAT
+        return [wide, sums, moved, total]
+
+    def _blocks(self) -> ir.Value:
+        """Which block a column is in, as zeros and ones ``[in, blocks]``: one for all layers of a width.
+
+        A product with it is twice as fast for one token as a ReduceSum over a view of blocks (ONNX Runtime 1.32).
+        """
+        columns, block = self.form.columns, self.form.block
+        which = np.repeat(np.eye(columns // block, dtype=np.uint8), block, axis=0)
+        stored = constant(self.graph, f"edgepeft.blocks_{columns}_{block}", which)
+        known = next(iter(stored.uses()), None)
+        if known is not None:
+            return known.node.outputs[0]
+        cast = ir.node("Cast", [stored], {"to": ir.DataType.FLOAT.value}, name=f"{stored.name}{WIDENED}")
+        wide = cast.outputs[0]
+        wide.name, wide.type, wide.shape = f"{stored.name}/wide", FLOAT, stored.shape
+        self.graph.insert_before(self.graph[0], cast)
+        return wide
 
     def gather(self, node: ir.Node) -> None:
         """Replace a table's lookup; the table is the head's weight under another shape."""

@@ -18,19 +18,22 @@ BITS = (2, 4, 8)
 class Form:
     """How a weight is stored: bits of a number, and how many columns share a scale and a zero point.
 
-    Scales are in float16 (see :func:`~edgepeft.quantize.grids.half_scales`), and kernels get them in float32.
+    Scales are in float16 (see :func:`~edgepeft.quantize.grids.half_scales`), and kernels get them in float32. ``offsets`` says that
+    each block has a float16 number too that is added to all of its own (:mod:`~edgepeft.quantize.stored_grid`).
     """
 
     bits: int = 4
     block: int = BLOCK
+    offsets: bool = False
 
     def bytes(self, rows: int, columns: int) -> int:
         """Bytes of a weight ``[rows, columns]`` in the file: numbers, scales, zero points."""
         blocks = -(-columns // self.block)
-        return rows * (blocks * self.block * self.bits // 8 + 2 * blocks + -(-blocks * self.bits // 8))
+        scales = 2 * blocks * (2 if self.offsets else 1)
+        return rows * (blocks * self.block * self.bits // 8 + scales + -(-blocks * self.bits // 8))
 
     def __str__(self) -> str:
-        return f"{self.bits} bits in blocks of {self.block}"
+        return f"{self.bits} bits in blocks of {self.block}{' with offsets' if self.offsets else ''}"
 
 
 @dataclass(frozen=True)

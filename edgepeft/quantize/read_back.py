@@ -9,7 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..graph.quantized_weights import quantized_weights
-from .nbits import ADDED_BIAS, CORRECTION
+from .nbits import ADDED_BIAS, CORRECTION, OFFSETS
 
 _INT8, _SCALES = "_int8", "_scales"
 _ROUNDED_BIAS = "_rounded"
@@ -17,7 +17,7 @@ _ROUNDED_BIAS = "_rounded"
 
 @dataclass(frozen=True)
 class ReadBack:
-    """A rounded weight: ``numbers`` float32 ``[out, in]`` (of a table ``[rows, width]``), with its correction folded in.
+    """A rounded weight: ``numbers`` float32 ``[out, in]`` (of a table ``[rows, width]``), correction and offsets folded in.
 
     ``bias`` ``[out]`` is what rounding adds to the layer's output, or, where ``whole_bias`` holds, that and the layer's own bias
     together.
@@ -40,7 +40,8 @@ def read_back(model: ir.Model) -> Iterator[ReadBack]:
             node = nodes[user]
             if node.op_type != "MatMulNBits":
                 continue
-            numbers = numbers + _correction(model.graph, name.rpartition("_q")[0])
+            stem = name.rpartition("_q")[0]
+            numbers = numbers + _correction(model.graph, stem) + _offsets(model.graph, stem, numbers.shape[1])
             stored = node.inputs[5] if len(node.inputs) > 5 else None
             if stored is None or not (stored.name or "").endswith((ADDED_BIAS, _ROUNDED_BIAS)):
                 continue
@@ -57,6 +58,15 @@ def _correction(graph: ir.Graph, name: str) -> np.ndarray | float:
         return 0.0
     product: np.ndarray = (_numbers(first).astype(np.float32) @ _numbers(second).astype(np.float32)).T
     return product
+
+
+def _offsets(graph: ir.Graph, name: str, columns: int) -> np.ndarray | float:
+    """What the offsets of blocks add to the weight ``[out, in]``."""
+    stored = graph.initializers.get(f"{name}{OFFSETS}")
+    if stored is None:
+        return 0.0
+    offsets = _numbers(stored).astype(np.float32).T
+    return np.repeat(offsets, columns // offsets.shape[1], axis=1)
 
 
 def _int8(graph: ir.Graph) -> Iterator[ReadBack]:

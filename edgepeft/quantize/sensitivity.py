@@ -1,7 +1,7 @@
 """How far a model's answers move when one of its matrices is rounded, measured by running it so.
 
-The fp32 graph is opened once with every matrix as an input that has a default, and run with one rounded matrix at a time. The sum
-over matrices predicts what rounding several costs (divergences of small, independent errors add up: the second-order
+The fp32 graphs are opened once with every matrix as an input that has a default, and run with one rounded matrix at a time. The
+sum over matrices predicts what rounding several costs (divergences of small, independent errors add up: the second-order
 argument of HAWQ, arXiv:1911.03852), up to a factor that one run with all of them rounded gives.
 """
 
@@ -22,10 +22,9 @@ from ..graph.passes.edit import insert_behind
 from .moments import Feeds
 from .nbits import Rounded
 from .packing import BLOCK
+from .stages import OUTPUT, Answers, Steps
 from .weights import Matrix, matrices
 
-#: The output whose distributions are compared.
-OUTPUT = "logits"
 _OFFSET = "/probe_offset"
 
 
@@ -43,6 +42,15 @@ class Sensitivity:
         return self.together / total if total > 0 else 1.0
 
 
+@dataclass(frozen=True)
+class Stage:
+    """One of a model's graphs: its fp32 file, what matrices become by name, and what stands before their names elsewhere."""
+
+    source: Path
+    rounded: Mapping[str, Rounded]
+    label: str = ""
+
+
 def measure_sensitivity(
     source: Path,
     slots: SlotTable,
@@ -51,78 +59,69 @@ def measure_sensitivity(
     open_session: Callable[[Path], Any],
     progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> Sensitivity:
+    """:func:`sensitivity_of` a model of one graph."""
+    return sensitivity_of([Stage(source, rounded)], slots, [(batch,) for batch in batches], open_session, progress)
+
+
+def sensitivity_of(
+    stages: Sequence[Stage],
+    slots: SlotTable,
+    batches: Sequence[Steps],
+    open_session: Callable[[Path], Any],
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> Sensitivity:
     """The divergence that each rounded matrix causes by itself.
 
     Args:
-        source: The fp32 graph with an output ``logits``, its weights beside it.
+        stages: The graphs in the order in which they run, weights beside them; the last one has an output ``logits``.
         slots: The bundle's slots.
-        rounded: What matrices become, by name.
-        batches: What is run for every matrix; few are enough, since they are the same each time.
+        batches: What is run for every matrix, feeds of each graph; few are enough, since they are the same each time.
         open_session: Opens a graph with ONNX Runtime.
         progress: Is called with the number of matrices measured, and of all.
 
     Raises:
-        BundleError: The graph has no output ``logits``, or one that is not finite.
+        BundleError: The last graph has no output ``logits``, or one that is not finite.
     """
-    file = source.with_name(f"{source.stem}_probe.onnx")
-    model = ir.load(source)
-    found = {matrix.name: matrix for matrix in matrices(model.graph, slots, width=BLOCK) if matrix.name in rounded}
-    if all(value.name != OUTPUT for value in model.graph.outputs):
+    files = [stage.source.with_name(f"{stage.source.stem}_probe.onnx") for stage in stages]
+    models = [ir.load(stage.source) for stage in stages]
+    if all(value.name != OUTPUT for value in models[-1].graph.outputs):
         raise BundleError(
-            f"{source.name} has no output {OUTPUT!r}: divergences can be measured of answers to choose from only"
+            f"{stages[-1].source.name} has no output {OUTPUT!r}: divergences can be measured of answers to choose from only"
         )
-    _open_up(model, found.values())
-    ir.save(model, file)
+    opened: list[tuple[int, Stage, Matrix]] = []
+    for place, (stage, model) in enumerate(zip(stages, models, strict=True)):
+        found = [m for m in matrices(model.graph, slots, width=BLOCK) if m.name in stage.rounded]
+        _open_up(model, found)
+        opened += [(place, stage, matrix) for matrix in found]
     try:
-        session = open_session(file)
-        run = _Runs(session, batches)
+        for model, file in zip(models, files, strict=True):
+            ir.save(model, file)
+        answers = Answers([open_session(file) for file in files], batches)
         each: dict[str, float] = {}
-        everything: dict[str, np.ndarray] = {}
-        for number, (name, matrix) in enumerate(found.items()):
-            change = _changed(matrix, rounded[name])
-            each[name] = run.divergence(change)
-            everything.update(change)
-            progress(number + 1, len(found))
-        return Sensitivity(each, run.divergence(everything))
+        everything: dict[int, dict[str, np.ndarray]] = {}
+        for number, (place, stage, matrix) in enumerate(opened):
+            change = _changed(matrix, stage.rounded[matrix.name])
+            each[f"{stage.label}{matrix.name}"] = answers.divergence({place: change})
+            everything.setdefault(place, {}).update(change)
+            progress(number + 1, len(opened))
+        return Sensitivity(each, answers.divergence(everything))
     finally:
-        file.unlink(missing_ok=True)
+        for file in files:
+            file.unlink(missing_ok=True)
 
 
 def divergence_of(source: Path, target: Path, batches: Sequence[Feeds], open_session: Callable[[Path], Any]) -> float:
     """The mean divergence of one graph's answers from another's, in nats for each answer."""
-    reference = _Runs(open_session(source), batches)
-    session = open_session(target)
-    return reference.divergence_of(lambda batch: session.run([OUTPUT], dict(batch))[0])
+    return divergence_between([source], [target], [(batch,) for batch in batches], open_session)
 
 
-class _Runs:
-    """The answers of a session, as logarithms of probabilities, and how far other runs over the same inputs are from them."""
-
-    def __init__(self, session: Any, batches: Sequence[Feeds]) -> None:
-        self.session, self.batches = session, batches
-        self.references = [_logarithms(session.run([OUTPUT], dict(batch))[0]) for batch in batches]
-        if not all(np.isfinite(reference).all() for reference in self.references):
-            raise BundleError("the fp32 variant's logits are not finite on these texts: look at the checkpoint")
-
-    def divergence(self, change: Mapping[str, np.ndarray]) -> float:
-        return self.divergence_of(lambda batch: self.session.run([OUTPUT], {**batch, **change})[0])
-
-    def divergence_of(self, run: Callable[[Feeds], np.ndarray]) -> float:
-        total, rows = 0.0, 0
-        for batch, reference in zip(self.batches, self.references, strict=True):
-            other = _logarithms(run(batch))
-            for one, two in zip(reference, other, strict=True):
-                total += float(np.dot(np.exp(one), one - two))
-            rows += len(reference)
-        return max(0.0, total / max(1, rows))
-
-
-def _logarithms(logits: np.ndarray) -> np.ndarray:
-    """Logarithms of probabilities, float32 ``[rows, choices]``."""
-    rows = logits.reshape(-1, logits.shape[-1]).astype(np.float32, copy=False)
-    rows = rows - rows.max(axis=1, keepdims=True)
-    rows -= np.log(np.exp(rows).sum(axis=1, keepdims=True))
-    return rows
+def divergence_between(
+    sources: Sequence[Path], targets: Sequence[Path], batches: Sequence[Steps], open_session: Callable[[Path], Any]
+) -> float:
+    """The same of models of several graphs, each in the order in which they run."""
+    return Answers([open_session(file) for file in sources], batches).divergence_of(
+        [open_session(file) for file in targets]
+    )
 
 
 def _open_up(model: ir.Model, found: Iterable[Matrix]) -> None:
@@ -158,7 +157,7 @@ def _add_offset(graph: ir.Graph, node: ir.Node, matrix: Matrix) -> None:
 
 def _changed(matrix: Matrix, rounded: Rounded) -> dict[str, np.ndarray]:
     """What is fed in place of a matrix: its rounded numbers, and the bias."""
-    weight = rounded.packed.weight()
+    weight = rounded.weight()
     made = {matrix.name: weight if matrix.transposed else np.ascontiguousarray(weight.T)}
     if rounded.bias is not None and matrix.linear:
         made[f"{matrix.name}{_OFFSET}"] = rounded.bias

@@ -10,6 +10,7 @@ import sys
 import uuid
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -17,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock
 
 from ..data import Examples, read_examples
-from ..errors import DataError, EdgepeftError
+from ..errors import DataError, EdgepeftError, InputError
+from ..train.processes import check_alone
 from ..train.resume import training_folder
 from .front import Found, TrialRow, front_of, write_report
 from .storage import counted, held_folder, open_study, shown, standing, suggest, take_up
-from .study_file import StudyFile
+from .study_file import StudyFile, read_study
 from .trial import ADAPTER, Measured, run_trial
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ def run_study(
     *,
     workers: int = 1,
     worker: int | None = None,
+    ray: str | None = None,
     announce: Callable[[str], None] = lambda message: None,
 ) -> Found:
     """Run trials until there are as many as the study asks for, together with all other workers that share its storage.
@@ -51,8 +54,10 @@ def run_study(
 
     Args:
         study: What :func:`read_study` gives.
-        workers: Processes on this host; this one is the first.
+        workers: Processes on this host; this one is the first. With ``ray`` tasks of Ray.
         worker: Which worker this is; by default drawn, so that two calls do not try the same.
+        ray: Run the workers as tasks of Ray: ``"local"`` starts one here, ``"auto"`` and an address join a cluster whose hosts see
+            the study and its data at the same paths. This process waits for them.
         announce: Is called with a line of text for each trial.
 
     Returns:
@@ -61,27 +66,70 @@ def run_study(
     Raises:
         DataError: The validation rows cannot be read or have no labels.
         InputError: The storage cannot be reached, or holds another study of this name.
-        MissingExtraError: Optuna is not installed.
+        MissingExtraError: Optuna is not installed, or Ray.
 
     Example:
         >>> found = run_study(read_study("study.toml"), workers=2)  # doctest: +SKIP
         >>> found.front[0].accuracy  # doctest: +SKIP
         0.872
     """
+    check_alone("edgepeft search")
     held = read_examples(study.validation, text=study.text, label=study.label, pair=study.pair)
     if held.labels is None or not len(held):
         raise DataError(f"{study.validation}: accuracy is measured on rows with a label, and there are none")
     number = int.from_bytes(os.urandom(2)) if worker is None else worker
     optuna_study = open_study(study, number)
+    if ray is not None:
+        from .on_ray import run_on_ray
+
+        run_on_ray(study, ray, range(number, number + workers), work, _teller(study, optuna_study, announce))
+        return _found(study, optuna_study)
     with ExitStack() as stack:
         others = [stack.enter_context(_helper(study, number + each)) for each in range(1, workers)]
         while _one(study, optuna_study, held, announce):
             pass
         for other in others:
             other.wait()
+    return _found(study, optuna_study)
+
+
+def work(file: str, trials: int, worker: int) -> None:
+    """Be one worker of the study in ``file``, as a task of Ray is. What it says goes into a file beside the trials.
+
+    Raises:
+        InputError: The file is not there: the host does not share the disk.
+    """
+    if not Path(file).is_file():
+        raise InputError(
+            f"{file} is not there on {platform.node()}: hosts of a cluster must see the study and its data at the same paths, on a "
+            "disk that all share"
+        )
+    study = replace(read_study(file), trials=trials)
+    study.folder.mkdir(parents=True, exist_ok=True)
+    with (study.folder / f"worker-{worker}.log").open("a", encoding="utf-8", buffering=1) as log:
+        run_study(study, worker=worker, announce=lambda said: print(said, file=log))
+
+
+def _found(study: StudyFile, optuna_study: Any) -> Found:
     found = rows_of(study, optuna_study)
     write_report(found)
     return found
+
+
+def _teller(study: StudyFile, optuna_study: Any, announce: Callable[[str], None]) -> Callable[[], None]:
+    """Tells of each trial once that other processes have begun, and once that they have ended."""
+    told: dict[int, str] = {}
+
+    def look() -> None:
+        for row in rows_of(study, optuna_study).trials:
+            if told.get(row.number) == row.state:
+                continue
+            told[row.number] = row.state
+            values = ", ".join(f"{key} {_short(value)}" for key, value in row.values.items())
+            reached = row.why if row.accuracy is None else f"accuracy {row.accuracy:.3f}"
+            announce(f"trial {row.number}: {row.state} {reached or values}")
+
+    return look
 
 
 def _helper(study: StudyFile, worker: int) -> subprocess.Popen[bytes]:

@@ -3,8 +3,10 @@
 Importing this package is light; torch, transformers, peft and datasets load when a training function runs.
 """
 
-from .adapter import TrainedAdapter, train_adapter
-from .language import TrainedLanguageAdapter, train_language_adapter
+from .adapter import train_adapter
+from .adapter_result import TrainedAdapter
+from .language import train_language_adapter
+from .language_result import TrainedLanguageAdapter
 from .loop import Scores
 from .perplexity import Change, Perplexity
 from .record import ADAPTER_FILE

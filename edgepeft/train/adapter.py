@@ -10,16 +10,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..bundle.heads import ProblemType
 from ..data import Examples
+from ..errors import InputError
 from .adapter_result import TrainedAdapter, finish
 from .deployed import Deployed, DeployedWeights, check_deployment, scores_now
 from .device import Precision, takes_bf16
 from .loop import Schedule, Scores
 from .methods import Settings, check_shipping, settings_of
+from .processes import is_first, join
 from .record import arguments_of, check_arguments, check_extra
 from .reporters import callbacks_of
 from .resume import Keeper, call_of, row_contents
 from .source import load_split
 from .start import Source, StartedFrom, nearest, read_sources, started
+from .teacher import Teacher, check_teacher, logits_now, model_teacher
 
 if TYPE_CHECKING:
     from .workbench import Workbench
@@ -36,6 +39,8 @@ def train_adapter(
     problem_type: ProblemType = "single_label_classification",
     validation: str | Path | Examples | None = None,
     validation_fraction: float = 0.1,
+    split_by: str | None = None,
+    general: str | Path | None = None,
     method: str = "lora",
     peft: Mapping[str, Any] | None = None,
     ship: Literal["swap", "merge", "bake"] | None = None,
@@ -59,13 +64,17 @@ def train_adapter(
     start: str | Path | Sequence[str | Path] | None = None,
     deploy_variant: str | None = None,
     bundle: str | Path | None = None,
+    distill: bool = False,
+    teacher: str | Path | None = None,
     on_epoch: Callable[[int, Scores], None] | None = None,
     progress: bool | None = None,
 ) -> TrainedAdapter:
     """Fine-tune an adapter that classifies texts, LoRA or another method, and write it to a folder.
 
     With ``threads`` given, the same call on the same machine gives the same weights. Modules that the checkpoint lacks (the
-    classification head) are trained in full and saved with the adapter. ``out`` appears whole or not at all.
+    classification head) are trained in full and saved with the adapter. ``out`` appears whole or not at all. Where a launcher
+    started several processes (``torchrun``, ``accelerate launch``) all make this call: each computes a share of every batch, and
+    the first one writes.
 
     Args:
         model: The base: a folder or a Hugging Face id.
@@ -79,6 +88,9 @@ def train_adapter(
             list), or a number (``"regression"``).
         validation: Rows to measure on, as ``data``.
         validation_fraction: The share of rows that is held out where ``validation`` is not given.
+        split_by: A column that names groups (authors, sites, …): what is held out are whole groups.
+        general: Rows of other domains, as ``data``: the epoch is chosen by the mean of the scores on them and on the validation
+            rows, and both are told.
         method: What is trained: a method of PEFT (``"lora"``, ``"ia3"``, ``"oft"``, …), ``"dora"``, ``"rslora"``, ``"ln"`` or
             ``"head-only"``.
         peft: Options of PEFT's config of the method, by their names there.
@@ -112,6 +124,10 @@ def train_adapter(
         deploy_variant: Train against the rounded weights of this variant of ``bundle`` (``"q4"``, ``"int8"``), as they ship;
             measured on them and on fp32. Activations stay in floats.
         bundle: The bundle that the adapter will be added to.
+        distill: With ``start`` and ``deploy_variant``: learn to say on rounded weights what the adapter that is started from says
+            on the base's own, in place of the labels of the training rows.
+        teacher: A classifier, larger or fine-tuned whole, with the same label names: learn to say of the training rows what it
+            says.
         on_epoch: Is called after each epoch with its number (from 1) and its scores; what it raises ends the training.
         progress: Show the bar or not; by default on a terminal.
 
@@ -139,6 +155,7 @@ def train_adapter(
     check_shipping(method, "SEQ_CLS", ship)
     sources = [] if start is None else read_sources(start, "SEQ_CLS", learning_rate)
     check_deployment(deploy_variant, bundle)
+    check_teacher(distill, teacher, deploy_variant, bool(sources))
     check_extra()
     split = load_split(  # before torch is imported: what is wrong with the data is said at once
         data,
@@ -149,6 +166,8 @@ def train_adapter(
         pair=pair,
         seed=seed,
         problem_type=problem_type,
+        split_by=split_by,
+        general=general,
     )
     from ..base.load import check_source
 
@@ -169,6 +188,7 @@ def train_adapter(
     from .trainer import seeded
     from .workbench import open_workbench
 
+    join()
     with seeded(seed, threads):  # the fresh head and lora_A are drawn here
         bench = open_workbench(model, split, max_length)
         rounded = (
@@ -179,15 +199,21 @@ def train_adapter(
             adapted = adapt(bench.base, settings, steps=epochs * -(-len(bench.rows) // batch_size))
         else:
             adapted, settings, begun = _started(bench, sources)
-    rows = [row_contents(bench.rows), row_contents(bench.held), list(split.labels), [each.sha256 for each in sources]]
-    keeper = Keeper(out, call_of(arguments, bench.base.identity, rows), resume=resume)
-    began = time.perf_counter()
-    bf16 = takes_bf16(precision)
-    schedule = Schedule(epochs, settings.rate, batch_size, seed, patience, threads, bf16, gradient_checkpointing)
+    rows: list[Any] = [row_contents(each) for each in (bench.rows, bench.held, bench.general)] + [list(split.labels)]
+    rows.append([each.sha256 for each in sources])
+    master = None if teacher is None else model_teacher(teacher, split, bench.rows)
     fp32_before = None
     if rounded is not None:
         with rounded.floats():
             fp32_before = scores_now(bench, adapted, threads)
+            if distill and begun is not None:
+                master = _imitated(bench, adapted, begun)
+    if master is not None:
+        rows.append(master.identity)
+    keeper = Keeper(out, call_of(arguments, bench.base.identity, rows), resume=resume)
+    began = time.perf_counter()
+    bf16 = takes_bf16(precision)
+    schedule = Schedule(epochs, settings.rate, batch_size, seed, patience, threads, bf16, gradient_checkpointing)
     course = fit(
         adapted,
         bench.base.tokenizer,
@@ -195,11 +221,13 @@ def train_adapter(
         bench.held,
         schedule,
         bench.problem,
-        progress=progress,
+        progress=progress if is_first() else False,
         keeper=keeper,
         on_epoch=on_epoch,
-        report_to=callbacks_of(report_to, out),
+        report_to=callbacks_of(report_to, out) if is_first() else (),
         settings={"out": out, "learning_rate": settings.rate, "seed": seed},
+        loss_of=None if master is None else master.loss,
+        general=bench.general,
     )
     seconds = time.perf_counter() - began
     deployed = None
@@ -207,7 +235,11 @@ def train_adapter(
         with rounded.floats():
             after = scores_now(bench, adapted, threads)
         deployed = Deployed(rounded.variant, rounded.layers, fp32_before, after)
-    result = finish(bench, adapted, course, out, arguments, seconds, start=begun, deployed=deployed)
+    taught = None
+    if master is not None:
+        mine = logits_now(adapted, bench.base.tokenizer, bench.held)
+        taught = master.taught(mine, bench.held, bench.problem)
+    result = finish(bench, adapted, course, out, arguments, seconds, start=begun, deployed=deployed, taught=taught)
     keeper.done()
     return result
 
@@ -224,3 +256,14 @@ def _started(bench: Workbench, sources: Sequence[Source]) -> tuple[Any, Settings
     source, begun = nearest(bench.base, sources, labels, "SEQ_CLS", measure, MEASURE)
     adapted, head = started(bench.base, source, labels, "SEQ_CLS")
     return adapted, source.settings, replace(begun, head=head)
+
+
+def _imitated(bench: Workbench, adapted: Any, begun: StartedFrom) -> Teacher:
+    """What the adapter that is started from says on the weights that the base has now."""
+    if not begun.head:
+        raise InputError(
+            f"--distill imitates {begun.folder}, whose head is for other labels than these rows have "
+            f"({', '.join(bench.split.labels)}); train it for them first"
+        )
+    said, of_held = (logits_now(adapted, bench.base.tokenizer, rows) for rows in (bench.rows, bench.held))
+    return Teacher(f"{begun.folder} on fp32", bench.base.identity, bench.rows, said, of_held, bench.problem.kind)

@@ -14,6 +14,7 @@ from .loop import Course, Scores
 from .methods import trainable
 from .record import FORMAT, versions, write_checkpoint
 from .start import StartedFrom
+from .teacher import Taught
 
 if TYPE_CHECKING:
     from .workbench import Workbench
@@ -56,6 +57,23 @@ class TrainedAdapter:
     cached_layers: int = 0
     start: StartedFrom | None = None
     deployed: Deployed | None = None
+    taught: Taught | None = None
+    general: General | None = None
+
+
+@dataclass(frozen=True)
+class General:
+    """What a training did on rows of other domains: scores before and after, and the gain with its interval."""
+
+    source: str
+    rows: int
+    before: Scores
+    after: Scores
+    gain: Gain
+
+    def __str__(self) -> str:
+        """As it is printed."""
+        return f"on {self.rows} rows of {self.source}: {self.gain}"
 
 
 def finish(
@@ -69,17 +87,24 @@ def finish(
     judged: Sequence[str] | None = None,
     start: StartedFrom | None = None,
     deployed: Deployed | None = None,
+    taught: Taught | None = None,
 ) -> TrainedAdapter:
     """Judge a training run and write its adapter; ``arguments`` and ``extra`` go into the record.
 
     ``judged`` are the labels of the rows that the course was judged on, where those are not the validation rows.
     """
     gain = paired_gain(course.row_before, course.row_after, bench.problem.row_metric)
+    general = None
+    if course.general is not None and bench.split.general is not None:
+        before, after = course.general
+        moved = paired_gain(before.rows, after.rows, bench.problem.row_metric)
+        general = General(bench.split.general.source, len(after.rows), before.scores, after.scores, moved)
     said = [
         *bench.split.warnings,
         None if start is None else start.warning,
         course.stopped,
         gain_warning(gain, len(course.row_after)),
+        f"training made it worse in other domains: {general}" if general and general.gain.verdict == "worse" else None,
     ]
     if bench.problem.kind == "single_label_classification":
         said.append(
@@ -111,6 +136,8 @@ def finish(
         cached_layers=course.cached_layers,
         start=start,
         deployed=deployed,
+        taught=taught,
+        general=general,
     )
     write_checkpoint(adapted, out, {**_record(result, course, arguments), **(extra or {})})
     return result
@@ -126,6 +153,8 @@ def _record(result: TrainedAdapter, course: Course, arguments: dict[str, Any]) -
         "base_model": result.base_model,
         "start": None if result.start is None else asdict(result.start),
         "deployed": None if result.deployed is None else asdict(result.deployed),
+        "general": None if result.general is None else asdict(result.general),
+        "taught": None if result.taught is None else asdict(result.taught),
         "metrics": {
             "before": asdict(result.before),
             "after": asdict(result.after),

@@ -16,6 +16,7 @@ from .compare import score_interval
 from .gain import paired_change
 from .loop import Course, Schedule
 from .methods import settings_of
+from .processes import check_alone
 from .record import arguments_of, check_arguments, check_extra
 from .source import load_split
 
@@ -126,6 +127,7 @@ def train_with_chosen_ranks(
 
     if measure not in MEASURES:
         raise InputError(f"a layer's worth is told by {', '.join(MEASURES)}, not by {measure!r}")
+    check_alone("train --modules auto")
     check_extra()
     split = load_split(
         data,

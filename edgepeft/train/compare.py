@@ -21,6 +21,7 @@ from .gain import paired_change
 from .loop import Course, Schedule
 from .memory import with_memory_growth
 from .methods import FULL, Settings, peft_type, shipping, trainable
+from .processes import check_alone
 from .record import arguments_of, check_arguments, check_extra
 from .source import load_split
 
@@ -142,6 +143,7 @@ def compare_methods(
         )
     for method in methods:
         peft_type(method)
+    check_alone("train --compare")
     check_extra()
     split = load_split(
         data,

@@ -13,6 +13,7 @@ import numpy as np
 from ..data import Examples
 from ..metrics.intervals import Interval
 from .methods import FULL, HEAD_ONLY, Settings
+from .processes import check_alone
 from .record import check_extra
 from .source import load_rows
 from .trials import Candidate, Trial, bootstrap, make_folds, run_trial
@@ -95,6 +96,7 @@ def judge_complexity(
     Raises:
         DataError: There is one label only, or fewer than four rows of one.
     """
+    check_alone("train --verdict")
     check_extra()
     split = load_rows(data, None, text=text, label=label, pair=pair)
     from .trainer import seeded

@@ -10,8 +10,8 @@ from typing import Any, Literal
 from ..data_files import SUFFIXES, read_rows, read_text
 from ..errors import DataError
 from ..spelling import did_you_mean
+from .data_sets import load_dataset
 from .leaks import check_leaks
-from .source import load_dataset
 
 Kind = Literal["completion", "messages", "text"]
 

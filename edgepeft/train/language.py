@@ -19,10 +19,12 @@ from .language_result import TrainedLanguageAdapter, language_record
 from .language_rows import pad_id_of, sequences_of
 from .leaks import leak_warning
 from .methods import Settings, check_shipping, settings_of, takes_norms
+from .processes import is_first, join
 from .record import arguments_of, check_arguments, check_extra, write_checkpoint
 from .reporters import callbacks_of
 from .resume import Keeper, call_of
 from .start import Source, StartedFrom, nearest, read_sources, started
+from .teacher import check_teacher
 
 if TYPE_CHECKING:
     from .base import BaseModel
@@ -83,7 +85,9 @@ def train_language_adapter(
     """Fine-tune an adapter, LoRA or another method, of a causal language model and write it to a folder.
 
     The loss is on what the model is to say: completions with the end-of-sequence token, the assistant's turns, all of a
-    text. ``out`` appears whole or not at all. The same call on the same machine gives the same weights.
+    text. ``out`` appears whole or not at all. The same call on the same machine gives the same weights. Where a launcher started
+    several processes (``torchrun``, ``accelerate launch``) all make this call: each computes a share of every batch, and the first
+    one writes.
 
     Args:
         model: The base: a folder or a Hugging Face id.
@@ -167,11 +171,7 @@ def train_language_adapter(
     settings = settings_of(method, rank, alpha, dropout, target_modules, flags, peft, learning_rate)
     sources = [] if start is None else read_sources(start, "CAUSAL_LM", learning_rate)
     check_deployment(deploy_variant, bundle)
-    if distill and (deploy_variant is None or not sources):
-        raise InputError(
-            "--distill needs --from, the adapter that was trained on the base's own weights and is imitated, and --deploy-variant, "
-            "the rounded weights on which it is"
-        )
+    check_teacher(distill, None, deploy_variant, bool(sources))
     check_extra()
     template = None if chat_template is None else read_text(Path(chat_template))
     columns = Columns(text=text, prompt=prompt, completion=completion, messages=messages)
@@ -186,6 +186,7 @@ def train_language_adapter(
     from .perplexity import change, measure, summarize
     from .trainer import seeded
 
+    join()
     base = load_language_base(model, template)
     rounded = None if deploy_variant is None or bundle is None else DeployedWeights(base, bundle, deploy_variant)
     bf16 = takes_bf16(precision)
@@ -238,10 +239,10 @@ def train_language_adapter(
         ),
         pad_id=pad_id,
         packed_length=length if (layout == "text" if packing is None else packing) else None,
-        progress=progress,
+        progress=progress if is_first() else False,
         keeper=keeper,
         teacher=teacher,
-        report_to=callbacks_of(report_to, out),
+        report_to=callbacks_of(report_to, out) if is_first() else (),
     )
     deployed = None
     if rounded is not None:

@@ -10,12 +10,13 @@ import numpy as np
 
 from ..errors import InputError
 from ..scratch import scratch_folder
-from .device import enough_memory
+from .device import enough_memory, training_device
 from .distill import Teacher, divergence
 from .encode import Tokens, collate, pack
 from .fast_linear import StepFloats
 from .lm_resume import SameOrder, keeping, last_checkpoint, load_state, put_weights
 from .perplexity import Losses, Perplexity, measure, summarize
+from .processes import group
 from .trainer import COMMON, finite_trainer, seeded, train_shown
 
 if TYPE_CHECKING:
@@ -94,8 +95,10 @@ def fit_language(
     best epoch before it is kept. Raises :class:`InputError` where there is none, or where the architecture does not keep packed
     sequences apart.
     """
+    import torch
     from transformers import TrainingArguments
 
+    together = group()
     blocks = [[sequence] for sequence in train] if packed_length is None else pack(train, packed_length)
     # Trainer groups by the length of "input_ids"; the collator needs the block alone.
     rows = [{"input_ids": range(sum(len(s.ids) for s in block)), "block": block} for block in blocks]
@@ -124,7 +127,7 @@ def fit_language(
                 put_weights(self.model, kept["weights"])
 
         def training_step(self, model: Any, inputs: Any, *arguments: Any, **options: Any) -> Any:
-            self.tokens += int((inputs["labels"] >= 0).sum())
+            self.tokens += sum(together.gathered(int((inputs["labels"] >= 0).sum())))
             with computing.step():
                 loss = super().training_step(model, inputs, *arguments, **options)
             step = self.state.global_step  # batches of a step add up to its mean over tokens
@@ -140,7 +143,10 @@ def fit_language(
                 logits = model(**plain).logits[:, -labels.shape[1] :]
             learnt = options.get("num_items_in_batch")
             self.loss_is_scaled_for_ga = learnt is not None
-            return divergence(logits, target) / ((labels >= 0).sum() if learnt is None else learnt)
+            if learnt is None:
+                return divergence(logits, target) / (labels >= 0).sum().clamp(min=1)
+            # As Trainer does with losses of its own: gradients are means over processes, and this is a share of a sum.
+            return together.count * divergence(logits, target) / learnt
 
         def evaluate(self, *arguments: Any, **options: Any) -> dict[str, float]:
             step = self.state.global_step
@@ -153,9 +159,14 @@ def fit_language(
             return metrics
 
     def gather(batch: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        found = collate([row["block"] for row in batch], pad_id)
+        mine = [row["block"] for row in together.share(batch)]
+        found = collate(mine or [batch[0]["block"]], pad_id)
+        if not mine:  # fewer rows than processes: this one computes along, and nothing comes of it
+            found["labels"] = torch.full_like(found["labels"], -100)
         if teacher is not None:
-            found["teacher"] = teacher.of([row["block"] for row in batch], found["input_ids"].shape[1])
+            found["teacher"] = teacher.of(mine or [batch[0]["block"]], found["input_ids"].shape[1])
+            if not mine:
+                found["teacher"] = {name: value[:0] for name, value in found["teacher"].items()}
         return found
 
     steps_per_epoch = -(-len(blocks) // (schedule.batch_size * schedule.accumulation))
@@ -174,6 +185,8 @@ def fit_language(
             gradient_accumulation_steps=schedule.accumulation,
             activation_checkpointing=schedule.checkpointing,
             activation_checkpointing_kwargs={"use_reentrant": False} if schedule.checkpointing else None,
+            # Else Trainer takes several processes without a GPU for one each.
+            use_cpu=together.several and training_device().type == "cpu",
             train_sampling_strategy="group_by_length" if packed_length is None else "random",
             metric_for_best_model="nll",
             greater_is_better=False,

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .processes import group, is_first
 from .resume import Keeper
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ def put_weights(model: Any, weights: Mapping[str, torch.Tensor]) -> None:
 class SameOrder:
     """A sampler whose order of an epoch can be drawn again: it remembers torch's generator as it stood before.
 
+    In several processes the first one's order is that of all: dropout moves their generators apart.
+
     Args:
         sampler: Draws from torch's own generator.
         replayed: The state from which the first epoch is drawn, in place of the generator's.
@@ -70,7 +73,7 @@ class SameOrder:
 
         if self._replayed is None:
             self.before = torch.get_rng_state()
-            return iter(list(self._sampler))
+            return iter(group().from_first(list(self._sampler)))
         with torch.random.fork_rng(devices=[]):  # the order is drawn on the processor
             torch.set_rng_state(self._replayed)
             self._replayed = None
@@ -91,12 +94,13 @@ def keeping(keeper: Keeper, steps_per_epoch: int, extra: Any) -> Any:
     class Keeping(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             # The last step of an epoch is kept once the epoch is measured.
-            if keeper.due and state.global_step % steps_per_epoch:
+            if group().from_first(keeper.due) and state.global_step % steps_per_epoch:
                 control.should_save = True
 
         def on_save(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
             whole = io.BytesIO()
-            torch.save({"weights": trained_weights(model), **extra()}, whole)
+            if is_first():
+                torch.save({"weights": trained_weights(model), **extra()}, whole)
             keeper.write(f"{_PREFIX}{state.global_step}/{_FILE}", whole.getvalue())
 
     return Keeping()

@@ -13,6 +13,7 @@ from ..errors import InputError
 from .batches import Row
 from .device import enough_memory
 from .problem import Problem
+from .processes import group
 from .reporters import Reports
 from .steps import NotFiniteLossError, Run
 from .tokenizer import HubTokenizer
@@ -63,7 +64,8 @@ class Course:
 
     ``row_before`` and ``row_after`` ``[rows]`` are :meth:`.Problem.row_scores` of the validation rows, ``scores`` those of each
     epoch. ``threads`` is the number that was taken in the end, ``cached_layers`` how many layers were run once a row only.
-    ``stopped`` says why it ended early, where the loss was no number any more.
+    ``stopped`` says why it ended early, where the loss was no number any more. ``general`` is what was measured on rows of other
+    domains, before and at the best epoch, where there are any.
     """
 
     before: Scores
@@ -77,28 +79,56 @@ class Course:
     cached_layers: int = 0
     stopped: str = ""
     step_loss: tuple[float, ...] = field(default=(), repr=False)
+    general: tuple[Measured, Measured] | None = None
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Scores on some rows, and those of each row."""
+
+    scores: Scores
+    rows: npt.NDArray[np.float64]
+
+    def as_dict(self) -> dict[str, Any]:
+        """As a kept state holds it."""
+        import torch
+
+        return {"scores": asdict(self.scores), "rows": torch.from_numpy(self.rows)}
+
+    @classmethod
+    def of(cls, state: Mapping[str, Any] | None) -> Measured | None:
+        """From :meth:`as_dict`."""
+        return None if state is None else cls(Scores(**state["scores"]), state["rows"].numpy())
 
 
 @dataclass(frozen=True)
 class _Best:
-    """The best epoch so far: its value (more is better), its scores, those of its rows, and the weights."""
+    """The best epoch so far: its value (more is better), its scores, those of its rows and of other domains, and the weights."""
 
     value: float
     epoch: int
     scores: Scores
     rows: npt.NDArray[np.float64]
+    general: Measured | None
     weights: list[torch.Tensor]
 
     def as_dict(self) -> dict[str, Any]:
         """As a kept state holds it."""
         import torch
 
-        return {**vars(self), "scores": asdict(self.scores), "rows": torch.from_numpy(self.rows)}
+        general = None if self.general is None else self.general.as_dict()
+        return {
+            **vars(self),
+            "scores": asdict(self.scores),
+            "rows": torch.from_numpy(self.rows),
+            "general": general,
+        }
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> _Best:
         """From :meth:`as_dict`."""
-        return cls(**{**state, "scores": Scores(**state["scores"]), "rows": state["rows"].numpy()})
+        scores, rows = Scores(**state["scores"]), state["rows"].numpy()
+        return cls(**{**state, "scores": scores, "rows": rows, "general": Measured.of(state["general"])})
 
 
 def fit(
@@ -114,11 +144,15 @@ def fit(
     on_epoch: Callable[[int, Scores], None] | None = None,
     report_to: Sequence[Any] = (),
     settings: Mapping[str, Any] | None = None,
+    loss_of: Callable[[Run, Sequence[Row]], torch.Tensor] | None = None,
+    general: Sequence[Row] = (),
 ) -> Course:
     """Train ``model`` (a PeftModel) in place and leave it at its best epoch: by validation macro F1, of numbers by mean error.
 
     ``keeper`` keeps the state of the run, and gives one to go on from; ``on_epoch`` is told the scores of each epoch.
-    ``report_to`` are callbacks of Trainer that are told of losses and scores, and of ``settings`` before them.
+    ``report_to`` are callbacks of Trainer that are told of losses and scores, and of ``settings`` before them. ``loss_of`` gives
+    the loss of a batch in place of the model's own. With rows of other domains, ``general``, the best epoch is that of the highest
+    mean of both scores.
 
     Batches are made of rows of similar length and padded to the longest. A loss that is no number ends the training; the best
     epoch before it is kept. Raises :class:`InputError` where there is none.
@@ -138,6 +172,7 @@ def fit(
             threads=schedule.threads,
             bf16=schedule.bf16,
             checkpointing=schedule.checkpointing,
+            loss_of=loss_of,
         )
         reports = Reports(report_to, settings or {}, model, schedule.epochs, run.total_steps)
         with (
@@ -149,17 +184,19 @@ def fit(
             run,
             _bar(progress, run.total_steps, schedule.epochs) as bar,
         ):
-            run.keep_states(validation)
+            run.keep_states([*validation, *general])
             kept = None if keeper is None else keeper.load()
             if kept is None:
                 best: _Best | None = None
                 before, row_before = measure_rows(run, validation, problem)
+                general_before = Measured(*measure_rows(run, general, problem)) if general else None
                 losses: list[float] = []
                 scores: list[Scores] = []
             else:
                 run.restore(kept["run"])
                 best = None if kept["best"] is None else _Best.of(kept["best"])
                 before, row_before = Scores(**kept["before"]), kept["row_before"].numpy()
+                general_before = Measured.of(kept["general_before"])
                 losses, scores = list(kept["losses"]), [Scores(**each) for each in kept["scores"]]
             stopped = ""
 
@@ -171,6 +208,7 @@ def fit(
                             "best": None if best is None else best.as_dict(),
                             "before": asdict(before),
                             "row_before": torch.from_numpy(row_before),
+                            "general_before": None if general_before is None else general_before.as_dict(),
                             "losses": losses,
                             "scores": [asdict(each) for each in scores],
                         }
@@ -179,7 +217,7 @@ def fit(
             def on_step(done: int) -> None:
                 bar.step(done)
                 reports.step(done, done / run.steps_per_epoch, run.losses[-1], run.rate)
-                if keeper is not None and keeper.due and done % run.steps_per_epoch:
+                if keeper is not None and group().from_first(keeper.due) and done % run.steps_per_epoch:
                     keep()
 
             for epoch in range(len(losses) + 1, schedule.epochs + 1):
@@ -197,9 +235,11 @@ def fit(
                 scores.append(mine)
                 reports.scores(len(run.losses), epoch, asdict(mine))
                 bar.note(f"epoch {epoch}/{schedule.epochs}: {describe(mine)}")
-                value = float(getattr(mine, metric)) * (1 if greater else -1)
+                beyond = Measured(*measure_rows(run, general, problem)) if general else None
+                measured = [mine] if beyond is None else [mine, beyond.scores]
+                value = float(np.mean([getattr(each, metric) for each in measured])) * (1 if greater else -1)
                 if best is None or value > best.value:
-                    best = _Best(value, epoch, mine, row_mine, run.weights())
+                    best = _Best(value, epoch, mine, row_mine, beyond, run.weights())
                 keep()
                 if on_epoch is not None:
                     on_epoch(epoch, mine)
@@ -218,6 +258,7 @@ def fit(
         cached_layers=run.cached_layers,
         stopped=stopped,
         step_loss=tuple(run.losses),
+        general=None if general_before is None or best.general is None else (general_before, best.general),
     )
 
 

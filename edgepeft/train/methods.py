@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ..adapters.methods.registry import METHODS
 from ..adapters.methods.training import USUAL, Training
 from ..errors import InputError, UnsupportedAdapterError
 from ..spelling import did_you_mean
+from ..strict_json import read_object
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,6 +33,19 @@ _RATES = {HEAD_ONLY: 1e-2, FULL: 1e-4}
 
 #: More modules than this are counted in tables, not named.
 _NAMED_TARGETS = 4
+
+#: What an adapter's config says beyond options of its method.
+_OF_AN_ADAPTER = frozenset(
+    {
+        "peft_type",
+        "peft_version",
+        "task_type",
+        "auto_mapping",
+        "base_model_name_or_path",
+        "revision",
+        "inference_mode",
+    }
+)
 
 Task = Literal["SEQ_CLS", "CAUSAL_LM"]
 
@@ -157,8 +172,11 @@ def check_shipping(method: str, task: Task, wanted: str | None) -> None:
         raise UnsupportedAdapterError(f"{entry.title} cannot be merged, only shipped as bake: {entry.reason}")
 
 
-def parse_peft(values: Sequence[str]) -> dict[str, Any]:
-    """``key=value`` pairs; values as JSON where they are, else as text.
+def parse_peft(values: Sequence[str], method: str = "lora") -> dict[str, Any]:
+    """``key=value`` pairs, values as JSON where they are, else as text; and JSON files of options, such as an adapter's config.
+
+    Raises:
+        InputError: An entry is neither, or a file is of another method.
 
     Example:
         >>> parse_peft(["r=4", "init_lora_weights=pissa"])
@@ -166,14 +184,28 @@ def parse_peft(values: Sequence[str]) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     for entry in values:
+        if "=" not in entry and entry.lower().endswith(".json"):
+            found |= _config_file(Path(entry), method)
+            continue
         key, equals, value = entry.partition("=")
         if not equals or not key.strip():
-            raise InputError(f"--peft {entry!r}: expected key=value, such as --peft init_lora_weights=pissa")
+            raise InputError(
+                f"--peft {entry!r}: expected key=value, such as --peft init_lora_weights=pissa, or FILE.json"
+            )
         try:
             found[key.strip()] = json.loads(value)
         except ValueError:
             found[key.strip()] = value
     return found
+
+
+def _config_file(file: Path, method: str) -> dict[str, Any]:
+    """The options of a JSON file; what says of which base and task an adapter is, is left out, and what is not set."""
+    read = read_object(file, advice="a JSON object of options of PEFT's config")
+    kind = peft_type(method)
+    if (theirs := str(read.get("peft_type") or kind)) != ("LORA" if kind == HEAD_ONLY else kind):
+        raise InputError(f"--peft {file} is a config of {theirs.lower()}, and --method is {method}; give one of them")
+    return {name: value for name, value in read.items() if name not in _OF_AN_ADAPTER and value is not None}
 
 
 def takes_norms(method: str) -> bool:

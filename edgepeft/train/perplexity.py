@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,6 +14,7 @@ import numpy as np
 from ..metrics.intervals import ratio_of_sums
 from .device import as_doubles
 from .encode import Tokens, collate
+from .processes import group
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -50,16 +53,20 @@ Losses = Mapping[str, tuple[float, int]]
 
 
 def measure(model: PeftModel, sequences: Sequence[Tokens], *, pad_id: int) -> Losses:
-    """The losses of ``model`` on ``sequences``, summed by group; the model's mode is restored afterwards."""
+    """The losses of ``model`` on ``sequences``, summed by group; the model's mode is restored afterwards.
+
+    Several processes share the batches, and all get the sums.
+    """
     import torch
 
     vocabulary = int(model.get_input_embeddings().num_embeddings)
-    sums: dict[str, tuple[float, int]] = {}
+    together = group()
+    mine: list[tuple[int, list[tuple[str, float, int]]]] = []  # a batch's number, and its sequences' losses
     training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            for batch in _batches(sequences, vocabulary):
+            for number, batch in together.share(list(enumerate(_batches(sequences, vocabulary)))):
                 tensors = {
                     name: value.to(model.device) for name, value in collate([[s] for s in batch], pad_id).items()
                 }
@@ -71,11 +78,15 @@ def measure(model: PeftModel, sequences: Sequence[Tokens], *, pad_id: int) -> Lo
                 losses[learnt] = torch.nn.functional.cross_entropy(
                     logits[learnt].float(), labels[learnt], reduction="none"
                 )
-                for sequence, total in zip(batch, as_doubles(losses).sum(dim=1).tolist(), strict=True):
-                    loss, tokens = sums.get(sequence.group, (0.0, 0))
-                    sums[sequence.group] = (loss + total, tokens + sequence.targets)
+                totals = as_doubles(losses).sum(dim=1).tolist()
+                mine.append((number, [(s.group, total, s.targets) for s, total in zip(batch, totals, strict=True)]))
     finally:
         model.train(training)
+    sums: dict[str, tuple[float, int]] = {}
+    for _, told in sorted(chain(*together.gathered(mine)), key=itemgetter(0)):
+        for name, total, targets in told:
+            loss, tokens = sums.get(name, (0.0, 0))
+            sums[name] = (loss + total, tokens + targets)
     return sums
 
 

@@ -13,6 +13,7 @@ from ..bundle import replace_folder
 from ..data import Examples
 from ..errors import InputError, MissingExtraError
 from ..json_text import json_text
+from .processes import group, is_first
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -77,7 +78,13 @@ def versions() -> dict[str, str]:
 def write_checkpoint(
     adapted: PeftModel, target: Path, record: Mapping[str, Any], files: Mapping[str, str] | None = None
 ) -> None:
-    """Write PEFT's two files, the record and ``files`` (text by name) to a hidden sibling of ``target``, then rename."""
+    """Write PEFT's two files, the record and ``files`` (text by name) to a hidden sibling of ``target``, then rename.
+
+    Of several processes the first one writes, and the others wait until it has.
+    """
+    if not is_first():
+        group().wait()
+        return
     parent = target.absolute().parent
     try:
         parent.mkdir(parents=True, exist_ok=True)
@@ -92,3 +99,4 @@ def write_checkpoint(
             replace_folder(folder, target.absolute())
     except OSError as error:
         raise InputError(f"cannot write the adapter to {target}: {error}") from error
+    group().wait()

@@ -22,6 +22,7 @@ from ..errors import InputError
 from ..json_text import json_text
 from ..strict_json import read_object
 from .device import device_random_state, restore_device_random
+from .processes import is_first, launched
 
 if TYPE_CHECKING:
     from .batches import Row
@@ -30,7 +31,22 @@ if TYPE_CHECKING:
 EVERY_S = 30.0
 _CALL, _STATE = "call.json", "state.pt"
 #: Arguments that do not change what is learnt, or whose content is compared in place of their names.
-_FREE = frozenset({"model", "data", "validation", "threads", "resume", "start", "text", "label", "pair", "report_to"})
+_FREE = frozenset(
+    [
+        "model",
+        "data",
+        "validation",
+        "general",
+        "split_by",
+        "threads",
+        "resume",
+        "start",
+        "text",
+        "label",
+        "pair",
+        "report_to",
+    ]
+)
 
 
 def training_folder(out: Path) -> Path:
@@ -53,7 +69,9 @@ def call_of(arguments: Mapping[str, Any], base_identity: str, rows: Sequence[Any
         rows: Whatever says exactly what is learnt and measured, as JSON can hold it.
     """
     text = json_text(rows, indent=None, default=_plain)
+    count = launched()[1]
     return {
+        **({"processes": count} if count > 1 else {}),
         **{name: value for name, value in arguments.items() if name not in _FREE},
         "base": base_identity,
         "rows": hashlib.sha256(text.encode()).hexdigest(),
@@ -70,7 +88,7 @@ def _plain(value: Any) -> Any:
 
 
 class Keeper:
-    """Keeps the state of one training run, of the adapter ``name``.
+    """Keeps the state of one training run, of the adapter ``name``. Of several processes the first one writes it.
 
     Args:
         out: The adapter's folder; states are kept beside it.
@@ -91,7 +109,7 @@ class Keeper:
         self.going_on = resume and (self.folder / _CALL).is_file()
         if self.going_on:
             self._check(out)
-        else:
+        elif is_first():
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def _check(self, out: Path) -> None:
@@ -117,7 +135,7 @@ class Keeper:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"cannot keep the state of the training in {self.folder}: {error}") from error
-        if not (self.folder / _CALL).is_file():
+        if is_first() and not (self.folder / _CALL).is_file():
             self.write(_CALL, (json_text(self._call) + "\n").encode())
         return self.folder
 
@@ -138,6 +156,9 @@ class Keeper:
         Raises:
             InputError: It cannot be written.
         """
+        if not is_first():
+            self._last = time.monotonic()
+            return
         target = self.folder / name
         scratch = target.with_name(f".{target.name}.new")
         try:
@@ -154,8 +175,9 @@ class Keeper:
         import torch
 
         whole = io.BytesIO()
-        torch.save(dict(state), whole)
-        self.begin()
+        if is_first():
+            torch.save(dict(state), whole)
+            self.begin()
         self.write(_STATE, whole.getvalue())
 
     def load(self) -> dict[str, Any] | None:
@@ -174,7 +196,8 @@ class Keeper:
 
     def done(self) -> None:
         """The adapter is written: the state is of no use any more."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        if is_first():
+            shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def random_state() -> dict[str, Any]:

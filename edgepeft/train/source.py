@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from ..bundle.heads import ProblemType
 from ..data import Examples, read_examples
 from ..data_files import SUFFIXES
-from ..errors import DataError, InputError, MissingExtraError
+from ..errors import DataError, InputError
+from .data_sets import load_dataset, rows_from
+from .group_split import group_split, read_groups
 from .leaks import contradictions, leak_warning, row_keys, without_leaks
 from .problem import Problem, problem_of, split_at_random
 
@@ -25,12 +25,16 @@ MIN_VALIDATION_ROWS = 2
 
 @dataclass(frozen=True)
 class Split:
-    """Training and validation rows, and what is learnt of them; ``warnings`` say what is wrong with some of them."""
+    """Training and validation rows, and what is learnt of them; ``warnings`` say what is wrong with some of them.
+
+    ``general`` are rows of other domains.
+    """
 
     train: Examples
     validation: Examples
     problem: Problem
     warnings: tuple[str, ...] = ()
+    general: Examples | None = None
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -48,19 +52,25 @@ def load_split(
     pair: str | None,
     seed: int,
     problem_type: ProblemType = "single_label_classification",
+    split_by: str | None = None,
+    general: str | Path | None = None,
 ) -> Split:
     """Read ``data`` and its validation rows; without ``validation``, a stratified ``fraction`` of ``data`` is held out.
 
-    Rows of several labels or of numbers are held out at random. A ``datasets`` id or folder that has a ``validation`` split
-    uses that one. Raises :class:`DataError` for data of one class, a label seen only in validation, or a label with fewer
-    than two rows on either side.
+    Rows of several labels or of numbers are held out at random; with ``split_by`` whole groups of that column. A ``datasets`` id or
+    folder that has a ``validation`` split uses that one. ``general`` are rows of other domains, to be measured on too. Raises
+    :class:`DataError` for data of one class, a label seen only in validation, or a label with fewer than two rows on either side.
     """
+    if split_by is not None and validation is not None:
+        raise InputError(
+            "--split-by says which rows are held out, and --validation gives other ones; leave one of them out"
+        )
     names: tuple[str, ...] | None = None
     if isinstance(data, Examples):
         rows = data
     else:
         rows, validation_rows, names = _read(data, text=text, label=label, pair=pair)
-        validation = validation_rows if validation is None else validation
+        validation = validation_rows if validation is None and split_by is None else validation
     if validation is not None and not isinstance(validation, Examples):
         validation = _read(validation, text=text, label=label, pair=pair, split="validation")[0]
     for examples in (rows, validation):
@@ -70,6 +80,11 @@ def load_split(
     if validation is not None:
         train, leaked = without_leaks(rows, validation)
         held = validation
+    elif split_by is not None:
+        groups = read_groups(data, split_by)
+        one = problem_type == "single_label_classification"
+        train, held = group_split(rows, groups, fraction, seed, stratified=one)
+        train, leaked = without_leaks(train, held)
     elif problem_type == "single_label_classification":
         train, held = stratified_split(rows, fraction, seed)
     else:
@@ -78,7 +93,18 @@ def load_split(
         problem = Problem(problem_type, _check_labels(train, held, names))
     else:
         problem = problem_of(problem_type, train, held, label)
-    return Split(train, held, problem, _warnings(train, leaked))
+    other = None
+    if general is not None:
+        other = _read(general, text=text, label=label, pair=pair, split="validation")[0]
+        train, more = without_leaks(train, other)
+        leaked += more
+        if problem_type == "single_label_classification" and (
+            unseen := sorted(set(_labels(other)) - set(problem.labels))
+        ):
+            raise DataError(
+                f"{other.source}: label(s) {unseen} are not among the training labels {sorted(problem.labels)}"
+            )
+    return Split(train, held, problem, _warnings(train, leaked), other)
 
 
 def _warnings(train: Examples, leaked: int) -> tuple[str, ...]:
@@ -176,57 +202,11 @@ def _read(
     if split not in splits and len(splits) > 1:
         raise DataError(f"data set {data}: no split {split!r}; it has {', '.join(splits)}")
     main = splits[split] if split in splits else next(iter(splits.values()))
-    rows, names = _from_dataset(main, str(data), text, label, pair)
+    rows, names = rows_from(main, str(data), text, label, pair)
     held = None
     if split == "train" and "validation" in splits and main is not splits["validation"]:
-        held, _ = _from_dataset(splits["validation"], f"{data} (validation)", text, label, pair)
+        held, _ = rows_from(splits["validation"], f"{data} (validation)", text, label, pair)
     return rows, held, names
-
-
-def load_dataset(data: str | Path) -> dict[str, Any]:
-    """The splits of a ``datasets`` id (``id`` or ``id:configuration``) or folder, by name."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise MissingExtraError(
-            f"reading the data set {data} needs the training extra: pip install 'edgepeft[train]'"
-        ) from error
-    path = Path(data)
-    try:
-        if (path / "dataset_dict.json").is_file() or (path / "state.json").is_file():
-            loaded = datasets.load_from_disk(str(path))
-        else:
-            name, _, configuration = str(data).partition(":")
-            loaded = datasets.load_dataset(name, configuration or None)
-    except Exception as error:  # unknown id or configuration, offline, unreadable file: a class each in datasets
-        raise DataError(
-            f"cannot load data {str(data)!r}: no such file, and as a data set: {type(error).__name__}: {error}"
-        ) from error
-    return dict(loaded) if isinstance(loaded, dict) else {"train": loaded}
-
-
-def _from_dataset(
-    rows: Any, source: str, text: str, label: str, pair: str | None
-) -> tuple[Examples, tuple[str, ...] | None]:
-    for column in (text, label, pair):
-        if column is not None and column not in rows.column_names:
-            raise DataError(f"data set {source}: no column {column!r}; it has {', '.join(rows.column_names)}")
-    names = getattr(rows.features[label], "names", None)
-    labels = []
-    for number, value in enumerate(rows[label]):
-        # Hub test splits mark hidden labels with -1.
-        if value is None or value == "" or (names and not 0 <= value < len(names)):
-            raise DataError(f"data set {source}, row {number}: no label (found {value!r})")
-        if isinstance(value, list):
-            labels.append(json.dumps(value, allow_nan=False))
-            continue
-        labels.append(str(names[value] if names else value))
-    texts = tuple(rows[text])
-    for number, value in enumerate(texts):
-        if not isinstance(value, str):
-            raise DataError(f"data set {source}, row {number}: {text!r} must be a string, found {type(value).__name__}")
-    pairs = tuple(str(value) for value in rows[pair]) if pair is not None else None
-    return Examples(texts, tuple(labels), pairs, source), tuple(names) if names else None
 
 
 def load_rows(

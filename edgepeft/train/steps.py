@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from itertools import chain
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
@@ -16,6 +18,7 @@ from .cached import ActivationCache
 from .checkpointing import recompute_activations
 from .device import training_device
 from .fast_linear import StepFloats
+from .processes import group
 from .resume import random_state, restore_random
 from .threads import ThreadChooser, timed_threads
 from .tokenizer import HubTokenizer
@@ -41,7 +44,8 @@ class Run:
 
     AdamW without weight decay, gradients cut to a norm of 1; the learning rate rises linearly over the first 6 % of the steps and
     falls linearly to 0 (as with Hugging Face's ``Trainer``). The order of rows follows from the seed alone. A context
-    manager: PyTorch's number of threads is as before afterwards.
+    manager: PyTorch's number of threads is as before afterwards. In several processes (:mod:`.processes`) each computes a share
+    of every batch, and all make the same steps.
 
     Args:
         model: The network; what requires gradients is trained.
@@ -93,6 +97,11 @@ class Run:
         self._rate_at = rate_at or self._usual_rate
         self._generator = np.random.default_rng(seed)
         self._epoch: list[list[Row]] = []
+        self._group = group()
+        self._group.same(self.trained)
+        if self._group.several and threads is None:
+            # As the launcher set it: steps wait for those of other processes, so their times say nothing of one's own threads.
+            threads = torch.get_num_threads()
         self._chooser = ThreadChooser(threads if self.device.type == "cpu" else torch.get_num_threads())
         self._threads_before = torch.get_num_threads()
         self._cache: ActivationCache | None = None
@@ -147,14 +156,10 @@ class Run:
                 self._epoch = epoch_batches(self.rows, self.batch_size, self._generator)
             rows = self._epoch.pop(0)
             step = len(self.losses)
-            for group in self._optimizer.param_groups:
-                group["lr"] = self.learning_rate * self._rate_at(step)
+            for part in self._optimizer.param_groups:
+                part["lr"] = self.learning_rate * self._rate_at(step)
             with timed_threads(self._chooser, len(rows) * max(map(len, rows))):
-                with self._floats.step():
-                    with self._floats.forward():
-                        loss = self._loss(rows)
-                    loss.backward()  # type: ignore[no-untyped-call] # torch 2.13 has no types here
-                value = float(loss.detach())  # waits for a GPU, which by now has the backward pass to do
+                value = self._gradients(rows)
                 if not math.isfinite(value):
                     self._optimizer.zero_grad()
                     raise NotFiniteLossError(
@@ -170,6 +175,29 @@ class Run:
             mine.append(value)
             on_step(len(self.losses))
         return mine
+
+    def _gradients(self, rows: Sequence[Row]) -> float:
+        """Compute the gradients of a batch, over all processes; its loss."""
+        import torch
+
+        mine = self._group.share(rows)
+        if mine:
+            with self._floats.step():
+                with self._floats.forward():
+                    loss = self._loss(mine)
+                    if self._group.several:
+                        loss = loss * (len(mine) / len(rows))
+                loss.backward()  # type: ignore[no-untyped-call] # torch 2.13 has no types here
+            told = loss.detach()
+        else:
+            told = torch.zeros((), device=self.device)
+        if self._group.several:
+            for parameter in self.trained:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+            told = told.reshape(1).float()
+            self._group.add_up([*(parameter.grad for parameter in self.trained if parameter.grad is not None), told])
+        return float(told)  # waits for a GPU, which by now has the backward pass to do
 
     def _loss(self, rows: Sequence[Row]) -> torch.Tensor:
         return self._loss_of(self, rows) if self._loss_of is not None else self.forward(rows).loss
@@ -190,16 +218,23 @@ class Run:
         total = 0.0
         torch.set_num_threads(self.threads)
         self.model.eval()
+        mine = []
         with torch.no_grad():
-            for places, part in sorted_batches(rows, max(_LEAST_EVALUATION_BATCH, self.batch_size)):
+            batches = list(enumerate(sorted_batches(rows, max(_LEAST_EVALUATION_BATCH, self.batch_size))))
+            for number, (places, part) in self._group.share(batches):
                 output = self.forward(part)
-                total += float(output.loss) * len(part)
-                for place, logits in zip(places, output.logits.float().cpu().numpy(), strict=True):
-                    found[place] = logits
+                mine.append((number, float(output.loss) * len(part), places, output.logits.float().cpu().numpy()))
+        for _, loss, places, part_logits in sorted(chain(*self._group.gathered(mine)), key=itemgetter(0)):
+            total += loss
+            for place, logits in zip(places, part_logits, strict=True):
+                found[place] = logits
         return np.stack(found), total / len(rows)
 
     def state(self) -> dict[str, Any]:
-        """All that the steps to come depend on, for :meth:`restore`: weights, optimizer, order of rows, random generators."""
+        """All that the steps to come depend on, for :meth:`restore`: weights, optimizer, order of rows, random generators.
+
+        Of several processes all must call it; what differs between them are their random generators.
+        """
         places = {id(row): place for place, row in enumerate(self.rows)}
         allocator = self._allocator
         return {
@@ -208,7 +243,7 @@ class Run:
             "losses": list(self.losses),
             "order": json_text(self._generator.bit_generator.state, indent=None),
             "epoch": [[places[id(row)] for row in batch] for batch in self._epoch],
-            "random": random_state(),
+            "random": self._group.gathered(random_state()),
             "ranks": {} if allocator is None else {name: getattr(allocator, name) for name in _ALLOCATED},
             "rank_pattern": None if allocator is None else allocator.peft_config.rank_pattern,
             "threads": self.threads,
@@ -221,7 +256,7 @@ class Run:
         self.losses = list(state["losses"])
         self._generator.bit_generator.state = json.loads(state["order"])
         self._epoch = [[self.rows[place] for place in batch] for batch in state["epoch"]]
-        restore_random(state["random"])
+        restore_random(state["random"][self._group.place])
         if (allocator := self._allocator) is not None:
             for name, value in state["ranks"].items():
                 setattr(allocator, name, {key: each.to(self.device) for key, each in value.items()})

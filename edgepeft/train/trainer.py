@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import InputError
+from .processes import group
 from .progress import lines_callback, progress_callback
 from .steps import NotFiniteLossError
 
@@ -36,7 +37,10 @@ COMMON: Mapping[str, Any] = {
 
 
 def finite_trainer() -> Any:
-    """A ``Trainer`` class that prints nothing and raises :class:`NotFiniteLossError` at a step whose loss is not finite."""
+    """A ``Trainer`` class that prints nothing and raises :class:`NotFiniteLossError` at a step whose loss is not finite.
+
+    In several processes each reads every batch; the collator keeps this process's share of it.
+    """
     from transformers import PrinterCallback, Trainer
 
     class FiniteTrainer(Trainer):
@@ -44,8 +48,18 @@ def finite_trainer() -> Any:
             super().__init__(*arguments, **options)
             self.remove_callback(PrinterCallback)
 
+        def get_train_dataloader(self) -> Any:
+            loader = super().get_train_dataloader()
+            if group().several:  # accelerate would give each process batches of its own, and fill up the last ones
+                shard = loader.batch_sampler
+                shard.num_processes, shard.process_index, shard.even_batches = 1, 0, False
+            return loader
+
         def training_step(self, *arguments: Any, **options: Any) -> Any:
             loss = super().training_step(*arguments, **options)
+            if (together := group()).several:  # their mean is the batch's, and all see the same
+                loss = loss / together.count
+                together.add_up([loss])
             if not bool(loss.isfinite()):
                 raise NotFiniteLossError(
                     f"the training loss became {float(loss)} at step {self.state.global_step + 1} with learning rate "

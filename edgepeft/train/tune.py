@@ -14,6 +14,7 @@ from ..errors import InputError
 from .device import Precision, takes_bf16
 from .even_attention import key_site
 from .methods import Settings
+from .processes import check_alone
 from .record import arguments_of, check_arguments, check_extra
 from .source import load_rows
 from .tune_search import Search
@@ -80,6 +81,7 @@ def tune(
     arguments = arguments_of({name: value for name, value in locals().items() if name != "announce"})
     folder = Path(out)
     check_arguments(folder, arguments, ("budget_s", "batch_size", "max_length", "threads"))
+    check_alone("edgepeft tune")
     check_extra()
     split = load_rows(data, validation, text=text, label=label, pair=pair)
     from ..base.load import check_source

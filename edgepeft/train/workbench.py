@@ -30,7 +30,8 @@ _DEFAULT_MAX_LENGTH = 128
 class Workbench:
     """A base with a head for the split's labels, and the split's rows as tokens. ``cut`` rows were too long.
 
-    ``known`` holds what several runs over the same frozen network share; ``bf16`` lets steps of trials compute in bfloat16.
+    ``general`` are rows of other domains, to be measured on. ``known`` holds what several runs over the same frozen network share;
+    ``bf16`` lets steps of trials compute in bfloat16.
     """
 
     base: BaseModel
@@ -38,6 +39,7 @@ class Workbench:
     rows: tuple[Row, ...]
     held: tuple[Row, ...]
     cut: int
+    general: tuple[Row, ...] = ()
     known: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
     bf16: bool = False
 
@@ -81,7 +83,10 @@ def open_workbench(model: str | Path, split: Split, max_length: int | None) -> W
     length = min(_DEFAULT_MAX_LENGTH, limit) if max_length is None else max_length
     rows, cut = encode(base.tokenizer, split.train, split.problem, length)
     held, held_cut = encode(base.tokenizer, split.validation, split.problem, length)
-    return Workbench(base, split, tuple(rows), tuple(held), cut + held_cut)
+    general, general_cut = (
+        ([], 0) if split.general is None else encode(base.tokenizer, split.general, split.problem, length)
+    )
+    return Workbench(base, split, tuple(rows), tuple(held), cut + held_cut + general_cut, tuple(general))
 
 
 def encode(tokenizer: HubTokenizer, rows: Examples, problem: Problem, max_length: int) -> tuple[list[Row], int]:

@@ -7,6 +7,7 @@ there on and nowhere else: the comparison on short texts of before does not see 
 from __future__ import annotations
 
 import copy
+import importlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -111,6 +112,20 @@ def test_places_far_away_are_those_that_are_not_read_whole() -> None:
     cache = far[0].cache(inputs)
     assert {array.shape for array in cache.values()} == {(1, 2, 63, 4)}
     assert all(np.array_equal(array, far[0].cache(inputs)[name]) for name, array in cache.items())
+    assert len({id(array) for array in cache.values()}) == 2, "keys are not values"
+
+
+def test_layers_share_the_states_before_a_place() -> None:
+    """Memory does not grow with the layers, but for those of another shape."""
+    inputs = {
+        f"past_key_values.{layer}.{side}": ("batch", 4 if layer == 2 else 2, "past", 8)
+        for layer in range(4)
+        for side in ("key", "value")
+    }
+    cache = parity_positions.Place(20, 7).cache(inputs, room=1)
+    assert {id(cache[f"past_key_values.{layer}.key"]) for layer in (0, 1, 3)} == {id(cache["past_key_values.0.key"])}
+    assert len({id(array) for array in cache.values()}) == 4
+    assert cache["past_key_values.2.value"].shape == (1, 4, 21, 8)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "mistral"])
@@ -132,8 +147,41 @@ def test_a_place_computed_otherwise_is_the_same_number(architecture: str, tmp_pa
     assert parity_positions.place_difference(again, logits) < 1e-4
     written = parity_positions.run_place(parity_positions.in_place(session), shapes, place, 1)
     assert parity_positions.place_difference(written, logits) < 1e-4
+    names = [value.name for value in session.get_outputs()]
+    apart = parity_positions.run_place(
+        lambda feeds: dict(zip(names, session.run(names, dict(feeds)), strict=True)), shapes, place
+    )
+    assert parity_positions.place_difference(written, apart) < 1e-5, "a cache for each layer: the same sums"
     noise = parity_positions.place_noise({place: logits}, {place: again}, "otherwise")
     assert noise.size == parity_positions.place_difference(again, logits)
+
+
+@pytest.mark.parametrize("architecture", ["llama", "mistral", "gemma3_text"])
+def test_pytorch_holds_the_states_once(architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reference: PyTorch's cache left alone, each layer with a copy of its own; the same sums give the same bits."""
+    folder = build_causal(tmp_path / "m") if architecture == "llama" else build_other(tmp_path / "m", architecture)
+    model = load_model(folder, task="text-generation").model
+    transformers = importlib.import_module("transformers")  # which puts another module in its place as it is loaded
+    heads, width = model.config.num_key_value_heads, model.config.head_dim
+    shapes = {
+        f"past_key_values.{layer}.{side}": ("batch", heads, "past", width)
+        for layer in range(model.config.num_hidden_layers)
+        for side in ("key", "value")
+    }
+    made: list[Any] = []
+    own = transformers.DynamicCache
+    monkeypatch.setattr(transformers, "DynamicCache", lambda **options: made.append(own(**options)) or made[-1])
+    place = parity_positions.Place(100, 7)
+    logits = parity_positions.reference_place(model, shapes, place)
+    (cache,) = made
+    assert len(cache.layers) == model.config.num_hidden_layers > 1
+    for side in ("keys", "values"):
+        assert len({getattr(layer, side).untyped_storage().data_ptr() for layer in cache.layers}) == 1
+    monkeypatch.setattr(parity_positions, "_hold_in_common", lambda *_: None)
+    apart = parity_positions.reference_place(model, shapes, place)
+    assert len({layer.keys.untyped_storage().data_ptr() for layer in made[1].layers}) == len(cache.layers)
+    assert logits is not None
+    assert np.array_equal(logits, apart)
 
 
 def open_session_of(base: Base, folder: Path) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -19,6 +20,7 @@ from edgepeft.data import Examples
 from edgepeft.errors import DataError, InputError, UnknownAdapterError
 from edgepeft.pipeline import Goal, plan_quantize, quantize
 from edgepeft.pipeline._calibration_runs import calibration_runs
+from edgepeft.pipeline._manifest import write_manifest
 from edgepeft.pipeline._quality import measure_quality
 
 
@@ -170,3 +172,43 @@ def test_the_table(own: Path) -> None:
     found = json.loads(again.stdout)
     assert found["method"] == "gptq"
     assert [row["adapter"] for row in found["quality"]] == [None, "wide", "narrow"]
+
+
+@pytest.mark.parametrize(
+    ("what", "patch", "said"),
+    [
+        ("free_memory_mb", lambda: 100.0, r"making q4 takes about 0\.3 GB of memory at its peak, and 0\.1 GB are free"),
+        ("free_disk_mb", lambda target: 0.0, r"making q4 takes about \d MB of disk at its peak, and 0 MB are free"),
+    ],
+    ids=["memory", "disk"],
+)
+def test_what_cannot_fit_is_refused_before_it_starts(
+    own: Path, monkeypatch: pytest.MonkeyPatch, what: str, patch: Any, said: str
+) -> None:
+    monkeypatch.setattr(f"edgepeft.pipeline._quantize_room.{what}", patch)
+    steps: list[str] = []
+    with pytest.raises(InputError, match=said):
+        quantize(own, "q4", announce=steps.append)
+    assert not steps
+    assert list(read_bundle(own).manifest.variants) == ["fp32"]
+
+
+def test_windows_begin_as_prompts_do(own: Path) -> None:
+    """Where the tokenizer puts a token before a text, each window has it: some models write at random without."""
+    from tokenizers import Tokenizer
+    from tokenizers.processors import TemplateProcessing
+
+    bundle = read_bundle(own)
+    plain, manifest, first = calibration_runs(bundle, {}, rows=64), bundle.manifest, 1
+    tokenizer = Tokenizer.from_file(str(own / "tokenizer.json"))
+    tokenizer.post_processor = TemplateProcessing(
+        single="<|im_start|> $A <|im_end|>", special_tokens=[("<|im_start|>", first), ("<|im_end|>", 2)]
+    )
+    tokenizer.save(str(own / "tokenizer.json"))
+    write_manifest(own, manifest)
+    runs = calibration_runs(read_bundle(own), {}, rows=64)
+    windows = [feeds["input_ids"][0] for feeds in (*runs.feeds, *runs.probes)]
+    assert all(window[0] == first and 2 not in window for window in windows)
+    longest = max(len(window) for window in windows)
+    assert longest == max(len(feeds["input_ids"][0]) for feeds in plain.feeds)
+    assert list(windows[0][1:]) == list(plain.feeds[0]["input_ids"][0][: longest - 1])

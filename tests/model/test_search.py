@@ -205,3 +205,30 @@ def test_two_workers_share_a_study_and_one_is_killed(model: Path, tmp_path: Path
     assert len(done) == len(found["trials"]) == 6
     assert len({trial["folder"] for trial in done}) == 6
     assert len([*folder.glob("trial-*")]) == 6
+
+
+def test_without_ray(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    monkeypatch.setitem(sys.modules, "ray", None)
+    done = CliRunner().invoke(main, ["search", str(study_of(model, tmp_path, 2)), "--ray", "local"])
+    assert done.exit_code == 2
+    assert "needs Ray: pip install 'edgepeft[ray]'" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.e2e
+def test_two_workers_on_a_local_ray(model: Path, tmp_path: Path) -> None:  # noqa: F811
+    """Both take trials of the same study; each has a log of its own beside them."""
+    pytest.importorskip("ray")
+    file = study_of(model, tmp_path, 6)
+    call = [sys.executable, "-m", "edgepeft", "search", str(file), "--ray", "local", "--workers", "2", "--json"]
+    done = subprocess.run(call, capture_output=True, text=True, check=False, timeout=600)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert [row["state"] for row in found["trials"]].count("complete") + sum(
+        row["state"] == "pruned" for row in found["trials"]
+    ) == 6
+    logs = sorted((tmp_path / "study").glob("worker-*.log"))
+    assert len(logs) == 2
+    assert all("accuracy" in log.read_text() for log in logs)
+    assert "trial 0: " in done.stderr
+    assert found["front"]

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 from causal import build_causal_bundle
 
 from edgepeft.bundle import read_bundle
 from edgepeft.errors import ParityError
-from edgepeft.graph.segments import cut, view_tables
 from edgepeft.pipeline import _plan, quantize
+from edgepeft.runtime.graph_parts import GraphParts
 from edgepeft.validate import segmented, streamed
 from edgepeft.validate.parity import base_restored
 from edgepeft.validate.probe import bundle_probe
@@ -45,15 +46,25 @@ def test_the_plan_knows_what_one_session_holds() -> None:
 
 
 def test_parts_cover_the_graph_once(made: Path) -> None:
-    graph = ir.load(made / "onnx" / "model_q4.onnx").graph
-    parts = cut(graph, 20_000)
-    assert len(parts) > 3
+    model = (made / "onnx" / "model_q4.onnx").read_bytes()
+    graph = GraphParts(model, 20_000)
+    assert len(graph.parts) > 3
     known = {value.name for value in graph.inputs}
-    for part in parts:
+    for part in graph.parts:
         assert set(part.inputs) <= known, "a part takes what an earlier one left"
         known |= set(part.outputs)
     assert {value.name for value in graph.outputs} <= known
-    assert len(cut(graph, 10**9)) == 1
+    assert len(GraphParts(model, 10**9).parts) == 1
+    session = ort.InferenceSession(made / "onnx" / "model_q4.onnx", providers=["CPUExecutionProvider"])
+    for mine, theirs in (
+        (graph.inputs, session.get_inputs()),
+        (graph.outputs, session.get_outputs()),
+        (graph.overridable, session.get_overridable_initializers()),
+    ):
+        told = {value.name: value for value in theirs}
+        assert {value.name for value in mine} == told.keys()
+        assert all(value.type == told[value.name].type for value in mine)
+        assert all(value.shape == told[value.name].shape for value in mine)
 
 
 def test_a_table_is_read_under_its_own_shape_from_the_file(made: Path) -> None:
@@ -64,12 +75,12 @@ def test_a_table_is_read_under_its_own_shape_from_the_file(made: Path) -> None:
     assert reshape is not None
     assert reshape.op_type == "Reshape"
     head = reshape.inputs[0].const_value
-    view_tables(graph)
-    view = table.inputs[0].const_value
-    assert isinstance(view, ir.ExternalTensor)
-    assert (view.offset, view.length) == (head.offset, head.length)
-    assert np.array_equal(view.numpy(), head.numpy().reshape(len(head.numpy()), -1))
-    assert reshape not in list(graph)
+    parts = GraphParts((made / "onnx" / "model_q4.onnx").read_bytes(), 20_000).parts
+    (part,) = (part for part in parts if any(node.op == "GatherBlockQuantized" for node in part.nodes))
+    (view,) = (weight for weight in part.weights if weight.name == reshape.outputs[0].name)
+    assert view.place == (head.offset, head.length)
+    assert view.dims == (len(head.numpy()), head.numpy().size // len(head.numpy()))
+    assert not any(node.op == "Reshape" and view.name in node.outputs for each in parts for node in each.nodes)
 
 
 @pytest.mark.parametrize("variant", ["q4", "int8"])

@@ -220,3 +220,21 @@ def test_every_linear_layer_of_a_head_that_is_saved_whole(model: Path, tmp_path:
     assert len([name for name in saved if "lora_A" in name]) == 3 * 6
     export(base, {"mine": tmp_path / "a"}, tmp_path / "b")
     assert validate(tmp_path / "b", data={"mine": rows}, adapters={"mine": tmp_path / "a"}, base=str(base)).passed
+
+
+def test_a_file_of_options(tmp_path: Path) -> None:
+    """A config as PEFT writes it beside an adapter; what is not set, and what says which adapter it is, is left out."""
+    from peft import LoraConfig
+
+    LoraConfig(r=3, lora_alpha=5, init_lora_weights="pissa", target_modules=["query"]).save_pretrained(tmp_path)
+    file = str(tmp_path / "adapter_config.json")
+    found = parse_peft([file, "r=4"])
+    assert (found["r"], found["lora_alpha"], found["init_lora_weights"]) == (4, 5, "pissa")
+    assert found["target_modules"] == ["query"]
+    assert not {"peft_type", "task_type", "base_model_name_or_path"} & set(found)
+    with pytest.raises(InputError, match=r"is a config of lora, and --method is ia3"):
+        parse_peft([file], "ia3")
+    with pytest.raises(InputError, match=r"or FILE\.json"):
+        parse_peft(["r"])
+    with pytest.raises(InputError, match=r"none\.json"):
+        parse_peft([str(tmp_path / "none.json")])

@@ -11,32 +11,22 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import test_train_language as language
 from click.testing import CliRunner
-from test_train import make_rows, model, tensors, train  # noqa: F401 - the fixture is this module's too
+from same_training import assert_same_curves, assert_same_weights
+from test_train import make_rows, model, train  # noqa: F401 - the fixture is this module's too
 from test_train_language import model as language_model  # noqa: F401
 from test_train_language import tokenizer  # noqa: F401
 
 from edgepeft.cli import main
 from edgepeft.errors import InputError
-from edgepeft.train import ADAPTER_FILE, lm_loop, loop, resume
+from edgepeft.train import lm_loop, loop, resume
 from edgepeft.train.progress import NoBar
 
 
 class Power(BaseException):
     """The power goes off: nothing catches this."""
-
-
-def same(one: Path, other: Path) -> bool:
-    a, b = tensors(one), tensors(other)
-    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
-
-
-def curves(folder: Path) -> Any:
-    metrics = json.loads((folder / ADAPTER_FILE).read_text())["metrics"]
-    return [metrics[name] for name in ("step_loss", "epoch_scores", "train_loss", "best_epoch")]
 
 
 def breaking_at(step: int) -> Any:
@@ -80,8 +70,8 @@ def test_a_classifier_ends_with_the_same_weights(
         counted.setattr(loop, "_bar", lambda *_: _Counting(steps))
         train(model, tmp_path / "a", resume=True, **settings)
     assert steps[0] == at  # the last state is that of the step before
-    assert same(tmp_path / "whole", tmp_path / "a")
-    assert curves(tmp_path / "whole") == curves(tmp_path / "a")
+    assert_same_weights(tmp_path / "whole", tmp_path / "a")
+    assert_same_curves(tmp_path / "whole", tmp_path / "a")
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
@@ -107,7 +97,7 @@ def test_another_call_does_not_go_on(model: Path, tmp_path: Path, monkeypatch: p
         train(model, tmp_path / "a", resume=True)
     train(model, tmp_path / "a", epochs=1)  # begins anew
     train(model, tmp_path / "b", epochs=1, resume=True)  # nothing was broken off
-    assert same(tmp_path / "a", tmp_path / "b")
+    assert_same_weights(tmp_path / "a", tmp_path / "b")
 
 
 @pytest.mark.parametrize(
@@ -154,8 +144,8 @@ def test_a_language_model_ends_with_the_same_weights(
             language.train(language_model, data, tmp_path / "a", **settings)
     assert resume.is_unfinished(tmp_path / "a")
     language.train(language_model, data, tmp_path / "a", resume=True, **settings)
-    assert same(tmp_path / "whole", tmp_path / "a")
-    assert curves(tmp_path / "whole") == curves(tmp_path / "a")
+    assert_same_weights(tmp_path / "whole", tmp_path / "a")
+    assert_same_curves(tmp_path / "whole", tmp_path / "a")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "d.jsonl", "whole"]
 
 
@@ -192,7 +182,7 @@ def test_killed_in_the_middle(
     process.wait()
     assert not out.exists()
     subprocess.run([*call, "--out", str(out), "--resume"], check=True, capture_output=True)
-    assert same(tmp_path / "whole", out)
+    assert_same_weights(tmp_path / "whole", out)
 
 
 def test_on_the_command_line(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,8 @@ import pytest
 from causal import build_causal_bundle, save_virtual
 from conftest import save_lora
 
+from edgepeft.bundle import known_files, read_bundle
+from edgepeft.bundle.verified import VerifiedFile
 from edgepeft.errors import AdapterError
 from edgepeft.pipeline import _try_adapter, add, quantize, remove
 from edgepeft.validate.segmented import SegmentedSession
@@ -83,9 +87,28 @@ def test_a_small_bundle_is_opened_as_a_whole(own: Path, made: Path, monkeypatch:
     assert add(own, "late", made.parent / "wide").changes_output is True
 
 
-def test_without_onnx_ir_it_is_opened_as_a_whole(own: Path, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A device that adds an adapter has the base install alone."""
-    monkeypatch.setattr(_try_adapter, "LARGE", 0)
-    monkeypatch.setattr(_try_adapter, "find_spec", lambda name: None)
-    monkeypatch.setattr(SegmentedSession, "_open", lambda *_: pytest.fail("a graph was cut"))
-    assert add(own, "late", made.parent / "wide").changes_output is True
+def test_nothing_for_graphs_is_imported(own: Path, made: Path) -> None:
+    """A device that adds an adapter has the base install alone, and importing onnx_ir takes most of a second."""
+    script = (
+        "import sys; from edgepeft.pipeline import _try_adapter, add; _try_adapter.LARGE = 0; _try_adapter.PART = 20000; "
+        "assert add(sys.argv[1], 'late', sys.argv[2]).changes_output; "
+        "sys.exit(' '.join({'onnx', 'onnx_ir', 'torch', 'transformers', 'peft', 'sympy'} & sys.modules.keys()) or 0)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, own, made.parent / "wide"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_is_known_of_the_base_is_not_hashed_again(
+    own: Path, made: Path, opened: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The copy's weights are those of the bundle, which was hashed when it was opened."""
+    monkeypatch.setattr(known_files, "TICK_NS", 0)  # nobody writes: what was hashed just now is known
+    read_bundle(own).check()
+    hashed: list[str] = []
+    whole = VerifiedFile.sha256
+    monkeypatch.setattr(VerifiedFile, "sha256", lambda self: hashed.append(self.name) or whole(self))
+    add(own, "late", made.parent / "wide")
+    assert opened
+    assert "onnx/model_q4.onnx_data" not in hashed

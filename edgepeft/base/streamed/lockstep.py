@@ -22,7 +22,7 @@ from .numbers import Numbers
 T = TypeVar("T")
 
 #: Numbers of a linear layer beyond which it is multiplied in pieces of rows, and of a table of which only used rows are read.
-LARGE = 1 << 25
+LARGE = 1 << 23
 
 
 class _Abandoned(BaseException):

@@ -45,6 +45,13 @@ class Tokens:
         return found
 
     @cached_property
+    def before(self) -> tuple[int, ...]:
+        """What the tokenizer puts before a text: a BOS token, or nothing."""
+        plain, whole = self.encode("a", special=False), self.encode("a", special=True)
+        places = range(len(whole) - len(plain) + 1)
+        return next((tuple(whole[:i]) for i in places if whole[i : i + len(plain)] == plain), ())
+
+    @cached_property
     def special(self) -> Mapping[str, int]:
         """The numbers of the tokens that :meth:`decode` leaves out, by their texts."""
         added = self._tokenizer.get_added_tokens_decoder()
