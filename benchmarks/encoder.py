@@ -34,7 +34,7 @@ from edgepeft.demo.assets import minilm
 from edgepeft.demo.run import ADAPTERS
 from edgepeft.pipeline import add_slots, capture, validate
 from edgepeft.runtime.buffers import as_values
-from edgepeft.runtime.kernel_probe import norms_that_agree
+from edgepeft.runtime.kernel_probe import norms_that_agree, silus_that_agree
 from edgepeft.runtime.kernels import Kernels, library_for
 from edgepeft.runtime.sessions import open_session
 from edgepeft.runtime.twin import make_twin
@@ -82,7 +82,7 @@ def ratios(
         for name in list(runs) if number % 2 else list(reversed(runs)):
             opened, feeds = runs[name]
             before = time.perf_counter()
-            opened.run_with_ort_values(["logits"], {**inputs, **feeds})
+            opened.run(["logits"], {**inputs, **feeds})
             times[name].append(time.perf_counter() - before)
         number += 1
     reference = np.array(times[base][5:])
@@ -116,7 +116,13 @@ def slots(demo: Path, folder: Path, threads: int, kernels: bool) -> None:
     library = library_for("require") if kernels else None
     if library is not None:
         norms = norms_that_agree(library.path, open_session)
-        twin = make_twin(paths["slots"].read_bytes(), everywhere.table.linear, adapter="adapter", norms=norms)
+        twin = make_twin(
+            paths["slots"].read_bytes(),
+            everywhere.table.linear,
+            adapter="adapter",
+            norms=norms,
+            silus=silus_that_agree(library.path, open_session),
+        )
         assert twin is not None
         arrays = {name: value.numpy() for name, value in feeds.items()}
         piece = as_values(Kernels.of(library, twin, "fp32").pieces(arrays))

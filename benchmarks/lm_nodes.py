@@ -29,7 +29,7 @@ from lm_overhead import CONTEXT, bundles, genai_route, ratio, source
 
 from edgepeft.bundle import read_bundle
 from edgepeft.cache import cache_dir
-from edgepeft.runtime.kernel_probe import norms_that_agree
+from edgepeft.runtime.kernel_probe import norms_that_agree, silus_that_agree
 from edgepeft.runtime.kernels import library_for
 from edgepeft.runtime.sessions import open_session
 from edgepeft.runtime.twin import make_twin
@@ -110,7 +110,10 @@ def main(work: Path, tokens: int, sets: int) -> None:
         slots = read_bundle(slotted).manifest.slots.linear
         content = (slotted / "onnx" / "model_q4.onnx").read_bytes()
         forms = {
-            "kernels": {"norms": norms_that_agree(library.path, open_session)},
+            "kernels": {
+                "norms": norms_that_agree(library.path, open_session),
+                "silus": silus_that_agree(library.path, open_session),
+            },
             "kernels, a node a slot": {"join": False},
         }
         for name, options in forms.items():

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from statistics import median
-from time import perf_counter, sleep
+from time import perf_counter, sleep, thread_time
 from typing import Any, Protocol
 
 import click
@@ -220,7 +220,12 @@ def ratio(mine: list[float], base: list[float]) -> float:
 @click.option(
     "--kernels", is_flag=True, help="Measure edgepeft's kernels beside it, with factors in fp32, fp16 and int8."
 )
-def main(model: str, work: Path, threads: tuple[int, ...], rounds: int, sets: int, genai: bool, kernels: bool) -> None:
+@click.option("--cpu", is_flag=True, help="CPU time of one thread in place of time, on a busy machine.")
+def main(
+    model: str, work: Path, threads: tuple[int, ...], rounds: int, sets: int, genai: bool, kernels: bool, cpu: bool
+) -> None:
+    if cpu and threads != (1,):
+        raise click.UsageError("--cpu counts the time of one thread: --threads 1")
     folder = work / model
     path = source(model, work)
     plain, slotted = bundles(path, folder)
@@ -233,6 +238,7 @@ def main(model: str, work: Path, threads: tuple[int, ...], rounds: int, sets: in
         }
         if kernels:
             with_kernels = partial(Ours, slotted, "q4", threads=count, kernels="require")
+            makers["kernels, slot-free"] = partial(Ours, plain, "q4", None, count, "require")
             makers["kernels, empty"] = partial(with_kernels, None)
             for rank in RANKS:
                 makers[f"kernels, rank {rank}"] = partial(with_kernels, f"r{rank}")
@@ -244,24 +250,34 @@ def main(model: str, work: Path, threads: tuple[int, ...], rounds: int, sets: in
             makers["genai LoRA rank 8"] = partial(Genai, peer_lora, adapter, count)
         found: dict[str, list[tuple[float, float, float]]] = {name: [] for name in makers}
         peers: list[float] = []
+        over: dict[str, list[tuple[float, float]]] = {name: [] for name in makers if name.startswith("kernels")}
         for number in range(sets):
             names = list(makers)
             names = names[number % len(names) :] + names[: number % len(names)]
             engines = {name: makers[name]() for name in names}
-            times = measure(engines, vocab, rounds, 0.0 if count == 1 else 0.004)
+            times = measure(engines, vocab, rounds, 0.0 if count == 1 else 0.004, thread_time if cpu else perf_counter)
             base = times["slot-free base"]
             for name, (prefill, decode) in times.items():
                 found[name].append((median(decode) * 1e3, ratio(decode, base[1]), ratio(prefill, base[0])))
+            for name, rows in over.items():
+                own, here = times["kernels, slot-free"], times[name]
+                rows.append((ratio(here[1], own[1]), ratio(here[0], own[0])))
             if genai:
                 peers.append(ratio(times["genai LoRA rank 8"][1], times["genai base"][1]))
             del engines
         print(
             f"{model}, q4, {count} thread(s), context {CONTEXT}, {sets} sets of fresh sessions, {rounds} x 24 tokens each"
         )
-        for name, rows in found.items():
-            decode_ms, ratios, prefills = zip(*rows, strict=True)
+        for name, each in found.items():
+            decode_ms, ratios, prefills = zip(*each, strict=True)
             print(
                 f"  {name:18s} decode {median(decode_ms):6.2f} ms  {median(ratios):.3f}x ({min(ratios):.3f} to {max(ratios):.3f})"
+                f"   prefill {median(prefills):.3f}x"
+            )
+        for name, rows in over.items():
+            ratios, prefills = zip(*rows, strict=True)
+            print(
+                f"  {name:18s} over kernels, slot-free: decode {median(ratios):.3f}x ({min(ratios):.3f} to {max(ratios):.3f})"
                 f"   prefill {median(prefills):.3f}x"
             )
         if genai:

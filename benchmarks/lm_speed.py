@@ -4,6 +4,7 @@
 
 Both generate greedily from the same prompt with the same adapter, through what a user calls, text included. They take turns
 in one process, prompt by prompt and token by token, and a ratio is taken within each round, so that a busy machine slows both.
+On a busy machine --cpu counts the thread's CPU time instead, which is all there is with one thread.
 Where ``llama-bench`` is on PATH (or given) and ``--gguf`` names the same weights at 4 bits, it is measured beside them, base
 only.
 """
@@ -17,10 +18,11 @@ import edgepeft  # noqa: F401  # before ONNX Runtime: switches its telemetry off
 import json
 import shutil
 import subprocess
+from collections.abc import Callable
 from math import exp, log
 from pathlib import Path
 from statistics import mean, median
-from time import perf_counter
+from time import perf_counter, thread_time
 
 import click
 import numpy as np
@@ -29,6 +31,7 @@ import onnxruntime_genai as og
 from edgepeft import runtime
 from edgepeft.runtime.generation.sampling import Sampler, Sampling
 from edgepeft.runtime.generation.tokens import TextPieces
+from edgepeft.runtime.kernels import UseKernels
 
 TEXT = (
     "The harbour was quiet in the early morning, and the first boats had not yet come back. On the long stone wall an old man "
@@ -43,8 +46,8 @@ TEXT = (
 class Ours:
     """edgepeft's runtime: the steps of ``Runtime.generate``, from tokens."""
 
-    def __init__(self, bundle: str, variant: str, threads: int) -> None:
-        self.model = runtime.open(bundle, variant=variant, threads=threads)
+    def __init__(self, bundle: str, variant: str, threads: int, kernels: UseKernels) -> None:
+        self.model = runtime.open(bundle, variant=variant, threads=threads, kernels=kernels)
 
     def begin(self, adapter: str | None, prompt: list[int], new: int) -> int:
         """Read the prompt; the first token."""
@@ -100,7 +103,9 @@ class Genai:
         return found
 
 
-def compare(ours: Ours, genai: Genai, adapter: str | None, prompt: list[int], new: int, rounds: int) -> list[str]:
+def compare(
+    ours: Ours, genai: Genai, adapter: str | None, prompt: list[int], new: int, rounds: int, clock: Callable[[], float]
+) -> list[str]:
     """In each round both read the prompt twice, A B B A, and then make tokens in turn, A B, B A, A B, …"""
     prompt_ms: list[tuple[float, float]] = []
     token_ms: list[tuple[float, float]] = []
@@ -110,16 +115,16 @@ def compare(ours: Ours, genai: Genai, adapter: str | None, prompt: list[int], ne
         times: dict[object, list[float]] = {ours: [], genai: []}
         last: dict[object, int] = {}
         for engine in (*engines, *engines[::-1]):
-            start = perf_counter()
+            start = clock()
             last[engine] = engine.begin(adapter, prompt, new)
-            times[engine].append((perf_counter() - start) * 1e3)
+            times[engine].append((clock() - start) * 1e3)
         same &= last[ours] == last[genai]
         steps: dict[object, list[float]] = {ours: [], genai: []}
         for place in range(new - 1):
             for engine in engines if place % 2 else engines[::-1]:
-                start = perf_counter()
+                start = clock()
                 last[engine] = engine.step(last[engine])
-                steps[engine].append((perf_counter() - start) * 1e3)
+                steps[engine].append((clock() - start) * 1e3)
             same &= last[ours] == last[genai]
         if number:
             prompt_ms.append((mean(times[ours]), mean(times[genai])))
@@ -177,16 +182,20 @@ def _llama(binary: str, gguf: str, threads: int, context: int, new: int) -> tupl
 @click.option("--context", default=128, help="Tokens of the prompt.")
 @click.option("--tokens", default=24, help="Tokens to generate.")
 @click.option("--rounds", default=10, help="Rounds of four prompts and twice --tokens tokens.")
+@click.option("--cpu", is_flag=True, help="CPU time of one thread in place of time.")
+@click.option("--kernels", type=click.Choice(["auto", "require", "off"]), default="auto", help="Our slots' operators.")
 @click.option("--llama-bench", default=None, help="llama.cpp's llama-bench, if it is not on PATH.")
 @click.option("--gguf", default=None, help="The same weights at 4 bits, for llama-bench.")
 def main(
-    bundle: str, variant: str, adapter: tuple[str, ...], threads: int, context: int, tokens: int, rounds: int,
-    llama_bench: str | None, gguf: str | None,
+    bundle: str, variant: str, adapter: tuple[str, ...], threads: int, context: int, tokens: int, rounds: int, cpu: bool,
+    kernels: UseKernels, llama_bench: str | None, gguf: str | None,
 ) -> None:  # fmt: skip
-    ours, genai = Ours(bundle, variant, threads), Genai(bundle, variant, threads)
+    ours, genai = Ours(bundle, variant, threads, kernels), Genai(bundle, variant, threads)
     prompt = (ours.model.generator.tokens.encode(TEXT * (1 + context // 100), special=True))[:context]
+    if cpu and threads != 1:
+        raise click.UsageError("--cpu counts the time of one thread: --threads 1")
     for name in (None, *adapter):
-        for line in compare(ours, genai, name, prompt, tokens, rounds):
+        for line in compare(ours, genai, name, prompt, tokens, rounds, thread_time if cpu else perf_counter):
             print(f"{threads} threads, {name or '(base)'}, {context} tokens of context, {line}", flush=True)
     binary = llama_bench or shutil.which("llama-bench")
     if binary is None or gguf is None:

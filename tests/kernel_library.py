@@ -17,6 +17,18 @@ SOURCES = Path(__file__).parents[1] / "targets" / "kernels"
 _X86 = {
     "low_rank_avx2": ["-mavx2", "-mfma", "-mf16c"],
     "low_rank_avx512": ["-mavx512f", "-mavx512vl", "-mfma", "-mf16c"],
+    "block_matmul_avx512": [
+        *(
+            "-mavx512f",
+            "-mavx512bw",
+            "-mavx512vl",
+            "-mavx512dq",
+            "-mavx512vnni",
+            "-mfma",
+            "-mf16c",
+            "-Wno-uninitialized",
+        ),
+    ],
 }
 
 
@@ -55,8 +67,8 @@ def package_folder() -> Path:
     return folder
 
 
-def build_fuzz(program: Path, *options: str) -> None:
-    """Compile test/fuzz.cpp and the kernels of every instruction set with these options."""
+def build_fuzz(program: Path, *options: str, test: str = "fuzz") -> None:
+    """Compile a program of test/ and the kernels of every instruction set with these options."""
     flags = [
         "g++",
         "-std=gnu++17",
@@ -67,7 +79,8 @@ def build_fuzz(program: Path, *options: str) -> None:
         f"-I{SOURCES / 'src'}",
         *options,
     ]
-    files = [SOURCES / "test" / "fuzz.cpp", SOURCES / "src" / "dispatch.cpp", SOURCES / "src" / "low_rank_portable.cpp"]
+    sources = ("dispatch", "low_rank_portable", "block_matmul")
+    files = [SOURCES / "test" / f"{test}.cpp", *(SOURCES / "src" / f"{name}.cpp" for name in sources)]
     if platform.machine() == "x86_64":
         flags.append("-DEDGEPEFT_X86")
         for name, instructions in _X86.items():

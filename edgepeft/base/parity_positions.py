@@ -16,9 +16,9 @@ from ..bundle.cache_names import LAYER_PAST, is_past, present_of
 from ..errors import ParityError
 from .lengths import affordable, lengths_that_matter, windows
 from .load import Loaded
+from .memory import give_back
 from .parity_causal import Step
 from .rounding import Noise
-from .streamed.memory import give_back
 
 #: Bytes of the longest cache that is made for this.
 CACHE_BYTES = 400_000_000

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -18,6 +19,8 @@ from .lock import LOCK_TIMEOUT, locked, real_path
 if sys.platform != "win32":
     import fcntl
 
+#: What NumPy says of an array that the system wrote a part of, with no error's number.
+_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
 
@@ -106,8 +109,18 @@ def left_as_it_was(target: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        what = "the disk is full" if error.errno in {errno.ENOSPC, errno.EDQUOT} else (error.strerror or str(error))
-        raise BundleError(f"{target} was left as it was: {what} ({error.filename or target.parent})") from error
+        raise BundleError(
+            f"{target} was left as it was: {_refused(error)} ({error.filename or target.parent})"
+        ) from error
+
+
+def _refused(error: OSError) -> str:
+    """What the system refused, in words."""
+    if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        return "the disk is full"
+    if error.errno is None and _SHORT_WRITE.fullmatch(str(error)):
+        return "the system took fewer bytes than it was given: the disk is full, or a limit of the sizes of files is reached"
+    return error.strerror or str(error)
 
 
 @contextmanager

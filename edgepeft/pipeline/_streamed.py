@@ -17,9 +17,9 @@ from ..adapters.read import read_adapter
 from ..base.base import Base
 from ..base.capture import announce_gaps, base_of, capped
 from ..base.load import load_model
+from ..base.memory import give_back
 from ..base.streamed.graph import build_in_place
 from ..base.streamed.load import LoadedInPlace, NotStreamedError
-from ..base.streamed.memory import give_back
 from ..base.task import check_task
 from ..bundle import Bundle, SlotTable, Variant
 from ..errors import BundleError, CaptureError

@@ -122,7 +122,7 @@ def _ranges(nodes: list[PartNode], constant: Mapping[str, StoredWeight], budget:
     """From where to where each part's nodes go: a part ends before the node with which it would hold too much."""
     start, held = 0, dict[str, int]()
     for place, node in enumerate(nodes):
-        own = {name: constant[name].bytes for name in node.reads if name in constant}
+        own = {name: constant[name].nbytes for name in node.reads if name in constant}
         if held and sum({**held, **own}.values()) > budget:
             yield start, place
             start, held = place, {}

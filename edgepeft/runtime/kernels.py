@@ -30,10 +30,14 @@ class KernelWarning(UserWarning):
 
 @dataclass(frozen=True)
 class KernelLibrary:
-    """A library that fits: its path, and the instructions that it chose for this processor (avx512, avx2, portable)."""
+    """A library that fits: its path, and the instructions that it chose for this processor (avx512, avx2, portable).
+
+    ``matmul`` are those for quantized matrices (avx512vnni); empty where ONNX Runtime multiplies by them.
+    """
 
     path: Path
     isa: str
+    matmul: str = ""
 
 
 @dataclass(frozen=True)
@@ -47,6 +51,7 @@ class Kernels:
         factors: In which type adapters are read.
         adapter: The twin's input that takes an adapter in one piece.
         rows: The twin's input that says where each row's adapter begins in it.
+        matrices: The quantized matrices that are multiplied by where they lie in their file.
     """
 
     isa: str
@@ -55,14 +60,16 @@ class Kernels:
     factors: Factors = "fp32"
     adapter: str = ""
     rows: str = ""
+    matrices: int = 0
 
     def __repr__(self) -> str:
-        return f"<Kernels {self.isa}: {len(self.slots)} slots, factors in {self.factors}>"
+        matrices = f", {self.matrices} quantized matrices" if self.matrices else ""
+        return f"<Kernels {self.isa}: {len(self.slots)} slots, factors in {self.factors}{matrices}>"
 
     @classmethod
     def of(cls, library: KernelLibrary, twin: Twin, factors: Factors) -> Kernels:
         """Those of a twin."""
-        return cls(library.isa, library.path, twin.slots, factors, twin.adapter, twin.rows)
+        return cls(library.isa, library.path, twin.slots, factors, twin.adapter, twin.rows, twin.matrices)
 
     @cached_property
     def taken(self) -> frozenset[str]:
@@ -147,6 +154,10 @@ def _installed() -> KernelLibrary | str | None:
         abi = int(loaded.edgepeft_kernels_abi())
         loaded.edgepeft_kernels_isa.restype = ctypes.c_char_p
         isa = str(loaded.edgepeft_kernels_isa().decode("ascii"))
+        matmul = ""
+        if abi == VERSION:
+            loaded.edgepeft_kernels_matmul.restype = ctypes.c_char_p
+            matmul = str(loaded.edgepeft_kernels_matmul().decode("ascii"))
     except (OSError, AttributeError, ImportError, ValueError) as error:
         return f"the installed edgepeft-kernels cannot be loaded here: {str(error)[:300]}"
     if abi != VERSION:
@@ -154,7 +165,7 @@ def _installed() -> KernelLibrary | str | None:
             f"the installed edgepeft-kernels ({path}) has operators of version {abi}, and this edgepeft uses version {VERSION}: "
             "install the two of one release"
         )
-    return KernelLibrary(path, isa)
+    return KernelLibrary(path, isa, matmul)
 
 
 _said: set[str] = set()

@@ -108,7 +108,7 @@ def _sliced(
     sources = [casts[name].inputs[0] if name in casts else name for name in node.inputs[1:]]
     held = [weights.get(name) for name in sources]
     rows = _int_of(node.attributes["N"])
-    size = sum(weight.bytes for weight in held if weight is not None)
+    size = sum(weight.nbytes for weight in held if weight is not None)
     if size <= budget or not all(
         not name or (weight is not None and weight.rows_of(rows)) for name, weight in zip(sources, held, strict=True)
     ):

@@ -11,7 +11,7 @@ import numpy as np
 from ..bundle import Bundle, Manifest, Variant
 from ..errors import BundleError
 from .kernel_adapter import Factors
-from .kernel_probe import norms_that_agree
+from .kernel_probe import norms_that_agree, silus_that_agree
 from .kernels import Kernels, UseKernels, library_for, say_once
 from .twin import make_twin
 from .warm import open_warm
@@ -52,6 +52,8 @@ def open_kernel_session(
 ) -> tuple[Any, Kernels | None]:
     """A session over a graph's twin where edgepeft's kernels are installed and fit, else over the graph itself.
 
+    A graph without slots has a twin where they multiply by its quantized matrices.
+
     Args:
         bundle: The bundle; graph and weights are verified as by :func:`open_graph_session`.
         file: The graph's path in it.
@@ -69,21 +71,24 @@ def open_kernel_session(
     """
     library = library_for(use)
     slots = bundle.manifest.slots.linear
-    if library is None or not slots:
+    if library is None or not (slots or library.matmul):
         return open_graph_session(bundle, file, threads=threads, settings=settings), None
     with bundle.open_graph(file) as graph:
         reason: object = "its weights lie inside the graph, or it is in ONNX Runtime's own format"
         try:
             if isinstance(graph.model, bytes) and not file.endswith(".ort"):
+                name = f"edgepeft.adapter:{file}"
                 norms = norms_that_agree(library.path, open_session)
-                twin = make_twin(graph.model, slots, adapter=f"edgepeft.adapter:{file}", norms=norms)
+                silus = silus_that_agree(library.path, open_session)
+                blocks = bool(library.matmul)
+                twin = make_twin(graph.model, slots, adapter=name, norms=norms, silus=silus, blocks=blocks)
                 reason = "it has no slot that they know"
                 if twin is not None:
                     session = open_session(twin.model, threads=threads, settings=graph.settings, operators=library.path)
                     return session, Kernels.of(library, twin, factors)
         except (BundleError, IndexError) as error:
             reason = error.__cause__ or error
-    if use == "require":
+    if use == "require" and slots:
         raise BundleError(f"{bundle.file(file)} cannot be opened with kernels: {reason}")
     if isinstance(reason, Exception):
         say_once(f"{bundle.file(file)} cannot be opened with kernels: {str(reason)[:300]}")
@@ -179,5 +184,6 @@ def run_values(
     import onnxruntime as ort
 
     fed = {name: ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
-    found = session.run_with_ort_values(outputs, {**fed, **values}, options)
-    return {name: value.numpy() for name, value in zip(outputs, found, strict=True)}
+    # ``run`` takes OrtValues too. ``run_with_ort_values`` ends its list of results with an exception inside of the binding
+    # (1.32), which takes some 40 µs.
+    return dict(zip(outputs, session.run(list(outputs), {**fed, **values}, options), strict=True))

@@ -35,7 +35,7 @@ class StoredWeight:
     place: tuple[int, int] | None
 
     @property
-    def bytes(self) -> int:
+    def nbytes(self) -> int:
         """What its numbers take, or about that."""
         if self.place is not None:
             return self.place[1]
@@ -53,11 +53,11 @@ class StoredWeight:
     def rows_of(self, count: int) -> bool:
         """Whether its numbers are ``count`` rows behind each other, of as many bytes each."""
         known = self.raw is not None or self.place is not None
-        return known and bool(self.bytes) and self.bytes % count == 0 and math.prod(self.dims) % count == 0
+        return known and bool(self.nbytes) and self.nbytes % count == 0 and math.prod(self.dims) % count == 0
 
     def rows(self, start: int, stop: int, count: int, name: str) -> StoredWeight:
         """Rows ``start`` to ``stop`` of ``count``, under another name."""
-        size, width = self.bytes // count, math.prod(self.dims) // count
+        size, width = self.nbytes // count, math.prod(self.dims) // count
         dims = (stop - start, *self.dims[1:]) if self.dims[0] == count else ((stop - start) * width,)
         if self.place is not None:
             return self._as(name, dims, None, (self.place[0] + start * size, (stop - start) * size))

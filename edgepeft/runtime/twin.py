@@ -1,4 +1,5 @@
-"""The twin of a graph: the same weights and outputs, with each slot's three nodes as one of edgepeft's operators.
+"""The twin of a graph: the same weights and outputs, with each slot's three nodes as one of edgepeft's operators, and quantized
+matrices too.
 
 A graph is some hundred kilobytes beside its weights, so the twin is made from the verified bytes each time a bundle is opened.
 Field numbers are those of ``onnx.proto`` (ONNX 1.23).
@@ -9,14 +10,15 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from ..bundle.protobuf import Field, all_fields, block, number
+from ..bundle.protobuf import VARINT, Field, all_fields, block, number, varint
 from ..bundle.slots import LinearSlot
 from .kernel_adapter import part_offsets
-from .twin_joins import CONTRIB, NORMS, Norm, norm_behind, together
+from .twin_joins import CONTRIB, NORMS, Gated, Norm, gated_behind, norm_behind, together
+from .twin_matrices import matrices, replace_matrices
 from .twin_nodes import GRAPH, NODE, Made, Node, NodeList, Place, Uses, read_graph, read_node, text
 
 #: The domain of the operators, and their version: ``kDomain`` and ``kVersion`` of targets/kernels/src.
-DOMAIN, VERSION = "edgepeft", 3
+DOMAIN, VERSION = "edgepeft", 4
 _LOW_RANK_ADD = 1  # the version since which there is LowRankAdd
 _OPSET = 8  # of ModelProto
 _INITIALIZER, _INPUT, _OUTPUT = 5, 11, 12  # of GraphProto
@@ -26,12 +28,16 @@ _INT, _INTS = 2, 7  # of AttributeProto.AttributeType
 
 @dataclass(frozen=True)
 class Twin:
-    """A twin's bytes, and the slots that are one node in it; where it takes adapters in one piece, the inputs for that."""
+    """A twin's bytes, and the slots that are one node in it; where it takes adapters in one piece, the inputs for that.
+
+    ``matrices`` is how many quantized matrices ``BlockMatMul`` multiplies by.
+    """
 
     model: bytes
     slots: tuple[LinearSlot, ...]
     adapter: str = ""
     rows: str = ""
+    matrices: int = 0
 
 
 def reach_name(slot: LinearSlot) -> str:
@@ -51,8 +57,10 @@ def make_twin(
     adapter: str | None = None,
     join: bool = True,
     norms: Collection[str] = (),
+    silus: Collection[str] = (),
+    blocks: bool = False,
 ) -> Twin | None:
-    """The twin of a graph; ``None`` where no slot is the three nodes ``y + (x A) B``.
+    """The twin of a graph; ``None`` where no slot is the three nodes ``y + (x A) B``, and no matrix is replaced.
 
     Slots of another form (over an activation of two dimensions) stay as they are.
 
@@ -64,6 +72,9 @@ def make_twin(
         join: With ``adapter``: slots that read the same activations are one node (``AdapterAddEach``).
         norms: With ``adapter``: a slot before one of these operators (:data:`~.twin_joins.NORMS`) is one node with it
             (``AdapterSkipNorm``).
+        silus: With ``adapter`` and ``join``: two slots behind which ``silu(gate) * up`` stands in one of these forms
+            (:data:`~.twin_joins.SILUS`) are one node with it (``AdapterSiluMul``).
+        blocks: Matrices of 4 or 8 bits in blocks of 32 are ``BlockMatMul`` (:mod:`.twin_matrices`).
 
     Raises:
         IndexError: The bytes are no ONNX graph.
@@ -79,10 +90,15 @@ def make_twin(
         if found:
             fused.append(slot)
             places += found
-    if not fused:
+    replaced = matrices(nodes, uses, _weights(model, held)) if blocks else []
+    if not fused and not replaced:
         return None
     made = NodeList(nodes)
-    if not any(node.nested for node in nodes):  # what a subgraph reads is not known here
+    replace_matrices(made, replaced, uses, DOMAIN)
+    if not fused:  # nothing takes an adapter
+        adapter = None
+    nested = any(node.nested for node in nodes)  # what a subgraph reads is not known here
+    if not nested:
         for node in nodes:
             if node.domain == CONTRIB and node.op in NORMS:
                 made.shorten(node, _norm_outputs(node, uses), model)
@@ -93,7 +109,7 @@ def make_twin(
         order = {node.field.start: number for number, node in enumerate(nodes)}
         places.sort(key=lambda place: place.nodes[0].field.start)
         groups = together(places, uses, order) if join else [[place] for place in places]
-        _with_adapters(made, groups, uses, adapter, norms)
+        _with_adapters(made, groups, uses, adapter, norms, () if nested else silus)
     dropped = set[int]()
     if adapter is not None:
         factors = {name for slot in fused for name in (slot.a, slot.b)}
@@ -110,15 +126,27 @@ def make_twin(
         parts += _slot_input(adapter, ("one", f"{adapter}.bytes"), (1, 0), _UINT8)
         parts += _slot_input(rows_name(adapter), (f"{adapter}.batch",), (0,), _INT64)
     whole = [block(GRAPH, parts) if field is graph else model[field.start : field.end] for field in top]
-    version = _LOW_RANK_ADD if adapter is None else VERSION
+    version = _LOW_RANK_ADD if adapter is None and not replaced else VERSION
     content = b"".join([*whole, block(_OPSET, [block(1, DOMAIN), number(2, version)])])
     if adapter is None:
-        return Twin(content, tuple(fused))
-    return Twin(content, tuple(fused), adapter, rows_name(adapter))
+        return Twin(content, tuple(fused), matrices=len(replaced))
+    return Twin(content, tuple(fused), adapter, rows_name(adapter), len(replaced))
 
 
-def _with_adapters(made: NodeList, groups: list[list[Place]], uses: Uses, adapter: str, norms: Collection[str]) -> None:
+def _with_adapters(
+    made: NodeList,
+    groups: list[list[Place]],
+    uses: Uses,
+    adapter: str,
+    norms: Collection[str],
+    silus: Collection[str],
+) -> None:
     for group in groups:
+        gated = gated_behind(group, uses, silus)
+        if gated is not None:
+            gone = [node for place in group for node in place.nodes]
+            made.replace([*gone, *gated.nodes], _adapter_silu_mul(gated, adapter), gated.nodes[-1])
+            continue
         if len(group) > 1:
             gone = [node for place in group for node in place.nodes]
             made.replace(gone, _adapter_add_each(group, adapter), group[0].nodes[-1])
@@ -174,6 +202,13 @@ def _adapter_add_each(group: list[Place], adapter: str) -> Made:
     return _operator(name, "AdapterAddEach", inputs, tuple(place.result for place in group), [block(5, slots)])
 
 
+def _adapter_silu_mul(gated: Gated, adapter: str) -> Made:
+    gate, up = gated.gate, gated.up
+    inputs = (gate.x, adapter, rows_name(adapter), gate.y, up.y)
+    slots = [block(1, "slots"), number(8, gate.number), number(8, up.number), number(20, _INTS)]
+    return _operator(f"{gate.slot.name}*{up.slot.name}", "AdapterSiluMul", inputs, (gated.result,), [block(5, slots)])
+
+
 def _adapter_skip_norm(place: Place, norm: Norm, adapter: str) -> Made:
     inputs = (place.y, place.x, adapter, rows_name(adapter), norm.skip, *norm.parameters)
     attributes = [_slot_number(place), block(5, norm.node.attributes["epsilon"])]
@@ -204,6 +239,22 @@ def _slot_input(name: str, dims: tuple[str | int, ...], default: tuple[int, ...]
     tensor_type = block(1, [number(1, kind), block(2, shape)])
     tensor = [*(number(1, dim) for dim in default), number(2, kind), block(8, name), block(9, b"")]
     return [block(_INPUT, [block(1, name), block(2, [tensor_type])]), block(_INITIALIZER, tensor)]
+
+
+def _weights(model: bytes, held: Iterable[Field]) -> dict[str, int]:
+    """The data type of each initializer that no input stands for, by name."""
+    found = dict[str, int]()
+    inputs = {_text(model, field, 1) for field in held if field.number == _INPUT}
+    for field in held:
+        if field.number == _INITIALIZER:
+            inner = list(all_fields(model, field.first, field.end))
+            kind = [
+                varint(model, each.first, each.end)[0] for each in inner if each.number == 2 and each.kind == VARINT
+            ]
+            names = [text(model, each) for each in inner if each.number == 8]
+            if kind and names and names[-1] not in inputs:
+                found[names[-1]] = kind[-1]
+    return found
 
 
 def _first_text(model: bytes, field: Field) -> str:

@@ -1,10 +1,12 @@
-"""Which slots of a graph become one node with others, or with the norm behind them: fewer nodes for a token to pass."""
+"""Which slots of a graph become one node with others, or with what stands behind them: fewer nodes for a token to pass."""
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from ..bundle.protobuf import all_fields
 from .twin_nodes import Node, Place, Uses
 
 #: Slots of one node: as many as may take their base's memory, ``kShared`` of adapter_add_each.hpp.
@@ -16,6 +18,10 @@ CONTRIB = "com.microsoft"
 SKIP_LAYER_NORM = "SkipLayerNormalization"
 #: The norms that a slot can be joined with.
 NORMS = ("SkipSimplifiedLayerNormalization", SKIP_LAYER_NORM)
+SIGMOID, QUICK_GELU = "Sigmoid", "QuickGelu"
+#: How ``silu(gate) = gate / (1 + exp(-gate))`` stands in a graph: ``gate * Sigmoid(gate)``, or ``QuickGelu`` whose ``alpha`` is 1.
+SILUS = (SIGMOID, QUICK_GELU)
+_FLOAT = 2  # of AttributeProto
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,16 @@ class Norm:
     centered: bool
     result: str
     total: str
+
+
+@dataclass(frozen=True)
+class Gated:
+    """The nodes behind a gate's slot and another one, which make ``silu(gate) * up``."""
+
+    gate: Place
+    up: Place
+    nodes: tuple[Node, ...]
+    result: str
 
 
 def together(places: Sequence[Place], uses: Uses, order: dict[int, int]) -> list[list[Place]]:
@@ -84,3 +100,52 @@ def norm_behind(place: Place, uses: Uses, norms: Collection[str]) -> Norm | None
     total = node.outputs[3] if len(node.outputs) > 3 and node.outputs[3] else f"{place.result}.total"
     parameters = (gamma, beta, bias) if bias else (gamma, beta) if beta else (gamma,)
     return Norm(node, skip, parameters, centered, node.outputs[0], total)
+
+
+def gated_behind(group: Sequence[Place], uses: Uses, silus: Collection[str]) -> Gated | None:
+    """What makes ``silu(gate) * up`` of two slots' results and alone reads them; ``None`` where other nodes do.
+
+    Args:
+        group: Slots that read the same activations.
+        uses: Who makes and reads what.
+        silus: The forms that may be joined, some of :data:`SILUS`.
+    """
+    if len(group) != 2:
+        return None
+    for gate, up in (group, group[::-1]):
+        found = _silu(gate.result, uses)
+        if found is None or found[0] not in silus:
+            continue
+        _, nodes = found
+        activated = nodes[-1].outputs[0]
+        product = uses.only_reader(activated)
+        if product and _is_product(product, activated, up.result) and uses.only_reader(up.result) is product:
+            return Gated(gate, up, (*nodes, product), product.outputs[0])
+    return None
+
+
+def _silu(name: str, uses: Uses) -> tuple[str, tuple[Node, ...]] | None:
+    """How the silu of a value stands in a graph, and its nodes, the last of which makes it; nothing else reads the value."""
+    only = uses.only_reader(name)
+    if only is not None and only.domain == CONTRIB and only.op == QUICK_GELU:
+        return (QUICK_GELU, (only,)) if _alpha(only) == 1.0 else None
+    readers = uses.readers(name)
+    sigmoid = next((node for node in readers if node.op == SIGMOID and not node.domain), None)
+    if sigmoid is None or not uses.count(name) == len(readers) == 2:
+        return None
+    product = uses.only_reader(sigmoid.outputs[0])
+    return (SIGMOID, (sigmoid, product)) if product and _is_product(product, name, sigmoid.outputs[0]) else None
+
+
+def _is_product(node: Node, *inputs: str) -> bool:
+    return node.op == "Mul" and not node.domain and sorted(node.inputs) == sorted(inputs)
+
+
+def _alpha(node: Node) -> float | None:
+    """What a ``QuickGelu`` multiplies by inside of its logistic function; ``None`` where it says nothing, which is not 1."""
+    content = node.attributes.get("alpha", b"")
+    for held in all_fields(content, 0, len(content)):
+        if held.number == _FLOAT:
+            (value,) = struct.unpack("<f", content[held.first : held.end])
+            return float(value)
+    return None

@@ -98,6 +98,10 @@ class Uses:
         """The one node that reads a value; ``None`` where there are others, or it is an output of the graph."""
         return self._readers[name][0] if self._counts[name] == len(self._readers.get(name, ())) == 1 else None
 
+    def maker(self, name: str) -> Node | None:
+        """The node that makes a value; ``None``: it is an input or a weight of the graph."""
+        return self._maker.get(name)
+
     def between(self, name: str, source: str) -> list[Node]:
         """The nodes that lead to a value, not looking behind ``source``."""
         found: dict[int, Node] = {}

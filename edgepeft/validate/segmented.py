@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from ..base.streamed.memory import give_back
+from ..base.memory import give_back
 from ..bundle import Bundle
 from ..errors import BundleError
 from ..runtime import Runtime

@@ -22,6 +22,7 @@ from ..adapters.layout import conv1d_weights
 from ..adapters.read import method_of
 from ..adapters.through_peft.load import ask_for_task, wrap
 from ..base.load import quiet
+from ..base.memory import give_back
 from ..base.parity_causal import CausalBatch, Step, causal_batches, from_rows, row_calls
 from ..base.parity_positions import (
     Place,
@@ -36,7 +37,6 @@ from ..base.rounding import Noise, judge, sums_reversed
 from ..base.streamed.checkpoint import widen
 from ..base.streamed.load import LoadedInPlace
 from ..base.streamed.lockstep import Lockstep
-from ..base.streamed.memory import give_back
 from ..base.streamed.numbers import StoredNumbers
 from ..bundle import Bundle, hash_file
 from ..errors import InputError, ParityError

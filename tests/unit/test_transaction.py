@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edgepeft.bundle import replacing, transaction
@@ -62,6 +63,15 @@ def test_an_exception_leaves_the_old_one(error: BaseException, old: Path) -> Non
         raise error
     assert contents(old) == OLD
     assert [p.name for p in old.parent.iterdir()] == ["bundle"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_arrays_that_do_not_fit(old: Path) -> None:
+    """NumPy gives no error's number where the system takes a part of an array, and no reason."""
+    with pytest.raises(BundleError, match=r"bundle was left as it was: .*: the disk is full, or a limit"):  # noqa: SIM117
+        with replacing(old, keep=True):
+            np.ones(10_000).tofile("/dev/full")
+    assert contents(old) == OLD
 
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])

@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from edgepeft.bundle.slots import LinearSlot, SlotPart
 from edgepeft.runtime.twin import Twin, make_twin
-from edgepeft.runtime.twin_joins import NORMS
+from edgepeft.runtime.twin_joins import NORMS, QUICK_GELU, SIGMOID
 from edgepeft.runtime.twin_nodes import in_order
 
 F = TensorProto.FLOAT
@@ -211,6 +211,64 @@ def test_a_norm_behind_two_slots_of_one_node() -> None:
     one, two = graph.slotted("one", "x"), graph.slotted("two", "x")
     graph.norm(one, two)
     assert kinds(graph.twin("norm")[0]) == ["MatMul", "MatMul", "AdapterAddEach", "SkipSimplifiedLayerNormalization"]
+
+
+def gated(form: str = SIGMOID, *, swapped: bool = False, **more: Any) -> tuple[Graph, str]:
+    """``silu(gate) * up``, and the name of the product."""
+    graph = Graph()
+    gate, up = graph.slotted("gate", "x"), graph.slotted("up", "x")
+    if form == SIGMOID:
+        activated = graph.node("Mul", [gate, graph.node(SIGMOID, [gate], ["s"])][:: -1 if swapped else 1], ["a"])
+    else:
+        activated = graph.node(form, [gate], ["a"], **{"domain": "com.microsoft", "alpha": 1.0, **more})
+    return graph, graph.node("Mul", [up, activated] if swapped else [activated, up], ["m"])
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize("form", [SIGMOID, QUICK_GELU])
+def test_a_gate(form: str, swapped: bool) -> None:
+    graph, out = gated(form, swapped=swapped)
+    nodes, twin = graph.twin(graph.node("Relu", [out], ["r"]), silus=[form])
+    assert kinds(nodes) == ["MatMul", "MatMul", "AdapterSiluMul", "Relu"]
+    joined = nodes[2]
+    assert list(joined.input) == ["x", "piece", "piece.rows", "gate.y", "up.y"]
+    assert list(joined.output) == ["m"]
+    assert attributes(joined) == {"slots": [0, 1]}
+    assert joined.name == "gate*up/AdapterSiluMul"
+    assert [each.name for each in twin.slots] == ["gate", "up"]
+    other = {SIGMOID: QUICK_GELU, QUICK_GELU: SIGMOID}[form]
+    for silus in ([], [other]):
+        assert "AdapterAddEach" in kinds(graph.twin("m", silus=silus)[0])
+
+
+def test_the_gate_may_be_the_second_slot() -> None:
+    graph = Graph()
+    up, gate = graph.slotted("up", "x"), graph.slotted("gate", "x")
+    graph.node("Mul", [graph.node(QUICK_GELU, [gate], ["a"], domain="com.microsoft", alpha=1.0), up], ["m"])
+    nodes, _ = graph.twin("m", silus=[QUICK_GELU])
+    assert list(nodes[-1].input)[3:] == ["gate.y", "up.y"]
+    assert attributes(nodes[-1]) == {"slots": [1, 0]}
+
+
+@pytest.mark.parametrize("outputs", [("m", "a"), ("m", "s"), ("m", "gate.r"), ("m", "up.r")], ids=str)
+def test_a_gate_that_something_else_reads(outputs: tuple[str, ...]) -> None:
+    graph, _ = gated()
+    assert "AdapterAddEach" in kinds(graph.twin(*outputs, silus=[SIGMOID])[0])
+
+
+@pytest.mark.parametrize("more", [{"alpha": 1.702}, {"alpha": None}, {"domain": ""}], ids=str)
+def test_another_activation(more: dict[str, Any]) -> None:
+    """``QuickGelu`` without ``alpha`` multiplies by 1.702."""
+    graph, _ = gated(QUICK_GELU, **more)
+    assert "AdapterAddEach" in kinds(graph.twin("m", silus=[QUICK_GELU])[0])
+
+
+def test_a_gate_times_itself() -> None:
+    graph = Graph()
+    gate, up = graph.slotted("gate", "x"), graph.slotted("up", "x")
+    activated = graph.node("Mul", [gate, graph.node(SIGMOID, [gate], ["s"])], ["a"])
+    graph.node("Add", [graph.node("Mul", [activated, activated], ["m"]), up], ["out"])
+    assert "AdapterAddEach" in kinds(graph.twin("out", silus=[SIGMOID])[0])
 
 
 def test_the_order_of_nodes() -> None:

@@ -73,17 +73,22 @@ class AdapterNode : public Node {
     return found;
   }
 
+  // Adds what a slot has to compute where one adapter serves all rows: a group, or none where the adapter does not edit the slot.
+  OrtStatusPtr collect_one(int64_t number, Problem problem, const Given& given, Call& call) const {
+    Slot& slot = call.slots[call.used++];
+    if (const char* what = read_slot(given.content, given.bytes, 0, number, problem.in, problem.out, slot)) return wrong(what);
+    if (slot.rank == 0) return nullptr;
+    slot.fill(problem);
+    call.groups.push_back({problem});
+    return nullptr;
+  }
+
   // Adds what a slot's rows have to compute; rows without an adapter get y at once.
   OrtStatusPtr collect(int64_t number, Problem problem, const Given& given, const Shape& of_x, Call& call) const {
     if (given.batch == 0) {
-      Slot& slot = call.slots[call.used++];
-      if (const char* what = read_slot(given.content, given.bytes, 0, number, problem.in, problem.out, slot)) return wrong(what);
-      if (slot.rank == 0) {
-        copy(problem);
-      } else {
-        slot.fill(problem);
-        call.groups.push_back({problem});
-      }
+      const std::size_t before = call.groups.size();
+      if (auto status = collect_one(number, problem, given, call)) return status;
+      if (call.groups.size() == before) copy(problem);
       return nullptr;
     }
     const std::size_t batch = given.batch;

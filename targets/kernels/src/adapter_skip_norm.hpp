@@ -64,14 +64,22 @@ class AdapterSkipNorm : public AdapterNode {
     norm.y = problem.y, norm.sum = problem.result, norm.result = static_cast<float*>(data);
     norm.rows = problem.rows, norm.out = problem.out, norm.epsilon = epsilon_, norm.centered = centered_;
     if (auto status = this->given(context, 2, 3, given)) return status;
+    Group* groups = nullptr;
+    std::size_t count = 0;
     if (given.bytes > 0) {
       if (auto status = input_x(context, 1, of_y, problem, of_x)) return status;
       Call& mine = call(1, given);
-      if (auto status = collect(slot_, problem, given, of_x, mine)) return status;
-      if (auto status = finish(context, mine)) return status;
-      norm.y = problem.result;
+      if (given.batch == 0) {
+        if (auto status = collect_one(slot_, problem, given, mine)) return status;
+        groups = mine.groups.data(), count = mine.groups.size();
+      } else {
+        if (auto status = collect(slot_, problem, given, of_x, mine)) return status;
+        if (auto status = finish(context, mine)) return status;
+      }
+      if (count > 0 || given.batch > 0) norm.y = problem.result;
     }
-    return normalize(context, norm);
+    return spread_rows(context, groups, count, norm.rows, norm.out,
+                       [&norm](std::size_t row, std::size_t end, float*) { norm.run(row, end); });
   }
 
  private:
@@ -88,22 +96,6 @@ class AdapterSkipNorm : public AdapterNode {
     if (shape.rank != 1 || shape.last() != of_y.last())
       return wrong("the shapes do not fit: y " + of_y.text() + ", input " + std::to_string(input) + " " + shape.text());
     return pointer(value, found);
-  }
-
-  // Over the session's threads from so many numbers on; fewer take less time than it does to wake them.
-  static constexpr std::size_t kFew = 1 << 14;
-
-  OrtStatusPtr normalize(OrtKernelContext* context, SkipNorm& norm) const {
-    if (norm.rows * norm.out < kFew) {
-      norm.run(0, norm.rows);
-      return nullptr;
-    }
-    auto tile = [](void* user, std::size_t number) {
-      const auto& norm = *static_cast<const SkipNorm*>(user);
-      const std::size_t row = number * kTile;
-      norm.run(row, norm.rows - row < kTile ? norm.rows : row + kTile);
-    };
-    return api_->KernelContext_ParallelFor(context, tile, (norm.rows + kTile - 1) / kTile, 0, &norm);
   }
 
   int64_t slot_ = 0;

@@ -3,6 +3,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 namespace edgepeft::kernels {
 
@@ -45,19 +46,49 @@ inline void ask_for(uintptr_t at) { __builtin_prefetch(reinterpret_cast<const vo
 // Rows that are computed side by side, so that factors are read once for them.
 constexpr std::size_t kMostRows = 8;
 
-// Room for x A of the rows side by side, and once more for a part's ranks in their order.
-inline std::size_t scratch_size(const Problem& p) { return 2 * kMostRows * p.rank; }
+// Rows of a tile: one thread takes so many at once, in blocks of rows side by side.
+constexpr std::size_t kTile = 16;
 
-using Function = void (*)(const Problem&);
+// Room for x A of a tile's rows, and once more for a part's ranks in their order.
+inline std::size_t scratch_size(const Problem& p) {
+  constexpr std::size_t kWidest = 16;  // floats of a vector
+  return 2 * kTile * ((p.rank + kWidest - 1) / kWidest * kWidest);
+}
 
-// The fastest one that this processor runs. `name` is portable, avx2 or avx512; of aarch64 the portable one is NEON.
-struct Choice {
-  Function run;
-  const char* name;
+// From so many rows on it pays to lay the factors out first.
+constexpr std::size_t kMany = 48;
+
+// Factors are laid out in so many pieces, each by one thread.
+constexpr std::size_t kPieces = 8;
+
+// A problem's factors for many rows: in float32, A's columns in whole vectors, B's in panels, without scales.
+struct Widened {
+  struct Part {
+    std::size_t begin, end, ranks;  // as of kernels::Part
+    std::size_t b;                  // where in of_b its panels begin
+    std::size_t first;              // the first of its columns of x A, which the others follow
+    const uint32_t* order;          // [ranks]: where they do not
+  };
+  const float* a = nullptr;  // [in, stride]
+  std::size_t stride = 0;
+  std::vector<Part> parts;
+  std::vector<float> of_a, of_b;
 };
-const Choice& chosen();
+
+// What there is for an instruction set: portable, avx2 or avx512; of aarch64 the portable one is NEON.
+struct Functions {
+  const char* name;
+  void (*run)(const Problem&);
+  void (*plan_wide)(const Problem&, Widened&);                   // says where what lies, and makes room
+  void (*widen)(const Problem&, Widened&, std::size_t piece);    // fills one of kPieces pieces
+  void (*run_wide)(const Problem&, const Widened&);  // at most kTile rows
+  void (*silu_mul)(const float* gate, const float* up, float* result, std::size_t count);  // result may be one of them
+};
+
+// The fastest that this processor runs.
+const Functions& chosen();
 
 // By name, for tests: nothing where the processor cannot run it or this build does not have it.
-Function named(const char* name);
+const Functions* named(const char* name);
 
 }  // namespace edgepeft::kernels

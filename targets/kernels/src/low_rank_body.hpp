@@ -1,6 +1,8 @@
 // The loops of low_rank.hpp, compiled once for each instruction set: EDGEPEFT_ISA names the namespace, EDGEPEFT_WIDTH the floats of
 // its widest vector. Written in the vector extensions of GCC and Clang, which become the instructions that the flags allow.
 #include <cstring>
+#include <type_traits>
+#include <utility>
 
 #include "low_rank.hpp"
 
@@ -325,3 +327,6 @@ void run(const Problem& p) {
 }
 
 }  // namespace edgepeft::kernels::EDGEPEFT_ISA
+
+#include "many_rows_body.hpp"
+#include "silu_body.hpp"

@@ -1,12 +1,14 @@
-// edgepeft's custom operators, as ONNX Runtime registers them: LowRankAdd, AdapterAdd, AdapterAddEach and AdapterSkipNorm, each in
-// the header of its name.
+// edgepeft's custom operators, as ONNX Runtime registers them: LowRankAdd, AdapterAdd, AdapterAddEach, AdapterSiluMul, AdapterSkipNorm
+// and BlockMatMul, each in the header of its name.
 #include <exception>
 #include <mutex>
 #include <string>
 
 #include "adapter_add.hpp"
 #include "adapter_add_each.hpp"
+#include "adapter_silu_mul.hpp"
 #include "adapter_skip_norm.hpp"
+#include "block_matmul_node.hpp"
 #include "low_rank_add.hpp"
 #include "ort.hpp"
 
@@ -28,11 +30,29 @@ constexpr const char* kDomain = "edgepeft";
 // Inputs and the outputs that may take their memory.
 template <typename Op>
 struct Shared {
-  int from[Op::kShared], to[Op::kShared];
+  int from[Op::kShared + 1], to[Op::kShared + 1];  // there are no arrays of none
   Shared() {
     for (std::size_t i = 0; i < Op::kShared; ++i) from[i] = Op::kFrom[i], to[i] = Op::kTo[i];
   }
 };
+
+// The shapes of the outputs: the operator's own rule where it has one, else each is an input's.
+template <typename Op>
+auto infer(OrtShapeInferContext* context, int) -> decltype(Op::infer(context)) {
+  return Op::infer(context);
+}
+
+template <typename Op>
+OrtStatusPtr infer(OrtShapeInferContext* context, long) {
+  std::size_t inputs = 0;
+  if (auto status = c_api->ShapeInferContext_GetInputCount(context, &inputs)) return status;
+  for (std::size_t i = 0; i < Op::outputs(inputs); ++i) {
+    OrtTensorTypeAndShapeInfo* of_y = nullptr;
+    if (auto status = c_api->ShapeInferContext_GetInputTypeShape(context, Op::y_of(i), &of_y)) return status;
+    if (auto status = c_api->ShapeInferContext_SetOutputTypeShape(context, i, of_y)) return status;
+  }
+  return nullptr;
+}
 
 // An operator says what its inputs are, whether the last input and the output are any number, which outputs may take an input's
 // memory (kFrom, kTo), and which input has an output's shape (y_of).
@@ -66,16 +86,7 @@ OrtCustomOp custom_op() {
   };
   op.ReleaseMayInplace = [](int*, int*) {};
   // Only where the result is known to have y's shape does ONNX Runtime let it take y's memory.
-  op.InferOutputShapeFn = [](const OrtCustomOp*, OrtShapeInferContext* context) -> OrtStatusPtr {
-    std::size_t inputs = 0;
-    if (auto status = c_api->ShapeInferContext_GetInputCount(context, &inputs)) return status;
-    for (std::size_t i = 0; i < Op::outputs(inputs); ++i) {
-      OrtTensorTypeAndShapeInfo* of_y = nullptr;
-      if (auto status = c_api->ShapeInferContext_GetInputTypeShape(context, Op::y_of(i), &of_y)) return status;
-      if (auto status = c_api->ShapeInferContext_SetOutputTypeShape(context, i, of_y)) return status;
-    }
-    return nullptr;
-  };
+  op.InferOutputShapeFn = [](const OrtCustomOp*, OrtShapeInferContext* context) { return infer<Op>(context, 0); };
   op.CreateKernelV2 = [](const OrtCustomOp*, const OrtApi* api, const OrtKernelInfo* info, void** kernel) -> OrtStatusPtr {
     try {
       *kernel = new Op(api, info);
@@ -105,7 +116,8 @@ EDGEPEFT_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* opt
     const std::string found = base->GetVersionString();
     return oldest->CreateStatus(ORT_NOT_IMPLEMENTED, ("edgepeft's kernels need ONNX Runtime 1.21 or newer, this is " + found).c_str());
   }
-  static const OrtCustomOp ops[] = {custom_op<LowRankAdd>(), custom_op<AdapterAdd>(), custom_op<AdapterAddEach>(), custom_op<AdapterSkipNorm>()};
+  static const OrtCustomOp ops[] = {custom_op<LowRankAdd>(), custom_op<AdapterAdd>(), custom_op<AdapterAddEach>(),
+                                    custom_op<AdapterSiluMul>(), custom_op<AdapterSkipNorm>(), custom_op<BlockMatMulNode>()};
   // One domain for all sessions of the process, which ends with it: sessions do not own it.
   static OrtCustomOpDomain* domain = nullptr;
   static std::mutex making;
@@ -125,6 +137,9 @@ EDGEPEFT_EXPORT OrtStatus* ORT_API_CALL RegisterCustomOps(OrtSessionOptions* opt
 
 // The version of the operators' inputs and attributes; a graph made for another one does not fit.
 EDGEPEFT_EXPORT int edgepeft_kernels_abi() { return kVersion; }
+
+// What BlockMatMul runs with, avx512vnni; empty where it does not run.
+EDGEPEFT_EXPORT const char* edgepeft_kernels_matmul() { return block_matmul() == nullptr ? "" : block_matmul()->name; }
 
 // What was chosen for this processor: avx512, avx2 or portable.
 EDGEPEFT_EXPORT const char* edgepeft_kernels_isa() { return chosen().name; }

@@ -10,13 +10,13 @@
 
 #include <onnxruntime_c_api.h>
 
-#include "low_rank.hpp"
+#include "tiles.hpp"
 
 namespace edgepeft::kernels {
 
 // ONNX Runtime's C API that this build speaks: 1.21 and later have it. The operators' own version is in the graph's domain.
 constexpr uint32_t kApi = 21;
-constexpr int kVersion = 3;
+constexpr int kVersion = 4;
 
 // From API 24 on a tensor's shape can be looked at where it lies; before, each look is three allocations, half a microsecond a slot.
 // OrtApi only grows, so its place is known to older headers too (onnxruntime asserts the same offset).
@@ -44,6 +44,7 @@ struct Shape {
     for (std::size_t i = 0; i + 1 < rank; ++i) product *= dims[i];
     return product;
   }
+  int64_t size() const { return rank < 1 ? 1 : rows() * last(); }
   std::string text() const {
     std::string found = "[";
     for (std::size_t i = 0; i < rank; ++i) found += (i ? ", " : "") + std::to_string(dims[i]);
@@ -54,7 +55,7 @@ struct Shape {
 // A node of one of the operators.
 class Node {
  public:
-  Node(const OrtApi* api, const OrtKernelInfo* info, const char* op) : api_(api), run_(chosen().run), op_(op) {
+  Node(const OrtApi* api, const OrtKernelInfo* info, const char* op) : api_(api), functions_(chosen()), op_(op) {
     std::size_t size = 0;
     if (!failed(api_->KernelInfo_GetNodeName(info, nullptr, &size)) && size > 1) {
       name_.resize(size);
@@ -64,16 +65,11 @@ class Node {
   }
 
  protected:
-  // Rows of the activations that meet one adapter.
-  struct Group {
-    Problem problem;
-    std::size_t tiles = 0;
-  };
-
   // Below so many multiplications a second thread costs more than it saves.
   static constexpr std::size_t kAlone = 1 << 17;
-  // Rows that one thread takes at once, so that A and B are read once for them.
-  static constexpr std::size_t kTile = 16;
+
+  // And below so many numbers that are only read and written.
+  static constexpr std::size_t kFew = 1 << 14;
 
   // Runs the problems over the session's own threads, in tiles of rows.
   OrtStatusPtr spread(OrtKernelContext* context, Group* groups, std::size_t count) const {
@@ -84,13 +80,34 @@ class Node {
       tiles += groups[i].tiles;
       products += p.rows * p.rank * (p.in + p.out);
     }
-    Work work{groups, count, run_};
-    if (tiles == 1 || products < kAlone) {
-      for (std::size_t i = 0; i < tiles; ++i) tile(&work, i);
-    } else if (auto status = api_->KernelContext_ParallelFor(context, tile, tiles, 0, &work)) {
-      return status;
+    if (auto status = widen(context, groups, count)) return status;
+    auto tile = [&](std::size_t number) {
+      const Group* group = groups;
+      while (number >= group->tiles) number -= group++->tiles;
+      run_tile(functions_, *group, number, nullptr);
+    };
+    return in_parallel(context, tiles, products >= kAlone, tile);
+  }
+
+  // Runs problems over the same rows, and behind them `last(row, end, apart)`, tile by tile: what it reads is still near. `apart` is the
+  // tile of the one group whose result is in the thread's memory. `out` is how many numbers `last` writes in a row.
+  template <typename Last>
+  OrtStatusPtr spread_rows(OrtKernelContext* context, Group* groups, std::size_t count, std::size_t rows, std::size_t out,
+                           const Last& last) const {
+    std::size_t products = 0, apart = 0;
+    for (std::size_t i = 0; i < count; ++i) {
+      const Problem& p = groups[i].problem;
+      products += p.rows * p.rank * (p.in + p.out);
+      if (groups[i].apart) apart = kTile * p.out;
     }
-    return work.failed ? api_->CreateStatus(ORT_FAIL, (std::string(op_) + ": out of memory").c_str()) : nullptr;
+    if (auto status = widen(context, groups, count)) return status;
+    auto tile = [&](std::size_t number) {
+      float* room = apart > 0 ? room_apart(apart) : nullptr;
+      for (std::size_t i = 0; i < count; ++i) run_tile(functions_, groups[i], number, room);
+      const std::size_t row = number * kTile;
+      last(row, rows - row < kTile ? rows : row + kTile, room);
+    };
+    return in_parallel(context, (rows + kTile - 1) / kTile, rows * out >= kFew || products >= kAlone, tile);
   }
 
   bool failed(OrtStatusPtr status) const {
@@ -150,34 +167,43 @@ class Node {
   }
 
   const OrtApi* api_;
+  const Functions& functions_;
 
  private:
-  struct Work {
-    const Group* groups;
-    std::size_t count;
-    Function run;
-    bool failed = false;
-  };
-
-  static void tile(void* user, std::size_t number) {
-    auto& work = *static_cast<Work*>(user);
-    try {
-      static thread_local std::vector<float> scratch;
-      const Group* group = work.groups;
-      while (number >= group->tiles) number -= group++->tiles;
-      Problem mine = group->problem;
-      const std::size_t row = number * kTile;
-      mine.x += row * mine.in, mine.y += row * mine.out, mine.result += row * mine.out;
-      mine.rows = mine.rows - row < kTile ? mine.rows - row : kTile;
-      if (scratch.size() < scratch_size(mine)) scratch.resize(scratch_size(mine));
-      mine.scratch = scratch.data();
-      work.run(mine);
-    } catch (const std::bad_alloc&) {
-      __atomic_store_n(&work.failed, true, __ATOMIC_RELAXED);
+  // Lays out the factors of groups of many rows.
+  OrtStatusPtr widen(OrtKernelContext* context, Group* groups, std::size_t count) const {
+    plan_groups(functions_, groups, count);
+    for (std::size_t i = 0; i < count; ++i) {
+      if (groups[i].wide == nullptr) continue;
+      auto piece = [&](std::size_t number) { functions_.widen(groups[i].problem, *groups[i].wide, number); };
+      if (auto status = in_parallel(context, kPieces, true, piece)) return status;
     }
+    return nullptr;
   }
 
-  Function run_;
+  // Calls `work` with each number below `count`, on the session's threads where there is much of it.
+  template <typename Work>
+  OrtStatusPtr in_parallel(OrtKernelContext* context, std::size_t count, bool much, const Work& work) const {
+    struct Shared {
+      const Work& work;
+      bool failed;
+    } shared{work, false};
+    auto one = [](void* user, std::size_t number) {
+      auto& shared = *static_cast<Shared*>(user);
+      try {
+        shared.work(number);
+      } catch (const std::bad_alloc&) {  // an exception must not leave the session's thread
+        __atomic_store_n(&shared.failed, true, __ATOMIC_RELAXED);
+      }
+    };
+    if (count <= 1 || !much) {
+      for (std::size_t i = 0; i < count; ++i) one(&shared, i);
+    } else if (auto status = api_->KernelContext_ParallelFor(context, one, count, 0, &shared)) {
+      return status;
+    }
+    return shared.failed ? api_->CreateStatus(ORT_FAIL, (std::string(op_) + ": out of memory").c_str()) : nullptr;
+  }
+
   const char* op_;
   std::string name_;
 };
