@@ -331,7 +331,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--labels", default="8,16,32")
     parser.add_argument("--sources", default=",".join(SOURCES))
-    parser.add_argument("--only", help="settings whose names hold this")
+    parser.add_argument("--only", help="settings whose names hold this, or one of several with ; between them")
     parser.add_argument("--data", type=Path, help="what `data` wrote; by default made in OUT")
     parser.add_argument("--base", help="MiniLM's folder; by default the pinned one")
     given = parser.parse_args()
@@ -356,7 +356,7 @@ def main() -> None:
     given.out.mkdir(parents=True, exist_ok=True)
     seeds = range(given.first, given.first + given.seeds)
     mine = jobs(given.mode, seeds, [int(n) for n in given.labels.split(",")], given.sources.split(","))
-    mine = [job for job in mine if given.only is None or given.only in job.what]
+    mine = [job for job in mine if given.only is None or any(part in job.what for part in given.only.split(";"))]
     file = given.out / f"{given.mode}.jsonl"
     known = [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
     mine = [job for job in mine if not any(asdict(job).items() <= row.items() for row in known)]

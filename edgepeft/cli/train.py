@@ -201,7 +201,6 @@ _GENERATION = {
     "max_steps",
     "schedule",
     "gradient_accumulation",
-    "gradient_checkpointing",
     "packing",
 }
 _NAMES = {"dora": "use_dora", "rslora": "use_rslora"}

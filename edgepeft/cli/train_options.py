@@ -197,10 +197,14 @@ training_options: Callable[[Any], Any] = option_group(
         "--precision",
         type=click.Choice(["fp32", "bf16"]),
         default="fp32",
-        help="Floats that steps compute with; bf16 pays for large networks. Weights and scores stay in fp32.",
+        help="Floats that steps compute with; bf16 is faster where the processor or GPU has it. Weights and scores stay in fp32.",
     ),
     option("--gradient-accumulation", default=1, metavar="N", help="Batches that make a step (generation)."),
-    option("--gradient-checkpointing", is_flag=True, help="Less memory for more time (generation)."),
+    option(
+        "--gradient-checkpointing",
+        is_flag=True,
+        help="Layers compute their activations again in the backward pass: less memory for more time, the same weights.",
+    ),
     option(
         "--packing/--no-packing",
         default=None,

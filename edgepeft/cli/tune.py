@@ -52,6 +52,12 @@ if TYPE_CHECKING:
     option(
         "--threads", type=int, metavar="N", show_default="the fastest, timed on the steps", help="PyTorch's threads."
     ),
+    option(
+        "--precision",
+        type=click.Choice(["fp32", "bf16"]),
+        default="fp32",
+        help="Floats that steps compute with; bf16 is faster where the processor or GPU has it. Weights and scores stay in fp32.",
+    ),
 )
 @json_option
 @guarded

@@ -76,10 +76,11 @@ def _config(base: BaseModel, settings: Settings, kind: str, task: Task, steps: i
         )
     if "modules_to_save" in fields:
         options["modules_to_save"] = fresh
-    if "exclude_modules" in fields and kind != HEAD_ONLY:  # PEFT warns of exclusions from nothing
-        options["exclude_modules"] = list(base.fresh) or None
     if "target_modules" in fields:
         options["target_modules"] = _targets(base, settings, kind, task)
+    if "exclude_modules" in fields and kind != HEAD_ONLY:  # PEFT warns of exclusions from nothing
+        whole = _saved_whole(base) if task == "SEQ_CLS" and options.get("target_modules") == "all-linear" else []
+        options["exclude_modules"] = [*base.fresh, *(name for name in whole if name not in base.fresh)] or None
     if "r" in fields and training_of(kind).ranked:
         options["r"] = settings.rank
     alpha = 2.0 * settings.rank if settings.alpha is None else settings.alpha
@@ -107,6 +108,14 @@ def _config(base: BaseModel, settings: Settings, kind: str, task: Task, steps: i
         return made(**{**options, **given})
     except (ValueError, TypeError) as error:
         raise InputError(f"{settings.method}: {error}") from error
+
+
+def _saved_whole(base: BaseModel) -> list[str]:
+    """Modules that PEFT saves whole since their names end like a head's (DistilBERT's ``pre_classifier``), and yet adapts."""
+    ends = ("classifier", "score")
+    return [
+        name for name, _ in base.model.named_modules() if name.endswith(ends) and name.rpartition(".")[2] not in ends
+    ]
 
 
 def _targets(base: BaseModel, settings: Settings, kind: str, task: Task) -> Any:

@@ -58,6 +58,7 @@ def train_adapter(
     seed: int = 0,
     threads: int | None = None,
     precision: Precision = "fp32",
+    gradient_checkpointing: bool = False,
     report_to: Sequence[str] = (),
     resume: bool = False,
     start: str | Path | Sequence[str | Path] | None = None,
@@ -109,8 +110,10 @@ def train_adapter(
             never). The best epoch is kept either way.
         seed: Of the initial weights and the order of rows.
         threads: PyTorch's threads; by default as many as turn out fastest on the steps themselves.
-        precision: The floats that steps compute with: ``"fp32"``, or ``"bf16"``, which pays for large networks;
+        precision: The floats that steps compute with: ``"fp32"``, or ``"bf16"``, which is faster where the processor or GPU has it;
             weights, and all that is measured, stay in float32.
+        gradient_checkpointing: Let layers compute their activations again in the backward pass: less memory, more time, the same
+            weights.
         report_to: Reporters of Hugging Face's Trainer (``"tensorboard"``, ``"wandb"``, ``"mlflow"``, …) that are told of losses and
             scores. TensorBoard's files go to ``runs/NAME`` beside ``out``.
         resume: Go on where the same call was broken off; the weights are then those of one run, where ``threads`` is given.
@@ -210,7 +213,7 @@ def train_adapter(
     keeper = Keeper(out, call_of(arguments, bench.base.identity, rows), resume=resume)
     began = time.perf_counter()
     bf16 = takes_bf16(precision)
-    schedule = Schedule(epochs, settings.rate, batch_size, seed, patience, threads, bf16)
+    schedule = Schedule(epochs, settings.rate, batch_size, seed, patience, threads, bf16, gradient_checkpointing)
     course = fit(
         adapted,
         bench.base.tokenizer,

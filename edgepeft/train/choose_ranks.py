@@ -76,6 +76,7 @@ def train_with_chosen_ranks(
     patience: int | None = 2,
     seed: int = 0,
     threads: int | None = None,
+    gradient_checkpointing: bool = False,
     announce: Callable[[str], None] = lambda message: None,
 ) -> RankChoice:
     """Train LoRA with ranks where they are worth most, and with uniform ranks of as many bytes; write the better.
@@ -106,6 +107,7 @@ def train_with_chosen_ranks(
         patience: Epochs without a better score.
         seed: Of the initial weights and the order of rows.
         threads: PyTorch's threads.
+        gradient_checkpointing: Let layers compute their activations again in the backward pass: less memory, more time.
         announce: Is called with a line of text for each run.
 
     Returns:
@@ -165,7 +167,9 @@ def train_with_chosen_ranks(
         ranks=tuple((site.name, uniform_rank) for site in sites if is_target(site.name, targets)),
     )
     chosen_settings = replace(uniform_settings, rank=rank, alpha=alpha, ranks=tuple(ranks.items()))
-    schedule = Schedule(epochs, uniform_settings.rate, batch_size, seed, patience, threads)
+    schedule = Schedule(
+        epochs, uniform_settings.rate, batch_size, seed, patience, threads, checkpointing=gradient_checkpointing
+    )
     runs = {}
     for name, settings in (("uniform", uniform_settings), ("chosen", chosen_settings)):
         announce(f"training with {name} ranks: {settings.describe()}")

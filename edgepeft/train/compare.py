@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,6 +92,7 @@ def compare_methods(
     patience: int | None = 2,
     seed: int = 0,
     threads: int | None = None,
+    gradient_checkpointing: bool = False,
     announce: Callable[[str], None] = lambda message: None,
 ) -> MethodComparison:
     """Train each of ``methods`` on the same rows in the same order, and measure what it gives and what it takes.
@@ -117,6 +119,7 @@ def compare_methods(
         patience: Epochs without a better score.
         seed: Of the initial weights and the order of rows.
         threads: PyTorch's threads.
+        gradient_checkpointing: Let layers compute their activations again in the backward pass: less memory, more time.
         announce: Is called with a line of text for each method.
 
     Returns:
@@ -169,7 +172,9 @@ def compare_methods(
             method, rank, alpha, dropout, targets or _usual_targets(method), learning_rate=learning_rate
         )
         announce(f"{settings.describe()}")
-        schedule = Schedule(epochs, settings.rate, batch_size, seed, patience, threads)
+        schedule = Schedule(
+            epochs, settings.rate, batch_size, seed, patience, threads, checkpointing=gradient_checkpointing
+        )
         model_of_method, course, seconds, growth = _run(bench, settings, schedule)
         row = _row(bench, settings, model_of_method, course, seconds, growth, first)
         first = course.row_after if first is None else first
@@ -201,10 +206,33 @@ def _usual_targets(method: str) -> str | None:
 
 
 def _run(bench: Workbench, settings: Settings, schedule: Schedule) -> tuple[Any, Course, float, int | None]:
+    _warm_up(bench, settings, schedule)
     (model, course, seconds), growth = with_memory_growth(lambda: bench.trained(settings, schedule))
     if growth is not None:  # the copy of the base is there in deployment and before training too
         growth = max(0, growth - 4 * bench.base.parameters)
     return model, course, seconds, growth
+
+
+def _warm_up(bench: Workbench, settings: Settings, schedule: Schedule) -> None:
+    """Make one step and one evaluation on two rows, so that what libraries load when they are first used counts for no method."""
+    from .steps import NotFiniteLossError, Run
+
+    steps = schedule.epochs * -(-len(bench.rows) // schedule.batch_size)
+    with Run(
+        bench.fresh(settings, schedule.seed, steps=steps),
+        bench.base.tokenizer,
+        bench.rows[:2],
+        batch_size=2,
+        learning_rate=schedule.learning_rate,
+        total_steps=steps,
+        seed=schedule.seed,
+        threads=schedule.threads,
+        checkpointing=schedule.checkpointing,
+    ) as run:
+        run.keep_states()
+        with suppress(NotFiniteLossError):  # the training itself will say so
+            run.advance(1)
+        run.evaluate(bench.held[:2] or bench.rows[:2])
 
 
 def _row(

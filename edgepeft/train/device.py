@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: The floats that training steps compute with. bfloat16 pays where matrices are large: steps of MiniLM and of SmolLM2-135M were no
-#: faster with it, on a processor with AMX and on an H200 alike, since their weights are cast in each.
+#: The floats that training steps compute with. By autocast bfloat16 pays where matrices are large: steps of SmolLM2-135M were no
+#: faster with it on an H200, since weights are cast in each. On a processor frozen weights are rounded once (:mod:`.fast_linear`).
 Precision = Literal["fp32", "bf16"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 #: What accelerate and Trainer read too: train on the processor although there is a GPU.

@@ -10,9 +10,10 @@ import numpy as np
 
 from ..errors import InputError
 from ..scratch import scratch_folder
-from .device import enough_memory, floats, training_device
+from .device import enough_memory, training_device
 from .distill import Teacher, divergence
 from .encode import Tokens, collate, pack
+from .fast_linear import StepFloats
 from .lm_resume import SameOrder, keeping, last_checkpoint, load_state, put_weights
 from .perplexity import Losses, Perplexity, measure, summarize
 from .processes import group
@@ -127,13 +128,14 @@ def fit_language(
 
         def training_step(self, model: Any, inputs: Any, *arguments: Any, **options: Any) -> Any:
             self.tokens += sum(together.gathered(int((inputs["labels"] >= 0).sum())))
-            loss = super().training_step(model, inputs, *arguments, **options)
+            with computing.step():
+                loss = super().training_step(model, inputs, *arguments, **options)
             step = self.state.global_step  # batches of a step add up to its mean over tokens
             self.step_loss[step] = self.step_loss.get(step, 0.0) + float(loss)
             return loss
 
         def compute_loss(self, model: Any, inputs: Any, *arguments: Any, **options: Any) -> Any:
-            with floats(schedule.bf16):  # Trainer's own way would leave what is measured in bfloat16 too
+            with computing.forward():  # Trainer's own way would leave what is measured in bfloat16 too
                 if teacher is None:
                     return super().compute_loss(model, inputs, *arguments, **options)
                 labels, target = inputs["labels"], inputs["teacher"]
@@ -196,6 +198,7 @@ def fit_language(
         )
         # Of several GPUs one is taken: Trainer would spread each batch over all of them, and a step would be another one.
         arguments._n_gpu = min(1, arguments.n_gpu)
+        computing = StepFloats(model, bf16=schedule.bf16)
         trainer = LanguageTrainer(
             model=model,
             args=arguments,

@@ -44,7 +44,8 @@ class Scores:
 class Schedule:
     """How long and how fast to train; ``patience`` counts epochs without a better macro F1, ``None`` for never stop.
 
-    ``threads`` is ``None`` for as many as turn out fastest; ``bf16`` lets steps compute in bfloat16.
+    ``threads`` is ``None`` for as many as turn out fastest; ``bf16`` lets steps compute in bfloat16, ``checkpointing`` lets layers
+    compute their activations again in the backward pass.
     """
 
     epochs: int
@@ -54,6 +55,7 @@ class Schedule:
     patience: int | None
     threads: int | None
     bf16: bool = False
+    checkpointing: bool = False
 
 
 @dataclass(frozen=True)
@@ -169,11 +171,15 @@ def fit(
             seed=schedule.seed,
             threads=schedule.threads,
             bf16=schedule.bf16,
+            checkpointing=schedule.checkpointing,
             loss_of=loss_of,
         )
         reports = Reports(report_to, settings or {}, model, schedule.epochs, run.total_steps)
         with (
-            enough_memory(f"--batch-size ({schedule.batch_size}) or --max-length"),
+            enough_memory(
+                f"--batch-size ({schedule.batch_size}) or --max-length"
+                f"{'' if schedule.checkpointing else ', or give --gradient-checkpointing'}"
+            ),
             reports,
             run,
             _bar(progress, run.total_steps, schedule.epochs) as bar,

@@ -52,6 +52,7 @@ def range_test(
         seed=seed,
         threads=threads,
         rate_at=lambda step: growth**step,
+        bf16=bench.bf16,
     ) as run:
         run.keep_states()
         smoothed: list[float] = []

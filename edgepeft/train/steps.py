@@ -15,7 +15,9 @@ import numpy.typing as npt
 from ..json_text import json_text
 from .batches import Collator, Row, epoch_batches, sorted_batches
 from .cached import ActivationCache
-from .device import floats, training_device
+from .checkpointing import recompute_activations
+from .device import training_device
+from .fast_linear import StepFloats
 from .processes import group
 from .resume import random_state, restore_random
 from .threads import ThreadChooser, timed_threads
@@ -56,7 +58,9 @@ class Run:
         threads: PyTorch's threads; ``None`` for as many as turn out fastest.
         rate_at: The learning rate at a step (from 0), relative to ``learning_rate``, in place of the usual course.
         loss_of: The loss of a batch, in place of the model's own.
-        bf16: Whether steps compute in bfloat16 (autocast); the weights, and what :meth:`evaluate` gives, are float32.
+        bf16: Whether steps compute in bfloat16: on a processor products with frozen weights alone (:mod:`.fast_linear`), on a GPU
+            by autocast. What is trained, and what :meth:`evaluate` gives, is float32.
+        checkpointing: Whether layers compute their activations again in the backward pass (:mod:`.checkpointing`).
     """
 
     def __init__(
@@ -73,11 +77,14 @@ class Run:
         rate_at: Callable[[int], float] | None = None,
         loss_of: Callable[[Run, Sequence[Row]], torch.Tensor] | None = None,
         bf16: bool = False,
+        checkpointing: bool = False,
     ) -> None:
         import torch
 
         self.device = training_device()
         self.model = model.to(self.device)
+        if checkpointing:
+            recompute_activations(self.model)
         self.rows = rows
         self.batch_size, self.learning_rate, self.total_steps = batch_size, learning_rate, total_steps
         self.steps_per_epoch = -(-len(rows) // batch_size)
@@ -86,7 +93,7 @@ class Run:
         self._collate = Collator(tokenizer, self.device)
         self._optimizer = torch.optim.AdamW(self.trained, lr=learning_rate, weight_decay=0.0)
         self._loss_of = loss_of
-        self._bf16 = bf16
+        self._floats = StepFloats(self.model, bf16=bf16)
         self._rate_at = rate_at or self._usual_rate
         self._generator = np.random.default_rng(seed)
         self._epoch: list[list[Row]] = []
@@ -175,11 +182,12 @@ class Run:
 
         mine = self._group.share(rows)
         if mine:
-            with floats(self._bf16):
-                loss = self._loss(mine)
-                if self._group.several:
-                    loss = loss * (len(mine) / len(rows))
-            loss.backward()  # type: ignore[no-untyped-call] # torch 2.13 has no types here
+            with self._floats.step():
+                with self._floats.forward():
+                    loss = self._loss(mine)
+                    if self._group.several:
+                        loss = loss * (len(mine) / len(rows))
+                loss.backward()  # type: ignore[no-untyped-call] # torch 2.13 has no types here
             told = loss.detach()
         else:
             told = torch.zeros((), device=self.device)

@@ -260,4 +260,5 @@ def _run(
         seed=seed,
         threads=threads,
         loss_of=contrast if candidate.kind == "contrast" else None,
+        bf16=bench.bf16,
     )

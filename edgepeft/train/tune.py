@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from ..data import Examples
 from ..errors import InputError
+from .device import Precision, takes_bf16
 from .even_attention import key_site
 from .methods import Settings
 from .processes import check_alone
@@ -37,6 +39,7 @@ def tune(
     max_length: int | None = None,
     seed: int = 0,
     threads: int | None = None,
+    precision: Precision = "fp32",
     announce: Callable[[str], None] = lambda message: None,
 ) -> Tuning:
     """Find a good adapter for labelled rows within a time, and write it, trained on all of them.
@@ -60,6 +63,7 @@ def tune(
         max_length: Tokens of a row.
         seed: Of the folds, initial weights and orders.
         threads: PyTorch's threads.
+        precision: The floats that steps compute with, as for :func:`.train_adapter`.
         announce: Is called with a line of text for each trial.
 
     Returns:
@@ -89,7 +93,7 @@ def tune(
 
     began = time.monotonic()
     with seeded(seed, threads):
-        bench = open_workbench(model, split, max_length)
+        bench = replace(open_workbench(model, split, max_length), bf16=takes_bf16(precision))
     search = Search(bench, budget_s, batch_size, seed, threads, announce)
     counts = np.unique([row.target for row in bench.rows], return_counts=True)[1]
     few = int(counts.min()) <= FEW_LABELS

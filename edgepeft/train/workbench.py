@@ -30,7 +30,8 @@ _DEFAULT_MAX_LENGTH = 128
 class Workbench:
     """A base with a head for the split's labels, and the split's rows as tokens. ``cut`` rows were too long.
 
-    ``general`` are rows of other domains, to be measured on. ``known`` holds what several runs over the same frozen network share.
+    ``general`` are rows of other domains, to be measured on. ``known`` holds what several runs over the same frozen network share;
+    ``bf16`` lets steps of trials compute in bfloat16.
     """
 
     base: BaseModel
@@ -40,6 +41,7 @@ class Workbench:
     cut: int
     general: tuple[Row, ...] = ()
     known: dict[Any, Any] = field(default_factory=dict, compare=False, repr=False)
+    bf16: bool = False
 
     @property
     def problem(self) -> Problem:

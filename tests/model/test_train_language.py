@@ -318,16 +318,22 @@ def test_files_record_and_a_falling_perplexity(model: Path, tokenizer: Any, tmp_
     assert result.trainable_parameters == sum(value.size for value in saved.values())
 
 
-@pytest.mark.parametrize("options", [{}, {"epochs": 6, "learning_rate": 0.3, "patience": None}], ids=["last", "best"])
+@pytest.mark.parametrize("options", [{}, {"epochs": 10, "patience": None}], ids=["last", "best"])
 def test_the_saved_adapter_has_the_perplexity_that_was_reported(
     model: Path, tokenizer: Any, tmp_path: Path, options: dict[str, Any]
 ) -> None:
-    """Recomputed with PEFT and transformers alone, one row at a time; the high learning rate makes another epoch best."""
+    """Recomputed with PEFT and transformers alone, one row at a time.
+
+    Held-out answers that name another colour make an early epoch best: what is learnt later is to repeat the question's.
+    """
     import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
     held = others(30, seed=9)
+    if options:
+        wrong = dict(zip(NAMES, [*NAMES[1:], NAMES[0]], strict=True))
+        held = [{**row, "completion": f"It is {wrong[row['completion'][6:-1]]}."} for row in held]
     result = train(
         model,
         write(tmp_path / "d.jsonl", rows(60)),
@@ -336,7 +342,7 @@ def test_the_saved_adapter_has_the_perplexity_that_was_reported(
         **options,
     )
     if options:
-        assert result.best_epoch < result.epochs == 6
+        assert result.best_epoch <= 7 < result.epochs == 10
     base = AutoModelForCausalLM.from_pretrained(model)
     adapted = PeftModel.from_pretrained(base, tmp_path / "a").eval()
     for network, reported in ((adapted, result.after), (None, result.before)):

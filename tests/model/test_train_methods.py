@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from test_train import make_rows, model, tensors  # noqa: F401 - the fixture is this module's too
+from test_train_speed import build
 
 from edgepeft.adapters.methods.registry import METHODS
 from edgepeft.cli import main
@@ -199,6 +200,26 @@ def test_compare_on_the_command_line(model: Path, tmp_path: Path) -> None:  # no
     )
     assert done.exit_code == 0, done.output
     assert json.loads((tmp_path / "a" / "adapter_config.json").read_text())["r"] == 2
+
+
+@pytest.mark.parametrize("trained_head", [True, False])
+def test_every_linear_layer_of_a_head_that_is_saved_whole(model: Path, tmp_path: Path, trained_head: bool) -> None:  # noqa: F811
+    """PEFT saves DistilBERT's ``pre_classifier`` whole, by the end of its name, and must not adapt it as well."""
+    import transformers
+
+    from edgepeft.pipeline import export, validate
+
+    base = build(tmp_path / "base", "distilbert", model)
+    if not trained_head:
+        transformers.DistilBertModel.from_pretrained(base).save_pretrained(base)
+    rows = make_rows(60)
+    options: dict[str, Any] = {"epochs": 1, "threads": 1, "progress": False, "learning_rate": 1e-2}
+    train_adapter(base, rows, tmp_path / "a", target_modules="all-linear", **options)
+    saved = tensors(tmp_path / "a")
+    assert "base_model.model.pre_classifier.weight" in saved
+    assert len([name for name in saved if "lora_A" in name]) == 3 * 6
+    export(base, {"mine": tmp_path / "a"}, tmp_path / "b")
+    assert validate(tmp_path / "b", data={"mine": rows}, adapters={"mine": tmp_path / "a"}, base=str(base)).passed
 
 
 def test_a_file_of_options(tmp_path: Path) -> None:

@@ -46,6 +46,16 @@ def test_what_follows_from_trials(accuracies: tuple[float, ...], finding: str) -
     assert "[" in sentence  # the interval of the difference that decided
 
 
+def test_a_small_rank_that_learns_what_larger_ones_do_not_is_enough() -> None:
+    """All weights are better than ranks 8 and 32, which a high learning rate spoiled, and not better than rank 2."""
+    spoiled, full, head, narrow = trial(0.52), trial(0.93, 1), trial(0.5, 2), trial(0.94, 3)
+    found, _ = conclude(spoiled, spoiled, spoiled, full, head, TARGETS)
+    assert found == "full fine-tuning wins"
+    found, sentence = conclude(spoiled, spoiled, spoiled, full, head, TARGETS, narrow=narrow)
+    assert found == "an adapter suffices"
+    assert "learning rate is too high" in sentence
+
+
 def test_random_labels_are_hopeless(model: Path) -> None:  # noqa: F811
     generator = np.random.default_rng(4)
     rows = make_rows(520)  # a fifth of them is enough to judge by: one training for each setting
