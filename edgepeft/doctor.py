@@ -16,6 +16,7 @@ from . import __version__
 from .cache import cache_dir
 from .errors import EdgepeftError
 from .executors import EXECUTORS
+from .runtime.kernels import installed_kernels
 from .units import MB
 from .worker.host import fingerprint
 
@@ -35,6 +36,10 @@ _EXTRAS = {
     "export": ("torch", "transformers", "peft", "optimum", "mobius"),
     "train": ("datasets", "accelerate"),
     "report": ("matplotlib",),
+    "metrics": ("sklearn", "scipy", "seqeval", "sacrebleu", "jiwer"),
+    "search": ("optuna",),
+    "ray": ("ray",),
+    "kernels": ("edgepeft_kernels",),
     "qnn": ("onnxruntime_qnn",),
     "webgpu": ("onnxruntime_ep_webgpu",),
     "demo": ("gguf", "rdata", "yaml"),
@@ -43,6 +48,7 @@ _PACKAGES = (
     "numpy", "onnxruntime", "tokenizers", "pydantic", "protobuf", "jinja2", "onnx", "onnx-ir", "onnxscript",
     "safetensors", "ml_dtypes", "huggingface_hub", "torch", "transformers", "peft", "optimum",
     "mobius-onnx", "datasets", "accelerate", "matplotlib", "onnxruntime-genai", "onnxruntime-qnn", "onnxruntime-ep-webgpu",
+    "edgepeft-kernels",
 )  # fmt: skip
 
 
@@ -74,6 +80,8 @@ class Environment:
     #: By extra, the modules that are not installed; empty for a whole one.
     extras: dict[str, tuple[str, ...]]
     executors: tuple[ExecutorState, ...]
+    #: What edgepeft's operators run slots and quantized matrices with; or why they do not run. Empty where they are not installed.
+    kernels: str
     variables: dict[str, str]
     cache: str
     free_mb: float | None
@@ -112,6 +120,7 @@ def environment() -> Environment:
         packages=packages,
         extras={extra: tuple(m for m in modules if find_spec(m) is None) for extra, modules in _EXTRAS.items()},
         executors=_executors(),
+        kernels=_private(installed_kernels()),
         variables={name: _private(os.environ[name]) for name in _VARIABLES if name in os.environ},
         cache=cache,
         free_mb=free,

@@ -44,6 +44,8 @@ def doctor(as_json: bool) -> None:
     click.echo("extras")
     for extra, missing in found.extras.items():
         lacks = f"missing {', '.join(missing)}: pip install 'edgepeft[{extra}]'" if missing else "installed"
+        if extra == "kernels" and found.kernels:
+            lacks += f": {found.kernels}"
         click.echo(f"  {extra:<8} {lacks}")
     click.echo("executors")
     for executor in found.executors:

@@ -142,6 +142,14 @@ def library_for(kernels: UseKernels) -> KernelLibrary | None:
     return None
 
 
+def installed_kernels() -> str:
+    """What the installed kernels run with, in words, or what is wrong with them; empty where there are none."""
+    found = _installed()
+    if not isinstance(found, KernelLibrary):
+        return found or ""
+    return f"{found.isa} for slots, {found.matmul or 'ONNX Runtime'} for quantized matrices"
+
+
 @cache
 def _installed() -> KernelLibrary | str | None:
     """The library, what is wrong with it, or ``None`` where the package is not installed."""

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,19 @@ def test_doctor(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "secret" not in text
     assert str(Path.home()) not in text or str(Path.home()) == "/"
     assert "local    this machine: ready" in text
+
+
+def test_doctor_knows_every_extra(cli: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgepeft import doctor
+
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert doctor._EXTRAS.keys() == project["optional-dependencies"].keys() - {"all", "dev", "docs"}
+    for extra in ("qnn", "kernels"):
+        assert (
+            f"pip install 'edgepeft[{extra}]'" in good(cli("doctor")).stdout or not doctor.environment().extras[extra]
+        )
+    monkeypatch.setattr(doctor, "installed_kernels", lambda: f"{Path.home()}/kernels has another version")
+    assert doctor.environment().kernels == "~/kernels has another version"
 
 
 def test_doctor_names_what_is_too_old() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import shutil
 import subprocess
 import sys
@@ -382,6 +383,23 @@ def test_the_twin_is_onnx(writing: Path) -> None:
     assert [output.name for output in after.graph.output] == [output.name for output in before.graph.output]
     names = {value.name for value in after.graph.input} - {value.name for value in before.graph.input}
     assert names == {f"{slot.name}.reach" for slot in twin.slots}
+
+
+def test_doctor_says_what_they_run_with(package: Path, install: Callable[[Path], None]) -> None:
+    install(package)
+    assert re.fullmatch(r"\w+ for slots, (avx512vnni|ONNX Runtime) for quantized matrices", room.installed_kernels())
+
+
+def test_a_graph_for_browsers_where_kernels_are_installed(
+    writing: Path, package: Path, install: Callable[[Path], None], tmp_path: Path
+) -> None:
+    """It is compared with the other one bit for bit, which kernels would round otherwise."""
+    from edgepeft.pipeline import write_input_style
+
+    install(package)
+    bundle = Path(shutil.copytree(writing, tmp_path / "bundle"))
+    assert runtime.open(bundle, threads=1).kernels is not None
+    write_input_style(bundle)
 
 
 def test_what_is_used_is_said(writing: Path, package: Path, install: Callable[[Path], None]) -> None:

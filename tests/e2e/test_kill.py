@@ -193,9 +193,45 @@ def children_of(parent: int) -> list[int]:
     return found
 
 
+def in_shards(folder: Path) -> Path:
+    """A tiny random Llama in bfloat16 shards."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    whole = build_causal(folder / "whole")
+    model = AutoModelForCausalLM.from_pretrained(whole, dtype=torch.bfloat16)
+    model.save_pretrained(folder / "model", max_shard_size="60KB")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(whole / name, folder / "model" / name)
+    assert len(list((folder / "model").glob("*.safetensors"))) > 1
+    return folder / "model"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such limits")
+def test_a_file_that_cannot_grow_leaves_the_old_bundle(tmp_path: Path) -> None:
+    """The system itself refuses the next byte half-way into the weights, as a full disk does."""
+    import resource
+
+    model, out = in_shards(tmp_path), tmp_path / "place" / "bundle"
+    export = ("export", "--model", model, "--variant", "q4", "--out", out)
+    assert call(*export).exit_code == 0
+    before = snapshot(out)
+    most = max(map(len, before.values())) // 2
+    process = spawn(
+        *export, "--slots", "all-linear", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    )
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 2, said
+    assert "bundle was left as it was" in said
+    assert "a limit of the sizes of files is reached" in said
+    assert "Traceback" not in said
+    assert snapshot(out) == before
+    assert [path.name for path in out.parent.iterdir()] == ["bundle"]
+
+
 def test_killed_while_a_language_model_is_written_straight(tmp_path: Path) -> None:
     """While its weights are written, while it is compared, and once at random: the old bundle stays, and the next run cleans up."""
-    model, out = build_causal(tmp_path / "model"), tmp_path / "place" / "bundle"
+    model, out = in_shards(tmp_path), tmp_path / "place" / "bundle"
     export = ("export", "--model", model, "--variant", "q4", "--out", out)
     first = call(*export)
     assert first.exit_code == 0, first.output

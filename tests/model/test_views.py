@@ -135,7 +135,8 @@ class TestThreads:
         loads: list[str] = []
         load = active.load_adapter
         monkeypatch.setattr(
-            "edgepeft.runtime.resident.load_adapter", lambda bundle, name: (loads.append(name), load(bundle, name))[1]
+            "edgepeft.runtime.resident.load_adapter",
+            lambda bundle, name, *read: (loads.append(name), load(bundle, name, *read))[1],
         )
         gate = threading.Barrier(16)
 
