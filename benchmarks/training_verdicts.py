@@ -26,7 +26,7 @@ HIDDEN, ROWS = 64, 2400
 RIGHT: dict[str, set[str]] = {
     "random": {"hopeless"},
     "parity": {"more rank", "full fine-tuning wins", "more data", "an adapter suffices"},
-    "table-40": {"more rank", "full fine-tuning wins"},
+    "table-40": {"more rank", "more data", "full fine-tuning wins"},
     "table-400": {"full fine-tuning wins"},
     "easy": {"a head suffices", "an adapter suffices"},
     "minilm-random": {"hopeless"},
