@@ -139,8 +139,9 @@ def host_class(host: Host) -> str:
     """What must be equal for runs to be of one class: all that moves latency, which Python's own version does not."""
     value = host.model_dump()
     del value["python"]
-    if not host.gpu:  # as histories have it that know of none
-        del value["gpu"]
+    for name in ("gpu", "kernels"):  # histories of before know of none
+        if not value[name]:
+            del value[name]
     return json_text(value, indent=None)
 
 

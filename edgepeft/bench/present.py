@@ -114,4 +114,5 @@ def _host(result: BenchResult) -> str:
     return (
         f"{host.cpu}, {host.cores} cores, {host.os} {host.machine}, Python {host.python}, "
         f"onnxruntime {host.onnxruntime}, {host.threads} thread{'s' if host.threads != 1 else ''}"
+        + (f", kernels: {host.kernels}" if host.kernels else "")
     )

@@ -269,8 +269,9 @@ def history_section(benches: Sequence[SavedReport]) -> Section | None:
         if "partial" in saved.data or "error" in saved.data:  # a run that did not end is no point of a line
             continue
         result = BenchResult.model_validate(dict(saved.data))
+        kernels = ", with kernels" if result.host.kernels else ""
         by_host.setdefault(
-            f"{result.host.cpu}, {result.host.threads} thread{'s' if result.host.threads != 1 else ''}", []
+            f"{result.host.cpu}, {result.host.threads} thread{'s' if result.host.threads != 1 else ''}{kernels}", []
         ).append((saved, result))
     charts = []
     for host, runs in by_host.items():

@@ -39,6 +39,9 @@ class KernelLibrary:
     isa: str
     matmul: str = ""
 
+    def __str__(self) -> str:
+        return f"{self.isa} for slots, {self.matmul or 'ONNX Runtime'} for quantized matrices"
+
 
 @dataclass(frozen=True)
 class Kernels:
@@ -144,10 +147,7 @@ def library_for(kernels: UseKernels) -> KernelLibrary | None:
 
 def installed_kernels() -> str:
     """What the installed kernels run with, in words, or what is wrong with them; empty where there are none."""
-    found = _installed()
-    if not isinstance(found, KernelLibrary):
-        return found or ""
-    return f"{found.isa} for slots, {found.matmul or 'ONNX Runtime'} for quantized matrices"
+    return str(_installed() or "")
 
 
 @cache

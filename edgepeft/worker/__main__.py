@@ -25,6 +25,7 @@ from .job import (
     CaseCount,
     CaseSamples,
     Generated,
+    Host,
     Job,
     Message,
     Prompts,
@@ -136,7 +137,7 @@ def measure(job: Job) -> WorkerResult:
         # The call is made anew each time: it belongs to the adapter in use.
         swap = _swap(runtime, lambda: inference(runtime, case, job.sampling.seed)(), job.swaps, cold)
     return WorkerResult(
-        host=fingerprint(onnxruntime.__version__, job.threads),
+        host=_host(onnxruntime.__version__, job),
         import_ms=import_ms,
         load_ms=load_ms,
         rss_start_mb=rss_start,
@@ -153,6 +154,14 @@ def measure(job: Job) -> WorkerResult:
         base_restored=restored,
         notes=_notes(runtime),
     )
+
+
+def _host(version: str, job: Job) -> Host:
+    """This host; with the kernels whichever of its bundles they fit, so that those of one check are of one host."""
+    from ..runtime.kernels import library_for
+
+    kernels = library_for("auto") if job.device == "cpu" else None
+    return fingerprint(version, job.threads).model_copy(update={"kernels": str(kernels or "")})
 
 
 def _notes(runtime: Runtime) -> tuple[str, ...]:

@@ -185,6 +185,8 @@ class Host(Model):
     threads: int
     #: Its GPU's name, where that computes.
     gpu: str = ""
+    #: What edgepeft's own operators run with, where they are installed and this machine's processor computes.
+    kernels: str = ""
 
 
 class WorkerResult(Model):

@@ -24,6 +24,8 @@ from edgepeft import runtime
 from edgepeft.errors import BundleError, InputError, MissingExtraError
 from edgepeft.runtime import kernels as room
 from edgepeft.runtime.kernels import KernelWarning
+from edgepeft.worker.__main__ import measure
+from edgepeft.worker.job import Job
 
 pytestmark = pytest.mark.e2e
 
@@ -383,6 +385,14 @@ def test_the_twin_is_onnx(writing: Path) -> None:
     assert [output.name for output in after.graph.output] == [output.name for output in before.graph.output]
     names = {value.name for value in after.graph.input} - {value.name for value in before.graph.input}
     assert names == {f"{slot.name}.reach" for slot in twin.slots}
+
+
+def test_what_was_measured_with_them_says_so(writing: Path, package: Path, install: Callable[[Path], None]) -> None:
+    """Their latencies are not to be compared with those without."""
+    job = Job(bundle=str(writing), variant="fp32", threads=1)
+    assert measure(job).host.kernels == ""
+    install(package)
+    assert measure(job).host.kernels == room.installed_kernels() != ""
 
 
 def test_doctor_says_what_they_run_with(package: Path, install: Callable[[Path], None]) -> None:

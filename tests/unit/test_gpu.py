@@ -97,10 +97,11 @@ def test_where_nodes_are_in_words() -> None:
     assert str(Placement(gpu=3, cpu={})) == "3 of 3 nodes ran on WebGPU"
 
 
-def test_histories_that_know_of_no_gpu_go_on() -> None:
+@pytest.mark.parametrize("field", ["gpu", "kernels"])
+def test_histories_that_know_of_no_gpu_and_no_kernels_go_on(field: str) -> None:
     host = Host(cpu="c", cores=2, os="Linux", machine="x86_64", python="3.12", onnxruntime="1.32.0", threads=1)
-    assert "gpu" not in host_class(host)
-    assert '"gpu":"H100"' in host_class(host.model_copy(update={"gpu": "H100"})).replace(" ", "")
+    assert field not in host_class(host)
+    assert f'"{field}":"one"' in host_class(host.model_copy(update={field: "one"})).replace(" ", "")
 
 
 def test_doctor_where_edgepeft_is_on_the_path_and_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:

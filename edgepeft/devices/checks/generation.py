@@ -202,7 +202,8 @@ def _natively(
     generated: Sequence[Generated],
 ) -> Iterator[tuple[DeviceTokens, Pairs]]:
     """Each adapter's answers of one variant beside a native run, and its prompts and answers as tokens."""
-    runtime = open_runtime(bundle.path, variant=variant, threads=1)
+    # The graph that the device ran, without this machine's kernels, which round quantized matrices otherwise.
+    runtime = open_runtime(bundle.path, variant=variant, threads=1, kernels="off")
     for asked, encoded, each in zip(prompts, ids, generated, strict=True):
         view = runtime.adapter(asked.adapter)
         ends = view.end_tokens

@@ -150,17 +150,22 @@ class BlockMatMulNode : public Node {
     } else if (auto status = api_->KernelContext_ParallelFor(context, round, (rows + kTile - 1) / kTile, 0, &work)) {
       return status;
     }
+    OrtStatusPtr status = nullptr;
     std::size_t shares = rows * matrix.n * matrix.k / kShare;
     if (shares > kMostShares) shares = kMostShares;
     if (shares < 2) {
       kernel.multiply(matrix, rounded, rows, y, 0, matrix.n);
-      return nullptr;
+    } else {
+      work.columns = ((matrix.n + shares - 1) / shares + 15) / 16 * 16;
+      status = api_->KernelContext_ParallelFor(context, multiply, (matrix.n + work.columns - 1) / work.columns, 0, &work);
     }
-    work.columns = ((matrix.n + shares - 1) / shares + 15) / 16 * 16;
-    return api_->KernelContext_ParallelFor(context, multiply, (matrix.n + work.columns - 1) / work.columns, 0, &work);
+    if (memory.size() > kMostKept) memory = {};
+    return status;
   }
 
   static constexpr std::size_t kMostShares = 64;
+  // Bytes that a thread keeps for its next call; long prompts take more for a moment.
+  static constexpr std::size_t kMostKept = std::size_t{1} << 23;
   static_assert(kTile == BlockMatMul::kTileRows);
 
   static void round(void* user, std::size_t number) {
