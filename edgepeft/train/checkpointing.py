@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..adapters.methods.registry import METHODS
 from ..errors import InputError
-
-#: Methods of PEFT whose prefix reaches layers as a key/value cache.
-_CACHED = frozenset({"PREFIX_TUNING", "CARTRIDGE"})
 
 
 def recompute_activations(model: Any) -> None:
@@ -24,7 +22,8 @@ def recompute_activations(model: Any) -> None:
     network = model.get_base_model() if hasattr(model, "get_base_model") else model
     name = type(network).__name__
     peft = getattr(model, "active_peft_config", None)
-    if peft is not None and peft.peft_type.value in _CACHED:
+    method = METHODS.get(peft.peft_type.value) if peft is not None else None
+    if peft is not None and method is not None and method.virtual == "states":
         raise InputError(
             f"{peft.peft_type.value} gives layers their states through a cache, which is left out where layers are computed "
             "twice; leave --gradient-checkpointing out, or train another method"
