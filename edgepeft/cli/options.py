@@ -20,6 +20,12 @@ force_option = option(
 dry_run_option = option(
     "--dry-run", is_flag=True, help="Do it and check it, then keep nothing: files, sizes, refusals."
 )
+precision_option = option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16"]),
+    default="fp32",
+    help="Floats that steps compute with; bf16 is faster where the processor or GPU has it. Weights and scores stay in fp32.",
+)
 adapter_form_option = option(
     "--adapter-form",
     "form",

@@ -8,7 +8,7 @@ from typing import Any
 import click
 from cloup import option, option_group
 
-from .options import PATH, label_option, pair_option, text_option
+from .options import PATH, label_option, pair_option, precision_option, text_option
 
 what_options: Callable[[Any], Any] = option_group(
     "What",
@@ -193,12 +193,7 @@ training_options: Callable[[Any], Any] = option_group(
         show_default="16; 8 for generation",
         help="Rows computed at once.",
     ),
-    option(
-        "--precision",
-        type=click.Choice(["fp32", "bf16"]),
-        default="fp32",
-        help="Floats that steps compute with; bf16 is faster where the processor or GPU has it. Weights and scores stay in fp32.",
-    ),
+    precision_option,
     option("--gradient-accumulation", default=1, metavar="N", help="Batches that make a step (generation)."),
     option(
         "--gradient-checkpointing",

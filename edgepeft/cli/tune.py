@@ -14,7 +14,7 @@ from cloup import option, option_group
 
 from ..errors import InputError
 from .guarded import guarded
-from .options import PATH, json_option, label_option, pair_option, text_option
+from .options import PATH, json_option, label_option, pair_option, precision_option, text_option
 from .show import print_json, steps, table, warn
 from .train_compare import spread
 from .train_processes import first_speaks
@@ -52,12 +52,7 @@ if TYPE_CHECKING:
     option(
         "--threads", type=int, metavar="N", show_default="the fastest, timed on the steps", help="PyTorch's threads."
     ),
-    option(
-        "--precision",
-        type=click.Choice(["fp32", "bf16"]),
-        default="fp32",
-        help="Floats that steps compute with; bf16 is faster where the processor or GPU has it. Weights and scores stay in fp32.",
-    ),
+    precision_option,
 )
 @json_option
 @guarded

@@ -6,9 +6,9 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from ..bundle.protobuf import all_fields, block, number, varint
+from ..bundle.protobuf import block, number
 from .stored_weights import StoredWeight
-from .twin_nodes import NODE
+from .twin_nodes import NODE, whole_number
 
 #: Rows of a slice are a multiple of this, as kernels take columns together.
 _TOGETHER = 32
@@ -107,7 +107,8 @@ def _sliced(
         return []
     sources = [casts[name].inputs[0] if name in casts else name for name in node.inputs[1:]]
     held = [weights.get(name) for name in sources]
-    rows = _int_of(node.attributes["N"])
+    rows = whole_number(node.attributes["N"])
+    assert rows is not None, "N is a whole number, by the operator's schema"
     size = sum(weight.nbytes for weight in held if weight is not None)
     if size <= budget or not all(
         not name or (weight is not None and weight.rows_of(rows)) for name, weight in zip(sources, held, strict=True)
@@ -150,13 +151,3 @@ def _written(node: PartNode) -> bytes:
             block(_DOMAIN, node.domain),
         ],
     )
-
-
-def _int_of(attribute: bytes) -> int:
-    """The number that an attribute holds."""
-    (found,) = (
-        varint(attribute, each.first, each.end)[0]
-        for each in all_fields(attribute, 0, len(attribute))
-        if each.number == _ATTRIBUTE_INT
-    )
-    return found

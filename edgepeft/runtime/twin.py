@@ -10,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from ..bundle.protobuf import VARINT, Field, all_fields, block, number, varint
+from ..bundle.protobuf import Field, all_fields, block, number
 from ..bundle.slots import LinearSlot
 from .kernel_adapter import part_offsets
+from .stored_weights import read_weight
 from .twin_joins import CONTRIB, NORMS, Gated, Norm, gated_behind, norm_behind, together
 from .twin_matrices import matrices, replace_matrices
 from .twin_nodes import GRAPH, NODE, Made, Node, NodeList, Place, Uses, read_graph, read_node, text
@@ -243,18 +244,9 @@ def _slot_input(name: str, dims: tuple[str | int, ...], default: tuple[int, ...]
 
 def _weights(model: bytes, held: Iterable[Field]) -> dict[str, int]:
     """The data type of each initializer that no input stands for, by name."""
-    found = dict[str, int]()
     inputs = {_text(model, field, 1) for field in held if field.number == _INPUT}
-    for field in held:
-        if field.number == _INITIALIZER:
-            inner = list(all_fields(model, field.first, field.end))
-            kind = [
-                varint(model, each.first, each.end)[0] for each in inner if each.number == 2 and each.kind == VARINT
-            ]
-            names = [text(model, each) for each in inner if each.number == 8]
-            if kind and names and names[-1] not in inputs:
-                found[names[-1]] = kind[-1]
-    return found
+    weights = (read_weight(model, field) for field in held if field.number == _INITIALIZER)
+    return {weight.name: weight.dtype for weight in weights if weight.name not in inputs}
 
 
 def _first_text(model: bytes, field: Field) -> str:

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ..bundle.protobuf import VARINT, all_fields, block, number, varint
+from ..bundle.protobuf import block, number
 from .twin_joins import CONTRIB
-from .twin_nodes import NODE, Made, Node, NodeList, Uses
+from .twin_nodes import NODE, Made, Node, NodeList, Uses, whole_number
 
 _BLOCK = 32
 _BITS = (4, 8)
@@ -39,15 +39,15 @@ def matrices(nodes: Sequence[Node], uses: Uses, weights: Mapping[str, int]) -> l
     for node in nodes:
         if node.domain != CONTRIB or node.op != "MatMulNBits":
             continue
-        numbers = {name: _number(content) for name, content in node.attributes.items()}
+        numbers = {name: value for name, held in node.attributes.items() if (value := whole_number(held)) is not None}
         known = numbers.get("block_size") == _BLOCK and numbers.get("bits", 4) in _BITS
         inputs = (*node.inputs, "", "", "")[:6]
-        held = [name for name in (inputs[1], *inputs[3:]) if name]
+        read = [name for name in (inputs[1], *inputs[3:]) if name]
         if (
             not known
             or numbers.get("accuracy_level") != _ROUNDED
             or inputs[4]
-            or not all(name in weights for name in held)
+            or not all(name in weights for name in read)
         ):
             continue
         cast = uses.maker(inputs[2])
@@ -80,13 +80,5 @@ def replace_matrices(made: NodeList, found: Sequence[Matrix], uses: Uses, domain
 
 def _widens(cast: Node, weights: Mapping[str, int]) -> bool:
     """Whether a node casts float16 numbers of the graph's own to float32."""
-    to = _number(cast.attributes.get("to", b""))
+    to = whole_number(cast.attributes.get("to", b""))
     return cast.op == "Cast" and not cast.domain and to == _FLOAT and weights.get(cast.inputs[0]) == _FLOAT16
-
-
-def _number(attribute: bytes) -> int:
-    """The whole number that an attribute holds; -1: it holds none."""
-    for field in all_fields(attribute, 0, len(attribute)):
-        if field.number == 3 and field.kind == VARINT:
-            return varint(attribute, field.first, field.end)[0]
-    return -1

@@ -6,13 +6,13 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from ..bundle.protobuf import Buffer, Field, all_fields, block
+from ..bundle.protobuf import VARINT, Buffer, Field, all_fields, block, varint
 from ..bundle.slots import LinearSlot
 
 #: The field of ModelProto that holds the graph, and that of GraphProto that holds a node.
 GRAPH, NODE = 7, 1
 _INPUT, _OUTPUT, _OP, _ATTRIBUTE, _DOMAIN = 1, 2, 4, 5, 7  # of NodeProto
-_NAME, _SUBGRAPH, _SUBGRAPHS = 1, 6, 11  # of AttributeProto
+_NAME, _WHOLE, _SUBGRAPH, _SUBGRAPHS = 1, 3, 6, 11  # of AttributeProto
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,14 @@ def read_node(model: Buffer, field: Field) -> Node:
 def text(model: Buffer, field: Field) -> str:
     """The text that a field holds."""
     return bytes(model[field.first : field.end]).decode("utf-8", "replace")
+
+
+def whole_number(attribute: bytes) -> int | None:
+    """The whole number that an attribute of :attr:`Node.attributes` holds; ``None``: it holds none."""
+    for field in all_fields(attribute, 0, len(attribute)):
+        if field.number == _WHOLE and field.kind == VARINT:
+            return varint(attribute, field.first, field.end)[0]
+    return None
 
 
 class Uses:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Protocol
 
 
@@ -17,13 +18,13 @@ class FoundGpu(Protocol):
         """Whether it computes in float16 (``shader-f16``)."""
 
 
-class GpuTraits:
+class GpuTraits(ABC):
     """Of an executor that computes on the GPU that ``_gpu`` finds."""
 
     @property
+    @abstractmethod
     def _gpu(self) -> FoundGpu | None:
         """The GPU; ``None`` where there is none."""
-        raise NotImplementedError
 
     @property
     def emulated(self) -> bool:

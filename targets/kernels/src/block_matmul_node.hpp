@@ -103,23 +103,25 @@ class BlockMatMulNode : public Node {
     const int64_t n = matrix.n, blocks = matrix.blocks();
     Shape found;
     const OrtValue* value = nullptr;
-    if (auto status = held(context, 1, found, value)) return status;
+    std::size_t inputs = 0;
+    if (auto status = api_->KernelContext_GetInputCount(context, &inputs)) return status;
+    if (auto status = held(context, 1, inputs, found, value)) return status;
     if (value == nullptr || found.rank != 3 || found.dims[0] != n || found.dims[1] != blocks || found.dims[2] != 4 * matrix.bits)
       return wrong("the weights are " + found.text() + ", expected " + std::to_string(n) + " x " + std::to_string(blocks) + " blocks of 32");
     if (auto status = pointer(value, matrix.weights)) return status;
-    if (auto status = held(context, 2, found, value)) return status;
+    if (auto status = held(context, 2, inputs, found, value)) return status;
     matrix.half = found.type == ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16;
     if (value == nullptr || (!matrix.half && found.type != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT) || found.size() != n * blocks)
       return wrong("the scales are " + found.text() + ", expected float32 or float16, one for each block");
     const unsigned char* scales = nullptr;
     if (auto status = pointer(value, scales)) return status;
     matrix.scales = scales;
-    if (auto status = held(context, 3, found, value)) return status;
+    if (auto status = held(context, 3, inputs, found, value)) return status;
     if (value != nullptr) {
       if (found.size() != n * static_cast<int64_t>(matrix.zero_bytes())) return wrong("the zero points are " + found.text());
       if (auto status = pointer(value, matrix.zeros)) return status;
     }
-    if (auto status = held(context, 4, found, value)) return status;
+    if (auto status = held(context, 4, inputs, found, value)) return status;
     if (value != nullptr) {
       if (found.size() != n) return wrong("the bias is " + found.text());
       if (auto status = pointer(value, matrix.bias)) return status;
@@ -127,11 +129,9 @@ class BlockMatMulNode : public Node {
     return nullptr;
   }
 
-  // An input, or nothing where the node has none.
-  OrtStatusPtr held(OrtKernelContext* context, std::size_t input, Shape& found, const OrtValue*& value) const {
-    std::size_t inputs = 0;
+  // An input of so many, or nothing where the node has none.
+  OrtStatusPtr held(OrtKernelContext* context, std::size_t input, std::size_t inputs, Shape& found, const OrtValue*& value) const {
     value = nullptr, found.rank = 0;
-    if (auto status = api_->KernelContext_GetInputCount(context, &inputs)) return status;
     if (inputs <= input) return nullptr;
     if (auto status = api_->KernelContext_GetInput(context, input, &value)) return status;
     return value == nullptr ? nullptr : shape(value, found);
