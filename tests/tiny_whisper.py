@@ -59,6 +59,7 @@ def build_whisper(folder: Path) -> Path:
         max_length=40,
         return_timestamps=False,
     )
+    model.generation_config._from_model_config = False  # else transformers makes it anew of the model's
     for name, value in settings.items():
         setattr(model.generation_config, name, value)
     model.save_pretrained(folder)
