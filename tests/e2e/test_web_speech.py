@@ -59,7 +59,11 @@ def test_the_module_against_python(tmp_path: Path) -> None:
     (module / "node_modules").symlink_to(packages.install() / "node_modules")
     done = subprocess.run(
         ["node", "--test", str(module / "test/against_python/speech.test.js")],
-        env={**os.environ, "EDGEPEFT_TEST_BUNDLE": str(bundle), "EDGEPEFT_TEST_EXPECTED": str(tmp_path / "expected.json")},
+        env={
+            **os.environ,
+            "EDGEPEFT_TEST_BUNDLE": str(bundle),
+            "EDGEPEFT_TEST_EXPECTED": str(tmp_path / "expected.json"),
+        },
         capture_output=True,
         text=True,
         timeout=300,
