@@ -15,9 +15,11 @@ def half_scales(weight: np.ndarray, bits: int, block: int) -> bool:
 
     Numbers are put on the grid after its scale was rounded, so that what rounding does to a scale is no error of a number.
     """
-    peaks = np.maximum.reduceat(np.abs(weight), np.arange(0, weight.shape[1], block), axis=1) / ((1 << bits) - 1)
-    low = np.min(peaks, where=peaks > 0, initial=np.inf)
-    return bool(low >= SMALLEST_HALF * 2 and np.max(peaks, initial=0) <= LARGEST_HALF)
+    starts = np.arange(0, weight.shape[1], block)
+    high, low = np.maximum.reduceat(weight, starts, axis=1), np.minimum.reduceat(weight, starts, axis=1)
+    peaks = np.maximum(high, -low) / ((1 << bits) - 1)
+    least = np.min(peaks, where=peaks > 0, initial=np.inf)
+    return bool(least >= SMALLEST_HALF * 2 and np.max(peaks, initial=0) <= LARGEST_HALF)
 
 
 def as_half(scales: np.ndarray) -> np.ndarray:
