@@ -117,11 +117,9 @@ def built(folder: Path) -> Logits:
 
 
 def ours(base: Path, work: Path, sizes: Sequence[int]) -> Iterator[tuple[str, int, Logits]]:
-    """edgepeft's recipes: those without a goal, and the best within each of ``sizes`` in bytes."""
+    """edgepeft's default, and the best within each of ``sizes`` in bytes."""
     recipes: dict[str, dict[str, Any]] = {
-        "gptq (default)": {},
-        "rtn": {"method": "rtn"},
-        "mse": {"method": "mse"},
+        "default": {},
         **{f"--budget-mb {size / 1e6:.1f}": {"goal": Goal(bytes=size // 100_000 * 100_000)} for size in sizes},
     }
     for name, options in recipes.items():

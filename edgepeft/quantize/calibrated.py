@@ -12,7 +12,6 @@ import numpy as np
 import onnx_ir as ir
 
 from ..bundle import SlotTable
-from ..errors import BundleError
 from .gptq import Hessian, bias_of, gptq
 from .grids import fit_grid, half_scales
 from .low_rank import correction
@@ -145,7 +144,7 @@ def write_rounded(
     for matrix in list(matrices(model.graph, slots, width=BLOCK)):
         known = rounded.get(matrix.name)
         form = forms[matrix.name]
-        write(model.graph, matrix, known or Rounded(Packed.of(nearest_in(finite(matrix), form))))
+        write(model.graph, matrix, known or Rounded(Packed.of(nearest_in(matrix.finite(), form))))
     ir.save(model, target, external_data=f"{target.name}_data")
 
 
@@ -162,7 +161,7 @@ class _Layer:
 
     def fit(self, matrix: Matrix, form: Form, heal: int) -> Fitted:
         """Round a weight, with a bias and a correction of rank ``heal`` for what that leaves."""
-        weight, mean = finite(matrix), self.moments.mean
+        weight, mean = matrix.finite(), self.moments.mean
         if form.bits >= NEAREST_BITS:
             return Fitted(nearest_with_bias(weight, mean, form), mean)
         if (stored := on_stored_grid(matrix, form, offsets=form.offsets or heal > 0)) is not None:
@@ -187,7 +186,7 @@ def _bias_by_rows(weight: np.ndarray, blocks: Blocks, mean: np.ndarray) -> np.nd
 
 def on_stored_grid(matrix: Matrix, form: Form, *, offsets: bool) -> Rounded | None:
     """A matrix as it is, where it lies on a grid of that form; one with offsets only where these may be had."""
-    found = stored_grid(finite(matrix), form)
+    found = stored_grid(matrix.finite(), form)
     if found is None or (found.offsets is not None and (matrix.tables or not offsets)):
         return None
     return Rounded(Packed.of(found.blocks), offsets=found.offsets)
@@ -197,17 +196,6 @@ def nearest_with_bias(weight: np.ndarray, mean: np.ndarray, form: Form) -> Round
     """``weight`` ``[out, in]`` rounded to the nearest, and a bias for what that moves at the ``mean`` of its inputs."""
     blocks = nearest_in(weight, form)
     return Rounded(Packed.of(blocks), _bias_by_rows(weight, blocks, mean))
-
-
-def finite(matrix: Matrix) -> np.ndarray:
-    """A matrix's numbers; :class:`BundleError` where one is infinite or no number."""
-    weight = matrix.numbers
-    if not np.isfinite(weight).all():
-        raise BundleError(
-            f"weight {matrix.name} holds numbers that are not finite: nothing near them can be stored in few bits. Look at the "
-            "checkpoint"
-        )
-    return weight
 
 
 def nearest_in(weight: np.ndarray, form: Form) -> Blocks:
