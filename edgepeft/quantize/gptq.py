@@ -37,11 +37,12 @@ def inverse_factor(h: np.ndarray) -> np.ndarray:
     """Upper triangular ``U`` with ``U.T @ U`` the inverse of ``h`` ``[in, in]``, which is positive definite; float32.
 
     With ``J`` the reversal of rows and columns and ``J H J = L L.T``, ``U`` is the inverse of ``J L J``: one Cholesky
-    decomposition, and no inverse of ``H`` that another one would have to take apart.
+    decomposition, and no inverse of ``H`` that another one would have to take apart. The triangle, whose condition is the square
+    root of ``H``'s, is inverted in float32.
     """
-    lower = np.linalg.cholesky(h[::-1, ::-1])
+    lower = np.linalg.cholesky(h[::-1, ::-1]).astype(np.float32)
     _invert_lower(lower)
-    return np.ascontiguousarray(lower[::-1, ::-1], np.float32)
+    return np.ascontiguousarray(lower[::-1, ::-1])
 
 
 def _invert_lower(lower: np.ndarray) -> None:
@@ -177,8 +178,9 @@ def refit_scales(weight: np.ndarray, blocks: Blocks, h: np.ndarray) -> Blocks:
         wanted = _by_block(steps * (weight[part] @ h), grid.block)
         among = np.empty((len(steps), scales.shape[1], scales.shape[1]), np.float32)
         for b in range(scales.shape[1]):
-            inside = slice(b * grid.block, min((b + 1) * grid.block, columns))
-            among[:, b] = _by_block((steps[:, inside] @ h[inside]) * steps, grid.block)
+            inside, later = slice(b * grid.block, (b + 1) * grid.block), slice(b * grid.block, columns)
+            pairs = _by_block((steps[:, inside] @ h[inside, later]) * steps[:, later], grid.block)
+            among[:, b, b:] = among[:, b:, b] = pairs
         scales[part] = _solved(among.astype(np.float64), wanted.astype(np.float64), scales[part])
     if grid.scales.dtype == np.float16:
         scales = as_half(scales).astype(np.float16)
