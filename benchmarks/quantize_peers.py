@@ -14,6 +14,7 @@ peer that is smaller than ``LARGEST_MB``. Seconds are those of all cores togethe
 
 from __future__ import annotations
 
+import json
 import resource
 import shutil
 import subprocess
@@ -98,6 +99,7 @@ def graph(bundle: Any, file: Path) -> Logits:
 def built(folder: Path) -> Logits:
     """A graph of onnxruntime-genai's builder: it takes a cache, empty here, and a mask."""
     session = open_session(folder / "model.onnx")
+    width = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))["model"]["decoder"]["head_size"]
 
     def run(window: list[int]) -> np.ndarray:
         feeds: dict[str, np.ndarray] = {}
@@ -109,7 +111,7 @@ def built(folder: Path) -> Logits:
             elif value.name == "position_ids":
                 feeds[value.name] = np.arange(len(window), dtype=np.int64)[None]
             else:
-                feeds[value.name] = np.zeros((1, int(value.shape[1]), 0, int(value.shape[3])), np.float32)
+                feeds[value.name] = np.zeros((1, int(value.shape[1]), 0, width), np.float32)
         found: np.ndarray = session.run(["logits"], feeds)[0]
         return found
 
