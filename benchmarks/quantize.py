@@ -4,6 +4,7 @@
     python benchmarks/quantize.py --as-shipped         # as the package holds them: numbers that were rounded to 4 bits once
     python benchmarks/quantize.py --model gemma3-270m  # Gemma 3 270M, sizes in the same ratio to its weights
     python benchmarks/quantize.py --tokens 4096        # more of each text (2,048 by default)
+    python benchmarks/quantize.py --budget-mb 120 --only '120 MB' --no-speed    # another size, that row alone
 
 The pinned models are de-quantized from 4 bits, so their weights lie on a grid, which some recipes meet exactly. By default uniform
 noise of one grid step is added to leave it. Each recipe is made in a bundle of its own from the same fp32 export, calibrated on the
@@ -15,7 +16,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -39,10 +40,10 @@ MODELS: dict[str, tuple[Callable[[], Path], int]] = {
 }
 
 
-def recipes(model: str) -> dict[str, dict[str, Any]]:
+def recipes(model: str, budgets: Sequence[int] = ()) -> dict[str, dict[str, Any]]:
     """Options of ``quantize`` by the name of a row. Sizes are 95 and 110 MB of SmolLM2, of others as many bytes a weight."""
     ratio = MODELS[model][1] / MODELS["smollm2"][1]
-    sizes = [round(ratio * size) for size in (95, 110)]
+    sizes = budgets or [round(ratio * size) for size in (95, 110)]
     return {
         "rtn": {"method": "rtn"},
         "mse": {"method": "mse"},
@@ -110,11 +111,14 @@ def decode_ratios(bundles: dict[str, Path]) -> dict[str, float]:
 @click.option("--as-shipped", is_flag=True, help="Leave the weights on their grid.")
 @click.option("--tokens", default=2048, show_default=True, help="Of each text.")
 @click.option("--only", multiple=True, metavar="RECIPE", help="Only this row. May be repeated.")
+@click.option("--budget-mb", "budgets", multiple=True, type=int, help="A size instead of those two. May be repeated.")
 @click.option("--model", "name", type=click.Choice(tuple(MODELS)), default="smollm2", show_default=True)
 @click.option("--speed/--no-speed", default=True, help="Time decode steps.")
-def main(work: Path, as_shipped: bool, tokens: int, only: tuple[str, ...], name: str, speed: bool) -> None:
+def main(
+    work: Path, as_shipped: bool, tokens: int, only: tuple[str, ...], budgets: tuple[int, ...], name: str, speed: bool
+) -> None:
     """Print a table of recipes."""
-    kind, rows, fetch = "shipped" if as_shipped else "off-grid", recipes(name), MODELS[name][0]
+    kind, rows, fetch = "shipped" if as_shipped else "off-grid", recipes(name, budgets), MODELS[name][0]
     if unknown := set(only) - rows.keys():
         raise click.BadParameter(f"no recipe {', '.join(sorted(unknown))}; there are: {', '.join(rows)}")
     base = work / (kind if name == "smollm2" else f"{name}-{kind}")

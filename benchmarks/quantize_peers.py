@@ -6,15 +6,20 @@
 
 Every engine is compared with the same fp32 weights. ONNX Runtime's quantizers are applied to edgepeft's fp32 graph; the builder
 of onnxruntime-genai starts from the Hugging Face folder; llama.cpp from a GGUF file with these weights, and is compared with what
-it computes of them in fp32 itself. Windows of 512 tokens of Python's manual and of Emma.
+it computes of them in fp32 itself. Windows of 512 tokens of Python's manual and of Emma. edgepeft comes last, at the size of each
+peer that is smaller than ``LARGEST_MB``. Seconds are those of all cores together.
+
+``slow`` measures one layer of what would take too long for a whole model, and multiplies: ONNX Runtime's GPTQ and its k-quant.
 """
 
 from __future__ import annotations
 
+import json
+import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,16 +28,29 @@ import numpy as np
 import onnx_ir as ir
 from quantize import WINDOW, windows
 
-from edgepeft.bundle import read_bundle
+from edgepeft.bundle import Bundle, read_bundle
 from edgepeft.cache import cache_dir
 from edgepeft.demo import assets
 from edgepeft.pipeline import Goal, quantize
-from edgepeft.pipeline._calibration_runs import feeds_of
+from edgepeft.pipeline._calibration_runs import calibration_runs, feeds_of
+from edgepeft.quantize.weights import matrices
 from edgepeft.runtime.sessions import open_session
 
+#: Engines in the order in which they are measured: edgepeft knows its peers' sizes then.
+KINDS = ("builder", "quantizers", "slow", "llama", "ours")
 Logits = Callable[[list[int]], np.ndarray]
 #: llama.cpp's threads wait by spinning: more of them than there are free cores take many times as long.
 THREADS = 1
+#: Peers beyond it have parts in fp32: no goal is set by their size.
+LARGEST_MB = 150
+#: The layer that stands for all.
+LAYER = 10
+
+
+def cpu_seconds() -> float:
+    """What this process and those that it ran took of all cores."""
+    usage = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in usage)
 
 
 def logarithms(logits: np.ndarray) -> np.ndarray:
@@ -81,6 +99,7 @@ def graph(bundle: Any, file: Path) -> Logits:
 def built(folder: Path) -> Logits:
     """A graph of onnxruntime-genai's builder: it takes a cache, empty here, and a mask."""
     session = open_session(folder / "model.onnx")
+    width = json.loads((folder / "genai_config.json").read_text(encoding="utf-8"))["model"]["decoder"]["head_size"]
 
     def run(window: list[int]) -> np.ndarray:
         feeds: dict[str, np.ndarray] = {}
@@ -92,21 +111,18 @@ def built(folder: Path) -> Logits:
             elif value.name == "position_ids":
                 feeds[value.name] = np.arange(len(window), dtype=np.int64)[None]
             else:
-                feeds[value.name] = np.zeros((1, int(value.shape[1]), 0, int(value.shape[3])), np.float32)
+                feeds[value.name] = np.zeros((1, int(value.shape[1]), 0, width), np.float32)
         found: np.ndarray = session.run(["logits"], feeds)[0]
         return found
 
     return run
 
 
-def ours(base: Path, work: Path) -> Iterator[tuple[str, int, Logits]]:
-    """edgepeft's recipes."""
+def ours(base: Path, work: Path, sizes: Sequence[int]) -> Iterator[tuple[str, int, Logits]]:
+    """edgepeft's default, and the best within each of ``sizes`` in bytes."""
     recipes: dict[str, dict[str, Any]] = {
-        "105 MB": {"goal": Goal(bytes=105_000_000)},
-        "91 MB": {"goal": Goal(bytes=91_000_000)},
-        "gptq (default)": {},
-        "rtn": {"method": "rtn"},
-        "mse": {"method": "mse"},
+        "default": {},
+        **{f"--budget-mb {size / 1e6:.1f}": {"goal": Goal(bytes=size // 100_000 * 100_000)} for size in sizes},
     }
     for name, options in recipes.items():
         folder = work / "ours"
@@ -120,22 +136,24 @@ def ours(base: Path, work: Path) -> Iterator[tuple[str, int, Logits]]:
         )
 
 
+def plain_graph(bundle: Bundle, work: Path) -> tuple[Path, list[str]]:
+    """A copy of edgepeft's fp32 graph, since onnx refuses hard links, and the names of nodes that read slots."""
+    copied = Path(shutil.copytree(bundle.path / "onnx", work / "fp32", dirs_exist_ok=True))
+    source = copied / Path(bundle.manifest.variants["fp32"].file).name
+    tensors = bundle.manifest.slots.tensors()
+    read = (n for n in ir.load(source).graph if any(v is not None and v.name in tensors for v in n.inputs))
+    return source, [node.name or "" for node in read]
+
+
 def quantizers(base: Path, work: Path) -> Iterator[tuple[str, int, Logits]]:
-    """ONNX Runtime's own quantizers of MatMul, over edgepeft's graph with an embedding of its own beside the head."""
+    """ONNX Runtime's own quantizers of MatMul that need no texts. A tied head and embedding stay in fp32."""
     from onnxruntime.quantization import matmul_nbits_quantizer as nbits
 
     bundle = read_bundle(base / "bundle")
-    copied = Path(
-        shutil.copytree(base / "bundle" / "onnx", work / "fp32", dirs_exist_ok=True)
-    )  # onnx refuses hard links
-    source = copied / Path(bundle.manifest.variants["fp32"].file).name
-    tensors = bundle.manifest.slots.tensors()
-    slots = [n.name for n in ir.load(source).graph if any(v is not None and v.name in tensors for v in n.inputs)]
-    default = {"block_size": 32, "accuracy_level": 4}
+    source, slots = plain_graph(bundle, work)
     configs: dict[str, dict[str, Any]] = {
-        "default, asymmetric": {"is_symmetric": False, **default},
-        "HQQ": {"algo_config": nbits.HQQWeightOnlyQuantConfig(block_size=32, bits=4, axis=1), "accuracy_level": 4},
-        "k-quant": {"algo_config": nbits.KQuantWeightOnlyQuantConfig(), **default},
+        "default, asymmetric": {"is_symmetric": False, "block_size": 32, "accuracy_level": 4},
+        "HQQ": {"algo_config": nbits.HQQWeightOnlyQuantConfig(block_size=32, bits=4, axis=1)},
     }
     for name, options in configs.items():
         folder = work / "ort"
@@ -146,6 +164,45 @@ def quantizers(base: Path, work: Path) -> Iterator[tuple[str, int, Logits]]:
         made.model.save_model_to_file(str(folder / "model.onnx"), True)
         size = sum(path.stat().st_size for path in folder.iterdir())
         yield f"ONNX Runtime {name}", size, graph(bundle, folder / "model.onnx")
+
+
+def too_slow(base: Path, work: Path) -> Iterator[str]:
+    """What ONNX Runtime's GPTQ and k-quant take for the matrices of one layer, and so for all layers.
+
+    Its GPTQ runs the whole graph once for each value that matrices read and each text. It is given the texts that edgepeft
+    calibrates on.
+    """
+    import onnx
+    from onnxruntime.quantization.neural_compressor import gptq_quantize, rtn_quantize
+
+    bundle = read_bundle(base / "bundle")
+    source, _ = plain_graph(bundle, work)
+    model = ir.load(source)
+    found = list(matrices(model.graph, bundle.manifest.slots))
+    inner = [each for each in found if not each.tables]
+    layer = [each for each in inner if f"layers.{LAYER}." in each.name]
+    nodes = {node.name or "" for each in layer for node in each.linear}
+    read = {node.inputs[0] for each in layer for node in each.linear}
+    times = len(inner) / len(layer)
+    four = {"bits": 4, "group_size": 32, "scheme": "asym"}
+    wanted = {node.name: dict(four) if node.name in nodes else "fp32" for node in model.graph}
+    feeds = calibration_runs(bundle, {}, rows=64).feeds
+    ways: dict[str, Callable[[Any], Any]] = {
+        "GPTQ": lambda whole: gptq_quantize(
+            whole, ((dict(each), None) for each in feeds), weight_config=wanted, n_samples=-1, accuracy_level=4
+        ),
+        "k-quant": lambda whole: rtn_quantize(whole, weight_config=wanted, algorithm="k_quant", accuracy_level=4),
+    }
+    for name, run in ways.items():
+        whole = onnx.load(source)
+        begin = cpu_seconds()
+        made = run(whole)
+        seconds = cpu_seconds() - begin
+        count = sum(node.op_type == "MatMulNBits" for node in made.model.graph.node)
+        yield (
+            f"ONNX Runtime {name}: {seconds:.0f} CPU s for {count} matrices of one layer ({len(read)} inputs), "
+            f"so {seconds * times:.0f} for all {len(inner)}"
+        )
 
 
 def builder(base: Path, work: Path) -> Iterator[tuple[str, int, Logits]]:
@@ -213,29 +270,45 @@ def llama(base: Path, work: Path) -> Iterator[tuple[str, int, Logits, Logits]]:
 @click.command(help=__doc__)
 @click.argument("base", type=click.Path(path_type=Path, exists=True))
 @click.option("--tokens", default=2048, show_default=True, help="Of each text.")
-@click.option("--only", multiple=True, type=click.Choice(("ours", "quantizers", "builder", "llama")))
-def main(base: Path, tokens: int, only: tuple[str, ...]) -> None:
+@click.option("--only", multiple=True, type=click.Choice(KINDS), default=KINDS, help="Engines; all by default.")
+@click.option("--budget-mb", "budgets", multiple=True, type=float, help="Sizes for edgepeft besides its peers'.")
+def main(base: Path, tokens: int, only: tuple[str, ...], budgets: tuple[float, ...]) -> None:
     """Print a row for each engine and recipe."""
     work = base / "peers"
     work.mkdir(exist_ok=True)
     texts = windows(base / "bundle", tokens)
     bundle = read_bundle(base / "bundle")
     fp32 = remembered(graph(bundle, base / "bundle" / bundle.manifest.variants["fp32"].file))
-    click.echo(f"{'engine and recipe':40s} {'MB':>6s}  perplexity over fp32, KL divergence, same top token")
-    makers: dict[str, Callable[..., Iterator[tuple[Any, ...]]]] = {
-        "ours": ours, "quantizers": quantizers, "builder": builder, "llama": llama,
-    }  # fmt: skip
-    for kind, make in makers.items():
-        if only and kind not in only:
+    sizes = [int(size * 1e6) for size in budgets]
+    click.echo(
+        f"{'engine and recipe':40s} {'MB':>6s} {'CPU s':>6s}  perplexity over fp32, KL divergence, same top token"
+    )
+    makers: dict[str, Callable[[], Iterator[tuple[Any, ...]]]] = {
+        "builder": lambda: builder(base, work),
+        "quantizers": lambda: quantizers(base, work),
+        "llama": lambda: llama(base, work),
+        "ours": lambda: ours(base, work, sorted({*sizes})),
+    }
+    for kind in KINDS:
+        if kind not in only:
             continue
         try:
-            for name, size, run, *own in make(base, work):
+            if kind == "slow":
+                for line in too_slow(base, work):
+                    print(line, flush=True)
+                continue
+            begin = cpu_seconds()
+            for name, size, run, *own in makers[kind]():
+                seconds = cpu_seconds() - begin
                 reference = own[0] if own else fp32
                 found = "; ".join(f"{text} {compare(reference, run, parts)}" for text, parts in texts.items())
-                print(f"{name:40s} {size / 1e6:6.1f}  {found}", flush=True)
+                print(f"{name:40s} {size / 1e6:6.1f} {seconds:6.0f}  {found}", flush=True)
+                if kind != "ours" and size < LARGEST_MB * 1e6:
+                    sizes.append(size)
+                begin = cpu_seconds()
         except (ModuleNotFoundError, subprocess.CalledProcessError) as error:
             reason = error.stderr.decode()[-500:] if isinstance(error, subprocess.CalledProcessError) else error
-            click.echo(f"{kind:40s}         left out: {reason}")
+            click.echo(f"{kind:40s}                left out: {reason}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from ..bundle import Bundle
 from ..bundle.cache_names import is_past
 from ..data import Examples, evenly
 from ..errors import DataError, InputError
+from ..quantize.recipes import WHOLE
 from ..quantize.stages import Steps
 from ..runtime.active import read_tensors
 from ..runtime.generation.tokens import Tokens
@@ -44,6 +45,8 @@ class Runs:
     #: ``PROBED`` in all; more and shorter ones of encoders), and others by which the result is judged.
     probes: tuple[Mapping[str, np.ndarray], ...] = ()
     apart: tuple[Mapping[str, np.ndarray], ...] = ()
+    #: Tokens of those whose texts fill no second window, by name: nothing of them could be kept apart.
+    short: Mapping[str, int] = field(default_factory=dict)
 
     def feeds_of(self, field: str) -> tuple[Mapping[str, np.ndarray], ...]:
         """What calibrates one graph, by its field of :class:`~edgepeft.bundle.Variant`."""
@@ -85,26 +88,52 @@ def calibration_runs(bundle: Bundle, data: Mapping[str, Examples], *, rows: int)
     return _language(bundle, data, rows) if bundle.manifest.writes else _texts(bundle, data, rows)
 
 
+def check_runs(bundle: Bundle, data: Mapping[str, Examples], *, rows: int) -> None:
+    """Raise what :func:`calibration_runs` would of these texts, before anything is copied or run."""
+    check_texts(bundle, data, language=bundle.manifest.writes)
+    if not bundle.manifest.writes or bundle.manifest.variants[WHOLE].decoder_file is not None:
+        return  # any text will do
+    for name in (None, *bundle.manifest.adapters):
+        tokens, count = Tokens(bundle, bundle.text_of(name)), 0
+        for text in _chosen(data, name, rows):
+            count += len(tokens.encode(text, special=False))
+            if count > 1:
+                break
+        else:
+            raise _too_short(name)
+
+
+def _chosen(data: Mapping[str, Examples], name: str | None, rows: int) -> list[str]:
+    """The texts that the base or an adapter runs: its own, those for all, or else all there are."""
+    own = data.get(name or "*", data.get("*"))
+    texts = list(own.texts) if own is not None else [text for each in data.values() for text in each.texts]
+    return [texts[i] for i in evenly(len(texts), rows)]
+
+
+def _too_short(name: str | None) -> DataError:
+    return DataError(
+        f"the texts for {name or 'the base'} hold no run of two tokens: nothing can be measured on them. Give longer ones"
+    )
+
+
 def _language(bundle: Bundle, data: Mapping[str, Examples], rows: int) -> Runs:
     manifest = bundle.manifest
     length = min(WINDOW, manifest.max_length or WINDOW)
-    everything = [text for each in data.values() for text in each.texts] or [SHIPPED.read_text(encoding="utf-8")]
     feeds: list[Mapping[str, np.ndarray]] = []
     held: dict[str | None, tuple[tuple[int, ...], ...]] = {}
     counts: dict[str, int] = {}
     probes: list[Mapping[str, np.ndarray]] = []
     kept_apart: list[Mapping[str, np.ndarray]] = []
+    short: dict[str, int] = {}
     adapters = manifest.adapters
     for name in (None, *adapters):
         own = data.get(name or "*", data.get("*"))
-        texts = list(own.texts) if own is not None else everything
-        windows = list(
-            _windows(Tokens(bundle, bundle.text_of(name)), [texts[i] for i in evenly(len(texts), rows)], length)
-        )
+        texts = _chosen(data, name, rows) if data else [SHIPPED.read_text(encoding="utf-8")]
+        windows = list(_windows(Tokens(bundle, bundle.text_of(name)), texts, length))
         if not windows:
-            raise DataError(
-                f"the texts for {name or 'the base'} hold no run of two tokens: nothing can be measured on them. Give longer ones"
-            )
+            raise _too_short(name)
+        if len(windows) == 1:
+            short[name or "*"] = len(windows[0])
         apart = windows[HELD_OUT - 1 :: HELD_OUT] or windows[-1:]
         used = [w for w in windows if w not in apart] or windows
         share = TOKENS if not adapters else TOKENS // 2 if name is None else TOKENS // (2 * len(adapters))
@@ -116,7 +145,7 @@ def _language(bundle: Bundle, data: Mapping[str, Examples], rows: int) -> Runs:
         kept_apart += [{**feeds_of(bundle, window), **tensors} for window in apart[1:SHARED] or apart]
         held[name] = tuple(apart[:SHARED])
         counts[name or "*"] = len(used)
-    return Runs(tuple(feeds), held, counts, tuple(probes[:PROBED]), tuple(kept_apart))
+    return Runs(tuple(feeds), held, counts, tuple(probes[:PROBED]), tuple(kept_apart), short)
 
 
 def _windows(tokens: Tokens, texts: Sequence[str], length: int) -> Iterator[tuple[int, ...]]:

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import onnx_ir as ir
+
 from ..bundle import Bundle
 from ..data import Examples
 from ..errors import InputError
 from ..quantize.recipes import METHODS, WHOLE, Recipe, recipe
-from ._calibration_runs import can_calibrate
+from ..quantize.sizes import least_of
+from ..units import MB
+from ._calibration_runs import can_calibrate, check_runs
 from ._mixed_bits import Front
 from ._mixed_variant import Goal
 
@@ -84,6 +88,36 @@ def choose_fitting(
     if data and not rule.calibrated and chosen != "gptq":
         raise InputError(f"{rule.variant} measures nothing beforehand: leave the data out")
     return Fitting(chosen, heal, head_bits, layer_bits, goal)
+
+
+def require_possible(bundle: Bundle, fitting: Fitting, data: Mapping[str, Examples], rows: int) -> None:
+    """Refuse, before anything is copied or run, texts that cannot be run and a size that is below every choice of bits.
+
+    Args:
+        bundle: The bundle.
+        fitting: What was chosen for it.
+        data: Texts by adapter.
+        rows: How many texts of each adapter are run.
+
+    Raises:
+        InputError: The smallest choice of bits is larger than the goal; the message says how large it is.
+        DataError: Texts hold nothing to run.
+        UnknownAdapterError: A name in ``data`` is no adapter.
+    """
+    if fitting.method == "gptq" and data:
+        check_runs(bundle, data, rows=rows)
+    goal = fitting.goal
+    if goal is None or goal.divergence is not None:
+        return
+    whole = bundle.manifest.variants[WHOLE]
+    files = [bundle.file(file) for file in (whole.file, whole.decoder_file) if file]
+    least = least_of((ir.load(file) for file in files), bundle.manifest.slots)
+    size = least.bytes + sum(file.stat().st_size for file in files)  # rounding adds nodes, and takes none
+    if (goal.bytes or size) < size or (goal.bits or least.bits) < least.bits:
+        raise InputError(
+            f"no choice of bits reaches that size: the smallest is {size / MB:.2f} MB or a little more ({least.bits:.2f} bits a "
+            "weight, scales included)"
+        )
 
 
 def _of_halves(

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from ..bundle import Bundle, Variant
 from ..data import Examples
-from ..errors import ParityError
+from ..errors import BundleError, ParityError
 from ..quantize.halves.plan import MARGIN, HalfPlan, plan_halves
 from ..quantize.halves.prepare import float_values, prepare, write_exact
 from ..quantize.halves.ranges import write_watched
@@ -187,6 +187,12 @@ def _measured(
     probe = _probe(copy)
     runs = HalfRuns(copy, [GraphFile(file) for file in work.exact])
     probed: dict[str | None, Found] = {name: probe.run(runs.use(name)) for name in _adapters(copy)}
+    for name, found in probed.items():
+        if not np.isfinite(probe.difference(found, found)):  # NaN and infinity differ from themselves
+            raise BundleError(
+                f"{name or 'the base'} computes numbers that are not finite in float32 already: look for NaN or infinite weights "
+                "in the checkpoint"
+            )
     runs = _watched(copy, work)
     for name in _adapters(copy):
         announce(f"measuring what {name or 'the base'} computes")

@@ -16,8 +16,8 @@ from ..quantize.counts import count_quantized
 from ..quantize.recipes import WHOLE
 from ..quantize.sizes import planned_bytes
 from ..units import MB
-from ._calibrate import check_texts
-from ._fitting import Fitting, choose_fitting
+from ._calibrate import ROWS, check_texts
+from ._fitting import Fitting, choose_fitting, require_possible
 from ._halves import whole_name
 from ._mixed_variant import Goal
 from ._plan import PlannedFile
@@ -102,6 +102,7 @@ def plan_quantize(
         check_texts(opened, data or {})
     begun = source_of(opened.manifest, rule)
     _check_wanted(opened.manifest, opened.path, variant, replace, begun)
+    require_possible(opened, fitting, data or {}, ROWS)
     whole = opened.manifest.variants[begun]
     files, weights = [], 0
     for source in _graphs(whole).values():

@@ -25,7 +25,7 @@ from ._calibrate import ROWS, check_texts, measure_ranges, measured_without
 from ._calibration_crossed import crossed_runs
 from ._calibration_runs import Runs, calibration_runs
 from ._edit import Edit, copy_files, edit
-from ._fitting import Fitting, choose_fitting
+from ._fitting import Fitting, choose_fitting, require_possible
 from ._halves import graphs_in_fp32, halve
 from ._manifest import require_onnx
 from ._mixed_bits import Front, make_mixed
@@ -135,6 +135,7 @@ def quantize(
         check_texts(opened, data or {})
 
     _check_wanted(opened.manifest, opened.path, variant, replace, whole)
+    require_possible(opened, fitting, data or {}, rows)
     require_room(opened, rule, whole, method)
 
     def needs(manifest: Manifest) -> tuple[str, ...]:
@@ -317,6 +318,12 @@ def _runs(copy: Bundle, data: Mapping[str, Examples], rows: int, announce: Annou
     source = "the given texts" if data else "the text that ships with edgepeft"
     each = ", ".join(f"{count} of {'the base' if name == '*' else name}" for name, count in runs.counts.items())
     announce(f"calibrating on {source}: runs {each}")
+    for name, count in runs.short.items():
+        who = "the base" if name == "*" else name
+        announce(
+            f"the texts for {who} hold {count} tokens, less than a window can keep apart: they are both fitted to and judged by. "
+            "Give more"
+        )
     return runs
 
 

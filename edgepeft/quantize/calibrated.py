@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..bundle import SlotTable
-from ..errors import BundleError
-from .gptq import bias_of, gptq
+from .gptq import Hessian, bias_of, gptq
 from .grids import fit_grid, half_scales
 from .low_rank import correction
 from .moments import BUDGET, Feeds, Moments, linear_inputs, measure_moments
@@ -23,6 +23,8 @@ from .weights import Matrix, matrices
 
 #: From so many bits on the nearest number is as good as one that makes up for others.
 NEAREST_BITS = 8
+#: Rows whose error is held at a time.
+_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -127,9 +129,10 @@ def fit(
     done: dict[str, Fitted] = {}
     for found in measure_moments(source, slots, batches, open_session, budget=budget, only=waiting.keys()):
         for value, moments in found.items():
+            layer = _Layer(moments)
             for name in reads.get(value, ()):
                 matrix = waiting[name]
-                done[name] = _fitted(matrix, moments, forms[name], 0 if matrix.tables else heal)
+                done[name] = layer.fit(matrix, forms[name], 0 if matrix.tables else heal)
     return done
 
 
@@ -141,28 +144,49 @@ def write_rounded(
     for matrix in list(matrices(model.graph, slots, width=BLOCK)):
         known = rounded.get(matrix.name)
         form = forms[matrix.name]
-        write(model.graph, matrix, known or Rounded(Packed.of(nearest_in(finite(matrix), form))))
+        write(model.graph, matrix, known or Rounded(Packed.of(nearest_in(matrix.finite(), form))))
     ir.save(model, target, external_data=f"{target.name}_data")
 
 
-def _fitted(matrix: Matrix, moments: Moments, form: Form, heal: int) -> Fitted:
-    weight = finite(matrix)
-    if form.bits >= NEAREST_BITS:
-        return Fitted(nearest_with_bias(weight, moments.mean, form), moments.mean)
-    if (stored := on_stored_grid(matrix, form, offsets=form.offsets or heal > 0)) is not None:
-        return Fitted(stored, moments.mean)
-    blocks = gptq(weight, moments.covariance, bits=form.bits, block=form.block)
-    error = weight - blocks.numbers()
-    added = None
-    if heal:
-        added = correction(error, moments.covariance, heal)
+class _Layer:
+    """What weights that meet the same inputs are fitted to."""
+
+    def __init__(self, moments: Moments) -> None:
+        self.moments = moments
+
+    @cached_property
+    def hessian(self) -> Hessian:
+        """Made for the first weight that needs it."""
+        return Hessian.of(self.moments.covariance)
+
+    def fit(self, matrix: Matrix, form: Form, heal: int) -> Fitted:
+        """Round a weight, with a bias and a correction of rank ``heal`` for what that leaves."""
+        weight, mean = matrix.finite(), self.moments.mean
+        if form.bits >= NEAREST_BITS:
+            return Fitted(nearest_with_bias(weight, mean, form), mean)
+        if (stored := on_stored_grid(matrix, form, offsets=form.offsets or heal > 0)) is not None:
+            return Fitted(stored, mean)
+        blocks = gptq(weight, self.hessian, bits=form.bits, block=form.block)
+        if not heal:
+            return Fitted(Rounded(Packed.of(blocks), _bias_by_rows(weight, blocks, mean)), mean)
+        error = weight - blocks.numbers()
+        added = correction(error, self.moments.covariance, heal)
         error -= (added.first @ added.second).T
-    return Fitted(Rounded(Packed.of(blocks), bias_of(error, moments.mean), added), moments.mean)
+        return Fitted(Rounded(Packed.of(blocks), bias_of(error, mean), added), mean)
+
+
+def _bias_by_rows(weight: np.ndarray, blocks: Blocks, mean: np.ndarray) -> np.ndarray:
+    """The bias for what rounding leaves on average, float32 ``[out]``, without a copy of a whole head in floats."""
+    found = [
+        bias_of(weight[start : start + _ROWS] - blocks.rows(start, start + _ROWS).numbers(), mean)
+        for start in range(0, len(weight), _ROWS)
+    ]
+    return np.concatenate(found)
 
 
 def on_stored_grid(matrix: Matrix, form: Form, *, offsets: bool) -> Rounded | None:
     """A matrix as it is, where it lies on a grid of that form; one with offsets only where these may be had."""
-    found = stored_grid(finite(matrix), form)
+    found = stored_grid(matrix.finite(), form)
     if found is None or (found.offsets is not None and (matrix.tables or not offsets)):
         return None
     return Rounded(Packed.of(found.blocks), offsets=found.offsets)
@@ -171,18 +195,7 @@ def on_stored_grid(matrix: Matrix, form: Form, *, offsets: bool) -> Rounded | No
 def nearest_with_bias(weight: np.ndarray, mean: np.ndarray, form: Form) -> Rounded:
     """``weight`` ``[out, in]`` rounded to the nearest, and a bias for what that moves at the ``mean`` of its inputs."""
     blocks = nearest_in(weight, form)
-    return Rounded(Packed.of(blocks), bias_of(weight - blocks.numbers(), mean))
-
-
-def finite(matrix: Matrix) -> np.ndarray:
-    """A matrix's numbers; :class:`BundleError` where one is infinite or no number."""
-    weight = matrix.numbers
-    if not np.isfinite(weight).all():
-        raise BundleError(
-            f"weight {matrix.name} holds numbers that are not finite: nothing near them can be stored in few bits. Look at the "
-            "checkpoint"
-        )
-    return weight
+    return Rounded(Packed.of(blocks), _bias_by_rows(weight, blocks, mean))
 
 
 def nearest_in(weight: np.ndarray, form: Form) -> Blocks:

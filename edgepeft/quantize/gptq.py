@@ -6,6 +6,8 @@ code). So that columns of a block may come at any time, grids are chosen before,
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from .grids import as_half, fit_grid, half_scales
@@ -13,8 +15,10 @@ from .packing import Blocks, Grid
 
 #: What is added to the diagonal of the covariance, as a share of its mean (the paper's 1 %).
 DAMPING = 0.01
-#: Columns after which their errors are passed on to all that follow, and rows whose scales are solved for at a time.
-_COLUMNS, _ROWS = 32, 4096
+#: Columns after which their errors are passed on to all that follow, and the size from which on a triangle is inverted by halves.
+_COLUMNS, _TRIANGLE = 32, 128
+#: Numbers of a weight that are rounded at a time, and of the equations for scales that are solved at a time.
+_NUMBERS, _EQUATIONS = 1 << 25, 1 << 24
 #: A scale that least squares would change by more than this factor is left, and with it those of its row.
 _FURTHEST = 3.0
 
@@ -29,21 +33,62 @@ def damped(covariance: np.ndarray, damping: float = DAMPING) -> np.ndarray:
     return h
 
 
-def inverse_factor(covariance: np.ndarray, damping: float = DAMPING) -> np.ndarray:
-    """Upper triangular ``U`` with ``U.T @ U`` the inverse of the damped covariance ``[in, in]``, float32.
+def inverse_factor(h: np.ndarray) -> np.ndarray:
+    """Upper triangular ``U`` with ``U.T @ U`` the inverse of ``h`` ``[in, in]``, which is positive definite; float32.
 
     With ``J`` the reversal of rows and columns and ``J H J = L L.T``, ``U`` is the inverse of ``J L J``: one Cholesky
-    decomposition, and no inverse of ``H`` that another one would have to take apart.
+    decomposition, and no inverse of ``H`` that another one would have to take apart. The triangle, whose condition is the square
+    root of ``H``'s, is inverted in float32.
     """
-    return _factor(damped(covariance, damping))
+    lower = np.linalg.cholesky(h[::-1, ::-1]).astype(np.float32)
+    _invert_lower(lower)
+    return np.ascontiguousarray(lower[::-1, ::-1])
 
 
-def _factor(h: np.ndarray) -> np.ndarray:
-    lower = np.linalg.cholesky(h[::-1, ::-1])
-    return np.triu(np.linalg.inv(lower)[::-1, ::-1]).astype(np.float32)
+def _invert_lower(lower: np.ndarray) -> None:
+    """Put the inverse of a lower triangular matrix in its place, by halves: mostly products of matrices.
+
+    ``numpy.linalg.inv`` takes no notice of the zeros, which is four times the work.
+    """
+    size = len(lower)
+    if size <= _TRIANGLE:
+        lower[:] = np.tril(np.linalg.inv(lower))
+        return
+    half = size // 2
+    first, second, below = lower[:half, :half], lower[half:, half:], lower[half:, :half]
+    _invert_lower(first)
+    _invert_lower(second)
+    below[:] = -(second @ below) @ first
 
 
-def gptq(weight: np.ndarray, covariance: np.ndarray, *, bits: int, block: int, damping: float = DAMPING) -> Blocks:
+@dataclass(frozen=True)
+class Hessian:
+    """What an error of a layer's weights costs, made once for all weights that meet the same inputs.
+
+    ``damped`` is :func:`damped` in float32, ``order`` the columns with those of the largest activations first, ``factor``
+    :func:`inverse_factor` of the damped covariance in that order, and ``importance`` ``[in]`` what an error of each column costs
+    at least: one over the diagonal of the inverse.
+    """
+
+    damped: np.ndarray
+    order: np.ndarray
+    factor: np.ndarray
+    importance: np.ndarray
+
+    @staticmethod
+    def of(covariance: np.ndarray, damping: float = DAMPING) -> Hessian:
+        """That of inputs with this covariance ``[in, in]``; ``damping`` as a share of the mean of its diagonal."""
+        h = damped(covariance, damping)
+        order = np.argsort(-np.diag(h), kind="stable")
+        narrow = h.astype(np.float32)
+        h = h[np.ix_(order, order)]
+        factor = inverse_factor(h)
+        importance = np.empty(len(h))
+        importance[order] = 1 / np.square(factor).sum(0)
+        return Hessian(narrow, order, factor, importance)
+
+
+def gptq(weight: np.ndarray, hessian: Hessian, *, bits: int, block: int) -> Blocks:
     """Round ``weight`` ``[out, in]`` so that its outputs change least, up to a constant that a bias makes up for.
 
     The paper takes second moments about zero. About the mean the rounding is free to move the mean of each output, which
@@ -51,23 +96,27 @@ def gptq(weight: np.ndarray, covariance: np.ndarray, *, bits: int, block: int, d
 
     Args:
         weight: float32 ``[out, in]``.
-        covariance: Of the layer's inputs, ``[in, in]``.
+        hessian: Of the layer's inputs.
         bits: 2, 4 or 8.
         block: Columns that share a scale and a zero point.
-        damping: Share of the mean of the diagonal that is added to it.
 
     Returns:
         The rounded weight.
+
+    Example:
+        >>> inputs = np.random.default_rng(0).standard_normal((100, 64)).astype(np.float32)
+        >>> rounded = gptq(np.eye(64, dtype=np.float32), Hessian.of(np.cov(inputs.T)), bits=4, block=32)
+        >>> rounded.q.shape
+        (64, 64)
     """
-    h = damped(covariance, damping)
-    order = np.argsort(-np.diag(h), kind="stable")
-    factor = _factor(h[np.ix_(order, order)])
-    importance = np.empty(len(h))
-    importance[order] = 1 / np.square(factor).sum(
-        0
-    )  # one over the diagonal of the inverse: what an error costs at least
-    grid = _grid(weight, bits, block, importance)
-    return refit_scales(weight, Blocks(grid, _rounded(weight, grid, factor, order)), h)
+    grid = _grid(weight, bits, block, hessian.importance)
+    # Rows do not depend on each other: a head has so many that copies of all would be what takes the most memory.
+    step = max(1, _NUMBERS // weight.shape[1])
+    parts = [
+        _rounded(weight[start : start + step], grid.rows(start, start + step), hessian.factor, hessian.order)
+        for start in range(0, len(weight), step)
+    ]
+    return refit_scales(weight, Blocks(grid, np.concatenate(parts)), hessian.damped)
 
 
 def _grid(weight: np.ndarray, bits: int, block: int, importance: np.ndarray) -> Grid:
@@ -84,7 +133,7 @@ def _grid(weight: np.ndarray, bits: int, block: int, importance: np.ndarray) -> 
 
 
 def _rounded(weight: np.ndarray, grid: Grid, factor: np.ndarray, order: np.ndarray) -> np.ndarray:
-    """``q`` of a weight ``[out, in]`` on a grid, columns taken in ``order``; ``factor`` is :func:`_factor` in that order."""
+    """``q`` of a weight ``[out, in]`` on a grid, columns taken in ``order``; ``factor`` is that of a :class:`Hessian`."""
     top = np.float32(grid.top)
     rest = np.ascontiguousarray(weight.T[order], np.float32)  # [in, out]: a column of the weight lies in one piece
     scales = np.ascontiguousarray(grid.scales.T, np.float32)
@@ -119,17 +168,19 @@ def refit_scales(weight: np.ndarray, blocks: Blocks, h: np.ndarray) -> Blocks:
     grid = blocks.grid
     assert grid.zeros is not None
     rows, columns = weight.shape
-    h = h.astype(np.float32)
+    h = h.astype(np.float32, copy=False)
     scales = grid.scales.astype(np.float32)
-    for start in range(0, rows, _ROWS):
-        part = slice(start, min(start + _ROWS, rows))
+    step = max(1, _EQUATIONS // (columns + scales.shape[1] ** 2))
+    for start in range(0, rows, step):
+        part = slice(start, min(start + step, rows))
         zeros = np.repeat(grid.zeros[part].astype(np.float32), grid.block, axis=1)[:, :columns]
         steps = blocks.q[part].astype(np.float32) - zeros
         wanted = _by_block(steps * (weight[part] @ h), grid.block)
         among = np.empty((len(steps), scales.shape[1], scales.shape[1]), np.float32)
         for b in range(scales.shape[1]):
-            inside = slice(b * grid.block, min((b + 1) * grid.block, columns))
-            among[:, b] = _by_block((steps[:, inside] @ h[inside]) * steps, grid.block)
+            inside, later = slice(b * grid.block, (b + 1) * grid.block), slice(b * grid.block, columns)
+            pairs = _by_block((steps[:, inside] @ h[inside, later]) * steps[:, later], grid.block)
+            among[:, b, b:] = among[:, b:, b] = pairs
         scales[part] = _solved(among.astype(np.float64), wanted.astype(np.float64), scales[part])
     if grid.scales.dtype == np.float16:
         scales = as_half(scales).astype(np.float16)

@@ -15,9 +15,11 @@ def half_scales(weight: np.ndarray, bits: int, block: int) -> bool:
 
     Numbers are put on the grid after its scale was rounded, so that what rounding does to a scale is no error of a number.
     """
-    peaks = np.maximum.reduceat(np.abs(weight), np.arange(0, weight.shape[1], block), axis=1) / ((1 << bits) - 1)
-    low = np.min(peaks, where=peaks > 0, initial=np.inf)
-    return bool(low >= SMALLEST_HALF * 2 and np.max(peaks, initial=0) <= LARGEST_HALF)
+    starts = np.arange(0, weight.shape[1], block)
+    high, low = np.maximum.reduceat(weight, starts, axis=1), np.minimum.reduceat(weight, starts, axis=1)
+    peaks = np.maximum(high, -low) / ((1 << bits) - 1)
+    least = np.min(peaks, where=peaks > 0, initial=np.inf)
+    return bool(least >= SMALLEST_HALF * 2 and np.max(peaks, initial=0) <= LARGEST_HALF)
 
 
 def as_half(scales: np.ndarray) -> np.ndarray:
@@ -44,7 +46,8 @@ def fit_grid(
         half: Only scales that float16 holds exactly.
 
     Returns:
-        Scales ``[rows]`` float32, and zero points ``[rows]`` as float32 whole numbers in 0 … 2^bits - 1.
+        Scales ``[rows]`` float32, and zero points ``[rows]`` as float32 whole numbers in 0 … 2^bits - 1. The scale of a block with
+        a number that is not finite is NaN.
 
     Example:
         >>> scale, zero = fit_grid(np.array([[0.0, 1.0, 2.0, 15.0]], np.float32), bits=4)
@@ -54,6 +57,9 @@ def fit_grid(
     top = np.float32((1 << bits) - 1)
     cost = np.ones(weight.shape[1], np.float32) if importance is None else importance.astype(np.float32)
     low, high = np.minimum(weight.min(1), 0), np.maximum(weight.max(1), 0)
+    if (lost := ~np.isfinite(high - low)).any():
+        scales, zeros = fit_grid(np.where(lost[:, None], 0, weight), bits, importance, steps, half=half)
+        return np.where(lost, np.float32(np.nan), scales), zeros
     tiny = np.finfo(np.float32).tiny
     best = np.full(len(weight), np.inf, np.float32)
     scales, zeros = np.ones(len(weight), np.float32), np.zeros(len(weight), np.float32)

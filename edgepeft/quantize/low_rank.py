@@ -26,20 +26,24 @@ def correction(error: np.ndarray, covariance: np.ndarray, rank: int, damping: fl
     """
     out, width = error.shape
     rank = min(rank, out, width)
-    e = error.astype(np.float64)
-    h = covariance.astype(np.float64)
+    e, h = error.astype(np.float32, copy=False), covariance.astype(np.float32)
     h[np.diag_indices(width)] += max(damping * float(np.trace(h)) / width, 1e-30)
     if out <= width:  # directions of outputs: those in which E H E^T is largest
-        _, vectors = np.linalg.eigh(e @ h @ e.T)
-        kept = vectors[:, ::-1][:, :rank]
+        kept = _largest(e @ h @ e.T, rank)
         first, second = (kept.T @ e).T, kept.T
     else:
-        lower = np.linalg.cholesky(h)
-        seen = e @ lower
-        _, vectors = np.linalg.eigh(seen.T @ seen)
-        kept = vectors[:, ::-1][:, :rank]
+        lower = np.linalg.cholesky(h.astype(np.float64))
+        seen = e @ lower.astype(np.float32)
+        kept = _largest(seen.T @ seen, rank)
         first, second = np.linalg.solve(lower.T, kept), (seen @ kept).T
     large = np.linalg.norm(first, axis=0)
     balance = np.sqrt(np.linalg.norm(second, axis=1) / np.where(large > 0, large, 1))
     balance = np.where(balance > 0, balance, 1)
     return Correction((first * balance).astype(np.float32), (second / balance[:, None]).astype(np.float32))
+
+
+def _largest(matrix: np.ndarray, rank: int) -> np.ndarray:
+    """The eigenvectors of a symmetric matrix with the largest eigenvalues, ``[size, rank]``."""
+    _, vectors = np.linalg.eigh(matrix.astype(np.float64))
+    found: np.ndarray = vectors[:, ::-1][:, :rank]
+    return found

@@ -14,7 +14,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from .calibrated import finite, nearest
+from .calibrated import nearest
 from .grids import half_scales
 from .packing import Form
 from .stored_grid import stored_grid
@@ -49,6 +49,16 @@ class Point:
     forms: Mapping[str, Form]
 
 
+def forms_of(matrix: Matrix) -> list[Form]:
+    """The forms that a matrix of its shape may take, those of a grid that it lies on apart."""
+    columns = matrix.shape[1]
+    return [
+        form
+        for form in FORMS
+        if not (matrix.tables and columns % form.block) and (form.block <= columns or form == MEASURED)
+    ]
+
+
 def options_of(matrix: Matrix, loss: float) -> tuple[Option, ...]:
     """The forms that a matrix may take.
 
@@ -60,7 +70,7 @@ def options_of(matrix: Matrix, loss: float) -> tuple[Option, ...]:
         One for each form; losses in proportion to the squared error of rounding to the nearest. A matrix that lies on the grid of
         ``MEASURED`` has that alone, and one that lies on it but for its zero has ``OFFSET`` too, at no loss.
     """
-    weight = finite(matrix)
+    weight = matrix.finite()
     rows, columns = weight.shape
     stored = stored_grid(weight, MEASURED)
     if stored is not None and stored.offsets is None:
@@ -69,8 +79,7 @@ def options_of(matrix: Matrix, loss: float) -> tuple[Option, ...]:
     sample = weight[np.unique(np.linspace(0, rows - 1, ROWS).astype(int))].astype(np.float32)
     errors = {
         form: float(np.square(sample - nearest(sample, form.bits, form.block).numbers()).sum())
-        for form in FORMS
-        if not (matrix.tables and columns % form.block) and (form.block <= columns or form == MEASURED)
+        for form in forms_of(matrix)
     }
     measured = errors[MEASURED] or 1.0
     # A matrix whose scales float16 cannot hold has them in float32.

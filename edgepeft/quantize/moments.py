@@ -49,9 +49,13 @@ class _Sums:
             return False
         self.level = self.level or float(energy.mean()) or 1.0  # of the first run: it only has to be of the right size
         weights = (self.level / (energy + self.level)).astype(np.float32)
-        scaled = x * weights[:, None]
-        first, second = scaled.sum(0), scaled.T @ x
-        self.first, self.second = (self.first + first, self.second + second) if self.rows else (first, second)
+        scaled = x * np.sqrt(weights)[:, None]
+        first, second = weights @ x, scaled.T @ scaled  # numpy computes half of a product with itself
+        if self.rows:
+            self.first += first
+            self.second += second
+        else:
+            self.first, self.second = first, second
         self.weight += float(weights.sum(dtype=np.float64))
         self.rows += len(x)
         return True
@@ -133,7 +137,7 @@ def measure_moments(
                 if not sums[name].add(found[name].reshape(-1, found[name].shape[-1])):
                     raise BundleError(
                         f"activation {name} of the fp32 variant is not finite on the calibration texts: nothing can be fitted "
-                        "to it. Look for NaN or infinite weights in the checkpoint"
+                        f"to it. {_origin(model.graph)}"
                     )
             values.update({name: found[name] for name in segment.outputs})
             for name in set(values) - later:
@@ -141,6 +145,15 @@ def measure_moments(
         del session
         file.unlink(missing_ok=True)
         yield {name: each.moments() for name, each in sums.items()}
+
+
+def _origin(graph: ir.Graph) -> str:
+    """Which stored weight is to blame for an activation that is not finite."""
+    for name, value in graph.initializers.items():
+        tensor = value.const_value
+        if tensor is not None and tensor.dtype == ir.DataType.FLOAT and not np.isfinite(tensor.numpy()).all():
+            return f"Weight {name} of the checkpoint holds NaN or infinity"
+    return "All weights are finite: the model computes numbers beyond float32 here. Look at its largest weights"
 
 
 def _segments(graph: ir.Graph, watched: set[str], fed: set[str], budget: int) -> Iterator[_Segment]:

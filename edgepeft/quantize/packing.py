@@ -59,6 +59,11 @@ class Grid:
         """The zero point of a grid without any."""
         return 1 << (self.bits - 1)
 
+    def rows(self, start: int, stop: int) -> Grid:
+        """The grid of some rows."""
+        zeros = None if self.zeros is None else self.zeros[start:stop]
+        return Grid(self.bits, self.block, self.scales[start:stop], zeros)
+
     def nearest(self, weight: np.ndarray) -> np.ndarray:
         """``q`` nearest to ``weight`` ``[rows, columns]``, uint8 of the same shape."""
         rows, columns = weight.shape
@@ -85,6 +90,10 @@ class Blocks:
 
     grid: Grid
     q: np.ndarray
+
+    def rows(self, start: int, stop: int) -> Blocks:
+        """Some rows of the weight."""
+        return Blocks(self.grid.rows(start, stop), self.q[start:stop])
 
     def numbers(self) -> np.ndarray:
         """The weight after rounding, float32 ``[rows, columns]``."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
 
 import onnx_ir as ir
 
 from ..bundle import SlotTable
 from .calibrated import form_of
+from .mixed import forms_of
 from .packing import BLOCK, Form
 from .searched import block_of_8
 from .weights import Matrix, matrices
@@ -58,6 +60,37 @@ def planned_bytes(
         else:
             sizes += _in_channels(matrix, variant)
     return sum(size for size in sizes if size > IN_GRAPH)
+
+
+@dataclass(frozen=True)
+class Least:
+    """The smallest that matrices with bits of their own can become, told from shapes: at least so many bytes in all, and bits a
+    weight of the matrices, scales included."""
+
+    bytes: int
+    bits: float
+
+
+def least_of(models: Iterable[ir.Model], slots: SlotTable) -> Least:
+    """The smallest weights files of the graphs of a model. Weights that lie on a grid already may allow for no less than more."""
+    held = matrix_bytes = numbers = 0
+    for model in models:
+        found = list(matrices(model.graph, slots, width=BLOCK))
+        held += sum(_others(model, {matrix.name for matrix in found}))
+        for matrix in found:
+            rows, columns = matrix.shape
+            form = min(forms_of(matrix), key=lambda each: each.bytes(rows, columns))
+            held += sum(_in_blocks(matrix, "q4", "gptq", 0, form))
+            matrix_bytes += form.bytes(rows, columns)
+            numbers += rows * columns
+    return Least(held, 8 * matrix_bytes / max(1, numbers))
+
+
+def _others(model: ir.Model, rounded: Collection[str]) -> Iterator[int]:
+    """Bytes of the initializers that are no matrices."""
+    for name, value in model.graph.initializers.items():
+        if value.const_value is not None and name not in rounded and value.const_value.nbytes > IN_GRAPH:
+            yield value.const_value.nbytes
 
 
 def rounded_bytes(variant: str, rows: int, columns: int) -> int:

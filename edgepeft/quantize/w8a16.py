@@ -83,7 +83,7 @@ class _Static:
 
     def quantize(self, matrix: Matrix) -> None:
         """Linear nodes between QDQ pairs over an int8 weight; lookups of int8 rows. A tied head's weight is stored twice."""
-        weight, scale = quantize_symmetric(matrix.numbers)
+        weight, scale = quantize_symmetric(matrix.finite())
         if matrix.linear:
             self._linears(matrix, weight, scale)
         if matrix.tables:

@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ..bundle import SlotTable
+from ..errors import BundleError
 from ..graph.deferred import Deferred, StoredRows, later
 from ..graph.nodes import is_quantized_linear, linear_users, weight_is_transposed
 from ..graph.passes.edit import home_of
@@ -66,12 +67,34 @@ class Matrix:
     ) -> list[np.ndarray] | list[ir.LazyTensor]:
         """What ``make`` makes of the numbers: at once, or when it is written where the numbers are deferred.
 
-        ``parts`` says the type and shape of each array for a matrix of so many rows and columns.
+        ``parts`` says the type and shape of each array for a matrix of so many rows and columns. Scales that are not finite tell
+        of a number that is not: :class:`BundleError`, which names the matrix.
         """
+
+        def checked(numbers: Numbers) -> Sequence[np.ndarray]:
+            made = make(numbers)
+            if not all(np.isfinite(array).all() for array in made if array.dtype.kind == "f"):
+                raise not_finite(self.name)
+            return made
+
         rows = self.deferred
         if rows is None:
-            return list(make(self.numbers))
-        return later(lambda: make(rows), parts(rows.shape[0], rows.shape[1]))
+            return list(checked(self.numbers))
+        return later(lambda: checked(rows), parts(rows.shape[0], rows.shape[1]))
+
+    def finite(self) -> np.ndarray:
+        """``numbers``; :class:`BundleError` where one is infinite or no number."""
+        weight = self.numbers
+        if not np.isfinite(weight).all():
+            raise not_finite(self.name)
+        return weight
+
+
+def not_finite(name: str) -> BundleError:
+    """What is raised for a weight that holds NaN or infinity."""
+    return BundleError(
+        f"weight {name} holds numbers that are not finite: nothing near them can be stored in few bits. Look at the checkpoint"
+    )
 
 
 def _is_table(node: ir.Node, index: int) -> bool:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 import pytest
+from broken_numbers import break_weight
 from causal import build_causal_bundle
 from click.testing import CliRunner
 
@@ -17,7 +21,7 @@ from edgepeft import runtime
 from edgepeft.bundle import read_bundle
 from edgepeft.cli import main
 from edgepeft.data import Examples
-from edgepeft.errors import DataError, InputError, UnknownAdapterError
+from edgepeft.errors import BundleError, DataError, InputError, UnknownAdapterError
 from edgepeft.pipeline import Goal, plan_quantize, quantize
 from edgepeft.pipeline._calibration_runs import calibration_runs
 from edgepeft.pipeline._manifest import write_manifest
@@ -106,11 +110,83 @@ def test_texts_of_ones_own(own: Path) -> None:
     done = quantize(own, "q4", data=data, rows=80)
     assert done.method == "gptq"
     assert {row.adapter for row in done.quality} == {None, "wide", "narrow"}
-    with pytest.raises(UnknownAdapterError, match="has no adapter 'other'"):
-        quantize(own, "q4", data={"other": texts("a b c")}, replace=True)
-    with pytest.raises(DataError, match="no run of two tokens"):
-        quantize(own, "q4", data={"*": texts("a")}, replace=True)
     read_bundle(own).verify()
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "said"),
+    [
+        ({"other": texts("a b c")}, UnknownAdapterError, "/b has no adapter 'other'; it has: wide, narrow"),
+        ({"*": texts("a")}, DataError, "the texts for the base hold no run of two tokens"),
+        ({"*": texts("the film was"), "wide": texts("a")}, DataError, "the texts for wide hold no run of two tokens"),
+    ],
+)
+def test_texts_that_cannot_be_run_are_refused_before_it_starts(
+    data: dict[str, Examples], error: type[Exception], said: str, own: Path
+) -> None:
+    steps: list[str] = []
+    with pytest.raises(error, match=said):
+        quantize(own, "q4", data=data, announce=steps.append)
+    assert not steps
+    with pytest.raises(error, match=said):
+        plan_quantize(own, "q4", data=data)
+
+
+def test_texts_of_a_single_window_are_said_to_judge_what_they_fit(own: Path) -> None:
+    steps: list[str] = []
+    quantize(
+        own, "q4", data={"*": texts("the film was very good", "and the end")}, measure=False, announce=steps.append
+    )
+    (base,) = (line for line in steps if line.startswith("the texts for the base hold"))
+    assert "less than a window can keep apart: they are both fitted to and judged by" in base
+    steps.clear()
+    quantize(own, "q4", measure=False, replace=True, announce=steps.append)
+    assert not any("less than a window" in line for line in steps)
+
+
+@pytest.mark.parametrize(
+    ("variant", "options"),
+    [
+        ("int8", {}),
+        ("q8", {}),
+        ("q4", {"method": "rtn"}),
+        ("q4", {"method": "mse"}),
+        ("q4", {}),
+        ("q4", {"goal": Goal(bits=6)}),
+    ],
+)
+def test_a_weight_that_is_not_finite_is_named(variant: str, options: dict, own: Path) -> None:
+    """By recipes that look at weights alone, and by those that run the model and meet its activations first."""
+    name = break_weight(own, "down_proj")
+    with pytest.raises(BundleError, match=rf"[wW]eight {name} .*(not finite|holds NaN or infinity)"):
+        quantize(own, variant, measure=False, **options)
+    assert list(read_bundle(own).manifest.variants) == ["fp32"]
+
+
+def test_a_base_of_nan_is_no_matter_of_half_precision(own: Path) -> None:
+    break_weight(own, "down_proj")
+    with pytest.raises(BundleError, match="the base computes numbers that are not finite in float32 already"):
+        quantize(own, "fp16")
+
+
+def test_a_kill_half_way_leaves_the_bundle_as_before(own: Path) -> None:
+    """SIGKILL while weights are fitted; the next command removes what was left beside the bundle, and makes the variant."""
+    before = {path: path.read_bytes() for path in own.rglob("*") if path.is_file()}
+    code = "import sys; from edgepeft.pipeline import quantize; quantize(sys.argv[1], 'q4', announce=print)"
+    process = subprocess.Popen(  # nosec - our own code
+        [sys.executable, "-u", "-W", "ignore", "-c", code, str(own)], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    for line in process.stdout:
+        if line.startswith("quantizing to q4"):
+            break
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    process.stdout.close()
+    assert {path: path.read_bytes() for path in own.rglob("*") if path.is_file()} == before
+    quantize(own, "q4", measure=False)
+    read_bundle(own).verify()
+    assert [path.name for path in own.parent.iterdir()] == [own.name]
 
 
 @pytest.mark.parametrize("options", [{}, {"heal": 4, "head_bits": 8}, {"layer_bits": 8}, {"method": "mse"}])

@@ -16,7 +16,7 @@ from edgepeft import runtime
 from edgepeft.bundle import read_bundle
 from edgepeft.cli import main
 from edgepeft.errors import InputError
-from edgepeft.pipeline import Goal, quantize
+from edgepeft.pipeline import Goal, plan_quantize, quantize
 from edgepeft.pipeline._calibration_runs import calibration_runs
 from edgepeft.quantize.calibrated import fit
 from edgepeft.quantize.packing import BLOCK, Form
@@ -87,8 +87,16 @@ def test_a_divergence_is_reached_and_measured(own: Path) -> None:
 
 
 def test_a_goal_that_nothing_reaches(own: Path) -> None:
-    with pytest.raises(InputError, match=r"the smallest is 0\.10 MB .*bits a weight"):
-        quantize(own, "q4", goal=Goal(bytes=50_000))
+    # Told from shapes, before anything is run; a little above that it takes the sizes of what was made.
+    for goal in (Goal(bytes=50_000), Goal(bits=4.0)):
+        said: list[str] = []
+        with pytest.raises(InputError, match=r"the smallest is 0\.09 MB or a little more \(4\.42 bits a weight"):
+            quantize(own, "q4", goal=goal, announce=said.append)
+        assert not said
+        with pytest.raises(InputError, match="no choice of bits reaches that size"):
+            plan_quantize(own, "q4", goal=goal)
+    with pytest.raises(InputError, match=r"the smallest is 0\.10 MB \(.*bits a weight\), with an expected divergence"):
+        quantize(own, "q4", goal=Goal(bytes=96_000))
     with pytest.raises(InputError, match=r"at most 1e-09: the nearest has .* MB\. Take --max-kld"):
         quantize(own, "q4", goal=Goal(divergence=1e-9))
     assert list(read_bundle(own).manifest.variants) == ["fp32"]

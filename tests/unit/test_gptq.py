@@ -17,7 +17,7 @@ from edgepeft.graph.passes.unpack_int4 import SetAccuracyLevel, UnpackInt4
 from edgepeft.graph.quantized_weights import quantized_weights
 from edgepeft.quantize.calibrated import calibrated, nearest
 from edgepeft.quantize.counts import count_quantized
-from edgepeft.quantize.gptq import _rounded, bias_of, damped, gptq, inverse_factor, refit_scales
+from edgepeft.quantize.gptq import Hessian, _rounded, bias_of, damped, gptq, inverse_factor, refit_scales
 from edgepeft.quantize.grids import fit_grid, half_scales
 from edgepeft.quantize.low_rank import correction
 from edgepeft.quantize.moments import measure_moments
@@ -82,16 +82,18 @@ def test_important_columns_are_met_better() -> None:
 
 
 def test_the_factor_is_that_of_the_inverse() -> None:
-    factor = inverse_factor(COVARIANCE, damping=0.1).astype(np.float64)
-    assert np.array_equal(factor, np.triu(factor))
-    damped = COVARIANCE + 0.1 * np.trace(COVARIANCE) / IN * np.eye(IN)
-    np.testing.assert_allclose(factor.T @ factor @ damped, np.eye(IN), atol=1e-3)
+    for width in (IN, 700):  # the second is inverted by halves, of unequal sizes
+        x = inputs_of_a_layer(width)
+        h = damped(np.cov(x.T), 0.1)
+        factor = inverse_factor(h).astype(np.float64)
+        assert np.array_equal(factor, np.triu(factor))
+        np.testing.assert_allclose(factor.T @ factor @ h, np.eye(width), atol=1e-3)
 
 
 @pytest.mark.parametrize("bits", BITS)
 def test_gptq_loses_less_than_rounding_to_nearest(bits: int) -> None:
     plain = W - nearest(W, bits).numbers()
-    error = W - gptq(W, COVARIANCE, bits=bits, block=32).numbers()
+    error = W - gptq(W, Hessian.of(COVARIANCE), bits=bits, block=32).numbers()
     assert lost(error, bias_of(error, MEAN)) < 0.5 * lost(plain, bias_of(plain, MEAN))
     # The bias puts back what is left on average, and here that is most of it.
     assert lost(error, bias_of(error, MEAN)) < 0.8 * lost(error)
@@ -101,8 +103,8 @@ def test_gptq_loses_less_than_rounding_to_nearest(bits: int) -> None:
 def test_columns_of_large_activations_come_first() -> None:
     """Against the same grids with columns as they stand: what is rounded last has nothing left that could make up for it."""
     covariance = COVARIANCE[::-1, ::-1]  # the largest last
-    found = gptq(W, covariance, bits=4, block=32)
-    as_they_stand = _rounded(W, found.grid, inverse_factor(covariance), np.arange(IN))
+    found = gptq(W, Hessian.of(covariance), bits=4, block=32)
+    as_they_stand = _rounded(W, found.grid, inverse_factor(damped(covariance)), np.arange(IN))
     plain = refit_scales(W, Blocks(found.grid, as_they_stand), damped(covariance))
     errors = [W - each.numbers() for each in (found, plain)]
     ordered, other = (float(np.einsum("ri,ij,rj->", error, covariance, error)) for error in errors)
@@ -144,10 +146,10 @@ def test_a_block_of_zeros_keeps_its_scale() -> None:
 def test_inputs_that_are_never_there() -> None:
     covariance = COVARIANCE.copy()
     covariance[7] = covariance[:, 7] = 0
-    blocks = gptq(W, covariance, bits=4, block=32)
+    blocks = gptq(W, Hessian.of(covariance), bits=4, block=32)
     assert np.isfinite(blocks.numbers()).all()
     assert np.abs(blocks.numbers()[:, 7] - W[:, 7]).max() < 1  # still near: another text may bring it
-    assert np.isfinite(gptq(W, np.zeros_like(COVARIANCE), bits=4, block=32).numbers()).all()
+    assert np.isfinite(gptq(W, Hessian.of(np.zeros_like(COVARIANCE)), bits=4, block=32).numbers()).all()
 
 
 @pytest.mark.parametrize("shape", [(OUT, IN), (IN, OUT)])
@@ -317,7 +319,7 @@ def test_zeros_have_a_scale_in_float16() -> None:
     weight[3, :32] = 0
     assert half_scales(weight, 4, 32)
     assert (nearest(weight, 4, half=True).numbers()[3, :32] == 0).all()
-    assert (gptq(weight, COVARIANCE, bits=4, block=32).grid.scales > 0).all()
+    assert (gptq(weight, Hessian.of(COVARIANCE), bits=4, block=32).grid.scales > 0).all()
     assert not half_scales(weight * np.float32(1e-7), 4, 32)
     assert not half_scales(weight * np.float32(1e8), 4, 32)
 
@@ -326,10 +328,14 @@ def test_numbers_that_are_not_finite_are_named(tmp_path: Path) -> None:
     weights = layers()
     weights[2][3, 4] = np.inf
     path = model_of(weights, tmp_path)
-    with pytest.raises(BundleError, match=r"(weight w2|activation t2) .*not finite"):
+    with pytest.raises(
+        BundleError, match=r"(weight w2 .*not finite|activation t2 .*not finite.* Weight w2 of the checkpoint)"
+    ):
         calibrated(path, tmp_path / "q.onnx", SlotTable(), batches=[{"x": X}], open_session=open_session)
     path = model_of(layers(), tmp_path)
-    with pytest.raises(BundleError, match=r"activation x .*not finite on the calibration texts"):
+    with pytest.raises(
+        BundleError, match=r"activation x .*not finite on the calibration texts: .* All weights are finite"
+    ):
         calibrated(path, tmp_path / "q.onnx", SlotTable(), batches=[{"x": X * np.nan}], open_session=open_session)
 
 
