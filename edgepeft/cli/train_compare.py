@@ -10,13 +10,16 @@ import click
 
 from ..errors import InputError
 from .show import print_json, steps, table, warn
+from .train_sources import say_sources
 
 if TYPE_CHECKING:
     from ..metrics.intervals import Interval
     from ..train.compare import MethodComparison
 
 
-def compared(model: str, data: str, methods: str, out: Path | None, as_json: bool, **options: Any) -> None:
+def compared(
+    model: str, data: str | tuple[str, ...], methods: str, out: Path | None, as_json: bool, **options: Any
+) -> None:
     """Compare and print; ends with 1 where the adapter that was written is worse than the base."""
     from ..train.compare import compare_methods
 
@@ -42,7 +45,7 @@ def compared(model: str, data: str, methods: str, out: Path | None, as_json: boo
         sys.exit(1)
 
 
-def with_chosen_ranks(model: str, data: str, out: Path, as_json: bool, **options: Any) -> None:
+def with_chosen_ranks(model: str, data: str | tuple[str, ...], out: Path, as_json: bool, **options: Any) -> None:
     """Train with ranks where a map says, and print the map; ends with 1 where the adapter is worse than the base."""
     from ..train.choose_ranks import train_with_chosen_ranks
 
@@ -68,9 +71,11 @@ def with_chosen_ranks(model: str, data: str, out: Path, as_json: bool, **options
                 (f"chosen, {len(found.ranks)} layers", spread(found.chosen), spread(found.change, "+")),
             ],
         )
+        say_sources(found.adapter.sources)
         more = found.change.lower > 0 or found.change.upper < 0
         noise = "" if more else "; the difference lies within the noise, so the score decided and then the loss"
         click.echo(f"{found.adapter.folder}: {found.kept} ranks kept{noise}")
+        click.echo(f"the map as a page: edgepeft report {found.adapter.folder}")
     if found.adapter.verdict == "worse":
         sys.exit(1)
 
@@ -117,6 +122,7 @@ def _show(found: MethodComparison) -> None:
         ],
     )  # fmt: skip
     if found.adapter is not None:
+        say_sources(found.adapter.sources)
         click.echo(f"{found.adapter.folder}: {found.chosen}, the best score that ships; equal scores by file size")
     elif found.chosen:
         click.echo(f"best that ships: {found.chosen} (--out writes it)")

@@ -8,7 +8,7 @@ from typing import Any
 import click
 from cloup import option, option_group
 
-from .options import PATH, label_option, pair_option, precision_option, text_option
+from .options import PATH, label_option, mix_temperature_option, pair_option, precision_option, text_option
 
 what_options: Callable[[Any], Any] = option_group(
     "What",
@@ -31,11 +31,19 @@ data_options: Callable[[Any], Any] = option_group(
     option(
         "--data",
         required=True,
+        multiple=True,
         metavar="FILE",
         help="Training rows: .csv, .tsv, .jsonl, .json or .parquet, or a datasets id; for generation also a .txt file or a "
-        "folder of them.",
+        "folder of them. Repeated: several sources, each with scores of its own.",
     ),
-    option("--validation", metavar="FILE", show_default="split off --data", help="Validation rows, likewise."),
+    option(
+        "--validation",
+        multiple=True,
+        metavar="FILE",
+        show_default="split off each --data",
+        help="Validation rows, likewise: one for each --data in their order, or one for all.",
+    ),
+    mix_temperature_option,
     option(
         "--general",
         metavar="FILE",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .show import print_json, warn
+from .train_sources import say_sources
 
 if TYPE_CHECKING:
     from ..train import TrainedAdapter, TrainedLanguageAdapter
@@ -55,6 +56,7 @@ def say_classifier(result: TrainedAdapter, as_json: bool) -> None:
     )
     if result.gain is not None:
         click.echo(f"change from the base: {result.gain}")
+    say_sources(result.sources)
     _conclude(result)
 
 
@@ -81,4 +83,5 @@ def say_language(result: TrainedLanguageAdapter, as_json: bool) -> None:
         f"{result.trainable_parameters:,} parameters trained beside {result.total_parameters:,} on "
         f"{result.train_tokens:,} tokens in {result.seconds:.0f} s: {result.verdict}"
     )
+    say_sources(result.sources)
     _conclude(result)

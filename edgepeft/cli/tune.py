@@ -14,10 +14,19 @@ from cloup import option, option_group
 
 from ..errors import InputError
 from .guarded import guarded
-from .options import PATH, json_option, label_option, pair_option, precision_option, text_option
+from .options import (
+    PATH,
+    json_option,
+    label_option,
+    mix_temperature_option,
+    pair_option,
+    precision_option,
+    text_option,
+)
 from .show import print_json, steps, table, warn
 from .train_compare import spread
 from .train_processes import first_speaks
+from .train_sources import one_or_all, say_sources
 
 if TYPE_CHECKING:
     from ..train.tuned import Tuning
@@ -32,8 +41,20 @@ if TYPE_CHECKING:
 )
 @option_group(
     "Data",
-    option("--data", required=True, metavar="FILE", help="Labelled rows, as for train; all are used."),
-    option("--validation", metavar="FILE", help="Rows that only the finished adapter is measured on."),
+    option(
+        "--data",
+        required=True,
+        multiple=True,
+        metavar="FILE",
+        help="Labelled rows, as for train; all are used. Repeated: several sources, each with scores of its own.",
+    ),
+    option(
+        "--validation",
+        multiple=True,
+        metavar="FILE",
+        help="Rows that only the finished adapter is measured on: one for each --data in their order, or one for all.",
+    ),
+    mix_temperature_option,
     text_option,
     label_option,
     pair_option,
@@ -57,7 +78,17 @@ if TYPE_CHECKING:
 @json_option
 @guarded
 @first_speaks()
-def tune(model: str, out: Path, budget: str, data: str, text: str, label: str, as_json: bool, **given: Any) -> None:
+def tune(
+    model: str,
+    out: Path,
+    budget: str,
+    data: tuple[str, ...],
+    validation: tuple[str, ...],
+    text: str,
+    label: str,
+    as_json: bool,
+    **given: Any,
+) -> None:
     """Find a good adapter for labelled rows, within a time.
 
     A head on frozen features first, then the learning rate (a range test, and rates around it), where LoRA goes, its rank, and
@@ -68,7 +99,17 @@ def tune(model: str, out: Path, budget: str, data: str, text: str, label: str, a
     from ..train.tune import tune as find
 
     with steps() as announce:
-        found = find(model, data, out, budget_s=seconds, text=text, label=label, announce=announce, **given)
+        found = find(
+            model,
+            one_or_all(data),
+            out,
+            validation=one_or_all(validation) if validation else None,
+            budget_s=seconds,
+            text=text,
+            label=label,
+            announce=announce,
+            **given,
+        )
     for warning in found.warnings:
         warn(warning)
     if as_json:
@@ -109,6 +150,7 @@ def _show(found: Tuning) -> None:
             for row in found.tried
         ],
     )
+    say_sources(found.adapter.sources)
     click.echo(f"{found.adapter.folder}: {found.chosen}")
     click.echo(f"why: {found.why}")
     if found.left:

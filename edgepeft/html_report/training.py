@@ -13,6 +13,7 @@ from ..strict_json import read_object
 from . import charts
 from .figures import Chart
 from .saved import SavedReport
+from .sensitivity import sensitivity_chart
 
 RECORD = "edgepeft_adapter.json"
 #: Points of a curve that a page draws: more cannot be told apart, and make it large.
@@ -65,13 +66,15 @@ def _table(name: str, record: Mapping[str, Any]) -> Table:
 
 
 def training_charts(saved: SavedReport) -> tuple[Chart, ...]:
-    """The loss of each step, and the scores of each epoch, where the record has them."""
+    """The loss of each step, the scores of each epoch, and the sensitivity map, where the record has them."""
     metrics = saved.data["metrics"]
     name = saved.path.absolute().parent.name
     drawn = []
     if len(losses := numbers(metrics.get("step_loss"))) > 1:
         drawn.append(loss_chart(f"{name}: loss a step", losses))
     if chart := _score_chart(name, metrics):
+        drawn.append(chart)
+    if chart := sensitivity_chart(f"{name}: what layers are worth", saved.data):
         drawn.append(chart)
     return tuple(drawn)
 

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..bundle.heads import ProblemType
-from ..data import Examples
 from ..errors import InputError
 from ..metrics.intervals import Interval
 from .adapter_result import TrainedAdapter, finish
@@ -18,7 +17,7 @@ from .loop import Course, Schedule
 from .methods import settings_of
 from .processes import check_alone
 from .record import arguments_of, check_arguments, check_extra
-from .source import load_split
+from .source import Rows, load_split
 
 if TYPE_CHECKING:
     from .sensitivity import Measure
@@ -52,16 +51,17 @@ class RankChoice:
 
 def train_with_chosen_ranks(
     model: str | Path,
-    data: str | Path | Examples,
+    data: Rows | Sequence[Rows],
     out: str | Path,
     *,
+    mix_temperature: float = 1.0,
     budget_mb: float | None = None,
     measure: Measure = "gradient",
     text: str = "text",
     label: str = "label",
     pair: str | None = None,
     problem_type: ProblemType = "single_label_classification",
-    validation: str | Path | Examples | None = None,
+    validation: Rows | Sequence[Rows] | None = None,
     validation_fraction: float = 0.1,
     rank: int = 8,
     alpha: float = 16,
@@ -85,6 +85,7 @@ def train_with_chosen_ranks(
         model: The base: a folder or a Hugging Face id.
         data: As for :func:`.train_adapter`.
         out: The adapter's folder.
+        mix_temperature: How several sources are mixed, as for :func:`.train_adapter`.
         budget_mb: What the adapter's matrices may take on disk (MB, 10^6 bytes); by default what ``rank`` at
             ``target_modules`` takes.
         measure: How a layer's worth is told: ``gradient``, ``fisher``, ``taylor`` or ``eva``.
@@ -123,7 +124,7 @@ def train_with_chosen_ranks(
         arguments,
         ("rank", "epochs", "batch_size", "alpha", "learning_rate", "max_length", "patience", "budget_mb"),
     )
-    from .sensitivity import MEASURES, allocate, drawn_map, is_target, measure_sites, uniform_bytes
+    from .sensitivity import MEASURES, allocate, drawn_map, is_target, map_record, measure_sites, uniform_bytes
 
     if measure not in MEASURES:
         raise InputError(f"a layer's worth is told by {', '.join(MEASURES)}, not by {measure!r}")
@@ -138,6 +139,7 @@ def train_with_chosen_ranks(
         pair=pair,
         seed=seed,
         problem_type=problem_type,
+        temperature=mix_temperature,
     )
     from .base import resolve_targets
     from .trainer import seeded
@@ -190,7 +192,15 @@ def train_with_chosen_ranks(
         change=change,
         kept=kept,
         map=drawn_map(sites, ranks, measure),
-        adapter=finish(bench, adapted, course, folder, arguments, seconds),
+        adapter=finish(
+            bench,
+            adapted,
+            course,
+            folder,
+            arguments,
+            seconds,
+            extra={"sensitivity": map_record(sites, ranks, measure, budget, kept)},
+        ),
     )
 
 

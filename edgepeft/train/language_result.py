@@ -10,6 +10,7 @@ from .deployed import Deployed
 from .gain import Verdict
 from .perplexity import Change, Perplexity
 from .record import FORMAT, versions
+from .source_scores import SourceScore
 from .start import StartedFrom
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class TrainedLanguageAdapter:
     and ``after`` are perplexities on the validation rows, ``change`` their paired difference. ``train_tokens`` counts
     what was learnt in all steps, repeats included, ``validation_tokens`` what is measured, ``cut_rows`` rows shortened
     to the limit, ``skipped_rows`` rows left out because their prompt alone fills it. ``seconds`` is the time spent in
-    the training loop, both measurements included.
+    the training loop, both measurements included. ``sources`` tells of each, where there are several.
     """
 
     folder: Path
@@ -53,6 +54,7 @@ class TrainedLanguageAdapter:
     warnings: tuple[str, ...] = ()
     start: StartedFrom | None = None
     deployed: Deployed | None = None
+    sources: tuple[SourceScore, ...] = ()
 
 
 def language_record(
@@ -67,6 +69,7 @@ def language_record(
         "base_model": result.base_model,
         "start": None if result.start is None else asdict(result.start),
         "deployed": None if result.deployed is None else asdict(result.deployed),
+        "sources": [asdict(each) for each in result.sources],
         "metrics": {
             "before": asdict(result.before),
             "after": asdict(result.after),

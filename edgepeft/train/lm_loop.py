@@ -12,8 +12,9 @@ from ..errors import InputError
 from ..scratch import scratch_folder
 from .device import enough_memory, training_device
 from .distill import Teacher, divergence
-from .encode import Tokens, collate, pack
+from .encode import Tokens, collate
 from .fast_linear import StepFloats
+from .lm_mixing import MixedOrder, mixed_blocks, shares_of
 from .lm_resume import SameOrder, keeping, last_checkpoint, load_state, put_weights
 from .perplexity import Losses, Perplexity, measure, summarize
 from .processes import group
@@ -34,7 +35,7 @@ _ISOLATION = 1e-3
 class LanguageSchedule:
     """How long and how fast to train; ``max_steps`` and ``patience`` may be ``None`` for no such end.
 
-    ``bf16`` lets steps compute in bfloat16.
+    ``bf16`` lets steps compute in bfloat16; ``temperature`` mixes several sources (:class:`.Mixture`).
     """
 
     epochs: int
@@ -49,6 +50,7 @@ class LanguageSchedule:
     patience: int | None
     threads: int | None
     bf16: bool = False
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class LanguageCourse:
 
     ``tokens`` are the learnt tokens of all steps, repeats included, ``step_loss`` the loss of each step in nats a token, ``scores``
     the perplexities of the epochs. ``stopped`` says why it ended early, where the loss was no
-    number any more.
+    number any more. ``shares`` are each source's part of the draws.
     """
 
     before: Losses
@@ -70,6 +72,7 @@ class LanguageCourse:
     stopped: str = ""
     step_loss: tuple[float, ...] = field(default=(), repr=False)
     scores: tuple[Perplexity, ...] = ()
+    shares: tuple[float, ...] = ()
 
 
 def fit_language(
@@ -99,7 +102,7 @@ def fit_language(
     from transformers import TrainingArguments
 
     together = group()
-    blocks = [[sequence] for sequence in train] if packed_length is None else pack(train, packed_length)
+    blocks, mixture = mixed_blocks(train, packed_length, schedule.temperature, schedule.seed)
     # Trainer groups by the length of "input_ids"; the collator needs the block alone.
     rows = [{"input_ids": range(sum(len(s.ids) for s in block)), "block": block} for block in blocks]
     measured: dict[int, Losses] = {}
@@ -116,6 +119,14 @@ def fit_language(
         def _get_train_sampler(self, *arguments: Any, **options: Any) -> Any:
             from transformers.trainer_pt_utils import LengthGroupedSampler
 
+            if mixture is not None:
+                return MixedOrder(
+                    mixture,
+                    [len(row["input_ids"]) for row in rows] if packed_length is None else None,
+                    schedule.batch_size * schedule.accumulation,
+                    schedule.seed,
+                    lambda: self.state.global_step // steps_per_epoch,
+                )
             sampler = super()._get_train_sampler(*arguments, **options)
             if isinstance(sampler, LengthGroupedSampler):  # others draw by seed and epoch, not from torch's generator
                 within = kept is not None and kept["step"] % steps_per_epoch
@@ -249,6 +260,7 @@ def fit_language(
         stopped=stopped,
         step_loss=tuple(steps),
         scores=tuple(summarize(losses) for step, losses in sorted(measured.items()) if step),
+        shares=shares_of(train, mixture),
     )
 
 

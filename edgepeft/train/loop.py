@@ -45,7 +45,7 @@ class Schedule:
     """How long and how fast to train; ``patience`` counts epochs without a better macro F1, ``None`` for never stop.
 
     ``threads`` is ``None`` for as many as turn out fastest; ``bf16`` lets steps compute in bfloat16, ``checkpointing`` lets layers
-    compute their activations again in the backward pass.
+    compute their activations again in the backward pass. ``temperature`` mixes rows of several sources (:class:`.Mixture`).
     """
 
     epochs: int
@@ -56,6 +56,7 @@ class Schedule:
     threads: int | None
     bf16: bool = False
     checkpointing: bool = False
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -173,6 +174,7 @@ def fit(
             bf16=schedule.bf16,
             checkpointing=schedule.checkpointing,
             loss_of=loss_of,
+            temperature=schedule.temperature,
         )
         reports = Reports(report_to, settings or {}, model, schedule.epochs, run.total_steps)
         with (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +15,7 @@ from ..errors import InputError
 from .batches import Collator, epoch_batches
 from .device import as_doubles
 from .methods import Settings
+from .mixing import mixture_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,6 +30,8 @@ _BYTES = 4
 #: The new head is trained alone for so many steps first: through a random head gradients say nothing about the task.
 _HEAD_STEPS = 60
 _HEAD_RATE = 1e-2
+#: So many ranks of a layer make its shade in the map.
+_DRAWN_RANKS = 8
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,10 @@ class SiteScore:
         total = float(self.spectrum.sum())
         return shares / total * getattr(self, measure) if total > 0 else shares
 
+    def worth_per_byte(self, measure: Measure) -> float:
+        """What its first ranks together are worth, for the bytes of one: the shade of the map."""
+        return float(self.gains(measure, _DRAWN_RANKS).sum()) / self.rank_bytes
+
 
 def measure_sites(
     bench: Workbench, *, batches: int = 8, batch_size: int = 16, seed: int = 0, threads: int | None = None
@@ -112,6 +119,7 @@ def measure_sites(
         total_steps=_HEAD_STEPS,
         seed=seed,
         threads=threads,
+        temperature=bench.split.temperature,
     ) as run:
         run.keep_states()
         run.advance(_HEAD_STEPS)
@@ -140,7 +148,9 @@ def measure_sites(
 
     handles = [module.register_forward_pre_hook(look(name)) for name, module in modules.items()]
     collate = Collator(bench.base.tokenizer, device)
-    drawn = epoch_batches(bench.rows, batch_size, np.random.default_rng(seed))[:batches]
+    mixture = mixture_of([row.source for row in bench.rows], bench.split.temperature, seed)
+    rows_of_epoch = bench.rows if mixture is None else [bench.rows[place] for place in mixture.epoch(0)]
+    drawn = epoch_batches(rows_of_epoch, batch_size, np.random.default_rng(seed))[:batches]
     model.eval()
     try:
         for rows in drawn:
@@ -253,7 +263,7 @@ def drawn_map(
     """
     layers = sorted({site.place[1] for site in sites})
     kinds = list(dict.fromkeys(site.place[0] for site in sites))
-    worth = {site.place: float(site.gains(measure, 8).sum()) / site.rank_bytes for site in sites}
+    worth = {site.place: site.worth_per_byte(measure) for site in sites}
     top = max(worth.values()) or 1.0
     rank_at = {site.place: ranks.get(site.name, 0) for site in sites}
     shades = " ░▒▓█"
@@ -266,3 +276,34 @@ def drawn_map(
 
     header = ("layer", *("-" if layer < 0 else str(layer) for layer in layers))
     return (header, *((kind, *(cell((kind, layer)) for layer in layers)) for kind in kinds))
+
+
+def map_record(
+    sites: Sequence[SiteScore], ranks: Mapping[str, int], measure: Measure, budget: int, kept: str
+) -> dict[str, Any]:
+    """The map as a record keeps it, for ``edgepeft report`` to draw.
+
+    Args:
+        sites: The layers.
+        ranks: Those that they get, by name.
+        measure: How their worth was told.
+        budget: Bytes that all ranks together may take.
+        kept: Whether the ``chosen`` or the ``uniform`` ranks were written.
+    """
+    return {
+        "measure": measure,
+        "budget_bytes": budget,
+        "kept": kept,
+        "sites": [
+            {
+                "name": site.name,
+                "kind": site.place[0],
+                "layer": site.place[1],
+                "worth_per_byte": site.worth_per_byte(measure),
+                "rank_bytes": site.rank_bytes,
+                "rank": ranks.get(site.name, 0),
+                **{name: float(getattr(site, name)) for name in MEASURES},
+            }
+            for site in sites
+        ],
+    }

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from ..data import Examples
 from ..errors import InputError
 from .device import Precision, takes_bf16
 from .even_attention import key_site
 from .methods import Settings
 from .processes import check_alone
 from .record import arguments_of, check_arguments, check_extra
-from .source import load_rows
+from .source import Rows, load_rows
 from .tune_search import Search
 from .tune_stages import few_labels_stage, frozen_stage, wider_stages
 from .tuned import Tuning, finished
@@ -27,14 +26,15 @@ FEW_LABELS = 64
 
 def tune(
     model: str | Path,
-    data: str | Path | Examples,
+    data: Rows | Sequence[Rows],
     out: str | Path,
     *,
     budget_s: float = 600.0,
+    mix_temperature: float = 1.0,
     text: str = "text",
     label: str = "label",
     pair: str | None = None,
-    validation: str | Path | Examples | None = None,
+    validation: Rows | Sequence[Rows] | None = None,
     batch_size: int = 16,
     max_length: int | None = None,
     seed: int = 0,
@@ -55,6 +55,7 @@ def tune(
         data: Labelled rows; all of them are used, to judge and in the end to train.
         out: The adapter's folder.
         budget_s: Seconds for the search; the last training comes on top. At least one setting is tried.
+        mix_temperature: How several sources are mixed, as for :func:`.train_adapter`. Rows are judged alike, whatever their source.
         text: The column of texts.
         label: The column of labels.
         pair: The column of second texts.
@@ -83,7 +84,7 @@ def tune(
     check_arguments(folder, arguments, ("budget_s", "batch_size", "max_length", "threads"))
     check_alone("edgepeft tune")
     check_extra()
-    split = load_rows(data, validation, text=text, label=label, pair=pair)
+    split = load_rows(data, validation, text=text, label=label, pair=pair, temperature=mix_temperature)
     from ..base.load import check_source
 
     check_source(str(model))

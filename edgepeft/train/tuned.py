@@ -81,7 +81,7 @@ def finished(
         {**arguments, "chosen": best.candidate.describe()},
         time.perf_counter() - start,
         extra={"tuning": [_as_record(trial) for trial in search.trials]},
-        judged=None if bench.held else bench.split.train.select(_places(search)).labels,
+        judged=None if bench.held else [bench.rows[place] for place in _places(search)],
     )
     tried = tuple(
         TriedRow(

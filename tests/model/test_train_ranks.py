@@ -14,6 +14,8 @@ from test_train import make_rows, model, tensors  # noqa: F401 - the fixture is 
 from edgepeft.cli import main
 from edgepeft.data import Examples
 from edgepeft.errors import InputError
+from edgepeft.html_report import write_html_report
+from edgepeft.train import ADAPTER_FILE
 from edgepeft.train.choose_ranks import train_with_chosen_ranks
 from edgepeft.train.sensitivity import SiteScore, allocate, drawn_map, measure_sites, uniform_bytes
 from edgepeft.train.source import load_split
@@ -156,6 +158,13 @@ def test_modules_auto_on_the_command_line(model: Path, tmp_path: Path) -> None: 
     assert done.exit_code == 0, done.output
     assert "ranks kept" in done.stdout
     assert "attention.self.query" in done.stdout
+    record = json.loads((tmp_path / "a" / ADAPTER_FILE).read_text())["sensitivity"]
+    assert (record["measure"], record["budget_bytes"]) == ("eva", 10_000)
+    assert len(record["sites"]) == 13
+    assert 0 < sum(site["rank"] * site["rank_bytes"] for site in record["sites"]) <= 10_000
+    assert all(site["worth_per_byte"] * site["rank_bytes"] <= 1 for site in record["sites"])  # shares of a variance
+    assert "the map as a page: edgepeft report" in done.stdout
+    assert "a: what layers are worth" in write_html_report([tmp_path / "a"]).path.read_text()
     for wrong in (
         ["--rank-budget-mb", "1"],
         ["--modules", "auto", "--method", "ia3"],
