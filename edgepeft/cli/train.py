@@ -198,7 +198,7 @@ def _say_unfinished(out: Path) -> None:
 
 
 #: Parameters of one task only, and what the functions behind call some.
-_CLASSIFICATION = {"general", "pair", "problem_type", "split_by", "teacher"}
+_CLASSIFICATION = {"pair", "problem_type", "split_by", "teacher"}
 _GENERATION = {
     "chat",
     "chat_template",

@@ -47,8 +47,8 @@ data_options: Callable[[Any], Any] = option_group(
     option(
         "--general",
         metavar="FILE",
-        help="Rows of other domains: the epoch is chosen by the mean of the scores on them and on the validation rows, and both "
-        "are told (classification).",
+        help="Rows of other domains, to see what is forgotten: the epoch is chosen by the mean of the scores on them and on the "
+        "validation rows, and both are told.",
     ),
     option(
         "--split-by",

@@ -26,6 +26,7 @@ from .options import (
 from .show import print_json, steps, table, warn
 from .train_compare import spread
 from .train_processes import first_speaks
+from .train_side_effects import say_side_effects
 from .train_sources import one_or_all, say_sources
 
 if TYPE_CHECKING:
@@ -151,6 +152,7 @@ def _show(found: Tuning) -> None:
         ],
     )
     say_sources(found.adapter.sources)
+    say_side_effects(found.adapter.calibration, None)
     click.echo(f"{found.adapter.folder}: {found.chosen}")
     click.echo(f"why: {found.why}")
     if found.left:

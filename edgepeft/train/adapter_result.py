@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..bundle.heads import ProblemType
 from .batches import Row
+from .calibration import Calibration, calibration_of
 from .deployed import Deployed
 from .gain import Gain, Verdict, gain_warning, majority_warning, paired_gain
 from .loop import Course, Scores
@@ -34,7 +35,7 @@ class TrainedAdapter:
     ``gain`` is the change of accuracy (of numbers: of the mean error) on the same rows, with its interval; ``verdict`` calls it
     ``better`` or ``worse`` only beyond that. ``warnings`` say what is wrong with the data or the result. ``threads`` were taken
     in the end; ``cached_layers`` were run once a row, since nothing in them is trained. ``sources`` tells of each, where there are
-    several.
+    several; ``calibration`` whether confidence can be believed (one label a row; not where rows were judged out of fold).
     """
 
     folder: Path
@@ -63,6 +64,7 @@ class TrainedAdapter:
     taught: Taught | None = None
     general: General | None = None
     sources: tuple[SourceScore, ...] = ()
+    calibration: Calibration | None = None
 
 
 @dataclass(frozen=True)
@@ -143,9 +145,16 @@ def finish(
         sources=classifier_scores(
             bench.split, [row.source for row in rows], course.row_before, course.row_after, bench.problem.row_metric
         ),
+        calibration=_calibration(course, rows) if bench.problem.kind == "single_label_classification" else None,
     )
     write_checkpoint(adapted, out, {**_record(result, course, arguments), **(extra or {})})
     return result
+
+
+def _calibration(course: Course, rows: Sequence[Row]) -> Calibration | None:
+    if course.logits_before is None or course.logits_after is None:
+        return None
+    return calibration_of([row.target for row in rows], course.logits_before, course.logits_after)
 
 
 def _record(result: TrainedAdapter, course: Course, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -160,6 +169,7 @@ def _record(result: TrainedAdapter, course: Course, arguments: dict[str, Any]) -
         "deployed": None if result.deployed is None else asdict(result.deployed),
         "general": None if result.general is None else asdict(result.general),
         "sources": [asdict(each) for each in result.sources],
+        "calibration": None if result.calibration is None else asdict(result.calibration),
         "taught": None if result.taught is None else asdict(result.taught),
         "metrics": {
             "before": asdict(result.before),

@@ -21,7 +21,7 @@ class Corpora:
     """Rows of one or several sources, and those to measure on.
 
     ``held`` has the validation rows of each source, ``None`` where they are to be split off. ``common``: they are the same for all.
-    ``leaked`` rows were left out since validation rows are the same.
+    ``leaked`` rows were left out since validation rows, or ``general`` ones, of other domains, are the same.
     """
 
     parts: tuple[Corpus, ...]
@@ -29,6 +29,7 @@ class Corpora:
     names: tuple[str, ...]
     common: bool
     leaked: int
+    general: Corpus | None = None
 
     @property
     def several(self) -> bool:
@@ -41,8 +42,9 @@ def read_corpora(
     validation: str | Path | Sequence[str | Path] | None,
     columns: Columns,
     temperature: float,
+    general: str | Path | None = None,
 ) -> Corpora:
-    """Read all sources, and validation rows for each, for all, or those that a data set has.
+    """Read all sources, validation rows for each, for all, or those that a data set has, and rows of other domains.
 
     Raises:
         DataError: A row is wrong, or two sources hold rows of different kinds.
@@ -60,14 +62,15 @@ def read_corpora(
                 f"{corpus.source} {corpus.kind} rows; give them the same columns"
             )
     held = tuple(own[place if len(own) > 1 else 0] if own else declared for place, (_, declared) in enumerate(found))
-    apart_from_all = list({id(corpus): corpus for corpus in held if corpus is not None}.values())
+    beyond = None if general is None else read_corpus(general, columns)[0]
+    apart_from_all = list({id(corpus): corpus for corpus in (*held, beyond) if corpus is not None}.values())
     parts, leaked = [], 0
     for corpus, _ in found:
         for each in apart_from_all:
             corpus, count = corpus_without_leaks(corpus, each)
             leaked += count
         parts.append(corpus)
-    return Corpora(tuple(parts), held, names_of(given), len(own) == 1 and len(given) > 1, leaked)
+    return Corpora(tuple(parts), held, names_of(given), len(own) == 1 and len(given) > 1, leaked, beyond)
 
 
 def sequences_of_all(

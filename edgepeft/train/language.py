@@ -16,8 +16,8 @@ from .deployed import Deployed, DeployedWeights, check_deployment
 from .device import Precision, takes_bf16, training_device
 from .encode import Tokens
 from .gain import gain_warning, likelihood_gain
-from .language_result import TrainedLanguageAdapter, language_record
-from .language_rows import pad_id_of
+from .language_result import LanguageGeneral, TrainedLanguageAdapter, language_record
+from .language_rows import general_sequences, pad_id_of
 from .leaks import leak_warning
 from .methods import Settings, check_shipping, settings_of, takes_norms
 from .processes import is_first, join
@@ -51,6 +51,7 @@ def train_language_adapter(
     messages: str = "messages",
     validation: str | Path | Sequence[str | Path] | None = None,
     validation_fraction: float = 0.1,
+    general: str | Path | None = None,
     method: str = "lora",
     peft: Mapping[str, Any] | None = None,
     ship: Literal["swap", "merge", "bake"] | None = None,
@@ -106,6 +107,8 @@ def train_language_adapter(
         validation: Rows to measure on, as ``data``: for each source in their order, or for all of them.
         validation_fraction: The share of distinct prompts or texts (of each source) that is held out where ``validation`` is not
             given.
+        general: Rows of other domains, as ``data``, to see what is forgotten: the epoch is chosen by the mean of the losses on them
+            and on the validation rows, and both are told.
         method: What is trained: a method of PEFT (``"lora"``, ``"ia3"``, ``"prefix_tuning"``, …), ``"dora"``, ``"rslora"`` or
             ``"ln"``.
         peft: Options of PEFT's config of the method, by their names there.
@@ -181,7 +184,7 @@ def train_language_adapter(
     check_extra()
     template = None if chat_template is None else read_text(Path(chat_template))
     columns = Columns(text=text, prompt=prompt, completion=completion, messages=messages)
-    corpora = read_corpora(data, validation, columns, mix_temperature)
+    corpora = read_corpora(data, validation, columns, mix_temperature, general)
 
     from .base import load_language_base, token_limit
     from .distill import Teacher
@@ -209,12 +212,21 @@ def train_language_adapter(
         max_validation_tokens=max_validation_tokens,
         seed=seed,
     )
+    beyond = general_sequences(
+        corpora.general,
+        base.tokenizer,
+        source=base.source,
+        length=length,
+        chat=chat,
+        max_validation_tokens=max_validation_tokens,
+        seed=seed,
+    )
     layout, train, held, pad_id = rows.layout, rows.train, rows.held, pad_id_of(base.tokenizer)
     planned = max_steps or epochs * -(-len(train) // (batch_size * gradient_accumulation))
     with seeded(seed, threads):  # lora_A is drawn here
         adapted, begun = _begun(base, settings, sources, train, planned, seed)
     leaked = corpora.leaked + also_leaked
-    contents: list[Any] = [[each.ids.tolist(), each.learnt.tolist()] for each in (*train, *held)]
+    contents: list[Any] = [[each.ids.tolist(), each.learnt.tolist()] for each in (*train, *held, *beyond)]
     if corpora.several:
         contents.append([each.source for each in (*train, *held)])
     call = call_of(arguments, base.identity, [len(train), contents, [source.sha256 for source in sources]])
@@ -250,6 +262,7 @@ def train_language_adapter(
         keeper=keeper,
         teacher=teacher,
         report_to=callbacks_of(report_to, out) if is_first() else (),
+        general=beyond,
     )
     deployed = None
     if rounded is not None:
@@ -258,11 +271,17 @@ def train_language_adapter(
         deployed = Deployed(rounded.variant, rounded.layers, fp32_before, fp32_after)
     moved = change(course.before, course.after)
     gain = likelihood_gain(moved.nll, moved.standard_error)
+    elsewhere = None
+    if course.general is not None and corpora.general is not None:
+        elsewhere = LanguageGeneral.of(corpora.general.source, len(beyond), *course.general)
     said = (
         leak_warning(leaked) if leaked else None,
         None if begun is None else begun.warning,
         course.stopped,
         gain_warning(gain, len(held)),
+        f"training made it worse in other domains: {elsewhere}"
+        if elsewhere is not None and elsewhere.gain.verdict == "worse"
+        else None,
     )
     result = TrainedLanguageAdapter(
         folder=out,
@@ -292,6 +311,7 @@ def train_language_adapter(
         sources=language_scores(corpora.names, course.shares, train, held, course.before, course.after)
         if corpora.several
         else (),
+        general=elsewhere,
     )
     record = language_record(result, course, length, arguments)
     write_checkpoint(adapted, out, record, {} if template is None else {_TEMPLATE_FILE: template})

@@ -120,12 +120,14 @@ def _course(bench: Workbench, search: Search, best: Trial, run: Any) -> Course:
         logits, loss = run.evaluate(rows)
         targets = np.array([row.target for row in rows])
         before = Scores(loss=loss, **bench.problem.score(logits, targets))
+        logits_before, logits_after = logits, None
         row_before = bench.problem.row_scores(logits, targets)
         run.model = trained_model
         run.keep_states(bench.held)
         if bench.held:
             logits, loss = run.evaluate(rows)
             after = Scores(loss=loss, **bench.problem.score(logits, targets))
+            logits_after = logits
             row_after = bench.problem.row_scores(logits, targets)
         else:
             after = Scores(best.accuracy, None, float(best.loss.mean()))
@@ -142,6 +144,8 @@ def _course(bench: Workbench, search: Search, best: Trial, run: Any) -> Course:
         threads=run.threads,
         cached_layers=run.cached_layers,
         step_loss=tuple(run.losses),
+        logits_before=None if logits_after is None else logits_before,
+        logits_after=logits_after,
     )
 
 
