@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import cloup
@@ -21,6 +21,9 @@ from .train_sources import one_or_all
 from .train_verdict import say_verdict
 from .train_watch import watched
 from .verbosity import quiet
+
+if TYPE_CHECKING:
+    from ..targets import Target
 
 
 @cloup.command()
@@ -40,6 +43,8 @@ def train(
     verdict: bool,
     modules: str | None,
     rank_budget_mb: float | None,
+    rank_budget_ms: float | None,
+    target: str | None,
     sensitivity: str,
     peft: tuple[str, ...],
     task: str | None,
@@ -137,12 +142,13 @@ def train(
         compared(model, rows, compare, out, as_json, text=text, label=label, **options)
         return
     assert out is not None  # checked above
-    if modules is None and rank_budget_mb is not None:
-        raise InputError("--rank-budget-mb is the budget of --modules auto")
+    if modules is None and (rank_budget_mb, rank_budget_ms, target) != (None, None, None):
+        raise InputError("--rank-budget-mb, --rank-budget-ms and --target are for --modules auto")
     if modules is not None:
         if generation:
             raise InputError("--modules auto is for classification; --target-modules names modules of language models")
         options |= {"budget_mb": rank_budget_mb, "measure": sensitivity, "text": text, "label": label}
+        options |= {"budget_ms": rank_budget_ms, "target": _budget_target(rank_budget_ms, target)}
         with_chosen_ranks(model, rows, out, as_json, **options)
         return
     options["report_to"] = report_to
@@ -176,6 +182,15 @@ def _look(file: Path) -> None:
 
     if file.suffix.lower() in SUFFIXES and next(read_rows(file), None) is None:
         raise InputError(f"{file} has no data rows")
+
+
+def _budget_target(budget_ms: float | None, name: str | None) -> Target | None:
+    """The target whose milliseconds are counted, where some are."""
+    if budget_ms is None and name is None:
+        return None
+    from ..targets import load_target
+
+    return load_target(name or "linux-x64-cpu")
 
 
 def _refuse_with_start(several: bool) -> None:

@@ -58,17 +58,25 @@ def with_chosen_ranks(model: str, data: str | tuple[str, ...], out: Path, as_jso
         print_json(found.as_dict())
     else:
         header, *rows = found.map
-        table("What layers are worth for their bytes (darker: more), and the ranks that they get", header, rows)
+        cost = "milliseconds" if found.unit == "ms" else "bytes"
+        table(f"What layers are worth for their {cost} (darker: more), and the ranks that they get", header, rows)
         table(
-            f"Chosen against uniform ranks, {found.budget_mb:.2f} MB each",
-            ("ranks", f"{found.metric} [95 %]", "change [95 %]"),
+            f"Chosen against uniform ranks, {found.budget:.3g} {found.unit} each"
+            + (f" on {found.target}" if found.target else ""),
+            ("ranks", found.unit, f"{found.metric} [95 %]", "change [95 %]"),
             [
                 (
                     f"uniform r={found.uniform_rank} at {', '.join(found.uniform_targets[:4])}",
+                    f"{found.uniform_cost:.3g}",
                     spread(found.uniform),
                     None,
                 ),
-                (f"chosen, {len(found.ranks)} layers", spread(found.chosen), spread(found.change, "+")),
+                (
+                    f"chosen, {len(found.ranks)} layers",
+                    f"{found.chosen_cost:.3g}",
+                    spread(found.chosen),
+                    spread(found.change, "+"),
+                ),
             ],
         )
         say_sources(found.adapter.sources)

@@ -136,6 +136,18 @@ adapter_options: Callable[[Any], Any] = option_group(
         help="What the matrices of --modules auto may take on disk.",
     ),
     option(
+        "--rank-budget-ms",
+        type=float,
+        metavar="MS",
+        help="In its place, what the adapter of --modules auto may add to one run of --target's smallest shape, as measured here.",
+    ),
+    option(
+        "--target",
+        metavar="TARGET",
+        show_default="linux-x64-cpu",
+        help="Whose milliseconds --rank-budget-ms counts: a shipped target, or a target file, of this kind of machine.",
+    ),
+    option(
         "--sensitivity",
         type=click.Choice(["gradient", "fisher", "taylor", "eva"]),
         default="gradient",

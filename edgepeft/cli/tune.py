@@ -39,6 +39,12 @@ if TYPE_CHECKING:
     option("--model", required=True, metavar="MODEL", help="The base: a folder or a Hugging Face id."),
     option("--out", type=PATH, required=True, help="The adapter folder to write; an old adapter there is replaced."),
     option("--budget", default="10min", metavar="TIME", help="Time for the search, such as 90s, 10min or 1h."),
+    option(
+        "--target",
+        metavar="TARGET",
+        help="Among settings that are not clearly different take the one that adds least to a run on this target, a shipped one "
+        "or a file, of this kind of machine.",
+    ),
 )
 @option_group(
     "Data",
@@ -88,6 +94,7 @@ def tune(
     text: str,
     label: str,
     as_json: bool,
+    target: str | None,
     **given: Any,
 ) -> None:
     """Find a good adapter for labelled rows, within a time.
@@ -97,8 +104,10 @@ def tune(
     code 1: the adapter is worse than the base.
     """
     seconds = parse_seconds(budget)
+    from ..targets import load_target
     from ..train.tune import tune as find
 
+    loaded = None if target is None else load_target(target)
     with steps() as announce:
         found = find(
             model,
@@ -106,6 +115,7 @@ def tune(
             out,
             validation=one_or_all(validation) if validation else None,
             budget_s=seconds,
+            target=loaded,
             text=text,
             label=label,
             announce=announce,
@@ -135,9 +145,19 @@ def parse_seconds(value: str) -> float:
 
 
 def _show(found: Tuning) -> None:
+    costs = any(row.added_ms is not None for row in found.tried)
     table(
         f"What was tried, on {found.judged_rows} rows judged out of fold ({found.folds} trainings each)",
-        ("stage", "what", "steps", "accuracy [95 %]", "against the chosen [95 %]", "loss", "s"),
+        (
+            "stage",
+            "what",
+            "steps",
+            "accuracy [95 %]",
+            "against the chosen [95 %]",
+            "loss",
+            "s",
+            *(["adds ms"] if costs else []),
+        ),
         [
             (
                 row.stage,
@@ -147,6 +167,7 @@ def _show(found: Tuning) -> None:
                 "chosen" if row.change is None else spread(row.change, "+"),
                 f"{row.loss:.3f}",
                 f"{row.seconds:.0f}",
+                *([f"{row.added_ms:.3f}"] if row.added_ms is not None else []),
             )
             for row in found.tried
         ],

@@ -23,7 +23,7 @@ _LEAST_SHARE = 1e-4
 
 @dataclass(frozen=True)
 class MapSite:
-    """One linear layer: what kind, in which layer of the network (-1: none), its worth for a byte, and its rank (0: left alone)."""
+    """One linear layer: its kind, its layer of the network (-1: none), its worth for its cost, and its rank (0: left alone)."""
 
     kind: str
     layer: int
@@ -38,7 +38,7 @@ def sensitivity_sites(record: Mapping[str, Any]) -> list[MapSite]:
     for site in sites if isinstance(sites, Sequence) and not isinstance(sites, str) else ():
         if not isinstance(site, Mapping):
             return []
-        kind, layer, worth, rank = site.get("kind"), site.get("layer"), site.get("worth_per_byte"), site.get("rank")
+        kind, layer, worth, rank = site.get("kind"), site.get("layer"), site.get("worth"), site.get("rank")
         if not isinstance(kind, str) or not isinstance(layer, int) or not isinstance(rank, int):
             return []
         if not isinstance(worth, int | float) or not math.isfinite(worth):
@@ -48,7 +48,7 @@ def sensitivity_sites(record: Mapping[str, Any]) -> list[MapSite]:
 
 
 def sensitivity_chart(title: str, record: Mapping[str, Any]) -> Chart | None:
-    """The heat map: the stronger a layer's colour, the more its ranks are worth for their bytes (log scale); its rank in the cell.
+    """The heat map: the stronger a layer's colour, the more its ranks are worth for their cost (log scale); its rank in the cell.
 
     Args:
         title: Of the chart.
@@ -69,7 +69,7 @@ def sensitivity_chart(title: str, record: Mapping[str, Any]) -> Chart | None:
     least = max(top * _LEAST_SHARE, min((site.worth for site in sites if site.worth > 0), default=top))
     least = min(least, top / 10)  # a scale of one value has no steps
     with charts.drawing(rows, extra=1.9 if upright else 1.15) as (figure, axes, out):
-        _draw_cells(figure, axes, sites, kinds, layers, (least, top), upright=upright)
+        _draw_cells(figure, axes, sites, kinds, layers, (least, top), _unit(record), upright=upright)
         names = [charts.short(kind) for kind in kinds]
         across, down = (names, numbers) if upright else (numbers, names)
         axes.set_xticks(range(columns), across, rotation=60 if upright else 0, ha="right" if upright else "center")
@@ -82,12 +82,12 @@ def sensitivity_chart(title: str, record: Mapping[str, Any]) -> Chart | None:
         for spine in axes.spines.values():
             spine.set_visible(False)
     best = sorted(sites, key=lambda site: -site.worth)[:3]
-    label = f"{len(sites)} layers; worth most for their bytes: " + ", ".join(
+    label = f"{len(sites)} layers; worth most for their cost: " + ", ".join(
         f"{site.kind} of layer {site.layer} (rank {site.rank})" for site in best
     )
     table = Table(
         title,
-        ("layer", "kind", "worth for a byte", "of the largest", "rank"),
+        ("layer", "kind", f"worth for a {_unit(record)}", "of the largest", "rank"),
         tuple((site.layer, site.kind, site.worth, site.worth / top, site.rank) for site in sites),
     )
     return Chart(title, out[0], label, table, _caption(record))
@@ -100,6 +100,7 @@ def _draw_cells(
     kinds: Sequence[str],
     layers: Sequence[int],
     ends: tuple[float, float],
+    unit: str,
     *,
     upright: bool,
 ) -> None:
@@ -127,7 +128,7 @@ def _draw_cells(
     bar = figure.colorbar(
         ScalarMappable(scale, shades), ax=axes, location="bottom", aspect=40, shrink=0.7, pad=0.02, drawedges=False
     )
-    bar.set_label("worth for a byte (log scale)")
+    bar.set_label(f"worth for a {unit} (log scale)")
     bar.outline.set_visible(False)
     bar.ax.grid(visible=False)
     bar.ax.minorticks_off()
@@ -135,15 +136,21 @@ def _draw_cells(
     bar.set_ticks(list(ticks), labels=[f"{tick:.1e}" for tick in ticks])
 
 
+def _unit(record: Mapping[str, Any]) -> str:
+    return "millisecond" if record["sensitivity"].get("unit") == "ms" else "byte"
+
+
 def _caption(record: Mapping[str, Any]) -> str:
     found = record["sensitivity"]
     caption = (
-        "The stronger the colour, the more a layer's first ranks are worth for their bytes. Number: the rank that it gets; a "
+        "The stronger the colour, the more a layer's first ranks are worth for what they cost. Number: the rank that it gets; a "
         "dot: none."
     )
     measure, kept = found.get("measure"), found.get("kept")
     if isinstance(measure, str):
         caption += f" Measured by {measure}."
+    if found.get("unit") == "ms" and isinstance(found.get("target"), str):
+        caption += f" Costs are milliseconds, measured for {found['target']}."
     if kept == "uniform":
         caption += " Uniform ranks scored better and were kept; these were not."
     return caption

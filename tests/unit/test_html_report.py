@@ -307,7 +307,7 @@ def test_learning_curves_of_a_trained_adapter(tmp_path: Path) -> None:
 
 
 def map_site(kind: str, layer: int, worth: float, rank: int) -> dict[str, object]:
-    return {"kind": kind, "layer": layer, "worth_per_byte": worth, "rank": rank}
+    return {"kind": kind, "layer": layer, "worth": worth, "rank": rank}
 
 
 @pytest.mark.parametrize("layers", [3, 20], ids=["beside-each-other", "below-each-other"])
@@ -330,12 +330,12 @@ def test_a_sensitivity_map_is_drawn(tmp_path: Path, layers: int) -> None:
         assert shown in chart.svg
     assert "Measured by eva. Uniform ranks scored better" in chart.caption
     assert chart.label.startswith(
-        f"{layers + 2} layers; worth most for their bytes: query of layer 0 (rank 30), query of layer 1"
+        f"{layers + 2} layers; worth most for their cost: query of layer 0 (rank 30), query of layer 1"
     )
     assert len(chart.numbers.rows) == layers + 2
     (tmp_path / "edgepeft_adapter.json").write_text(json.dumps(record))
     assert "what layers are worth" in write_html_report([tmp_path]).path.read_text()
-    no_number = {**map_site("q", 0, 1.0, 1), "worth_per_byte": "much"}
+    no_number = {**map_site("q", 0, 1.0, 1), "worth": "much"}
     for wrong in ({}, {"sites": 3}, {"sites": ["x"]}, {"sites": [no_number]}, {"sites": [map_site("q", 0, 0.0, 1)]}):
         assert sensitivity_chart("map", {"sensitivity": wrong}) is None
     assert sensitivity_chart("map", {"sensitivity": [1]}) is None
