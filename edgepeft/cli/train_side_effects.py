@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from .show import table
+from .train_sources import changed
 
 if TYPE_CHECKING:
     from ..metrics.intervals import Interval
@@ -42,7 +43,7 @@ def say_side_effects(calibration: Calibration | None, general: General | Languag
                 str(count),
                 f"{before:.3f}",
                 f"{after:.3f}",
-                f"{moved.estimate:+.3f} [{moved.lower:+.3f}, {moved.upper:+.3f}]",
+                changed(moved),
             )
             for what, count, before, after, moved in rows
         ],

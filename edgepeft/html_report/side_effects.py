@@ -23,7 +23,9 @@ def _cell(value: Any) -> Cell:
 
 def _moved(before: Any, after: Any, change: Any) -> tuple[Cell, ...]:
     told = _mapping(change)
-    return tuple(map(_cell, (before, after, told.get("estimate"), told.get("lower"), told.get("upper"))))
+    found = map(_cell, (before, after, told.get("estimate"), told.get("lower"), told.get("upper")))
+    # A record names numbers that are not finite: the ends of an interval that a single text has none of.
+    return tuple(None if isinstance(value, str) else value for value in found)
 
 
 def side_effect_tables(name: str, record: Mapping[str, Any]) -> tuple[Table, ...]:

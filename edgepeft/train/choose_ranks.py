@@ -186,7 +186,8 @@ def train_with_chosen_ranks(
         measured = measure_rank_costs(((s.inputs_width, s.outputs_width) for s in sites), target, gain=use_dora)
         costs = {site.name: measured[site.inputs_width, site.outputs_width] for site in sites}
         unit, budget = "ms", budget_ms
-    even = uniform_rank(sites, targets, budget, costs)
+    widest = min(min(s.inputs_width, s.outputs_width) for s in sites if is_target(s.name, targets))
+    even = min(widest, uniform_rank(sites, targets, budget, costs))  # beyond its width a layer has no more ranks
     if even < 1:
         least = uniform_cost(sites, targets, 1, costs)
         raise InputError(
