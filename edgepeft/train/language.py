@@ -227,6 +227,8 @@ def train_language_adapter(
         adapted, begun = _begun(base, settings, sources, train, planned, seed)
     leaked = corpora.leaked + also_leaked
     contents: list[Any] = [[each.ids.tolist(), each.learnt.tolist()] for each in (*train, *held, *beyond)]
+    if beyond:
+        contents.append(len(held))
     if corpora.several:
         contents.append([each.source for each in (*train, *held)])
     call = call_of(arguments, base.identity, [len(train), contents, [source.sha256 for source in sources]])
