@@ -88,19 +88,20 @@ def test_what_is_said_and_refused(model: Path, tmp_path: Path) -> None:  # noqa:
 
 
 def test_confidence_is_told_before_and_after(model: Path, tmp_path: Path) -> None:  # noqa: F811
-    """Against scikit-learn and the definition, on the logits that the written adapter gives; kept by a training that goes on."""
+    """Against scikit-learn, on the logits that PEFT gives with the written adapter."""
+    import torch
+    from peft import AutoPeftModelForSequenceClassification
     from sklearn.metrics import brier_score_loss
-
-    from edgepeft import runtime
-    from edgepeft.pipeline import export
+    from transformers import AutoTokenizer
 
     held = make_rows(80, seed=5)
     found = train(model, tmp_path / "a", validation=held, epochs=4)
     assert found.calibration is not None
-    export(model, {"mine": tmp_path / "a"}, tmp_path / "b")
-    answers = runtime.open(tmp_path / "b").adapter("mine").predict(list(held.texts))
-    up = [answer.score if answer.label == "up" else 1 - answer.score for answer in answers]
-    right = [answer.label == label for answer, label in zip(answers, held.labels or (), strict=True)]
+    written = AutoPeftModelForSequenceClassification.from_pretrained(tmp_path / "a", num_labels=2).eval()
+    with torch.no_grad():
+        inputs = AutoTokenizer.from_pretrained(model)(list(held.texts), padding=True, return_tensors="pt")
+        up = written(**inputs).logits.double().softmax(dim=1)[:, found.labels.index("up")].tolist()
+    right = [(chance > 0.5) == (label == "up") for chance, label in zip(up, held.labels or (), strict=True)]
     # Of two labels scikit-learn counts one of the two equal squares. float32 of another order.
     expected = 2 * brier_score_loss([label == "up" for label in held.labels or ()], up)
     assert found.calibration.brier_after == pytest.approx(expected, abs=1e-4)
