@@ -221,16 +221,17 @@ def write_draws(data: Path, out: Path, seeds: range, labels: list[int], sources:
 
 def _ranked(bench: Any, what: str, seed: int) -> Any:
     """Uniform or chosen ranks, as ``edgepeft train --modules auto`` sets them."""
+    from edgepeft.train.allocation import allocate, byte_costs, uniform_cost
     from edgepeft.train.methods import Settings
-    from edgepeft.train.sensitivity import allocate, measure_sites, uniform_bytes
+    from edgepeft.train.sensitivity import measure_sites
     from edgepeft.train.trials import Candidate
 
     _, measure, *more = what.split()
     settings = Settings(rank=8, alpha=16, learning_rate=float(more[-1]))
     if measure != "uniform":
         sites = measure_sites(bench, seed=seed, threads=1)
-        budget = int(float(more[0]) * uniform_bytes(sites, ("query", "value"), 8))
-        ranks = allocate(sites, budget, measure=measure)  # type: ignore[arg-type] # one of its names
+        budget = int(float(more[0]) * uniform_cost(sites, ("query", "value"), 8, byte_costs(sites)))
+        ranks = allocate(sites, budget, byte_costs(sites), measure=measure)  # type: ignore[arg-type] # one of its names
         settings = replace(settings, ranks=tuple(ranks.items()))
     return Candidate(settings)
 

@@ -48,6 +48,13 @@ threads_option = option("--threads", type=click.IntRange(min=1), metavar="N", he
 text_option = option("--text", default="text", metavar="COLUMN", help="Column of the text.")
 label_option = option("--label", default="label", metavar="COLUMN", help="Column of the label.")
 pair_option = option("--pair", metavar="COLUMN", help="Column of a second text, for pairs.")
+mix_temperature_option = option(
+    "--mix-temperature",
+    type=float,
+    default=1.0,
+    metavar="T",
+    help="How several --data are mixed: a source of n rows is drawn in proportion to n^(1/T). 1 is by size, a large T uniform.",
+)
 calibration_option = option(
     "--data",
     multiple=True,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import cloup
@@ -17,9 +17,13 @@ from .train_compare import compared, with_chosen_ranks
 from .train_options import adapter_options, data_options, training_options, what_options
 from .train_processes import first_speaks
 from .train_result import say_classifier, say_language
+from .train_sources import one_or_all
 from .train_verdict import say_verdict
 from .train_watch import watched
 from .verbosity import quiet
+
+if TYPE_CHECKING:
+    from ..targets import Target
 
 
 @cloup.command()
@@ -32,12 +36,15 @@ from .verbosity import quiet
 @first_speaks()
 def train(
     model: str,
-    data: str,
+    data: tuple[str, ...],
+    validation: tuple[str, ...],
     out: Path | None,
     compare: str | None,
     verdict: bool,
     modules: str | None,
     rank_budget_mb: float | None,
+    rank_budget_ms: float | None,
+    target: str | None,
     sensitivity: str,
     peft: tuple[str, ...],
     task: str | None,
@@ -58,7 +65,7 @@ def train(
     messages, or texts. Writes a PEFT checkpoint with its scores, settings and base identity beside it. Exit code 1: the adapter
     is worse than the base on the validation rows, beyond the 95 % interval; it is written all the same.
     """
-    for file in filter(None, (data, given.get("validation"), given.get("general"))):
+    for file in filter(None, (*data, *validation, given.get("general"))):
         _look(Path(file))
     if out is None and compare is None and not verdict:
         raise InputError("--out is missing: the adapter folder to write (only --compare and --verdict go without)")
@@ -67,7 +74,8 @@ def train(
     from ..train.processes import check_alone
 
     columns = Columns(text=text, prompt=prompt, completion=completion, messages=messages)
-    task = task or choose_task(model, data, label=label, columns=columns)
+    task = task or choose_task(model, data[0], label=label, columns=columns)
+    rows = one_or_all(data)
     generation = task == "text-generation"
     if given["start"]:
         _refuse_with_start(compare is not None or verdict or modules is not None)
@@ -90,6 +98,7 @@ def train(
         options["target_modules"] = (
             target_modules if target_modules == "all-linear" else [m.strip() for m in target_modules.split(",")]
         )
+    options["validation"] = one_or_all(validation) if validation else None
     options["progress"] = False if as_json or quiet() else None
     if "problem_type" in options:
         from ..adapters.head_files import parse_problem_type
@@ -125,21 +134,22 @@ def train(
     if verdict:
         if generation:
             raise InputError("--verdict is for classification")
-        say_verdict(model, data, as_json, text=text, label=label, **options)
+        say_verdict(model, rows, as_json, text=text, label=label, **options)
         return
     if compare is not None:
         if generation:
             raise InputError("--compare is for classification; compare language models with edgepeft validate")
-        compared(model, data, compare, out, as_json, text=text, label=label, **options)
+        compared(model, rows, compare, out, as_json, text=text, label=label, **options)
         return
     assert out is not None  # checked above
-    if modules is None and rank_budget_mb is not None:
-        raise InputError("--rank-budget-mb is the budget of --modules auto")
+    if modules is None and (rank_budget_mb, rank_budget_ms, target) != (None, None, None):
+        raise InputError("--rank-budget-mb, --rank-budget-ms and --target are for --modules auto")
     if modules is not None:
         if generation:
             raise InputError("--modules auto is for classification; --target-modules names modules of language models")
         options |= {"budget_mb": rank_budget_mb, "measure": sensitivity, "text": text, "label": label}
-        with_chosen_ranks(model, data, out, as_json, **options)
+        options |= {"budget_ms": rank_budget_ms, "target": _budget_target(rank_budget_ms, target)}
+        with_chosen_ranks(model, rows, out, as_json, **options)
         return
     options["report_to"] = report_to
     if generation:
@@ -149,9 +159,9 @@ def train(
 
     def once(**options: Any) -> None:
         if generation:
-            say_language(train_language_adapter(model, data, out, **options), as_json)
+            say_language(train_language_adapter(model, rows, out, **options), as_json)
         else:
-            say_classifier(train_adapter(model, data, out, **options), as_json)
+            say_classifier(train_adapter(model, rows, out, **options), as_json)
 
     if watch:
         if options.get("distill"):
@@ -161,7 +171,7 @@ def train(
         if as_json:
             raise InputError("--json prints one result, and --watch trains again and again; leave one of them out")
         check_alone("train --watch")
-        watched(once, out, [data, given.get("validation")], options)
+        watched(once, out, [*data, *validation], options)
     else:
         once(**options)
 
@@ -172,6 +182,15 @@ def _look(file: Path) -> None:
 
     if file.suffix.lower() in SUFFIXES and next(read_rows(file), None) is None:
         raise InputError(f"{file} has no data rows")
+
+
+def _budget_target(budget_ms: float | None, name: str | None) -> Target | None:
+    """The target whose milliseconds are counted, where some are."""
+    if budget_ms is None and name is None:
+        return None
+    from ..targets import load_target
+
+    return load_target(name or "linux-x64-cpu")
 
 
 def _refuse_with_start(several: bool) -> None:
@@ -194,7 +213,7 @@ def _say_unfinished(out: Path) -> None:
 
 
 #: Parameters of one task only, and what the functions behind call some.
-_CLASSIFICATION = {"general", "pair", "problem_type", "split_by", "teacher"}
+_CLASSIFICATION = {"pair", "problem_type", "split_by", "teacher"}
 _GENERATION = {
     "chat",
     "chat_template",

@@ -10,13 +10,16 @@ import click
 
 from ..errors import InputError
 from .show import print_json, steps, table, warn
+from .train_sources import say_sources
 
 if TYPE_CHECKING:
     from ..metrics.intervals import Interval
     from ..train.compare import MethodComparison
 
 
-def compared(model: str, data: str, methods: str, out: Path | None, as_json: bool, **options: Any) -> None:
+def compared(
+    model: str, data: str | tuple[str, ...], methods: str, out: Path | None, as_json: bool, **options: Any
+) -> None:
     """Compare and print; ends with 1 where the adapter that was written is worse than the base."""
     from ..train.compare import compare_methods
 
@@ -42,7 +45,7 @@ def compared(model: str, data: str, methods: str, out: Path | None, as_json: boo
         sys.exit(1)
 
 
-def with_chosen_ranks(model: str, data: str, out: Path, as_json: bool, **options: Any) -> None:
+def with_chosen_ranks(model: str, data: str | tuple[str, ...], out: Path, as_json: bool, **options: Any) -> None:
     """Train with ranks where a map says, and print the map; ends with 1 where the adapter is worse than the base."""
     from ..train.choose_ranks import train_with_chosen_ranks
 
@@ -55,22 +58,32 @@ def with_chosen_ranks(model: str, data: str, out: Path, as_json: bool, **options
         print_json(found.as_dict())
     else:
         header, *rows = found.map
-        table("What layers are worth for their bytes (darker: more), and the ranks that they get", header, rows)
+        cost = "milliseconds" if found.unit == "ms" else "bytes"
+        table(f"What layers are worth for their {cost} (darker: more), and the ranks that they get", header, rows)
         table(
-            f"Chosen against uniform ranks, {found.budget_mb:.2f} MB each",
-            ("ranks", f"{found.metric} [95 %]", "change [95 %]"),
+            f"Chosen against uniform ranks, {found.budget:.3g} {found.unit} each"
+            + (f" on {found.target}" if found.target else ""),
+            ("ranks", found.unit, f"{found.metric} [95 %]", "change [95 %]"),
             [
                 (
                     f"uniform r={found.uniform_rank} at {', '.join(found.uniform_targets[:4])}",
+                    f"{found.uniform_cost:.3g}",
                     spread(found.uniform),
                     None,
                 ),
-                (f"chosen, {len(found.ranks)} layers", spread(found.chosen), spread(found.change, "+")),
+                (
+                    f"chosen, {len(found.ranks)} layers",
+                    f"{found.chosen_cost:.3g}",
+                    spread(found.chosen),
+                    spread(found.change, "+"),
+                ),
             ],
         )
+        say_sources(found.adapter.sources)
         more = found.change.lower > 0 or found.change.upper < 0
         noise = "" if more else "; the difference lies within the noise, so the score decided and then the loss"
         click.echo(f"{found.adapter.folder}: {found.kept} ranks kept{noise}")
+        click.echo(f"the map as a page: edgepeft report {found.adapter.folder}")
     if found.adapter.verdict == "worse":
         sys.exit(1)
 
@@ -117,6 +130,7 @@ def _show(found: MethodComparison) -> None:
         ],
     )  # fmt: skip
     if found.adapter is not None:
+        say_sources(found.adapter.sources)
         click.echo(f"{found.adapter.folder}: {found.chosen}, the best score that ships; equal scores by file size")
     elif found.chosen:
         click.echo(f"best that ships: {found.chosen} (--out writes it)")

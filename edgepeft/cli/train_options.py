@@ -8,7 +8,7 @@ from typing import Any
 import click
 from cloup import option, option_group
 
-from .options import PATH, label_option, pair_option, precision_option, text_option
+from .options import PATH, label_option, mix_temperature_option, pair_option, precision_option, text_option
 
 what_options: Callable[[Any], Any] = option_group(
     "What",
@@ -31,16 +31,24 @@ data_options: Callable[[Any], Any] = option_group(
     option(
         "--data",
         required=True,
+        multiple=True,
         metavar="FILE",
         help="Training rows: .csv, .tsv, .jsonl, .json or .parquet, or a datasets id; for generation also a .txt file or a "
-        "folder of them.",
+        "folder of them. Repeated: several sources, each with scores of its own.",
     ),
-    option("--validation", metavar="FILE", show_default="split off --data", help="Validation rows, likewise."),
+    option(
+        "--validation",
+        multiple=True,
+        metavar="FILE",
+        show_default="split off each --data",
+        help="Validation rows, likewise: one for each --data in their order, or one for all.",
+    ),
+    mix_temperature_option,
     option(
         "--general",
         metavar="FILE",
-        help="Rows of other domains: the epoch is chosen by the mean of the scores on them and on the validation rows, and both "
-        "are told (classification).",
+        help="Rows of other domains, to see what is forgotten: the epoch is chosen by the mean of the scores on them and on the "
+        "validation rows, and both are told.",
     ),
     option(
         "--split-by",
@@ -126,6 +134,18 @@ adapter_options: Callable[[Any], Any] = option_group(
         metavar="MB",
         show_default="what --rank at --target-modules takes",
         help="What the matrices of --modules auto may take on disk.",
+    ),
+    option(
+        "--rank-budget-ms",
+        type=float,
+        metavar="MS",
+        help="In its place, what the adapter of --modules auto may add to one run of --target's smallest shape, as measured here.",
+    ),
+    option(
+        "--target",
+        metavar="TARGET",
+        show_default="linux-x64-cpu",
+        help="Whose milliseconds --rank-budget-ms counts: a shipped target, or a target file, of this kind of machine.",
     ),
     option(
         "--sensitivity",

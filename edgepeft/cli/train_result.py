@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from .show import print_json, warn
+from .train_side_effects import say_side_effects
+from .train_sources import say_sources
 
 if TYPE_CHECKING:
     from ..train import TrainedAdapter, TrainedLanguageAdapter
@@ -40,8 +42,6 @@ def say_classifier(result: TrainedAdapter, as_json: bool) -> None:
     _say_circumstances(result)
     if result.taught is not None:
         click.echo(result.taught)
-    if result.general is not None:
-        click.echo(result.general)
     before, after = result.before, result.after
     what = (
         f"mean error {before.mean_error:.3f} -> {after.mean_error:.3f}, correlation {after.correlation:.3f}"
@@ -55,6 +55,8 @@ def say_classifier(result: TrainedAdapter, as_json: bool) -> None:
     )
     if result.gain is not None:
         click.echo(f"change from the base: {result.gain}")
+    say_sources(result.sources)
+    say_side_effects(result.calibration, result.general)
     _conclude(result)
 
 
@@ -81,4 +83,6 @@ def say_language(result: TrainedLanguageAdapter, as_json: bool) -> None:
         f"{result.trainable_parameters:,} parameters trained beside {result.total_parameters:,} on "
         f"{result.train_tokens:,} tokens in {result.seconds:.0f} s: {result.verdict}"
     )
+    say_sources(result.sources)
+    say_side_effects(None, result.general)
     _conclude(result)

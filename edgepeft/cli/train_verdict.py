@@ -10,10 +10,10 @@ import click
 from .show import print_json, steps, table
 from .train_compare import spread
 
-_TAKEN = {"text", "label", "pair", "learning_rate", "batch_size", "max_length", "seed", "threads"}
+_TAKEN = {"text", "label", "pair", "learning_rate", "batch_size", "max_length", "seed", "threads", "mix_temperature"}
 
 
-def say_verdict(model: str, data: str, as_json: bool, **options: Any) -> None:
+def say_verdict(model: str, data: str | tuple[str, ...], as_json: bool, **options: Any) -> None:
     """Judge and print; options of single runs (rank, epochs, …) do not count here, which trains several."""
     from ..train.complexity import judge_complexity
 

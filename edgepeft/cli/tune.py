@@ -14,10 +14,20 @@ from cloup import option, option_group
 
 from ..errors import InputError
 from .guarded import guarded
-from .options import PATH, json_option, label_option, pair_option, precision_option, text_option
+from .options import (
+    PATH,
+    json_option,
+    label_option,
+    mix_temperature_option,
+    pair_option,
+    precision_option,
+    text_option,
+)
 from .show import print_json, steps, table, warn
 from .train_compare import spread
 from .train_processes import first_speaks
+from .train_side_effects import say_side_effects
+from .train_sources import one_or_all, say_sources
 
 if TYPE_CHECKING:
     from ..train.tuned import Tuning
@@ -29,11 +39,29 @@ if TYPE_CHECKING:
     option("--model", required=True, metavar="MODEL", help="The base: a folder or a Hugging Face id."),
     option("--out", type=PATH, required=True, help="The adapter folder to write; an old adapter there is replaced."),
     option("--budget", default="10min", metavar="TIME", help="Time for the search, such as 90s, 10min or 1h."),
+    option(
+        "--target",
+        metavar="TARGET",
+        help="Among settings that are not clearly different take the one that adds least to a run on this target, a shipped one "
+        "or a file, of this kind of machine.",
+    ),
 )
 @option_group(
     "Data",
-    option("--data", required=True, metavar="FILE", help="Labelled rows, as for train; all are used."),
-    option("--validation", metavar="FILE", help="Rows that only the finished adapter is measured on."),
+    option(
+        "--data",
+        required=True,
+        multiple=True,
+        metavar="FILE",
+        help="Labelled rows, as for train; all are used. Repeated: several sources, each with scores of its own.",
+    ),
+    option(
+        "--validation",
+        multiple=True,
+        metavar="FILE",
+        help="Rows that only the finished adapter is measured on: one for each --data in their order, or one for all.",
+    ),
+    mix_temperature_option,
     text_option,
     label_option,
     pair_option,
@@ -57,7 +85,18 @@ if TYPE_CHECKING:
 @json_option
 @guarded
 @first_speaks()
-def tune(model: str, out: Path, budget: str, data: str, text: str, label: str, as_json: bool, **given: Any) -> None:
+def tune(
+    model: str,
+    out: Path,
+    budget: str,
+    data: tuple[str, ...],
+    validation: tuple[str, ...],
+    text: str,
+    label: str,
+    as_json: bool,
+    target: str | None,
+    **given: Any,
+) -> None:
     """Find a good adapter for labelled rows, within a time.
 
     A head on frozen features first, then the learning rate (a range test, and rates around it), where LoRA goes, its rank, and
@@ -65,10 +104,23 @@ def tune(model: str, out: Path, budget: str, data: str, text: str, label: str, a
     code 1: the adapter is worse than the base.
     """
     seconds = parse_seconds(budget)
+    from ..targets import load_target
     from ..train.tune import tune as find
 
+    loaded = None if target is None else load_target(target)
     with steps() as announce:
-        found = find(model, data, out, budget_s=seconds, text=text, label=label, announce=announce, **given)
+        found = find(
+            model,
+            one_or_all(data),
+            out,
+            validation=one_or_all(validation) if validation else None,
+            budget_s=seconds,
+            target=loaded,
+            text=text,
+            label=label,
+            announce=announce,
+            **given,
+        )
     for warning in found.warnings:
         warn(warning)
     if as_json:
@@ -93,9 +145,19 @@ def parse_seconds(value: str) -> float:
 
 
 def _show(found: Tuning) -> None:
+    costs = any(row.added_ms is not None for row in found.tried)
     table(
         f"What was tried, on {found.judged_rows} rows judged out of fold ({found.folds} trainings each)",
-        ("stage", "what", "steps", "accuracy [95 %]", "against the chosen [95 %]", "loss", "s"),
+        (
+            "stage",
+            "what",
+            "steps",
+            "accuracy [95 %]",
+            "against the chosen [95 %]",
+            "loss",
+            "s",
+            *(["adds ms"] if costs else []),
+        ),
         [
             (
                 row.stage,
@@ -105,10 +167,13 @@ def _show(found: Tuning) -> None:
                 "chosen" if row.change is None else spread(row.change, "+"),
                 f"{row.loss:.3f}",
                 f"{row.seconds:.0f}",
+                *([f"{row.added_ms:.3f}"] if row.added_ms is not None else []),
             )
             for row in found.tried
         ],
     )
+    say_sources(found.adapter.sources)
+    say_side_effects(found.adapter.calibration, None)
     click.echo(f"{found.adapter.folder}: {found.chosen}")
     click.echo(f"why: {found.why}")
     if found.left:

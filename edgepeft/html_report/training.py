@@ -13,6 +13,8 @@ from ..strict_json import read_object
 from . import charts
 from .figures import Chart
 from .saved import SavedReport
+from .sensitivity import sensitivity_chart
+from .side_effects import reliability_chart, side_effect_tables
 
 RECORD = "edgepeft_adapter.json"
 #: Points of a curve that a page draws: more cannot be told apart, and make it large.
@@ -39,7 +41,8 @@ def read_training(path: Path) -> SavedReport:
         raise InputError(f"{path} is no record of a training: it has no metrics")
     created = datetime.fromtimestamp(path.stat().st_mtime, UTC)
     name = path.absolute().parent.name
-    return SavedReport(Report("train", f"Training of {name}", (), (_table(name, record),), (), record), path, created)
+    tables = (_table(name, record), *side_effect_tables(name, record))
+    return SavedReport(Report("train", f"Training of {name}", (), tables, (), record), path, created)
 
 
 def _table(name: str, record: Mapping[str, Any]) -> Table:
@@ -65,13 +68,17 @@ def _table(name: str, record: Mapping[str, Any]) -> Table:
 
 
 def training_charts(saved: SavedReport) -> tuple[Chart, ...]:
-    """The loss of each step, and the scores of each epoch, where the record has them."""
+    """The loss of each step, the scores of each epoch, confidence, and the sensitivity map, where the record has them."""
     metrics = saved.data["metrics"]
     name = saved.path.absolute().parent.name
     drawn = []
     if len(losses := numbers(metrics.get("step_loss"))) > 1:
         drawn.append(loss_chart(f"{name}: loss a step", losses))
     if chart := _score_chart(name, metrics):
+        drawn.append(chart)
+    if chart := reliability_chart(f"{name}: can its confidence be believed?", saved.data):
+        drawn.append(chart)
+    if chart := sensitivity_chart(f"{name}: what layers are worth", saved.data):
         drawn.append(chart)
     return tuple(drawn)
 

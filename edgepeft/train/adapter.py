@@ -30,14 +30,15 @@ if TYPE_CHECKING:
 
 def train_adapter(
     model: str | Path,
-    data: str | Path | Examples,
+    data: str | Path | Examples | Sequence[str | Path | Examples],
     out: str | Path,
     *,
+    mix_temperature: float = 1.0,
     text: str = "text",
     label: str = "label",
     pair: str | None = None,
     problem_type: ProblemType = "single_label_classification",
-    validation: str | Path | Examples | None = None,
+    validation: str | Path | Examples | Sequence[str | Path | Examples] | None = None,
     validation_fraction: float = 0.1,
     split_by: str | None = None,
     general: str | Path | None = None,
@@ -79,15 +80,17 @@ def train_adapter(
     Args:
         model: The base: a folder or a Hugging Face id.
         data: A CSV, TSV or JSONL file, a ``datasets`` id (``id`` or ``id:configuration``) or folder, or
-            :class:`~edgepeft.data.Examples`.
+            :class:`~edgepeft.data.Examples`. Several of them must have the same labels, and scores are told of each.
         out: The adapter's folder. An adapter that edgepeft wrote there is replaced; any other folder is refused.
+        mix_temperature: Of several sources: one of ``n`` rows is drawn in proportion to ``n ** (1 / mix_temperature)``, so 1 is by
+            size and a large number uniform.
         text: The column of texts.
         label: The column of labels.
         pair: The column of second texts, for pairs.
         problem_type: What the labels are: one a row, any number a row (``"multi_label_classification"``; a row is ``a,b`` or a JSON
             list), or a number (``"regression"``).
-        validation: Rows to measure on, as ``data``.
-        validation_fraction: The share of rows that is held out where ``validation`` is not given.
+        validation: Rows to measure on, as ``data``: for each source in their order, or for all of them.
+        validation_fraction: The share of rows (of each source) that is held out where ``validation`` is not given.
         split_by: A column that names groups (authors, sites, …): what is held out are whole groups.
         general: Rows of other domains, as ``data``: the epoch is chosen by the mean of the scores on them and on the validation
             rows, and both are told.
@@ -168,6 +171,7 @@ def train_adapter(
         problem_type=problem_type,
         split_by=split_by,
         general=general,
+        temperature=mix_temperature,
     )
     from ..base.load import check_source
 
@@ -201,6 +205,8 @@ def train_adapter(
             adapted, settings, begun = _started(bench, sources)
     rows: list[Any] = [row_contents(each) for each in (bench.rows, bench.held, bench.general)] + [list(split.labels)]
     rows.append([each.sha256 for each in sources])
+    if split.sources:
+        rows.append([split.train_sources, split.held_sources])
     master = None if teacher is None else model_teacher(teacher, split, bench.rows)
     fp32_before = None
     if rounded is not None:
@@ -213,7 +219,9 @@ def train_adapter(
     keeper = Keeper(out, call_of(arguments, bench.base.identity, rows), resume=resume)
     began = time.perf_counter()
     bf16 = takes_bf16(precision)
-    schedule = Schedule(epochs, settings.rate, batch_size, seed, patience, threads, bf16, gradient_checkpointing)
+    schedule = Schedule(
+        epochs, settings.rate, batch_size, seed, patience, threads, bf16, gradient_checkpointing, mix_temperature
+    )
     course = fit(
         adapted,
         bench.base.tokenizer,

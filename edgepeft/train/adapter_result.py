@@ -8,11 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..bundle.heads import ProblemType
+from .batches import Row
+from .calibration import Calibration, calibration_of
 from .deployed import Deployed
 from .gain import Gain, Verdict, gain_warning, majority_warning, paired_gain
 from .loop import Course, Scores
 from .methods import trainable
 from .record import FORMAT, versions, write_checkpoint
+from .source_scores import SourceScore, classifier_scores
 from .start import StartedFrom
 from .teacher import Taught
 
@@ -31,7 +34,8 @@ class TrainedAdapter:
 
     ``gain`` is the change of accuracy (of numbers: of the mean error) on the same rows, with its interval; ``verdict`` calls it
     ``better`` or ``worse`` only beyond that. ``warnings`` say what is wrong with the data or the result. ``threads`` were taken
-    in the end; ``cached_layers`` were run once a row, since nothing in them is trained.
+    in the end; ``cached_layers`` were run once a row, since nothing in them is trained. ``sources`` tells of each, where there are
+    several; ``calibration`` whether confidence can be believed (one label a row; not where rows were judged out of fold).
     """
 
     folder: Path
@@ -59,6 +63,8 @@ class TrainedAdapter:
     deployed: Deployed | None = None
     taught: Taught | None = None
     general: General | None = None
+    sources: tuple[SourceScore, ...] = ()
+    calibration: Calibration | None = None
 
 
 @dataclass(frozen=True)
@@ -84,14 +90,14 @@ def finish(
     arguments: dict[str, Any],
     seconds: float,
     extra: Mapping[str, Any] | None = None,
-    judged: Sequence[str] | None = None,
+    judged: Sequence[Row] | None = None,
     start: StartedFrom | None = None,
     deployed: Deployed | None = None,
     taught: Taught | None = None,
 ) -> TrainedAdapter:
     """Judge a training run and write its adapter; ``arguments`` and ``extra`` go into the record.
 
-    ``judged`` are the labels of the rows that the course was judged on, where those are not the validation rows.
+    ``judged`` are the rows that the course was judged on, where those are not the validation rows.
     """
     gain = paired_gain(course.row_before, course.row_after, bench.problem.row_metric)
     general = None
@@ -106,12 +112,10 @@ def finish(
         gain_warning(gain, len(course.row_after)),
         f"training made it worse in other domains: {general}" if general and general.gain.verdict == "worse" else None,
     ]
+    rows = bench.held if judged is None else judged
     if bench.problem.kind == "single_label_classification":
-        said.append(
-            majority_warning(
-                course.row_after, bench.split.train.labels or (), judged or bench.split.validation.labels or ()
-            )
-        )
+        right_answers = [bench.split.labels[row.target] for row in rows]
+        said.append(majority_warning(course.row_after, bench.split.train.labels or (), right_answers))
     result = TrainedAdapter(
         folder=out,
         task=TASK,
@@ -138,9 +142,19 @@ def finish(
         deployed=deployed,
         taught=taught,
         general=general,
+        sources=classifier_scores(
+            bench.split, [row.source for row in rows], course.row_before, course.row_after, bench.problem.row_metric
+        ),
+        calibration=_calibration(course, rows) if bench.problem.kind == "single_label_classification" else None,
     )
     write_checkpoint(adapted, out, {**_record(result, course, arguments), **(extra or {})})
     return result
+
+
+def _calibration(course: Course, rows: Sequence[Row]) -> Calibration | None:
+    if course.logits_before is None or course.logits_after is None:
+        return None
+    return calibration_of([row.target for row in rows], course.logits_before, course.logits_after)
 
 
 def _record(result: TrainedAdapter, course: Course, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -154,6 +168,8 @@ def _record(result: TrainedAdapter, course: Course, arguments: dict[str, Any]) -
         "start": None if result.start is None else asdict(result.start),
         "deployed": None if result.deployed is None else asdict(result.deployed),
         "general": None if result.general is None else asdict(result.general),
+        "sources": [asdict(each) for each in result.sources],
+        "calibration": None if result.calibration is None else asdict(result.calibration),
         "taught": None if result.taught is None else asdict(result.taught),
         "metrics": {
             "before": asdict(result.before),

@@ -21,11 +21,13 @@ _SORTED_BATCHES = 50
 class Row:
     """One encoded row: ``features`` as the tokenizer gives them, unpadded, and what the head is to give.
 
-    ``hidden`` ``[tokens, hidden]`` are the states that enter the lowest trained layer, where they are kept.
+    ``hidden`` ``[tokens, hidden]`` are the states that enter the lowest trained layer, where they are kept. ``source`` is the
+    number of its source, where there are several.
     """
 
     features: dict[str, Any]
     target: Any
+    source: int = 0
     hidden: torch.Tensor | None = field(default=None, repr=False)
 
     def __len__(self) -> int:

@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ..bundle.heads import ProblemType
-from ..data import Examples
 from ..errors import InputError
 from ..metrics.intervals import Interval, percentile_interval, resampled_rows, wilson
 from ..scratch import scratch_folder
@@ -23,7 +22,7 @@ from .memory import with_memory_growth
 from .methods import FULL, Settings, peft_type, shipping, trainable
 from .processes import check_alone
 from .record import arguments_of, check_arguments, check_extra
-from .source import load_split
+from .source import Rows, load_split
 
 if TYPE_CHECKING:
     from .workbench import Workbench
@@ -71,15 +70,16 @@ class MethodComparison:
 
 def compare_methods(
     model: str | Path,
-    data: str | Path | Examples,
+    data: Rows | Sequence[Rows],
     methods: Sequence[str],
     out: str | Path | None = None,
     *,
+    mix_temperature: float = 1.0,
     text: str = "text",
     label: str = "label",
     pair: str | None = None,
     problem_type: ProblemType = "single_label_classification",
-    validation: str | Path | Examples | None = None,
+    validation: Rows | Sequence[Rows] | None = None,
     validation_fraction: float = 0.1,
     rank: int = 8,
     alpha: float = 16,
@@ -102,6 +102,7 @@ def compare_methods(
         data: As for :func:`.train_adapter`.
         methods: Methods of PEFT, ``"dora"``, ``"ln"``, ``"head-only"``, ``"full"``; the first is what others are compared with.
         out: Where the best adapter that ships is written; ``None`` for nowhere.
+        mix_temperature: How several sources are mixed, as for :func:`.train_adapter`.
         text: The column of texts.
         label: The column of labels.
         pair: The column of second texts.
@@ -154,6 +155,7 @@ def compare_methods(
         pair=pair,
         seed=seed,
         problem_type=problem_type,
+        temperature=mix_temperature,
     )
     from ..base.load import check_source
 

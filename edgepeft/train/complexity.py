@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from ..data import Examples
 from ..metrics.intervals import Interval
 from .methods import FULL, HEAD_ONLY, Settings
 from .processes import check_alone
 from .record import check_extra
-from .source import load_rows
+from .source import Rows, load_rows
 from .trials import Candidate, Trial, bootstrap, make_folds, run_trial
 
 if TYPE_CHECKING:
@@ -61,8 +60,9 @@ class Complexity:
 
 def judge_complexity(
     model: str | Path,
-    data: str | Path | Examples,
+    data: Rows | Sequence[Rows],
     *,
+    mix_temperature: float = 1.0,
     text: str = "text",
     label: str = "label",
     pair: str | None = None,
@@ -80,6 +80,7 @@ def judge_complexity(
     Args:
         model: The base: a folder or a Hugging Face id.
         data: Labelled rows; all are used, and judged out of fold.
+        mix_temperature: How several sources are mixed, as for :func:`.train_adapter`.
         text: The column of texts.
         label: The column of labels.
         pair: The column of second texts.
@@ -98,13 +99,13 @@ def judge_complexity(
     """
     check_alone("train --verdict")
     check_extra()
-    split = load_rows(data, None, text=text, label=label, pair=pair)
+    split = load_rows(data, None, text=text, label=label, pair=pair, temperature=mix_temperature)
     from .trainer import seeded
     from .workbench import open_workbench
 
     with seeded(seed, threads):
         bench = open_workbench(model, split, max_length)
-    folds = make_folds([row.target for row in bench.rows], seed)
+    folds = make_folds([(row.target, row.source) for row in bench.rows], seed)
     steps = max(_LEAST_STEPS, min(_MOST_STEPS, _EPOCHS * -(-len(folds[0][0]) // batch_size)))
     # At every linear layer: at query and value alone it is places that lack, and a verdict would blame the rank or the method.
     lora = Settings("lora", rank=_RANK, targets="all-linear", learning_rate=learning_rate)

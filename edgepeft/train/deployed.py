@@ -250,4 +250,4 @@ def scores_now(bench: Workbench, model: nn.Module, threads: int | None) -> Score
         threads=threads,
     )
     with run:
-        return measure_rows(run, bench.held, bench.problem)[0]
+        return measure_rows(run, bench.held, bench.problem).scores

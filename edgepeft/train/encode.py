@@ -24,12 +24,13 @@ class Tokens:
     """One sequence: ``ids`` ``[length]``, and ``learnt`` ``[length]``, true where the token is a target of the loss.
 
     The first token is never one: nothing predicts it. ``group`` is the row's key; equal groups stay on one side of a
-    split, and count as one draw in a standard error.
+    split, and count as one draw in a standard error. ``source`` is the number of the source that it is of, where there are several.
     """
 
     ids: npt.NDArray[np.int32]
     learnt: npt.NDArray[np.bool_]
     group: str
+    source: int = 0
 
     @property
     def targets(self) -> int:

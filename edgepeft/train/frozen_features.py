@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from ..errors import InputError, MissingExtraError
 from .batches import Row, sorted_batches
+from .mixing import mixture_of
 
 if TYPE_CHECKING:
     import torch
@@ -74,7 +75,9 @@ def entering(run: Run, rows: Sequence[Row], head: Any) -> torch.Tensor:
     return states[-1]
 
 
-def fit_head(run: Run, rows: Sequence[Row], labels: int, inverse_strength: float, seed: int) -> None:
+def fit_head(
+    run: Run, rows: Sequence[Row], labels: int, inverse_strength: float, seed: int, temperature: float = 1.0
+) -> None:
     """Put the solution of logistic regression on the frozen features of ``rows`` into the head.
 
     Args:
@@ -83,6 +86,7 @@ def fit_head(run: Run, rows: Sequence[Row], labels: int, inverse_strength: float
         labels: How many labels there are.
         inverse_strength: scikit-learn's ``C``: the larger, the weaker the L2 penalty. Features are standardized for the fit.
         seed: Of the solver.
+        temperature: How rows of several sources are mixed: each counts as often as it would be drawn.
 
     Raises:
         MissingExtraError: scikit-learn is not installed.
@@ -90,8 +94,7 @@ def fit_head(run: Run, rows: Sequence[Row], labels: int, inverse_strength: float
     import torch
 
     head = head_of(run.model, labels)
-    targets = [row.target for row in rows]
-    weight, bias = solve_head(features(run, rows, head), targets, labels, inverse_strength, seed)
+    weight, bias = solve_head(features(run, rows, head), rows, labels, inverse_strength, seed, temperature)
     with torch.no_grad():
         head.weight.copy_(torch.from_numpy(weight))
         if head.bias is not None:
@@ -99,11 +102,16 @@ def fit_head(run: Run, rows: Sequence[Row], labels: int, inverse_strength: float
 
 
 def solve_head(
-    found: npt.NDArray[np.floating], targets: Sequence[int], labels: int, inverse_strength: float, seed: int
+    found: npt.NDArray[np.floating],
+    rows: Sequence[Row],
+    labels: int,
+    inverse_strength: float,
+    seed: int,
+    temperature: float = 1.0,
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """Weight ``[labels, hidden]`` and bias ``[labels]`` of logistic regression on features ``[rows, hidden]``, standardized for it.
 
-    Labels that do not occur get a bias of -20.
+    Labels that do not occur get a bias of -20. Rows of several sources count as often as ``temperature`` would have them drawn.
 
     Raises:
         MissingExtraError: scikit-learn is not installed.
@@ -117,7 +125,9 @@ def solve_head(
     found = np.asarray(found, np.float64)
     centre, spread = found.mean(axis=0), found.std(axis=0) + 1e-6
     solver = LogisticRegression(C=inverse_strength, max_iter=1000, random_state=seed)
-    solver.fit((found - centre) / spread, targets)
+    mixture = mixture_of([row.source for row in rows], temperature, seed)
+    weights = None if mixture is None else mixture.weights
+    solver.fit((found - centre) / spread, [row.target for row in rows], sample_weight=weights)
     weight, bias = solver.coef_, solver.intercept_
     if len(weight) == 1:  # two labels: one row of coefficients, for the second
         weight, bias = np.concatenate([-weight, weight]) / 2, np.concatenate([-bias, bias]) / 2

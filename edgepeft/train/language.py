@@ -10,19 +10,21 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..data_files import read_text
 from ..errors import InputError
-from .corpus import Columns, corpus_without_leaks, read_corpus
+from .corpora import read_corpora, sequences_of_all
+from .corpus import Columns
 from .deployed import Deployed, DeployedWeights, check_deployment
 from .device import Precision, takes_bf16, training_device
 from .encode import Tokens
 from .gain import gain_warning, likelihood_gain
-from .language_result import TrainedLanguageAdapter, language_record
-from .language_rows import pad_id_of, sequences_of
+from .language_result import LanguageGeneral, TrainedLanguageAdapter, language_record
+from .language_rows import general_sequences, pad_id_of
 from .leaks import leak_warning
 from .methods import Settings, check_shipping, settings_of, takes_norms
 from .processes import is_first, join
 from .record import arguments_of, check_arguments, check_extra, write_checkpoint
 from .reporters import callbacks_of
 from .resume import Keeper, call_of
+from .source_scores import language_scores
 from .start import Source, StartedFrom, nearest, read_sources, started
 from .teacher import check_teacher
 
@@ -39,15 +41,17 @@ _TEMPLATE_FILE = "chat_template.jinja"
 
 def train_language_adapter(
     model: str | Path,
-    data: str | Path,
+    data: str | Path | Sequence[str | Path],
     out: str | Path,
     *,
+    mix_temperature: float = 1.0,
     text: str = "text",
     prompt: str = "prompt",
     completion: str = "completion",
     messages: str = "messages",
-    validation: str | Path | None = None,
+    validation: str | Path | Sequence[str | Path] | None = None,
     validation_fraction: float = 0.1,
+    general: str | Path | None = None,
     method: str = "lora",
     peft: Mapping[str, Any] | None = None,
     ship: Literal["swap", "merge", "bake"] | None = None,
@@ -92,14 +96,19 @@ def train_language_adapter(
     Args:
         model: The base: a folder or a Hugging Face id.
         data: What :func:`.corpus.read_corpus` reads: rows with the columns ``prompt`` and ``completion``, ``messages``, or
-            ``text``; or text files.
+            ``text``; or text files. Several of them hold rows of one kind, and scores are told of each.
         out: The adapter's folder. An adapter that edgepeft wrote there is replaced; any other folder is refused.
+        mix_temperature: Of several sources: a source of ``n`` rows (blocks, where they are packed) is drawn in proportion to
+            ``n ** (1 / mix_temperature)``.
         text: The column of texts.
         prompt: The column of prompts.
         completion: The column of completions.
         messages: The column of chats.
-        validation: Rows to measure on, as ``data``.
-        validation_fraction: The share of distinct prompts or texts that is held out where ``validation`` is not given.
+        validation: Rows to measure on, as ``data``: for each source in their order, or for all of them.
+        validation_fraction: The share of distinct prompts or texts (of each source) that is held out where ``validation`` is not
+            given.
+        general: Rows of other domains, as ``data``, to see what is forgotten: the epoch is chosen by the mean of the losses on them
+            and on the validation rows, and both are told.
         method: What is trained: a method of PEFT (``"lora"``, ``"ia3"``, ``"prefix_tuning"``, …), ``"dora"``, ``"rslora"`` or
             ``"ln"``.
         peft: Options of PEFT's config of the method, by their names there.
@@ -175,9 +184,7 @@ def train_language_adapter(
     check_extra()
     template = None if chat_template is None else read_text(Path(chat_template))
     columns = Columns(text=text, prompt=prompt, completion=completion, messages=messages)
-    corpus, declared = read_corpus(data, columns)
-    held_corpus = declared if validation is None else read_corpus(validation, columns)[0]
-    corpus, leaked = corpus_without_leaks(corpus, held_corpus)
+    corpora = read_corpora(data, validation, columns, mix_temperature, general)
 
     from .base import load_language_base, token_limit
     from .distill import Teacher
@@ -195,9 +202,8 @@ def train_language_adapter(
     if max_length is not None and max_length > longest:
         raise InputError(f"max_length {max_length} is more than the {longest} tokens {base.source} can take")
     length = min(_DEFAULT_MAX_LENGTH, longest) if max_length is None else max_length
-    rows = sequences_of(
-        corpus,
-        held_corpus,
+    rows, also_leaked = sequences_of_all(
+        corpora,
         base.tokenizer,
         source=base.source,
         length=length,
@@ -206,11 +212,25 @@ def train_language_adapter(
         max_validation_tokens=max_validation_tokens,
         seed=seed,
     )
+    beyond = general_sequences(
+        corpora.general,
+        base.tokenizer,
+        source=base.source,
+        length=length,
+        chat=chat,
+        max_validation_tokens=max_validation_tokens,
+        seed=seed,
+    )
     layout, train, held, pad_id = rows.layout, rows.train, rows.held, pad_id_of(base.tokenizer)
     planned = max_steps or epochs * -(-len(train) // (batch_size * gradient_accumulation))
     with seeded(seed, threads):  # lora_A is drawn here
         adapted, begun = _begun(base, settings, sources, train, planned, seed)
-    contents = [[each.ids.tolist(), each.learnt.tolist()] for each in (*train, *held)]
+    leaked = corpora.leaked + also_leaked
+    contents: list[Any] = [[each.ids.tolist(), each.learnt.tolist()] for each in (*train, *held, *beyond)]
+    if beyond:
+        contents.append(len(held))
+    if corpora.several:
+        contents.append([each.source for each in (*train, *held)])
     call = call_of(arguments, base.identity, [len(train), contents, [source.sha256 for source in sources]])
     keeper = Keeper(out, call, resume=resume)
     fp32_before, teacher = None, None
@@ -236,6 +256,7 @@ def train_language_adapter(
             patience=patience,
             threads=threads,
             bf16=bf16,
+            temperature=mix_temperature,
         ),
         pad_id=pad_id,
         packed_length=length if (layout == "text" if packing is None else packing) else None,
@@ -243,6 +264,7 @@ def train_language_adapter(
         keeper=keeper,
         teacher=teacher,
         report_to=callbacks_of(report_to, out) if is_first() else (),
+        general=beyond,
     )
     deployed = None
     if rounded is not None:
@@ -251,11 +273,17 @@ def train_language_adapter(
         deployed = Deployed(rounded.variant, rounded.layers, fp32_before, fp32_after)
     moved = change(course.before, course.after)
     gain = likelihood_gain(moved.nll, moved.standard_error)
+    elsewhere = None
+    if course.general is not None and corpora.general is not None:
+        elsewhere = LanguageGeneral.of(corpora.general.source, len(beyond), *course.general)
     said = (
         leak_warning(leaked) if leaked else None,
         None if begun is None else begun.warning,
         course.stopped,
         gain_warning(gain, len(held)),
+        f"training made it worse in other domains: {elsewhere}"
+        if elsewhere is not None and elsewhere.gain.verdict == "worse"
+        else None,
     )
     result = TrainedLanguageAdapter(
         folder=out,
@@ -282,6 +310,10 @@ def train_language_adapter(
         warnings=tuple(filter(None, said)),
         start=begun,
         deployed=deployed,
+        sources=language_scores(corpora.names, course.shares, train, held, course.before, course.after)
+        if corpora.several
+        else (),
+        general=elsewhere,
     )
     record = language_record(result, course, length, arguments)
     write_checkpoint(adapted, out, record, {} if template is None else {_TEMPLATE_FILE: template})

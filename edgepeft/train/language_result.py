@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from .deployed import Deployed
-from .gain import Verdict
-from .perplexity import Change, Perplexity
+from .gain import Gain, Verdict, likelihood_gain
+from .perplexity import Change, Losses, Perplexity, change, summarize
 from .record import FORMAT, versions
+from .source_scores import SourceScore
 from .start import StartedFrom
 
 if TYPE_CHECKING:
@@ -26,7 +27,8 @@ class TrainedLanguageAdapter:
     and ``after`` are perplexities on the validation rows, ``change`` their paired difference. ``train_tokens`` counts
     what was learnt in all steps, repeats included, ``validation_tokens`` what is measured, ``cut_rows`` rows shortened
     to the limit, ``skipped_rows`` rows left out because their prompt alone fills it. ``seconds`` is the time spent in
-    the training loop, both measurements included.
+    the training loop, both measurements included. ``sources`` tells of each, where there are several,
+    ``general`` of rows of other domains.
     """
 
     folder: Path
@@ -53,6 +55,30 @@ class TrainedLanguageAdapter:
     warnings: tuple[str, ...] = ()
     start: StartedFrom | None = None
     deployed: Deployed | None = None
+    sources: tuple[SourceScore, ...] = ()
+    general: LanguageGeneral | None = None
+
+
+@dataclass(frozen=True)
+class LanguageGeneral:
+    """What a training did in other domains: perplexities before and after on the same tokens, and the change with its interval."""
+
+    source: str
+    rows: int
+    before: Perplexity
+    after: Perplexity
+    gain: Gain
+
+    @classmethod
+    def of(cls, source: str, rows: int, before: Losses, after: Losses) -> LanguageGeneral:
+        """From the losses of ``rows`` sequences."""
+        moved = change(before, after)
+        gain = likelihood_gain(moved.nll, moved.standard_error)
+        return cls(source, rows, summarize(before), summarize(after), gain)
+
+    def __str__(self) -> str:
+        """As a warning says it."""
+        return f"on {self.after.tokens:,} tokens of {self.source}: {self.gain}"
 
 
 def language_record(
@@ -67,6 +93,8 @@ def language_record(
         "base_model": result.base_model,
         "start": None if result.start is None else asdict(result.start),
         "deployed": None if result.deployed is None else asdict(result.deployed),
+        "sources": [asdict(each) for each in result.sources],
+        "general": None if result.general is None else asdict(result.general),
         "metrics": {
             "before": asdict(result.before),
             "after": asdict(result.after),

@@ -75,6 +75,29 @@ def sequences_of(
     )
 
 
+def general_sequences(
+    corpus: Corpus | None,
+    tokenizer: HubTokenizer,
+    *,
+    source: str,
+    length: int,
+    chat: bool | None,
+    max_validation_tokens: int,
+    seed: int,
+) -> list[Tokens]:
+    """Sequences of rows of other domains, which may be of another kind than those that are learnt; none where there are none.
+
+    Arguments and errors are those of :func:`sequences_of`.
+    """
+    from .encode import encode, limit
+
+    if corpus is None:
+        return []
+    layout = _layout(corpus, tokenizer, chat, source)
+    encoded = encode(corpus, tokenizer, max_length=length, chat=layout == "chat")
+    return limit(encoded.sequences, max_validation_tokens, seed)
+
+
 def _layout(corpus: Corpus, tokenizer: HubTokenizer, chat: bool | None, source: str) -> Layout:
     """How rows become text; :class:`InputError` where that needs a chat template or an end token that is not there."""
     if corpus.kind == "text":

@@ -12,8 +12,9 @@ from ..errors import InputError
 from ..scratch import scratch_folder
 from .device import enough_memory, training_device
 from .distill import Teacher, divergence
-from .encode import Tokens, collate, pack
+from .encode import Tokens, collate
 from .fast_linear import StepFloats
+from .lm_mixing import MixedOrder, mixed_blocks, shares_of
 from .lm_resume import SameOrder, keeping, last_checkpoint, load_state, put_weights
 from .perplexity import Losses, Perplexity, measure, summarize
 from .processes import group
@@ -34,7 +35,7 @@ _ISOLATION = 1e-3
 class LanguageSchedule:
     """How long and how fast to train; ``max_steps`` and ``patience`` may be ``None`` for no such end.
 
-    ``bf16`` lets steps compute in bfloat16.
+    ``bf16`` lets steps compute in bfloat16; ``temperature`` mixes several sources (:class:`.Mixture`).
     """
 
     epochs: int
@@ -49,6 +50,7 @@ class LanguageSchedule:
     patience: int | None
     threads: int | None
     bf16: bool = False
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,8 @@ class LanguageCourse:
 
     ``tokens`` are the learnt tokens of all steps, repeats included, ``step_loss`` the loss of each step in nats a token, ``scores``
     the perplexities of the epochs. ``stopped`` says why it ended early, where the loss was no
-    number any more.
+    number any more. ``shares`` are each source's part of the draws, ``general`` the
+    losses on other domains before and at that step.
     """
 
     before: Losses
@@ -70,6 +73,8 @@ class LanguageCourse:
     stopped: str = ""
     step_loss: tuple[float, ...] = field(default=(), repr=False)
     scores: tuple[Perplexity, ...] = ()
+    shares: tuple[float, ...] = ()
+    general: tuple[Losses, Losses] | None = None
 
 
 def fit_language(
@@ -84,11 +89,13 @@ def fit_language(
     keeper: Keeper | None = None,
     teacher: Teacher | None = None,
     report_to: Sequence[Any] = (),
+    general: Sequence[Tokens] = (),
 ) -> LanguageCourse:
     """Train ``model`` (a PeftModel) in place and leave it at its best epoch by the perplexity of ``held``.
 
     ``keeper`` keeps the state of the run, and gives one to go on from. With a ``teacher`` steps learn its odds of the next
-    token, at every place, in place of the tokens. ``report_to`` are callbacks of Trainer.
+    token, at every place, in place of the tokens. ``report_to`` are callbacks of Trainer. With sequences of other domains,
+    ``general``, the best epoch is that of the lowest mean of both negative log-likelihoods.
 
     ``packed_length`` packs sequences into blocks of that many tokens; ``None`` pads them, similar lengths together.
     Steps weigh every learnt token alike, over all batches they accumulate. A loss that is no number ends the training, and the
@@ -99,14 +106,16 @@ def fit_language(
     from transformers import TrainingArguments
 
     together = group()
-    blocks = [[sequence] for sequence in train] if packed_length is None else pack(train, packed_length)
+    blocks, mixture = mixed_blocks(train, packed_length, schedule.temperature, schedule.seed)
     # Trainer groups by the length of "input_ids"; the collator needs the block alone.
     rows = [{"input_ids": range(sum(len(s.ids) for s in block)), "block": block} for block in blocks]
     measured: dict[int, Losses] = {}
+    beyond: dict[int, Losses] = {}  # the same of other domains
     checkpoint = None if keeper is None or not keeper.going_on else last_checkpoint(keeper.folder)
     kept = None if checkpoint is None else load_state(checkpoint)
     if kept is not None:
         measured |= kept["measured"]
+        beyond |= kept["beyond"]
 
     class LanguageTrainer(finite_trainer()):  # type: ignore[misc]
         tokens = 0 if kept is None else kept["tokens"]
@@ -116,6 +125,14 @@ def fit_language(
         def _get_train_sampler(self, *arguments: Any, **options: Any) -> Any:
             from transformers.trainer_pt_utils import LengthGroupedSampler
 
+            if mixture is not None:
+                return MixedOrder(
+                    mixture,
+                    [len(row["input_ids"]) for row in rows] if packed_length is None else None,
+                    schedule.batch_size * schedule.accumulation,
+                    schedule.seed,
+                    lambda: self.state.global_step // steps_per_epoch,
+                )
             sampler = super()._get_train_sampler(*arguments, **options)
             if isinstance(sampler, LengthGroupedSampler):  # others draw by seed and epoch, not from torch's generator
                 within = kept is not None and kept["step"] % steps_per_epoch
@@ -152,8 +169,11 @@ def fit_language(
             step = self.state.global_step
             if step not in measured:
                 measured[step] = measure(self.model, held, pad_id=pad_id)
+                if general:
+                    beyond[step] = measure(self.model, general, pad_id=pad_id)
             score = summarize(measured[step])
-            metrics = {"eval_nll": score.nll, "eval_perplexity": score.perplexity}
+            also = [summarize(beyond[step]).nll] if general else []
+            metrics = {"eval_nll": float(np.mean([score.nll, *also])), "eval_perplexity": score.perplexity}
             self.log(metrics)
             self.control: Any = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
             return metrics
@@ -218,6 +238,7 @@ def fit_language(
                         "tokens": trainer.tokens,
                         "step_loss": trainer.step_loss,
                         "measured": measured,
+                        "beyond": beyond,
                         "order": None if trainer.order is None else trainer.order.before,
                     },
                 )
@@ -249,6 +270,8 @@ def fit_language(
         stopped=stopped,
         step_loss=tuple(steps),
         scores=tuple(summarize(losses) for step, losses in sorted(measured.items()) if step),
+        shares=shares_of(train, mixture),
+        general=(beyond[0], beyond[best]) if general else None,
     )
 
 

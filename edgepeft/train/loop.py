@@ -45,7 +45,7 @@ class Schedule:
     """How long and how fast to train; ``patience`` counts epochs without a better macro F1, ``None`` for never stop.
 
     ``threads`` is ``None`` for as many as turn out fastest; ``bf16`` lets steps compute in bfloat16, ``checkpointing`` lets layers
-    compute their activations again in the backward pass.
+    compute their activations again in the backward pass. ``temperature`` mixes rows of several sources (:class:`.Mixture`).
     """
 
     epochs: int
@@ -56,6 +56,7 @@ class Schedule:
     threads: int | None
     bf16: bool = False
     checkpointing: bool = False
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,8 @@ class Course:
     ``row_before`` and ``row_after`` ``[rows]`` are :meth:`.Problem.row_scores` of the validation rows, ``scores`` those of each
     epoch. ``threads`` is the number that was taken in the end, ``cached_layers`` how many layers were run once a row only.
     ``stopped`` says why it ended early, where the loss was no number any more. ``general`` is what was measured on rows of other
-    domains, before and at the best epoch, where there are any.
+    domains, before and at the best epoch, where there are any. ``logits_before`` and ``logits_after`` ``[rows, labels]`` are those
+    of the validation rows, where each was asked once.
     """
 
     before: Scores
@@ -80,55 +82,54 @@ class Course:
     stopped: str = ""
     step_loss: tuple[float, ...] = field(default=(), repr=False)
     general: tuple[Measured, Measured] | None = None
+    logits_before: npt.NDArray[np.float32] | None = field(default=None, repr=False)
+    logits_after: npt.NDArray[np.float32] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Scores on some rows, and those of each row."""
+    """Scores on some rows, those of each row ``[rows]``, and its logits ``[rows, labels]``."""
 
     scores: Scores
     rows: npt.NDArray[np.float64]
+    logits: npt.NDArray[np.float32]
 
     def as_dict(self) -> dict[str, Any]:
         """As a kept state holds it."""
         import torch
 
-        return {"scores": asdict(self.scores), "rows": torch.from_numpy(self.rows)}
+        return {
+            "scores": asdict(self.scores),
+            "rows": torch.from_numpy(self.rows),
+            "logits": torch.from_numpy(self.logits),
+        }
 
     @classmethod
-    def of(cls, state: Mapping[str, Any] | None) -> Measured | None:
+    def of(cls, state: Mapping[str, Any]) -> Measured:
         """From :meth:`as_dict`."""
-        return None if state is None else cls(Scores(**state["scores"]), state["rows"].numpy())
+        return cls(Scores(**state["scores"]), state["rows"].numpy(), state["logits"].numpy())
 
 
 @dataclass(frozen=True)
 class _Best:
-    """The best epoch so far: its value (more is better), its scores, those of its rows and of other domains, and the weights."""
+    """The best epoch so far: its value (more is better), what was measured of it and in other domains, and the weights."""
 
     value: float
     epoch: int
-    scores: Scores
-    rows: npt.NDArray[np.float64]
+    mine: Measured
     general: Measured | None
     weights: list[torch.Tensor]
 
     def as_dict(self) -> dict[str, Any]:
         """As a kept state holds it."""
-        import torch
-
         general = None if self.general is None else self.general.as_dict()
-        return {
-            **vars(self),
-            "scores": asdict(self.scores),
-            "rows": torch.from_numpy(self.rows),
-            "general": general,
-        }
+        return {**vars(self), "mine": self.mine.as_dict(), "general": general}
 
     @classmethod
     def of(cls, state: Mapping[str, Any]) -> _Best:
         """From :meth:`as_dict`."""
-        scores, rows = Scores(**state["scores"]), state["rows"].numpy()
-        return cls(**{**state, "scores": scores, "rows": rows, "general": Measured.of(state["general"])})
+        general = None if state["general"] is None else Measured.of(state["general"])
+        return cls(**{**state, "mine": Measured.of(state["mine"]), "general": general})
 
 
 def fit(
@@ -157,8 +158,6 @@ def fit(
     Batches are made of rows of similar length and padded to the longest. A loss that is no number ends the training; the best
     epoch before it is kept. Raises :class:`InputError` where there is none.
     """
-    import torch
-
     metric, greater = problem.metric
     with seeded(schedule.seed, None):
         run = Run(
@@ -173,6 +172,7 @@ def fit(
             bf16=schedule.bf16,
             checkpointing=schedule.checkpointing,
             loss_of=loss_of,
+            temperature=schedule.temperature,
         )
         reports = Reports(report_to, settings or {}, model, schedule.epochs, run.total_steps)
         with (
@@ -188,15 +188,15 @@ def fit(
             kept = None if keeper is None else keeper.load()
             if kept is None:
                 best: _Best | None = None
-                before, row_before = measure_rows(run, validation, problem)
-                general_before = Measured(*measure_rows(run, general, problem)) if general else None
+                before = measure_rows(run, validation, problem)
+                general_before = measure_rows(run, general, problem) if general else None
                 losses: list[float] = []
                 scores: list[Scores] = []
             else:
                 run.restore(kept["run"])
                 best = None if kept["best"] is None else _Best.of(kept["best"])
-                before, row_before = Scores(**kept["before"]), kept["row_before"].numpy()
-                general_before = Measured.of(kept["general_before"])
+                before = Measured.of(kept["before"])
+                general_before = None if kept["general_before"] is None else Measured.of(kept["general_before"])
                 losses, scores = list(kept["losses"]), [Scores(**each) for each in kept["scores"]]
             stopped = ""
 
@@ -206,8 +206,7 @@ def fit(
                         {
                             "run": run.state(),
                             "best": None if best is None else best.as_dict(),
-                            "before": asdict(before),
-                            "row_before": torch.from_numpy(row_before),
+                            "before": before.as_dict(),
                             "general_before": None if general_before is None else general_before.as_dict(),
                             "losses": losses,
                             "scores": [asdict(each) for each in scores],
@@ -231,34 +230,36 @@ def fit(
                     stopped = f"{error}. Epoch {best.epoch} was kept"
                     break
                 losses.append(float(np.mean(run.losses[-run.steps_per_epoch :])))
-                mine, row_mine = measure_rows(run, validation, problem)
-                scores.append(mine)
-                reports.scores(len(run.losses), epoch, asdict(mine))
-                bar.note(f"epoch {epoch}/{schedule.epochs}: {describe(mine)}")
-                beyond = Measured(*measure_rows(run, general, problem)) if general else None
-                measured = [mine] if beyond is None else [mine, beyond.scores]
+                mine = measure_rows(run, validation, problem)
+                scores.append(mine.scores)
+                reports.scores(len(run.losses), epoch, asdict(mine.scores))
+                bar.note(f"epoch {epoch}/{schedule.epochs}: {describe(mine.scores)}")
+                beyond = measure_rows(run, general, problem) if general else None
+                measured = [mine.scores] if beyond is None else [mine.scores, beyond.scores]
                 value = float(np.mean([getattr(each, metric) for each in measured])) * (1 if greater else -1)
                 if best is None or value > best.value:
-                    best = _Best(value, epoch, mine, row_mine, beyond, run.weights())
+                    best = _Best(value, epoch, mine, beyond, run.weights())
                 keep()
                 if on_epoch is not None:
-                    on_epoch(epoch, mine)
+                    on_epoch(epoch, mine.scores)
             if best is None:
                 raise InputError(f"epochs must be greater than 0, found {schedule.epochs}")
             run.load(best.weights)
     return Course(
-        before=before,
-        after=best.scores,
+        before=before.scores,
+        after=best.mine.scores,
         train_loss=tuple(losses),
         best_epoch=best.epoch,
-        row_before=row_before,
-        row_after=best.rows,
+        row_before=before.rows,
+        row_after=best.mine.rows,
         scores=tuple(scores),
         threads=run.threads,
         cached_layers=run.cached_layers,
         stopped=stopped,
         step_loss=tuple(run.losses),
         general=None if general_before is None or best.general is None else (general_before, best.general),
+        logits_before=before.logits,
+        logits_after=best.mine.logits,
     )
 
 
@@ -269,13 +270,14 @@ def describe(scores: Scores) -> str:
     return f"accuracy {scores.accuracy:.3f}, macro F1 {scores.macro_f1:.3f}"
 
 
-def measure_rows(run: Run, rows: Sequence[Row], problem: Problem) -> tuple[Scores, npt.NDArray[np.float64]]:
-    """The scores of the network of ``run`` on ``rows``, and those of each row."""
+def measure_rows(run: Run, rows: Sequence[Row], problem: Problem) -> Measured:
+    """What the network of ``run`` does on ``rows``."""
     logits, loss = run.evaluate(rows)
     targets = np.array([row.target for row in rows])
     found: Mapping[str, float] = problem.score(logits, targets)
     names = ("accuracy", "macro_f1", "mean_error", "correlation")
-    return Scores(loss=loss, **{name: found.get(name) for name in names}), problem.row_scores(logits, targets)
+    scores = Scores(loss=loss, **{name: found.get(name) for name in names})
+    return Measured(scores, problem.row_scores(logits, targets), logits)
 
 
 def _bar(progress: bool | None, steps: int, epochs: int) -> Any:

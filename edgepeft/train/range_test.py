@@ -53,6 +53,7 @@ def range_test(
         threads=threads,
         rate_at=lambda step: growth**step,
         bf16=bench.bf16,
+        temperature=bench.split.temperature,
     ) as run:
         run.keep_states()
         smoothed: list[float] = []

@@ -24,7 +24,10 @@ FORMAT = 1
 
 
 def arguments_of(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a call as JSON can hold them; ``out``, ``progress`` and data given as objects are left out."""
+    """The arguments of a call as JSON can hold them; ``out``, ``progress`` and data given as objects are left out.
+
+    Of several sources those given as objects are named.
+    """
 
     def plain(value: Any) -> Any:
         return (
@@ -32,6 +35,8 @@ def arguments_of(values: Mapping[str, Any]) -> dict[str, Any]:
             if isinstance(value, list | tuple)
             else str(value)
             if isinstance(value, Path)
+            else value.source or "rows given as objects"
+            if isinstance(value, Examples)
             else value
         )
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import heapq
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +13,7 @@ from ..errors import InputError
 from .batches import Collator, epoch_batches
 from .device import as_doubles
 from .methods import Settings
+from .mixing import mixture_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,6 +28,8 @@ _BYTES = 4
 #: The new head is trained alone for so many steps first: through a random head gradients say nothing about the task.
 _HEAD_STEPS = 60
 _HEAD_RATE = 1e-2
+#: So many ranks of a layer make its shade in the map.
+_DRAWN_RANKS = 8
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,10 @@ class SiteScore:
         total = float(self.spectrum.sum())
         return shares / total * getattr(self, measure) if total > 0 else shares
 
+    def worth(self, measure: Measure) -> float:
+        """What its first ranks together are worth; for what one costs, the shade of the map."""
+        return float(self.gains(measure, _DRAWN_RANKS).sum())
+
 
 def measure_sites(
     bench: Workbench, *, batches: int = 8, batch_size: int = 16, seed: int = 0, threads: int | None = None
@@ -112,6 +117,7 @@ def measure_sites(
         total_steps=_HEAD_STEPS,
         seed=seed,
         threads=threads,
+        temperature=bench.split.temperature,
     ) as run:
         run.keep_states()
         run.advance(_HEAD_STEPS)
@@ -140,7 +146,9 @@ def measure_sites(
 
     handles = [module.register_forward_pre_hook(look(name)) for name, module in modules.items()]
     collate = Collator(bench.base.tokenizer, device)
-    drawn = epoch_batches(bench.rows, batch_size, np.random.default_rng(seed))[:batches]
+    mixture = mixture_of([row.source for row in bench.rows], bench.split.temperature, seed)
+    rows_of_epoch = bench.rows if mixture is None else [bench.rows[place] for place in mixture.epoch(0)]
+    drawn = epoch_batches(rows_of_epoch, batch_size, np.random.default_rng(seed))[:batches]
     model.eval()
     try:
         for rows in drawn:
@@ -199,70 +207,3 @@ def linear_names(bench: Workbench) -> list[str]:
     if not names:
         raise InputError(f"{bench.base.source} has no linear layers below its head to choose from")
     return names
-
-
-def allocate(
-    sites: Sequence[SiteScore], budget: int, *, measure: Measure = "gradient", most: int = 64
-) -> dict[str, int]:
-    """Ranks by layer that fit into ``budget`` bytes: rank by rank where the next one is worth most for its bytes.
-
-    Within a layer each rank is worth less than the one before, so this greedy order is the best for the budget, up to the
-    last rank.
-
-    Raises:
-        InputError: The budget is below one rank of the cheapest layer.
-    """
-    cheapest = min(site.rank_bytes for site in sites)
-    if budget < cheapest:
-        raise InputError(
-            f"a rank budget of {budget / 1e6:g} MB is below one rank of the smallest layer ({cheapest / 1e6:.4f} MB)"
-        )
-    ranks: dict[str, int] = {}
-    gains = {site.name: site.gains(measure, most) for site in sites}
-    queue = [(-gains[site.name][0] / site.rank_bytes, place) for place, site in enumerate(sites)]
-    heapq.heapify(queue)
-    left = budget
-    while queue:
-        _, place = heapq.heappop(queue)
-        site = sites[place]
-        if site.rank_bytes > left:
-            continue  # a narrower layer may still fit
-        rank = ranks[site.name] = ranks.get(site.name, 0) + 1
-        left -= site.rank_bytes
-        if rank < len(gains[site.name]) and gains[site.name][rank] > 0:
-            heapq.heappush(queue, (-gains[site.name][rank] / site.rank_bytes, place))
-    return {site.name: ranks[site.name] for site in sites if site.name in ranks}
-
-
-def uniform_bytes(sites: Sequence[SiteScore], targets: Sequence[str], rank: int) -> int:
-    """What ``rank`` at every layer of ``targets`` (names or their last parts) takes on disk."""
-    return rank * sum(site.rank_bytes for site in sites if is_target(site.name, targets))
-
-
-def is_target(name: str, targets: Sequence[str]) -> bool:
-    """Whether PEFT takes the module ``name`` for one of ``targets``."""
-    return any(name == target or name.endswith(f".{target}") for target in targets)
-
-
-def drawn_map(
-    sites: Sequence[SiteScore], ranks: dict[str, int], measure: Measure = "gradient"
-) -> tuple[tuple[str, ...], ...]:
-    """The map as rows of cells: a kind of layer, then for each layer a shade for its worth for a byte, and its rank.
-
-    The first row is the header.
-    """
-    layers = sorted({site.place[1] for site in sites})
-    kinds = list(dict.fromkeys(site.place[0] for site in sites))
-    worth = {site.place: float(site.gains(measure, 8).sum()) / site.rank_bytes for site in sites}
-    top = max(worth.values()) or 1.0
-    rank_at = {site.place: ranks.get(site.name, 0) for site in sites}
-    shades = " ░▒▓█"
-
-    def cell(place: tuple[str, int]) -> str:
-        if place not in worth:
-            return ""
-        shade = shades[min(4, round(4 * (worth[place] / top) ** 0.5))]
-        return f"{shade} {rank_at[place] or '·'}"
-
-    header = ("layer", *("-" if layer < 0 else str(layer) for layer in layers))
-    return (header, *((kind, *(cell((kind, layer)) for layer in layers)) for kind in kinds))

@@ -1,33 +1,32 @@
-"""Labelled rows for training: from a file, a data set on disk or the hub; and the stratified validation split."""
+"""Labelled rows to train on, of one source or several, with a validation split."""
 
 from __future__ import annotations
 
-import random
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from ..bundle.heads import ProblemType
-from ..data import Examples, read_examples
-from ..data_files import SUFFIXES
+from ..data import Examples
 from ..errors import DataError, InputError
-from .data_sets import load_dataset, rows_from
-from .group_split import group_split, read_groups
-from .leaks import contradictions, leak_warning, row_keys, without_leaks
-from .problem import Problem, problem_of, split_at_random
+from .group_split import read_groups
+from .leaks import contradictions, leak_warning, without_leaks
+from .mixing import check_temperature
+from .one_source import MIN_VALIDATION_ROWS, SourceRows, check_labels, labels_of, read_source, split_rows
+from .problem import Problem, problem_of
+from .several import COMMON, Rows, check_same_labels, check_sources, joined, listed, names_of, places_of
 
-_FILE_SUFFIXES = set(SUFFIXES)
-
-#: Each label needs this many rows in validation; with fewer, macro F1 jumps by a third for a single row.
-MIN_VALIDATION_ROWS = 2
+__all__ = ["Rows", "Split", "load_rows", "load_split"]
 
 
 @dataclass(frozen=True)
 class Split:
     """Training and validation rows, and what is learnt of them; ``warnings`` say what is wrong with some of them.
 
-    ``general`` are rows of other domains.
+    ``general`` are rows of other domains. Of several sources ``sources`` are their names, ``train_sources`` and ``held_sources``
+    tell the source of each row (-1: of no source alone), and ``temperature`` says how they are mixed (:class:`.Mixture`).
     """
 
     train: Examples
@@ -35,6 +34,10 @@ class Split:
     problem: Problem
     warnings: tuple[str, ...] = ()
     general: Examples | None = None
+    sources: tuple[str, ...] = ()
+    train_sources: tuple[int, ...] = ()
+    held_sources: tuple[int, ...] = ()
+    temperature: float = 1.0
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -43,9 +46,9 @@ class Split:
 
 
 def load_split(
-    data: str | Path | Examples,
+    data: Rows | Sequence[Rows],
     *,
-    validation: str | Path | Examples | None,
+    validation: Rows | Sequence[Rows] | None,
     fraction: float,
     text: str,
     label: str,
@@ -54,188 +57,140 @@ def load_split(
     problem_type: ProblemType = "single_label_classification",
     split_by: str | None = None,
     general: str | Path | None = None,
+    temperature: float = 1.0,
 ) -> Split:
     """Read ``data`` and its validation rows; without ``validation``, a stratified ``fraction`` of ``data`` is held out.
 
     Rows of several labels or of numbers are held out at random; with ``split_by`` whole groups of that column. A ``datasets`` id or
-    folder that has a ``validation`` split uses that one. ``general`` are rows of other domains, to be measured on too. Raises
-    :class:`DataError` for data of one class, a label seen only in validation, or a label with fewer than two rows on either side.
+    folder that has a ``validation`` split uses that one. ``general`` are rows of other domains, to be measured on too. Of several
+    sources each holds out rows of its own, unless there is one ``validation`` for each or for all. Raises
+    :class:`DataError` for data of one class, a label seen only in validation, or a label with fewer than two rows on either side,
+    and where the labels of two sources differ.
     """
-    if split_by is not None and validation is not None:
+    given, apart = listed(data), () if validation is None else listed(validation)
+    if split_by is not None and apart:
         raise InputError(
             "--split-by says which rows are held out, and --validation gives other ones; leave one of them out"
         )
-    names: tuple[str, ...] | None = None
-    if isinstance(data, Examples):
-        rows = data
-    else:
-        rows, validation_rows, names = _read(data, text=text, label=label, pair=pair)
-        validation = validation_rows if validation is None and split_by is None else validation
-    if validation is not None and not isinstance(validation, Examples):
-        validation = _read(validation, text=text, label=label, pair=pair, split="validation")[0]
-    for examples in (rows, validation):
-        if examples is not None and examples.labels is None:
-            raise DataError(f"{examples.source or 'the given examples'}: rows without labels cannot be trained on")
-    leaked = 0
-    if validation is not None:
-        train, leaked = without_leaks(rows, validation)
-        held = validation
-    elif split_by is not None:
-        groups = read_groups(data, split_by)
-        one = problem_type == "single_label_classification"
-        train, held = group_split(rows, groups, fraction, seed, stratified=one)
-        train, leaked = without_leaks(train, held)
-    elif problem_type == "single_label_classification":
-        train, held = stratified_split(rows, fraction, seed)
-    else:
-        train, held = split_at_random(rows, fraction, seed)
+    if split_by is not None and len(given) > 1:
+        raise InputError(
+            "--split-by holds out groups of one source, and a group may be in several; give each a --validation of its own"
+        )
+    check_sources(given, apart)
+    check_temperature(temperature, len(given))
+    read = partial(read_source, text=text, label=label, pair=pair)
+    parts = [read(each) for each in given]
+    own = [read(each, split="validation").rows for each in apart]
+    if own:
+        parts = [replace(part, validation=own[place if len(own) > 1 else 0]) for place, part in enumerate(parts)]
+    names = names_of(given)
+    check_same_labels([part.rows for part in parts], names, problem_type)
+    sides = [
+        split_rows(
+            part,
+            fraction=fraction,
+            seed=seed,
+            problem_type=problem_type,
+            groups=None if split_by is None else read_groups(given[0], split_by),
+        )
+        for part in parts
+    ]
+    trains, helds = [side[0] for side in sides], [side[1] for side in sides]
+    problems = [
+        _problem(problem_type, train, held, part, label) for train, held, part in zip(trains, helds, parts, strict=True)
+    ]
+    common = len(own) == 1 and len(given) > 1
+    held = own[0] if common else joined(helds)
+    leaked = sum(side[2] for side in sides)
+    other = None if general is None else _general(read(general, split="validation").rows, problem_type, problems[0])
+    for beyond in (held if len(given) > 1 and not common else None, other):
+        if beyond is not None:  # what one source holds out, another one may hold
+            found = [without_leaks(train, beyond) for train in trains]
+            trains, leaked = [train for train, _ in found], leaked + sum(count for _, count in found)
+    train = joined(trains)
+    declared = next((part for part in parts if part.names is not None), parts[0])
+    problem = problems[0] if len(given) == 1 else _problem(problem_type, train, held, declared, label)
+    several = len(given) > 1
+    return Split(
+        train,
+        held,
+        problem,
+        _warnings(train, leaked),
+        other,
+        names if several else (),
+        places_of(trains),
+        (COMMON,) * len(held) if common else places_of(helds),
+        temperature,
+    )
+
+
+def _problem(problem_type: ProblemType, train: Examples, held: Examples, part: SourceRows, label: str) -> Problem:
     if problem_type == "single_label_classification":
-        problem = Problem(problem_type, _check_labels(train, held, names))
-    else:
-        problem = problem_of(problem_type, train, held, label)
-    other = None
-    if general is not None:
-        other = _read(general, text=text, label=label, pair=pair, split="validation")[0]
-        train, more = without_leaks(train, other)
-        leaked += more
-        if problem_type == "single_label_classification" and (
-            unseen := sorted(set(_labels(other)) - set(problem.labels))
-        ):
-            raise DataError(
-                f"{other.source}: label(s) {unseen} are not among the training labels {sorted(problem.labels)}"
-            )
-    return Split(train, held, problem, _warnings(train, leaked), other)
+        return Problem(problem_type, check_labels(train, held, part.names))
+    return problem_of(problem_type, train, held, label)
+
+
+def _general(other: Examples, problem_type: ProblemType, problem: Problem) -> Examples:
+    if problem_type == "single_label_classification" and (
+        unseen := sorted(set(labels_of(other)) - set(problem.labels))
+    ):
+        raise DataError(f"{other.source}: label(s) {unseen} are not among the training labels {sorted(problem.labels)}")
+    return other
 
 
 def _warnings(train: Examples, leaked: int) -> tuple[str, ...]:
     said = [leak_warning(leaked)] if leaked else []
     if empty := sum(not text.strip() for text in train.texts):
         said.append(f"{empty} of {len(train)} training texts are empty; they teach what stands for no text at all")
-    if twofold := contradictions(train, _labels(train)):
+    if twofold := contradictions(train, labels_of(train)):
         said.append(f"{twofold} text(s) occur in training with more than one label; no model can learn both")
     return tuple(said)
 
 
-def stratified_split(rows: Examples, fraction: float, seed: int) -> tuple[Examples, Examples]:
-    """Training and validation rows; each label gives ``fraction`` of its rows (at least two) to validation.
-
-    Equal inputs (text and pair, but for case and white space) stay on one side, so that validation never repeats a training row.
-    """
-    if not 0 < fraction < 1:
-        raise InputError(f"validation fraction must lie between 0 and 1, found {fraction}")
-    groups: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for row, key in enumerate(row_keys(rows)):
-        groups[key].append(row)
-    by_label: dict[str, list[list[int]]] = defaultdict(list)
-    for group in groups.values():
-        by_label[_labels(rows)[group[0]]].append(group)
-    if len(by_label) < 2:
-        raise _one_label(rows, next(iter(by_label), ""))
-    generator = random.Random(seed)
-    train: list[int] = []
-    held: list[int] = []
-    for name in sorted(by_label):
-        mine = by_label[name]
-        take = max(MIN_VALIDATION_ROWS, round(len(mine) * fraction))
-        if len(mine) - take < MIN_VALIDATION_ROWS:
-            raise DataError(
-                f"{rows.source or 'the given examples'}: label {name!r} has {len(mine)} distinct row(s), too few to "
-                f"hold out {take} for validation and train on at least {MIN_VALIDATION_ROWS}: {_needed(fraction)} are needed. "
-                "Add rows of it, lower the validation fraction, or give a validation file."
-            )
-        generator.shuffle(mine)
-        held += [row for group in mine[:take] for row in group]
-        train += [row for group in mine[take:] for row in group]
-    return rows.select(sorted(train)), rows.select(sorted(held))
-
-
-def _needed(fraction: float) -> int:
-    """The fewest rows of a label that leave enough on both sides."""
-    rows = 2 * MIN_VALIDATION_ROWS
-    while rows - max(MIN_VALIDATION_ROWS, round(rows * fraction)) < MIN_VALIDATION_ROWS:
-        rows += 1
-    return rows
-
-
-def _one_label(rows: Examples, label: str) -> DataError:
-    return DataError(
-        f"{rows.source or 'the training rows'}: all {len(rows)} rows have the label {label!r}; a classifier needs two labels or "
-        "more. Is the label column the right one?"
-    )
-
-
-def _labels(rows: Examples) -> tuple[str, ...]:
-    return rows.labels or ()
-
-
-def _check_labels(train: Examples, held: Examples, names: Sequence[str] | None) -> tuple[str, ...]:
-    """The labels in id order: as the data set declares them, else sorted (as numbers where all are numbers)."""
-    seen, validated = Counter(_labels(train)), Counter(_labels(held))
-    if len(seen) < 2:
-        raise _one_label(train, next(iter(seen), ""))
-    if unseen := sorted(set(validated) - set(seen)):
-        raise DataError(
-            f"{held.source or 'the validation rows'}: label(s) {unseen} are not among the training labels "
-            f"{sorted(seen)}"
-        )
-    if few := sorted(name for name in seen if validated[name] < MIN_VALIDATION_ROWS):
-        raise DataError(
-            f"{held.source or 'the validation rows'}: label(s) {few} have fewer than {MIN_VALIDATION_ROWS} "
-            "validation rows"
-        )
-    if names is not None:
-        return tuple(names)
-    try:
-        return tuple(sorted(seen, key=int))
-    except ValueError:
-        return tuple(sorted(seen))
-
-
-def _read(
-    data: str | Path, *, text: str, label: str, pair: str | None, split: str = "train"
-) -> tuple[Examples, Examples | None, tuple[str, ...] | None]:
-    """Rows of ``split``, the rows of a ``validation`` split if there is one, and declared label names if there are."""
-    path = Path(data)
-    if path.is_file() or path.suffix.lower() in _FILE_SUFFIXES:
-        return read_examples(path, text=text, label=label, pair=pair), None, None
-    splits = load_dataset(data)
-    if split not in splits and len(splits) > 1:
-        raise DataError(f"data set {data}: no split {split!r}; it has {', '.join(splits)}")
-    main = splits[split] if split in splits else next(iter(splits.values()))
-    rows, names = rows_from(main, str(data), text, label, pair)
-    held = None
-    if split == "train" and "validation" in splits and main is not splits["validation"]:
-        held, _ = rows_from(splits["validation"], f"{data} (validation)", text, label, pair)
-    return rows, held, names
-
-
 def load_rows(
-    data: str | Path | Examples, validation: str | Path | Examples | None, *, text: str, label: str, pair: str | None
+    data: Rows | Sequence[Rows],
+    validation: Rows | Sequence[Rows] | None,
+    *,
+    text: str,
+    label: str,
+    pair: str | None,
+    temperature: float = 1.0,
 ) -> Split:
     """Read ``data`` whole, for a search that judges out of fold; ``validation`` only where it is given, else no rows.
 
-    Raises :class:`DataError` for data of one class, a label of fewer than four rows, or one seen only in validation.
+    Raises :class:`DataError` for data of one class, a label of fewer than four rows (in each of several sources), or one seen only
+    in validation, and where the labels of two sources differ.
     """
-    names: tuple[str, ...] | None = None
-    if isinstance(data, Examples):
-        rows = data
-    else:
-        rows, _, names = _read(data, text=text, label=label, pair=pair)
-    held = rows.select([])
-    if validation is not None:
-        held = (
-            validation
-            if isinstance(validation, Examples)
-            else _read(validation, text=text, label=label, pair=pair, split="validation")[0]
-        )
-    if rows.labels is None or held.labels is None:
-        raise DataError(f"{rows.source or 'the given examples'}: rows without labels cannot be trained on")
-    train, leaked = without_leaks(rows, held)
-    counts = Counter(_labels(train))
-    if len(counts) > 1 and (few := sorted(name for name, count in counts.items() if count < 2 * MIN_VALIDATION_ROWS)):
-        raise DataError(
-            f"{rows.source or 'the given examples'}: label(s) {few} have fewer than {2 * MIN_VALIDATION_ROWS} rows, too few to "
-            "train on some and judge on others; add rows of them"
-        )
-    labels = _check_labels(train, held if len(held) else train, names)
-    return Split(train, held, Problem("single_label_classification", labels), _warnings(train, leaked))
+    given, apart = listed(data), () if validation is None else listed(validation)
+    check_sources(given, apart)
+    check_temperature(temperature, len(given))
+    read = partial(read_source, text=text, label=label, pair=pair)
+    parts = [read(each) for each in given]
+    helds = [read(each, split="validation").rows for each in apart]
+    names = names_of(given)
+    check_same_labels([part.rows for part in parts], names, "single_label_classification")
+    held = joined(helds) if helds else parts[0].rows.select([])
+    found = [without_leaks(part.rows, held) for part in parts]
+    trains, leaked = [train for train, _ in found], sum(count for _, count in found)
+    for train in trains:
+        counts = Counter(labels_of(train))
+        if len(counts) > 1 and (few := sorted(n for n, count in counts.items() if count < 2 * MIN_VALIDATION_ROWS)):
+            raise DataError(
+                f"{train.source or 'the given examples'}: label(s) {few} have fewer than {2 * MIN_VALIDATION_ROWS} rows, too few "
+                "to train on some and judge on others; add rows of them"
+            )
+    train = joined(trains)
+    declared = next((part.names for part in parts if part.names is not None), None)
+    labels = check_labels(train, held if len(held) else train, declared)
+    several = len(given) > 1
+    return Split(
+        train,
+        held,
+        Problem("single_label_classification", labels),
+        _warnings(train, leaked),
+        None,
+        names if several else (),
+        places_of(trains),
+        (COMMON,) * len(held) if several and len(helds) == 1 else places_of(helds) if helds else (),
+        temperature,
+    )

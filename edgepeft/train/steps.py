@@ -18,6 +18,7 @@ from .cached import ActivationCache
 from .checkpointing import recompute_activations
 from .device import training_device
 from .fast_linear import StepFloats
+from .mixing import mixture_of
 from .processes import group
 from .resume import random_state, restore_random
 from .threads import ThreadChooser, timed_threads
@@ -61,6 +62,7 @@ class Run:
         bf16: Whether steps compute in bfloat16: on a processor products with frozen weights alone (:mod:`.fast_linear`), on a GPU
             by autocast. What is trained, and what :meth:`evaluate` gives, is float32.
         checkpointing: Whether layers compute their activations again in the backward pass (:mod:`.checkpointing`).
+        temperature: How rows of several sources are mixed (:class:`.Mixture`); 1 for by size.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class Run:
         loss_of: Callable[[Run, Sequence[Row]], torch.Tensor] | None = None,
         bf16: bool = False,
         checkpointing: bool = False,
+        temperature: float = 1.0,
     ) -> None:
         import torch
 
@@ -96,6 +99,7 @@ class Run:
         self._floats = StepFloats(self.model, bf16=bf16)
         self._rate_at = rate_at or self._usual_rate
         self._generator = np.random.default_rng(seed)
+        self._mixture = mixture_of([row.source for row in rows], temperature, seed)
         self._epoch: list[list[Row]] = []
         self._group = group()
         self._group.same(self.trained)
@@ -153,7 +157,7 @@ class Run:
         mine = []
         for _ in range(steps):
             if not self._epoch:
-                self._epoch = epoch_batches(self.rows, self.batch_size, self._generator)
+                self._epoch = epoch_batches(self._drawn(), self.batch_size, self._generator)
             rows = self._epoch.pop(0)
             step = len(self.losses)
             for part in self._optimizer.param_groups:
@@ -175,6 +179,12 @@ class Run:
             mine.append(value)
             on_step(len(self.losses))
         return mine
+
+    def _drawn(self) -> Sequence[Row]:
+        """The rows of the epoch that begins now."""
+        if self._mixture is None:
+            return self.rows
+        return [self.rows[place] for place in self._mixture.epoch(len(self.losses) // self.steps_per_epoch)]
 
     def _gradients(self, rows: Sequence[Row]) -> float:
         """Compute the gradients of a batch, over all processes; its loss."""

@@ -146,8 +146,10 @@ def run_trial(
     for number, (train, held) in enumerate(folds):
         judged = [bench.rows[place] for place in held]
         if frozen is not None:
-            targets = [bench.rows[place].target for place in train]
-            weight, bias = solve_head(frozen[train], targets, len(bench.problem.labels), candidate.strength, seed)
+            rows = [bench.rows[place] for place in train]
+            weight, bias = solve_head(
+                frozen[train], rows, len(bench.problem.labels), candidate.strength, seed, bench.split.temperature
+            )
             _note(right, loss, held, judged, frozen[held] @ weight.T + bias)
             continue
         rows = [bench.rows[place] for place in train]
@@ -218,11 +220,11 @@ def trained(
     with run:
         run.keep_states()
         if candidate.kind == "fine-tune" and candidate.even is not None:
-            fit_head(run, rows, labels, candidate.strength, seed)
+            fit_head(run, rows, labels, candidate.strength, seed, bench.split.temperature)
         if candidate.kind != "features":
             run.advance(steps)
         if candidate.kind != "fine-tune":
-            fit_head(run, rows, labels, candidate.strength, seed)
+            fit_head(run, rows, labels, candidate.strength, seed, bench.split.temperature)
     return run
 
 
@@ -261,4 +263,5 @@ def _run(
         threads=threads,
         loss_of=contrast if candidate.kind == "contrast" else None,
         bf16=bench.bf16,
+        temperature=bench.split.temperature,
     )

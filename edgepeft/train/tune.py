@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..data import Examples
 from ..errors import InputError
 from .device import Precision, takes_bf16
 from .even_attention import key_site
 from .methods import Settings
 from .processes import check_alone
+from .rank_cost import check_measurable
 from .record import arguments_of, check_arguments, check_extra
-from .source import load_rows
+from .source import Rows, load_rows
+from .tune_cost import TargetCosts, prefer_cheaper
 from .tune_search import Search
 from .tune_stages import few_labels_stage, frozen_stage, wider_stages
 from .tuned import Tuning, finished
+
+if TYPE_CHECKING:
+    from ..targets import Target
 
 #: Up to so many labels a class a head on frozen features and contrast are tried with several penalties: little is learnt otherwise.
 FEW_LABELS = 64
@@ -27,19 +32,21 @@ FEW_LABELS = 64
 
 def tune(
     model: str | Path,
-    data: str | Path | Examples,
+    data: Rows | Sequence[Rows],
     out: str | Path,
     *,
     budget_s: float = 600.0,
+    mix_temperature: float = 1.0,
     text: str = "text",
     label: str = "label",
     pair: str | None = None,
-    validation: str | Path | Examples | None = None,
+    validation: Rows | Sequence[Rows] | None = None,
     batch_size: int = 16,
     max_length: int | None = None,
     seed: int = 0,
     threads: int | None = None,
     precision: Precision = "fp32",
+    target: Target | None = None,
     announce: Callable[[str], None] = lambda message: None,
 ) -> Tuning:
     """Find a good adapter for labelled rows within a time, and write it, trained on all of them.
@@ -55,6 +62,7 @@ def tune(
         data: Labelled rows; all of them are used, to judge and in the end to train.
         out: The adapter's folder.
         budget_s: Seconds for the search; the last training comes on top. At least one setting is tried.
+        mix_temperature: How several sources are mixed, as for :func:`.train_adapter`. Rows are judged alike, whatever their source.
         text: The column of texts.
         label: The column of labels.
         pair: The column of second texts.
@@ -64,6 +72,8 @@ def tune(
         seed: Of the folds, initial weights and orders.
         threads: PyTorch's threads.
         precision: The floats that steps compute with, as for :func:`.train_adapter`.
+        target: Among settings that are not clearly different the one is taken that adds the least to a run on this target; this
+            machine must be of its kind, for that is measured (:func:`.measure_rank_costs`).
         announce: Is called with a line of text for each trial.
 
     Returns:
@@ -78,12 +88,15 @@ def tune(
         >>> found.chosen
         'lora r=8 all-linear, lr 0.002'
     """
-    arguments = arguments_of({name: value for name, value in locals().items() if name != "announce"})
+    arguments = arguments_of({name: value for name, value in locals().items() if name not in {"announce", "target"}})
+    arguments["target"] = None if target is None else target.name
     folder = Path(out)
     check_arguments(folder, arguments, ("budget_s", "batch_size", "max_length", "threads"))
+    if target is not None:
+        check_measurable(target)
     check_alone("edgepeft tune")
     check_extra()
-    split = load_rows(data, validation, text=text, label=label, pair=pair)
+    split = load_rows(data, validation, text=text, label=label, pair=pair, temperature=mix_temperature)
     from ..base.load import check_source
 
     check_source(str(model))
@@ -113,4 +126,6 @@ def tune(
         search.left.append("learning rates, places, ranks and other methods")
     if search.best is None:
         raise InputError("no setting could be trained; lower --batch-size, or look at the texts")
-    return finished(bench, search, folder, arguments, rate, began, said)
+    costs = None if target is None else TargetCosts(bench, target, seed)
+    told = None if costs is None else prefer_cheaper(search, costs)
+    return finished(bench, search, folder, arguments, rate, began, said, costs, told)

@@ -17,12 +17,16 @@ from .tune_search import Search
 
 if TYPE_CHECKING:
     from .trials import Trial
+    from .tune_cost import TargetCosts
     from .workbench import Workbench
 
 
 @dataclass(frozen=True)
 class TriedRow:
-    """One line of the table of what was tried: ``accuracy`` out of fold and ``change`` from the winner, with 95 % intervals."""
+    """One line of the table of what was tried: ``accuracy`` out of fold and ``change`` from the winner, with 95 % intervals.
+
+    ``added_ms`` is what it adds to a run on the target, where there is one.
+    """
 
     stage: str
     what: str
@@ -31,6 +35,7 @@ class TriedRow:
     change: Interval | None
     loss: float
     seconds: float
+    added_ms: float | None = None
 
 
 @dataclass(frozen=True)
@@ -62,8 +67,10 @@ def finished(
     rate: float,
     began: float,
     said: list[str],
+    costs: TargetCosts | None = None,
+    told: str | None = None,
 ) -> Tuning:
-    """Train the winner on all rows, write it, and tell what was tried."""
+    """Train the winner on all rows, write it, and tell what was tried, with what it ``costs`` on a target and why that ``told``."""
     from .trials import trained
 
     best = search.best
@@ -80,8 +87,8 @@ def finished(
         folder,
         {**arguments, "chosen": best.candidate.describe()},
         time.perf_counter() - start,
-        extra={"tuning": [_as_record(trial) for trial in search.trials]},
-        judged=None if bench.held else bench.split.train.select(_places(search)).labels,
+        extra={"tuning": [_as_record(trial, costs) for trial in search.trials]},
+        judged=None if bench.held else [bench.rows[place] for place in _places(search)],
     )
     tried = tuple(
         TriedRow(
@@ -92,12 +99,13 @@ def finished(
             change=None if trial is best else trial.minus(best),
             loss=float(trial.loss.mean()),
             seconds=trial.seconds,
+            added_ms=None if costs is None else costs.of(trial.candidate),
         )
         for trial in search.trials
     )
     return Tuning(
         chosen=best.candidate.describe(),
-        why=_why(search, best),
+        why="; ".join(filter(None, (_why(search, best), told))),
         tried=tried,
         judged_rows=len(best.right),
         folds=len(search.folds),
@@ -120,12 +128,14 @@ def _course(bench: Workbench, search: Search, best: Trial, run: Any) -> Course:
         logits, loss = run.evaluate(rows)
         targets = np.array([row.target for row in rows])
         before = Scores(loss=loss, **bench.problem.score(logits, targets))
+        logits_before, logits_after = logits, None
         row_before = bench.problem.row_scores(logits, targets)
         run.model = trained_model
         run.keep_states(bench.held)
         if bench.held:
             logits, loss = run.evaluate(rows)
             after = Scores(loss=loss, **bench.problem.score(logits, targets))
+            logits_after = logits
             row_after = bench.problem.row_scores(logits, targets)
         else:
             after = Scores(best.accuracy, None, float(best.loss.mean()))
@@ -142,6 +152,8 @@ def _course(bench: Workbench, search: Search, best: Trial, run: Any) -> Course:
         threads=run.threads,
         cached_layers=run.cached_layers,
         step_loss=tuple(run.losses),
+        logits_before=None if logits_after is None else logits_before,
+        logits_after=logits_after,
     )
 
 
@@ -163,7 +175,7 @@ def _why(search: Search, best: Trial) -> str:
     return said
 
 
-def _as_record(trial: Trial) -> dict[str, Any]:
+def _as_record(trial: Trial, costs: TargetCosts | None) -> dict[str, Any]:
     interval = trial.interval
     return {
         "stage": trial.stage,
@@ -174,4 +186,5 @@ def _as_record(trial: Trial) -> dict[str, Any]:
         "upper": interval.upper,
         "loss": float(trial.loss.mean()),
         "seconds": round(trial.seconds, 3),
+        "added_ms": None if costs is None else costs.of(trial.candidate),
     }

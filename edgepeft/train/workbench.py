@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,7 +64,8 @@ class Workbench:
 
         model = self.fresh(settings, schedule.seed, steps=schedule.epochs * -(-len(self.rows) // schedule.batch_size))
         start = time.perf_counter()
-        course = fit(model, self.base.tokenizer, self.rows, self.held, schedule, self.problem, progress=False)
+        mixed = replace(schedule, temperature=self.split.temperature)
+        course = fit(model, self.base.tokenizer, self.rows, self.held, mixed, self.problem, progress=False)
         return model, course, time.perf_counter() - start
 
 
@@ -81,16 +83,18 @@ def open_workbench(model: str | Path, split: Split, max_length: int | None) -> W
     if max_length is not None and max_length > limit:
         raise InputError(f"max_length {max_length} is more than the {limit} tokens {base.source} can take")
     length = min(_DEFAULT_MAX_LENGTH, limit) if max_length is None else max_length
-    rows, cut = encode(base.tokenizer, split.train, split.problem, length)
-    held, held_cut = encode(base.tokenizer, split.validation, split.problem, length)
+    rows, cut = encode(base.tokenizer, split.train, split.problem, length, split.train_sources)
+    held, held_cut = encode(base.tokenizer, split.validation, split.problem, length, split.held_sources)
     general, general_cut = (
         ([], 0) if split.general is None else encode(base.tokenizer, split.general, split.problem, length)
     )
     return Workbench(base, split, tuple(rows), tuple(held), cut + held_cut + general_cut, tuple(general))
 
 
-def encode(tokenizer: HubTokenizer, rows: Examples, problem: Problem, max_length: int) -> tuple[list[Row], int]:
-    """The rows as tokens, and how many rows were cut to ``max_length`` tokens."""
+def encode(
+    tokenizer: HubTokenizer, rows: Examples, problem: Problem, max_length: int, sources: Sequence[int] = ()
+) -> tuple[list[Row], int]:
+    """The rows as tokens, and how many rows were cut to ``max_length`` tokens; ``sources`` are those of the rows, of several."""
     if not len(rows):  # tokenizers take no empty list
         return [], 0
     inputs = (list(rows.texts),) if rows.pairs is None else (list(rows.texts), list(rows.pairs))
@@ -99,7 +103,7 @@ def encode(tokenizer: HubTokenizer, rows: Examples, problem: Problem, max_length
     if any(not row for row in encoded["input_ids"]):
         raise DataError(f"{rows.source or 'the given examples'}: a text has no tokens; remove empty texts")
     found = [
-        Row({key: values[row] for key, values in encoded.items()}, target)
+        Row({key: values[row] for key, values in encoded.items()}, target, sources[row] if sources else 0)
         for row, target in enumerate(problem.targets(rows))
     ]
     return found, sum(len(row) > max_length for row in whole)

@@ -16,8 +16,8 @@ from same_training import assert_same_weights
 from edgepeft.data import Examples
 from edgepeft.errors import DataError, InputError
 from edgepeft.train import ADAPTER_FILE, train_adapter
+from edgepeft.train.one_source import stratified_split
 from edgepeft.train.problem import Problem, score
-from edgepeft.train.source import stratified_split
 
 GOOD, BAD, FILL = ["good", "great", "fine"], ["bad", "awful", "poor"], ["the", "film", "book", "was", "very", "a"]
 

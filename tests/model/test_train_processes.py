@@ -112,7 +112,7 @@ def launch(count: int, *arguments: object) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.slow
 @pytest.mark.e2e
-@pytest.mark.parametrize("kind", ["classifier", "language", "packed"])
+@pytest.mark.parametrize("kind", ["classifier", "language", "packed", "classifier-mixed", "packed-mixed"])
 def test_two_processes_train_the_adapter_of_one(
     model: Path,  # noqa: F811
     language_model: Path,  # noqa: F811
@@ -122,11 +122,18 @@ def test_two_processes_train_the_adapter_of_one(
     """The last batch of an epoch has one row, of which the second process gets none."""
     data, held = tmp_path / "d.jsonl", tmp_path / "h.jsonl"
     call = ["-m", "edgepeft", "train", "--data", data, "--validation", held, "--threads", "1", "--patience", "99"]
+    mixed = kind.endswith("-mixed")
+    kind = kind.removesuffix("-mixed")
+    if mixed:
+        call += ["--data", tmp_path / "e.jsonl", "--mix-temperature", "4"]
     if kind == "classifier":
-        write(data, make_rows(145)), write(held, make_rows(61, seed=5))
+        rows = make_rows(145)
+        write(tmp_path / "e.jsonl", rows.select(range(100, 145)))
+        write(data, rows.select(range(100)) if mixed else rows), write(held, make_rows(61, seed=5))
         call += ["--model", model, "--batch-size", "16", "--learning-rate", "1e-2"]
     else:
-        language.write(data, language.rows(41))
+        language.write(tmp_path / "e.jsonl", language.rows(41)[30:])
+        language.write(data, language.rows(41)[: 30 if mixed else 41])
         language.write(held, language.others(21, 5))
         call += ["--model", language_model, "--batch-size", "8", "--epochs", "2"]
         if kind == "packed":
@@ -145,7 +152,7 @@ def test_two_processes_train_the_adapter_of_one(
         assert two[name][measured] == pytest.approx(one[name][measured], abs=1e-4)
     if kind != "classifier":
         assert two["train_tokens"] == one["train_tokens"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["d.jsonl", "h.jsonl", "one", "two"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["d.jsonl", "e.jsonl", "h.jsonl", "one", "two"]
 
 
 #: Trains, is broken off in both processes, and goes on.

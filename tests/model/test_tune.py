@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -136,6 +137,72 @@ def test_a_search_ends_with_an_adapter(model: Path, tmp_path: Path, few: bool) -
     assert abs(right - found.adapter.after.accuracy * 60) <= 1
 
 
+def test_what_settings_add_to_a_run(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """Counted by hand over two blocks: a rank costs 1, a slot 10, a gain 100 more."""
+    from edgepeft.targets import load_target
+    from edgepeft.train import tune_cost
+    from edgepeft.train.allocation import SiteCost
+
+    asked: list[Any] = []
+
+    def costs(widths: Any, target: Any, *, gain: bool) -> Any:
+        asked.append((list(widths), gain))
+        return {pair: SiteCost(1.0, 110.0 if gain else 10.0) for pair in asked[-1][0]}
+
+    monkeypatch.setattr(tune_cost, "measure_rank_costs", costs)
+    mine = tune_cost.TargetCosts(bench(model, make_rows(40)), load_target("linux-x64-cpu"), 0)
+    attention = ("query", "value")
+    assert mine.of(Candidate(Settings(rank=8, targets=attention))) == 4 * 18
+    assert asked == [([(32, 32)], False)]
+    assert mine.of(Candidate(Settings(rank=2, targets="all-linear"))) == 13 * 12
+    assert asked[1:] == [([(32, 64), (64, 32)], False)]  # what is known is not measured again
+    assert mine.of(Candidate(Settings("dora", rank=8, targets=attention))) == 4 * 118
+    assert mine.of(Candidate(Settings("ln"))) == mine.of(Candidate(Settings("head-only"), "features")) == 0
+    assert len(asked) == 3
+
+
+def test_of_settings_that_are_alike_the_cheapest_is_taken() -> None:
+    from edgepeft.train.tune_cost import prefer_cheaper
+
+    def trial(right: list[float], rank: int, steps: int = 9) -> Trial:
+        return Trial(Candidate(Settings(rank=rank)), "x", steps, np.array(right), np.zeros(len(right)), 1.0)
+
+    class Costs:
+        target = type("Target", (), {"name": "mine"})
+
+        def of(self, candidate: Candidate) -> float:
+            return float(candidate.settings.rank)
+
+    trials = [
+        trial([1.0] * 62 + [0.0] * 38, 32),
+        trial([0.0] * 5 + [1.0] * 61 + [0.0] * 34, 8),  # four rows won, five lost: alike
+        trial([0.0] * 30 + [1.0] * 32 + [0.0] * 38, 2),  # clearly worse
+        trial([1.0] * 62 + [0.0] * 38, 1, steps=3),  # of another stage
+    ]
+    found: Any = SimpleNamespace(trials=trials, best=trials[0])
+    said = prefer_cheaper(found, Costs())  # type: ignore[arg-type] # as much of them as is asked
+    assert found.best is trials[1]
+    assert said is not None
+    assert "it adds 8.000 ms to a run on mine, the least of 2 settings that are alike" in said
+    assert "accuracy 0.620, adds 32.000 ms" in said
+
+
+def test_tune_for_a_target(model: Path, tmp_path: Path) -> None:  # noqa: F811
+    from edgepeft.targets import load_target
+
+    here = load_target("linux-x64-cpu")
+    if here.here() is not None:
+        pytest.skip("milliseconds of this machine")
+    found = tune(model, make_rows(24), tmp_path / "a", budget_s=2, threads=1, target=here)
+    assert all(row.added_ms is not None and row.added_ms >= 0 for row in found.tried)
+    assert "ms to a run on linux-x64-cpu" in found.why
+    record = json.loads((tmp_path / "a" / ADAPTER_FILE).read_text())
+    assert record["arguments"]["target"] == "linux-x64-cpu"
+    assert [row["added_ms"] for row in record["tuning"]] == [row.added_ms for row in found.tried]
+    with pytest.raises(InputError, match="milliseconds of web-wasm: it is executed by web"):
+        tune(model, make_rows(24), tmp_path / "b", target=load_target("web-wasm"))
+
+
 def test_tune_on_the_command_line(model: Path, tmp_path: Path) -> None:  # noqa: F811
     rows = make_rows(24)
     pairs = zip(rows.texts, rows.labels or (), strict=True)
@@ -160,6 +227,8 @@ def test_tune_on_the_command_line(model: Path, tmp_path: Path) -> None:  # noqa:
     assert "frozen features" in done.stdout
     assert (tmp_path / "a" / "adapter_config.json").is_file()
     assert CliRunner().invoke(main, [*call, "--budget", "soon"]).exit_code == 2
+    assert CliRunner().invoke(main, [*call, "--target", "android-qnn"]).exit_code == 2
+    assert CliRunner().invoke(main, [*call, "--target", "no-such"]).exit_code == 2
 
 
 def test_what_a_search_refuses(tmp_path: Path) -> None:

@@ -304,3 +304,38 @@ def test_learning_curves_of_a_trained_adapter(tmp_path: Path) -> None:
     (folder / "edgepeft_adapter.json").write_text("{}")
     with pytest.raises(InputError, match="no record of a training"):
         write_html_report([folder])
+
+
+def map_site(kind: str, layer: int, worth: float, rank: int) -> dict[str, object]:
+    return {"kind": kind, "layer": layer, "worth": worth, "rank": rank}
+
+
+@pytest.mark.parametrize("layers", [3, 20], ids=["beside-each-other", "below-each-other"])
+def test_a_sensitivity_map_is_drawn(tmp_path: Path, layers: int) -> None:
+    """A cell a layer, its rank in it, and shades that only grow with its worth; none where it is not in this form."""
+    from edgepeft.html_report.sensitivity import sensitivity_chart
+
+    worths = [10.0 ** (-layer * 3 / layers) for layer in range(layers)]
+    sites = [map_site("query", layer, worth, 30 + layer) for layer, worth in enumerate(worths)]
+    sites += [map_site("output.dense", 0, 0.0, 0), map_site("pooler.dense", -1, 1e-9, 7)]
+    record = {"format": 1, "metrics": {}, "sensitivity": {"measure": "eva", "kept": "uniform", "sites": sites}}
+    chart = sensitivity_chart("map", record)
+    assert chart is not None
+    shades = [float(each) for each in re.findall(r"fill: #070701; opacity: ([0-9.]+)", chart.svg)]
+    assert len(shades) == layers + 2
+    assert shades[:layers] == sorted(shades[:layers], reverse=True)
+    assert shades[0] == pytest.approx(0.7)
+    assert shades[-2:] == pytest.approx([0.06, 0.06])
+    for shown in (*(f">{30 + layer}<" for layer in range(layers)), ">7<", ">·<", ">–<", ">1.0e+00<"):
+        assert shown in chart.svg
+    assert "Measured by eva. Uniform ranks scored better" in chart.caption
+    assert chart.label.startswith(
+        f"{layers + 2} layers; worth most for their cost: query of layer 0 (rank 30), query of layer 1"
+    )
+    assert len(chart.numbers.rows) == layers + 2
+    (tmp_path / "edgepeft_adapter.json").write_text(json.dumps(record))
+    assert "what layers are worth" in write_html_report([tmp_path]).path.read_text()
+    no_number = {**map_site("q", 0, 1.0, 1), "worth": "much"}
+    for wrong in ({}, {"sites": 3}, {"sites": ["x"]}, {"sites": [no_number]}, {"sites": [map_site("q", 0, 0.0, 1)]}):
+        assert sensitivity_chart("map", {"sensitivity": wrong}) is None
+    assert sensitivity_chart("map", {"sensitivity": [1]}) is None
