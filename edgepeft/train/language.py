@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ..data_files import read_text
 from ..errors import InputError
-from .corpus import Columns, corpus_without_leaks, read_corpus
+from .corpus import Columns, check_corpora, corpus_without_leaks, read_corpus
 from .deployed import Deployed, DeployedWeights, check_deployment
 from .device import Precision, takes_bf16, training_device
 from .encode import Tokens
@@ -177,8 +177,12 @@ def train_language_adapter(
     columns = Columns(text=text, prompt=prompt, completion=completion, messages=messages)
     corpus, declared = read_corpus(data, columns)
     held_corpus = declared if validation is None else read_corpus(validation, columns)[0]
+    check_corpora(corpus, held_corpus)
     corpus, leaked = corpus_without_leaks(corpus, held_corpus)
 
+    from ..base.load import check_source
+
+    check_source(str(model))
     from .base import load_language_base, token_limit
     from .distill import Teacher
     from .lm_loop import LanguageSchedule, fit_language

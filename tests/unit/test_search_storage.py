@@ -14,6 +14,9 @@ def test_addresses_of_databases_are_shown_without_their_secrets() -> None:
     assert shown("sqlite:////a/b.db") == "sqlite:////a/b.db"
     assert shown("study/journal.log") == "study/journal.log"
     assert "secret" not in shown("postgresql://me:secret@[db/studies")
+    for half in ("mysql://me:se/cret@db/studies", "mysql://me:12/cret@db/studies", "mysql://me:/cret@db/studies"):
+        assert "cret" not in shown(half)
+    assert shown("mysql://[::1]/studies") == "mysql://::1/studies"
 
 
 def test_what_a_study_found_holds_no_password() -> None:
