@@ -12,6 +12,7 @@ import numpy as np
 
 from ..data import Examples
 from ..metrics.intervals import Interval
+from .leaks import row_keys
 from .methods import FULL, HEAD_ONLY, Settings
 from .processes import check_alone
 from .record import check_extra
@@ -94,7 +95,7 @@ def judge_complexity(
         What was found, with its evidence.
 
     Raises:
-        DataError: There is one label only, or fewer than four rows of one.
+        DataError: There is one label only, or fewer than four distinct rows of one.
     """
     check_alone("train --verdict")
     check_extra()
@@ -104,7 +105,7 @@ def judge_complexity(
 
     with seeded(seed, threads):
         bench = open_workbench(model, split, max_length)
-    folds = make_folds([row.target for row in bench.rows], seed)
+    folds = make_folds([row.target for row in bench.rows], seed, row_keys(bench.split.train))
     steps = max(_LEAST_STEPS, min(_MOST_STEPS, _EPOCHS * -(-len(folds[0][0]) // batch_size)))
     # At every linear layer: at query and value alone it is places that lack, and a verdict would blame the rank or the method.
     lora = Settings("lora", rank=_RANK, targets="all-linear", learning_rate=learning_rate)

@@ -214,7 +214,7 @@ def load_rows(
 ) -> Split:
     """Read ``data`` whole, for a search that judges out of fold; ``validation`` only where it is given, else no rows.
 
-    Raises :class:`DataError` for data of one class, a label of fewer than four rows, or one seen only in validation.
+    Raises :class:`DataError` for data of one class, a label of fewer than four distinct rows, or one seen only in validation.
     """
     names: tuple[str, ...] | None = None
     if isinstance(data, Examples):
@@ -231,10 +231,13 @@ def load_rows(
     if rows.labels is None or held.labels is None:
         raise DataError(f"{rows.source or 'the given examples'}: rows without labels cannot be trained on")
     train, leaked = without_leaks(rows, held)
-    counts = Counter(_labels(train))
-    if len(counts) > 1 and (few := sorted(name for name, count in counts.items() if count < 2 * MIN_VALIDATION_ROWS)):
+    # The same text twice is one row to judge on; see trials.make_folds.
+    first = dict(reversed(list(zip(row_keys(train), _labels(train), strict=True))))
+    counts = Counter(first.values())
+    least = 2 * MIN_VALIDATION_ROWS
+    if len(set(_labels(train))) > 1 and (few := sorted(name for name in set(_labels(train)) if counts[name] < least)):
         raise DataError(
-            f"{rows.source or 'the given examples'}: label(s) {few} have fewer than {2 * MIN_VALIDATION_ROWS} rows, too few to "
+            f"{rows.source or 'the given examples'}: label(s) {few} have fewer than {least} distinct rows, too few to "
             "train on some and judge on others; add rows of them"
         )
     labels = _check_labels(train, held if len(held) else train, names)

@@ -70,7 +70,7 @@ def tune(
         What was tried and chosen, and the adapter.
 
     Raises:
-        DataError: There is one label only, or fewer than four rows of one.
+        DataError: There is one label only, or fewer than four distinct rows of one.
         InputError: An option is wrong.
 
     Example:

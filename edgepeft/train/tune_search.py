@@ -6,6 +6,8 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from .leaks import row_keys
+
 if TYPE_CHECKING:
     from .trials import Candidate, Trial
     from .workbench import Workbench
@@ -26,7 +28,7 @@ class Search:
         from .trials import make_folds
 
         self.bench, self.batch_size, self.seed, self.threads, self.announce = bench, batch_size, seed, threads, announce
-        self.folds = make_folds([row.target for row in bench.rows], seed)
+        self.folds = make_folds([row.target for row in bench.rows], seed, row_keys(bench.split.train))
         self.steps = max(_LEAST_STEPS, min(_MOST_STEPS, _EPOCHS * -(-len(self.folds[0][0]) // batch_size)))
         self.ends = time.monotonic() + budget_s
         self.trials: list[Trial] = []

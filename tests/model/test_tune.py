@@ -47,6 +47,24 @@ def test_folds_hold_every_label_on_both_sides() -> None:
     assert sum(place % 2 for place in held) == 100
 
 
+@pytest.mark.parametrize("texts", [11, 600], ids=["folds", "one-split"])
+def test_rows_of_one_text_stay_on_one_side_of_a_fold(texts: int) -> None:
+    """A row that was learnt would judge itself. Where no text comes twice, folds are those without keys."""
+    keys = [*range(texts), *range(0, texts, 2), *range(0, texts, 4)]
+    targets = [key % 2 if texts > 50 else (key + key // 2) % 2 for key in keys]
+    for train, held in make_folds(targets, 1, keys):
+        assert sorted(train + held) == list(range(len(keys)))
+        assert not {keys[place] for place in train} & {keys[place] for place in held}
+        assert {targets[place] for place in train} == {targets[place] for place in held} == {0, 1}
+    assert make_folds(targets, 1, range(len(targets))) == make_folds(targets, 1)
+
+
+def test_a_label_needs_four_different_texts() -> None:
+    rows = Examples(("w", "x", "y", "z", "u", "U ", "u", "v", "t"), tuple("aaaabbbbb"))
+    with pytest.raises(DataError, match=r"label\(s\) \['b'\] have fewer than 4 distinct rows"):
+        load_rows(rows, None, text="text", label="label", pair=None)
+
+
 def test_a_rate_from_a_range_test() -> None:
     """A loss that falls fastest at 1e-3, is smallest at 1e-2 and rises after it."""
     rates = np.logspace(-5, -1, 41)
@@ -171,7 +189,7 @@ def test_what_a_search_refuses(tmp_path: Path) -> None:
     )
     with pytest.raises(InputError, match="expected a time"):
         parse_seconds("0")
-    with pytest.raises(DataError, match=r"label\(s\) \['y'\] have fewer than 4 rows"):
+    with pytest.raises(DataError, match=r"label\(s\) \['y'\] have fewer than 4 distinct rows"):
         tune("none", Examples(tuple("abcdefgh"), (*"xxxxx", *"yyy")), tmp_path / "a")
     with pytest.raises(DataError, match="have the label 'x'"):
         tune("none", Examples(tuple("abcd"), tuple("xxxx")), tmp_path / "a")

@@ -75,7 +75,7 @@ CALLS = {
     **{f"train --model encoder --out out {call}": says for call, says in DATA.items()},
     **{f"tune --model encoder --out out {call}": says for call, says in DATA.items()},
     "train --model encoder --out out --data tiny.jsonl": "label 'c' has 1 distinct row(s), too few",
-    "tune --model encoder --out out --data tiny.jsonl": "label(s) ['c'] have fewer than 4 rows",
+    "tune --model encoder --out out --data tiny.jsonl": "label(s) ['c'] have fewer than 4 distinct rows",
     "train --model encoder --out out --data good.jsonl --method xlora": "X-LoRA cannot be trained for a bundle",
     "train --model encoder --data good.jsonl --compare lora,xlora": "X-LoRA cannot be trained for a bundle",
     "train --model encoder --out out --data good.jsonl --method cpt": "CPT cannot ship a classifier",
