@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from ..base.load import check_source
@@ -32,7 +33,7 @@ def check_study(study: StudyFile) -> tuple[Examples, tuple[str, ...]]:
         InputError: A base is not there, or no recipe makes a variant.
         UnsupportedAdapterError: A method cannot ship.
     """
-    held = read_examples(study.validation, text=study.text, label=study.label, pair=study.pair)
+    held = _rows(study, study.validation)
     if held.labels is None or not len(held):
         raise DataError(f"{study.validation}: accuracy is measured on rows with a label, and there are none")
     for method in _values(study, "method"):
@@ -55,7 +56,7 @@ def training_rows(study: StudyFile, data: str, held: Examples) -> str | Examples
     """
     if not _is_file(data):
         return data
-    rows = read_examples(data, text=study.text, label=study.label, pair=study.pair)
+    rows = _rows(study, data)
     kept, leaked = without_leaks(rows, held)
     return kept if leaked else data
 
@@ -63,6 +64,10 @@ def training_rows(study: StudyFile, data: str, held: Examples) -> str | Examples
 def _values(study: StudyFile, name: str) -> tuple[str, ...]:
     axis = study.space.get(name)
     return axis.values if isinstance(axis, Choice) else ()
+
+
+def _rows(study: StudyFile, data: str | Path) -> Examples:
+    return read_examples(data, text=study.text, label=study.label, pair=study.pair)
 
 
 def _is_file(data: str) -> bool:
@@ -74,10 +79,10 @@ def _check_data(study: StudyFile, data: str, held: Examples) -> tuple[str, ...]:
     """What to say of one choice of data: as training itself reads it, and against the validation rows."""
     if not _is_file(data):
         return ()
-    columns = {"text": study.text, "label": study.label, "pair": study.pair}
-    rows = read_examples(data, **columns)
-    load_split(rows, validation=None, fraction=_SHARE, seed=0, **columns)
-    against = load_split(rows, validation=held, fraction=_SHARE, seed=0, **columns)
+    rows = _rows(study, data)
+    split = partial(load_split, fraction=_SHARE, text=study.text, label=study.label, pair=study.pair, seed=0)
+    split(rows, validation=None)
+    against = split(rows, validation=held)
     if len(against.train) < len(rows):
-        load_split(against.train, validation=None, fraction=_SHARE, seed=0, **columns)
+        split(against.train, validation=None)
     return tuple(f"{Path(data).name}: {warning}" for warning in against.warnings)

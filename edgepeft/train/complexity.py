@@ -12,6 +12,7 @@ import numpy as np
 
 from ..data import Examples
 from ..metrics.intervals import Interval
+from .device import enough_memory
 from .leaks import row_keys
 from .methods import FULL, HEAD_ONLY, Settings
 from .processes import check_alone
@@ -112,16 +113,17 @@ def judge_complexity(
 
     def look(what: str, settings: Settings, share: float = 1.0) -> Trial:
         mine = [(_share_of(bench, train, share, seed), held) for train, held in folds]
-        found = run_trial(
-            bench,
-            Candidate(settings),
-            mine,
-            stage=what,
-            steps=max(_LEAST_STEPS, round(steps * share)),
-            batch_size=batch_size,
-            seed=seed,
-            threads=threads,
-        )
+        with enough_memory(f"--batch-size ({batch_size}) or --max-length"):
+            found = run_trial(
+                bench,
+                Candidate(settings),
+                mine,
+                stage=what,
+                steps=max(_LEAST_STEPS, round(steps * share)),
+                batch_size=batch_size,
+                seed=seed,
+                threads=threads,
+            )
         announce(f"{what}: accuracy {found.accuracy:.3f} in {found.seconds:.0f} s")
         return found
 

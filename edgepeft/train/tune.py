@@ -11,7 +11,7 @@ import numpy as np
 
 from ..data import Examples
 from ..errors import InputError
-from .device import Precision, takes_bf16
+from .device import Precision, enough_memory, takes_bf16
 from .even_attention import key_site
 from .methods import Settings
 from .processes import check_alone
@@ -105,7 +105,8 @@ def tune(
         few_labels_stage(search, bench, site)
     rate = 0.0
     if search.time_left():
-        found = range_test(bench, bench.rows, lora, batch_size=batch_size, seed=seed, threads=threads)
+        with enough_memory(search.takes_memory):
+            found = range_test(bench, bench.rows, lora, batch_size=batch_size, seed=seed, threads=threads)
         rate = found.rate
         announce(f"range test: learning rate {rate:g}")
         wider_stages(search, bench, lora, rate, few, site)
@@ -113,4 +114,5 @@ def tune(
         search.left.append("learning rates, places, ranks and other methods")
     if search.best is None:
         raise InputError("no setting could be trained; lower --batch-size, or look at the texts")
-    return finished(bench, search, folder, arguments, rate, began, said)
+    with enough_memory(search.takes_memory):
+        return finished(bench, search, folder, arguments, rate, began, said)

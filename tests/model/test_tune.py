@@ -16,9 +16,11 @@ from edgepeft.cli.tune import parse_seconds
 from edgepeft.data import Examples
 from edgepeft.errors import DataError, InputError
 from edgepeft.train import ADAPTER_FILE
+from edgepeft.train.complexity import judge_complexity
 from edgepeft.train.methods import Settings
 from edgepeft.train.range_test import choose_rate
 from edgepeft.train.source import load_rows
+from edgepeft.train.steps import NotFiniteLossError, Run
 from edgepeft.train.trials import Candidate, Trial, make_folds, run_trial, trained
 from edgepeft.train.tune import tune
 from edgepeft.train.tune_search import clearly_better
@@ -152,6 +154,42 @@ def test_a_search_ends_with_an_adapter(model: Path, tmp_path: Path, few: bool) -
     right = sum(answer.label == label for answer, label in zip(answers, held.labels or (), strict=True))
     # float32 against float32 of another order: a row within 1e-6 of even may fall to either side.
     assert abs(right - found.adapter.after.accuracy * 60) <= 1
+
+
+def test_losses_that_are_no_numbers_lose(
+    model: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever takes steps fails; the head on frozen features takes none. Where even that fails at the end, it is said."""
+
+    def no_number(*_: Any) -> Any:
+        raise NotFiniteLossError("the training loss became nan at step 1")
+
+    monkeypatch.setattr(Run, "advance", no_number)
+    found = tune(model, make_rows(16), tmp_path / "a", budget_s=4, threads=1)
+    assert found.chosen.startswith("head on frozen features")
+    assert {row.loss for row in found.tried if row.steps and "features" not in row.what} == {float("inf")}
+    monkeypatch.setattr("edgepeft.train.trials.trained", no_number)
+    with pytest.raises(InputError, match=r"head on frozen features.*the best that was tried: .* became nan at step 1"):
+        tune(model, make_rows(16), tmp_path / "b", budget_s=0.1, threads=1)
+    assert not (tmp_path / "b").exists()
+
+
+def test_memory_that_runs_out_in_a_search_says_what_to_lower(
+    model: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: Any) -> Any:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr(Run, "advance", full)
+    for call in (lambda: tune(model, make_rows(16), tmp_path / "a"), lambda: judge_complexity(model, make_rows(16))):
+        with pytest.raises(
+            InputError, match=r"memory ran out in training .* Lower --batch-size \(16\) or --max-length"
+        ):
+            call()
 
 
 def test_tune_on_the_command_line(model: Path, tmp_path: Path) -> None:  # noqa: F811
