@@ -1,6 +1,6 @@
 """How much of its gain an adapter keeps on 4-bit weights, as it was trained and refitted: SmolLM2-135M, `support` and `austen`.
 
-    python benchmarks/refit.py OUT [--adapter support] [--max-steps N] [--as-shipped] [--budget-mb 110] [--head-bits 8]
+    python benchmarks/refit.py OUT [--adapter support] [--max-steps N] [--as-shipped] [--budget-mb 110] [--head-bits 8] [--no-refit]
 
 Exports the base with slots at every linear layer, trains the demo's adapters on fp32 (those in OUT are used again),
 rounds the base to q4 by GPTQ, adds them, and refits each adapter on texts that it was trained on. Perplexities are ONNX
@@ -144,6 +144,9 @@ def main() -> None:
     parser.add_argument("--as-shipped", action="store_true")
     parser.add_argument("--budget-mb", type=float)
     parser.add_argument("--head-bits", type=int)
+    parser.add_argument(
+        "--no-refit", action="store_true", help="measure what is kept as it was trained, and fit nothing"
+    )
     arguments = parser.parse_args()
     out: Path = arguments.out
     out.mkdir(parents=True, exist_ok=True)
@@ -165,6 +168,8 @@ def main() -> None:
         rounded, plain = measure(bundle, "q4", name, out)
         print(f"{name}: perplexity on fp32 {shown(before)} without, {shown(after)} with the adapter")
         tell("as trained", before, after, rounded, plain)
+        if arguments.no_refit:
+            continue
         (done,) = refit(bundle, "q4", [name], data={name: texts_of(name, out)}, announce=print)
         if done.kept:
             tell("refitted", before, after, rounded, *measure(bundle, "q4", name, out, base=False))
