@@ -83,7 +83,7 @@ CALLS = {
     "train --model encoder --data one.jsonl --verdict": "all 40 rows have the label 'a'",
     "train --model encoder --out out --data one.jsonl --modules auto": "all 40 rows have the label 'a'",
     "train --model writer --out out --data no-label.jsonl --text words": "or 'messages', or 'words'",
-    "train --model writer --out out --data one-prompt.jsonl": "2 row(s) with one distinct prompt, so none can be held out",
+    "train --model writer --out out --data one-prompt.jsonl": "2 row(s) and only one distinct prompt, so none can be held out",
     "train --model writer --out out --data silent.jsonl": "line 21: 'completion' is empty",
     "train --model writer --out out --data empty.txt": "there is nothing to train on",
     "train --model writer --out out --data talk.jsonl --validation talk.jsonl": "20 of the 20 training rows",
