@@ -108,8 +108,8 @@ def check_corpora(corpus: Corpus, held: Corpus | None) -> None:
     # A text is cut into pieces, which only its tokens tell.
     if held is None and corpus.kind != "text" and prompts < 2:
         raise DataError(
-            f"{corpus.source}: {len(corpus.rows)} row(s) and only one distinct prompt, so none can be held out: two are the least, and "
-            "dozens are needed to learn from. Add rows, or give a validation file"
+            f"{corpus.source}: {len(corpus.rows)} row(s) and only one distinct prompt, so none can be held out: two are the "
+            "least, and dozens are needed to learn from. Add rows, or give a validation file"
         )
 
 
