@@ -1,7 +1,7 @@
 """Measures what classifiers learn on rounded weights and from teachers, on MiniLM and VADER's sentences.
 
-    python benchmarks/deployed_classifier.py rounded OUT [--source reviews] [--variant q4] [--epochs 2]
-    python benchmarks/deployed_classifier.py teacher OUT [--source reviews] [--epochs 2]
+    python benchmarks/deployed_classifier.py rounded OUT [--source reviews] [--variant q4] [--epochs 2] [--rows N]
+    python benchmarks/deployed_classifier.py teacher OUT [--source reviews] [--epochs 2] [--rows N]
 
 ``rounded``: LoRA in the upper three layers, as the demo has it: trained in fp32; trained on the variant; from the first one on, on
 the variant, by the rows and by what the first one says (`--distill`). All are judged by ONNX Runtime on held-out sentences of the
@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from edgepeft import runtime
-from edgepeft.data import Examples, read_examples
+from edgepeft.data import Examples, evenly, read_examples
 from edgepeft.demo.assets import minilm
 from edgepeft.demo.run import TARGET_MODULES
 from edgepeft.metrics.intervals import wilson
@@ -100,7 +100,11 @@ def teacher(out: Path, train: Path, held: Examples, options: dict[str, Any]) -> 
         right = answers(bundle, "fp32", name, held) == truth
         first = right if first is None else first
         change = paired_gain(first * 1.0, right * 1.0, "accuracy")
-        print(f"{name}: accuracy {said(right)}, against rows {change}; {found.taught or ''}", flush=True)
+        seconds = time.process_time()
+        print(
+            f"{name}: accuracy {said(right)}, against rows {change}; {found.taught or ''}; {seconds:.0f} s of CPU so far",
+            flush=True,
+        )
 
 
 def main() -> None:
@@ -111,12 +115,17 @@ def main() -> None:
     parser.add_argument("--variant", default="q4")
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rows", type=int, help="how many rows are trained on, spread evenly; all by default")
     given = parser.parse_args()
     if not (given.out / "data").is_dir():
         write_data(given.out / "data")
     train, held = (given.out / "data" / f"{given.source}.{name}.jsonl" for name in ("train", "heldout"))
     out = given.out / f"{given.what}-{given.source}-{given.seed}"
     out.mkdir(parents=True, exist_ok=True)
+    if given.rows:
+        lines = train.read_text(encoding="utf-8").splitlines(keepends=True)
+        train = out / f"train-{given.rows}.jsonl"
+        train.write_text("".join(lines[i] for i in evenly(len(lines), given.rows)), encoding="utf-8")
     options = {
         "epochs": given.epochs,
         "patience": None,

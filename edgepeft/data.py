@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -79,7 +80,7 @@ def read_examples(
     lines = array("Q")
     for line, row in read_rows(path):
         for option, column in (("--text", text), ("--label", label), ("--pair", pair)):
-            if column is not None and row.get(column) is None:
+            if column is not None and (row.get(column) is None or (column == label and _is_nan(row[column]))):
                 if column == label and column in row:
                     raise DataError(
                         f"{path}, line {line}: no column {column!r} that holds anything: the label is empty"
@@ -112,6 +113,11 @@ def read_examples(
         source=str(path),
         lines=tuple(lines) if len(lines) <= IN_MEMORY else lines,
     )
+
+
+def _is_nan(value: Any) -> bool:
+    """What tables write where a number lacks."""
+    return isinstance(value, float) and math.isnan(value)
 
 
 def read_texts(path: str | Path, *, text: str = "text", pair: str | None = None) -> list[str] | list[tuple[str, str]]:

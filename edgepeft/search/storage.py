@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from filelock import FileLock, Timeout
 
@@ -19,6 +20,8 @@ DIRECTIONS = ("maximize", "minimize", "minimize")
 _SIGNATURE = "edgepeft"
 #: Of a trial that goes on with one whose worker is gone: that one's number.
 _TAKEN = "taken_from"
+#: An address that cannot be shown without what may be secret in it.
+_UNTOLD = "at the address given"
 
 
 def open_study(study: StudyFile, worker: int) -> Any:
@@ -48,9 +51,10 @@ def open_study(study: StudyFile, worker: int) -> Any:
             load_if_exists=True,
         )
     except Exception as error:  # drivers of databases raise what they like
+        advice = "Is the database up, and its driver installed?" if "://" in study.storage else "Can it be written?"
         raise InputError(
             f"the storage {shown(study.storage)} of study {study.name} cannot be reached: {type(error).__name__}: "
-            f"{str(error).splitlines()[0] if str(error) else ''}. Is the database up, and its driver installed?"
+            f"{str(error).splitlines()[0].rstrip('.') if str(error) else ''}. {advice}"
         ) from error
     mine = json.loads(json.dumps(study.signature()))
     kept = found.user_attrs.get(_SIGNATURE)
@@ -80,9 +84,12 @@ def shown(storage: str) -> str:
     if "://" not in storage:
         return storage
     try:
-        return without_secrets(storage)
+        parts = urlsplit(storage)
+        # A password with a / in it ends the host too early: what is taken for port or path is a part of it.
+        whole = "@" not in parts.path and (parts.port is not None or not parts.netloc.endswith(":"))
+        return without_secrets(storage) if whole else _UNTOLD
     except ValueError:  # no address: nothing of it is known to be no secret
-        return "at the address given"
+        return _UNTOLD
 
 
 def suggest(trial: Any, study: StudyFile) -> dict[str, Any]:

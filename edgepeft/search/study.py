@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock
 
-from ..data import Examples, read_examples
-from ..errors import DataError, EdgepeftError, InputError
+from ..data import Examples
+from ..errors import EdgepeftError, InputError
 from ..train.processes import check_alone
 from ..train.resume import training_folder
+from .checked import check_study
 from .front import Found, TrialRow, front_of, write_report
+from .reach import check_reachable
 from .storage import counted, held_folder, open_study, shown, standing, suggest, take_up
 from .study_file import StudyFile, read_study
 from .trial import ADAPTER, Measured, run_trial
@@ -64,8 +66,10 @@ def run_study(
         The front and all trials so far. The same stands in ``report/search.json`` of the study's folder.
 
     Raises:
-        DataError: The validation rows cannot be read or have no labels.
-        InputError: The storage cannot be reached, or holds another study of this name.
+        DataError: Rows that the study names cannot be read, cannot be trained on, or more than half of them are validation rows.
+        InputError: The storage cannot be reached, or holds another study of this name; a base is not there, or no recipe makes a
+            variant.
+        UnsupportedAdapterError: A method cannot ship.
         MissingExtraError: Optuna is not installed, or Ray.
 
     Example:
@@ -74,9 +78,10 @@ def run_study(
         0.872
     """
     check_alone("edgepeft search")
-    held = read_examples(study.validation, text=study.text, label=study.label, pair=study.pair)
-    if held.labels is None or not len(held):
-        raise DataError(f"{study.validation}: accuracy is measured on rows with a label, and there are none")
+    held, said = check_study(study)
+    check_reachable(study.storage, shown(study.storage))
+    for each in said:
+        announce(each)
     number = int.from_bytes(os.urandom(2)) if worker is None else worker
     optuna_study = open_study(study, number)
     if ray is not None:

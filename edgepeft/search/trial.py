@@ -16,6 +16,7 @@ from ..data import Examples
 from ..metrics.intervals import wilson
 from ..train import ADAPTER_FILE
 from ..units import MB
+from .checked import training_rows
 from .study_file import StudyFile
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def run_trial(
         announce("train")
         train_adapter(
             model,
-            data,
+            training_rows(study, data, held),
             adapter,
             text=study.text,
             label=study.label,

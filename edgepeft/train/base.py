@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from ..bundle.heads import ProblemType
 from ..errors import InputError
+from .task import is_causal
 from .tokenizer import HubTokenizer
 
 if TYPE_CHECKING:
@@ -162,11 +163,6 @@ def load_language_base(source: str | Path, chat_template: str | None = None) -> 
         identity=identity_of_model(model),
         parameters=sum(parameter.numel() for parameter in model.parameters()),
     )
-
-
-def is_causal(architecture: str) -> bool:
-    """Whether a class name from a config's ``architectures`` is that of a causal language model."""
-    return architecture.endswith(("ForCausalLM", "LMHeadModel"))
 
 
 def _without_dropout(config: PreTrainedConfig) -> None:

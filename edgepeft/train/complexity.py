@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from ..metrics.intervals import Interval
+from .device import enough_memory
+from .leaks import row_keys
 from .methods import FULL, HEAD_ONLY, Settings
 from .processes import check_alone
 from .record import check_extra
@@ -95,7 +97,7 @@ def judge_complexity(
         What was found, with its evidence.
 
     Raises:
-        DataError: There is one label only, or fewer than four rows of one.
+        DataError: There is one label only, or fewer than four distinct rows of one.
     """
     check_alone("train --verdict")
     check_extra()
@@ -105,23 +107,24 @@ def judge_complexity(
 
     with seeded(seed, threads):
         bench = open_workbench(model, split, max_length)
-    folds = make_folds([(row.target, row.source) for row in bench.rows], seed)
+    folds = make_folds([(row.target, row.source) for row in bench.rows], seed, row_keys(bench.split.train))
     steps = max(_LEAST_STEPS, min(_MOST_STEPS, _EPOCHS * -(-len(folds[0][0]) // batch_size)))
     # At every linear layer: at query and value alone it is places that lack, and a verdict would blame the rank or the method.
     lora = Settings("lora", rank=_RANK, targets="all-linear", learning_rate=learning_rate)
 
     def look(what: str, settings: Settings, share: float = 1.0) -> Trial:
         mine = [(_share_of(bench, train, share, seed), held) for train, held in folds]
-        found = run_trial(
-            bench,
-            Candidate(settings),
-            mine,
-            stage=what,
-            steps=max(_LEAST_STEPS, round(steps * share)),
-            batch_size=batch_size,
-            seed=seed,
-            threads=threads,
-        )
+        with enough_memory(f"--batch-size ({batch_size}) or --max-length"):
+            found = run_trial(
+                bench,
+                Candidate(settings),
+                mine,
+                stage=what,
+                steps=max(_LEAST_STEPS, round(steps * share)),
+                batch_size=batch_size,
+                seed=seed,
+                threads=threads,
+            )
         announce(f"{what}: accuracy {found.accuracy:.3f} in {found.seconds:.0f} s")
         return found
 

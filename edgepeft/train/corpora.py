@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..errors import DataError
-from .corpus import Columns, Corpus, corpus_without_leaks, read_corpus
+from .corpus import Columns, Corpus, check_corpora, corpus_without_leaks, read_corpus
 from .encode import Tokens
 from .language_rows import Sequences, sequences_of
 from .leaks import check_leaks
@@ -62,6 +62,8 @@ def read_corpora(
                 f"{corpus.source} {corpus.kind} rows; give them the same columns"
             )
     held = tuple(own[place if len(own) > 1 else 0] if own else declared for place, (_, declared) in enumerate(found))
+    for (corpus, _), apart_from_it in zip(found, held, strict=True):
+        check_corpora(corpus, apart_from_it)
     beyond = None if general is None else read_corpus(general, columns)[0]
     apart_from_all = list({id(corpus): corpus for corpus in (*held, beyond) if corpus is not None}.values())
     parts, leaked = [], 0

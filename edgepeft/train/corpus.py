@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..data_files import SUFFIXES, read_rows, read_text
-from ..errors import DataError
+from ..errors import DataError, InputError
 from ..spelling import did_you_mean
 from .data_sets import load_dataset
 from .leaks import check_leaks
@@ -91,6 +91,26 @@ def corpus_without_leaks(corpus: Corpus, held: Corpus | None) -> tuple[Corpus, i
     leaked = len(corpus.rows) - len(kept)
     check_leaks(leaked, len(corpus.rows), corpus.source, held.source)
     return replace(corpus, rows=kept), leaked
+
+
+def check_corpora(corpus: Corpus, held: Corpus | None) -> None:
+    """What no training can do with these rows, said before a tokenizer is there.
+
+    Raises:
+        DataError: One prompt is all there is, so that none can be held out.
+        InputError: The rows of both are not of one kind.
+    """
+    if held is not None and held.kind != corpus.kind:
+        raise InputError(
+            f"{held.source} holds {held.kind} rows and {corpus.source} {corpus.kind} rows; both must be of one kind"
+        )
+    prompts = len({row.key for row in corpus.rows})
+    # A text is cut into pieces, which only its tokens tell.
+    if held is None and corpus.kind != "text" and prompts < 2:
+        raise DataError(
+            f"{corpus.source}: {len(corpus.rows)} row(s) and only one distinct prompt, so none can be held out: two are the "
+            "least, and dozens are needed to learn from. Add rows, or give a validation file"
+        )
 
 
 def text_files(path: Path) -> list[Path]:

@@ -186,6 +186,9 @@ def train_language_adapter(
     columns = Columns(text=text, prompt=prompt, completion=completion, messages=messages)
     corpora = read_corpora(data, validation, columns, mix_temperature, general)
 
+    from ..base.load import check_source
+
+    check_source(str(model))
     from .base import load_language_base, token_limit
     from .distill import Teacher
     from .lm_loop import LanguageSchedule, fit_language

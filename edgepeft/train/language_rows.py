@@ -40,7 +40,7 @@ def sequences_of(
 
     Args:
         corpus: What is learnt.
-        held: What is measured on; ``None`` for a share of ``corpus``.
+        held: What is measured on, of the same kind; ``None`` for a share of ``corpus``.
         tokenizer: The base's.
         source: The base's name, for messages.
         length: The most tokens of a sequence.
@@ -50,7 +50,7 @@ def sequences_of(
         seed: Of what is split off.
 
     Raises:
-        InputError: There is no layout for the rows, or both corpora are not of one kind.
+        InputError: There is no layout for the rows.
     """
     from .encode import encode, limit, split
 
@@ -61,10 +61,6 @@ def sequences_of(
             encoded.sequences, fraction=fraction, max_tokens=max_validation_tokens, seed=seed, source=corpus.source
         )
         return Sequences(layout, list(train), list(apart), encoded.cut, encoded.skipped)
-    if held.kind != corpus.kind:
-        raise InputError(
-            f"{held.source} holds {held.kind} rows and {corpus.source} {corpus.kind} rows; both must be of one kind"
-        )
     also = encode(held, tokenizer, max_length=length, chat=layout == "chat")
     return Sequences(
         layout,

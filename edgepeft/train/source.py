@@ -12,7 +12,7 @@ from ..bundle.heads import ProblemType
 from ..data import Examples
 from ..errors import DataError, InputError
 from .group_split import read_groups
-from .leaks import contradictions, leak_warning, without_leaks
+from .leaks import contradictions, leak_warning, row_keys, without_leaks
 from .mixing import check_temperature
 from .one_source import MIN_VALIDATION_ROWS, SourceRows, check_labels, labels_of, read_source, split_rows
 from .problem import Problem, problem_of
@@ -158,8 +158,8 @@ def load_rows(
 ) -> Split:
     """Read ``data`` whole, for a search that judges out of fold; ``validation`` only where it is given, else no rows.
 
-    Raises :class:`DataError` for data of one class, a label of fewer than four rows (in each of several sources), or one seen only
-    in validation, and where the labels of two sources differ.
+    Raises :class:`DataError` for data of one class, a label of fewer than four distinct rows (in each of several sources), or one
+    seen only in validation, and where the labels of two sources differ.
     """
     given, apart = listed(data), () if validation is None else listed(validation)
     check_sources(given, apart)
@@ -173,10 +173,12 @@ def load_rows(
     found = [without_leaks(part.rows, held) for part in parts]
     trains, leaked = [train for train, _ in found], sum(count for _, count in found)
     for train in trains:
-        counts = Counter(labels_of(train))
-        if len(counts) > 1 and (few := sorted(n for n, count in counts.items() if count < 2 * MIN_VALIDATION_ROWS)):
+        # The same text twice is one row to judge on; see trials.make_folds.
+        first = dict(reversed(list(zip(row_keys(train), labels_of(train), strict=True))))
+        counts, names_here, least = Counter(first.values()), set(labels_of(train)), 2 * MIN_VALIDATION_ROWS
+        if len(names_here) > 1 and (few := sorted(name for name in names_here if counts[name] < least)):
             raise DataError(
-                f"{train.source or 'the given examples'}: label(s) {few} have fewer than {2 * MIN_VALIDATION_ROWS} rows, too few "
+                f"{train.source or 'the given examples'}: label(s) {few} have fewer than {least} distinct rows, too few "
                 "to train on some and judge on others; add rows of them"
             )
     train = joined(trains)

@@ -6,7 +6,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from ..data_files import read_rows
-from ..errors import DataError
+from ..errors import DataError, InputError
+from ..strict_json import read_object
 from .corpus import ROW_SUFFIXES, Columns, kind_of, text_files
 
 TASKS = ("text-classification", "text-generation")
@@ -36,19 +37,27 @@ def choose_task(model: str | Path, data: str | Path, *, label: str, columns: Col
 
 
 def _is_causal(model: str | Path) -> bool:
+    """By the model's ``config.json`` alone, so that what is wrong with the rows is said before transformers is imported."""
     if find_spec("transformers") is None:
         return False  # training itself says which extra is missing
     from ..base.load import check_source
 
     check_source(str(model))
-    from transformers import AutoConfig
-
     from ..base.sources import model_source
-    from .base import is_causal, quiet_transformers
 
-    with quiet_transformers():
-        try:
-            config = AutoConfig.from_pretrained(model_source(str(model)), trust_remote_code=False)
-        except (OSError, ValueError, KeyError):
-            return False  # loading the model for a task says what is wrong with it
-    return any(is_causal(name) for name in getattr(config, "architectures", None) or ())
+    try:
+        if Path(model).exists():
+            config = Path(model_source(str(model))) / "config.json"
+        else:
+            from huggingface_hub import hf_hub_download
+
+            config = Path(hf_hub_download(str(model), "config.json"))
+        architectures = read_object(config, finite=False).get("architectures")
+    except (OSError, InputError):
+        return False  # loading the model for a task says what is wrong with it
+    return isinstance(architectures, list) and any(is_causal(str(name)) for name in architectures)
+
+
+def is_causal(architecture: str) -> bool:
+    """Whether a class name from a config's ``architectures`` is that of a causal language model."""
+    return architecture.endswith(("ForCausalLM", "LMHeadModel"))

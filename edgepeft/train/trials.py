@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -94,12 +94,21 @@ def bootstrap(values: npt.NDArray[np.float64]) -> Interval:
     return percentile_interval(float(values.mean()), draws)
 
 
-def make_folds(targets: Sequence[Any], seed: int) -> list[tuple[list[int], list[int]]]:
+def make_folds(
+    targets: Sequence[Any], seed: int, keys: Sequence[Hashable] | None = None
+) -> list[tuple[list[int], list[int]]]:
     """Places to train and to judge on: one split for large data, repeated stratified cross-validation for small.
 
     Folds are as many as the rarest label allows, four at most, and are drawn anew until 200 judgements are made or there are eight.
     Each label is on both sides of every fold.
+
+    Args:
+        targets: What each row is to give.
+        seed: Of the draws.
+        keys: What makes rows the same input (:func:`.leaks.row_keys`): such rows stay on one side. By default all differ.
     """
+    if keys is not None:
+        return _folds_of_groups(targets, seed, keys)
     generator = np.random.default_rng(seed)
     places: dict[Any, list[int]] = defaultdict(list)
     for place, target in enumerate(targets):
@@ -120,6 +129,18 @@ def make_folds(targets: Sequence[Any], seed: int) -> list[tuple[list[int], list[
                 parts[turn % count].append(int(place))
         folds += [_sides(len(targets), sorted(part)) for part in parts]
     return folds
+
+
+def _folds_of_groups(targets: Sequence[Any], seed: int, keys: Sequence[Hashable]) -> list[tuple[list[int], list[int]]]:
+    """Folds of the first row of each key; the others follow it."""
+    groups: dict[Hashable, list[int]] = defaultdict(list)
+    for place, key in enumerate(keys):
+        groups[key].append(place)
+    alike = list(groups.values())
+    return [
+        _sides(len(targets), sorted(place for number in held for place in alike[number]))
+        for _, held in make_folds([targets[mine[0]] for mine in alike], seed)
+    ]
 
 
 def _sides(rows: int, held: list[int]) -> tuple[list[int], list[int]]:

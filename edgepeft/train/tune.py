@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..errors import InputError
-from .device import Precision, takes_bf16
+from .device import Precision, enough_memory, takes_bf16
 from .even_attention import key_site
 from .methods import Settings
 from .processes import check_alone
@@ -80,7 +80,7 @@ def tune(
         What was tried and chosen, and the adapter.
 
     Raises:
-        DataError: There is one label only, or fewer than four rows of one.
+        DataError: There is one label only, or fewer than four distinct rows of one.
         InputError: An option is wrong.
 
     Example:
@@ -118,7 +118,8 @@ def tune(
         few_labels_stage(search, bench, site)
     rate = 0.0
     if search.time_left():
-        found = range_test(bench, bench.rows, lora, batch_size=batch_size, seed=seed, threads=threads)
+        with enough_memory(search.takes_memory):
+            found = range_test(bench, bench.rows, lora, batch_size=batch_size, seed=seed, threads=threads)
         rate = found.rate
         announce(f"range test: learning rate {rate:g}")
         wider_stages(search, bench, lora, rate, few, site)
@@ -128,4 +129,5 @@ def tune(
         raise InputError("no setting could be trained; lower --batch-size, or look at the texts")
     costs = None if target is None else TargetCosts(bench, target, seed)
     told = None if costs is None else prefer_cheaper(search, costs)
-    return finished(bench, search, folder, arguments, rate, began, said, costs, told)
+    with enough_memory(search.takes_memory):
+        return finished(bench, search, folder, arguments, rate, began, said, costs, told)

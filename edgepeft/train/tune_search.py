@@ -6,6 +6,9 @@ import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from .device import enough_memory
+from .leaks import row_keys
+
 if TYPE_CHECKING:
     from .trials import Candidate, Trial
     from .workbench import Workbench
@@ -26,12 +29,17 @@ class Search:
         from .trials import make_folds
 
         self.bench, self.batch_size, self.seed, self.threads, self.announce = bench, batch_size, seed, threads, announce
-        self.folds = make_folds([(row.target, row.source) for row in bench.rows], seed)
+        self.folds = make_folds([(row.target, row.source) for row in bench.rows], seed, row_keys(bench.split.train))
         self.steps = max(_LEAST_STEPS, min(_MOST_STEPS, _EPOCHS * -(-len(self.folds[0][0]) // batch_size)))
         self.ends = time.monotonic() + budget_s
         self.trials: list[Trial] = []
         self.best: Trial | None = None
         self.left: list[str] = []
+
+    @property
+    def takes_memory(self) -> str:
+        """What can be lowered where memory runs out."""
+        return f"--batch-size ({self.batch_size}) or --max-length"
 
     def time_left(self) -> bool:
         """Whether the budget is not used up."""
@@ -68,16 +76,17 @@ class Search:
         if self.trials and time.monotonic() + expected > self.ends:
             self.left.append(f"{candidate.describe()} ({steps} steps)")
             return None
-        trial = run_trial(
-            self.bench,
-            candidate,
-            self.folds,
-            stage=name,
-            steps=steps,
-            batch_size=self.batch_size,
-            seed=self.seed,
-            threads=self.threads,
-        )
+        with enough_memory(self.takes_memory):
+            trial = run_trial(
+                self.bench,
+                candidate,
+                self.folds,
+                stage=name,
+                steps=steps,
+                batch_size=self.batch_size,
+                seed=self.seed,
+                threads=self.threads,
+            )
         self.trials.append(trial)
         self.announce(
             f"{name}: {candidate.describe()}, {steps} steps: accuracy {trial.accuracy:.3f} in {trial.seconds:.0f} s"

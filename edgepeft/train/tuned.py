@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..errors import InputError
 from ..metrics.intervals import Interval
 from .adapter_result import TrainedAdapter, finish
 from .loop import Course, Scores
@@ -70,7 +71,12 @@ def finished(
     costs: TargetCosts | None = None,
     told: str | None = None,
 ) -> Tuning:
-    """Train the winner on all rows, write it, and tell what was tried, with what it ``costs`` on a target and why that ``told``."""
+    """Train the winner on all rows, write it, and tell what was tried, with what it ``costs`` on a target and why that ``told``.
+
+    Raises:
+        InputError: The winner's loss became no number on all rows.
+    """
+    from .steps import NotFiniteLossError
     from .trials import trained
 
     best = search.best
@@ -78,7 +84,10 @@ def finished(
     searched = time.monotonic() - began
     start = time.perf_counter()
     steps = search.steps * len(bench.rows) // len(search.folds[0][0])  # as many epochs as in a fold
-    run = trained(bench, best.candidate, bench.rows, steps, search.batch_size, search.seed, search.threads)
+    try:
+        run = trained(bench, best.candidate, bench.rows, steps, search.batch_size, search.seed, search.threads)
+    except NotFiniteLossError as error:
+        raise InputError(f"{best.candidate.describe()}, the best that was tried: {error}") from error
     course = _course(bench, search, best, run)
     adapter = finish(
         bench,

@@ -19,16 +19,14 @@ from ..metrics import Measured, Metric, main_metrics, measure
 from ..metrics.forms import Share
 from ..metrics.intervals import Interval, newcombe_drop, paired_drop, percentile_interval
 from ..report import format_cell
-from ..report.gate import Cell, Gate, Report, Table, Verdict, judge
+from ..report.gate import Cell, Gate, Report, Table
 from ..report.partial import Keep, keep_nothing
 from ..runtime import Runtime
 from ..targets import GeneralizationRules
 from .accuracy import view_of
 from .chunks import ALONE, ChunksOf
+from .loss_grade import graded, how_sure
 from .quality import Rows, answer_rows, check_rows, task_of_head
-
-#: What is said of without rules: a loss whose whole interval is beyond this is a warning.
-WARN_BEYOND = 0.05
 
 
 @dataclass(frozen=True)
@@ -75,19 +73,20 @@ class Generalization:
         )
 
     def warnings(self, rules: GeneralizationRules) -> tuple[str, ...]:
-        """What to say of a loss that is surely beyond its limit, or without one beyond :data:`WARN_BEYOND`."""
+        """What to say of losses that are worth a warning (:func:`.loss_grade.graded`)."""
         if self.domain == "in":
             return ()
         said = []
-        if _beyond(self.drop, rules.max_drop) and self.drop is not None:
+        if self.drop is not None and (grade := graded(self.drop, rules.max_drop)):
             said.append(
                 f"WARNING: {self.name}: what was learnt does not carry over: {self.metric.title} {self.score.estimate:.3f}, "
-                f"{_points(self.drop)} below that in domain"
+                f"{_points(self.drop)} below that in domain: {how_sure(grade, rules.max_drop)}"
             )
-        if _beyond(self.forgetting, rules.max_forgetting) and self.forgetting is not None:
+        if self.forgetting is not None and (grade := graded(self.forgetting, rules.max_forgetting)):
             said.append(
                 f"WARNING: {self.name}: the gain in domain is paid for here: {self.metric.title} {self.score.estimate:.4g}, the "
-                f"base alone has {0.0 if self.base is None else self.base.estimate:.4g} ({_points(self.forgetting)} worse)"
+                f"base alone has {0.0 if self.base is None else self.base.estimate:.4g} ({_points(self.forgetting)} worse): "
+                f"{how_sure(grade, rules.max_forgetting)}"
             )
         return tuple(said)
 
@@ -109,10 +108,6 @@ class Generalization:
             "drop": ends(self.drop),
             "forgetting": ends(self.forgetting),
         }
-
-
-def _beyond(loss: Interval | None, limit: float | None) -> bool:
-    return loss is not None and judge(loss.lower, loss.upper, WARN_BEYOND if limit is None else limit) is Verdict.FAIL
 
 
 def _points(loss: Interval) -> str:

@@ -76,7 +76,8 @@ def validate(
         max_drop: How much accuracy a variant may lose against PEFT, as a share: 0.01 is one point.
         general: Rows that no adapter was trained for. Adapters with ``data`` whose labels they have are judged on them, and so is
             the base where it has a head for them; a language model's adapters all are.
-        rules: What may be lost on ``general``; a limit that is not set is not judged, and a loss beyond 5 points is warned of.
+        rules: What may be lost on ``general``; a limit that is not set is not judged; a loss that is shown, of 5 points or more, is
+            warned of.
         progress: Is called with a line of text for each step, and for each chunk of many rows.
         keep: Is given a function of no arguments after each step: the validation of all so far, ``None`` before the first.
         answers: A file that keeps the answers of rows while they are run, and is removed in the end. A run that finds it

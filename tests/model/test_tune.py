@@ -17,9 +17,11 @@ from edgepeft.cli.tune import parse_seconds
 from edgepeft.data import Examples
 from edgepeft.errors import DataError, InputError
 from edgepeft.train import ADAPTER_FILE
+from edgepeft.train.complexity import judge_complexity
 from edgepeft.train.methods import Settings
 from edgepeft.train.range_test import choose_rate
 from edgepeft.train.source import load_rows
+from edgepeft.train.steps import NotFiniteLossError, Run
 from edgepeft.train.trials import Candidate, Trial, make_folds, run_trial, trained
 from edgepeft.train.tune import tune
 from edgepeft.train.tune_search import clearly_better
@@ -46,6 +48,24 @@ def test_folds_hold_every_label_on_both_sides() -> None:
     ((train, held),) = make_folds([0, 1] * 500, seed=0)
     assert (len(train), len(held)) == (800, 200)
     assert sum(place % 2 for place in held) == 100
+
+
+@pytest.mark.parametrize("texts", [11, 600], ids=["folds", "one-split"])
+def test_rows_of_one_text_stay_on_one_side_of_a_fold(texts: int) -> None:
+    """A row that was learnt would judge itself. Where no text comes twice, folds are those without keys."""
+    keys = [*range(texts), *range(0, texts, 2), *range(0, texts, 4)]
+    targets = [key % 2 if texts > 50 else (key + key // 2) % 2 for key in keys]
+    for train, held in make_folds(targets, 1, keys):
+        assert sorted(train + held) == list(range(len(keys)))
+        assert not {keys[place] for place in train} & {keys[place] for place in held}
+        assert {targets[place] for place in train} == {targets[place] for place in held} == {0, 1}
+    assert make_folds(targets, 1, range(len(targets))) == make_folds(targets, 1)
+
+
+def test_a_label_needs_four_different_texts() -> None:
+    rows = Examples(("w", "x", "y", "z", "u", "U ", "u", "v", "t"), tuple("aaaabbbbb"))
+    with pytest.raises(DataError, match=r"label\(s\) \['b'\] have fewer than 4 distinct rows"):
+        load_rows(rows, None, text="text", label="label", pair=None)
 
 
 def test_a_rate_from_a_range_test() -> None:
@@ -203,6 +223,45 @@ def test_tune_for_a_target(model: Path, tmp_path: Path) -> None:  # noqa: F811
         tune(model, make_rows(24), tmp_path / "b", target=load_target("web-wasm"))
 
 
+def test_losses_that_are_no_numbers_lose(
+    model: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whatever takes steps fails; the head on frozen features takes none. Where even that fails at the end, it is said."""
+
+    def no_number(*_: Any) -> Any:
+        raise NotFiniteLossError("the training loss became nan at step 1")
+
+    monkeypatch.setattr(Run, "advance", no_number)
+    monkeypatch.setattr("edgepeft.train.trials._MOST_TRAININGS", 4)
+    found = tune(model, make_rows(16), tmp_path / "a", budget_s=600, threads=1)
+    assert found.chosen.startswith("head on frozen features")
+    lost = [row for row in found.tried if "frozen features" not in row.what]
+    assert lost
+    assert {(row.accuracy.estimate, row.loss) for row in lost} == {(0.0, float("inf"))}
+    monkeypatch.setattr("edgepeft.train.trials.trained", no_number)
+    with pytest.raises(InputError, match=r"head on frozen features.*the best that was tried: .* became nan at step 1"):
+        tune(model, make_rows(16), tmp_path / "b", budget_s=0.1, threads=1)
+    assert not (tmp_path / "b").exists()
+
+
+def test_memory_that_runs_out_in_a_search_says_what_to_lower(
+    model: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full(*_: Any) -> Any:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+
+    monkeypatch.setattr(Run, "advance", full)
+    for call in (lambda: tune(model, make_rows(16), tmp_path / "a"), lambda: judge_complexity(model, make_rows(16))):
+        with pytest.raises(
+            InputError, match=r"memory ran out in training .* Lower --batch-size \(16\) or --max-length"
+        ):
+            call()
+
+
 def test_tune_on_the_command_line(model: Path, tmp_path: Path) -> None:  # noqa: F811
     rows = make_rows(24)
     pairs = zip(rows.texts, rows.labels or (), strict=True)
@@ -240,7 +299,7 @@ def test_what_a_search_refuses(tmp_path: Path) -> None:
     )
     with pytest.raises(InputError, match="expected a time"):
         parse_seconds("0")
-    with pytest.raises(DataError, match=r"label\(s\) \['y'\] have fewer than 4 rows"):
+    with pytest.raises(DataError, match=r"label\(s\) \['y'\] have fewer than 4 distinct rows"):
         tune("none", Examples(tuple("abcdefgh"), (*"xxxxx", *"yyy")), tmp_path / "a")
     with pytest.raises(DataError, match="have the label 'x'"):
         tune("none", Examples(tuple("abcd"), tuple("xxxx")), tmp_path / "a")
