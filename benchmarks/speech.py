@@ -1,0 +1,214 @@
+"""What Whisper base's variants and an adapter get right, how large they are and how fast, on speech whose text is known.
+
+    python benchmarks/speech.py build/speech                             # 16 clips of each voice, 100 steps of training
+    python benchmarks/speech.py build/speech --clips 100 --steps 200     # what docs/speech.md shows
+
+espeak-ng reads passages of Jane Austen's novels in three voices: two that Whisper hears well, and one that it hears badly. A LoRA
+(rank 8, q_proj and v_proj of both parts) is trained with PEFT on that voice, which reads other novels. One bundle holds the base
+and the adapter; each variant writes down every clip, one thread, four clips at a time. Texts are compared in the form that Whisper's
+English normalizer gives them. Transformers' `generate` writes down the same clips in fp32, the adapter by PEFT: the row `torch`.
+
+Needs ``apt-get install espeak-ng`` and ``pip install 'edgepeft[demo,metrics,audio]'``. Times are CPU seconds. OUT keeps what was
+made, and a second run uses it.
+"""
+
+from __future__ import annotations
+
+import edgepeft  # noqa: F401  # before ONNX Runtime: switches its telemetry off
+
+# isort: split
+
+import json
+import random
+import re
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from speech_training import SECONDS, train
+
+from edgepeft import runtime
+from edgepeft.bundle import read_bundle
+from edgepeft.demo import assets
+from edgepeft.demo.speech import SAMPLING_RATE, Voice, speak
+from edgepeft.metrics.intervals import percentile_interval
+from edgepeft.metrics.measuring import Measured, Scored, measure
+from edgepeft.metrics.registry import METRICS
+from edgepeft.pipeline import export, quantize
+
+#: Voices that Whisper base hears well, and the one that the adapter is trained on.
+VOICES = {"American": Voice("en-us"), "British": Voice("en-gb"), "hard": Voice("en-gb-scotland", snr_db=5)}
+HARD, ADAPTER = "hard", "voice"
+TRAINED_ON, JUDGED_ON = (
+    ("emma", "mansfieldpark", "prideprejudice"),
+    ("persuasion", "northangerabbey", "sensesensibility"),
+)
+VARIANTS = ("fp32", "int8", "q4")
+#: Austen's spellings that nobody hears: they would count as mistakes.
+OLD = re.compile(
+    r"\b(every|any|some|no) (thing|body|one|where)|\b(for ever|to-day|my ?self)\b|shew|chuse|chose|sopha|stile|\bPrelude\b",
+    re.I,
+)
+
+
+def passages(novels: Sequence[str], count: int, seed: int) -> list[str]:
+    """Paragraphs of 10 to 24 words, which take 4 to 11 s to say, in today's spelling."""
+    found = []
+    for novel in novels:
+        for text in (assets.austen() / f"{novel}.txt").read_text(encoding="utf-8").split("\n\n"):
+            if 10 <= len(text.split()) <= 24 and re.fullmatch(r"[A-Za-z ,.;:!?'\"]+", text) and not OLD.search(text):
+                found.append(text)
+    return random.Random(seed).sample(sorted(set(found)), count)
+
+
+def spoken(texts: Sequence[str], voice: Voice) -> list[np.ndarray]:
+    return [speak(text, voice)[: SECONDS * SAMPLING_RATE] for text in texts]
+
+
+def kept(file: Path, make: Callable[[], Any]) -> Any:
+    """What ``make`` returns, or what it returned before, in JSON."""
+    if not file.is_file():
+        content = make()
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    return json.loads(file.read_text(encoding="utf-8"))
+
+
+def heard(bundle: Path, variant: str, adapter: str | None, waves: Sequence[np.ndarray]) -> dict[str, Any]:
+    """What one variant writes, and the CPU seconds that it takes."""
+    model = runtime.open(bundle, variant=variant, threads=1)
+    view = model.adapter(adapter) if adapter else model.base
+    view.transcribe(waves[0], sampling_rate=SAMPLING_RATE, language="en")  # first touch of the weights
+    begin = time.process_time()
+    found = view.transcribe(list(waves), sampling_rate=SAMPLING_RATE, language="en")
+    return {"texts": [each.text for each in found], "cpu_s": time.process_time() - begin}
+
+
+def heard_by_torch(adapter: Path | None, waves: Sequence[np.ndarray]) -> dict[str, Any]:
+    """What transformers' ``generate`` writes with PEFT's model in fp32."""
+    import torch
+    from peft import PeftModel
+    from transformers import WhisperForConditionalGeneration, WhisperProcessor
+
+    torch.set_num_threads(1)
+    processor = WhisperProcessor.from_pretrained(assets.whisper_base())
+    model = WhisperForConditionalGeneration.from_pretrained(assets.whisper_base()).eval()
+    model = model if adapter is None else PeftModel.from_pretrained(model, adapter).eval()
+    texts: list[str] = []
+    begin = time.process_time()
+    with torch.no_grad():
+        for first in range(0, len(waves), 4):
+            frames = processor(list(waves[first : first + 4]), sampling_rate=SAMPLING_RATE, return_tensors="pt")[
+                "input_features"
+            ]
+            tokens = model.generate(input_features=frames, language="en", task="transcribe")
+            texts += processor.batch_decode(tokens, skip_special_tokens=True)
+    return {"texts": texts, "cpu_s": time.process_time() - begin}
+
+
+def word_errors(
+    texts: Sequence[str], answers: Sequence[str], variant: str, adapter: str | None, voice: str
+) -> Measured:
+    """The word error rate of normalized texts, with its interval over clips."""
+    from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
+
+    normalized = EnglishTextNormalizer({})
+    scored = Scored(
+        adapter, variant, voice, "text",
+        np.array([normalized(text) for text in texts]), np.array([normalized(text) for text in answers]),
+    )  # fmt: skip
+    (found,) = measure(scored, metrics=[metric for metric in METRICS if metric.name == "wer"])
+    return found
+
+
+def files_mb(bundle: Path, variant: str) -> float:
+    """Megabytes of a variant's files."""
+    chosen = read_bundle(bundle).manifest.variants[variant]
+    files = {chosen.file, chosen.decoder_file, *chosen.data} - {None}
+    return sum((bundle / str(file)).stat().st_size for file in files) / 1e6
+
+
+def change(before: Measured, after: Measured) -> str:
+    """How much a word error rate moved on the same clips, in points, with its 95 % interval."""
+    moved = percentile_interval(after.value - before.value, after.draws - before.draws, 0.95)
+    return f"{100 * moved.estimate:+.2f} ({100 * moved.lower:+.2f} to {100 * moved.upper:+.2f})"
+
+
+def bundle_of(out: Path, adapter: Path, variants: Sequence[str]) -> Path:
+    """The base and the adapter in one bundle, with each variant."""
+    bundle = out / "bundle"
+    if not bundle.is_dir():
+        export(assets.whisper_base(), {ADAPTER: adapter}, bundle)
+    for variant in variants:
+        if variant not in read_bundle(bundle).manifest.variants:
+            quantize(bundle, variant, measure=False)
+    return bundle
+
+
+@click.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--clips", default=16, show_default=True, help="Of each voice.")
+@click.option("--steps", default=100, show_default=True, help="Of training, two clips each.")
+@click.option("--variant", "variants", multiple=True, default=VARIANTS, show_default=True, help="May be repeated.")
+def main(out: Path, clips: int, steps: int, variants: tuple[str, ...]) -> None:
+    """Print a table of variants."""
+    drawn = passages(JUDGED_ON, clips * len(VOICES), seed=0)
+    texts = {name: drawn[place * clips : (place + 1) * clips] for place, name in enumerate(VOICES)}
+    waves = {name: spoken(texts[name], voice) for name, voice in VOICES.items()}
+    seconds = sum(len(wave) for each in waves.values() for wave in each) / SAMPLING_RATE
+    words = sum(len(text.split()) for text in drawn)
+    print(f"{clips} clips of each of {len(VOICES)} voices: {seconds:.0f} s, {words} words", flush=True)
+
+    adapter = out / f"adapter-{steps}"
+    if not adapter.is_dir():
+        lessons, begin = passages(TRAINED_ON, 2 * steps, seed=1), time.process_time()
+        losses = train(assets.whisper_base(), spoken(lessons, VOICES[HARD]), lessons, adapter, steps=steps)
+        spent = time.process_time() - begin
+        print(
+            f"{steps} steps: loss {np.mean(losses[:10]):.2f} to {np.mean(losses[-10:]):.2f}, {spent:.0f} CPU s",
+            flush=True,
+        )
+    bundle = bundle_of(out, adapter, [variant for variant in variants if variant != "fp32"])
+
+    asked = [(None, voice) for voice in VOICES] + [(ADAPTER, HARD)]
+    answers: dict[str, dict[Any, dict[str, Any]]] = {}
+    for variant in ("torch", *variants):
+        for name, voice in asked:
+            file = out / f"answers-{clips}-{steps}" / f"{variant}-{name or 'base'}-{voice}.json"
+            listen = (
+                partial(heard_by_torch, adapter if name else None)
+                if variant == "torch"
+                else partial(heard, bundle, variant, name)
+            )
+            answers.setdefault(variant, {})[name, voice] = kept(file, partial(listen, waves[voice]))
+
+    rows, wholes = [], dict[str, Measured]()
+    reference = [answers["torch"][key]["texts"] for key in asked]
+    for variant, row in answers.items():
+        one = {key: word_errors(texts[key[1]], row[key]["texts"], variant, *key) for key in asked}
+        base = [text for voice in VOICES for text in row[None, voice]["texts"]]
+        whole = word_errors(drawn, base, variant, None, "all")
+        as_torch = wholes.setdefault("torch", whole)  # the first row
+        same = sum(mine == theirs for key, theirs_of in zip(asked, reference, strict=True)
+                   for mine, theirs in zip(row[key]["texts"], theirs_of, strict=True))  # fmt: skip
+        rows.append({
+            "variant": variant,
+            "MB": "" if variant == "torch" else f"{files_mb(bundle, variant):.1f}",
+            **{voice: f"{100 * one[None, voice].value:.1f}" for voice in VOICES},
+            "all three": f"{100 * whole.value:.2f}",
+            "against torch": "" if variant == "torch" else change(as_torch, whole),
+            f"{HARD}, adapter": f"{100 * one[ADAPTER, HARD].value:.1f}",
+            "against no adapter": change(one[None, HARD], one[ADAPTER, HARD]),
+            "texts as torch": f"{same} of {len(asked) * clips}",
+            "CPU s / s": f"{sum(row[None, voice]['cpu_s'] for voice in VOICES) / seconds:.3f}",
+        })  # fmt: skip
+    print("| " + " | ".join(rows[0]) + " |\n|" + " --- |" * len(rows[0]))
+    print("\n".join("| " + " | ".join(row.values()) + " |" for row in rows))
+
+
+if __name__ == "__main__":
+    main()
