@@ -33,7 +33,7 @@ def _attempts(onnx: str | Path | None, task: str) -> list[tuple[str, Callable[[L
         from .routes.traced_causal import trace_causal
 
         return [("mobius", build), ("traced", trace_causal)]
-    if task == "text2text-generation":
+    if task in {"text2text-generation", "automatic-speech-recognition"}:
         from .routes import traced_seq2seq as seq2seq
 
         return [
@@ -201,7 +201,7 @@ def base_of(loaded: Loaded, captured: Captured, route: str) -> Base:
         positions=loaded.positions,
         reference=loaded.model,
         tied=tied_linears(loaded.model),
-        head=output_head(loaded.model) if loaded.task.endswith("-generation") else None,
+        head=output_head(loaded.model) if loaded.writes else None,
         parity=captured.parity,
         decoder=captured.decoder,
         layers=loaded.layers,

@@ -14,7 +14,7 @@ from ..bundle.slots import Dim
 from ..errors import CaptureError
 
 #: Tasks that write texts.
-_WRITES = {"text-generation", "text2text-generation"}
+_WRITES = {"text-generation", "text2text-generation", "automatic-speech-recognition"}
 #: What training, generation and debugging give; and what a model has a default for that says the same as its tokenizer would.
 _HARMLESS = re.compile(
     r"(\w+_)?labels|(\w+_)?inputs_embeds|(\w+_)?position_ids|head_mask|cross_attn_head_mask|decoder_\w+|encoder_\w+|output_\w+|return_\w+"

@@ -25,7 +25,7 @@ from .missing import check_missing
 from .pad_token import needs_pad_token, settle_pad_token
 from .remote_code import refuse_remote_code, trusted
 from .replicate import LayerMap, replicate_layers
-from .samples import Shapes, input_shapes, model_shapes, random_batches, vocabulary
+from .samples import Shapes, input_shapes, model_shapes, random_batches, speech_shapes, vocabulary
 from .sources import embedding_of, embeds_texts, model_class, model_source
 from .task import TASKS, infer_task
 from .tokenizer_files import lower_cased, model_files
@@ -54,6 +54,11 @@ class Loaded:
     positions: int | None = None
     #: The multimodal model whose language part this is, by its ``model_type``.
     part_of: str | None = None
+
+    @property
+    def writes(self) -> bool:
+        """Whether the task is to write tokens one after another."""
+        return self.task.endswith("-generation") or self.task == "automatic-speech-recognition"
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -241,19 +246,20 @@ def described(
     announce: Callable[[str], None] = lambda message: None,
 ) -> Loaded:
     """What a capture needs to know of ``model`` beside its numbers: inputs, files, lengths, padding; see :func:`load_model`."""
-    generates = task in {"text-generation", "text2text-generation"}
+    generates = task in {"text-generation", "text2text-generation", "automatic-speech-recognition"}
     if not generates:
         model.config.use_cache = False  # these tasks read a sequence once
     where, embedding = model_source(source), embedding_of(source, task)
-    inputs = input_shapes(model)
+    inputs = speech_shapes(model, source) if task == "automatic-speech-recognition" else input_shapes(model)
     check_inputs(model, inputs, task)
+    texts = "input_ids" in inputs
     with quiet():
-        files = model_files(where, source, texts=generates or "input_ids" in inputs)
+        files = model_files(where, source, texts=generates or texts)
     if embedding is not None and embedding.lower_case:
         files = lower_cased(files)
     if needs_pad_token(model.config, task):
         settle_pad_token(model.config, source, {source: base_text(files, source), **texts}, pad_token, announce)
-    rows = positions(model, inputs, generates=generates) if "input_ids" in inputs else None
+    rows = positions(model, inputs, generates=generates) if texts else getattr(model.config, "max_target_positions", None)
     said = None if embedding is None else embedding.max_length
     return Loaded(
         model=model,
@@ -262,7 +268,7 @@ def described(
         fresh=(),
         identity=identity,
         inputs=inputs,
-        max_length=longest(rows, files, said) if "input_ids" in inputs else None,
+        max_length=longest(rows, files, said) if texts or generates else None,
         positions=rows,
         files=files,
         embedding=embedding,

@@ -35,16 +35,21 @@ def teacher_forced(
     }
     logits = []
     for part in (following[:, :2], *np.split(following[:, 2:], following.shape[1] - 2, axis=1)):
-        outputs = decode({"input_ids": part, "encoder_attention_mask": inputs["attention_mask"], **cache})
+        outputs = decode({"input_ids": part, **cross_mask(inputs), **cache})
         cache |= as_pasts(outputs)
         logits.append(outputs["logits"])
     return np.concatenate(logits, axis=1)
 
 
+def cross_mask(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What of the encoder's inputs the decoder reads again: which places are padded. Windows of sound are all of one length."""
+    return {"encoder_attention_mask": inputs["attention_mask"]} if "attention_mask" in inputs else {}
+
+
 def following_tokens(batch: Mapping[str, np.ndarray], vocab: int, start: int) -> np.ndarray:
     """Tokens to force on the decoder: its start token and ``STEPS`` + 1 random ones, int64 ``[batch, tokens]``."""
     rng = np.random.default_rng(7)
-    tokens = rng.integers(0, vocab, (len(batch["input_ids"]), STEPS + 2), np.int64)
+    tokens = rng.integers(0, vocab, (len(next(iter(batch.values()))), STEPS + 2), np.int64)
     tokens[:, 0] = start
     return tokens
 

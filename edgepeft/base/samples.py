@@ -10,6 +10,7 @@ import numpy as np
 
 from ..bundle import Bundle
 from ..bundle.slots import Dim
+from ..errors import CaptureError
 from .forward_inputs import box_shape
 from .lengths import CAPTURE_BUDGET, shapes_that_matter
 from .ragged import SHAPES, ragged_batches
@@ -71,6 +72,20 @@ def input_shapes(model: Any) -> Shapes:
     if "input_features" in accepted:  # Whisper: log-mel frames, two for each position of its encoder
         shapes["input_features"] = ("batch_size", int(config.num_mel_bins), 2 * int(config.max_source_positions))
     return shapes
+
+
+def speech_shapes(model: Any, source: str) -> Shapes:
+    """The one input of a model that writes down speech: log-mel frames of a window of fixed length, as Whisper takes them.
+
+    Raises:
+        CaptureError: The model takes sound in another form.
+    """
+    if getattr(model.config, "model_type", None) != "whisper":
+        raise CaptureError(
+            f"{source} is a {getattr(model.config, 'model_type', type(model).__name__)} model; speech is written down by models of "
+            "Whisper's architecture here (WhisperForConditionalGeneration), which read log-mel frames of 30 seconds"
+        )
+    return input_shapes(model)
 
 
 def vocabulary(config: Mapping[str, Any]) -> tuple[int, int]:

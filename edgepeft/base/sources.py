@@ -70,4 +70,6 @@ def model_class(config: Any, task: str, *, sentence: bool = False) -> Any:
                     f"{config.model_type} is an encoder-decoder, and transformers has no {name} to embed texts with"
                 )
             return getattr(transformers, name)
+    if task == "automatic-speech-recognition":  # optimum asks which: another class reads wav2vec 2.0 (CTC)
+        return transformers.AutoModelForSpeechSeq2Seq
     return TasksManager.get_model_class_for_task(task)

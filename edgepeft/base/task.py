@@ -19,6 +19,7 @@ TASKS = (
     "audio-classification",
     "question-answering",
     "zero-shot-image-classification",
+    "automatic-speech-recognition",
 )
 
 #: PEFT's task types and the task each one's adapters are for.
@@ -37,8 +38,13 @@ _ALSO_SERVES = {
     "image-classification": {"text-classification"},
     "audio-classification": {"text-classification"},
     "zero-shot-image-classification": {"feature-extraction"},
+    # Whisper's adapters are saved with no task type, with that of encoder-decoders, or as what extracts features
+    "automatic-speech-recognition": {"text2text-generation", "feature-extraction"},
     "fill-mask": {"token-classification", "feature-extraction", "text-generation"},
 }
+
+
+_SPEECH = "automatic-speech-recognition"
 
 
 def task_of(peft_task: str | None) -> str | None:
@@ -84,6 +90,8 @@ def infer_task(config: Any, peft_task: str | None, heads: Collection[str] = ()) 
             images or sound they say that it is to classify; over one of texts they may be any of several.
     """
     task = task_of(peft_task) or _of_architecture(config)
+    if task in _ALSO_SERVES[_SPEECH] and _writes_down(config):
+        return _SPEECH
     sense = _sense(config)
     if task == "text-classification" and sense is not None:
         return f"{sense}-classification"
@@ -111,6 +119,14 @@ def _sense(config: Any) -> str | None:
     if kind in MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
         return "image"
     return "audio" if kind in MODEL_FOR_AUDIO_CLASSIFICATION_MAPPING else None
+
+
+def _writes_down(config: Any) -> bool:
+    """Whether a model with a decoder was saved to write down speech."""
+    from transformers import MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING
+
+    name = (getattr(config, "architectures", None) or [""])[0]
+    return type(config) in MODEL_FOR_SPEECH_SEQ_2_SEQ_MAPPING and name.endswith("ForConditionalGeneration")
 
 
 def _of_architecture(config: Any) -> str:

@@ -49,6 +49,9 @@ _GIVES_LOGITS = {
     "fill-mask",
 }
 
+#: Tasks of encoder-decoders: two graphs, what reads the input once and what writes one token after another.
+_TWO_GRAPHS = {"text2text-generation", "automatic-speech-recognition"}
+
 
 class FileEntry(Schema):
     """One file of the bundle."""
@@ -364,6 +367,11 @@ class Manifest(Schema):
         """Whether its task is to write texts: a causal language model or an encoder-decoder."""
         return self.task in {"text-generation", "text2text-generation"}
 
+    @property
+    def hears(self) -> bool:
+        """Whether its task is to write down speech: what it reads is sound, not a text."""
+        return self.task == "automatic-speech-recognition"
+
     def deployed(self, variant: str) -> tuple[str, ...]:
         """What one device gets that runs ``variant``: every file but those of other variants only."""
         mine = {
@@ -397,7 +405,7 @@ def check_graphs_of_task(
     Raises:
         ValueError: A graph, an input or an output is missing, or there is one graph too many.
     """
-    two = task == "text2text-generation"
+    two = task in _TWO_GRAPHS
     if two and not decoder:
         raise ValueError(
             f"{what} has no decoder_file: {task} takes two graphs, the encoder and the decoder; slots and "

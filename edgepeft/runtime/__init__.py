@@ -9,7 +9,9 @@ from .kernels import Kernels, KernelWarning
 from .predictions import MultiLabelPrediction, Prediction, Score
 from .refresh import Refreshed
 from .runtime import Runtime, open
+from .sound import read_sound
 from .text import TextEncoder
+from .transcription import Segment, Transcription
 from .views import Calls, View
 
 __all__ = [
@@ -29,9 +31,12 @@ __all__ = [
     "Refreshed",
     "Runtime",
     "Score",
+    "Segment",
     "Steps",
     "TextEncoder",
     "TextStream",
+    "Transcription",
     "View",
     "open",
+    "read_sound",
 ]

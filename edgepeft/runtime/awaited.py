@@ -14,7 +14,7 @@ _END = object()
 
 
 class AwaitedCalls(ABC):
-    """``apredict``, ``arun``, ``aembed``, ``agenerate`` and ``astream``: as the calls without the ``a``, with the same options.
+    """``apredict``, ``arun``, ``aembed``, ``agenerate``, ``atranscribe`` and ``astream``: as the calls without the ``a``, with the same options.
 
     The view is the one at the time of the call, whatever ``use()`` chooses later. ONNX Runtime computes without Python's lock, so
     several calls at once run beside each other; a session's own threads set how much that gains. A task that is cancelled stops
@@ -47,6 +47,10 @@ class AwaitedCalls(ABC):
     async def agenerate(self, prompts: Any, **options: Any) -> Any:
         """``await`` for ``generate``."""
         return await asyncio.to_thread(self.view.generate, prompts, **options)
+
+    async def atranscribe(self, sound: Any, **options: Any) -> Any:
+        """``await`` for ``transcribe``."""
+        return await asyncio.to_thread(self.view.transcribe, sound, **options)
 
     async def astream(self, prompt: Prompt, **options: Any) -> AsyncIterator[str]:
         """``async for`` over the pieces of ``stream``."""

@@ -20,10 +20,11 @@ from .predictions import THRESHOLD, Prediction, check_threshold
 from .sessions import run_values
 from .tasks import BY_TASK, TaskRun
 from .text import Texts
+from .transcription import SpeechCalls
 from .writing_calls import WritingCalls
 
 
-class Calls(WritingCalls):
+class Calls(WritingCalls, SpeechCalls):
     """What a view can be asked, and a runtime, which asks the view that it holds when the call comes.
 
     A call takes one view and keeps it to its end. Texts are given one at a time or as a list: one text gives one result, a

@@ -149,7 +149,7 @@ class Seq2SeqProbe:
 def bundle_probe(bundle: Bundle) -> Probe:
     """The probe that fits a bundle."""
     manifest = bundle.manifest
-    if manifest.task == "text2text-generation":
+    if manifest.task == "text2text-generation" or manifest.hears:
         settings = bundle.read_json("config.json")
         batches = bundle_batches(bundle)
         start = int(settings["decoder_start_token_id"])

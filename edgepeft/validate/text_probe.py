@@ -63,7 +63,7 @@ class Texts:
 def with_text(probe: Probe, bundle: Bundle, name: str | None) -> tuple[Probe, Texts | None]:
     """``probe`` with a batch of texts as the adapter ``name`` reads them, and these; unchanged for what reads no text."""
     own = bundle.text_of(name if bundle.manifest.mode == "swap" else None)
-    if read_text(bundle, "tokenizer.json", own) is None:
+    if bundle.manifest.hears or read_text(bundle, "tokenizer.json", own) is None:
         return probe, None
     required = {value.name for value in bundle.manifest.inputs if not value.optional}
     if isinstance(probe, BatchProbe) and bundle.manifest.task in _READS and required <= _TOKENIZED:

@@ -59,6 +59,8 @@ def _sample(model: Any) -> dict[str, Any]:
     if "input_features" in accepted:
         frames = 2 * config.max_source_positions
         inputs["input_features"] = torch.randn(2, config.num_mel_bins, frames, generator=generator, dtype=torch.float64)
+        if "decoder_input_ids" in accepted:
+            inputs["decoder_input_ids"] = torch.arange(10).reshape(2, 5) * 7 % int(config.vocab_size)
     return inputs
 
 

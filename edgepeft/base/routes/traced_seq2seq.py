@@ -2,7 +2,8 @@
 
 ``encoder_model.onnx`` gives the encoder's states and, since they depend on nothing else, the keys and values that every
 decoder layer reads them through. ``decoder_with_past_model.onnx`` takes those and its own cache, which begins empty, so
-that one graph serves the first token and the others; inputs and outputs are named as Optimum names them.
+that one graph serves the first token and the others; inputs and outputs are named as Optimum names them. A model that reads
+sound (Whisper) takes windows of one length: it has no mask, and its cross-attention a fixed number of places.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from ..rounding import judge, rounding_noise
 from .traced import OPSET, cannot_be_traced, silenced_exporter
 
 
-def _modules(model: Any) -> tuple[Any, Any]:
-    """The two parts of ``model`` as PyTorch modules whose inputs and outputs are plain tensors."""
+def _modules(model: Any, *, texts: bool) -> tuple[Any, Any]:
+    """The two parts of ``model`` as PyTorch modules whose inputs and outputs are plain tensors; ``texts``: whether texts are read."""
     import torch
     from transformers.cache_utils import DynamicCache, EncoderDecoderCache
     from transformers.modeling_outputs import BaseModelOutput
@@ -38,21 +39,30 @@ def _modules(model: Any) -> tuple[Any, Any]:
             super().__init__()
             self.model = model
 
-        def forward(self, input_ids: Any, attention_mask: Any) -> dict[str, Any]:
-            states = self.model.get_encoder()(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        def read(self, inputs: dict[str, Any], mask: dict[str, Any]) -> dict[str, Any]:
+            (read,) = inputs.values()
+            states = self.model.get_encoder()(**inputs, **mask).last_hidden_state
             # One step of the decoder fills the cache that is wanted; the rest of the step falls away when it is traced.
             result = self.model(
-                decoder_input_ids=torch.zeros_like(input_ids[:, :1]),
+                decoder_input_ids=torch.zeros_like(read.flatten(1)[:, :1], dtype=torch.int64),
                 encoder_outputs=BaseModelOutput(last_hidden_state=states),
-                attention_mask=attention_mask,
                 past_key_values=EncoderDecoderCache(DynamicCache(), DynamicCache()),
                 use_cache=True,
+                **mask,
             )
             outputs = {"last_hidden_state": states}
             for index, layer in enumerate(result.past_key_values.cross_attention_cache.layers):
                 outputs[f"{PRESENT}{index}.encoder.key"] = layer.keys
                 outputs[f"{PRESENT}{index}.encoder.value"] = layer.values
             return outputs
+
+    class TextEncoder(Encoder):
+        def forward(self, input_ids: Any, attention_mask: Any) -> dict[str, Any]:
+            return self.read({"input_ids": input_ids}, {"attention_mask": attention_mask})
+
+    class SoundEncoder(Encoder):
+        def forward(self, input_features: Any) -> dict[str, Any]:
+            return self.read({"input_features": input_features}, {})
 
     class Decoder(torch.nn.Module):
         """``logits``, and ``present.<layer>.decoder.key`` / ``value``; ``past`` holds four tensors a layer."""
@@ -61,7 +71,7 @@ def _modules(model: Any) -> tuple[Any, Any]:
             super().__init__()
             self.model = model
 
-        def forward(self, input_ids: Any, encoder_attention_mask: Any, past: list[Any]) -> dict[str, Any]:
+        def write(self, input_ids: Any, past: list[Any], mask: dict[str, Any]) -> dict[str, Any]:
             own, cross = DynamicCache(), DynamicCache()
             for index in range(len(past) // 4):
                 own.update(past[4 * index], past[4 * index + 1], index)
@@ -74,9 +84,9 @@ def _modules(model: Any) -> tuple[Any, Any]:
             result = self.model(
                 decoder_input_ids=input_ids,
                 encoder_outputs=BaseModelOutput(last_hidden_state=states),
-                attention_mask=encoder_attention_mask,
                 past_key_values=cache,
                 use_cache=True,
+                **mask,
             )
             outputs = {"logits": result.logits}
             for index, layer in enumerate(result.past_key_values.self_attention_cache.layers):
@@ -84,7 +94,15 @@ def _modules(model: Any) -> tuple[Any, Any]:
                 outputs[f"{PRESENT}{index}.decoder.value"] = layer.values
             return outputs
 
-    return Encoder().eval(), Decoder().eval()
+    class TextDecoder(Decoder):
+        def forward(self, input_ids: Any, encoder_attention_mask: Any, past: list[Any]) -> dict[str, Any]:
+            return self.write(input_ids, past, {"attention_mask": encoder_attention_mask})
+
+    class SoundDecoder(Decoder):
+        def forward(self, input_ids: Any, past: list[Any]) -> dict[str, Any]:
+            return self.write(input_ids, past, {})
+
+    return (TextEncoder().eval(), TextDecoder().eval()) if texts else (SoundEncoder().eval(), SoundDecoder().eval())
 
 
 def _trace(module: Any, inputs: Mapping[str, Any], dynamic: Mapping[str, Any], *, fusions: bool) -> ir.Model:
@@ -128,27 +146,30 @@ def _name(graph: ir.Model, rename: Mapping[str, str]) -> None:
 def _trace_both(loaded: Loaded, *, fusions: bool) -> tuple[ir.Model, ir.Model]:
     import torch
 
-    encoder, decoder = _modules(loaded.model)
+    texts = "input_ids" in loaded.inputs
+    encoder, decoder = _modules(loaded.model, texts=texts)
     free = torch.export.Dim.DYNAMIC
-    sample = sample_batches(loaded, shapes=((2, 8),))[0]
-    ids, mask = (torch.from_numpy(sample[name]) for name in ("input_ids", "attention_mask"))
+    sample = {name: torch.from_numpy(array) for name, array in sample_batches(loaded, shapes=((2, 8),))[0].items()}
     tokens = {0: free, 1: free}
-    first = _trace(
-        encoder, {"input_ids": ids, "attention_mask": mask}, {"input_ids": tokens, "attention_mask": tokens},
-        fusions=fusions,
-    )  # fmt: skip
+    first = _trace(encoder, sample, dict.fromkeys(sample, tokens if texts else {0: free}), fusions=fusions)
     with torch.no_grad():
-        cross = [array for name, array in encoder(ids, mask).items() if is_present(name)]
+        cross = [array for name, array in encoder(**sample).items() if is_present(name)]
     layers = len(cross) // 2
     heads, size = cross[0].shape[1], cross[0].shape[3]
     past, names = [], []
     for layer in range(layers):
         past += [torch.randn(2, heads, 4, size), torch.randn(2, heads, 4, size), cross[2 * layer], cross[2 * layer + 1]]
         names += [f"{PAST}{layer}.{side}.{kind}" for side in ("decoder", "encoder") for kind in ("key", "value")]
+    mask = {"encoder_attention_mask": sample["attention_mask"]} if texts else {}
+    grown = {0: free, 2: free}
     second = _trace(
         decoder,
-        {"input_ids": ids[:, :3], "encoder_attention_mask": mask, "past": past},
-        {"input_ids": tokens, "encoder_attention_mask": tokens, "past": [{0: free, 2: free} for _ in past]},
+        {"input_ids": torch.arange(6).reshape(2, 3), **mask, "past": past},
+        {
+            "input_ids": tokens,
+            **dict.fromkeys(mask, tokens),
+            "past": [grown if texts or place % 4 < 2 else {0: free} for place in range(len(past))],
+        },
         fusions=fusions,
     )
     _name(first, {})

@@ -11,6 +11,7 @@ from .generator import Generator, is_batch
 from .graphs import Graphs
 from .loop import Generation
 from .options import GenerateOptions, Options
+from .speech import Transcriber
 from .stream import TextStream
 
 __all__ = [
@@ -35,6 +36,8 @@ def generator_for(graphs: Graphs, own: OwnText = NO_TEXT) -> Generator:
     task = graphs.bundle.manifest.task
     if task == "text2text-generation":
         return Writer(graphs, own)
+    if graphs.bundle.manifest.hears:
+        return Transcriber(graphs, own)
     if task != "text-generation":
         raise InputError(
             f"{graphs.bundle.path} is for {task}; generating needs a causal language model or an encoder-decoder"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,25 +39,14 @@ class CrossedDecoder:
         self._outputs = [output.name for output in self._session.get_outputs()]
         names = {value.name for value in self._session.get_overridable_initializers()}
         self._slots = {name: value for name, value in graphs.slot_values(active).items() if name in names}
-        self._mask = np.zeros((0, 0), np.int64)
+        self._again: dict[str, np.ndarray] = {}
         self._cache: dict[str, np.ndarray] = {}
-        self.width = 0
-
-    @property
-    def rows(self) -> int:
-        """Texts in the batch."""
-        return len(self._mask)
+        self.rows = self.width = 0
 
     def prefill(self, prompts: Sequence[Sequence[int]]) -> np.ndarray:
         """Read each row's tokens with the encoder; logits of the first token to write, ``[rows, vocabulary]``."""
         ids, mask = padded(prompts)
-        encoded = self._graphs.run({"input_ids": ids, "attention_mask": mask}, self._active)
-        own = {
-            value.name: np.zeros((len(ids), int(value.shape[1]), 0, int(value.shape[3])), np.float32)
-            for value in self._session.get_inputs()
-            if grows(value.name)
-        }
-        self._mask, self._cache, self.width = mask, {**as_pasts(encoded), **own}, 0
+        self.read({"input_ids": ids, "attention_mask": mask}, {"encoder_attention_mask": mask})
         logits = self.step([self._start] * self.rows)
         if self._forced is not None:
             chosen = logits[:, self._forced].copy()
@@ -65,15 +54,29 @@ class CrossedDecoder:
             logits[:, self._forced] = chosen
         return logits
 
-    def step(self, tokens: Sequence[int]) -> np.ndarray:
-        """Feed one token for each row; the next logits ``[rows, vocabulary]``."""
-        column = np.array(tokens, np.int64)[:, None]
-        fed = {"input_ids": column, "encoder_attention_mask": self._mask, **self._cache}
+    def read(self, inputs: Mapping[str, np.ndarray], again: Mapping[str, np.ndarray]) -> None:
+        """Run the encoder over ``inputs`` and begin with an empty cache; each step is fed ``again`` besides."""
+        encoded = self._graphs.run(inputs, self._active)
+        self.rows = len(next(iter(inputs.values())))
+        own = {
+            value.name: np.zeros((self.rows, int(value.shape[1]), 0, int(value.shape[3])), np.float32)
+            for value in self._session.get_inputs()
+            if grows(value.name)
+        }
+        self._again, self._cache, self.width = dict(again), {**as_pasts(encoded), **own}, 0
+
+    def feed(self, tokens: np.ndarray) -> np.ndarray:
+        """Feed ``tokens`` ``[rows, tokens]``; the logits behind the last of each row, ``[rows, vocabulary]``."""
+        fed = {"input_ids": tokens, **self._again, **self._cache}
         found = run_values(self._session, self._outputs, fed, self._slots, self.options)
         self._cache |= as_pasts(found)
-        self.width += 1
+        self.width += tokens.shape[1]
         logits: np.ndarray = found["logits"][:, -1]
         return logits
+
+    def step(self, tokens: Sequence[int]) -> np.ndarray:
+        """Feed one token for each row; the next logits ``[rows, vocabulary]``."""
+        return self.feed(np.array(tokens, np.int64)[:, None])
 
     @property
     def most_at_once(self) -> int:
@@ -98,7 +101,8 @@ class CrossedDecoder:
         index = list(rows)
         if index == list(range(self.rows)):
             return
-        self._mask = self._mask[index]
+        self.rows = len(index)
+        self._again = {name: array[index] for name, array in self._again.items()}
         self._cache = {name: array[index] for name, array in self._cache.items()}
         self._slots = rows_of(self._slots, index, self._active.row_names is not None)
 
