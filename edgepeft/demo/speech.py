@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import AssetError, MissingExtraError
+from ..runtime import read_sound
 
 #: Samples a second, what Whisper and most recognizers take.
 SAMPLING_RATE = 16_000
@@ -59,14 +60,14 @@ def speak(text: str, voice: Voice = Voice()) -> np.ndarray:
         import soxr
     except ImportError as error:
         raise MissingExtraError(
-            "espeak-ng's 22,050 samples a second are brought to 16,000 with soxr, which is not installed: pip install soxr"
+            "espeak-ng speaks at 22,050 Hz; 16,000 takes soxr, which is not installed: pip install 'edgepeft[audio]'"
         ) from error
     with tempfile.TemporaryDirectory(prefix="edgepeft-speech-") as scratch:
         file = Path(scratch) / "spoken.wav"
         _espeak(["-v", voice.name, "-s", str(voice.pace), "-w", str(file), "--stdin"], text, voice)
         if not file.is_file():
             raise AssetError(f"espeak-ng made no sound of {text!r} with the voice {voice.name!r}")
-        spoken, rate = read_wave(file)
+        spoken, rate = read_sound(file)
     samples = soxr.resample(spoken, rate, SAMPLING_RATE)
     if voice.snr_db is not None:
         loudness = np.sqrt(np.mean(samples**2)) * 10 ** (-voice.snr_db / 20)
@@ -100,17 +101,6 @@ def speak_to_files(texts: Sequence[str], folder: Path, voice: Voice = Voice()) -
             sink.setframerate(SAMPLING_RATE)
             sink.writeframes(samples.tobytes())
     return files
-
-
-def read_wave(file: Path) -> tuple[np.ndarray, int]:
-    """Samples ``[samples]`` (float32, -1 to 1) and samples a second of a WAV file with one channel of 16 bits."""
-    with wave.open(str(file), "rb") as source:
-        if (source.getnchannels(), source.getsampwidth()) != (1, 2):
-            raise AssetError(
-                f"{file} has {source.getnchannels()} channels of {8 * source.getsampwidth()} bits; expected one of 16"
-            )
-        frames = np.frombuffer(source.readframes(source.getnframes()), "<i2")
-        return frames.astype(np.float32) / 32768, source.getframerate()
 
 
 def _espeak(arguments: list[str], text: str, voice: Voice) -> None:
