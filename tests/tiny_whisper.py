@@ -111,5 +111,7 @@ def sound(seed: int, seconds: float = 0.8, rate: int = RATE) -> np.ndarray:
     """Tones and noise, ``[samples]`` of -1 to 1."""
     rng = np.random.default_rng(seed)
     time = np.arange(int(seconds * rate)) / rate
-    tones = sum(np.sin(2 * np.pi * f * time + p) for f, p in zip(rng.uniform(100, 3000, 4), rng.uniform(0, 6, 4), strict=True))
+    tones = sum(
+        np.sin(2 * np.pi * f * time + p) for f, p in zip(rng.uniform(100, 3000, 4), rng.uniform(0, 6, 4), strict=True)
+    )
     return (0.2 * tones + 0.05 * rng.standard_normal(time.size)).astype(np.float32)

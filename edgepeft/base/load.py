@@ -259,7 +259,9 @@ def described(
         files = lower_cased(files)
     if needs_pad_token(model.config, task):
         settle_pad_token(model.config, source, {source: base_text(files, source), **texts}, pad_token, announce)
-    rows = positions(model, inputs, generates=generates) if texts else getattr(model.config, "max_target_positions", None)
+    rows = (
+        positions(model, inputs, generates=generates) if texts else getattr(model.config, "max_target_positions", None)
+    )
     said = None if embedding is None else embedding.max_length
     return Loaded(
         model=model,

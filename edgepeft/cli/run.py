@@ -17,6 +17,7 @@ from .guarded import guarded
 from .options import PATH, bundle_argument, json_option, threads_option
 from .renamed import renamed_option
 from .show import bar, print_json, warn
+from .speech import SPEECH, check_speech, run_sounds, speech_options
 from .text_generation import generation_options, refuse_generation, run_prompts
 from .values import parse_weights
 from .verbosity import quiet
@@ -83,6 +84,7 @@ _TOLD = 256
 )
 @renamed_option("--column", "--text", "old_column")
 @generation_options
+@speech_options
 @threads_option
 @json_option
 @guarded
@@ -110,19 +112,26 @@ def run(
     """Run texts through a bundle and an adapter.
 
     A causal language model generates: TEXT is what to answer, through the model's chat template where it has one. An
-    encoder-decoder writes what TEXT becomes. The text is printed as it is generated, and the time that it took on standard error.
+    encoder-decoder writes what TEXT becomes. The text is printed as it is generated, and the time that it took on standard error. A
+    model of speech writes down the files of --audio.
     """
     from .. import runtime
+    from ..bundle import read_bundle
     from ..data import read_texts
 
+    speech = {name: generation.pop(name) for name in SPEECH}
     from_file = read_texts(file, text=old_column or column, pair=pair) if file is not None else []
     texts: list[Any] = [*text, *generation["prompt"], *from_file]
-    if not texts:
+    if not texts and not speech["audio"]:
         raise InputError("no text: give one as an argument, or a file with --file")
     chosen = parse_weights(adapter.split(",")) if adapter is not None and "=" in adapter else adapter
+    check_speech(read_bundle(bundle).manifest.task, bundle, speech, texts, generation)
     variant = variant or _preferred(bundle, device)
     opened = runtime.open(bundle, variant=variant, threads=threads, verify=verify, device=device)
     opened.use(chosen, scale=scale, head=head)
+    if opened.manifest.hears:
+        run_sounds(opened, speech, generation, as_json)
+        return
     if opened.manifest.writes:
         run_prompts(opened, texts, generation, as_json)
         return
@@ -162,7 +171,7 @@ def _preferred(bundle: Path, device: Device) -> str:
 
     manifest = read_bundle(bundle).manifest
     if device == "cpu":
-        variant = preferred_variant(manifest.variants, writes=manifest.writes)
+        variant = preferred_variant(manifest.variants, writes=manifest.writes or manifest.hears)
     else:
         from ..runtime.gpu import computes_halves
 

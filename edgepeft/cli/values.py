@@ -83,8 +83,9 @@ def rows_of(
     from ..data import evenly, read_examples
     from ..validate import read_language_rows
 
-    if read_bundle(bundle).manifest.writes:
-        return read_language_rows(path, text=text, limit=limit)
+    manifest = read_bundle(bundle).manifest
+    if manifest.writes or manifest.hears:
+        return read_language_rows(path, text=text, limit=limit, sounds=manifest.hears)
     found = read_examples(path, text=text, label=label, pair=pair)
     return found if limit is None else found.select(evenly(len(found), limit))
 

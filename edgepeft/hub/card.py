@@ -88,21 +88,26 @@ def _use(bundle: Bundle, repo: str, name: str) -> list[str]:
     adapter = next(iter(manifest.adapters), None)
     choose = f" --adapter {adapter}" if adapter else ""
     view = f'model.adapter("{adapter}")' if adapter else "model"
-    call = {"feature-extraction": "embed"}.get(manifest.task, "generate" if manifest.writes else "predict")
+    calls = {"feature-extraction": "embed", "automatic-speech-recognition": "transcribe"}
+    call = calls.get(manifest.task, "generate" if manifest.writes else "predict")
+    given = asked = '"a text"'
+    if manifest.hears:
+        given, asked = "wave, sampling_rate=rate", "--audio question.wav"
     return [
         "## Use",
         "",
         "```sh",
         "pip install edgepeft",
         f"edgepeft pull {repo} --out {name}",
-        f'edgepeft run {name} --variant {variant}{choose} "a text"',
+        f"edgepeft run {name} --variant {variant}{choose} {asked}",
         "```",
         "",
         "```python",
         "from edgepeft import runtime",
         "",
+        *(['wave, rate = runtime.read_sound("question.wav")'] if manifest.hears else []),
         f'with runtime.open("{name}", variant="{variant}") as model:',
-        f'    print({view}.{call}("a text"))',
+        f"    print({view}.{call}({given}){'.text' if manifest.hears else ''})",
         "```",
     ]
 

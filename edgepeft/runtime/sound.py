@@ -17,7 +17,9 @@ Wave = npt.NDArray[np.float32]
 _PCM = {1: "u1", 2: "<i2", 4: "<i4"}
 #: The last part of a window in which a quiet place is looked for, and the length that is looked at, in seconds.
 _LOOK_BACK, _QUIET = 5.0, 0.2
-_FORMATS = "WAV in 8 to 32 bits is read as it is; FLAC, MP3, OGG and WAV of other kinds need: pip install 'edgepeft[audio]'"
+_FORMATS = (
+    "WAV in 8 to 32 bits is read as it is; FLAC, MP3, OGG and WAV of other kinds need: pip install 'edgepeft[audio]'"
+)
 
 
 def read_sound(file: str | Path) -> tuple[Wave, int]:

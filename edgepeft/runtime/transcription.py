@@ -101,7 +101,9 @@ class SpeechCalls(Described):
         """
         view = self.view
         if not view.manifest.hears:
-            raise InputError(f"{view.bundle.path} is for {view.manifest.task}; transcribing needs a model that writes down speech")
+            raise InputError(
+                f"{view.bundle.path} is for {view.manifest.task}; transcribing needs a model that writes down speech"
+            )
         writer = view.engine.generator_of(view.active.text)
         assert isinstance(writer, Transcriber)
         check_batch_size(batch_size)
@@ -120,14 +122,23 @@ class SpeechCalls(Described):
             names = list(adapters)
         rate = writer.log_mel.rate
         waves = [as_wave(each, sampling_rate, rate, f"sound {place + 1}") for place, each in enumerate(sounds)]
-        parts = [(place, start, end) for place, wave in enumerate(waves) for start, end in windows(wave, rate, writer.log_mel.samples)]
+        parts = [
+            (place, start, end)
+            for place, wave in enumerate(waves)
+            for start, end in windows(wave, rate, writer.log_mel.samples)
+        ]
         found: list[list[Segment]] = [[] for _ in waves]
         for first in range(0, len(parts), batch_size):
             batch = parts[first : first + batch_size]
             chosen = [names[place] for place, _, _ in batch]
             active = view.active if adapters is None else view.engine.mixed(chosen)
             run, decoder = writer.hear(
-                [waves[place][start:end] for place, start, end in batch], Options(**options), active, chosen, language, task
+                [waves[place][start:end] for place, start, end in batch],
+                Options(**options),
+                active,
+                chosen,
+                language,
+                task,
             )
             for _ in run:
                 pass

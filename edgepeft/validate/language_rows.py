@@ -1,4 +1,7 @@
-"""Rows that a language model is judged on: plain texts, prompts with their completions, conversations that end with an answer."""
+"""Rows that a language model is judged on: plain texts, prompts with their completions, conversations that end with an answer.
+
+What writes down speech is judged on files of sound and what is said in them.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +23,15 @@ IN_MEMORY = 1000
 
 @dataclass(frozen=True)
 class LanguageRow:
-    """One row. ``prompt`` is what stands before ``answer``: a text, messages, or ``None`` where the answer is a plain text."""
+    """One row. ``prompt`` is what stands before ``answer``: a text, messages, or ``None`` where the answer is a plain text.
+
+    Of speech ``prompt`` is the file of sound, and ``language`` what is spoken in it, where that is said.
+    """
 
     prompt: str | tuple[dict[str, str], ...] | None
     answer: str
     where: str
+    language: str | None = None
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,8 @@ class LanguageRows:
 
     rows: Sequence[LanguageRow]
     source: str = ""
+    #: Whether each row is a file of sound and what is said in it.
+    sounds: bool = False
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -42,13 +51,17 @@ class LanguageRows:
         return replace(self, rows=tuple(self.rows[row] for row in rows))
 
 
-def read_language_rows(path: str | Path, *, text: str = "text", limit: int | None = None) -> LanguageRows:
+def read_language_rows(
+    path: str | Path, *, text: str = "text", limit: int | None = None, sounds: bool = False
+) -> LanguageRows:
     """Read what a language model is judged on from a CSV, TSV or JSONL file.
 
     Args:
         path: Rows with the columns ``messages``, or ``prompt`` and ``completion``, or a text.
-        text: The column of plain texts.
+        text: The column of plain texts; of speech, of what is said.
         limit: At most so many rows, spread evenly over the file.
+        sounds: Whether the rows are speech: ``audio`` names a file beside this one, and ``language``, where there is such a
+            column, what is spoken in it.
 
     Raises:
         DataError: Names the line, and what it lacks.
@@ -56,20 +69,36 @@ def read_language_rows(path: str | Path, *, text: str = "text", limit: int | Non
     path = Path(path)
     rows = ValuesBuilder(_as_text, _of_text, IN_MEMORY)
     for line, row in read_rows(path):
-        rows.append(_row(row, f"{path}, line {line}", text))
+        where = f"{path}, line {line}"
+        rows.append(_heard(row, where, text, path.parent) if sounds else _row(row, where, text))
     if not len(rows):
         raise DataError(f"{path} has no data rows")
-    found = LanguageRows(rows.done(), str(path))
+    found = LanguageRows(rows.done(), str(path), sounds)
     return found if limit is None else found.select(evenly(len(rows), limit))
 
 
 def _as_text(row: LanguageRow) -> str:
-    return json.dumps([row.prompt, row.answer, row.where], allow_nan=False)
+    return json.dumps([row.prompt, row.answer, row.where, row.language], allow_nan=False)
 
 
 def _of_text(text: str) -> LanguageRow:
-    prompt, answer, where = json.loads(text)
-    return LanguageRow(tuple(prompt) if isinstance(prompt, list) else prompt, answer, where)
+    prompt, answer, where, language = json.loads(text)
+    return LanguageRow(tuple(prompt) if isinstance(prompt, list) else prompt, answer, where, language)
+
+
+def _heard(row: Mapping[str, Any], where: str, text: str, folder: Path) -> LanguageRow:
+    if row.get("audio") is None or row.get(text) is None:
+        raise DataError(
+            f"{where}: speech is judged on files of sound and what is said in them; expected 'audio' and {text!r}, this row has: "
+            f"{', '.join(map(str, row)) or '-'}"
+        )
+    file = folder / _filled(row["audio"], "'audio'", where)
+    if not file.is_file():
+        raise DataError(f"{where}: there is no file of sound at {file}")
+    language = row.get("language")
+    if language is not None:
+        language = _filled(language, "'language'", where)
+    return LanguageRow(str(file), _filled(row[text], repr(text), where), where, language)
 
 
 def _row(row: Mapping[str, Any], where: str, text: str) -> LanguageRow:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..errors import DataError, InputError
 from ..metrics import Scored
-from ..runtime import View
+from ..runtime import View, read_sound
 from ..runtime.generation.decoder import Decoder
 from .chunks import ALONE, Chunks
 from .language_rows import LanguageRow, LanguageRows
@@ -65,7 +65,13 @@ def language_scored(
 
 
 def _written(view: View, row: LanguageRow) -> str:
-    """What the model goes on with, greedily."""
+    """What the model goes on with, greedily, or what it hears."""
+    if view.manifest.hears:
+        wave, rate = read_sound(str(row.prompt))
+        try:
+            return view.transcribe(wave, sampling_rate=rate, language=row.language, temperature=0).text
+        except InputError as error:
+            raise DataError(f"{row.where}: {error}") from error
     prompt: Any = list(row.prompt) if isinstance(row.prompt, tuple) else row.prompt
     wanted = min(MAX_NEW_TOKENS, 2 * len(view.generator.tokens.encode(row.answer, special=False)) + 8)
     try:

@@ -74,7 +74,9 @@ def check_rows(bundle: Bundle, adapter: str | None, rows: Rows) -> None:
         DataError: Names the first row with a label that the adapter does not know.
     """
     manifest = bundle.manifest
-    if isinstance(rows, LanguageRows) != manifest.writes:
+    if manifest.hears != (isinstance(rows, LanguageRows) and rows.sounds) or (
+        not manifest.hears and isinstance(rows, LanguageRows) != manifest.writes
+    ):
         raise InputError(
             f"{rows.source or 'the rows'}: {bundle.path} is for {manifest.task}, which these rows are not for"
         )

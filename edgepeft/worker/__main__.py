@@ -248,6 +248,8 @@ def _answer_prompt(runtime: Runtime, prompts: Prompts, text: str | tuple[Message
 
 def _outputs(runtime: Runtime, texts: Sequence[str], seed: int) -> Arrays:
     """What the adapter in use gives for texts; for as many rows of random token ids where there is no tokenizer."""
+    if runtime.manifest.hears:
+        return {"logits": runtime.decoder(len(texts), 1).prefill([[0]] * len(texts)).copy()}
     if runtime.manifest.writes:
         prompts = [runtime.generator.tokens.encode(text, special=True) for text in texts]
         decoder = runtime.decoder(len(texts), max(map(len, prompts)))

@@ -28,9 +28,9 @@ def inference(runtime: Runtime, case: Case, seed: int) -> Callable[[], np.ndarra
 
     Of a model that writes, ``run`` reads a prompt of the case's shape from nothing to its first logits, and ``decode`` feeds
     one token to each row at a context of the case's length (up to ``DECODED`` tokens more; an encoder-decoder's own
-    tokens begin at one).
+    tokens begin at one). Of speech ``run`` reads one window for each row, whatever the case's length.
     """
-    if not runtime.manifest.writes:
+    if not (runtime.manifest.writes or runtime.manifest.hears):
         inputs = make_inputs(runtime, case.shape, seed)
         return lambda: runtime.forward(inputs)
     prompts = _token_ids(runtime, case.shape, seed).tolist()

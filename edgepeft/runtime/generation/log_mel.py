@@ -79,7 +79,9 @@ def read_log_mel(bundle: Bundle) -> LogMel:
     where = bundle.path / FILE
     said = read_object(bundle, FILE)
     if not said:
-        raise BundleError(f"{bundle.path} holds no {FILE}, which says how sound becomes what the model reads; export it again")
+        raise BundleError(
+            f"{bundle.path} holds no {FILE}, which says how sound becomes what the model reads; export it again"
+        )
     if said.get("do_normalize") or said.get("dither"):
         raise BundleError(f"{where} asks for do_normalize or dither, which are not computed here")
     usual = {"sampling_rate": 16_000, "feature_size": 80, "n_fft": 400, "hop_length": 160, "chunk_length": 30}

@@ -114,7 +114,12 @@ class SoundDecoder(CrossedDecoder):
     """
 
     def __init__(
-        self, graphs: Graphs, active: ActiveAdapter, writer: Transcriber, features: np.ndarray, before: Sequence[int | None]
+        self,
+        graphs: Graphs,
+        active: ActiveAdapter,
+        writer: Transcriber,
+        features: np.ndarray,
+        before: Sequence[int | None],
     ) -> None:
         super().__init__(graphs, active, writer.defaults)
         self._features, self._before, self._speech = features, before, writer.speech
@@ -178,11 +183,27 @@ class Transcriber(Generator):
 
     def plan(self, prompts: Sequence[Sequence[int]], options: Options, before: int = 0) -> Plan:
         """When to stop and how to choose; without ``max_new_tokens`` as much as the model has places for."""
-        if options.draft is not None or options.chat is not None or options.system is not None or options.template_arguments:
-            raise InputError("draft, chat, system and template arguments are for causal language models, not for speech")
+        if (
+            options.draft is not None
+            or options.chat is not None
+            or options.system is not None
+            or options.template_arguments
+        ):
+            raise InputError(
+                "draft, chat, system and template arguments are for causal language models, not for speech"
+            )
         if options.max_new_tokens is None:
-            options = replace(options, max_new_tokens=self.defaults.new_tokens or self.prompts.left(max(map(len, prompts)), before))
+            options = replace(
+                options, max_new_tokens=self.defaults.new_tokens or self.prompts.left(max(map(len, prompts)), before)
+            )
         return super().plan(prompts, options, before)
+
+    def decoder(self, active: ActiveAdapter, rows: int, capacity: int) -> SoundDecoder:
+        """A fresh decoder over windows of silence, for what chooses tokens itself; ``prefill`` reads them."""
+        (taken,) = (value for value in self.graphs.bundle.manifest.inputs if value.name == "input_features")
+        bins, frames = (int(size) for size in taken.shape[1:])
+        before = self.speech.before(next(iter(self.speech.languages), "en").strip("<|>"), "transcribe")
+        return SoundDecoder(self.graphs, active, self, np.zeros((rows, bins, frames), np.float32), before)
 
     def hear(
         self,
