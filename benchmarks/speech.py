@@ -30,7 +30,7 @@ from typing import Any
 
 import click
 import numpy as np
-from speech_training import SECONDS, train
+from speech_training import train
 
 from edgepeft import runtime
 from edgepeft.bundle import read_bundle
@@ -57,17 +57,17 @@ OLD = re.compile(
 
 
 def passages(novels: Sequence[str], count: int, seed: int) -> list[str]:
-    """Paragraphs of 10 to 24 words, which take 4 to 11 s to say, in today's spelling."""
+    """Paragraphs of 10 to 18 words, which take 3 to 9 s to say, in today's spelling."""
     found = []
     for novel in novels:
         for text in (assets.austen() / f"{novel}.txt").read_text(encoding="utf-8").split("\n\n"):
-            if 10 <= len(text.split()) <= 24 and re.fullmatch(r"[A-Za-z ,.;:!?'\"]+", text) and not OLD.search(text):
+            if 10 <= len(text.split()) <= 18 and re.fullmatch(r"[A-Za-z ,.;:!?'\"]+", text) and not OLD.search(text):
                 found.append(text)
     return random.Random(seed).sample(sorted(set(found)), count)
 
 
 def spoken(texts: Sequence[str], voice: Voice) -> list[np.ndarray]:
-    return [speak(text, voice)[: SECONDS * SAMPLING_RATE] for text in texts]
+    return [speak(text, voice) for text in texts]
 
 
 def kept(file: Path, make: Callable[[], Any]) -> Any:

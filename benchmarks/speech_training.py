@@ -1,7 +1,7 @@
-"""Training a LoRA of Whisper with PEFT on one voice, on a processor: a window of 12 s instead of 30 makes it affordable.
+"""Training a LoRA of Whisper with PEFT on one voice, on a processor: a window of 8 s instead of 30 makes it affordable.
 
 Whisper reads 30 s whatever is said in them, and nearly all of a training step's time goes into that silence. The clips here are
-shorter: the encoder's table of positions is cut to 12 s for training. The adapter has no weights of its own there, and is used
+shorter: the encoder's table of positions is cut to 8 s for training. The adapter has no weights of its own there, and is used
 with the whole window afterwards.
 """
 
@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-SECONDS, RANK, ALPHA = 12, 8, 16
+SECONDS, RANK, ALPHA = 8, 8, 16
 
 
 def train(
@@ -76,7 +76,7 @@ def shortened(model: Any) -> Any:
 
 
 def inputs(processor: Any, waves: Sequence[np.ndarray], texts: Sequence[str]) -> dict[str, Any]:
-    """Frames ``[rows, 80, 1200]``, the tokens fed to the decoder and those that it is to write, both ``[rows, tokens]``."""
+    """Frames ``[rows, 80, 800]``, the tokens fed to the decoder and those that it is to write, both ``[rows, tokens]``."""
     import torch
 
     longest = max(map(len, waves))
