@@ -46,19 +46,19 @@ def build_whisper(folder: Path) -> Path:
                     continue
                 noise = torch.randn_like(parameter) * 0.3
                 parameter.copy_(noise if parameter.ndim > 1 else parameter + noise)
-    settings = dict(
-        is_multilingual=True,
-        lang_to_id={token: number[token] for token in SPECIAL[2:6]},
-        task_to_id={task: number[f"<|{task}|>"] for task in ("translate", "transcribe")},
-        no_timestamps_token_id=number["<|notimestamps|>"],
-        decoder_start_token_id=number["<|startoftranscript|>"],
-        eos_token_id=number["<|endoftext|>"],
-        pad_token_id=number["<|endoftext|>"],
-        suppress_tokens=[6, 7, number["<|startoftranscript|>"]],
-        begin_suppress_tokens=[number["<|endoftext|>"]],
-        max_length=40,
-        return_timestamps=False,
-    )
+    settings = {
+        "is_multilingual": True,
+        "lang_to_id": {token: number[token] for token in SPECIAL[2:6]},
+        "task_to_id": {task: number[f"<|{task}|>"] for task in ("translate", "transcribe")},
+        "no_timestamps_token_id": number["<|notimestamps|>"],
+        "decoder_start_token_id": number["<|startoftranscript|>"],
+        "eos_token_id": number["<|endoftext|>"],
+        "pad_token_id": number["<|endoftext|>"],
+        "suppress_tokens": [6, 7, number["<|startoftranscript|>"]],
+        "begin_suppress_tokens": [number["<|endoftext|>"]],
+        "max_length": 40,
+        "return_timestamps": False,
+    }
     model.generation_config._from_model_config = False  # else transformers makes it anew of the model's
     for name, value in settings.items():
         setattr(model.generation_config, name, value)

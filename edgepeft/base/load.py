@@ -252,15 +252,15 @@ def described(
     where, embedding = model_source(source), embedding_of(source, task)
     inputs = speech_shapes(model, source) if task == "automatic-speech-recognition" else input_shapes(model)
     check_inputs(model, inputs, task)
-    texts = "input_ids" in inputs
+    reads = "input_ids" in inputs
     with quiet():
-        files = model_files(where, source, texts=generates or texts)
+        files = model_files(where, source, texts=generates or reads)
     if embedding is not None and embedding.lower_case:
         files = lower_cased(files)
     if needs_pad_token(model.config, task):
         settle_pad_token(model.config, source, {source: base_text(files, source), **texts}, pad_token, announce)
     rows = (
-        positions(model, inputs, generates=generates) if texts else getattr(model.config, "max_target_positions", None)
+        positions(model, inputs, generates=generates) if reads else getattr(model.config, "max_target_positions", None)
     )
     said = None if embedding is None else embedding.max_length
     return Loaded(
@@ -270,7 +270,7 @@ def described(
         fresh=(),
         identity=identity,
         inputs=inputs,
-        max_length=longest(rows, files, said) if texts or generates else None,
+        max_length=longest(rows, files, said) if reads or generates else None,
         positions=rows,
         files=files,
         embedding=embedding,

@@ -14,7 +14,9 @@ _END = object()
 
 
 class AwaitedCalls(ABC):
-    """``apredict``, ``arun``, ``aembed``, ``agenerate``, ``atranscribe`` and ``astream``: as the calls without the ``a``, with the same options.
+    """``apredict``, ``arun``, ``aembed``, ``agenerate``, ``atranscribe`` and ``astream``: as the calls without the ``a``.
+
+    Options are the same.
 
     The view is the one at the time of the call, whatever ``use()`` chooses later. ONNX Runtime computes without Python's lock, so
     several calls at once run beside each other; a session's own threads set how much that gains. A task that is cancelled stops

@@ -85,7 +85,7 @@ class SpeechCalls(Described):
             task: ``"transcribe"``, or ``"translate"`` into English.
             adapters: An adapter for each sound of a list; ``None`` is the base.
             batch_size: Windows in one run.
-            **options: Those of :meth:`generate` that are not about prompts: ``max_new_tokens``, ``temperature``, ``stop`` and so on.
+            **options: Those of :meth:`generate` that are not about prompts: ``max_new_tokens``, ``temperature``, ``stop``, ….
 
         Returns:
             A :class:`Transcription`, or a list of them for a list.
@@ -99,10 +99,10 @@ class SpeechCalls(Described):
             >>> model.adapter("clinic").transcribe(wave, sampling_rate=rate, language="en").text
             'How often should I take it?'
         """
-        view = self.view
-        if not view.manifest.hears:
+        view, bundle = self.view, self.bundle
+        if not bundle.manifest.hears:
             raise InputError(
-                f"{view.bundle.path} is for {view.manifest.task}; transcribing needs a model that writes down speech"
+                f"{bundle.path} is for {bundle.manifest.task}; transcribing needs a model that writes down speech"
             )
         writer = view.engine.generator_of(view.active.text)
         assert isinstance(writer, Transcriber)
@@ -115,9 +115,9 @@ class SpeechCalls(Described):
         if adapters is not None:
             check_adapters(adapters)
             if single or len(adapters) != len(sounds):
+                said = "one sound" if single else f"{len(sounds)} sounds"
                 raise InputError(
-                    f"{len(adapters)} adapters for {'one sound' if single else f'{len(sounds)} sounds'}; give a list of sounds and one "
-                    "for each, None for the base"
+                    f"{len(adapters)} adapters for {said}; give a list of sounds and one for each, None for the base"
                 )
             names = list(adapters)
         rate = writer.log_mel.rate

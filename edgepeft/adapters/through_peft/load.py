@@ -45,7 +45,10 @@ def peft_over(base: Any, checkpoint: Checkpoint) -> Any:
     options = {name: value for name, value in checkpoint.config.items() if name != "runtime_config"}
     config = PeftConfig.from_peft_type(**PeftConfig.check_kwargs(**options))
     config.inference_mode = True
-    model = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)(base, config)
+    # PEFT's own class for encoder-decoders gives every base token ids, which Whisper does not take.
+    sound = getattr(base, "main_input_name", None) == "input_features"
+    kind = PeftModel if sound else MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(config.task_type, PeftModel)
+    model = kind(base, config)
     set_peft_model_state_dict(model, {name: torch.tensor(array) for name, array in checkpoint.stored.items()})
     if hasattr(model.base_model, "_cast_adapter_dtype"):
         model.base_model._cast_adapter_dtype(adapter_name="default", autocast_adapter_dtype=True)

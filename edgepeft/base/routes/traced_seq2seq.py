@@ -27,7 +27,7 @@ from .traced import OPSET, cannot_be_traced, silenced_exporter
 
 
 def _modules(model: Any, *, texts: bool) -> tuple[Any, Any]:
-    """The two parts of ``model`` as PyTorch modules whose inputs and outputs are plain tensors; ``texts``: whether texts are read."""
+    """The two parts of ``model`` as PyTorch modules of plain tensors; ``texts``: whether texts are read."""
     import torch
     from transformers.cache_utils import DynamicCache, EncoderDecoderCache
     from transformers.modeling_outputs import BaseModelOutput

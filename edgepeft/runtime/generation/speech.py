@@ -52,8 +52,7 @@ class SpeechTokens:
         if not self.languages:
             if language not in {None, "en"} or task != "transcribe":
                 raise InputError(
-                    f"this model was trained for one language and to transcribe: language={language!r:.80} and task={task!r} are for "
-                    "multilingual ones"
+                    f"this model transcribes one language: language={language!r:.80} and task={task!r} are for multilingual ones"
                 )
             return [self.start, *end]
         if task not in self.tasks:
@@ -168,6 +167,9 @@ class _Spoken(PromptEncoder):
     ) -> list[int]:
         """:class:`InputError`: a text is no sound."""
         raise InputError("this model writes down speech: call transcribe with sound (edgepeft run BUNDLE --audio FILE)")
+
+    def _too_many(self, longest: int, wanted: int, left: int, before: int) -> str:
+        return f"{wanted} new tokens were asked for; this model writes at most {left} of one window"
 
 
 class Transcriber(Generator):
