@@ -56,7 +56,7 @@ def train(
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        losses.append(float(loss))
+        losses.append(float(loss.detach()))
     peft_model.peft_config["default"].base_model_name_or_path = str(base)
     peft_model.save_pretrained(out)
     return losses
