@@ -44,8 +44,10 @@ def api_page() -> str:
     parts += [part for name in stages for part in _function(name, getattr(pipeline, name))]
     parts += ["## edgepeft.pipeline: what stages return\n"]
     parts += [part for name in results for part in _class(name, getattr(pipeline, name))]
-    parts += ["## edgepeft.runtime\n", *_function("open", runtime.open)]
-    others = [name for name in runtime.__all__ if name != "open" and name not in results]
+    functions = [name for name in runtime.__all__ if inspect.isfunction(getattr(runtime, name))]
+    parts += ["## edgepeft.runtime\n"]
+    parts += [part for name in functions for part in _function(name, getattr(runtime, name))]
+    others = [name for name in runtime.__all__ if name not in functions and name not in results]
     parts += [part for name in others for part in _class(name, getattr(runtime, name))]
     parts += ["## edgepeft.errors\n", _prose(inspect.getdoc(edgepeft.errors) or "")]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(parts)).rstrip() + "\n"

@@ -283,7 +283,8 @@ def test_command_line_refuses(
     monkeypatch.chdir(tmp_path)
     Path("a.txt").write_text("no sound")
     result = CliRunner().invoke(main, ["run", str(bundle), *arguments])
-    assert result.exit_code == 2 and said in result.output.replace("\n", " "), result.output
+    assert result.exit_code == 2, result.output
+    assert said in result.output.replace("\n", " ")
 
 
 def test_word_error_rate(bundle: Path, tmp_path: Path, model: Runtime) -> None:

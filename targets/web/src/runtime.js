@@ -34,6 +34,9 @@ import { NO_TEXT } from "./texts.js";
  * @property {string} [head]  Of a blend: the adapter whose head is taken, where they differ.
  */
 
+/** The task of what writes down speech. */
+const SPEECH = "automatic-speech-recognition";
+
 /** One variant of a bundle in a session, and the adapter in use. Made by `openBundle`. */
 export class Runtime {
   /** @type {Source} */ #source;
@@ -47,6 +50,7 @@ export class Runtime {
   /** Runs one after the other: ONNX Runtime Web does not take two at a time. @type {Promise<unknown>} */ #last = Promise.resolve();
   /** By the text of the adapter. @type {Map<string, Promise<import("./generate.js").Generator>>} */ #generators = new Map();
   /** @type {Map<string, Promise<import("./seq2seq.js").Seq2Seq>>} */ #writers = new Map();
+  /** @type {Map<string, Promise<import("./speech.js").Transcriber>>} */ #transcribers = new Map();
   /** @type {Texts} */ #texts;
   /** @type {Embedder} */ #embedder;
   #asked = 0;
@@ -413,9 +417,35 @@ export class Runtime {
    */
   async generate(prompt, options = {}) {
     const active = this.#active;
+    if (this.manifest.task === SPEECH) throw new InputError(`${this.name} writes down speech: call transcribe with sound`);
     if (this.#decoder !== null) return this.#write(prompt, options, active, this.#decoder);
     const generator = await this.#generation(active);
     return generator.generate(prompt, options, (feeds) => this.#run(feeds, active), active);
+  }
+
+  /**
+   * Write down speech. Sound that is longer than the model's window (30 s) is cut where it is quiet, and the texts are joined.
+   * The adapter in use when the call is made is used to the end.
+   *
+   * @param {Float32Array} wave  One channel's samples, of -1 to 1: `audioBuffer.getChannelData(0)`.
+   * @param {import("./speech.js").TranscribeOptions} [options]
+   * @returns {Promise<import("./speech.js").Transcription>}
+   * @throws {InputError} For a bundle of another task, an empty wave or one of another rate, a language that the model does not know.
+   */
+  async transcribe(wave, options = {}) {
+    const [active, decoder] = [this.#active, this.#decoder];
+    if (this.manifest.task !== SPEECH || decoder === null) {
+      throw new InputError(`${this.name} is for ${this.manifest.task}; transcribing needs a model that writes down speech`);
+    }
+    const { Transcriber } = await import("./speech.js");
+    const writer = await this.#once(this.#transcribers, active, (read) => Transcriber.open(this.name, active.encoder, this.#backend, read, this.manifest));
+    return writer.transcribe(
+      wave,
+      options,
+      (feeds) => this.#run(feeds, active),
+      (feeds) => this.#run(feeds, active, decoder),
+      decoder.inputNames,
+    );
   }
 
   /** @param {string | import("./generate.js").Message[]} text @param {import("./generate.js").GenerateOptions} options @param {Active} active @param {InferenceSession} decoder */

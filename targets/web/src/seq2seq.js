@@ -80,7 +80,7 @@ export class Seq2Seq {
     const pieces = new Pieces(decoder(this.tokenizer), [], texts);
     const begin = performance.now();
     const { input_ids: ids, attention_mask: mask } = /** @type {{ input_ids: Tensor, attention_mask: Tensor }} */ (/** @type {unknown} */ (inputs));
-    let cache = this.#begun(await encode(inputs), names);
+    let cache = begun(await encode(inputs), names, this.backend);
     /** @param {number} token @returns {Promise<Float32Array>} */
     const feed = async (token) => {
       const input_ids = this.backend.tensor("int64", BigInt64Array.of(BigInt(token)), [1, 1]);
@@ -95,31 +95,31 @@ export class Seq2Seq {
     const written = await write({ logits, feed: async ([token = 0]) => [await feed(token)], sampler, pieces, ends, stops, room: maxNewTokens, onText, signal });
     return { ...written, promptTokens: ids.dims[1] ?? 0, prefillMs };
   }
+}
 
-  /**
-   * The caches before the first token: the encoder's keys and values, and no tokens of the decoder's own, which has as many
-   * heads of the same size.
-   *
-   * @param {Feeds} encoded @param {readonly string[]} names
-   * @returns {Feeds}
-   */
-  #begun(encoded, names) {
-    const across = renamed(encoded);
-    const own = names.filter((name) => name.startsWith(PAST) && name.includes(".decoder."));
-    return {
-      ...across,
-      ...Object.fromEntries(
-        own.map((name) => {
-          const [, heads = 0, , size = 0] = across[name.replace(".decoder.", ".encoder.")]?.dims ?? [];
-          return [name, this.backend.tensor("float32", new Float32Array(0), [1, heads, 0, size])];
-        }),
-      ),
-    };
-  }
+/**
+ * The caches before the first token: the encoder's keys and values, and no tokens of the decoder's own, which has as many
+ * heads of the same size.
+ *
+ * @param {Feeds} encoded @param {readonly string[]} names  The decoder's inputs. @param {Backend} backend
+ * @returns {Feeds}
+ */
+export function begun(encoded, names, backend) {
+  const across = renamed(encoded);
+  const own = names.filter((name) => name.startsWith(PAST) && name.includes(".decoder."));
+  return {
+    ...across,
+    ...Object.fromEntries(
+      own.map((name) => {
+        const [, heads = 0, , size = 0] = across[name.replace(".decoder.", ".encoder.")]?.dims ?? [];
+        return [name, backend.tensor("float32", new Float32Array(0), [1, heads, 0, size])];
+      }),
+    ),
+  };
 }
 
 /** What a run returned of keys and values, by the names of inputs. @param {Feeds} found @returns {Feeds} */
-function renamed(found) {
+export function renamed(found) {
   const caches = Object.entries(found).filter(([name]) => name.startsWith(PRESENT));
   return Object.fromEntries(caches.map(([name, tensor]) => [PAST + name.slice(PRESENT.length), tensor]));
 }
