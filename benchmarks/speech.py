@@ -4,8 +4,8 @@
     python benchmarks/speech.py build/speech --clips 8      # a glance
 
 espeak-ng reads passages of Jane Austen's novels: in two voices that Whisper understands, and with a strong accent (English by the
-rules of French). A LoRA (rank 8, q_proj and v_proj of both parts) is trained with PEFT on that accent, from other novels. One
-bundle holds the base and the adapter; each variant writes down every clip, one thread, four clips at a time. Texts are compared in
+rules of French). A LoRA (rank 8, q_proj and v_proj of both parts) is trained with PEFT on that accent, from other novels, and
+added to the base's bundle; each variant writes down every clip, one thread, four clips at a time. Texts are compared in
 the form that Whisper's English normalizer gives them. The row `torch` is what transformers' `generate` writes in fp32, the adapter
 by PEFT.
 
@@ -39,7 +39,7 @@ from edgepeft.demo.speech import SAMPLING_RATE, Voice, speak
 from edgepeft.metrics.intervals import percentile_interval
 from edgepeft.metrics.measuring import Measured, Scored, measure
 from edgepeft.metrics.registry import METRICS
-from edgepeft.pipeline import export, quantize
+from edgepeft.pipeline import add, export, quantize
 
 #: Voices that Whisper base understands, and the one that the adapter is trained on.
 VOICES = {"American": Voice("en-us"), "British": Voice("en-gb"), "accent": Voice("fr")}
@@ -139,15 +139,35 @@ def change(before: Measured, after: Measured) -> str:
     return f"{100 * moved.estimate:+.2f} ({100 * moved.lower:+.2f} to {100 * moved.upper:+.2f})"
 
 
-def bundle_of(out: Path, adapter: Path, variants: Sequence[str]) -> Path:
-    """The base and the adapter in one bundle, with each variant."""
+def bundle_of(out: Path, variants: Sequence[str]) -> Path:
+    """The base with slots at every linear layer, for adapters to come, and each variant."""
     bundle = out / "bundle"
     if not bundle.is_dir():
-        export(assets.whisper_base(), {ADAPTER: adapter}, bundle)
+        export(assets.whisper_base(), {}, bundle, slots="all-linear")
     for variant in variants:
         if variant not in read_bundle(bundle).manifest.variants:
             quantize(bundle, variant, measure=False)
     return bundle
+
+
+def adapter_of(out: Path, steps: int, bundle: Path) -> Path:
+    """The adapter, trained and added to the bundle."""
+    adapter = out / f"adapter-{steps}"
+    if not adapter.is_dir():
+        lessons, begin = passages(TRAINED_ON, 2 * steps, seed=1), time.process_time()
+        losses = train(assets.whisper_base(), spoken(lessons, VOICES[ACCENT]), lessons, adapter, steps=steps)
+        spent = time.process_time() - begin
+        print(f"{steps} steps: loss {np.mean(losses[:10]):.2f} to {np.mean(losses[-10:]):.2f}, {spent:.0f} CPU s")
+    if ADAPTER not in read_bundle(bundle).manifest.adapters:
+        add(bundle, ADAPTER, adapter)
+    return adapter
+
+
+def print_row(row: dict[str, str], *, first: bool) -> None:
+    """A row of a table, under its head where it is the first."""
+    if first:
+        print("\n| " + " | ".join(row) + " |\n|" + " --- |" * len(row))
+    print("| " + " | ".join(row.values()) + " |", flush=True)
 
 
 @click.command()
@@ -156,58 +176,54 @@ def bundle_of(out: Path, adapter: Path, variants: Sequence[str]) -> Path:
 @click.option("--steps", default=100, show_default=True, help="Of training, two clips each.")
 @click.option("--variant", "variants", multiple=True, default=VARIANTS, show_default=True, help="May be repeated.")
 def main(out: Path, clips: int, steps: int, variants: tuple[str, ...]) -> None:
-    """Print a table of variants."""
+    """Print a table of variants, and one of what the adapter brings to each."""
     drawn = passages(JUDGED_ON, clips * len(VOICES), seed=0)
     texts = {name: drawn[place * clips : (place + 1) * clips] for place, name in enumerate(VOICES)}
     waves = {name: spoken(texts[name], voice) for name, voice in VOICES.items()}
     seconds = sum(len(wave) for each in waves.values() for wave in each) / SAMPLING_RATE
-    words = sum(len(text.split()) for text in drawn)
-    print(f"{clips} clips of each of {len(VOICES)} voices: {seconds:.0f} s, {words} words", flush=True)
+    print(
+        f"{clips} clips of each of {len(VOICES)} voices: {seconds:.0f} s, {sum(len(text.split()) for text in drawn)} words"
+    )
+    bundle = bundle_of(out, [variant for variant in variants if variant != "fp32"])
 
-    adapter = out / f"adapter-{steps}"
-    if not adapter.is_dir():
-        lessons, begin = passages(TRAINED_ON, 2 * steps, seed=1), time.process_time()
-        losses = train(assets.whisper_base(), spoken(lessons, VOICES[ACCENT]), lessons, adapter, steps=steps)
-        spent = time.process_time() - begin
-        print(
-            f"{steps} steps: loss {np.mean(losses[:10]):.2f} to {np.mean(losses[-10:]):.2f}, {spent:.0f} CPU s",
-            flush=True,
-        )
-    bundle = bundle_of(out, adapter, [variant for variant in variants if variant != "fp32"])
+    def answers(variant: str, name: str | None, voice: str, folder: str, adapter: Path | None = None) -> dict[str, Any]:
+        torch = partial(heard_by_torch, adapter)
+        hear = torch if variant == "torch" else partial(heard, bundle, variant, name)
+        return kept(out / folder / f"{variant}-{voice}.json", partial(hear, waves[voice]))
 
-    asked = [(None, voice) for voice in VOICES] + [(ADAPTER, ACCENT)]
-    by_torch: dict[tuple[str | None, str], list[str]] = {}
     wholes: dict[str, Measured] = {}
+    accents: dict[str, Measured] = {}
+    by_torch: list[str] = []
     for variant in ("torch", *variants):
-        answers = {}
-        for name, voice in asked:
-            file = out / f"answers-{clips}-{steps}" / f"{variant}-{name or 'base'}-{voice}.json"
-            hear = (
-                partial(heard_by_torch, adapter if name else None)
-                if variant == "torch"
-                else partial(heard, bundle, variant, name)
-            )
-            answers[name, voice] = kept(file, partial(hear, waves[voice]))
-        texts_of = {key: found["texts"] for key, found in answers.items()}
-        by_torch = by_torch or texts_of  # the first row
-        rates = {key: word_errors(texts[key[1]], texts_of[key], variant, *key) for key in asked}
-        written = [text for voice in VOICES for text in texts_of[None, voice]]
-        wholes[variant] = word_errors(drawn, written, variant, None, "all")
-        same = sum(ours == theirs for key in asked for ours, theirs in zip(texts_of[key], by_torch[key], strict=True))
+        found = {voice: answers(variant, None, voice, f"base-{clips}") for voice in VOICES}
+        rates = {voice: word_errors(texts[voice], found[voice]["texts"], variant, None, voice) for voice in VOICES}
+        written = [text for voice in VOICES for text in found[voice]["texts"]]
+        by_torch = by_torch or written  # the first row
+        wholes[variant], accents[variant] = word_errors(drawn, written, variant, None, "all"), rates[ACCENT]
         row = {
             "variant": variant,
             "MB": "" if variant == "torch" else f"{files_mb(bundle, variant):.1f}",
-            **{voice: f"{100 * rates[None, voice].value:.1f}" for voice in VOICES},
+            **{voice: f"{100 * rates[voice].value:.1f}" for voice in VOICES},
             "all three": f"{100 * wholes[variant].value:.2f}",
-            "against torch": "" if variant == "torch" else change(wholes["torch"], wholes[variant]),
-            f"{ACCENT}, adapter": f"{100 * rates[ADAPTER, ACCENT].value:.1f}",
-            "against no adapter": change(rates[None, ACCENT], rates[ADAPTER, ACCENT]),
-            "texts as torch": f"{same} of {len(asked) * clips}",
-            "CPU s / s": f"{sum(answers[None, voice]['cpu_s'] for voice in VOICES) / seconds:.3f}",
+            "change from torch": "" if variant == "torch" else change(wholes["torch"], wholes[variant]),
+            "texts as torch": f"{sum(ours == theirs for ours, theirs in zip(written, by_torch, strict=True))} of {len(drawn)}",
+            "CPU s / s": f"{sum(each['cpu_s'] for each in found.values()) / seconds:.3f}",
         }
-        if variant == "torch":
-            print("| " + " | ".join(row) + " |\n|" + " --- |" * len(row))
-        print("| " + " | ".join(row.values()) + " |", flush=True)
+        print_row(row, first=variant == "torch")
+
+    adapter, by_torch = adapter_of(out, steps, bundle), []
+    for variant in ("torch", *variants):
+        written = answers(variant, ADAPTER, ACCENT, f"adapter-{clips}-{steps}", adapter)["texts"]
+        by_torch = by_torch or written
+        tuned = word_errors(texts[ACCENT], written, variant, ADAPTER, ACCENT)
+        row = {
+            "variant": variant,
+            f"{ACCENT}, base": f"{100 * accents[variant].value:.1f}",
+            "adapter": f"{100 * tuned.value:.1f}",
+            "change": change(accents[variant], tuned),
+            "texts as torch": f"{sum(ours == theirs for ours, theirs in zip(written, by_torch, strict=True))} of {clips}",
+        }
+        print_row(row, first=variant == "torch")
 
 
 if __name__ == "__main__":
