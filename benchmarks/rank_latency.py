@@ -1,10 +1,11 @@
 """What ``--rank-budget-ms`` expects an adapter to add to a run, and what it does add: MiniLM on this machine.
 
-    python benchmarks/rank_latency.py OUT [--rounds 200]
+    python benchmarks/rank_latency.py OUT [--openings 7] [--rounds 40]
 
 Adapters with random weights (LoRA of rank 8 at query and value, of rank 16 at all linear layers, DoRA of rank 8 there) are exported
 twice, with slots and merged, and runs of the target's smallest shape are timed in turns, in the processor time of their one thread.
-Prints the milliseconds that slots and ranks add (the difference of the medians), and what `measure_rank_costs` expects.
+Where memory comes to lie moves a run by some per cent, so both are opened anew several times. Prints the milliseconds that slots
+and ranks add (the median of the differences, and the middle half of them), and what `measure_rank_costs` expects.
 """
 
 from __future__ import annotations
@@ -61,7 +62,8 @@ def main() -> None:
     """What the first lines say."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--openings", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=40)
     options = parser.parse_args()
     from edgepeft import runtime
     from edgepeft.demo.assets import minilm
@@ -80,18 +82,21 @@ def main() -> None:
     for number, (name, mine) in enumerate(ADAPTERS.items()):
         folder = options.out / f"adapter-{number}"
         layers = write_adapter(base, folder, mine)
-        views = []
-        for mode in ("merge", "swap"):
-            bundle = options.out / f"{mode}-{number}"
+        bundles = {mode: options.out / f"{mode}-{number}" for mode in ("merge", "swap")}
+        for mode, bundle in bundles.items():
             if not bundle.is_dir():
                 export(base, {"mine": folder}, bundle, mode=mode)
-            opened = runtime.open(bundle, threads=1)
-            views.append(opened.adapter("mine") if mode == "swap" else opened)
-        plain, slotted = medians(views, feeds, options.rounds)
+        times = []
+        for _ in range(options.openings):
+            merged, swapped = (runtime.open(bundles[mode], threads=1) for mode in ("merge", "swap"))
+            times.append(medians([merged, swapped.adapter("mine")], feeds, options.rounds))
+        added = np.array([slotted - plain for plain, slotted in times])
+        low, middle, high = np.quantile(added, [0.25, 0.5, 0.75])
+        plain = float(np.median([each for each, _ in times]))
         costs = measure_rank_costs([widths for widths, _ in layers], target, gain="use_dora" in mine)
         expected = sum(costs[widths].of(rank) for widths, rank in layers)
         print(
-            f"{name}: {plain:.2f} ms without, {slotted - plain:+.2f} ms measured, {expected:+.2f} ms expected",
+            f"{name}: {plain:.2f} ms without, {middle:+.2f} [{low:+.2f}, {high:+.2f}] ms measured, {expected:+.2f} expected",
             flush=True,
         )
 
