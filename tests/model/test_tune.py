@@ -235,10 +235,15 @@ def test_losses_that_are_no_numbers_lose(
 
     monkeypatch.setattr(Run, "advance", no_number)
     monkeypatch.setattr("edgepeft.train.trials._MOST_TRAININGS", 4)
+    monkeypatch.setattr("edgepeft.train.tune.few_labels_stage", lambda *_: None)  # two candidates are enough
+    monkeypatch.setattr(
+        "edgepeft.train.tune.wider_stages",
+        lambda search, *_: search.stage("learning rate", [Candidate(Settings(learning_rate=r)) for r in (1e-3, 1e-2)]),
+    )
     found = tune(model, make_rows(16), tmp_path / "a", budget_s=600, threads=1)
     assert found.chosen.startswith("head on frozen features")
     lost = [row for row in found.tried if "frozen features" not in row.what]
-    assert lost
+    assert len(lost) == 2
     assert {(row.accuracy.estimate, row.loss) for row in lost} == {(0.0, float("inf"))}
     monkeypatch.setattr("edgepeft.train.trials.trained", no_number)
     with pytest.raises(InputError, match=r"head on frozen features.*the best that was tried: .* became nan at step 1"):
@@ -255,6 +260,8 @@ def test_memory_that_runs_out_in_a_search_says_what_to_lower(
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
     monkeypatch.setattr(Run, "advance", full)
+    monkeypatch.setattr("edgepeft.train.trials._MOST_TRAININGS", 4)
+    monkeypatch.setattr("edgepeft.train.tune.frozen_stage", lambda *_: [])  # takes no steps
     for call in (lambda: tune(model, make_rows(16), tmp_path / "a"), lambda: judge_complexity(model, make_rows(16))):
         with pytest.raises(
             InputError, match=r"memory ran out in training .* Lower --batch-size \(16\) or --max-length"
