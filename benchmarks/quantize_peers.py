@@ -186,10 +186,14 @@ def too_slow(base: Path, work: Path) -> Iterator[str]:
     times = len(inner) / len(layer)
     four = {"bits": 4, "group_size": 32, "scheme": "asym"}
     wanted = {node.name: dict(four) if node.name in nodes else "fp32" for node in model.graph}
-    feeds = calibration_runs(bundle, {}, rows=64).feeds
+    required = {value.name for value in model.graph.inputs} - set(model.graph.initializers)
+    feeds = [
+        {name: array for name, array in each.items() if name in required}
+        for each in calibration_runs(bundle, {}, rows=64).feeds
+    ]
     ways: dict[str, Callable[[Any], Any]] = {
         "GPTQ": lambda whole: gptq_quantize(
-            whole, ((dict(each), None) for each in feeds), weight_config=wanted, n_samples=-1, accuracy_level=4
+            whole, ((each, None) for each in feeds), weight_config=wanted, n_samples=-1, accuracy_level=4
         ),
         "k-quant": lambda whole: rtn_quantize(whole, weight_config=wanted, algorithm="k_quant", accuracy_level=4),
     }
