@@ -8,7 +8,7 @@ from ..quantize.recipes import Recipe
 from ..units import MB
 from ._room import free_disk_mb, free_memory_mb
 
-#: Peak memory of the process's own over the weights in fp32: of recipes that run nothing, of weights fitted to texts (1.5 to 1.6
+#: Peak memory of the process's own over the weights in fp32: of recipes that run nothing, of weights fitted to texts (1.5 to 1.7
 #: from 135 to 506 million weights, with the table against fp32 or without: benchmarks/quantize_growth.py), and of bits chosen for a
 #: goal.
 PLAIN, FITTED, CHOSEN = 1.4, 1.9, 3.3
