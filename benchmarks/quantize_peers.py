@@ -147,6 +147,7 @@ def plain_graph(bundle: Bundle, work: Path) -> tuple[Path, list[str]]:
 
 def quantizers(base: Path, work: Path) -> Iterator[tuple[str, int, Logits]]:
     """ONNX Runtime's own quantizers of MatMul that need no texts. A tied head and embedding stay in fp32."""
+    import onnx
     from onnxruntime.quantization import matmul_nbits_quantizer as nbits
 
     bundle = read_bundle(base / "bundle")
@@ -160,7 +161,7 @@ def quantizers(base: Path, work: Path) -> Iterator[tuple[str, int, Logits]]:
         folder = work / "ort"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        made = nbits.MatMulNBitsQuantizer(str(source), nodes_to_exclude=slots, **options)
+        made = nbits.MatMulNBitsQuantizer(onnx.load(source), nodes_to_exclude=slots, **options)
         made.process()
         made.model.save_model_to_file(str(folder / "model.onnx"), True)
         size = sum(path.stat().st_size for path in folder.iterdir())
