@@ -9,7 +9,7 @@ of onnxruntime-genai starts from the Hugging Face folder; llama.cpp from a GGUF 
 it computes of them in fp32 itself. Windows of 512 tokens of Python's manual and of Emma. edgepeft comes last, at the size of each
 peer that is smaller than ``LARGEST_MB``. Seconds are those of all cores together.
 
-``slow`` measures one layer of what would take too long for a whole model, and multiplies: ONNX Runtime's GPTQ and its k-quant.
+``slow`` measures one layer of ONNX Runtime's GPTQ, which would take too long for a whole model, and multiplies.
 """
 
 from __future__ import annotations
@@ -147,6 +147,7 @@ def plain_graph(bundle: Bundle, work: Path) -> tuple[Path, list[str]]:
 
 def quantizers(base: Path, work: Path) -> Iterator[tuple[str, int, Logits]]:
     """ONNX Runtime's own quantizers of MatMul that need no texts. A tied head and embedding stay in fp32."""
+    import onnx
     from onnxruntime.quantization import matmul_nbits_quantizer as nbits
 
     bundle = read_bundle(base / "bundle")
@@ -154,12 +155,13 @@ def quantizers(base: Path, work: Path) -> Iterator[tuple[str, int, Logits]]:
     configs: dict[str, dict[str, Any]] = {
         "default, asymmetric": {"is_symmetric": False, "block_size": 32, "accuracy_level": 4},
         "HQQ": {"algo_config": nbits.HQQWeightOnlyQuantConfig(block_size=32, bits=4, axis=1)},
+        "k-quant": {"algo_config": nbits.KQuantWeightOnlyQuantConfig(), "block_size": 32, "accuracy_level": 4},
     }
     for name, options in configs.items():
         folder = work / "ort"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
-        made = nbits.MatMulNBitsQuantizer(str(source), nodes_to_exclude=slots, **options)
+        made = nbits.MatMulNBitsQuantizer(onnx.load(source), nodes_to_exclude=slots, **options)
         made.process()
         made.model.save_model_to_file(str(folder / "model.onnx"), True)
         size = sum(path.stat().st_size for path in folder.iterdir())
@@ -167,42 +169,35 @@ def quantizers(base: Path, work: Path) -> Iterator[tuple[str, int, Logits]]:
 
 
 def too_slow(base: Path, work: Path) -> Iterator[str]:
-    """What ONNX Runtime's GPTQ and k-quant take for the matrices of one layer, and so for all layers.
+    """What ONNX Runtime's GPTQ takes for the matrices of one layer, and so for all layers.
 
-    Its GPTQ runs the whole graph once for each value that matrices read and each text. It is given the texts that edgepeft
-    calibrates on.
+    It runs the whole graph once for each value that matrices read and each text. It is given the texts that edgepeft calibrates on.
     """
     import onnx
-    from onnxruntime.quantization.neural_compressor import gptq_quantize, rtn_quantize
+    from onnxruntime.quantization.neural_compressor import gptq_quantize
 
     bundle = read_bundle(base / "bundle")
     source, _ = plain_graph(bundle, work)
     model = ir.load(source)
-    found = list(matrices(model.graph, bundle.manifest.slots))
-    inner = [each for each in found if not each.tables]
+    inner = [each for each in matrices(model.graph, bundle.manifest.slots) if not each.tables]
     layer = [each for each in inner if f"layers.{LAYER}." in each.name]
     nodes = {node.name or "" for each in layer for node in each.linear}
     read = {node.inputs[0] for each in layer for node in each.linear}
-    times = len(inner) / len(layer)
     four = {"bits": 4, "group_size": 32, "scheme": "asym"}
     wanted = {node.name: dict(four) if node.name in nodes else "fp32" for node in model.graph}
-    feeds = calibration_runs(bundle, {}, rows=64).feeds
-    ways: dict[str, Callable[[Any], Any]] = {
-        "GPTQ": lambda whole: gptq_quantize(
-            whole, ((dict(each), None) for each in feeds), weight_config=wanted, n_samples=-1, accuracy_level=4
-        ),
-        "k-quant": lambda whole: rtn_quantize(whole, weight_config=wanted, algorithm="k_quant", accuracy_level=4),
-    }
-    for name, run in ways.items():
-        whole = onnx.load(source)
-        begin = cpu_seconds()
-        made = run(whole)
-        seconds = cpu_seconds() - begin
-        count = sum(node.op_type == "MatMulNBits" for node in made.model.graph.node)
-        yield (
-            f"ONNX Runtime {name}: {seconds:.0f} CPU s for {count} matrices of one layer ({len(read)} inputs), "
-            f"so {seconds * times:.0f} for all {len(inner)}"
-        )
+    required = {value.name for value in model.graph.inputs} - set(model.graph.initializers)
+    feeds = [
+        {name: array for name, array in each.items() if name in required}
+        for each in calibration_runs(bundle, {}, rows=64).feeds
+    ]
+    whole, begin = onnx.load(source), cpu_seconds()
+    made = gptq_quantize(whole, ((each, None) for each in feeds), weight_config=wanted, n_samples=-1, accuracy_level=4)
+    seconds = cpu_seconds() - begin
+    count = sum(node.op_type == "MatMulNBits" for node in made.model.graph.node)
+    yield (
+        f"ONNX Runtime GPTQ: {seconds:.0f} CPU s for {count} matrices of one layer ({len(read)} inputs, {len(feeds)} windows), so "
+        f"{seconds * len(inner) / len(layer):.0f} for all {len(inner)}"
+    )
 
 
 def builder(base: Path, work: Path) -> Iterator[tuple[str, int, Logits]]:

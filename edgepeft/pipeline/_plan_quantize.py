@@ -134,7 +134,7 @@ def plan_quantize(
         weights=weights,
         files=tuple(files),
         bytes_before=before,
-        memory_mb=memory_mb(fitting.method, 4 * weights),
+        memory_mb=memory_mb(fitting.method, 4 * weights, goal=goal is not None),
         disk_mb=(made + before) / MB,  # it is made beside a copy of the fp32 graph
         free_mb=shutil.disk_usage(opened.path).free / MB,
         seconds=_SECONDS.get(way, 0.1) * weights / 1e6 * (3 if goal else 1),

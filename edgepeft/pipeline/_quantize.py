@@ -136,7 +136,7 @@ def quantize(
 
     _check_wanted(opened.manifest, opened.path, variant, replace, whole)
     require_possible(opened, fitting, data or {}, rows)
-    require_room(opened, rule, whole, method)
+    require_room(opened, rule, whole, method, goal=goal is not None)
 
     def needs(manifest: Manifest) -> tuple[str, ...]:
         _check_wanted(manifest, opened.path, variant, replace, whole)

@@ -8,16 +8,21 @@ from ..quantize.recipes import Recipe
 from ..units import MB
 from ._room import free_disk_mb, free_memory_mb
 
-#: Peak memory over the weights in fp32, by method, and what Python and its libraries take by themselves, in MB; measured.
-MEMORY_FACTOR, LIBRARIES_MB = {"gptq": 3.3}, 250.0
+#: Peak memory of the process's own over the weights in fp32: of recipes that run nothing, of weights fitted to texts (1.5 to 1.7
+#: from 135 to 506 million weights, with the table against fp32 or without: benchmarks/quantize_growth.py), and of bits chosen for a
+#: goal.
+PLAIN, FITTED, CHOSEN = 1.4, 1.9, 3.3
+#: What Python and its libraries take by themselves, in MB.
+LIBRARIES_MB = 250.0
 
 
-def memory_mb(method: str | None, weight_bytes: float) -> float:
-    """About how much memory quantizing ``weight_bytes`` of float32 takes at its peak."""
-    return LIBRARIES_MB + MEMORY_FACTOR.get(method or "", 1.4) * weight_bytes / MB
+def memory_mb(method: str | None, weight_bytes: float, *, goal: bool = False) -> float:
+    """About how much memory quantizing ``weight_bytes`` of float32 takes at its peak; ``goal``: within a size or a divergence."""
+    factor = PLAIN if method != "gptq" else CHOSEN if goal else FITTED
+    return LIBRARIES_MB + factor * weight_bytes / MB
 
 
-def require_room(bundle: Bundle, rule: Recipe, source: str, method: str | None) -> None:
+def require_room(bundle: Bundle, rule: Recipe, source: str, method: str | None, *, goal: bool = False) -> None:
     """Raise :class:`InputError` where quantizing would run out of memory or disk.
 
     Args:
@@ -25,6 +30,7 @@ def require_room(bundle: Bundle, rule: Recipe, source: str, method: str | None) 
         rule: The recipe.
         source: The variant that it begins with.
         method: How weights are rounded, a name of ``METHODS``, or ``None``.
+        goal: Whether bits are chosen for a size or a divergence.
     """
     manifest = bundle.manifest
     whole = sum(manifest.files[name].bytes for name in manifest.variants[source].files())
@@ -34,7 +40,7 @@ def require_room(bundle: Bundle, rule: Recipe, source: str, method: str | None) 
             f"{bundle.path}: making {rule.variant} takes about {disk:.0f} MB of disk at its peak, and {free:.0f} MB are free "
             "there. Free some, or copy the bundle to a larger disk"
         )
-    memory, left = memory_mb(method, whole), free_memory_mb()
+    memory, left = memory_mb(method, whole, goal=goal), free_memory_mb()
     if left is not None and memory > left:
         raise InputError(
             f"{bundle.path}: making {rule.variant} takes about {memory / 1e3:.1f} GB of memory at its peak, and "

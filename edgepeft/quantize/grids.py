@@ -46,8 +46,7 @@ def fit_grid(
         half: Only scales that float16 holds exactly.
 
     Returns:
-        Scales ``[rows]`` float32, and zero points ``[rows]`` as float32 whole numbers in 0 … 2^bits - 1. The scale of a block with
-        a number that is not finite is NaN.
+        Scales ``[rows]`` float32, and zero points ``[rows]`` as float32 whole numbers in 0 … 2^bits - 1.
 
     Example:
         >>> scale, zero = fit_grid(np.array([[0.0, 1.0, 2.0, 15.0]], np.float32), bits=4)
@@ -57,9 +56,6 @@ def fit_grid(
     top = np.float32((1 << bits) - 1)
     cost = np.ones(weight.shape[1], np.float32) if importance is None else importance.astype(np.float32)
     low, high = np.minimum(weight.min(1), 0), np.maximum(weight.max(1), 0)
-    if (lost := ~np.isfinite(high - low)).any():
-        scales, zeros = fit_grid(np.where(lost[:, None], 0, weight), bits, importance, steps, half=half)
-        return np.where(lost, np.float32(np.nan), scales), zeros
     tiny = np.finfo(np.float32).tiny
     best = np.full(len(weight), np.inf, np.float32)
     scales, zeros = np.ones(len(weight), np.float32), np.zeros(len(weight), np.float32)

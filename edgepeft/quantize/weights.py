@@ -19,7 +19,7 @@ from ..graph.passes.edit import home_of
 SMALL = 4096
 
 #: A matrix ``[out, in]`` that is read by slices of rows.
-Numbers: TypeAlias = "np.ndarray | StoredRows"
+Numbers: TypeAlias = "np.ndarray | StoredRows | FiniteRows"
 #: The type and the shape of an array.
 Part: TypeAlias = tuple[np.dtype[Any] | type[Any], tuple[int, ...]]
 
@@ -67,20 +67,13 @@ class Matrix:
     ) -> list[np.ndarray] | list[ir.LazyTensor]:
         """What ``make`` makes of the numbers: at once, or when it is written where the numbers are deferred.
 
-        ``parts`` says the type and shape of each array for a matrix of so many rows and columns. Scales that are not finite tell
-        of a number that is not: :class:`BundleError`, which names the matrix.
+        ``parts`` says the type and shape of each array for a matrix of so many rows and columns. A number that is not finite is
+        an error (:class:`BundleError`) when it is read.
         """
-
-        def checked(numbers: Numbers) -> Sequence[np.ndarray]:
-            made = make(numbers)
-            if not all(np.isfinite(array).all() for array in made if array.dtype.kind == "f"):
-                raise not_finite(self.name)
-            return made
-
         rows = self.deferred
         if rows is None:
-            return list(checked(self.numbers))
-        return later(lambda: checked(rows), parts(rows.shape[0], rows.shape[1]))
+            return list(make(FiniteRows(self.numbers, self.name)))
+        return later(lambda: make(FiniteRows(rows, self.name)), parts(rows.shape[0], rows.shape[1]))
 
     def finite(self) -> np.ndarray:
         """``numbers``; :class:`BundleError` where one is infinite or no number."""
@@ -88,6 +81,20 @@ class Matrix:
         if not np.isfinite(weight).all():
             raise not_finite(self.name)
         return weight
+
+
+class FiniteRows:
+    """Rows of a matrix; those with a number that is not finite are an error when they are read."""
+
+    def __init__(self, rows: np.ndarray | StoredRows, name: str) -> None:
+        self._rows, self._name = rows, name
+        self.shape: tuple[int, int] = (rows.shape[0], rows.shape[1])
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        found = self._rows[part]
+        if not np.isfinite(found).all():
+            raise not_finite(self._name)
+        return found
 
 
 def not_finite(name: str) -> BundleError:

@@ -26,6 +26,7 @@ from edgepeft.pipeline import Goal, plan_quantize, quantize
 from edgepeft.pipeline._calibration_runs import calibration_runs
 from edgepeft.pipeline._manifest import write_manifest
 from edgepeft.pipeline._quality import measure_quality
+from edgepeft.pipeline._quantize_room import memory_mb
 
 
 @pytest.fixture(scope="module")
@@ -267,6 +268,13 @@ def test_what_cannot_fit_is_refused_before_it_starts(
         quantize(own, "q4", announce=steps.append)
     assert not steps
     assert list(read_bundle(own).manifest.variants) == ["fp32"]
+
+
+def test_room_is_asked_for_what_is_made() -> None:
+    """Twice the weights where they are fitted, more where bits are chosen for a goal, less where nothing is run."""
+    plain, fitted, chosen = (memory_mb(m, 1e9, goal=g) for m, g in (("rtn", False), ("gptq", False), ("gptq", True)))
+    assert 1000 < plain < fitted < 2500 < chosen
+    assert memory_mb("gptq", 2e9) - fitted == pytest.approx(fitted - memory_mb("gptq", 0))
 
 
 def test_windows_begin_as_prompts_do(own: Path) -> None:
