@@ -70,7 +70,7 @@ def finished(
     assert best is not None  # the caller looked
     searched = time.monotonic() - began
     start = time.perf_counter()
-    steps = search.steps * len(bench.rows) // len(search.folds[0][0])  # as many epochs as in a fold
+    steps = best.steps * len(bench.rows) // len(search.folds[0][0])  # as many epochs as in a fold
     run = trained(bench, best.candidate, bench.rows, steps, search.batch_size, search.seed, search.threads)
     course = _course(bench, search, best, run)
     adapter = finish(
@@ -81,7 +81,7 @@ def finished(
         {**arguments, "chosen": best.candidate.describe()},
         time.perf_counter() - start,
         extra={"tuning": [_as_record(trial) for trial in search.trials]},
-        judged=None if bench.held else bench.split.train.select(_places(search)).labels,
+        judged=None if bench.held else bench.split.train.select(best.places).labels,
     )
     tried = tuple(
         TriedRow(
@@ -100,7 +100,7 @@ def finished(
         why=_why(search, best),
         tried=tried,
         judged_rows=len(best.right),
-        folds=len(search.folds),
+        folds=best.folds,
         range_rate=rate,
         seconds=searched,
         left=tuple(search.left),
@@ -129,7 +129,7 @@ def _course(bench: Workbench, search: Search, best: Trial, run: Any) -> Course:
             row_after = bench.problem.row_scores(logits, targets)
         else:
             after = Scores(best.accuracy, None, float(best.loss.mean()))
-            row_before = row_before[_places(search)]
+            row_before = row_before[list(best.places)]
             row_after = (best.right > 0.5).astype(np.float64)  # right in most of its folds
             before = replace(before, accuracy=float(row_before.mean()))
     return Course(
@@ -143,11 +143,6 @@ def _course(bench: Workbench, search: Search, best: Trial, run: Any) -> Course:
         cached_layers=run.cached_layers,
         step_loss=tuple(run.losses),
     )
-
-
-def _places(search: Search) -> list[int]:
-    """The training rows that were judged out of fold."""
-    return sorted({place for _, held in search.folds for place in held})
 
 
 def _why(search: Search, best: Trial) -> str:
