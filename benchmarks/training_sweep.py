@@ -89,7 +89,9 @@ def candidates(bench: Any) -> dict[str, Any]:
     for rate in (3e-4, 7e-4, 1.5e-3):
         small = Settings("dora", targets=upper, learning_rate=rate)
         found[f"few: even dora upper {rate:g}"] = Candidate(small, "fine-tune", 0.01, site)
-        found[f"few: even contrast upper {rate:g}"] = Candidate(small, "contrast", 0.01, site)
+        found[f"few: contrast lora all {rate:g}"] = Candidate(
+            Settings(targets="all-linear", learning_rate=rate), "contrast", 0.01
+        )
         found[f"few: even dora all {rate:g}"] = Candidate(replace(small, targets="all-linear"), "fine-tune", 0.01, site)
     for strength in (0.003, 0.01, 0.1):
         frozen = Settings("dora", rank=1, ranks=((site or "", 1),))
@@ -113,7 +115,7 @@ MEAN = "few: logistic regression on mean states"
 FEW = [
     (MEAN, 0),
     *[(f"few: even dora upper {rate}", steps) for steps in (53, 120) for rate in ("0.0007", "0.0003", "0.0015")],
-    *[(f"few: even contrast upper {rate}", 53) for rate in ("0.0003", "0.0007", "0.0015")],
+    *[(f"few: contrast lora all {rate}", 53) for rate in ("0.0003", "0.0007", "0.0015")],
     *[(f"few: head under even attention, C={strength}", 0) for strength in ("0.003", "0.01", "0.1")],
     *[(f"few: even dora all {rate}", 53) for rate in ("0.0003", "0.0007")],
 ]

@@ -1,7 +1,8 @@
 """Linear layers in training steps: LoRA's change and its gradients without passes of their own, frozen weights in bfloat16.
 
 PEFT computes ``W x + b``, then ``B (A x)``, scales it and adds it: two more passes over the outputs, and as many in the backward
-pass. Here the matrix products add into each other's results, to the same numbers but for rounding.
+pass. Here the matrix products add into each other's results, to the same numbers but for rounding. For DoRA PEFT also makes
+``B A`` from a unit matrix, and ``W + B A`` for its norms, in each step; here norms come from products with ``A`` and ``B`` alone.
 
 With bfloat16, weights that are not trained are rounded once and not in every step, and only what goes into their products and comes
 out of them is rounded. All else, the adapter too, is computed in float32: PyTorch's attention in bfloat16 takes six times as long
@@ -61,7 +62,12 @@ class FastLinears:
 
         loras = list(_loras(model))
         self._forwards: list[tuple[Any, Callable[..., Any]]] = [
-            (module, _lora_forward(name, _rounded(module.get_base_layer().weight) if bf16 else None))
+            (
+                module,
+                (_dora_forward if name in module.lora_variant else _lora_forward)(
+                    module, name, _rounded(module.get_base_layer().weight) if bf16 else None
+                ),
+            )
             for module, name in loras
         ]
         if bf16:
@@ -91,8 +97,9 @@ class FastLinears:
 
 
 def _loras(model: Any) -> Iterator[tuple[Any, str]]:
-    """PEFT's plain LoRA layers over frozen linear layers, and the name of their one adapter."""
+    """PEFT's layers of plain LoRA and of DoRA over frozen linear layers, and the name of their one adapter."""
     from peft.tuners.lora import Linear
+    from peft.tuners.lora.variants import DoraLinearVariant
     from torch import nn
 
     for module in model.modules():
@@ -101,7 +108,7 @@ def _loras(model: Any) -> Iterator[tuple[Any, str]]:
         name, base = module.active_adapters[0], module.get_base_layer()
         if (
             name in module.lora_A
-            and name not in module.lora_variant  # DoRA and its kin
+            and isinstance(module.lora_variant.get(name), (DoraLinearVariant, type(None)))
             and isinstance(module.lora_dropout[name], nn.Identity)
             and not module.lora_bias[name]
             and type(base) is nn.Linear
@@ -125,7 +132,7 @@ def _rounded(weight: torch.Tensor) -> torch.Tensor:
     return weight.detach().to(torch.bfloat16)
 
 
-def _lora_forward(name: str, rounded: torch.Tensor | None) -> Callable[..., Any]:
+def _lora_forward(_: Any, name: str, rounded: torch.Tensor | None) -> Callable[..., Any]:
     from .linear_functions import LoraLinear
 
     apply: Any = LoraLinear.apply
@@ -135,6 +142,25 @@ def _lora_forward(name: str, rounded: torch.Tensor | None) -> Callable[..., Any]
         weight = base.weight if rounded is None else rounded
         factors = self.lora_A[name].weight, self.lora_B[name].weight
         return apply(x, weight, base.bias, *factors, self.scaling[name])
+
+    return forward
+
+
+def _dora_forward(module: Any, name: str, rounded: torch.Tensor | None) -> Callable[..., Any]:
+    import torch
+
+    from .linear_functions import DoraLinear, dora_norm
+
+    apply: Any = DoraLinear.apply
+    squares = module.get_base_layer().weight.detach().square().sum(dim=1)
+
+    def forward(self: Any, x: torch.Tensor) -> Any:
+        base, scaling = self.get_base_layer(), self.scaling[name]
+        weight = base.weight if rounded is None else rounded
+        factors = self.lora_A[name].weight, self.lora_B[name].weight
+        with torch.no_grad():
+            norm = dora_norm(squares, base.weight, *factors, scaling)
+        return apply(x, weight, base.bias, *factors, self.lora_magnitude_vector[name].weight, norm, scaling)
 
     return forward
 

@@ -1,4 +1,4 @@
-"""A classifier's head fitted outright: logistic regression on the features that enter it, and features taught by contrast first."""
+"""A classifier's head fitted outright: logistic regression on the features that enter it."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 
     from .steps import Run
 
-#: Cosines are divided by this before they are compared (Khosla et al. 2020 use 0.07 to 0.1).
-_TEMPERATURE = 0.1
 _EVALUATION_BATCH = 32
 
 
@@ -134,23 +132,3 @@ def solve_head(
     full = np.zeros((labels, found.shape[1])), np.full(labels, -20.0)
     full[0][solver.classes_], full[1][solver.classes_] = weight / spread, bias - (weight / spread) @ centre
     return full
-
-
-def contrastive_loss(states: torch.Tensor, targets: Sequence[int]) -> torch.Tensor:
-    """The supervised contrastive loss of a batch (Khosla et al. 2020, equation 2): texts of one label together, others apart.
-
-    Args:
-        states: Features ``[rows, hidden]``.
-        targets: Label ids ``[rows]``; at least one label must occur twice.
-    """
-    import torch
-
-    unit = torch.nn.functional.normalize(states, dim=-1)
-    labels = torch.as_tensor(targets, device=states.device)
-    itself = torch.eye(len(labels), dtype=torch.bool, device=states.device)
-    scores = (unit @ unit.T / _TEMPERATURE).masked_fill(itself, float("-inf"))
-    log_share = scores - torch.logsumexp(scores, dim=1, keepdim=True)
-    same = (labels[:, None] == labels[None, :]) & ~itself
-    having = same.any(dim=1)
-    kept = log_share.masked_fill(~same, 0.0).sum(dim=1)[having] / same.sum(dim=1)[having]
-    return -kept.mean()

@@ -1,4 +1,4 @@
-"""Linear layers with gradients of their own for PyTorch: LoRA over a frozen weight, and a frozen weight in bfloat16.
+"""Linear layers with gradients of their own for PyTorch: LoRA and DoRA over a frozen weight, and a frozen weight in bfloat16.
 
 ``W`` is ``[out, in]``, ``A`` ``[rank, in]``, ``B`` ``[out, rank]``, as PyTorch and PEFT hold them.
 """
@@ -47,6 +47,57 @@ class LoraLinear(torch.autograd.Function):
             of_x = product(given, weight).addmm_(of_inner, lora_a).view(ctx.shape)
         # Few rows times many columns, and then turned: twice as fast as many rows of few columns.
         return of_x, None, None, of_inner.T @ rows, ((inner.T @ given) * ctx.scaling).T, None
+
+
+class DoraLinear(torch.autograd.Function):
+    """``(W x + s B (A x)) m / n + b``: ``A``, ``B`` and the magnitudes ``m`` ``[out]`` are trained, ``W`` and ``b`` are not.
+
+    ``n`` ``[out]`` are the norms of the rows of ``W + s B A``, which count as constants (Liu et al. 2024, section 4.3).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Any, weight: Any, bias: Any, lora_a: Any, lora_b: Any, magnitude: Any, norm: Any, scaling: float
+    ) -> Any:
+        """``x`` is ``[..., in]``, the result ``[..., out]``."""
+        rows = x.reshape(-1, x.shape[-1])
+        inner = rows @ lora_a.T
+        unscaled = product(rows, weight.T).addmm_(inner, lora_b.T, alpha=scaling)
+        ctx.save_for_backward(rows, inner, unscaled, weight, lora_a, lora_b, magnitude, norm)
+        ctx.scaling, ctx.shape = scaling, x.shape
+        out = unscaled * (magnitude / norm)
+        return (out if bias is None else out.add_(bias)).view(*x.shape[:-1], len(weight))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Any) -> Any:
+        """Gradients of ``x``, ``A``, ``B`` and ``m``."""
+        rows, inner, unscaled, weight, lora_a, lora_b, magnitude, norm = ctx.saved_tensors
+        given = gradient.reshape(-1, gradient.shape[-1])
+        of_magnitude = (given * unscaled).sum(dim=0) / norm
+        given = given * (magnitude / norm)
+        of_inner = (given @ lora_b) * ctx.scaling
+        of_x = None
+        if ctx.needs_input_grad[0]:
+            of_x = product(given, weight).addmm_(of_inner, lora_a).view(ctx.shape)
+        of_b = ((inner.T @ given) * ctx.scaling).T
+        return of_x, None, None, of_inner.T @ rows, of_b, of_magnitude, None, None
+
+
+def dora_norm(squares: torch.Tensor, weight: torch.Tensor, lora_a: Any, lora_b: Any, scaling: float) -> torch.Tensor:
+    """The norms ``[out]`` of the rows of ``W + s B A``, without that matrix.
+
+    ``|w + s b A|^2 = |w|^2 + 2 s (w A^T) b^T + s^2 b (A A^T) b^T`` for a row ``w`` of ``W`` and ``b`` of ``B``.
+
+    Args:
+        squares: The squared norms ``[out]`` of the rows of ``W``.
+        weight: ``W``.
+        lora_a: ``A``.
+        lora_b: ``B``.
+        scaling: ``s``.
+    """
+    mixed = (weight @ lora_a.T) * 2 + (lora_b @ (lora_a @ lora_a.T)) * scaling
+    return (squares + scaling * (mixed * lora_b).sum(dim=1)).clamp_min(0).sqrt()
 
 
 class FrozenLinear(torch.autograd.Function):

@@ -59,6 +59,7 @@ class Run:
         threads: PyTorch's threads; ``None`` for as many as turn out fastest.
         rate_at: The learning rate at a step (from 0), relative to ``learning_rate``, in place of the usual course.
         loss_of: The loss of a batch, in place of the model's own.
+        epoch_of: The batches of an epoch, from rows, batch size and a generator, in place of those of similar length.
         bf16: Whether steps compute in bfloat16: on a processor products with frozen weights alone (:mod:`.fast_linear`), on a GPU
             by autocast. What is trained, and what :meth:`evaluate` gives, is float32.
         checkpointing: Whether layers compute their activations again in the backward pass (:mod:`.checkpointing`).
@@ -78,6 +79,7 @@ class Run:
         threads: int | None = None,
         rate_at: Callable[[int], float] | None = None,
         loss_of: Callable[[Run, Sequence[Row]], torch.Tensor] | None = None,
+        epoch_of: Callable[[Sequence[Row], int, np.random.Generator], list[list[Row]]] = epoch_batches,
         bf16: bool = False,
         checkpointing: bool = False,
         temperature: float = 1.0,
@@ -95,7 +97,7 @@ class Run:
         self.losses: list[float] = []
         self._collate = Collator(tokenizer, self.device)
         self._optimizer = torch.optim.AdamW(self.trained, lr=learning_rate, weight_decay=0.0)
-        self._loss_of = loss_of
+        self._loss_of, self._epoch_of = loss_of, epoch_of
         self._floats = StepFloats(self.model, bf16=bf16)
         self._rate_at = rate_at or self._usual_rate
         self._generator = np.random.default_rng(seed)
@@ -157,7 +159,7 @@ class Run:
         mine = []
         for _ in range(steps):
             if not self._epoch:
-                self._epoch = epoch_batches(self._drawn(), self.batch_size, self._generator)
+                self._epoch = self._epoch_of(self._drawn(), self.batch_size, self._generator)
             rows = self._epoch.pop(0)
             step = len(self.losses)
             for part in self._optimizer.param_groups:

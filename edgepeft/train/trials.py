@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import defaultdict
 from collections.abc import Hashable, Sequence
@@ -12,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..metrics.intervals import Interval, percentile_interval, resampled_rows
+from .contrast import CONTRAST_BATCH, contrast, shuffled_batches
 from .even_attention import attend_evenly
-from .frozen_features import contrastive_loss, entering, features, fit_head, head_of, solve_head
+from .frozen_features import features, fit_head, head_of, solve_head
 from .methods import Settings
 from .steps import NotFiniteLossError, Run
 
@@ -59,14 +61,19 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Trial:
-    """A candidate, judged: for each judged row the share of its judgements that were right, and its mean loss in nats."""
+    """A candidate, judged: for each judged row the share of its judgements that were right, and its mean loss in nats.
+
+    ``places`` are those of the judged rows among all; ``folds`` is how many times it was trained.
+    """
 
     candidate: Candidate
     stage: str
     steps: int
+    places: tuple[int, ...]
     right: npt.NDArray[np.float64]
     loss: npt.NDArray[np.float64]
     seconds: float
+    folds: int
 
     @property
     def accuracy(self) -> float:
@@ -84,8 +91,10 @@ class Trial:
         return bootstrap(self.right)
 
     def minus(self, other: Trial) -> Interval:
-        """The accuracy of this trial minus that of ``other``, on the same rows, with its 95 % interval."""
-        return bootstrap(self.right - other.right)
+        """The accuracy of this trial minus that of ``other``, on the rows that both were judged on, with its 95 % interval."""
+        theirs = dict(zip(other.places, other.right, strict=True))
+        both = [mine - theirs[place] for place, mine in zip(self.places, self.right, strict=True) if place in theirs]
+        return bootstrap(np.array(both))
 
 
 def bootstrap(values: npt.NDArray[np.float64]) -> Interval:
@@ -158,13 +167,21 @@ def run_trial(
     batch_size: int,
     seed: int,
     threads: int | None,
+    until: float = math.inf,
 ) -> Trial:
-    """Train ``candidate`` on every fold and judge it on the fold's other rows."""
+    """Train ``candidate`` on every fold and judge it on the fold's other rows; on no further ones after ``until``.
+
+    ``until`` is a time of ``time.monotonic()``; the first fold is judged in any case.
+    """
     start = time.perf_counter()
     right: dict[int, list[float]] = defaultdict(list)
     loss: dict[int, list[float]] = defaultdict(list)
     frozen = _frozen_features(bench, candidate, batch_size, seed, threads) if candidate.kind == "features" else None
+    done = 0
     for number, (train, held) in enumerate(folds):
+        if number and time.monotonic() > until:
+            break
+        done += 1
         judged = [bench.rows[place] for place in held]
         if frozen is not None:
             rows = [bench.rows[place] for place in train]
@@ -189,9 +206,11 @@ def run_trial(
         candidate=candidate,
         stage=stage,
         steps=steps,
+        places=tuple(places),
         right=np.array([np.mean(right[place]) for place in places]),
         loss=np.array([np.mean(loss[place]) for place in places]),
         seconds=time.perf_counter() - start,
+        folds=done,
     )
 
 
@@ -267,12 +286,10 @@ def _run(
         attend_evenly(model, candidate.even)
     head = head_of(model, labels) if candidate.kind != "fine-tune" else None
 
-    def contrast(run: Run, batch: Sequence[Row]) -> Any:
-        targets = [row.target for row in batch]
-        if len(set(targets)) == len(targets):  # the last batch of an epoch: nothing alike in it
-            return run.forward(batch).loss
-        return contrastive_loss(entering(run, batch, head), targets)
-
+    by_contrast: dict[str, Any] = {}
+    if candidate.kind == "contrast":
+        batch_size = max(batch_size, CONTRAST_BATCH)
+        by_contrast = {"loss_of": lambda run, batch: contrast(run, batch, head), "epoch_of": shuffled_batches}
     return Run(
         model,
         bench.base.tokenizer,
@@ -282,7 +299,7 @@ def _run(
         total_steps=steps,
         seed=seed,
         threads=threads,
-        loss_of=contrast if candidate.kind == "contrast" else None,
         bf16=bench.bf16,
         temperature=bench.split.temperature,
+        **by_contrast,
     )

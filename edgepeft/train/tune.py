@@ -114,15 +114,15 @@ def tune(
     lora = Settings("lora", rank=8, targets="all-linear")
     site = key_site(bench)
     said += frozen_stage(search, site, few)
-    if few and site is not None:
-        few_labels_stage(search, bench, site)
+    if few:
+        said += few_labels_stage(search, site)
     rate = 0.0
     if search.time_left():
         with enough_memory(search.takes_memory):
             found = range_test(bench, bench.rows, lora, batch_size=batch_size, seed=seed, threads=threads)
         rate = found.rate
         announce(f"range test: learning rate {rate:g}")
-        wider_stages(search, bench, lora, rate, few, site)
+        wider_stages(search, bench, lora, rate, site)
     else:
         search.left.append("learning rates, places, ranks and other methods")
     if search.best is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -45,22 +46,26 @@ class Search:
         """Whether the budget is not used up."""
         return time.monotonic() < self.ends
 
-    def stage(self, name: str, candidates: Sequence[Candidate], *, prefer: bool = False) -> None:
-        """Successive halving: all candidates with a third of the steps, the better half with all. One may become the best.
+    def prefer(self, name: str, candidate: Candidate, steps: int) -> None:
+        """A candidate that becomes the best unless it is shown to be worse (95 %): few judgements seldom show what is gained.
 
-        With ``prefer`` the first one that is tried becomes the best unless it is clearly worse.
+        It is judged on as many folds as half of the time left is enough for, on one at least where there is any time.
         """
+        if not self.time_left():
+            self.left.append(f"{candidate.describe()} ({steps} steps)")
+            return
+        trial = self._tried(name, candidate, steps, (time.monotonic() + self.ends) / 2)
+        if self.best is None or trial.minus(self.best).upper >= 0:
+            self.best = trial
+
+    def stage(self, name: str, candidates: Sequence[Candidate]) -> None:
+        """Successive halving: all candidates with a third of the steps, the better half with all. One may become the best."""
         short = max(_LEAST_STEPS // 2, self.steps // 3)
         if len(candidates) > 2 and candidates[0].kind != "features":  # whose fit takes no steps
             candidates = self._halved(name, candidates, short)
         for candidate in candidates:
             trial = self._try(name, candidate, self.steps)
-            if trial is None:
-                continue
-            first, prefer = prefer, False
-            if self.best is None or (
-                not clearly_better(self.best, trial) if first else clearly_better(trial, self.best)
-            ):
+            if trial is not None and (self.best is None or clearly_better(trial, self.best)):
                 self.best = trial
 
     def _halved(self, name: str, candidates: Sequence[Candidate], steps: int) -> list[Candidate]:
@@ -69,13 +74,20 @@ class Search:
         return [trial.candidate for trial in tried[: -(-len(tried) // 2)]]
 
     def _try(self, name: str, candidate: Candidate, steps: int) -> Trial | None:
-        from .trials import run_trial
-
-        known = [trial.seconds / max(1, trial.steps) for trial in self.trials if trial.candidate.kind == candidate.kind]
-        expected = steps * max(known, default=0.0)
+        known = [
+            trial.seconds / max(1, trial.steps * trial.folds)
+            for trial in self.trials
+            if trial.candidate.kind == candidate.kind
+        ]
+        expected = steps * len(self.folds) * max(known, default=0.0)
         if self.trials and time.monotonic() + expected > self.ends:
             self.left.append(f"{candidate.describe()} ({steps} steps)")
             return None
+        return self._tried(name, candidate, steps, math.inf)
+
+    def _tried(self, name: str, candidate: Candidate, steps: int, until: float) -> Trial:
+        from .trials import run_trial
+
         with enough_memory(self.takes_memory):
             trial = run_trial(
                 self.bench,
@@ -86,6 +98,7 @@ class Search:
                 batch_size=self.batch_size,
                 seed=self.seed,
                 threads=self.threads,
+                until=until,
             )
         self.trials.append(trial)
         self.announce(

@@ -83,7 +83,7 @@ def finished(
     assert best is not None  # the caller looked
     searched = time.monotonic() - began
     start = time.perf_counter()
-    steps = search.steps * len(bench.rows) // len(search.folds[0][0])  # as many epochs as in a fold
+    steps = best.steps * len(bench.rows) // len(search.folds[0][0])  # as many epochs as in a fold
     try:
         run = trained(bench, best.candidate, bench.rows, steps, search.batch_size, search.seed, search.threads)
     except NotFiniteLossError as error:
@@ -97,7 +97,7 @@ def finished(
         {**arguments, "chosen": best.candidate.describe()},
         time.perf_counter() - start,
         extra={"tuning": [_as_record(trial, costs) for trial in search.trials]},
-        judged=None if bench.held else [bench.rows[place] for place in _places(search)],
+        judged=None if bench.held else [bench.rows[place] for place in best.places],
     )
     tried = tuple(
         TriedRow(
@@ -117,7 +117,7 @@ def finished(
         why="; ".join(filter(None, (_why(search, best), told))),
         tried=tried,
         judged_rows=len(best.right),
-        folds=len(search.folds),
+        folds=best.folds,
         range_rate=rate,
         seconds=searched,
         left=tuple(search.left),
@@ -148,7 +148,7 @@ def _course(bench: Workbench, search: Search, best: Trial, run: Any) -> Course:
             row_after = bench.problem.row_scores(logits, targets)
         else:
             after = Scores(best.accuracy, None, float(best.loss.mean()))
-            row_before = row_before[_places(search)]
+            row_before = row_before[list(best.places)]
             row_after = (best.right > 0.5).astype(np.float64)  # right in most of its folds
             before = replace(before, accuracy=float(row_before.mean()))
     return Course(
@@ -164,11 +164,6 @@ def _course(bench: Workbench, search: Search, best: Trial, run: Any) -> Course:
         logits_before=None if logits_after is None else logits_before,
         logits_after=logits_after,
     )
-
-
-def _places(search: Search) -> list[int]:
-    """The training rows that were judged out of fold."""
-    return sorted({place for _, held in search.folds for place in held})
 
 
 def _why(search: Search, best: Trial) -> str:

@@ -51,10 +51,11 @@ def gradients(made: Run) -> dict[str, Any]:
     return {name: parameter.grad for name, parameter in made.model.named_parameters() if parameter.grad is not None}
 
 
+@pytest.mark.parametrize("method", ["lora", "dora"])
 @pytest.mark.parametrize("kind", ["bert", "distilbert", "modernbert", "llama"])
-def test_gradients_are_those_of_peft(model: Path, tmp_path: Path, kind: str) -> None:  # noqa: F811
+def test_gradients_are_those_of_peft(model: Path, tmp_path: Path, kind: str, method: str) -> None:  # noqa: F811
     place = bench(build(tmp_path / kind, kind, model))
-    settings = Settings(targets="all-linear", rank=3, alpha=5)
+    settings = Settings(method, targets="all-linear", rank=3, alpha=5)
     mine, expected = gradients(run(place, settings)), gradients(as_peft(run(place, settings)))
     assert mine.keys() == expected.keys()
     assert sum("lora_" in name for name in mine) > 20
@@ -67,7 +68,7 @@ def test_the_functions_against_numerical_gradients() -> None:
     """In float64, by finite differences (torch.autograd.gradcheck)."""
     import torch
 
-    from edgepeft.train.linear_functions import FrozenLinear, LoraLinear
+    from edgepeft.train.linear_functions import DoraLinear, FrozenLinear, LoraLinear
 
     generator = torch.Generator().manual_seed(0)
 
@@ -75,9 +76,14 @@ def test_the_functions_against_numerical_gradients() -> None:
         return torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_(trained)
 
     x, weight, bias = draw(2, 3, 5), draw(4, 5, trained=False), draw(4, trained=False)
+    norm = draw(4, trained=False).abs() + 1
     for each in (bias, None):
         assert torch.autograd.gradcheck(
             lambda x, a, b, each=each: LoraLinear.apply(x, weight, each, a, b, 1.7), (x, draw(2, 5), draw(4, 2))
+        )
+        assert torch.autograd.gradcheck(
+            lambda x, a, b, m, each=each: DoraLinear.apply(x, weight, each, a, b, m, norm, 1.7),
+            (x, draw(2, 5), draw(4, 2), draw(4)),
         )
     assert torch.autograd.gradcheck(lambda x, bias: FrozenLinear.apply(x, weight, bias), (x, draw(4)))
 
@@ -86,7 +92,7 @@ def test_the_functions_against_numerical_gradients() -> None:
     ("settings", "fast"),
     [
         (Settings(targets="all-linear"), 13),
-        (Settings("dora", targets="all-linear"), 0),  # its magnitude is between
+        (Settings("dora", targets="all-linear"), 13),
         (Settings(targets="all-linear", dropout=0.1), 0),
         (Settings("ia3"), 0),
         (Settings(targets="all-linear", peft=(("lora_bias", True),)), 0),

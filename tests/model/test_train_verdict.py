@@ -24,7 +24,7 @@ def trial(accuracy: float, seed: int = 0) -> Trial:
     """Rows that are right by chance, of a given share; trials of other seeds differ in which."""
     right = np.zeros(ROWS)
     right[np.random.default_rng(seed).permutation(ROWS)[: round(accuracy * ROWS)]] = 1.0
-    return Trial(Candidate(Settings()), "x", 1, right, 1 - right, 1.0)
+    return Trial(Candidate(Settings()), "x", 1, tuple(range(ROWS)), right, 1 - right, 1.0, 1)
 
 
 @pytest.mark.parametrize(

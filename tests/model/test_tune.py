@@ -24,7 +24,7 @@ from edgepeft.train.source import load_rows
 from edgepeft.train.steps import NotFiniteLossError, Run
 from edgepeft.train.trials import Candidate, Trial, make_folds, run_trial, trained
 from edgepeft.train.tune import tune
-from edgepeft.train.tune_search import clearly_better
+from edgepeft.train.tune_search import Search, clearly_better
 from edgepeft.train.workbench import open_workbench
 
 
@@ -97,19 +97,6 @@ def test_a_head_on_frozen_features_is_logistic_regression(model: Path) -> None: 
     assert logits[:, 1] - logits[:, 0] == pytest.approx(solver.decision_function(scaled), abs=1e-3)
 
 
-def test_contrast_brings_texts_of_one_label_together() -> None:
-    import torch
-
-    from edgepeft.train.frozen_features import contrastive_loss
-
-    apart = torch.tensor([[1.0, 0], [1, 0.1], [0, 1], [0.1, 1]])
-    mixed = apart[[0, 2, 1, 3]]
-    assert float(contrastive_loss(apart, [0, 0, 1, 1])) < 0.1 < float(contrastive_loss(mixed, [0, 0, 1, 1]))
-    # By hand for one pair and one other, cosines 1 and 0: -log(e^10 / (e^10 + 1)) of each of the pair.
-    states = torch.tensor([[1.0, 0], [1, 0], [0, 1]])
-    assert float(contrastive_loss(states, [0, 0, 1])) == pytest.approx(np.log1p(np.exp(-10.0)), abs=1e-6)
-
-
 def test_trials_are_judged_on_rows_they_did_not_learn(model: Path) -> None:  # noqa: F811
     """Random labels: what learns them by heart is right half the time out of fold."""
     generator = np.random.default_rng(0)
@@ -127,12 +114,56 @@ def test_trials_are_judged_on_rows_they_did_not_learn(model: Path) -> None:  # n
 
 def test_a_setting_is_taken_only_where_it_is_better_than_chance() -> None:
     def trial(right: list[float]) -> Trial:
-        return Trial(Candidate(Settings()), "x", 1, np.array(right), np.zeros(len(right)), 1.0)
+        return Trial(Candidate(Settings()), "x", 1, tuple(range(100)), np.array(right), np.zeros(len(right)), 1.0, 1)
 
     best = trial([1.0] * 50 + [0.0] * 50)
     assert clearly_better(trial([1.0] * 60 + [0.0] * 40), best)
     assert not clearly_better(best, best)
     assert not clearly_better(trial([0.0] * 30 + [1.0] * 51 + [0.0] * 19), best)
+
+
+def test_trials_are_compared_on_the_rows_that_both_were_judged_on(model: Path) -> None:  # noqa: F811
+    place = bench(model, make_rows(24))
+    folds = make_folds([row.target for row in place.rows], 0)
+    head = Candidate(Settings("head-only"), "features", 0.1)
+    options: dict[str, Any] = {"stage": "x", "steps": 1, "batch_size": 8, "seed": 0, "threads": 1}
+    whole = run_trial(place, head, folds, **options)
+    late = run_trial(place, head, folds, until=0.0, **options)
+    assert (whole.folds, late.folds) == (8, 1)  # one fold, however late
+    assert late.places == tuple(folds[0][1]) != whole.places == tuple(range(24))
+    shared = np.array([whole.right[list(whole.places).index(each)] for each in late.places])
+    assert late.minus(whole).estimate == pytest.approx((late.right - shared).mean())
+    assert whole.minus(late).estimate == pytest.approx(-(late.right - shared).mean())
+
+
+@pytest.mark.parametrize(("worse_by", "taken"), [(0, True), (4, True), (40, False)])
+def test_a_preferred_setting_is_taken_unless_it_is_shown_to_be_worse(
+    model: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    worse_by: int,
+    taken: bool,
+) -> None:
+    from edgepeft.train import trials
+
+    search = Search(bench(model, make_rows(24)), 60.0, 8, 0, 1, lambda message: None)
+    places = np.arange(100)
+    best = Trial(Candidate(Settings()), "x", 1, tuple(range(100)), (places < 90) * 1.0, np.ones(100), 1.0, 1)
+    search.best = best
+    untimely: list[float] = []
+
+    def judged(*_: Any, until: float, **__: Any) -> Trial:
+        untimely.append(until)
+        right = (places >= 10 + worse_by) * 1.0
+        return Trial(Candidate(Settings("dora")), "y", 1, best.places, right, np.ones(100), 1.0, 1)
+
+    monkeypatch.setattr(trials, "run_trial", judged)
+    search.prefer("few labels", Candidate(Settings("dora")), 1)
+    assert (search.best is not best) == taken
+    assert search.ends - 60 < untimely[0] < search.ends - 29  # half of the time is left to others
+    search.ends = 0.0
+    search.prefer("few labels", Candidate(Settings("dora")), 7)
+    assert len(untimely) == 1
+    assert search.left == [f"{Settings('dora').describe()} (7 steps)"]
 
 
 @pytest.mark.parametrize("few", [True, False], ids=["8-a-class", "enough"])
@@ -185,7 +216,16 @@ def test_of_settings_that_are_alike_the_cheapest_is_taken() -> None:
     from edgepeft.train.tune_cost import prefer_cheaper
 
     def trial(right: list[float], rank: int, steps: int = 9) -> Trial:
-        return Trial(Candidate(Settings(rank=rank)), "x", steps, np.array(right), np.zeros(len(right)), 1.0)
+        return Trial(
+            Candidate(Settings(rank=rank)),
+            "x",
+            steps,
+            tuple(range(len(right))),
+            np.array(right),
+            np.zeros(len(right)),
+            1.0,
+            1,
+        )
 
     class Costs:
         target = type("Target", (), {"name": "mine"})
