@@ -107,7 +107,9 @@ def heard_by_torch(adapter: Path | None, waves: Sequence[np.ndarray]) -> dict[st
                 "input_features"
             ]
             tokens = model.generate(input_features=frames, language="en", task="transcribe")
-            texts += processor.batch_decode(tokens, skip_special_tokens=True)
+            texts += [
+                text.strip() for text in processor.batch_decode(tokens, skip_special_tokens=True)
+            ]  # as the runtime does
     return {"texts": texts, "cpu_s": time.process_time() - begin}
 
 
