@@ -1,7 +1,7 @@
 """What Whisper base's variants and an adapter get right, how large they are and how fast, on speech whose text is known.
 
-    python benchmarks/speech.py build/speech                # 16 clips of each voice, 100 steps of training: docs/speech.md
-    python benchmarks/speech.py build/speech --clips 8      # a glance
+    python benchmarks/speech.py build/speech                # 16 clips of each voice, 100 steps of training
+    python benchmarks/speech.py build/speech --clips 8      # the first table of docs/speech.md
 
 espeak-ng reads passages of Jane Austen's novels: in two voices that Whisper understands, and with a strong accent (English by the
 rules of French). A LoRA (rank 8, q_proj and v_proj of both parts) is trained with PEFT on that accent, from other novels, and
@@ -107,7 +107,9 @@ def heard_by_torch(adapter: Path | None, waves: Sequence[np.ndarray]) -> dict[st
                 "input_features"
             ]
             tokens = model.generate(input_features=frames, language="en", task="transcribe")
-            texts += processor.batch_decode(tokens, skip_special_tokens=True)
+            texts += [
+                text.strip() for text in processor.batch_decode(tokens, skip_special_tokens=True)
+            ]  # as the runtime does
     return {"texts": texts, "cpu_s": time.process_time() - begin}
 
 
