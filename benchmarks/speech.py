@@ -48,7 +48,7 @@ TRAINED_ON, JUDGED_ON = (
     ("emma", "mansfieldpark", "prideprejudice"),
     ("persuasion", "northangerabbey", "sensesensibility"),
 )
-VARIANTS = ("fp32", "q4", "int8")
+VARIANTS = ("fp32", "q8", "q4", "int8")
 #: Austen's spellings that nobody hears: they would count as mistakes.
 OLD = re.compile(
     r"\b(every|any|some|no) (thing|body|one|where)|\b(for ever|to-day|my ?self)\b|shew|chuse|chose|sopha|stile|\bPrelude\b",

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import AssetError, MissingExtraError
+from ..json_text import json_text
 from .ctranslate2_file import read_arrays
 from .fetch import derive
 from .gguf import join
@@ -184,7 +185,7 @@ def _tokenizer(file: Path, vocabulary: int) -> Any:
         raise AssetError(
             f"{file}: merge {wrong[0]} is {merges[wrong[0]]!r}, which does not make token {256 + wrong[0]}"
         )
-    backend = Tokenizer.from_str(json.dumps(content))
+    backend = Tokenizer.from_str(json_text(content, indent=None))
     backend.add_tokens([AddedToken(token, special=False, normalized=False) for token in _TIMESTAMPS])
     missing = [token for token in _SPECIAL if backend.token_to_id(token) is None]
     if missing or backend.get_vocab_size() != vocabulary:

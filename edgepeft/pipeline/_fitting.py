@@ -164,4 +164,7 @@ def _method(bundle: Bundle, rule: Recipe, data: Mapping[str, Examples], wanted: 
         raise InputError(
             f"gptq runs the model, and {bundle.path} cannot be run for it: {lacks}. --method rtn needs no texts"
         )
-    return "rtn" if lacks else "gptq"
+    if not lacks:
+        return "gptq"
+    # Speech is not run to be calibrated: zero points and the least squared error are the best that takes no data.
+    return "mse" if bundle.manifest.hears else "rtn"

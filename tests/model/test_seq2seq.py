@@ -308,6 +308,8 @@ def test_one_size_for_both_graphs(
     with pytest.raises(InputError, match=r"the smallest is .* MB"):
         quantize(own, "q4", goal=Goal(bytes=1000), announce=said.append, **runs)
     assert sum("one matrix rounded at a time" in line for line in said) == 1
+    assert not any("known from an earlier run" in line for line in said), "shapes alone refuse it"
+    quantize(own, "q4", goal=Goal(bytes=budget - 500), announce=said.append, **runs)
     assert sum("known from an earlier run" in line for line in said) == 1
     read_bundle(own).verify()
 

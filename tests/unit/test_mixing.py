@@ -146,7 +146,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
         split([])
     with pytest.raises(InputError, match="--split-by holds out groups of one source"):
         split([a, b], split_by="label")
-    pairs = Examples(("p",) * 40, ("down", "up") * 20, ("q",) * 40)
+    pairs = Examples(tuple(f"p{row}" for row in range(40)), ("down", "up") * 20, ("q",) * 40)
     with pytest.raises(DataError, match="--pair must be there in all or none"):
         load_rows([load_split_rows(a), pairs], None, text="text", label="label", pair=None)
 

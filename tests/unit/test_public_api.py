@@ -107,11 +107,14 @@ def test_pinned() -> None:
         "Refreshed",
         "Runtime",
         "Score",
+        "Segment",
         "Steps",
         "TextEncoder",
         "TextStream",
+        "Transcription",
         "View",
         "open",
+        "read_sound",
     ]
 
 

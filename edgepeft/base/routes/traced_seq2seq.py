@@ -16,6 +16,7 @@ import onnx_ir as ir
 
 from ...bundle.cache_names import PAST, PRESENT, is_present
 from ...graph.passes.drop_origins import DropOrigins
+from ...graph.passes.split_fused_matmul import SplitFusedMatMul
 from ...graph.run import open_graph
 from ..captured import Captured
 from ..load import Loaded, sample_batches
@@ -117,6 +118,7 @@ def _trace(module: Any, inputs: Mapping[str, Any], dynamic: Mapping[str, Any], *
     except Exception as error:  # the exporter raises whatever torch, onnxscript or a model's own code raises
         raise cannot_be_traced(module.model, error) from error
     DropOrigins()(program)
+    SplitFusedMatMul()(program)  # recipes and slots know a tied head by its MatMul
     return program
 
 
