@@ -1,7 +1,7 @@
 """What Whisper base's variants and an adapter get right, how large they are and how fast, on speech whose text is known.
 
     python benchmarks/speech.py build/speech                # 16 clips of each voice, 100 steps of training
-    python benchmarks/speech.py build/speech --clips 8      # the first table of docs/speech.md
+    python benchmarks/speech.py build/speech --clips 12     # the tables of docs/speech.md
 
 espeak-ng reads passages of Jane Austen's novels: in two voices that Whisper understands, and with a strong accent (English by the
 rules of French). A LoRA (rank 8, q_proj and v_proj of both parts) is trained with PEFT on that accent, from other novels, and

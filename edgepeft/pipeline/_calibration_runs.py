@@ -68,6 +68,8 @@ def can_calibrate(bundle: Bundle, data: Mapping[str, Examples]) -> str:
         return "it has no tokenizer.json, so no text can be run"
     if manifest.writes:
         return ""
+    if manifest.hears:
+        return "it writes down speech, and texts are no sound"
     return "" if data else f"it is for {manifest.task}, and no texts are given: --data NAME=FILE"
 
 
