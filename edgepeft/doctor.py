@@ -37,6 +37,7 @@ _EXTRAS = {
     "train": ("datasets", "accelerate"),
     "report": ("matplotlib",),
     "metrics": ("sklearn", "scipy", "seqeval", "sacrebleu", "jiwer"),
+    "audio": ("soundfile", "soxr"),
     "search": ("optuna",),
     "ray": ("ray",),
     "kernels": ("edgepeft_kernels",),

@@ -79,7 +79,7 @@ class Run:
         threads: int | None = None,
         rate_at: Callable[[int], float] | None = None,
         loss_of: Callable[[Run, Sequence[Row]], torch.Tensor] | None = None,
-        epoch_of: Callable[[Sequence[Row], int, np.random.Generator], list[list[Row]]] = epoch_batches,
+        epoch_of: Callable[[Sequence[Row], int, np.random.Generator], list[list[Row]]] | None = None,
         bf16: bool = False,
         checkpointing: bool = False,
         temperature: float = 1.0,
@@ -97,7 +97,7 @@ class Run:
         self.losses: list[float] = []
         self._collate = Collator(tokenizer, self.device)
         self._optimizer = torch.optim.AdamW(self.trained, lr=learning_rate, weight_decay=0.0)
-        self._loss_of, self._epoch_of = loss_of, epoch_of
+        self._loss_of, self._epoch_of = loss_of, epoch_of or epoch_batches
         self._floats = StepFloats(self.model, bf16=bf16)
         self._rate_at = rate_at or self._usual_rate
         self._generator = np.random.default_rng(seed)

@@ -275,7 +275,7 @@ def test_losses_that_are_no_numbers_lose(
 
     monkeypatch.setattr(Run, "advance", no_number)
     monkeypatch.setattr("edgepeft.train.trials._MOST_TRAININGS", 4)
-    monkeypatch.setattr("edgepeft.train.tune.few_labels_stage", lambda *_: None)  # two candidates are enough
+    monkeypatch.setattr("edgepeft.train.tune.few_labels_stage", lambda *_: [])  # two candidates are enough
     monkeypatch.setattr(
         "edgepeft.train.tune.wider_stages",
         lambda search, *_: search.stage("learning rate", [Candidate(Settings(learning_rate=r)) for r in (1e-3, 1e-2)]),
