@@ -120,7 +120,7 @@ def tuned(bench: Any, seed: int, allowed: float, longest: float) -> dict[str, An
         cpu = time.process_time() - start
         assert tuple(found.adapter.labels) == tuple(bench.split.labels)
         base = AutoModelForSequenceClassification.from_pretrained(_STATE["base"], num_labels=len(bench.split.labels))
-        model = PeftModel.from_pretrained(base, out)
+        model = PeftModel.from_pretrained(base, out, is_trainable=True)  # a run without anything to train is refused
         run = Run(
             model, bench.base.tokenizer, bench.rows, batch_size=BATCH, learning_rate=1.0, total_steps=1, seed=0, threads=1
         )  # fmt: skip
