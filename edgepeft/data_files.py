@@ -31,6 +31,11 @@ _MARKS = (
 _DELIMITERS = (",", ";", "\t", "|")
 
 
+def is_row_file(path: Path) -> bool:
+    """Whether a path is meant as a file of rows, there or not, and no ``datasets`` id or folder."""
+    return path.is_file() or path.suffix.lower() in SUFFIXES
+
+
 def read_text(path: Path) -> str:
     """The whole of a file, or of standard input (``-``): UTF-8, or UTF-16 or UTF-32 as its first bytes say.
 

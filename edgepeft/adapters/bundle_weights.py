@@ -87,8 +87,7 @@ class BundleWeights:
             weight = self(f"{site}.weight")
             if weight is not None and np.array_equal(weight, table):
                 return f"{site}.weight"
-        writes = self._bundle.manifest.writes or self._bundle.manifest.hears
-        if writes and self._bundle.read_json("config.json").get("tie_word_embeddings", True):
+        if self._bundle.manifest.decodes and self._bundle.read_json("config.json").get("tie_word_embeddings", True):
             raise NeedsPeftError(
                 f"{self._bundle.path} has no slot at the head that is tied to {embedding}: an adapter with trained tokens changes "
                 "both. Export the base again with this adapter."

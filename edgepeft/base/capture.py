@@ -16,6 +16,7 @@ from .load import Loaded, load_model
 from .missing import some
 from .replicate import LayerMap
 from .routes.traced import trace
+from .task import SPEECH
 from .tied import output_head, tied_linears
 
 
@@ -33,7 +34,7 @@ def _attempts(onnx: str | Path | None, task: str) -> list[tuple[str, Callable[[L
         from .routes.traced_causal import trace_causal
 
         return [("mobius", build), ("traced", trace_causal)]
-    if task in {"text2text-generation", "automatic-speech-recognition"}:
+    if task in {"text2text-generation", SPEECH}:
         from .routes import traced_seq2seq as seq2seq
 
         return [

@@ -12,9 +12,8 @@ from typing import Any
 
 from ..bundle.slots import Dim
 from ..errors import CaptureError
+from .task import WRITING
 
-#: Tasks that write texts.
-_WRITES = {"text-generation", "text2text-generation", "automatic-speech-recognition"}
 #: What training, generation and debugging give; and what a model has a default for that says the same as its tokenizer would.
 _HARMLESS = re.compile(
     r"(\w+_)?labels|(\w+_)?inputs_embeds|(\w+_)?position_ids|head_mask|cross_attn_head_mask|decoder_\w+|encoder_\w+|output_\w+|return_\w+"
@@ -56,7 +55,7 @@ def check_inputs(model: Any, served: Any, task: str) -> None:
     Raises:
         CaptureError: Names the inputs. Tasks that write are not looked at: their text is read without images and sounds.
     """
-    if task in _WRITES:
+    if task in WRITING:
         return
     variadic = {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD}
     accepted = inspect.signature(model.forward).parameters

@@ -27,7 +27,7 @@ from .remote_code import refuse_remote_code, trusted
 from .replicate import LayerMap, replicate_layers
 from .samples import Shapes, input_shapes, model_shapes, random_batches, speech_shapes, vocabulary
 from .sources import embedding_of, embeds_texts, model_class, model_source
-from .task import TASKS, infer_task
+from .task import SPEECH, TASKS, WRITING, infer_task
 from .tokenizer_files import lower_cased, model_files
 
 
@@ -58,7 +58,7 @@ class Loaded:
     @property
     def writes(self) -> bool:
         """Whether the task is to write tokens one after another."""
-        return self.task.endswith("-generation") or self.task == "automatic-speech-recognition"
+        return self.task in WRITING
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -246,11 +246,11 @@ def described(
     announce: Callable[[str], None] = lambda message: None,
 ) -> Loaded:
     """What a capture needs to know of ``model`` beside its numbers: inputs, files, lengths, padding; see :func:`load_model`."""
-    generates = task in {"text-generation", "text2text-generation", "automatic-speech-recognition"}
+    generates = task in WRITING
     if not generates:
         model.config.use_cache = False  # these tasks read a sequence once
     where, embedding = model_source(source), embedding_of(source, task)
-    inputs = speech_shapes(model, source) if task == "automatic-speech-recognition" else input_shapes(model)
+    inputs = speech_shapes(model, source) if task == SPEECH else input_shapes(model)
     check_inputs(model, inputs, task)
     reads = "input_ids" in inputs
     with quiet():

@@ -8,6 +8,7 @@ from typing import Any
 from ..embedding.folder import MODULES, is_sentence_folder, read_sentence_folder, transformer_folder
 from ..embedding.modules import EmbeddingModules
 from ..errors import InputError
+from .task import SPEECH
 
 #: What is fetched of a Hugging Face repository that sentence-transformers wrote, beside the model itself.
 _SENTENCE_FILES = ("*.json", "[0-9]*_*/*.json", "[1-9]*_*/*.safetensors", "[1-9]*_*/pytorch_model.bin")
@@ -70,6 +71,6 @@ def model_class(config: Any, task: str, *, sentence: bool = False) -> Any:
                     f"{config.model_type} is an encoder-decoder, and transformers has no {name} to embed texts with"
                 )
             return getattr(transformers, name)
-    if task == "automatic-speech-recognition":  # optimum asks which: another class reads wav2vec 2.0 (CTC)
+    if task == SPEECH:  # optimum asks which: another class reads wav2vec 2.0 (CTC)
         return transformers.AutoModelForSpeechSeq2Seq
     return TasksManager.get_model_class_for_task(task)

@@ -44,7 +44,9 @@ _ALSO_SERVES = {
 }
 
 
-_SPEECH = "automatic-speech-recognition"
+SPEECH = "automatic-speech-recognition"
+#: Tasks that write tokens one after another.
+WRITING = frozenset({"text-generation", "text2text-generation", SPEECH})
 
 
 def task_of(peft_task: str | None) -> str | None:
@@ -90,8 +92,8 @@ def infer_task(config: Any, peft_task: str | None, heads: Collection[str] = ()) 
             images or sound they say that it is to classify; over one of texts they may be any of several.
     """
     task = task_of(peft_task) or _of_architecture(config)
-    if task in _ALSO_SERVES[_SPEECH] and _writes_down(config):
-        return _SPEECH
+    if task in _ALSO_SERVES[SPEECH] and _writes_down(config):
+        return SPEECH
     sense = _sense(config)
     if task == "text-classification" and sense is not None:
         return f"{sense}-classification"

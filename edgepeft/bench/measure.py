@@ -81,8 +81,7 @@ def make_plan(
             )
     if not (adapters and variants and sizes):
         raise InputError("nothing to measure: adapters, variants and shapes must each name at least one")
-    both = manifest.writes or manifest.hears
-    phases: tuple[Literal["run", "decode"], ...] = ("run", "decode") if both else ("run",)
+    phases: tuple[Literal["run", "decode"], ...] = ("run", "decode") if manifest.decodes else ("run",)
     return Plan(
         variants=tuple(dict.fromkeys(variants)),
         cases=tuple(

@@ -372,6 +372,11 @@ class Manifest(Schema):
         """Whether its task is to write down speech: what it reads is sound, not a text."""
         return self.task == "automatic-speech-recognition"
 
+    @property
+    def decodes(self) -> bool:
+        """Whether it gives a text token by token, of a text or of speech."""
+        return self.writes or self.hears
+
     def deployed(self, variant: str) -> tuple[str, ...]:
         """What one device gets that runs ``variant``: every file but those of other variants only."""
         mine = {

@@ -171,7 +171,7 @@ def _preferred(bundle: Path, device: Device) -> str:
 
     manifest = read_bundle(bundle).manifest
     if device == "cpu":
-        variant = preferred_variant(manifest.variants, writes=manifest.writes or manifest.hears)
+        variant = preferred_variant(manifest.variants, writes=manifest.decodes)
     else:
         from ..runtime.gpu import computes_halves
 

@@ -84,7 +84,7 @@ def rows_of(
     from ..validate import read_language_rows
 
     manifest = read_bundle(bundle).manifest
-    if manifest.writes or manifest.hears:
+    if manifest.decodes:
         return read_language_rows(path, text=text, limit=limit, sounds=manifest.hears)
     found = read_examples(path, text=text, label=label, pair=pair)
     return found if limit is None else found.select(evenly(len(found), limit))

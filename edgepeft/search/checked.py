@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..base.load import check_source
 from ..data import Examples, read_examples
-from ..data_files import SUFFIXES
+from ..data_files import is_row_file
 from ..errors import DataError
 from ..quantize.recipes import WHOLE, recipe
 from ..train.leaks import without_leaks
@@ -54,7 +54,7 @@ def training_rows(study: StudyFile, data: str, held: Examples) -> str | Examples
 
     A ``datasets`` id is not looked into.
     """
-    if not _is_file(data):
+    if not is_row_file(Path(data)):
         return data
     rows = _rows(study, data)
     kept, leaked = without_leaks(rows, held)
@@ -70,14 +70,9 @@ def _rows(study: StudyFile, data: str | Path) -> Examples:
     return read_examples(data, text=study.text, label=study.label, pair=study.pair)
 
 
-def _is_file(data: str) -> bool:
-    path = Path(data)
-    return path.is_file() or path.suffix.lower() in SUFFIXES
-
-
 def _check_data(study: StudyFile, data: str, held: Examples) -> tuple[str, ...]:
     """What to say of one choice of data: as training itself reads it, and against the validation rows."""
-    if not _is_file(data):
+    if not is_row_file(Path(data)):
         return ()
     rows = _rows(study, data)
     split = partial(load_split, fraction=_SHARE, text=study.text, label=study.label, pair=study.pair, seed=0)

@@ -60,8 +60,8 @@ def contrast(run: Run, rows: Sequence[Row], head: Any) -> torch.Tensor:
     last: list[Any] = []
     masks: list[Any] = []
     handles = [
-        blocks_of(run.model)[1][-1].register_forward_hook(lambda *_: last.append(_[-1])),
-        run.model.register_forward_pre_hook(lambda *_: masks.append(_[-1]["attention_mask"]), with_kwargs=True),
+        blocks_of(run.model)[1][-1].register_forward_hook(lambda *given: last.append(given[-1])),
+        run.model.register_forward_pre_hook(lambda *given: masks.append(given[-1]["attention_mask"]), with_kwargs=True),
     ]
     try:
         read = entering(run, rows, head)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ..data_files import SUFFIXES, read_rows, read_text
+from ..data_files import is_row_file, read_rows, read_text
 from ..errors import DataError, InputError
 from ..spelling import did_you_mean
 from .data_sets import load_dataset
@@ -16,8 +16,6 @@ from .leaks import check_leaks
 Kind = Literal["completion", "messages", "text"]
 
 _TEXT_SUFFIXES = {".txt", ".text", ".md"}
-#: Files with one row a line.
-ROW_SUFFIXES = set(SUFFIXES)
 _ROLES = {"system", "developer", "user", "assistant", "tool"}
 
 
@@ -67,7 +65,7 @@ def read_corpus(data: str | Path, columns: Columns) -> tuple[Corpus, Corpus | No
     path = Path(data)
     if files := text_files(path):
         return _texts(files, str(data)), None
-    if path.is_file() or path.suffix.lower() in ROW_SUFFIXES:
+    if is_row_file(path):
         return _corpus(((f"{path}, line {line}", row) for line, row in read_rows(path)), columns, str(data)), None
     splits = load_dataset(data)
     main = "train" if "train" in splits else next(iter(splits))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..data import Examples
-from ..data_files import SUFFIXES, read_rows
+from ..data_files import is_row_file, read_rows
 from ..errors import DataError, InputError
 from ..spelling import did_you_mean
 from .data_sets import load_dataset
@@ -30,7 +30,7 @@ def read_groups(data: str | Path | Examples, column: str) -> list[str]:
             f"--split-by {column} reads a column of a file or data set, and the rows were given as objects"
         )
     path = Path(data)
-    if path.is_file() or path.suffix.lower() in SUFFIXES:
+    if is_row_file(path):
         found = []
         for line, row in read_rows(path):
             if row.get(column) in (None, ""):

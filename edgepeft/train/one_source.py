@@ -10,14 +10,12 @@ from pathlib import Path
 
 from ..bundle.heads import ProblemType
 from ..data import Examples, read_examples
-from ..data_files import SUFFIXES
+from ..data_files import is_row_file
 from ..errors import DataError, InputError
 from .data_sets import load_dataset, rows_from
 from .group_split import group_split
 from .leaks import row_keys, without_leaks
 from .problem import split_at_random
-
-_FILE_SUFFIXES = set(SUFFIXES)
 
 #: Each label needs this many rows in validation; with fewer, macro F1 jumps by a third for a single row.
 MIN_VALIDATION_ROWS = 2
@@ -44,7 +42,7 @@ def read_source(
         found = SourceRows(data)
     else:
         path = Path(data)
-        if path.is_file() or path.suffix.lower() in _FILE_SUFFIXES:
+        if is_row_file(path):
             found = SourceRows(read_examples(path, text=text, label=label, pair=pair))
         else:
             found = _of_data_set(data, text, label, pair, split)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..data_files import read_rows
+from ..data_files import is_row_file, read_rows
 from ..errors import DataError, InputError
 from ..strict_json import read_object
-from .corpus import ROW_SUFFIXES, Columns, kind_of, text_files
+from .corpus import Columns, kind_of, text_files
 
 TASKS = ("text-classification", "text-generation")
 
@@ -22,7 +22,7 @@ def choose_task(model: str | Path, data: str | Path, *, label: str, columns: Col
     path = Path(data)
     if text_files(path):
         return "text-generation"
-    if path.is_file() or path.suffix.lower() in ROW_SUFFIXES:
+    if is_row_file(path):
         if not path.is_file():
             return "text-classification"  # whose reader says that there is no such file
         try:

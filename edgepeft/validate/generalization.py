@@ -125,7 +125,7 @@ def adapters_of(
         InputError: There are general rows, and none in domain.
         DataError: Rows fit no adapter: what is wrong with the first.
     """
-    names = [*data] or (sorted(chosen) if bundle.manifest.writes or bundle.manifest.hears else [])
+    names = [*data] or (sorted(chosen) if bundle.manifest.decodes else [])
     if general and not names:
         raise InputError("--general compares with rows in the adapter's domain, and none were given: --data NAME=FILE")
     found: dict[str, list[Rows]] = {name: [] for name in names}
@@ -211,7 +211,7 @@ def _base_answers(bundle: Bundle, runtime: Runtime, name: str) -> bool:
     manifest = bundle.manifest
     if manifest.mode != "swap":
         return False
-    if manifest.writes or manifest.hears:
+    if manifest.decodes:
         return True
     task = task_of_head(manifest, name)
     if task != manifest.task or view_of(runtime, None).labels_are_untrained:

@@ -74,9 +74,8 @@ def check_rows(bundle: Bundle, adapter: str | None, rows: Rows) -> None:
         DataError: Names the first row with a label that the adapter does not know.
     """
     manifest = bundle.manifest
-    if manifest.hears != (isinstance(rows, LanguageRows) and rows.sounds) or (
-        not manifest.hears and isinstance(rows, LanguageRows) != manifest.writes
-    ):
+    sounds = rows.sounds if isinstance(rows, LanguageRows) else False
+    if isinstance(rows, LanguageRows) != manifest.decodes or sounds != manifest.hears:
         raise InputError(
             f"{rows.source or 'the rows'}: {bundle.path} is for {manifest.task}, which these rows are not for"
         )

@@ -30,7 +30,7 @@ def inference(runtime: Runtime, case: Case, seed: int) -> Callable[[], np.ndarra
     one token to each row at a context of the case's length (up to ``DECODED`` tokens more; an encoder-decoder's own
     tokens begin at one). Of speech ``run`` reads one window for each row, whatever the case's length.
     """
-    if not (runtime.manifest.writes or runtime.manifest.hears):
+    if not runtime.manifest.decodes:
         inputs = make_inputs(runtime, case.shape, seed)
         return lambda: runtime.forward(inputs)
     prompts = _token_ids(runtime, case.shape, seed).tolist()

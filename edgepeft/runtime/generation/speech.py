@@ -13,7 +13,6 @@ from ...bundle import NO_TEXT, Bundle, OwnText
 from ...errors import BundleError, InputError
 from ..active import ActiveAdapter
 from ..files import read_object
-from .chat import NO_ARGUMENTS, TemplateArguments
 from .encoder import Prompt, PromptEncoder
 from .encoder_decoder import CrossedDecoder
 from .generator import Generator
@@ -156,18 +155,6 @@ class _Spoken(PromptEncoder):
     task = "automatic-speech-recognition"
     template = None
 
-    def encode(
-        self,
-        prompt: Prompt,
-        *,
-        chat: bool | None = None,
-        system: str | None = None,
-        before: int = 0,
-        arguments: TemplateArguments = NO_ARGUMENTS,
-    ) -> list[int]:
-        """:class:`InputError`: a text is no sound."""
-        raise InputError("this model writes down speech: call transcribe with sound (edgepeft run BUNDLE --audio FILE)")
-
     def _too_many(self, longest: int, wanted: int, left: int, before: int) -> str:
         return f"{wanted} new tokens were asked for; this model writes at most {left} of one window"
 
@@ -182,6 +169,10 @@ class Transcriber(Generator):
         super().__init__(graphs, own)
         self.speech = read_speech_tokens(graphs.bundle, own, self.defaults.start)
         self.log_mel: LogMel = read_log_mel(graphs.bundle)
+
+    def encode(self, prompt: Prompt, options: Options, before: int = 0) -> list[int]:
+        """:class:`InputError`: a text is no sound."""
+        raise InputError("this model writes down speech: call transcribe with sound (edgepeft run BUNDLE --audio FILE)")
 
     def plan(self, prompts: Sequence[Sequence[int]], options: Options, before: int = 0) -> Plan:
         """When to stop and how to choose; without ``max_new_tokens`` as much as the model has places for."""

@@ -42,14 +42,7 @@ export class Seq2Seq {
    */
   static async open(name, encoder, backend, read) {
     if (encoder === null) throw new BundleError(`${name} holds no tokenizer.json, which writing texts needs`);
-    /** @type {Record<string, any>} */
-    let config;
-    try {
-      config = { ...JSON.parse((await read("config.json")) ?? "{}"), ...JSON.parse((await read("generation_config.json")) ?? "{}") };
-    } catch (error) {
-      throw new BundleError(`${name}: config.json or generation_config.json is not JSON: ${/** @type {Error} */ (error).message}`, { cause: error });
-    }
-    const { decoder_start_token_id: start, eos_token_id: eos } = config;
+    const { decoder_start_token_id: start, eos_token_id: eos } = await readSettings(name, read);
     if (!Number.isSafeInteger(start)) throw new BundleError(`${name}/config.json has no decoder_start_token_id`);
     return new Seq2Seq(encoder, backend, start, [eos ?? []].flat());
   }
@@ -116,6 +109,20 @@ export function begun(encoded, names, backend) {
       }),
     ),
   };
+}
+
+/**
+ * What `config.json` says, and over it what `generation_config.json` does.
+ *
+ * @param {string} name  Where the bundle is from. @param {(file: string) => Promise<string | null>} read  A file of the bundle, checked.
+ * @returns {Promise<Record<string, any>>}
+ */
+export async function readSettings(name, read) {
+  try {
+    return { ...JSON.parse((await read("config.json")) ?? "{}"), ...JSON.parse((await read("generation_config.json")) ?? "{}") };
+  } catch (error) {
+    throw new BundleError(`${name}: config.json or generation_config.json is not JSON: ${/** @type {Error} */ (error).message}`, { cause: error });
+  }
 }
 
 /** What a run returned of keys and values, by the names of inputs. @param {Feeds} found @returns {Feeds} */

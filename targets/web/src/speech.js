@@ -6,7 +6,7 @@ import { readLogMel } from "./log_mel.js";
 import { decoder, write } from "./loop.js";
 import { Pieces } from "./pieces.js";
 import { GREEDY, Sampler } from "./sampling.js";
-import { begun, renamed } from "./seq2seq.js";
+import { begun, readSettings, renamed } from "./seq2seq.js";
 
 /**
  * @typedef {import("./backend.js").Backend} Backend
@@ -49,13 +49,7 @@ export class Transcriber {
    */
   static async open(name, encoder, backend, read, manifest) {
     if (encoder === null) throw new BundleError(`${name} holds no tokenizer.json, which writing texts needs`);
-    /** @type {Record<string, any>} */
-    let config;
-    try {
-      config = { ...JSON.parse((await read("config.json")) ?? "{}"), ...JSON.parse((await read("generation_config.json")) ?? "{}") };
-    } catch (error) {
-      throw new BundleError(`${name}: config.json or generation_config.json is not JSON: ${/** @type {Error} */ (error).message}`, { cause: error });
-    }
+    const config = await readSettings(name, read);
     const input = manifest.inputs.find((value) => value.name === "input_features");
     const logMel = readLogMel(name, await read("preprocessor_config.json"), input?.shape ?? []);
     return new Transcriber(name, encoder, backend, logMel, config, manifest.max_length ?? config.max_target_positions);
