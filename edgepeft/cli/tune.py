@@ -38,7 +38,12 @@ if TYPE_CHECKING:
     "What",
     option("--model", required=True, metavar="MODEL", help="The base: a folder or a Hugging Face id."),
     option("--out", type=PATH, required=True, help="The adapter folder to write; an old adapter there is replaced."),
-    option("--budget", default="10min", metavar="TIME", help="Time for the search, such as 90s, 10min or 1h."),
+    option(
+        "--budget",
+        default="10min",
+        metavar="TIME",
+        help="Time for the whole, the winner's training included, such as 90s, 10min or 1h.",
+    ),
     option(
         "--target",
         metavar="TARGET",

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import defaultdict
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -90,11 +89,16 @@ class Trial:
         """Accuracy with its 95 % interval, by the bootstrap over rows."""
         return bootstrap(self.right)
 
+    def differences(self, other: Trial) -> npt.NDArray[np.float64]:
+        """What this trial has right minus what ``other`` has, for each of the rows that both were judged on ``[rows]``."""
+        theirs = dict(zip(other.places, other.right, strict=True))
+        return np.array(
+            [mine - theirs[place] for place, mine in zip(self.places, self.right, strict=True) if place in theirs]
+        )
+
     def minus(self, other: Trial) -> Interval:
         """The accuracy of this trial minus that of ``other``, on the rows that both were judged on, with its 95 % interval."""
-        theirs = dict(zip(other.places, other.right, strict=True))
-        both = [mine - theirs[place] for place, mine in zip(self.places, self.right, strict=True) if place in theirs]
-        return bootstrap(np.array(both))
+        return bootstrap(self.differences(other))
 
 
 def bootstrap(values: npt.NDArray[np.float64]) -> Interval:
@@ -167,19 +171,19 @@ def run_trial(
     batch_size: int,
     seed: int,
     threads: int | None,
-    until: float = math.inf,
+    goes_on: Callable[[float], bool] = lambda _: True,
 ) -> Trial:
-    """Train ``candidate`` on every fold and judge it on the fold's other rows; on no further ones after ``until``.
+    """Train ``candidate`` on every fold and judge it on the fold's other rows.
 
-    ``until`` is a time of ``time.monotonic()``; the first fold is judged in any case.
+    The first fold is judged in any case, each further one where ``goes_on``, which is given the seconds that a fold takes.
     """
-    start = time.perf_counter()
+    start = time.monotonic()
     right: dict[int, list[float]] = defaultdict(list)
     loss: dict[int, list[float]] = defaultdict(list)
     frozen = _frozen_features(bench, candidate, batch_size, seed, threads) if candidate.kind == "features" else None
     done = 0
     for number, (train, held) in enumerate(folds):
-        if number and time.monotonic() > until:
+        if number and not goes_on((time.monotonic() - start) / number):
             break
         done += 1
         judged = [bench.rows[place] for place in held]
@@ -209,7 +213,7 @@ def run_trial(
         places=tuple(places),
         right=np.array([np.mean(right[place]) for place in places]),
         loss=np.array([np.mean(loss[place]) for place in places]),
-        seconds=time.perf_counter() - start,
+        seconds=time.monotonic() - start,
         folds=done,
     )
 

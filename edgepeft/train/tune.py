@@ -61,7 +61,7 @@ def tune(
         model: The base: a folder or a Hugging Face id.
         data: Labelled rows; all of them are used, to judge and in the end to train.
         out: The adapter's folder.
-        budget_s: Seconds for the search; the last training comes on top. At least one setting is tried.
+        budget_s: Seconds for the whole, loading and the winner's training on all rows included. At least one setting is tried.
         mix_temperature: How several sources are mixed, as for :func:`.train_adapter`. Rows are judged alike, whatever their source.
         text: The column of texts.
         label: The column of labels.
@@ -100,6 +100,7 @@ def tune(
     from ..base.load import check_source
 
     check_source(str(model))
+    from .range_test import STEPS as RANGE_STEPS
     from .range_test import range_test
     from .trainer import seeded
     from .workbench import open_workbench
@@ -107,7 +108,7 @@ def tune(
     began = time.monotonic()
     with seeded(seed, threads):
         bench = replace(open_workbench(model, split, max_length), bf16=takes_bf16(precision))
-    search = Search(bench, budget_s, batch_size, seed, threads, announce)
+    search = Search(bench, began + budget_s - time.monotonic(), batch_size, seed, threads, announce)
     counts = np.unique([row.target for row in bench.rows], return_counts=True)[1]
     few = int(counts.min()) <= FEW_LABELS
     said = list(split.warnings)
@@ -117,9 +118,13 @@ def tune(
     if few:
         said += few_labels_stage(search, site)
     rate = 0.0
-    if search.time_left():
+    if search.time_for_steps(
+        RANGE_STEPS + search.short * len(search.folds)
+    ):  # and for a trial of the rate that is found
+        start = time.monotonic()
         with enough_memory(search.takes_memory):
             found = range_test(bench, bench.rows, lora, batch_size=batch_size, seed=seed, threads=threads)
+        search.note_steps("fine-tune", len(found.rates), time.monotonic() - start)
         rate = found.rate
         announce(f"range test: learning rate {rate:g}")
         wider_stages(search, bench, lora, rate, site)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .device import enough_memory
 from .leaks import row_keys
 
 if TYPE_CHECKING:
-    from .trials import Candidate, Trial
+    from .expected_gain import ExpectedGain
+    from .trials import Candidate, Kind, Trial
     from .workbench import Workbench
 
 #: A search goes on with a new setting only where it is better by so many standard errors of the paired difference: of many that are
@@ -22,7 +22,16 @@ _EPOCHS = 4
 
 
 class Search:
-    """Trials so far, the best of them, and the time that is left."""
+    """Trials so far, the best of them, and the time that is left.
+
+    Args:
+        bench: The base and the rows.
+        budget_s: Seconds from now on for all trials and for the winner's training on all rows.
+        batch_size: Rows in a step.
+        seed: Of the folds, initial weights and orders.
+        threads: PyTorch's threads.
+        announce: Is called with a line of text for each trial.
+    """
 
     def __init__(
         self, bench: Workbench, budget_s: float, batch_size: int, seed: int, threads: int | None, announce: Any
@@ -32,60 +41,91 @@ class Search:
         self.bench, self.batch_size, self.seed, self.threads, self.announce = bench, batch_size, seed, threads, announce
         self.folds = make_folds([(row.target, row.source) for row in bench.rows], seed, row_keys(bench.split.train))
         self.steps = max(_LEAST_STEPS, min(_MOST_STEPS, _EPOCHS * -(-len(self.folds[0][0]) // batch_size)))
+        self.short = max(_LEAST_STEPS // 2, self.steps // 3)
         self.ends = time.monotonic() + budget_s
         self.trials: list[Trial] = []
         self.best: Trial | None = None
         self.left: list[str] = []
+        self._step_s: dict[Kind, float] = {}
+        self._expected: ExpectedGain | None = None
 
     @property
     def takes_memory(self) -> str:
         """What can be lowered where memory runs out."""
         return f"--batch-size ({self.batch_size}) or --max-length"
 
-    def time_left(self) -> bool:
-        """Whether the budget is not used up."""
-        return time.monotonic() < self.ends
+    @property
+    def whole(self) -> float:
+        """How many times as many rows there are in all as a fold trains on."""
+        return len(self.bench.rows) / len(self.folds[0][0])
 
-    def prefer(self, name: str, candidate: Candidate, steps: int) -> None:
-        """A candidate that becomes the best unless it is shown to be worse (95 %): few judgements seldom show what is gained.
+    def time_left(self, seconds: float = 0.0) -> bool:
+        """Whether so many seconds are left beside those that training the best setting on all rows takes."""
+        last = 0.0 if self.best is None else self._seconds(self.best.candidate.kind, self.best.steps * self.whole)
+        return time.monotonic() + seconds + last < self.ends
 
-        It is judged on as many folds as half of the time left is enough for, on one at least where there is any time.
+    def time_for_steps(self, steps: int) -> bool:
+        """Whether there is time for so many steps of fine-tuning, by what steps took so far."""
+        return self.time_left(self._seconds("fine-tune", steps))
+
+    def note_steps(self, kind: Kind, steps: float, seconds: float) -> None:
+        """So many steps took so long; later trials of that kind are expected to take no less."""
+        if steps:
+            self._step_s[kind] = max(self._step_s.get(kind, 0.0), seconds / steps)
+
+    def prefer(self, name: str, candidate: Candidate, steps: int, expected: ExpectedGain) -> None:
+        """A candidate that is ``expected`` to be better than the best, by what was measured elsewhere: few judgements show little.
+
+        It becomes the best where a gain is still to be expected after it is judged; what is tried later has to overcome as much.
+        It is judged on as many folds as half of the time allows, with its training on all rows; on one at least where there is any.
         """
         if not self.time_left():
             self.left.append(f"{candidate.describe()} ({steps} steps)")
             return
-        trial = self._tried(name, candidate, steps, (time.monotonic() + self.ends) / 2)
-        if self.best is None or trial.minus(self.best).upper >= 0:
-            self.best = trial
+        half = (time.monotonic() + self.ends) / 2
+        trial = self._tried(
+            name, candidate, steps, lambda fold_s: time.monotonic() + (1 + self.whole) * fold_s < half
+        )  # fmt: skip
+        if self.best is None or expected.after(trial.differences(self.best)) > 0:
+            self.best, self._expected = trial, expected
 
     def stage(self, name: str, candidates: Sequence[Candidate]) -> None:
         """Successive halving: all candidates with a third of the steps, the better half with all. One may become the best."""
-        short = max(_LEAST_STEPS // 2, self.steps // 3)
         if len(candidates) > 2 and candidates[0].kind != "features":  # whose fit takes no steps
-            candidates = self._halved(name, candidates, short)
+            candidates = self._halved(name, candidates, self.short)
         for candidate in candidates:
             trial = self._try(name, candidate, self.steps)
-            if trial is not None and (self.best is None or clearly_better(trial, self.best)):
+            if trial is not None and self._wins(trial):
                 self.best = trial
+
+    def _wins(self, trial: Trial) -> bool:
+        if self.best is None:
+            return True
+        if self._expected is not None and trial.candidate.kind != self.best.candidate.kind:
+            return self._expected.reversed.after(trial.differences(self.best)) > 0
+        return clearly_better(trial, self.best)
 
     def _halved(self, name: str, candidates: Sequence[Candidate], steps: int) -> list[Candidate]:
         tried = [trial for candidate in candidates if (trial := self._try(name, candidate, steps)) is not None]
         tried.sort(key=lambda trial: trial.key, reverse=True)
         return [trial.candidate for trial in tried[: -(-len(tried) // 2)]]
 
+    def _seconds(self, kind: Kind, steps: float) -> float:
+        """What so many steps are expected to take; by other kinds of training where this one is not known yet."""
+        if kind == "features":
+            return 0.0
+        return steps * self._step_s.get(kind, max(self._step_s.values(), default=0.0))
+
     def _try(self, name: str, candidate: Candidate, steps: int) -> Trial | None:
-        known = [
-            trial.seconds / max(1, trial.steps * trial.folds)
-            for trial in self.trials
-            if trial.candidate.kind == candidate.kind
-        ]
-        expected = steps * len(self.folds) * max(known, default=0.0)
-        if self.trials and time.monotonic() + expected > self.ends:
+        expected = self._seconds(candidate.kind, steps * len(self.folds))
+        if self.trials and not self.time_left(expected):
             self.left.append(f"{candidate.describe()} ({steps} steps)")
             return None
-        return self._tried(name, candidate, steps, math.inf)
+        return self._tried(name, candidate, steps)
 
-    def _tried(self, name: str, candidate: Candidate, steps: int, until: float) -> Trial:
+    def _tried(
+        self, name: str, candidate: Candidate, steps: int, goes_on: Callable[[float], bool] = lambda _: True
+    ) -> Trial:
         from .trials import run_trial
 
         with enough_memory(self.takes_memory):
@@ -98,9 +138,11 @@ class Search:
                 batch_size=self.batch_size,
                 seed=self.seed,
                 threads=self.threads,
-                until=until,
+                goes_on=goes_on,
             )
         self.trials.append(trial)
+        if candidate.kind != "features":
+            self.note_steps(candidate.kind, steps * trial.folds, trial.seconds)
         self.announce(
             f"{name}: {candidate.describe()}, {steps} steps: accuracy {trial.accuracy:.3f} in {trial.seconds:.0f} s"
         )

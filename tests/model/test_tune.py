@@ -18,6 +18,7 @@ from edgepeft.data import Examples
 from edgepeft.errors import DataError, InputError
 from edgepeft.train import ADAPTER_FILE
 from edgepeft.train.complexity import judge_complexity
+from edgepeft.train.expected_gain import ExpectedGain
 from edgepeft.train.methods import Settings
 from edgepeft.train.range_test import choose_rate
 from edgepeft.train.source import load_rows
@@ -128,7 +129,7 @@ def test_trials_are_compared_on_the_rows_that_both_were_judged_on(model: Path) -
     head = Candidate(Settings("head-only"), "features", 0.1)
     options: dict[str, Any] = {"stage": "x", "steps": 1, "batch_size": 8, "seed": 0, "threads": 1}
     whole = run_trial(place, head, folds, **options)
-    late = run_trial(place, head, folds, until=0.0, **options)
+    late = run_trial(place, head, folds, goes_on=lambda seconds: seconds < 0, **options)
     assert (whole.folds, late.folds) == (8, 1)  # one fold, however late
     assert late.places == tuple(folds[0][1]) != whole.places == tuple(range(24))
     shared = np.array([whole.right[list(whole.places).index(each)] for each in late.places])
@@ -136,8 +137,25 @@ def test_trials_are_compared_on_the_rows_that_both_were_judged_on(model: Path) -
     assert whole.minus(late).estimate == pytest.approx(-(late.right - shared).mean())
 
 
-@pytest.mark.parametrize(("worse_by", "taken"), [(0, True), (4, True), (40, False)])
-def test_a_preferred_setting_is_taken_unless_it_is_shown_to_be_worse(
+def in_a_row(right: Any, *, kind: Any = "fine-tune", steps: int = 9, seconds: float = 1.0, folds: int = 1) -> Trial:
+    right = np.asarray(right, float)
+    candidate = Candidate(Settings(), kind)
+    return Trial(candidate, "x", steps, tuple(range(len(right))), right, np.ones(len(right)), seconds, folds)
+
+
+def test_few_judgements_leave_what_was_measured_elsewhere() -> None:
+    """By the formula, with numbers by hand: variance (0 + 4 / 4) / (4 + 4) of four rows that agree."""
+    expected = ExpectedGain(0.05, 0.1)
+    assert expected.after(np.array([])) == 0.05
+    assert expected.after(-np.ones(4)) == pytest.approx((-1 * 4 * 8 + 0.05 * 100) / (4 * 8 + 100))
+    assert expected.reversed.after(np.ones(4)) == pytest.approx(-expected.after(-np.ones(4)))
+    many = np.tile([-1.0, 0.0, 0.0, 0.0], 1000)
+    assert expected.after(many) == pytest.approx(-0.25, abs=0.01)
+    assert ExpectedGain(0.05, 0.001).after(many[:40]) == pytest.approx(0.05, abs=0.01)
+
+
+@pytest.mark.parametrize(("worse_by", "taken"), [(0, True), (3, True), (40, False)])
+def test_a_setting_that_is_expected_to_gain_is_taken_unless_judgements_outweigh_it(
     model: Path,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
     worse_by: int,
@@ -147,23 +165,49 @@ def test_a_preferred_setting_is_taken_unless_it_is_shown_to_be_worse(
 
     search = Search(bench(model, make_rows(24)), 60.0, 8, 0, 1, lambda message: None)
     places = np.arange(100)
-    best = Trial(Candidate(Settings()), "x", 1, tuple(range(100)), (places < 90) * 1.0, np.ones(100), 1.0, 1)
-    search.best = best
-    untimely: list[float] = []
+    best = search.best = in_a_row(places < 90, kind="features")
+    judged = in_a_row(places >= 10 + worse_by, kind="contrast")
+    asked: list[Any] = []
 
-    def judged(*_: Any, until: float, **__: Any) -> Trial:
-        untimely.append(until)
-        right = (places >= 10 + worse_by) * 1.0
-        return Trial(Candidate(Settings("dora")), "y", 1, best.places, right, np.ones(100), 1.0, 1)
+    def run_trial(*_: Any, goes_on: Any, **__: Any) -> Trial:
+        asked.append(goes_on)
+        return judged
 
-    monkeypatch.setattr(trials, "run_trial", judged)
-    search.prefer("few labels", Candidate(Settings("dora")), 1)
+    monkeypatch.setattr(trials, "run_trial", run_trial)
+    search.prefer("few labels", judged.candidate, 9, ExpectedGain(0.04, 0.05))
     assert (search.best is not best) == taken
-    assert search.ends - 60 < untimely[0] < search.ends - 29  # half of the time is left to others
+    # Half of a minute is left to others, and a fold more is followed by the training on 24 rows in place of 18.
+    assert [asked[0](seconds) for seconds in (0.1, 12, 14, 40)] == [True, True, False, False]
+    # The winner's training, 9 / 18 * 24 steps at a ninth of a second, is not there to be used up.
+    assert search.time_left() == search.time_left(57) is True
+    assert search.time_left(59) is not taken
     search.ends = 0.0
-    search.prefer("few labels", Candidate(Settings("dora")), 7)
-    assert len(untimely) == 1
-    assert search.left == [f"{Settings('dora').describe()} (7 steps)"]
+    search.prefer("few labels", judged.candidate, 7, ExpectedGain(0.04, 0.05))
+    assert len(asked) == 1
+    assert search.left == [f"{judged.candidate.describe()} (7 steps)"]
+
+
+@pytest.mark.parametrize(
+    ("better_by", "kind", "taken"), [(10, "fine-tune", False), (25, "fine-tune", True), (10, "contrast", True)]
+)
+def test_what_comes_later_has_to_overcome_what_was_expected(
+    model: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    better_by: int,
+    kind: str,
+    taken: bool,
+) -> None:
+    """Ten of 100 rows more are enough among settings of a kind, not against what gained elsewhere."""
+    from edgepeft.train import trials
+
+    search = Search(bench(model, make_rows(24)), 60.0, 8, 0, 1, lambda message: None)
+    places = np.arange(100)
+    tried = iter([in_a_row(places < 60, kind="contrast"), in_a_row(places >= 40 - better_by, kind=kind)])
+    monkeypatch.setattr(trials, "run_trial", lambda *_, **__: next(tried))
+    search.prefer("few labels", Candidate(Settings(), "contrast"), 9, ExpectedGain(0.04, 0.05))
+    first = search.best
+    search.stage("learning rate", [Candidate(Settings(), kind)])  # type: ignore[arg-type] # one of its kinds
+    assert (search.best is not first) == taken
 
 
 @pytest.mark.parametrize("few", [True, False], ids=["8-a-class", "enough"])
