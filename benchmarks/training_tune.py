@@ -5,9 +5,8 @@
 
 A draw is a source, a seed and so many rows of each label; the source goes round with the seed, or (``--every-source``) each seed
 is drawn from all four. On a draw 30 settings of LoRA are trained for as many steps as ``tune`` gives its winner: five learning
-rates, three places, two ranks. ``tune`` then searches for what is left of a quarter of their CPU seconds when the longest of the
-30 trainings is laid aside for its last one; its CPU is that of the whole call, loading included, theirs is of training alone. Its
-adapter is read back from its folder. To save hours, steps on both sides compute in bfloat16 (``--precision bf16``) over 8 rows of
+rates, three places, two ranks. ``tune`` then gets a quarter of their CPU seconds; its CPU is that of the whole call, loading
+included, theirs is of training alone. Its adapter is read back from its folder. To save hours, steps on both sides compute in bfloat16 (``--precision bf16``) over 8 rows of
 at most 32 tokens. All are judged on the same 300 held-out sentences of documents that no training saw.
 
 Each result is a line of OUT/tune-LABELS.jsonl with the rows that were right; what is there is not done again, so a later call
@@ -93,7 +92,7 @@ def trained_by_hand(bench: Any, settings: Any, seed: int, *, head: bool = False)
         return {"cpu": cpu, **judged(bench, run.evaluate(bench.held)[0])}
 
 
-def tuned(bench: Any, seed: int, allowed: float, longest: float) -> dict[str, Any]:
+def tuned(bench: Any, seed: int, allowed: float) -> dict[str, Any]:
     """``edgepeft tune`` on the rows of a draw, its clock the CPU's, and its adapter as it was written."""
     from peft import PeftModel
     from transformers import AutoModelForSequenceClassification
@@ -110,7 +109,7 @@ def tuned(bench: Any, seed: int, allowed: float, longest: float) -> dict[str, An
                 _STATE["base"],
                 bench.split.train,
                 out,
-                budget_s=max(1.0, allowed - longest),
+                budget_s=allowed,
                 batch_size=BATCH,
                 max_length=LENGTH,
                 seed=seed,
@@ -154,11 +153,11 @@ def run_draw(file: Path, source: str, seed: int, labels: int, deadline: float) -
             return False
     from edgepeft.train.methods import Settings
 
-    spent = [known[name]["cpu"] for name in names]
+    spent = sum(known[name]["cpu"] for name in names)
     return (
         note(HEAD, lambda bench: trained_by_hand(bench, Settings("head-only"), seed, head=True))
         and note(MEAN, lambda bench: {"cpu": 0.0, **judged(bench, np.eye(2)[_by_mean_states(bench)])})
-        and note(TUNE, lambda bench: tuned(bench, seed, SHARE * sum(spent), max(spent)))
+        and note(TUNE, lambda bench: tuned(bench, seed, SHARE * spent))
     )
 
 
