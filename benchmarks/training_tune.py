@@ -6,8 +6,9 @@
 A draw is a source, a seed and so many rows of each label; the source goes round with the seed, or (``--every-source``) each seed
 is drawn from all four. On a draw 30 settings of LoRA are trained for as many steps as ``tune`` gives its winner: five learning
 rates, three places, two ranks. ``tune`` then gets a quarter of their CPU seconds; its CPU is that of the whole call, loading
-included, theirs is of training alone. Its adapter is read back from its folder. To save hours, steps on both sides compute in bfloat16 (``--precision bf16``) over 8 rows of
-at most 32 tokens. All are judged on the same 300 held-out sentences of documents that no training saw.
+included, theirs is of training alone. Its adapter is read back from its folder. To save hours, steps on both sides compute in
+bfloat16 (``--precision bf16``) over 8 rows of at most 32 tokens. All are judged on the same 300 held-out sentences of documents
+that no training saw.
 
 Each result is a line of OUT/tune-LABELS.jsonl with the rows that were right; what is there is not done again, so a later call
 adds seeds. The best of 30 on the rows that judge it has 30 draws at luck; ``summary`` therefore also shows the setting that is
