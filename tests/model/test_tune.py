@@ -394,3 +394,49 @@ def test_what_a_search_refuses(tmp_path: Path) -> None:
         tune("none", Examples(tuple("abcdefgh"), (*"xxxxx", *"yyy")), tmp_path / "a")
     with pytest.raises(DataError, match="have the label 'x'"):
         tune("none", Examples(tuple("abcd"), tuple("xxxx")), tmp_path / "a")
+
+
+def test_contrast_where_keys_are_no_layer_of_their_own(
+    model: Path,  # noqa: F811
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """ModernBERT makes queries, keys and values at once: LoRA takes the place of DoRA from even attention."""
+    import torch
+    from transformers import AutoTokenizer, ModernBertConfig, ModernBertModel
+
+    from edgepeft import runtime
+    from edgepeft.pipeline import export
+
+    base, rows = tmp_path / "base", make_rows(16)
+    words = AutoTokenizer.from_pretrained(model)
+    words.save_pretrained(base)
+    config = ModernBertConfig(
+        vocab_size=len(words),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        pad_token_id=words.pad_token_id,
+        bos_token_id=words.cls_token_id,
+        eos_token_id=words.sep_token_id,
+        cls_token_id=words.cls_token_id,
+        sep_token_id=words.sep_token_id,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        ModernBertModel(config).save_pretrained(base)
+    monkeypatch.setattr("edgepeft.train.trials._MOST_TRAININGS", 4)
+    monkeypatch.setattr("edgepeft.train.tune.wider_stages", lambda *_: None)
+    said: list[str] = []
+    found = tune(base, rows, tmp_path / "a", budget_s=600, threads=1, announce=said.append)
+    assert not [warning for warning in found.warnings if "was not tried" in warning]
+    taught = [row.what for row in found.tried if row.stage == "few labels"]
+    assert len(taught) == 1
+    assert taught[0].startswith("contrast, then head: lora r=8 all-linear")
+    assert not any("even attention" in row.what for row in found.tried)
+    assert any(line.startswith("few labels: ") for line in said)
+    export(base, {"mine": tmp_path / "a"}, tmp_path / "b")
+    answers = runtime.open(tmp_path / "b").adapter("mine").predict(list(rows.texts))
+    assert {answer.label for answer in answers} == {"up", "down"}
