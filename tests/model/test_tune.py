@@ -405,9 +405,6 @@ def test_contrast_where_keys_are_no_layer_of_their_own(
     import torch
     from transformers import AutoTokenizer, ModernBertConfig, ModernBertModel
 
-    from edgepeft import runtime
-    from edgepeft.pipeline import export
-
     base, rows = tmp_path / "base", make_rows(16)
     words = AutoTokenizer.from_pretrained(model)
     words.save_pretrained(base)
@@ -437,6 +434,5 @@ def test_contrast_where_keys_are_no_layer_of_their_own(
     assert taught[0].startswith("contrast, then head: lora r=8 all-linear")
     assert not any("even attention" in row.what for row in found.tried)
     assert any(line.startswith("few labels: ") for line in said)
-    export(base, {"mine": tmp_path / "a"}, tmp_path / "b")
-    answers = runtime.open(tmp_path / "b").adapter("mine").predict(list(rows.texts))
-    assert {answer.label for answer in answers} == {"up", "down"}
+    assert "contrast" in found.chosen or "features" in found.chosen
+    assert found.adapter.labels == ("down", "up")
