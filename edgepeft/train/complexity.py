@@ -12,12 +12,13 @@ import numpy as np
 
 from ..metrics.intervals import Interval
 from .device import enough_memory
+from .folds import make_folds
 from .leaks import row_keys
 from .methods import FULL, HEAD_ONLY, Settings
 from .processes import check_alone
 from .record import check_extra
 from .source import Rows, load_rows
-from .trials import Candidate, Trial, bootstrap, make_folds, run_trial
+from .trials import Candidate, Trial, bootstrap, run_trial
 
 if TYPE_CHECKING:
     from .workbench import Workbench

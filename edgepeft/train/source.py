@@ -173,7 +173,7 @@ def load_rows(
     found = [without_leaks(part.rows, held) for part in parts]
     trains, leaked = [train for train, _ in found], sum(count for _, count in found)
     for train in trains:
-        # The same text twice is one row to judge on; see trials.make_folds.
+        # The same text twice is one row to judge on; see folds.make_folds.
         first = dict(reversed(list(zip(row_keys(train), labels_of(train), strict=True))))
         counts, names_here, least = Counter(first.values()), set(labels_of(train)), 2 * MIN_VALIDATION_ROWS
         if len(names_here) > 1 and (few := sorted(name for name in names_here if counts[name] < least)):

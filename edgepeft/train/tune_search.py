@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from .device import enough_memory
+from .folds import make_folds
 from .leaks import row_keys
 
 if TYPE_CHECKING:
@@ -36,8 +37,6 @@ class Search:
     def __init__(
         self, bench: Workbench, budget_s: float, batch_size: int, seed: int, threads: int | None, announce: Any
     ) -> None:
-        from .trials import make_folds
-
         self.bench, self.batch_size, self.seed, self.threads, self.announce = bench, batch_size, seed, threads, announce
         self.folds = make_folds([(row.target, row.source) for row in bench.rows], seed, row_keys(bench.split.train))
         self.steps = max(_LEAST_STEPS, min(_MOST_STEPS, _EPOCHS * -(-len(self.folds[0][0]) // batch_size)))

@@ -12,10 +12,11 @@ from test_train import make_rows, model  # noqa: F401 - the fixture is this modu
 from edgepeft.data import Examples
 from edgepeft.errors import InputError
 from edgepeft.train.even_attention import attend_evenly, key_site
+from edgepeft.train.folds import make_folds
 from edgepeft.train.methods import Settings
 from edgepeft.train.source import load_rows
 from edgepeft.train.steps import Run
-from edgepeft.train.trials import Candidate, make_folds, run_trial, trained
+from edgepeft.train.trials import Candidate, run_trial, trained
 from edgepeft.train.workbench import Workbench, open_workbench
 
 

@@ -89,15 +89,20 @@ def test_it_goes_on_where_it_was(model: Path, tmp_path: Path, monkeypatch: pytes
 
 def test_a_search_over_several_sources(model: Path, tmp_path: Path) -> None:  # noqa: F811
     """Each fold holds rows of every source and label on both sides; a head on frozen features weighs rows as they are drawn."""
-    from edgepeft.train import trials
+    from edgepeft.train import tune_search
+    from edgepeft.train.folds import make_folds
 
     folds: list[Any] = []
-    plain = trials.make_folds
     found = None
+
+    def noted(targets: Any, *given: Any) -> Any:
+        folds.append((targets, make_folds(targets, *given)))
+        return folds[-1][1]
+
     with pytest.MonkeyPatch.context() as looking:
-        looking.setattr(trials, "make_folds", lambda *given: folds.append((given[0], plain(*given))) or folds[-1][1])
+        looking.setattr(tune_search, "make_folds", noted)
         found = tune(model, parts(48, 16), tmp_path / "a", budget_s=1, threads=1, mix_temperature=3.0)
-    targets, sides = folds[-1]  # whose rows, and not groups of the same text, are on two sides
+    ((targets, sides),) = folds
     assert all({targets[place] for place in held} == {(t, s) for t in (0, 1) for s in (0, 1)} for _, held in sides)
     assert [(each.train_rows, each.validation_rows) for each in found.adapter.sources] == [(48, 48), (16, 16)]
     assert found.adapter.sources[1].share == pytest.approx(1 / (1 + 3 ** (1 / 3)))

@@ -19,11 +19,12 @@ from edgepeft.errors import DataError, InputError
 from edgepeft.train import ADAPTER_FILE
 from edgepeft.train.complexity import judge_complexity
 from edgepeft.train.expected_gain import ExpectedGain
+from edgepeft.train.folds import make_folds
 from edgepeft.train.methods import Settings
 from edgepeft.train.range_test import choose_rate
 from edgepeft.train.source import load_rows
 from edgepeft.train.steps import NotFiniteLossError, Run
-from edgepeft.train.trials import Candidate, Trial, make_folds, run_trial, trained
+from edgepeft.train.trials import Candidate, Trial, run_trial, trained
 from edgepeft.train.tune import tune
 from edgepeft.train.tune_search import Search, clearly_better
 from edgepeft.train.workbench import open_workbench
@@ -318,7 +319,7 @@ def test_losses_that_are_no_numbers_lose(
         raise NotFiniteLossError("the training loss became nan at step 1")
 
     monkeypatch.setattr(Run, "advance", no_number)
-    monkeypatch.setattr("edgepeft.train.trials._MOST_TRAININGS", 4)
+    monkeypatch.setattr("edgepeft.train.folds._MOST_TRAININGS", 4)
     monkeypatch.setattr("edgepeft.train.tune.few_labels_stage", lambda *_: [])  # two candidates are enough
     monkeypatch.setattr(
         "edgepeft.train.tune.wider_stages",
@@ -344,7 +345,7 @@ def test_memory_that_runs_out_in_a_search_says_what_to_lower(
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
     monkeypatch.setattr(Run, "advance", full)
-    monkeypatch.setattr("edgepeft.train.trials._MOST_TRAININGS", 4)
+    monkeypatch.setattr("edgepeft.train.folds._MOST_TRAININGS", 4)
     monkeypatch.setattr("edgepeft.train.tune.frozen_stage", lambda *_: [])  # takes no steps
     for call in (lambda: tune(model, make_rows(16), tmp_path / "a"), lambda: judge_complexity(model, make_rows(16))):
         with pytest.raises(
@@ -424,7 +425,7 @@ def test_contrast_where_keys_are_no_layer_of_their_own(
     with torch.random.fork_rng():
         torch.manual_seed(0)
         ModernBertModel(config).save_pretrained(base)
-    monkeypatch.setattr("edgepeft.train.trials._MOST_TRAININGS", 4)
+    monkeypatch.setattr("edgepeft.train.folds._MOST_TRAININGS", 4)
     monkeypatch.setattr("edgepeft.train.tune.wider_stages", lambda *_: None)
     said: list[str] = []
     found = tune(base, rows, tmp_path / "a", budget_s=600, threads=1, announce=said.append)
