@@ -8,7 +8,7 @@ are trained for 53 steps (in bfloat16, one thread) and judged on the first 500 h
 contrast of every linear layer from it, and the fine-tuning of the upper half that contrast took the place of; beside them logistic
 regression on the means of the last states. Each result is a line of OUT/few-labels.jsonl; what is there is not done again.
 ``summary`` prints accuracies and each recipe's gain over the head: its mean, the standard deviation over draws and the standard
-error of the mean. These are what ``ExpectedGain`` in ``edgepeft/train/tune_stages.py`` is taken from.
+error of the mean. What ``edgepeft/train/tune_stages.py`` expects is taken from these.
 """
 
 from __future__ import annotations

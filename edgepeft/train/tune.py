@@ -109,14 +109,14 @@ def tune(
     with seeded(seed, threads):
         bench = replace(open_workbench(model, split, max_length), bf16=takes_bf16(precision))
     search = Search(bench, began + budget_s - time.monotonic(), batch_size, seed, threads, announce)
-    counts = np.unique([row.target for row in bench.rows], return_counts=True)[1]
-    few = int(counts.min()) <= FEW_LABELS
+    labels = int(np.unique([row.target for row in bench.rows], return_counts=True)[1].min())
+    few = labels <= FEW_LABELS
     said = list(split.warnings)
     lora = Settings("lora", rank=8, targets="all-linear")
     site = key_site(bench)
     said += frozen_stage(search, site, few)
     if few:
-        said += few_labels_stage(search, site)
+        said += few_labels_stage(search, site, labels)
     rate = 0.0
     if search.time_for_steps(
         RANGE_STEPS + search.short * len(search.folds)

@@ -27,6 +27,7 @@ from edgepeft.train.steps import NotFiniteLossError, Run
 from edgepeft.train.trials import Candidate, Trial, run_trial, trained
 from edgepeft.train.tune import tune
 from edgepeft.train.tune_search import Search, clearly_better
+from edgepeft.train.tune_stages import few_labels_stage
 from edgepeft.train.workbench import open_workbench
 
 
@@ -153,6 +154,14 @@ def test_few_judgements_leave_what_was_measured_elsewhere() -> None:
     many = np.tile([-1.0, 0.0, 0.0, 0.0], 1000)
     assert expected.after(many) == pytest.approx(-0.25, abs=0.01)
     assert ExpectedGain(0.05, 0.001).after(many[:40]) == pytest.approx(0.05, abs=0.01)
+
+
+@pytest.mark.parametrize(("labels", "sign"), [(4, -1), (7, -1), (8, 1), (64, 1), (1, -1)])
+def test_what_contrast_is_expected_to_gain_depends_on_the_labels(labels: int, sign: int) -> None:
+    asked: list[ExpectedGain] = []
+    search: Any = SimpleNamespace(steps=1, prefer=lambda *given: asked.append(given[-1]))
+    assert few_labels_stage(search, None, labels) == []
+    assert sign * asked[0].after(np.zeros(0)) > 0
 
 
 @pytest.mark.parametrize(("worse_by", "taken"), [(0, True), (3, True), (40, False)])
