@@ -190,7 +190,8 @@ def test_one_exception_tree_as_drawn() -> None:
         ("import edgepeft.cli", set()),
         (CALL.format("--help"), set()),
         (CALL.format("train --help"), set()),
-        ("import edgepeft.runtime", {"onnxruntime", "tokenizers", "numpy", "pydantic"}),
+        ("import edgepeft.runtime, edgepeft.train", set()),
+        ("import edgepeft; edgepeft.runtime.open", {"onnxruntime", "tokenizers", "numpy", "pydantic"}),
         ("import edgepeft.bundle, edgepeft.targets, edgepeft.report, edgepeft.data", {"numpy", "pydantic"}),
     ],
 )
