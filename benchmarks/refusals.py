@@ -3,7 +3,7 @@
     python benchmarks/refusals.py [--before TREE] [--rounds N] [--all]
 
 The calls are those of tests/unit/test_train_bad_calls.py. CPU seconds are of the whole process (user and system, the median of
-the rounds). ``before`` is the edgepeft in ``TREE`` (a checkout of an older version).
+the rounds). ``before`` is the edgepeft in ``TREE`` (a checkout of an older version). Bytecode is there, as pip leaves it.
 """
 
 from __future__ import annotations
@@ -22,14 +22,15 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parents[1]
 
 
-def cpu_seconds(call: str, folder: Path, tree: Path) -> float:
-    """CPU seconds of one call in ``folder``, refused by the edgepeft in ``tree``."""
+def cpu_seconds(call: str, folder: Path, tree: Path, bytecode: str) -> float:
+    """CPU seconds of one call in ``folder``, refused by the edgepeft in ``tree``; its bytecode is kept in a folder."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPYCACHEPREFIX": bytecode, "PYTHONDONTWRITEBYTECODE": ""}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     code = f"import sys; sys.path.insert(0, {str(tree)!r}); from edgepeft.cli import main; main()"
     done = subprocess.run(
         [sys.executable, "-P", "-c", code, *shlex.split(call)],
         cwd=folder,
-        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        env=environment,
         capture_output=True,
     )
     if done.returncode != 2:
@@ -47,15 +48,15 @@ def main() -> None:
     trees = {"here": HERE, **({"before": given.before.resolve()} if given.before else {})}
     tests = runpy.run_path(str(HERE / "tests/unit/test_train_bad_calls.py"))
     calls = list(tests["CALLS"])
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory() as name, tempfile.TemporaryDirectory() as bytecode:
         folder = Path(name)
         tests["write_files"](folder)
         for tree in trees.values():  # compiles
-            cpu_seconds(calls[0], folder, tree)
+            cpu_seconds(calls[0], folder, tree, bytecode)
         runs: dict[tuple[str, str], list[float]] = {(call, tree): [] for call in calls for tree in trees}
         for _ in range(given.rounds):
             for (call, tree), seconds in runs.items():
-                seconds.append(cpu_seconds(call, folder, trees[tree]))
+                seconds.append(cpu_seconds(call, folder, trees[tree], bytecode))
     medians = {key: statistics.median(values) for key, values in runs.items()}
     if given.all:
         for call in calls:

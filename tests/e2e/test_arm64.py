@@ -13,6 +13,7 @@ import pytest
 
 from edgepeft.bench import Job, Rows, WorkerResult
 from edgepeft.devices import executor_for, validate_on
+from edgepeft.devices.executors import arm64 as executors
 from edgepeft.devices.executors import qemu as emulators
 from edgepeft.devices.executors import sysroot as sysroots
 from edgepeft.devices.executors.arm64 import Arm64Executor
@@ -128,6 +129,30 @@ def test_doctor_names_what_is_missing(cli: Any, tmp_path: Path, monkeypatch: pyt
     assert "nothing to set up for linux-x64-cpu" in cli("targets", "setup", "linux-x64-cpu").stderr
     asked = cli("validate", tmp_path, "--target", TARGET, "--on", "arm64")
     assert asked.exit_code == 2
+
+
+def test_a_worker_finds_its_bytecode_again(arm: Arm64Executor, bundle: Path) -> None:
+    """Compiled once, at the same path for every worker; beside the sources of this package there is none of it."""
+    if not arm.emulated:
+        pytest.skip("on Arm the worker is the local one")
+    job = Job(bundle=str(bundle), variant="fp32", threads=1, rows=(Rows(adapter=None, texts=("a",)),))
+    kept = sysroots.sysroot_folder() / "bytecode"
+
+    def compiled() -> dict[Path, int]:
+        return {file: file.stat().st_mtime_ns for file in kept.rglob("edgepeft/runtime/*.pyc")}
+
+    arm.run(job)
+    first = compiled()
+    arm.run(job)
+    assert first
+    assert compiled() == first
+
+
+def test_a_package_that_nothing_can_be_linked_beside(tmp_path: Path) -> None:
+    """A cache that several people read, and one wrote."""
+    (tmp_path / "packages").touch()
+    alone = executors._alone(tmp_path, tmp_path)
+    assert [each.name for each in alone.iterdir() if each.is_symlink()] == ["edgepeft"]
 
 
 def test_without_a_compiler_nothing_is_counted_and_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
