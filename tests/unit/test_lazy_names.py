@@ -10,7 +10,7 @@ import pytest
 
 from edgepeft.lazy_names import lazy_names
 
-PACKAGES = ["edgepeft.pipeline", "edgepeft.runtime", "edgepeft.train"]
+PACKAGES = ["edgepeft.pipeline", "edgepeft.runtime", "edgepeft.targets", "edgepeft.train"]
 
 
 @pytest.mark.parametrize("package", PACKAGES)
