@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +73,16 @@ def test_a_language_model_on_aarch64(arm: Arm64Executor, generating: Path) -> No
     assert report.data["host"]["fp32"]["machine"] == "aarch64"
 
 
+def bytecode() -> Iterator[Path]:
+    """What the emulated Python kept of this package; beside its sources there is none of it."""
+    return (sysroots.sysroot_folder() / "bytecode").rglob("edgepeft/runtime/*.pyc")
+
+
 def test_instructions_are_counted_and_come_again(arm: Arm64Executor, bundle: Path, tmp_path: Path) -> None:
-    """Two processes count the same but for the interpreter's share, some ten thousand; adapters and longer inputs cost more."""
+    """Two processes count the same but for the interpreter's share, some ten thousand; adapters and longer inputs cost more.
+
+    And the second one finds the bytecode of the first.
+    """
     from edgepeft.devices import bench_on, check_on
     from edgepeft.devices.checks.emulated import NOISE
     from edgepeft.report import write_reports
@@ -83,6 +92,8 @@ def test_instructions_are_counted_and_come_again(arm: Arm64Executor, bundle: Pat
     cases: dict[str, Any] = {"adapters": [None, "reviews"], "shapes": ["8x1", "8x32"]}
     target = load_target(TARGET)
     report = bench_on(bundle, target, **cases)
+    compiled = {file: file.stat().st_mtime_ns for file in bytecode()}
+    assert compiled
     assert report.verdict is Verdict.PASS, [gate for gate in report.gates if not gate.ok]
     counts = WorkerResult.model_validate(report.data["results"]["fp32"]).counts
     least = {(count.case.adapter, count.case.sequence): count.least for count in counts}
@@ -92,6 +103,7 @@ def test_instructions_are_counted_and_come_again(arm: Arm64Executor, bundle: Pat
     assert least[None, 1] > 100_000, "an inference of a transformer is more than a reading of the counter"
     saved = write_reports(tmp_path, "bench", report).json
     checked = check_on(bundle, saved, target, **cases)
+    assert all(file.stat().st_mtime_ns == written for file, written in compiled.items())
     (gate,) = [gate for gate in checked.gates if gate.name == "instructions fp32/reviews 8x32"]
     assert gate.verdict is Verdict.PASS
     assert gate.value is not None
@@ -129,23 +141,6 @@ def test_doctor_names_what_is_missing(cli: Any, tmp_path: Path, monkeypatch: pyt
     assert "nothing to set up for linux-x64-cpu" in cli("targets", "setup", "linux-x64-cpu").stderr
     asked = cli("validate", tmp_path, "--target", TARGET, "--on", "arm64")
     assert asked.exit_code == 2
-
-
-def test_a_worker_finds_its_bytecode_again(arm: Arm64Executor, bundle: Path) -> None:
-    """Compiled once, at the same path for every worker; beside the sources of this package there is none of it."""
-    if not arm.emulated:
-        pytest.skip("on Arm the worker is the local one")
-    job = Job(bundle=str(bundle), variant="fp32", threads=1, rows=(Rows(adapter=None, texts=("a",)),))
-    kept = sysroots.sysroot_folder() / "bytecode"
-
-    def compiled() -> dict[Path, int]:
-        return {file: file.stat().st_mtime_ns for file in kept.rglob("edgepeft/runtime/*.pyc")}
-
-    arm.run(job)
-    first = compiled()
-    arm.run(job)
-    assert first
-    assert compiled() == first
 
 
 def test_a_package_that_nothing_can_be_linked_beside(tmp_path: Path) -> None:
