@@ -27,13 +27,13 @@ _CHILD = """
 import json, sys, time
 from pathlib import Path
 import onnxruntime
-from edgepeft import runtime
+from edgepeft.runtime import open as open_bundle
 def resident():
     status = Path("/proc/self/status").read_text()
     return {name: int(status.split(name + ":")[1].split()[0]) / 1000 for name in ("RssAnon", "RssFile")}
 before = resident()
 started = time.perf_counter()
-model = runtime.open(sys.argv[1], threads=1, **({"verify": sys.argv[2]} if sys.argv[2] else {}))
+model = open_bundle(sys.argv[1], threads=1, **({"verify": sys.argv[2]} if sys.argv[2] else {}))
 opened = time.perf_counter() - started
 after = resident()
 names = list(model.adapters)

@@ -25,11 +25,11 @@ from pathlib import Path
 _CHILD = """
 import json, os, sys, time
 import onnxruntime, tokenizers
-from edgepeft import runtime
+from edgepeft.runtime import open as open_bundle
 def memory():
     return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 started = time.perf_counter()
-model = runtime.open(sys.argv[1], threads=1, resident=int(sys.argv[2]))
+model = open_bundle(sys.argv[1], threads=1, resident=int(sys.argv[2]))
 opened = time.perf_counter() - started
 found = {"open_ms": opened * 1e3, "opened_mb": memory(), "used_mb": [], "first_use_ms": []}
 for name in model.adapters if sys.argv[3] == "use" else ():

@@ -67,8 +67,15 @@ def package_folder() -> Path:
     return folder
 
 
+#: What the programs of test/ run, of every instruction set.
+_RUNS = {
+    "fuzz": ("dispatch", "low_rank_portable", "low_rank_avx2", "low_rank_avx512"),
+    "fuzz_blocks": ("block_matmul", "block_matmul_avx512"),
+}
+
+
 def build_fuzz(program: Path, *options: str, test: str = "fuzz") -> None:
-    """Compile a program of test/ and the kernels of every instruction set with these options."""
+    """Compile a program of test/ and the kernels that it runs with these options."""
     flags = [
         "g++",
         "-std=gnu++17",
@@ -79,13 +86,15 @@ def build_fuzz(program: Path, *options: str, test: str = "fuzz") -> None:
         f"-I{SOURCES / 'src'}",
         *options,
     ]
-    sources = ("dispatch", "low_rank_portable", "block_matmul")
+    sources = [name for name in _RUNS[test] if name not in _X86]
     files = [SOURCES / "test" / f"{test}.cpp", *(SOURCES / "src" / f"{name}.cpp" for name in sources)]
     if platform.machine() == "x86_64":
         flags.append("-DEDGEPEFT_X86")
-        for name, instructions in _X86.items():
+        for name in _RUNS[test]:
+            if name not in _X86:
+                continue
             made = program.with_name(f"{name}.o")
-            subprocess.run([*flags, *instructions, "-c", SOURCES / "src" / f"{name}.cpp", "-o", made], check=True)
+            subprocess.run([*flags, *_X86[name], "-c", SOURCES / "src" / f"{name}.cpp", "-o", made], check=True)
             files.append(made)
     subprocess.run([*flags, *files, "-pthread", "-o", program], check=True)
 

@@ -17,8 +17,9 @@ Names are imported when they are used: ``add`` needs no torch, and neither does 
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from ..lazy_names import lazy_names
 
 if TYPE_CHECKING:
     from ..adapters.describe import AdapterPlan as AdapterPlan
@@ -217,8 +218,4 @@ __all__ = [  # noqa: RUF022 - in the order of the pipeline
     "Fitted",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME[name], __name__), name)
+__getattr__ = lazy_names(__name__, _HOME)

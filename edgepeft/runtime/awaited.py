@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from .generation import Prompt
 from .text import Texts
 
 _END = object()
+
+
+async def _in_thread(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    import asyncio  # it is there in a program that awaits, and others need not load it
+
+    return await asyncio.to_thread(call, *arguments, **options)
 
 
 class AwaitedCalls(ABC):
@@ -36,29 +41,31 @@ class AwaitedCalls(ABC):
 
     async def apredict(self, texts: Texts | str, **options: Any) -> Any:
         """``await`` for ``predict``."""
-        return await asyncio.to_thread(self.view.predict, texts, **options)
+        return await _in_thread(self.view.predict, texts, **options)
 
     async def arun(self, texts: Texts | str, **options: Any) -> Any:
         """``await`` for ``run``."""
-        return await asyncio.to_thread(self.view.run, texts, **options)
+        return await _in_thread(self.view.run, texts, **options)
 
     async def aembed(self, texts: Texts | str, **options: Any) -> Any:
         """``await`` for ``embed``."""
-        return await asyncio.to_thread(self.view.embed, texts, **options)
+        return await _in_thread(self.view.embed, texts, **options)
 
     async def agenerate(self, prompts: Any, **options: Any) -> Any:
         """``await`` for ``generate``."""
-        return await asyncio.to_thread(self.view.generate, prompts, **options)
+        return await _in_thread(self.view.generate, prompts, **options)
 
     async def atranscribe(self, sound: Any, **options: Any) -> Any:
         """``await`` for ``transcribe``."""
-        return await asyncio.to_thread(self.view.transcribe, sound, **options)
+        return await _in_thread(self.view.transcribe, sound, **options)
 
     async def astream(self, prompt: Prompt, **options: Any) -> AsyncIterator[str]:
         """``async for`` over the pieces of ``stream``."""
-        stream = await asyncio.to_thread(self.view.stream, prompt, **options)
+        import asyncio
+
+        stream = await _in_thread(self.view.stream, prompt, **options)
         try:
-            while (piece := await asyncio.to_thread(next, stream, _END)) is not _END:
+            while (piece := await _in_thread(next, stream, _END)) is not _END:
                 yield str(piece)
         except asyncio.CancelledError:
             stream.cancel()  # a thread is in it: it ends after its token

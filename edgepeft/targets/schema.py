@@ -6,40 +6,19 @@ MB is 1,000,000 bytes, times are milliseconds, a shape is written ``"<batch>x<se
 from __future__ import annotations
 
 import platform
-import re
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from ..errors import InputError
 from ..executors import STATIC, executor_entry
+from .shape import SHAPE, Shape, parse_shape
 
 OperatingSystem = Literal["linux", "windows", "macos", "android", "ios", "web"]
 Architecture = Literal["x86_64", "arm64", "wasm32"]
 
-_SHAPE = re.compile(r"([1-9]\d{0,5})x([1-9]\d{0,5})")
-
-
-class Shape(NamedTuple):
-    """Size of an input batch, in rows and tokens."""
-
-    batch: int
-    sequence: int
-
-    def __str__(self) -> str:
-        return f"{self.batch}x{self.sequence}"
-
-
-def parse_shape(text: str) -> Shape:
-    """``"1x128"`` as a shape; :class:`InputError` for anything else."""
-    match = _SHAPE.fullmatch(text)
-    if match is None:
-        raise InputError(f"{text!r} is not a shape: write <batch>x<sequence>, for example 1x128")
-    return Shape(int(match[1]), int(match[2]))
-
 
 def _shape_key(text: str) -> str:
-    if _SHAPE.fullmatch(text) is None:
+    if SHAPE.fullmatch(text) is None:
         raise ValueError("a shape is written <batch>x<sequence>, for example 1x128")
     return text
 

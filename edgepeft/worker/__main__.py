@@ -103,12 +103,12 @@ def measure(job: Job) -> WorkerResult:
     start = perf_counter()
     import onnxruntime
 
-    from .. import runtime as runtime_room
+    from ..runtime import open as open_bundle
     from ..runtime.finite import count_not_finite
 
     import_ms = (perf_counter() - start) * 1e3
     start = perf_counter()
-    runtime = runtime_room.open(job.bundle, variant=job.variant, threads=job.threads, device=job.device)
+    runtime = open_bundle(job.bundle, variant=job.variant, threads=job.threads, device=job.device)
     load_ms = (perf_counter() - start) * 1e3
     rss_loaded, held, load_peak = rss_mb(), held_mb(), peak_rss_mb()
     wanted = runtime.adapters if job.swaps else {case.adapter for case in job.cases if case.adapter}

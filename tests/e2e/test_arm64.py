@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from edgepeft.bench import Job, Rows, WorkerResult
 from edgepeft.devices import executor_for, validate_on
+from edgepeft.devices.executors import arm64 as executors
 from edgepeft.devices.executors import qemu as emulators
 from edgepeft.devices.executors import sysroot as sysroots
 from edgepeft.devices.executors.arm64 import Arm64Executor
@@ -71,8 +73,16 @@ def test_a_language_model_on_aarch64(arm: Arm64Executor, generating: Path) -> No
     assert report.data["host"]["fp32"]["machine"] == "aarch64"
 
 
+def bytecode() -> Iterator[Path]:
+    """What the emulated Python kept of this package; beside its sources there is none of it."""
+    return (sysroots.sysroot_folder() / "bytecode").rglob("edgepeft/runtime/*.pyc")
+
+
 def test_instructions_are_counted_and_come_again(arm: Arm64Executor, bundle: Path, tmp_path: Path) -> None:
-    """Two processes count the same but for the interpreter's share, some ten thousand; adapters and longer inputs cost more."""
+    """Two processes count the same but for the interpreter's share, some ten thousand; adapters and longer inputs cost more.
+
+    And the second one finds the bytecode of the first.
+    """
     from edgepeft.devices import bench_on, check_on
     from edgepeft.devices.checks.emulated import NOISE
     from edgepeft.report import write_reports
@@ -82,6 +92,8 @@ def test_instructions_are_counted_and_come_again(arm: Arm64Executor, bundle: Pat
     cases: dict[str, Any] = {"adapters": [None, "reviews"], "shapes": ["8x1", "8x32"]}
     target = load_target(TARGET)
     report = bench_on(bundle, target, **cases)
+    compiled = {file: file.stat().st_mtime_ns for file in bytecode()}
+    assert compiled
     assert report.verdict is Verdict.PASS, [gate for gate in report.gates if not gate.ok]
     counts = WorkerResult.model_validate(report.data["results"]["fp32"]).counts
     least = {(count.case.adapter, count.case.sequence): count.least for count in counts}
@@ -91,6 +103,7 @@ def test_instructions_are_counted_and_come_again(arm: Arm64Executor, bundle: Pat
     assert least[None, 1] > 100_000, "an inference of a transformer is more than a reading of the counter"
     saved = write_reports(tmp_path, "bench", report).json
     checked = check_on(bundle, saved, target, **cases)
+    assert all(file.stat().st_mtime_ns == written for file, written in compiled.items())
     (gate,) = [gate for gate in checked.gates if gate.name == "instructions fp32/reviews 8x32"]
     assert gate.verdict is Verdict.PASS
     assert gate.value is not None
@@ -128,6 +141,13 @@ def test_doctor_names_what_is_missing(cli: Any, tmp_path: Path, monkeypatch: pyt
     assert "nothing to set up for linux-x64-cpu" in cli("targets", "setup", "linux-x64-cpu").stderr
     asked = cli("validate", tmp_path, "--target", TARGET, "--on", "arm64")
     assert asked.exit_code == 2
+
+
+def test_a_package_that_nothing_can_be_linked_beside(tmp_path: Path) -> None:
+    """A cache that several people read, and one wrote."""
+    (tmp_path / "packages").touch()
+    alone = executors._alone(tmp_path, tmp_path)
+    assert [each.name for each in alone.iterdir() if each.is_symlink()] == ["edgepeft"]
 
 
 def test_without_a_compiler_nothing_is_counted_and_it_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

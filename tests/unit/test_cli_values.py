@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import get_args
 
+import click
 import pytest
 from click.testing import CliRunner
 
+from edgepeft.bundle import Verify
 from edgepeft.cli import main
-from edgepeft.cli.run import _one_line
+from edgepeft.cli.run import _one_line, run
 from edgepeft.cli.values import calibration_texts, examples, with_columns
 from edgepeft.errors import InputError
 
@@ -31,6 +34,13 @@ def test_paths_with_colons(tmp_path: Path) -> None:
     odd = tmp_path / "x:text=y"
     odd.write_text("")
     assert with_columns(str(odd), text="t") == (str(odd), {"text": "t"})
+
+
+def test_modes_of_verify_are_those_of_bundles() -> None:
+    """They are written twice so that the command line starts without bundle code."""
+    (option,) = (parameter for parameter in run.params if parameter.name == "verify")
+    assert isinstance(option.type, click.Choice)
+    assert tuple(option.type.choices) == get_args(Verify)
 
 
 @pytest.mark.parametrize("value", ["a.csv:txt=b", "a.csv:text="])

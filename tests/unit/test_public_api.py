@@ -16,7 +16,9 @@ import edgepeft.pipeline
 import edgepeft.runtime
 
 HEAVY = {"torch", "transformers", "peft", "onnx", "onnx_ir", "onnxscript", "onnxruntime", "optimum", "safetensors", "datasets",
-         "accelerate", "tokenizers", "huggingface_hub", "scipy", "pandas"}  # fmt: skip
+         "accelerate", "tokenizers", "huggingface_hub", "scipy", "pandas", "numpy", "pydantic"}  # fmt: skip
+#: A call of the command line in a process that goes on.
+CALL = "import sys; sys.argv[1:] = '{}'.split()\nfrom edgepeft.cli import main\ntry: main()\nexcept SystemExit: pass"
 
 
 STAGES = [
@@ -185,12 +187,12 @@ def test_one_exception_tree_as_drawn() -> None:
     [
         ("import edgepeft", set()),
         ("import edgepeft; edgepeft.pipeline", set()),
-        (
-            "import sys; sys.argv[1:] = ['--help']\nfrom edgepeft.cli import main\ntry: main()\nexcept SystemExit: pass",
-            set(),
-        ),
-        ("import edgepeft.runtime", {"onnxruntime", "tokenizers"}),
-        ("import edgepeft.bundle, edgepeft.targets, edgepeft.report, edgepeft.data", set()),
+        ("import edgepeft.cli", set()),
+        (CALL.format("--help"), set()),
+        (CALL.format("train --help"), set()),
+        ("import edgepeft.runtime, edgepeft.train", set()),
+        ("import edgepeft; edgepeft.runtime.open", {"onnxruntime", "tokenizers", "numpy", "pydantic"}),
+        ("import edgepeft.bundle, edgepeft.targets, edgepeft.report, edgepeft.data", {"numpy", "pydantic"}),
     ],
 )
 def test_imports_nothing_heavy(code: str, allowed: set[str]) -> None:

@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -117,10 +118,8 @@ for call in json.load(sys.stdin):
 """
 
 
-@pytest.fixture(scope="module")
-def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """Exit code, standard error and the large libraries that it imported, by call."""
-    folder = tmp_path_factory.mktemp("bad")
+def write_files(folder: Path) -> None:
+    """What the calls name: rows, bases of which there is a configuration alone, studies."""
     for name, content in FILES.items():
         lines = content if isinstance(content, bytes) else "".join(json.dumps(row) + "\n" for row in content).encode()
         (folder / name).write_bytes(lines)
@@ -135,6 +134,13 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             f"[space]\ndata = {data if data.startswith('[') else json.dumps(data)}\n"
             f"model = {json.dumps(given.get('model', 'encoder'))}\n{given.get('more', '')}\n"
         )
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Exit code, standard error and the large libraries that it imported, by call."""
+    folder = tmp_path_factory.mktemp("bad")
+    write_files(folder)
     done = subprocess.run(
         [sys.executable, "-c", PROCESS], input=json.dumps([*CALLS]), cwd=folder, capture_output=True, text=True, check=True,
         env={**os.environ, "HF_HUB_OFFLINE": "1"},

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import platform
 import shutil
@@ -56,13 +58,12 @@ class Arm64Executor:
         folder = sysroot_folder()
         root = folder / "root"
         with tempfile.TemporaryDirectory(prefix="edgepeft-arm64-") as scratch:
-            # Only this package: other packages beside it are built for this machine.
-            (Path(scratch) / "edgepeft").symlink_to(Path(__file__).parents[2])
             environment = {
                 **{key: os.environ[key] for key in ("PATH", "HOME", "TMPDIR", "LANG") if key in os.environ},
                 "PYTHONHOME": str(root / "usr"),
-                "PYTHONPATH": os.pathsep.join([str(folder / "site"), scratch]),
-                "PYTHONDONTWRITEBYTECODE": "1",
+                "PYTHONPATH": os.pathsep.join([str(folder / "site"), str(_alone(folder, Path(scratch)))]),
+                # Compiling what a worker imports is most of its start under emulation; nothing is written to other folders.
+                "PYTHONPYCACHEPREFIX": str(folder / "bytecode"),
             }
             # More threads than cores only wait for each other, and time is not judged here.
             threads = min(job.threads, os.cpu_count() or 1)
@@ -86,6 +87,24 @@ class Arm64Executor:
                 raise DeviceError(f"{self.name}: {error}") from error
         host = result.host.model_copy(update={"cpu": f"{CPU} emulated by qemu on {_host_cpu()}"})
         return result.model_copy(update={"host": host})
+
+
+def _alone(folder: Path, scratch: Path) -> Path:
+    """A folder that holds this package alone: others beside it are built for this machine.
+
+    It lies below ``folder``, one for each installation and at the same path each time: by that Python knows its bytecode again.
+    Where nobody may write there, it is ``scratch``.
+    """
+    package = Path(__file__).parents[2]
+    link = folder / "packages" / hashlib.sha256(bytes(package)).hexdigest()[:12] / package.name
+    try:
+        link.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):  # of an earlier worker, or one beside this
+            link.symlink_to(package)
+    except OSError:
+        link = scratch / package.name
+        link.symlink_to(package)
+    return link.parent
 
 
 def _uncounted() -> str:
