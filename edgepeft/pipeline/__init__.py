@@ -219,3 +219,7 @@ __all__ = [  # noqa: RUF022 - in the order of the pipeline
 ]
 
 __getattr__ = lazy_names(__name__, _HOME)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

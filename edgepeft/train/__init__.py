@@ -47,3 +47,7 @@ __all__ = [
 ]
 
 __getattr__ = lazy_names(__name__, _HOME)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

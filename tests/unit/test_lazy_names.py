@@ -35,6 +35,7 @@ def test_type_checkers_see_the_same(package: str) -> None:
 @pytest.mark.parametrize("package", PACKAGES)
 def test_names_are_there(package: str) -> None:
     module = importlib.import_module(package)
+    assert {*module.__all__} <= {*dir(module)}, "a notebook completes them"
     for name in module.__all__:
         assert getattr(module, name) is not None
     with pytest.raises(AttributeError, match=rf"module '{package}' has no attribute 'nope'"):
