@@ -10,13 +10,13 @@ from pathlib import Path
 import onnx_ir as ir
 
 from ..bundle import Bundle, read_bundle
-from ..data import Examples
 from ..quantize import recipe
 from ..quantize.counts import count_quantized
 from ..quantize.recipes import WHOLE
 from ..quantize.sizes import planned_bytes
 from ..units import MB
 from ._calibrate import ROWS, check_texts
+from ._calibration_data import Data
 from ._fitting import Fitting, choose_fitting, require_possible
 from ._halves import whole_name
 from ._mixed_variant import Goal
@@ -61,7 +61,7 @@ def plan_quantize(
     bundle: str | Path,
     variant: str,
     *,
-    data: Mapping[str, Examples] | None = None,
+    data: Mapping[str, Data] | None = None,
     method: str | None = None,
     heal: int = 0,
     head_bits: int | None = None,
@@ -74,7 +74,7 @@ def plan_quantize(
     Args:
         bundle: The bundle's folder.
         variant: As :func:`quantize` takes it, and so are the others.
-        data: Texts by adapter; they are looked at, and refused as :func:`quantize` would.
+        data: Texts, or rows of sound, by adapter; they are looked at, and refused as :func:`quantize` would.
         method: How ``q4`` rounds.
         heal: Rank of corrections.
         head_bits: Bits of a language model's head.
