@@ -9,7 +9,7 @@ from ..quantize.recipes import WHOLE
 from ._calibration_crossed import crossed_runs
 from ._calibration_data import Data, sounds_of, texts_of
 from ._calibration_runs import Runs, calibration_runs, check_runs
-from ._calibration_sound import check_sounds, sound_runs
+from ._calibration_sound import check_sounds, disk_bytes, sound_runs
 
 
 def runs_of(bundle: Bundle, data: Mapping[str, Data], *, rows: int) -> Runs:
@@ -37,3 +37,8 @@ def check_data(bundle: Bundle, data: Mapping[str, Data], *, rows: int) -> None:
         check_sounds(bundle, sounds_of(bundle, data), rows=rows)
     else:
         check_runs(bundle, texts_of(bundle, data), rows=rows)
+
+
+def held_bytes(bundle: Bundle, data: Mapping[str, Data], *, rows: int) -> int:
+    """About what :func:`runs_of` holds on disk, at most."""
+    return disk_bytes(bundle, sounds_of(bundle, data), rows=rows) if bundle.manifest.hears else 0

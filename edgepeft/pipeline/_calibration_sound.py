@@ -6,15 +6,18 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import prod
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 
 from ..bundle import Bundle
 from ..bundle.cache_names import grows, is_past
 from ..data import evenly
 from ..errors import DataError, InputError
 from ..quantize.moments import Feeds
+from ..quantize.recipes import WHOLE
 from ..runtime import read_sound
 from ..runtime.generation.log_mel import LogMel, read_log_mel
 from ..runtime.generation.speech import SoundDecoder, Transcriber
@@ -26,7 +29,7 @@ from ._calibration_crossed import Arrays, CrossedRuns, answered_runs, written
 
 #: Windows of sound in all, half of them the base's where there are adapters: the decoder has few places in each.
 SOUNDS = 128
-#: How many of these at most the encoder is fitted to, which has hundreds of places in each, and compare matrices: each is a run of it.
+#: How many of these at most the encoder is fitted to, which has hundreds of places in each, and compare matrices, a run of it each.
 ENCODED, PROBED = 24, 4
 #: The longest answer that a model writes itself.
 WRITTEN = 128
@@ -96,10 +99,10 @@ def sound_runs(bundle: Bundle, data: Mapping[str, LanguageRows], *, rows: int) -
         DataError: A file holds no sound, or the model does not know its language; the message names the row.
     """
     check_names(bundle, data)
-    mel = read_log_mel(bundle)
+    mel, sounds = read_log_mel(bundle), min(SOUNDS, ROOM // _state_bytes(bundle))
 
     def answered(view: View) -> list[AnsweredSound]:
-        most = _most(bundle, view.name, min(SOUNDS, ROOM // _state_bytes(view)))
+        most = _most(bundle, view.name, sounds)
         heard = _heard(_rows_of(data, view.name), min(rows, most), mel)
         return [_answered(view, wave, row, said) for wave, row, said in heard]
 
@@ -114,6 +117,13 @@ def check_sounds(bundle: Bundle, data: Mapping[str, LanguageRows], *, rows: int)
     for name in (None, *bundle.manifest.adapters):
         for _ in _heard(_rows_of(data, name), min(rows, _most(bundle, name, SOUNDS)), mel):
             pass
+
+
+def disk_bytes(bundle: Bundle, data: Mapping[str, LanguageRows], *, rows: int) -> int:
+    """About what :func:`sound_runs` puts on disk, at most."""
+    each = _state_bytes(bundle)
+    sounds = min(SOUNDS, ROOM // each)
+    return each * sum(min(rows, _most(bundle, name, sounds)) for name in (None, *bundle.manifest.adapters) if data)
 
 
 def on_disk(arrays: Arrays, folder: Path) -> Arrays:
@@ -187,13 +197,20 @@ def _answered(view: View, wave: Wave, row: LanguageRow, said: str) -> AnsweredSo
     )
 
 
-def _state_bytes(view: View) -> int:
+def _state_bytes(bundle: Bundle) -> int:
     """Bytes of what the decoder reads of one window."""
-    graphs = view.generator.graphs
-    (frames,) = (int(value.shape[2]) for value in graphs.bundle.manifest.inputs if value.name == "input_features")
-    states = [v for v in graphs.decoder_session.get_inputs() if is_past(v.name) and not grows(v.name)]
+    file = bundle.manifest.variants[WHOLE].decoder_file
+    assert file is not None, "the task is to write down speech"
+    shapes = [
+        value.shape
+        for value in ir.load(bundle.file(file)).graph.inputs
+        if is_past(value.name or "") and not grows(value.name or "")
+    ]
+    (frames,) = (int(value.shape[2]) for value in bundle.manifest.inputs if value.name == "input_features")
     # ``[rows, heads, places, width]``
-    return sum(4 * int(value.shape[1]) * int(value.shape[3]) for value in states) * frames // FRAMES
+    sizes = [(shape[1], shape[3]) for shape in shapes if shape is not None]
+    width = sum(prod(size for size in each if isinstance(size, int)) for each in sizes)
+    return 4 * width * frames // FRAMES
 
 
 def _writer(view: View) -> Transcriber:

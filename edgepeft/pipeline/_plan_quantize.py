@@ -16,6 +16,7 @@ from ..quantize.recipes import WHOLE
 from ..quantize.sizes import planned_bytes
 from ..units import MB
 from ._calibrate import ROWS, check_texts
+from ._calibration import held_bytes
 from ._calibration_data import Data
 from ._fitting import Fitting, choose_fitting, require_possible
 from ._halves import whole_name
@@ -128,6 +129,7 @@ def plan_quantize(
     way = f"{variant} gptq" if fitting.method == "gptq" else variant
     before = sum(opened.manifest.files[name].bytes for name in whole.files())
     made = sum(file.bytes for file in files)
+    beside = held_bytes(opened, data or {}, rows=ROWS) if fitting.method == "gptq" else 0
     return QuantizePlan(
         variant=variant,
         recipe=fitting.summary(rule),
@@ -135,7 +137,7 @@ def plan_quantize(
         files=tuple(files),
         bytes_before=before,
         memory_mb=memory_mb(fitting.method, 4 * weights, goal=goal is not None),
-        disk_mb=(made + before) / MB,  # it is made beside a copy of the fp32 graph
+        disk_mb=(made + before + beside) / MB,  # it is made beside a copy of the fp32 graph
         free_mb=shutil.disk_usage(opened.path).free / MB,
         seconds=_SECONDS.get(way, 0.1) * weights / 1e6 * (3 if goal else 1),
         replaces=variant in opened.manifest.variants,

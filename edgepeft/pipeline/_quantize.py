@@ -20,7 +20,7 @@ from ..quantize.merge_error import NOTABLE, key_of
 from ..quantize.recipes import WHOLE, Recipe
 from ..runtime.sessions import open_session
 from ._calibrate import ROWS, check_texts, measure_ranges, measured_without
-from ._calibration import runs_of
+from ._calibration import held_bytes, runs_of
 from ._calibration_data import Data, texts_of
 from ._calibration_runs import Runs
 from ._edit import Edit, copy_files, edit
@@ -137,7 +137,8 @@ def quantize(
 
     _check_wanted(opened.manifest, opened.path, variant, replace, whole)
     require_possible(opened, fitting, data or {}, rows)
-    require_room(opened, rule, whole, method, goal=goal is not None)
+    beside = held_bytes(opened, data or {}, rows=rows) if method == "gptq" else 0
+    require_room(opened, rule, whole, method, goal=goal is not None, beside=beside)
 
     def needs(manifest: Manifest) -> tuple[str, ...]:
         _check_wanted(manifest, opened.path, variant, replace, whole)
