@@ -59,9 +59,8 @@ calibration_option = option(
     "--data",
     multiple=True,
     metavar="NAME=FILE",
-    help=f"Texts of an adapter, '*=FILE' for all: what {with_texts()} measures activations with, and what q4 is fitted to. For a "
-    "model that writes down speech rows with a file of sound ('audio') and, if known, what is said in it and the language. May be "
-    "repeated; columns as in NAME=FILE:text=body,pair=title.",
+    help=f"Texts of an adapter, '*=FILE' for all: what {with_texts()} measures activations with and q4 is fitted to; of speech "
+    "rows with files of sound. May be repeated; columns as in NAME=FILE:text=body,pair=title.",
 )
 refit_data_option = option(
     "--data",

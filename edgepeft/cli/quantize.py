@@ -54,8 +54,7 @@ if TYPE_CHECKING:
         "--method",
         type=click.Choice(tuple(METHODS)),
         help="gptq fits weights to what the layers see: a language model's on a text that ships with edgepeft or on --data, "
-        "others' on --data. mse and rtn run nothing: the least squared error, or to nearest. "
-        "By default gptq where it can be.",
+        "others' on --data. mse and rtn run nothing. By default gptq where it can be.",
     ),
     option(
         "--heal",
