@@ -56,8 +56,7 @@ VARIANTS = ("fp32", "q8", "q4", "int8")
 #: Rows of q4 fitted to sound, with the options of each; each has a bundle of its own.
 FITTED: dict[str, dict[str, Any]] = {
     "fitted": {},
-    "fitted, 8-bit head": {"head_bits": 8},
-    "fitted, 8-bit layers": {"layer_bits": 8},
+    "fitted, 4-bit head": {"head_bits": 4},
     "fitted, 60 MB": {"goal": Goal(bytes=60_000_000)},
 }
 #: Sounds of all voices, and of the accent, that these are fitted to.

@@ -63,7 +63,11 @@ if TYPE_CHECKING:
         metavar="RANK",
         help="Give each linear layer a low-rank correction in floats: better, larger, slower.",
     ),
-    option("--head-bits", type=click.Choice(("4", "8")), help="Bits of a head that writes tokens; 4 by default."),
+    option(
+        "--head-bits",
+        type=click.Choice(("4", "8")),
+        help="Bits of a head that writes tokens; 4 by default, 8 of speech.",
+    ),
     option(
         "--layer-bits",
         type=click.Choice(("4", "8")),

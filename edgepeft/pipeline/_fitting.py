@@ -18,6 +18,10 @@ from ._calibration_runs import can_calibrate
 from ._mixed_bits import Front
 from ._mixed_variant import Goal
 
+#: Bits of the head of speech that is fitted to sound, where nothing else is asked for. The head is a third of Whisper base's weights,
+#: and in 4 bits most of its decoder's error (docs/speech.md).
+SPEECH_HEAD = 8
+
 
 @dataclass(frozen=True)
 class Fitting:
@@ -62,7 +66,7 @@ def choose_fitting(
         data: Texts, or rows of sound, by adapter.
         method: A name of ``METHODS``; by default GPTQ where the bundle can be calibrated.
         heal: Rank of corrections.
-        head_bits: Bits of a language model's head.
+        head_bits: Bits of a head that writes tokens; 4 by default, 8 of speech.
         layer_bits: Bits of the other linear layers.
         goal: What bits are chosen for.
     """
@@ -89,6 +93,8 @@ def choose_fitting(
         )
     if data and not rule.calibrated and chosen != "gptq":
         raise InputError(f"{rule.variant} measures nothing beforehand: leave the data out")
+    if bundle.manifest.hears and chosen == "gptq" and (head_bits, layer_bits, goal) == (None, None, None):
+        head_bits = SPEECH_HEAD
     return Fitting(chosen, heal, head_bits, layer_bits, goal)
 
 

@@ -78,7 +78,7 @@ def plan_quantize(
         data: Texts, or rows of sound, by adapter; they are looked at, and refused as :func:`quantize` would.
         method: How ``q4`` rounds.
         heal: Rank of corrections.
-        head_bits: Bits of a language model's head.
+        head_bits: Bits of a head that writes tokens.
         layer_bits: Bits of the other linear layers.
         goal: What bits are chosen for.
         replace: Replace a variant of that name.

@@ -103,7 +103,7 @@ def quantize(
             GPTQ where the bundle can be calibrated: a language model by a text that ships with edgepeft, others by ``data``
             (without which a model that writes down speech takes ``"mse"``, and others ``"rtn"``).
         heal: Rank of a correction that each linear layer gets in floats, for GPTQ; 0 for none.
-        head_bits: 4 or 8 bits for a language model's head, for GPTQ.
+        head_bits: 4 or 8 bits for a head that writes tokens, for GPTQ; 4 by default, 8 of speech.
         layer_bits: 4 or 8 bits for the other linear layers, so not for tables of embeddings, for GPTQ.
         goal: A size, or a divergence from fp32: each matrix then gets the bits that reach it best, for GPTQ.
         measure: Compare the variant of a model that writes with fp32, on texts or sounds kept apart.

@@ -146,12 +146,22 @@ def test_bits_for_a_size(copy: Path, rows: Path, tmp_path: Path, monkeypatch: py
     """Matrices of both graphs compete for one size."""
     monkeypatch.setenv("EDGEPEFT_CACHE", str(tmp_path / "cache"))
     data = {"*": read(rows)}
-    even = quantize(copy, "q4", data=data, measure=False)
+    even = quantize(copy, "q4", data=data, head_bits=4, measure=False)
     done = quantize(copy, "q4", data=data, goal=Goal(bytes=even.bytes_after + 7000), replace=True)
     assert done.front is not None
     assert even.bytes_after < done.bytes_after <= even.bytes_after + 7000
     assert {name.partition("/")[0] for name in done.front.sensitivity} == {"encoder", "decoder"}
-    assert plan_quantize(copy, "q4", data=data, replace=True).recipe.startswith("4 bits in blocks of 32: GPTQ")
+
+
+def test_the_head_has_8_bits(bundle: Path, rows: Path) -> None:
+    """By default, since it is most of the decoder's error; not where bits are asked for, nor without data."""
+    data = {"*": read(rows)}
+    assert "; 8 bits for the head" in plan_quantize(bundle, "q4", data=data).recipe
+    assert "; 4 bits for the head" in plan_quantize(bundle, "q4", data=data, head_bits=4).recipe
+    sizes = [plan_quantize(bundle, "q4", data=data, head_bits=bits).bytes for bits in (None, 8, 4)]
+    assert sizes[0] == sizes[1] > sizes[2]
+    assert plan_quantize(bundle, "q4", data=data, layer_bits=8).recipe.endswith("; 8 bits for linear layers")
+    assert "head" not in plan_quantize(bundle, "q4").recipe
 
 
 @pytest.mark.parametrize("variant", ["fp16", pytest.param("q4f16", marks=pytest.mark.slow)])
