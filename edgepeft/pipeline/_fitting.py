@@ -18,7 +18,7 @@ from ._calibration_runs import can_calibrate
 from ._mixed_bits import Front
 from ._mixed_variant import Goal
 
-#: Bits of the head of speech that is fitted to sound, where nothing else is asked for. The head is a third of Whisper base's weights,
+#: Bits of the head of speech that is fitted to sound, where nothing else is asked for: a third of Whisper base's weights,
 #: and in 4 bits most of its decoder's error (docs/speech.md).
 SPEECH_HEAD = 8
 
