@@ -1,7 +1,7 @@
 """What Whisper base's variants and an adapter get right, how large they are and how fast, on speech whose text is known.
 
     python benchmarks/speech.py build/speech                # 16 clips of each voice, 100 steps of training
-    python benchmarks/speech.py build/speech --clips 24     # the tables of docs/speech.md
+    python benchmarks/speech.py build/speech --clips 12     # the tables of docs/speech.md
 
 espeak-ng reads passages of Jane Austen's novels: in two voices that Whisper understands, and with a strong accent (English by the
 rules of French). A LoRA (rank 8, q_proj and v_proj of both parts) is trained with PEFT on that accent, from other novels, and
@@ -228,7 +228,7 @@ def print_row(row: dict[str, str], *, first: bool) -> None:
 @click.option("--clips", default=16, show_default=True, help="Of each voice.")
 @click.option("--steps", default=100, show_default=True, help="Of training, two clips each.")
 @click.option(
-    "--variant", "variants", multiple=True, default=(*VARIANTS, "fitted"), show_default=True, help="May be repeated."
+    "--variant", "variants", multiple=True, default=(*VARIANTS, *FITTED), show_default=True, help="May be repeated."
 )
 def main(out: Path, clips: int, steps: int, variants: tuple[str, ...]) -> None:
     """Print a table of variants, and one of what the adapter brings to each."""

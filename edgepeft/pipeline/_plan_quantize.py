@@ -29,6 +29,10 @@ from ._quantize_room import memory_mb
 _SECONDS = {"int8": 0.05, "w8a16": 0.6, "q8": 0.1, "q4": 0.03, "q4 gptq": 0.5, "fp16": 0.5, "q4f16": 0.5}
 
 
+#: What weights fitted to windows of sound take over those fitted to texts (benchmarks/speech.py, 52 windows).
+_WINDOWS = 6
+
+
 @dataclass(frozen=True)
 class QuantizePlan:
     """What quantizing would do; sizes, memory and time are estimates.
@@ -139,7 +143,7 @@ def plan_quantize(
         memory_mb=memory_mb(fitting.method, 4 * weights, goal=goal is not None),
         disk_mb=(made + before + beside) / MB,  # it is made beside a copy of the fp32 graph
         free_mb=shutil.disk_usage(opened.path).free / MB,
-        seconds=_SECONDS.get(way, 0.1) * weights / 1e6 * (3 if goal else 1),
+        seconds=_SECONDS.get(way, 0.1) * weights / 1e6 * (3 if goal else 1) * (_WINDOWS if beside else 1),
         replaces=variant in opened.manifest.variants,
     )
 
