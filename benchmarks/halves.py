@@ -35,7 +35,7 @@ from edgepeft.bundle.cache_names import as_pasts
 from edgepeft.data import read_examples
 from edgepeft.pipeline import _halves, quantize
 from edgepeft.pipeline._calibration_runs import feeds_of
-from edgepeft.pipeline._half_runs import GraphFile, HalfRuns, text_feeds
+from edgepeft.pipeline._half_runs import GraphFile, HalfRuns, data_feeds
 from edgepeft.quantize.halves.plan import plan_halves
 from edgepeft.quantize.halves.write import write_emulated
 from edgepeft.runtime.generation.tokens import Tokens
@@ -53,7 +53,7 @@ def emulated(bundle: Bundle, variant: str) -> Iterator[tuple[HalfRuns, HalfRuns]
     """The variant in float32, and as float16 rounds it; what was planned is printed."""
     entry = bundle.manifest.variants[variant]
     files = [bundle.file(file) for file in (entry.file, entry.decoder_file) if file is not None]
-    feeds, _ = text_feeds(bundle, {}, 64)
+    feeds, _ = data_feeds(bundle, {}, 64)
     with _halves._Work(files) as work:
         _, largest = _halves._measured(bundle, work, feeds, print)
         graphs = []

@@ -5,9 +5,10 @@
 
 espeak-ng reads passages of Jane Austen's novels: in two voices that Whisper understands, and with a strong accent (English by the
 rules of French). A LoRA (rank 8, q_proj and v_proj of both parts) is trained with PEFT on that accent, from other novels, and
-added to the base's bundle; each variant writes down every clip, one thread, four clips at a time. Texts are compared in
-the form that Whisper's English normalizer gives them. The row `torch` is what transformers' `generate` writes in fp32, the adapter
-by PEFT.
+added to the base's bundle; each variant writes down every clip, one thread, four clips at a time. The rows `fitted` are q4 fitted
+to other sounds, 32 of all voices for the base and 32 of the accent for the adapter, from the novels that the adapter was trained
+on; `fitted, N MB` has bits by what each matrix is worth. Texts are compared in the form that Whisper's English normalizer
+gives them. The row `torch` is what transformers' `generate` writes in fp32, the adapter by PEFT.
 
 Needs ``apt-get install espeak-ng`` and ``pip install 'edgepeft[demo,metrics,audio]'``. Times are CPU seconds. OUT keeps what was
 made, and a second run uses it.
@@ -22,6 +23,7 @@ import edgepeft  # noqa: F401  # before ONNX Runtime: switches its telemetry off
 import json
 import random
 import re
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -35,11 +37,13 @@ from speech_training import train
 from edgepeft import runtime
 from edgepeft.bundle import read_bundle
 from edgepeft.demo import assets
-from edgepeft.demo.speech import SAMPLING_RATE, Voice, speak
+from edgepeft.demo.speech import SAMPLING_RATE, Voice, speak, speak_to_files
 from edgepeft.metrics.intervals import percentile_interval
 from edgepeft.metrics.measuring import Measured, Scored, measure
 from edgepeft.metrics.registry import METRICS
-from edgepeft.pipeline import add, export, quantize
+from edgepeft.pipeline import Goal, add, export, quantize
+from edgepeft.validate import read_language_rows
+from edgepeft.validate.language_rows import LanguageRows
 
 #: Voices that Whisper base understands, and the one that the adapter is trained on.
 VOICES = {"American": Voice("en-us"), "British": Voice("en-gb"), "accent": Voice("fr")}
@@ -49,6 +53,14 @@ TRAINED_ON, JUDGED_ON = (
     ("persuasion", "northangerabbey", "sensesensibility"),
 )
 VARIANTS = ("fp32", "q8", "q4", "int8")
+#: Rows of q4 fitted to sound, with the options of each; each has a bundle of its own.
+FITTED: dict[str, dict[str, Any]] = {
+    "fitted": {},
+    "fitted, 4-bit head": {"head_bits": 4},
+    "fitted, 60 MB": {"goal": Goal(bytes=60_000_000)},
+}
+#: Sounds of all voices, and of the accent, that these are fitted to.
+FITTED_TO = 32
 #: Austen's spellings that nobody hears: they would count as mistakes.
 OLD = re.compile(
     r"\b(every|any|some|no) (thing|body|one|where)|\b(for ever|to-day|my ?self)\b|shew|chuse|chose|sopha|stile|\bPrelude\b",
@@ -81,6 +93,7 @@ def kept(file: Path, make: Callable[[], Any]) -> Any:
 
 def heard(bundle: Path, variant: str, adapter: str | None, waves: Sequence[np.ndarray]) -> dict[str, Any]:
     """What one variant writes, and the CPU seconds that it takes."""
+    bundle, variant = place_of(bundle, variant)
     model = runtime.open(bundle, variant=variant, threads=1)
     view = model.adapter(adapter) if adapter else model.base
     view.transcribe(waves[0], sampling_rate=SAMPLING_RATE, language="en")  # first touch of the weights
@@ -130,6 +143,7 @@ def word_errors(
 
 def files_mb(bundle: Path, variant: str) -> float:
     """Megabytes of a variant's files."""
+    bundle, variant = place_of(bundle, variant)
     chosen = read_bundle(bundle).manifest.variants[variant]
     files = {chosen.file, chosen.decoder_file, *chosen.data} - {None}
     return sum((bundle / str(file)).stat().st_size for file in files) / 1e6
@@ -141,15 +155,52 @@ def change(before: Measured, after: Measured) -> str:
     return f"{100 * moved.estimate:+.2f} ({100 * moved.lower:+.2f} to {100 * moved.upper:+.2f})"
 
 
+def place_of(bundle: Path, row: str) -> tuple[Path, str]:
+    """The bundle and the variant of a row of the tables."""
+    return (bundle.with_name(re.sub(r"\W+", "-", row)), "q4") if row in FITTED else (bundle, row)
+
+
 def bundle_of(out: Path, variants: Sequence[str]) -> Path:
     """The base with slots at every linear layer, for adapters to come, and each variant."""
     bundle = out / "bundle"
     if not bundle.is_dir():
         export(assets.whisper_base(), {}, bundle, slots="all-linear")
     for variant in variants:
-        if variant not in read_bundle(bundle).manifest.variants:
+        if variant not in FITTED and variant not in read_bundle(bundle).manifest.variants:
             quantize(bundle, variant, measure=False)
     return bundle
+
+
+def sounds_of(out: Path) -> dict[str, LanguageRows]:
+    """What q4 is fitted to: sounds of all voices, and of the accent for its adapter."""
+    drawn = passages(TRAINED_ON, 2 * FITTED_TO, seed=2)
+    found = {}
+    for name, texts in (("*", drawn[:FITTED_TO]), (ADAPTER, drawn[FITTED_TO:])):
+        folder = out / f"sounds-{'all' if name == '*' else name}"
+        voices = list(VOICES) if name == "*" else [ACCENT]
+        rows = []
+        for place, text in enumerate(texts):
+            voice = voices[place % len(voices)]
+            (file,) = speak_to_files([text], folder / str(place), VOICES[voice])
+            rows.append({"audio": file.relative_to(folder).as_posix(), "text": text, "language": "en"})
+        (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+        found[name] = read_language_rows(folder / "rows.jsonl", sounds=True)
+    return found
+
+
+def fit_rows(out: Path, bundle: Path, rows: Sequence[str]) -> None:
+    """A bundle with the adapter and a q4 fitted to sound for each of these rows."""
+    for row in rows:
+        own, _ = place_of(bundle, row)
+        if row not in FITTED or own.is_dir():
+            continue
+        shutil.copytree(bundle, work := own.with_name(f"{own.name}.work"), dirs_exist_ok=True)
+        begin = time.process_time()
+        done = quantize(work, "q4", data=sounds_of(out), replace=True, **FITTED[row])
+        spent = time.process_time() - begin
+        told = "; ".join(f"{q.adapter or 'base'} {q.divergence:.4f} nats, {q.same_top:.1%}" for q in done.quality)
+        print(f"{row}: {done.bytes_after / 1e6:.1f} MB, {spent:.0f} CPU s; {told}", flush=True)
+        work.rename(own)
 
 
 def adapter_of(out: Path, steps: int, bundle: Path) -> Path:
@@ -176,7 +227,9 @@ def print_row(row: dict[str, str], *, first: bool) -> None:
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--clips", default=16, show_default=True, help="Of each voice.")
 @click.option("--steps", default=100, show_default=True, help="Of training, two clips each.")
-@click.option("--variant", "variants", multiple=True, default=VARIANTS, show_default=True, help="May be repeated.")
+@click.option(
+    "--variant", "variants", multiple=True, default=(*VARIANTS, *FITTED), show_default=True, help="May be repeated."
+)
 def main(out: Path, clips: int, steps: int, variants: tuple[str, ...]) -> None:
     """Print a table of variants, and one of what the adapter brings to each."""
     drawn = passages(JUDGED_ON, clips * len(VOICES), seed=0)
@@ -187,6 +240,8 @@ def main(out: Path, clips: int, steps: int, variants: tuple[str, ...]) -> None:
         f"{clips} clips of each of {len(VOICES)} voices: {seconds:.0f} s, {sum(len(text.split()) for text in drawn)} words"
     )
     bundle = bundle_of(out, [variant for variant in variants if variant != "fp32"])
+    adapter = adapter_of(out, steps, bundle)
+    fit_rows(out, bundle, variants)
 
     def answers(variant: str, name: str | None, voice: str, folder: str, adapter: Path | None = None) -> dict[str, Any]:
         torch = partial(heard_by_torch, adapter)
@@ -213,7 +268,7 @@ def main(out: Path, clips: int, steps: int, variants: tuple[str, ...]) -> None:
         }
         print_row(row, first=variant == "torch")
 
-    adapter, by_torch = adapter_of(out, steps, bundle), []
+    by_torch = []
     for variant in ("torch", *variants):
         written = answers(variant, ADAPTER, ACCENT, f"adapter-{clips}-{steps}", adapter)["texts"]
         by_torch = by_torch or written

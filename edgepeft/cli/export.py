@@ -24,7 +24,7 @@ from .options import (
     text_option,
 )
 from .show import megabytes, print_json, steps, table, warn
-from .values import calibration_texts, named
+from .values import calibration_data, named
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from ..bundle import Bundle
     from ..data import Examples
     from ..pipeline import Exported
+    from ..validate import LanguageRows
 
 
 @cloup.command()
@@ -167,13 +168,13 @@ def export(
     if mode == "auto":
         if target is not None or len(variants) != 1:
             raise InputError("--mode auto compares both ways in one precision: give one --variant, and no --target")
-        run = _auto(variants[0], calibration_texts(data, text, pair))
+        run = _auto(variants[0], calibration_data(None, data, text, pair))
     elif target is not None:
         from ..pipeline import export_for
 
         if variants:
             raise InputError("--target chooses the variant itself; leave --variant out")
-        run = partial(export_for, load_target(target), data=calibration_texts(data, text, pair))
+        run = partial(export_for, load_target(target), data=calibration_data(None, data, text, pair))
     elif data:
         raise InputError("--data is for variants that a --target asks for; quantize the bundle with it afterwards")
     elif variants:
@@ -222,7 +223,7 @@ def export(
         click.echo(f"{bundle.path}: {megabytes(bundle.size())} on disk (base {base}{forms})")
 
 
-def _auto(variant: str, data: Mapping[str, Examples]) -> Callable[..., Exported]:
+def _auto(variant: str, data: Mapping[str, Examples | LanguageRows]) -> Callable[..., Exported]:
     """``export``, with the mode chosen."""
     from ..pipeline import export_auto
 

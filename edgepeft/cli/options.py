@@ -59,8 +59,8 @@ calibration_option = option(
     "--data",
     multiple=True,
     metavar="NAME=FILE",
-    help=f"Texts of an adapter, '*=FILE' for all: what {with_texts()} measures activations with. May be repeated; columns as in "
-    "NAME=FILE:text=body,pair=title.",
+    help=f"Texts of an adapter, '*=FILE' for all: what {with_texts()} measures activations with and q4 is fitted to; of speech "
+    "rows with files of sound. May be repeated; columns as in NAME=FILE:text=body,pair=title.",
 )
 refit_data_option = option(
     "--data",

@@ -14,13 +14,14 @@ from ..quantize.recipes import METHODS, RECIPES
 from .guarded import guarded
 from .options import bundle_argument, calibration_option, json_option, lock_option, pair_option, text_option
 from .show import megabytes, print_json, steps, table, warn
-from .values import calibration_texts
+from .values import calibration_data
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from ..data import Examples
     from ..pipeline import Front, Goal, Quality
+    from ..validate import LanguageRows
 
 
 @cloup.command()
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
         type=click.IntRange(min=1),
         default=64,
         metavar="N",
-        help="Texts of each adapter to run, spread evenly.",
+        help="Texts or sounds of each adapter to run, spread evenly.",
     ),
 )
 @option_group(
@@ -53,7 +54,7 @@ if TYPE_CHECKING:
         "--method",
         type=click.Choice(tuple(METHODS)),
         help="gptq fits weights to what the layers see: a language model's on a text that ships with edgepeft or on --data, "
-        "others' on --data. rtn rounds to nearest. By default gptq where it can be.",
+        "others' on --data. mse and rtn run nothing. By default gptq where it can be.",
     ),
     option(
         "--heal",
@@ -62,7 +63,11 @@ if TYPE_CHECKING:
         metavar="RANK",
         help="Give each linear layer a low-rank correction in floats: better, larger, slower.",
     ),
-    option("--head-bits", type=click.Choice(("4", "8")), help="Bits of a language model's head; 4 by default."),
+    option(
+        "--head-bits",
+        type=click.Choice(("4", "8")),
+        help="Bits of a head that writes tokens; 4 by default, 8 of speech.",
+    ),
     option(
         "--layer-bits",
         type=click.Choice(("4", "8")),
@@ -84,7 +89,9 @@ if TYPE_CHECKING:
         metavar="NATS",
         help="The smallest whose divergence from fp32 is at most this, on texts kept apart.",
     ),
-    option("--measure/--no-measure", default=True, help="Compare a language model with fp32 on texts kept apart."),
+    option(
+        "--measure/--no-measure", default=True, help="Compare what writes with fp32, on texts or sounds kept apart."
+    ),
 )
 @option(
     "--refit",
@@ -132,15 +139,16 @@ def quantize(
 
     The adapters are unchanged and serve every variant.
     """
+    from ..bundle import read_bundle
     from ..pipeline import Goal
     from ..pipeline import quantize as run
     from ..pipeline import refit as fit
-    from ..pipeline._refit import calibrating, refittable
+    from ..pipeline._refit import calibrating, refittable, require_refits
 
     goal = None
     if (budget_mb, bits, max_kld) != (None, None, None):
         goal = Goal(bytes=None if budget_mb is None else int(budget_mb * 1e6), bits=bits, divergence=max_kld)
-    texts = calibration_texts(data, text, pair)
+    texts = calibration_data(bundle, data, text, pair)
     if cache is not None:
         if goal is not None or method or heal or head_bits or layer_bits or refit or dry_run or not measure:
             raise click.UsageError(
@@ -151,6 +159,8 @@ def quantize(
     if dry_run:
         _plan(bundle, variant, texts, method, heal, head_bits, layer_bits, goal, replace, as_json)
         return
+    if refit:
+        require_refits(read_bundle(bundle))
     with steps() as announce:
         result = run(
             bundle,
@@ -197,7 +207,8 @@ def quantize(
     if result.front is not None:
         _show_front(result.front)
     if result.quality:
-        table("Against fp32, on texts kept apart", _columns("fp32"), [_row(each) for each in result.quality])
+        kind = "sounds" if result.bundle.manifest.hears else "texts"
+        table(f"Against fp32, on {kind} kept apart", _columns("fp32"), [_row(each) for each in result.quality])
     for each in refitted:
         click.echo(f"{bundle}: {each}")
     if result.bundle.manifest.task.endswith("-classification"):
@@ -205,7 +216,8 @@ def quantize(
 
 
 def _cache(
-    bundle: Path, variant: str, texts: Mapping[str, Examples], rows: int, replace: bool, lock_timeout: float, as_json: bool
+    bundle: Path, variant: str, texts: Mapping[str, Examples | LanguageRows], rows: int, replace: bool, lock_timeout: float,
+    as_json: bool,
 ) -> None:  # fmt: skip
     """Add a variant with its cache in 8 bits."""
     from ..pipeline import quantize_cache
@@ -238,7 +250,7 @@ def _cache(
 
 
 def _plan(
-    bundle: Path, variant: str, texts: Mapping[str, Examples], method: str | None, heal: int, head_bits: str | None,
+    bundle: Path, variant: str, texts: Mapping[str, Examples | LanguageRows], method: str | None, heal: int, head_bits: str | None,
     layer_bits: str | None, goal: Goal | None, replace: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Tell what would be made."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,14 +16,29 @@ if TYPE_CHECKING:
     from ..validate import LanguageRows
 
 
-def calibration_texts(data: tuple[str, ...], text: str, pair: str | None) -> dict[str, Examples]:
-    """The ``--data NAME=FILE`` pairs as texts without labels."""
-    from ..data import read_examples
+def calibration_data(
+    bundle: Path | None, data: tuple[str, ...], text: str, pair: str | None
+) -> dict[str, Examples | LanguageRows]:
+    """The ``--data NAME=FILE`` pairs as texts without labels, or as rows of sound for a bundle that writes down speech.
 
-    found = {}
+    Without a bundle, which is still to be made, a file whose first row has a column ``audio`` holds sounds.
+    """
+    from ..bundle import read_bundle
+    from ..data import read_examples
+    from ..data_files import read_rows
+    from ..validate import read_language_rows
+
+    hears = bool(data) and bundle is not None and read_bundle(bundle).manifest.hears
+    found: dict[str, Examples | LanguageRows] = {}
     for name, value in named(data, "--data").items():
         path, columns = with_columns(value, text=text, pair=pair)
-        found[name] = read_examples(path, text=columns["text"] or text, label=None, pair=columns["pair"])
+        column, second = columns["text"] or text, columns["pair"]
+        if hears or (bundle is None and any("audio" in row for _, row in islice(read_rows(Path(path)), 1))):
+            if second is not None:
+                raise InputError(f"--data {value}: {second!r} is to hold second texts, and this is sound: leave it out")
+            found[name] = read_language_rows(path, text=column, sounds=True, answered=False)
+        else:
+            found[name] = read_examples(path, text=column, label=None, pair=second)
     return found
 
 
@@ -32,7 +48,7 @@ def refit_data(bundle: Path, data: tuple[str, ...], text: str, pair: str | None)
     from ..validate import read_language_rows
 
     if not data or not read_bundle(bundle).manifest.writes:
-        return {**calibration_texts(data, text, pair)}
+        return calibration_data(bundle, data, text, pair)
     found: dict[str, Examples | LanguageRows] = {}
     for name, value in named(data, "--data").items():
         path, columns = with_columns(value, text=text)

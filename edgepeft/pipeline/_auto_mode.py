@@ -19,6 +19,7 @@ from ..quantize.recipes import WHOLE
 from ..runtime.views import View
 from ..validate.likelihood import log_softmax
 from ._calibrate import ROWS, inputs_of
+from ._calibration_data import Data, texts_of
 from ._calibration_runs import calibration_runs
 from ._edit import edit
 from ._export import export
@@ -52,7 +53,7 @@ def export_auto(
     adapters: Mapping[str, str | Path],
     out: str | Path,
     *,
-    data: Mapping[str, Examples] | None = None,
+    data: Mapping[str, Data] | None = None,
     lock_timeout: float = LOCK_TIMEOUT,
     announce: Announce = lambda message: None,
     **options: Any,
@@ -93,6 +94,11 @@ def export_auto(
     check_asked(adapters, "merge", out)
     with scratch(out) as folder:
         swapped = export(model, adapters, folder / "swap", mode="swap", announce=announce, **options)
+        if swapped.bundles[0].manifest.hears:
+            raise InputError(
+                f"--mode auto judges classifiers and language models, and {model} writes down speech: say --mode swap or merge"
+            )
+        texts = texts_of(swapped.bundles[0], data)
         made = {"swap": _rounded(swapped.bundles[0].path, variant, data, announce)}
         if len(adapters) > 1:
             choice = ModeChoice("swap", f"{len(adapters)} adapters share one base")
@@ -101,7 +107,7 @@ def export_auto(
             (name,) = adapters
             merged = export(model, adapters, folder / "merge", mode="merge", announce=announce, **options)
             made["merge"] = _rounded(merged.bundles[0].path, variant, data, announce)
-            choice = _judge(made["swap"], made["merge"], name, variant, data)
+            choice = _judge(made["swap"], made["merge"], name, variant, texts)
             exported = swapped if choice.mode == "swap" else merged
         announce(f"mode {choice.mode}: {choice.why}")
         chosen = made[choice.mode]
@@ -116,7 +122,7 @@ def export_auto(
     return replace(exported, bundles=(read_bundle(out),)), choice
 
 
-def _rounded(bundle: Path, variant: str, data: Mapping[str, Examples], announce: Callable[[str], None]) -> Bundle:
+def _rounded(bundle: Path, variant: str, data: Mapping[str, Data], announce: Callable[[str], None]) -> Bundle:
     opened, rule = read_bundle(bundle), recipe(variant)
     merged = opened.manifest.merged
     known = {*opened.manifest.adapters, *([merged] if merged else []), "*"}

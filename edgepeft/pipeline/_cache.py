@@ -10,11 +10,11 @@ import numpy as np
 
 from ..bundle import LOCK_TIMEOUT, AdapterEntry, Bundle, Manifest, Variant, read_bundle
 from ..bundle.cache_names import is_past, is_present
-from ..data import Examples
 from ..errors import BundleError, InputError, ParityError
 from ..quantize.cache8 import SUFFIX, Rotation, attention_of, rotations, write_cache8
 from ..runtime.sessions import open_graph_session
 from ._calibrate import ROWS
+from ._calibration_data import Data, texts_of
 from ._calibration_runs import Runs, calibration_runs, can_calibrate
 from ._edit import Edit, edit
 from ._manifest import require_onnx
@@ -44,7 +44,7 @@ def quantize_cache(
     bundle: str | Path,
     variant: str | None = None,
     *,
-    data: Mapping[str, Examples] | None = None,
+    data: Mapping[str, Data] | None = None,
     rows: int = ROWS,
     replace: bool = False,
     lock_timeout: float = LOCK_TIMEOUT,
@@ -84,7 +84,7 @@ def quantize_cache(
     _check(opened, source, name, replace)
     if why := can_calibrate(opened, data or {}):
         raise InputError(f"{opened.path}: the cache cannot be measured: {why}")
-    runs = calibration_runs(opened, data or {}, rows=rows)
+    runs = calibration_runs(opened, texts_of(opened, data or {}), rows=rows)
     largest = _measured(opened, entry, runs, announce)
     with edit(bundle, lock_timeout=lock_timeout) as change:
         what = "its cache was being measured"

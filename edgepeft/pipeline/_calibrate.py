@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,10 +51,10 @@ def takes_texts(manifest: Manifest) -> bool:
     return {value.name for value in manifest.inputs if not value.optional} <= _TEXT_INPUTS
 
 
-def check_texts(bundle: Bundle, data: Mapping[str, Examples], *, language: bool = False) -> None:
+def check_texts(bundle: Bundle, data: Collection[str], *, language: bool = False) -> None:
     """Refuse what :func:`measure_ranges` cannot measure: a base that does not take texts alone, an unknown name, no texts.
 
-    ``language``: a language model is measured too.
+    ``data`` are the names that texts are given for; ``language``: a language model is measured too.
     """
     manifest = bundle.manifest
     if (
@@ -66,16 +66,22 @@ def check_texts(bundle: Bundle, data: Mapping[str, Examples], *, language: bool 
             f"{bundle.path} is for {manifest.task}: activations are measured for bases that take a text and give numbers "
             f"(classification, features). {without_texts()} need no texts"
         )
-    merged = manifest.merged
-    if unknown := sorted(set(data) - {*manifest.adapters, "*", *([merged] if merged else [])}):
-        raise UnknownAdapterError(
-            f"{bundle.path} has no adapter {unknown[0]!r}; it has: {', '.join(manifest.adapters) or merged or 'none'} "
-            '("*" is for all)'
-        )
+    check_names(bundle, data)
     if not data:
         raise InputError(
             "activations are measured on texts, and none are given: --data NAME=FILE, with texts as the adapter will see "
             "them (not those that it is judged by), or '*=FILE' for all"
+        )
+
+
+def check_names(bundle: Bundle, names: Collection[str]) -> None:
+    """Refuse a name that is none of the bundle's adapters, nor ``"*"``."""
+    manifest = bundle.manifest
+    merged = manifest.merged
+    if unknown := sorted(set(names) - {*manifest.adapters, "*", *([merged] if merged else [])}):
+        raise UnknownAdapterError(
+            f"{bundle.path} has no adapter {unknown[0]!r}; it has: {', '.join(manifest.adapters) or merged or 'none'} "
+            '("*" is for all)'
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,6 +52,10 @@ class Runs:
         """What calibrates one graph, by its field of :class:`~edgepeft.bundle.Variant`."""
         return self.feeds
 
+    def counted_of(self, field: str) -> tuple[int, ...] | None:
+        """How many rows of each of these runs count; ``None`` for all."""
+        return None
+
     def probed(self) -> tuple[Steps, ...]:
         """What compares matrices, as feeds of each graph in the order in which they run."""
         return tuple((feeds,) for feeds in self.probes)
@@ -61,15 +65,15 @@ class Runs:
         return tuple((feeds,) for feeds in self.apart)
 
 
-def can_calibrate(bundle: Bundle, data: Mapping[str, Examples]) -> str:
-    """Why a bundle cannot be calibrated with these texts; empty where it can."""
+def can_calibrate(bundle: Bundle, data: Collection[str]) -> str:
+    """Why a bundle cannot be calibrated; empty where it can. ``data`` are the names that have texts, or rows of sound."""
     manifest = bundle.manifest
     if "tokenizer.json" not in manifest.files:
         return "it has no tokenizer.json, so no text can be run"
     if manifest.writes:
         return ""
     if manifest.hears:
-        return "it writes down speech, and texts are no sound"
+        return "" if data else "it writes down speech, and no sounds are given: --data '*=FILE'"
     return "" if data else f"it is for {manifest.task}, and no texts are given: --data NAME=FILE"
 
 

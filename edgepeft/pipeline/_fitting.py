@@ -8,14 +8,19 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from ..bundle import Bundle
-from ..data import Examples
 from ..errors import InputError
 from ..quantize.recipes import METHODS, WHOLE, Recipe, recipe
 from ..quantize.sizes import least_of
 from ..units import MB
-from ._calibration_runs import can_calibrate, check_runs
+from ._calibration import check_data
+from ._calibration_data import Data, check_kind
+from ._calibration_runs import can_calibrate
 from ._mixed_bits import Front
 from ._mixed_variant import Goal
+
+#: Bits of the head of speech that is fitted to sound, where nothing else is asked for: a third of Whisper base's weights,
+#: and in 4 bits most of its decoder's error (docs/speech.md).
+SPEECH_HEAD = 8
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,7 @@ class Fitting:
 def choose_fitting(
     bundle: Bundle,
     rule: Recipe,
-    data: Mapping[str, Examples],
+    data: Mapping[str, Data],
     *,
     method: str | None,
     heal: int,
@@ -58,13 +63,14 @@ def choose_fitting(
     Args:
         bundle: The bundle.
         rule: The variant's recipe.
-        data: Texts by adapter.
+        data: Texts, or rows of sound, by adapter.
         method: A name of ``METHODS``; by default GPTQ where the bundle can be calibrated.
         heal: Rank of corrections.
-        head_bits: Bits of a language model's head.
+        head_bits: Bits of a head that writes tokens; 4 by default, 8 of speech.
         layer_bits: Bits of the other linear layers.
         goal: What bits are chosen for.
     """
+    check_kind(bundle, data)
     if rule.halves:
         return _of_halves(
             bundle, rule, data, method=method, heal=heal, head_bits=head_bits, layer_bits=layer_bits, goal=goal
@@ -87,25 +93,27 @@ def choose_fitting(
         )
     if data and not rule.calibrated and chosen != "gptq":
         raise InputError(f"{rule.variant} measures nothing beforehand: leave the data out")
+    if bundle.manifest.hears and chosen == "gptq" and (head_bits, layer_bits, goal) == (None, None, None):
+        head_bits = SPEECH_HEAD
     return Fitting(chosen, heal, head_bits, layer_bits, goal)
 
 
-def require_possible(bundle: Bundle, fitting: Fitting, data: Mapping[str, Examples], rows: int) -> None:
-    """Refuse, before anything is copied or run, texts that cannot be run and a size that is below every choice of bits.
+def require_possible(bundle: Bundle, fitting: Fitting, data: Mapping[str, Data], rows: int) -> None:
+    """Refuse, before anything is copied or run, data that cannot be run and a size that is below every choice of bits.
 
     Args:
         bundle: The bundle.
         fitting: What was chosen for it.
-        data: Texts by adapter.
-        rows: How many texts of each adapter are run.
+        data: Texts, or rows of sound, by adapter.
+        rows: How many of each adapter are run.
 
     Raises:
         InputError: The smallest choice of bits is larger than the goal; the message says how large it is.
-        DataError: Texts hold nothing to run.
+        DataError: Texts hold nothing to run, or a file no sound.
         UnknownAdapterError: A name in ``data`` is no adapter.
     """
     if fitting.method == "gptq" and data:
-        check_runs(bundle, data, rows=rows)
+        check_data(bundle, data, rows=rows)
     goal = fitting.goal
     if goal is None or goal.divergence is not None:
         return
@@ -121,7 +129,7 @@ def require_possible(bundle: Bundle, fitting: Fitting, data: Mapping[str, Exampl
 
 
 def _of_halves(
-    bundle: Bundle, rule: Recipe, data: Mapping[str, Examples], *, method: str | None, heal: int, head_bits: int | None,
+    bundle: Bundle, rule: Recipe, data: Mapping[str, Data], *, method: str | None, heal: int, head_bits: int | None,
     layer_bits: int | None, goal: Goal | None,
 ) -> Fitting:  # fmt: skip
     """How the variant is made that one in float16 is made of, where the bundle has none yet."""
@@ -147,7 +155,7 @@ def _of_halves(
     )
 
 
-def _method(bundle: Bundle, rule: Recipe, data: Mapping[str, Examples], wanted: str | None) -> str | None:
+def _method(bundle: Bundle, rule: Recipe, data: Mapping[str, Data], wanted: str | None) -> str | None:
     """The method that makes a variant of this bundle; :class:`InputError` where the wanted one cannot."""
     if rule.fitted is None:
         if wanted is not None:
@@ -160,11 +168,10 @@ def _method(bundle: Bundle, rule: Recipe, data: Mapping[str, Examples], wanted: 
     if "fp32" not in bundle.manifest.variants:
         return "rtn"  # refused with the reason later
     lacks = can_calibrate(bundle, data)
+    # No sound ships with edgepeft: zero points and the least squared error are the best that takes no data.
+    without = "mse" if bundle.manifest.hears else "rtn"
     if lacks and wanted == "gptq":
         raise InputError(
-            f"gptq runs the model, and {bundle.path} cannot be run for it: {lacks}. --method rtn needs no texts"
+            f"gptq runs the model, and {bundle.path} cannot be run for it: {lacks}. --method {without} needs no data"
         )
-    if not lacks:
-        return "gptq"
-    # Speech is not run to be calibrated: zero points and the least squared error are the best that takes no data.
-    return "mse" if bundle.manifest.hears else "rtn"
+    return without if lacks else "gptq"

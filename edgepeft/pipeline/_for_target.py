@@ -9,12 +9,12 @@ from typing import Any
 
 from .. import runtime as runtimes
 from ..bundle import LOCK_TIMEOUT, Bundle, read_bundle, replacing, rereading, scratch
-from ..data import Examples
 from ..devices.place import require_shapes
 from ..errors import ParityError
 from ..targets import Target
 from ..validate.gates import PARITY_TOLERANCE
 from ..validate.probe import bundle_probe
+from ._calibration_data import Data
 from ._dry_run import drop_if, kept_unless
 from ._export import export
 from ._exported import Exported
@@ -40,7 +40,7 @@ def export_for(
     adapters: Mapping[str, str | Path],
     out: str | Path,
     *,
-    data: Mapping[str, Examples] | None = None,
+    data: Mapping[str, Data] | None = None,
     lock_timeout: float = LOCK_TIMEOUT,
     announce: Announce = lambda message: None,
     **options: Any,
@@ -54,7 +54,7 @@ def export_for(
         model: The base: a folder or a Hugging Face id.
         adapters: PEFT checkpoints by the names that they get.
         out: The folder of the result.
-        data: Texts by adapter, as :func:`~edgepeft.pipeline.quantize` takes them, for recipes that measure activations.
+        data: Texts or sounds by adapter, as :func:`~edgepeft.pipeline.quantize` takes them, for recipes that run the model.
         lock_timeout: Seconds to wait for another process that changes the bundle.
         announce: Is called with a line of text for each step.
         options: Further options of :func:`edgepeft.pipeline.export`.
@@ -94,7 +94,7 @@ def export_for(
     return replace(exported, bundles=tuple(each.bundle for each in fitted))
 
 
-def _of(bundle: Bundle, data: Mapping[str, Examples] | None) -> Mapping[str, Examples] | None:
+def _of(bundle: Bundle, data: Mapping[str, Data] | None) -> Mapping[str, Data] | None:
     """The texts of a merged bundle's one adapter; all of them for a bundle with several."""
     merged = bundle.manifest.merged
     return data if merged is None or data is None else {n: e for n, e in data.items() if n in (merged, "*")}
@@ -106,7 +106,7 @@ def fit(
     target: Target,
     out: str | Path,
     *,
-    data: Mapping[str, Examples] | None = None,
+    data: Mapping[str, Data] | None = None,
     dry_run: bool = False,
     lock_timeout: float = LOCK_TIMEOUT,
     announce: Announce = lambda message: None,
@@ -120,7 +120,7 @@ def fit(
         bundle: The bundle's folder, which stays as it is.
         target: The target (:func:`edgepeft.targets.load_target`). By default the result is opened as its threads say.
         out: The folder of the result.
-        data: Texts by adapter, as :func:`~edgepeft.pipeline.quantize` takes them, for recipes that measure activations.
+        data: Texts or sounds by adapter, as :func:`~edgepeft.pipeline.quantize` takes them, for recipes that run the model.
         dry_run: Do all of it, checks included, and leave ``out`` as it was.
         lock_timeout: Seconds to wait for another process that changes the bundle.
         announce: Is called with a line of text for each step.

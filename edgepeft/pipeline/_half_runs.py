@@ -13,11 +13,14 @@ from ..data import Examples, evenly
 from ..errors import BundleError
 from ..quantize.halves.ranges import LARGEST
 from ..quantize.halves.write import plain_session
+from ..quantize.recipes import WHOLE
 from ..runtime.active import read_tensors
 from ..runtime.prefix import after_prefix
 from ._calibrate import takes_texts
-from ._calibration_crossed import crossed_runs
-from ._calibration_runs import SHIPPED, calibration_runs, can_calibrate
+from ._calibration_crossed import CrossedRuns, crossed_runs
+from ._calibration_data import Data, sounds_of, texts_of
+from ._calibration_runs import HELD_OUT, SHIPPED, calibration_runs, can_calibrate
+from ._calibration_sound import sound_runs
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -100,28 +103,33 @@ class HalfRuns:
         return self.graphs[1].run({**self._tensors, **inputs})
 
 
-def text_feeds(
-    bundle: Bundle, data: Mapping[str, Examples], rows: int
+def data_feeds(
+    bundle: Bundle, data: Mapping[str, Data], rows: int
 ) -> tuple[tuple[tuple[Arrays, ...], ...], dict[str, int]]:
-    """Feeds over texts for each graph of the fp32 variant, adapters' tensors among them, and how many each ran.
+    """Feeds over texts or sounds for each graph of the fp32 variant, adapters' tensors among them, and how many each ran.
 
-    Texts are ``data``, or those that ship with edgepeft where the base takes texts alone; nothing where it does not.
+    They are ``data``, or texts that ship with edgepeft where the base takes texts alone; nothing where it does not.
     """
     manifest = bundle.manifest
     shipped = {"*": Examples(tuple(_paragraphs()), labels=None)}
     if any(entry.prefix_length for entry in manifest.adapters.values()) and not manifest.writes:
         return (), {}
-    if "tokenizer.json" not in manifest.files or not (manifest.writes or takes_texts(manifest)):
+    if "tokenizer.json" not in manifest.files or not (manifest.writes or manifest.hears or takes_texts(manifest)):
         return (), {}
+    if manifest.hears:
+        enough = min(rows, BASE_RUNS + BASE_RUNS // HELD_OUT + 1)
+        return _crossed(sound_runs(bundle, sounds_of(bundle, data), rows=enough)) if data else ((), {})
+    texts = texts_of(bundle, data)
     if any(variant.decoder_file is not None for variant in manifest.variants.values()):
-        if "fp32" not in manifest.variants:
-            return (), {}
-        crossed = crossed_runs(bundle, data, rows=rows)
-        places = list(_chosen(crossed.counts))
-        feeds = tuple(tuple(each[i] for i in places) for each in (crossed.feeds, crossed.decoder))
-        return feeds, _counts(crossed.counts)
-    runs = calibration_runs(bundle, data if not can_calibrate(bundle, data) else shipped, rows=rows)
+        return _crossed(crossed_runs(bundle, texts, rows=rows)) if WHOLE in manifest.variants else ((), {})
+    runs = calibration_runs(bundle, texts if not can_calibrate(bundle, data) else shipped, rows=rows)
     return (tuple(runs.feeds[i] for i in _chosen(runs.counts)),), _counts(runs.counts)
+
+
+def _crossed(runs: CrossedRuns) -> tuple[tuple[tuple[Arrays, ...], ...], dict[str, int]]:
+    places = list(_chosen(runs.counts))
+    feeds = tuple(tuple(each[i] for i in places) for each in (runs.feeds, runs.decoder))
+    return feeds, _counts(runs.counts)
 
 
 def _paragraphs() -> list[str]:

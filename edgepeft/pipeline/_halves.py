@@ -11,7 +11,6 @@ import numpy as np
 import onnx_ir as ir
 
 from ..bundle import Bundle, Variant
-from ..data import Examples
 from ..errors import BundleError, ParityError
 from ..quantize.halves.plan import MARGIN, HalfPlan, plan_halves
 from ..quantize.halves.prepare import float_values, prepare, write_exact
@@ -20,7 +19,8 @@ from ..quantize.halves.write import plain_session, write_emulated
 from ..quantize.recipes import WHOLE, Recipe
 from ..runtime.active import read_tensors
 from ..validate.probe import CausalProbe, Found, Probe, bundle_probe
-from ._half_runs import GraphFile, HalfRuns, text_feeds
+from ._calibration_data import Data
+from ._half_runs import GraphFile, HalfRuns, data_feeds
 
 Announce = Callable[[str], None]
 
@@ -62,7 +62,7 @@ class Halved:
 
 
 def halve(
-    copy: Bundle, source: Variant, rule: Recipe, data: Mapping[str, Examples], rows: int, announce: Announce
+    copy: Bundle, source: Variant, rule: Recipe, data: Mapping[str, Data], rows: int, announce: Announce
 ) -> Halved:
     """Write a variant in float16 beside ``source``, whose graphs it is made of.
 
@@ -83,7 +83,7 @@ def halve(
         BundleError: A value is not a number.
     """
     files = [copy.file(file) for file in (source.file, source.decoder_file) if file is not None]
-    feeds, texts = text_feeds(copy, data, rows)
+    feeds, texts = data_feeds(copy, data, rows)
     with _Work(files) as work:
         expected, largest = _measured(copy, work, feeds, announce)
         held = _slots(copy)

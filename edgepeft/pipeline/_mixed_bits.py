@@ -83,7 +83,7 @@ def make_mixed(graphs: Sequence[Graph], slots: SlotTable, *, runs: Runs, goal: G
         f"{graph.label}{name}": fitted
         for graph in graphs
         for name, fitted in fit(
-            graph.source, slots, graph.own(even), batches=graph.feeds, open_session=open_session
+            graph.source, slots, graph.own(even), batches=graph.feeds, open_session=open_session, counted=graph.counted
         ).items()
     }
     rounded = {name: each.rounded for name, each in first.items()}

@@ -54,6 +54,8 @@ class Graph:
     target: Path
     feeds: Sequence[Feeds]
     label: str = ""
+    #: How many rows of each run count; all by default.
+    counted: Sequence[int] | None = None
 
     def own(self, named: Mapping[str, T]) -> dict[str, T]:
         """What is this graph's of all that is known by labelled names, by its own."""
@@ -135,8 +137,9 @@ class MixedVariant:
             own, forms = graph.own(made), graph.own(point.forms)
             if wanted := graph.own(dict.fromkeys(anew)):
                 again = fit(
-                    graph.source, self.slots, forms, batches=graph.feeds, open_session=open_session, only=wanted
-                )
+                    graph.source, self.slots, forms, batches=graph.feeds, open_session=open_session, only=wanted,
+                    counted=graph.counted,
+                )  # fmt: skip
                 own.update({name: each.rounded for name, each in again.items()})
             for old in (graph.target, Path(f"{graph.target}_data")):
                 old.unlink(missing_ok=True)

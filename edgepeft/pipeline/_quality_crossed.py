@@ -11,7 +11,7 @@ from .. import runtime as runtimes
 from ..bundle import Bundle
 from ..runtime.views import View
 from ..validate.likelihood import log_softmax
-from ._calibration_crossed import CrossedRuns, Pair, steps
+from ._calibration_crossed import Answered, CrossedRuns
 from ._calibration_runs import Runs
 from ._quality import Quality, measure_quality, quality_from
 
@@ -25,13 +25,15 @@ def quality_of(bundle: Bundle, variant: str, runs: Runs) -> tuple[Quality, ...]:
     return measure_quality(bundle.path, variant, {name: each for name, each in runs.held_out.items() if name in there})
 
 
-def measure_answers(bundle: Path, variant: str, answers: Mapping[str | None, Sequence[Pair]]) -> tuple[Quality, ...]:
+def measure_answers(
+    bundle: Path, variant: str, answers: Mapping[str | None, Sequence[Answered]]
+) -> tuple[Quality, ...]:
     """Compare a variant of an encoder-decoder with fp32 over what fp32 writes, token by token.
 
     Args:
         bundle: The bundle's folder.
         variant: The variant to judge.
-        answers: Texts and answers in tokens by adapter (``None``: the base).
+        answers: What was read and its answers, by adapter (``None``: the base).
 
     Returns:
         One row for each adapter, in the order of ``answers``.
@@ -44,10 +46,9 @@ def measure_answers(bundle: Path, variant: str, answers: Mapping[str | None, Seq
         return tuple(found)
 
 
-def _sums(whole: View, rounded: View, pair: Pair) -> np.ndarray:
-    source, answer = pair
+def _sums(whole: View, rounded: View, pair: Answered) -> np.ndarray:
     sums = np.zeros(5)
-    for token, one, two in zip(answer, steps(whole, source, answer), steps(rounded, source, answer), strict=True):
+    for token, one, two in zip(pair.answer, pair.steps(whole), pair.steps(rounded), strict=True):
         first, second = (log_softmax(logits) for logits in (one, two))
         possible = np.isfinite(first)  # a forced first token leaves no choice
         divergence = np.exp(first[possible]) @ (first[possible] - second[possible])

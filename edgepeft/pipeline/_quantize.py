@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -13,17 +13,16 @@ import onnx_ir as ir
 from .. import runtime as runtimes
 from ..bundle import LOCK_TIMEOUT, Bundle, Manifest, Variant, read_bundle, scratch
 from ..bundle.transaction import left_as_it_was
-from ..data import Examples
 from ..errors import BundleError, InputError
 from ..quantize import recipe
 from ..quantize.counts import Quantized, count_quantized, total
 from ..quantize.merge_error import NOTABLE, key_of
-from ..quantize.moments import Feeds
 from ..quantize.recipes import WHOLE, Recipe
 from ..runtime.sessions import open_session
 from ._calibrate import ROWS, check_texts, measure_ranges, measured_without
-from ._calibration_crossed import crossed_runs
-from ._calibration_runs import Runs, calibration_runs
+from ._calibration import held_bytes, runs_of
+from ._calibration_data import Data, texts_of
+from ._calibration_runs import Runs
 from ._edit import Edit, copy_files, edit
 from ._fitting import Fitting, choose_fitting, require_possible
 from ._halves import graphs_in_fp32, halve
@@ -77,7 +76,7 @@ def quantize(
     bundle: str | Path,
     variant: str,
     *,
-    data: Mapping[str, Examples] | None = None,
+    data: Mapping[str, Data] | None = None,
     rows: int = ROWS,
     method: str | None = None,
     heal: int = 0,
@@ -97,15 +96,17 @@ def quantize(
     Args:
         bundle: The bundle's folder.
         variant: The recipe's name: ``"int8"``, ``"q4"``, ``"fp16"`` and the others of :data:`~edgepeft.quantize.RECIPES`.
-        data: Texts by adapter (``"*"``: for all), for recipes that run the model (``w8a16``, ``q4`` by GPTQ, ``fp16``, ``q4f16``).
-        rows: How many texts of each adapter are run to measure.
+        data: Texts by adapter (``"*"``: for all), for recipes that run the model (``w8a16``, ``q4`` by GPTQ, ``fp16``, ``q4f16``);
+            of a model that writes down speech rows of sound (:func:`~edgepeft.validate.read_language_rows`, ``sounds=True``).
+        rows: How many texts or sounds of each adapter are run to measure.
         method: How ``q4`` rounds: ``"gptq"``, ``"mse"`` or ``"rtn"`` (:data:`~edgepeft.quantize.recipes.METHODS`). By default
-            GPTQ where the bundle can be calibrated: a language model by a text that ships with edgepeft, others by ``data``.
+            GPTQ where the bundle can be calibrated: a language model by a text that ships with edgepeft, others by ``data``
+            (without which a model that writes down speech takes ``"mse"``, and others ``"rtn"``).
         heal: Rank of a correction that each linear layer gets in floats, for GPTQ; 0 for none.
-        head_bits: 4 or 8 bits for a language model's head, for GPTQ.
+        head_bits: 4 or 8 bits for a head that writes tokens, for GPTQ; 4 by default, 8 of speech.
         layer_bits: 4 or 8 bits for the other linear layers, so not for tables of embeddings, for GPTQ.
         goal: A size, or a divergence from fp32: each matrix then gets the bits that reach it best, for GPTQ.
-        measure: Compare a language model's variant with fp32 on texts kept apart.
+        measure: Compare the variant of a model that writes with fp32, on texts or sounds kept apart.
         replace: Replace a variant of that name.
         lock_timeout: Seconds to wait for another process that changes the bundle.
         announce: Is called with a line of text for each step.
@@ -136,7 +137,8 @@ def quantize(
 
     _check_wanted(opened.manifest, opened.path, variant, replace, whole)
     require_possible(opened, fitting, data or {}, rows)
-    require_room(opened, rule, whole, method, goal=goal is not None)
+    beside = held_bytes(opened, data or {}, rows=rows) if method == "gptq" else 0
+    require_room(opened, rule, whole, method, goal=goal is not None, beside=beside)
 
     def needs(manifest: Manifest) -> tuple[str, ...]:
         _check_wanted(manifest, opened.path, variant, replace, whole)
@@ -152,8 +154,8 @@ def quantize(
             _put(change, folder, variant, made, announce)
     result = change.after
     quality: tuple[Quality, ...] = ()
-    if measure and made.runs is not None and result.manifest.writes:
-        announce("comparing with fp32 on texts kept apart")
+    if measure and made.runs is not None and result.manifest.decodes:
+        announce(f"comparing with fp32 on {'sounds' if result.manifest.hears else 'texts'} kept apart")
         quality = quality_of(result, variant, made.runs)
     return QuantizedBundle(
         bundle=result,
@@ -217,7 +219,7 @@ class _Made:
 
 
 def _make(
-    copy: Bundle, rule: Recipe, fitting: Fitting, data: Mapping[str, Examples], rows: int, announce: Announce
+    copy: Bundle, rule: Recipe, fitting: Fitting, data: Mapping[str, Data], rows: int, announce: Announce
 ) -> _Made:
     """Run a recipe beside the fp32 graphs of ``copy``."""
     if rule.halves:
@@ -230,12 +232,12 @@ def _make(
     texts: Mapping[str, int] = {}
     runs: Runs | None = None
     if rule.calibrated:
-        ranges, texts = measure_ranges(copy, data, rows=rows, announce=announce)
+        ranges, texts = measure_ranges(copy, texts_of(copy, data), rows=rows, announce=announce)
         ways = dict.fromkeys(ways, partial(rule.apply, ranges=ranges))
     elif fitting.method == "gptq":
         runs = _runs(copy, data, rows, announce)
         texts = runs.counts
-        ways = {field: _fit(rule, fitting, runs.feeds_of(field)) for field in ways}
+        ways = {field: _fit(rule, fitting, runs, field) for field in ways}
     announce(f"quantizing to {rule.variant}: {summary}")
     made = {field: rule.graph_file(file) for field, file in _graphs(whole).items()}
     front = None
@@ -247,6 +249,7 @@ def _make(
                 target=folder / made[field],
                 feeds=runs.feeds_of(field),
                 label=_LABELS[field] if several else "",
+                counted=runs.counted_of(field),
             )
             for field, file in _graphs(whole).items()
         ]
@@ -260,7 +263,7 @@ def _make(
 
 
 def _halve(
-    copy: Bundle, rule: Recipe, fitting: Fitting, data: Mapping[str, Examples], rows: int, announce: Announce
+    copy: Bundle, rule: Recipe, fitting: Fitting, data: Mapping[str, Data], rows: int, announce: Announce
 ) -> _Made:
     """A variant in float16, of the one that it is made of; that is made first where the bundle has none."""
     source = copy.manifest.variants.get(rule.halves)
@@ -311,11 +314,12 @@ def _entry(copy: Bundle, made: Mapping[str, str], whole: Variant, *, recipe: str
     )
 
 
-def _runs(copy: Bundle, data: Mapping[str, Examples], rows: int, announce: Announce) -> Runs:
+def _runs(copy: Bundle, data: Mapping[str, Data], rows: int, announce: Announce) -> Runs:
     """What calibrates the bundle, told."""
-    crossed = copy.manifest.variants["fp32"].decoder_file is not None
-    runs = (crossed_runs if crossed else calibration_runs)(copy, data, rows=rows)
-    source = "the given texts" if data else "the text that ships with edgepeft"
+    runs = runs_of(copy, data, rows=rows)
+    source = (
+        f"the given {'sounds' if copy.manifest.hears else 'texts'}" if data else "the text that ships with edgepeft"
+    )
     each = ", ".join(f"{count} of {'the base' if name == '*' else name}" for name, count in runs.counts.items())
     announce(f"calibrating on {source}: runs {each}")
     for name, count in runs.short.items():
@@ -327,12 +331,12 @@ def _runs(copy: Bundle, data: Mapping[str, Examples], rows: int, announce: Annou
     return runs
 
 
-def _fit(rule: Recipe, fitting: Fitting, feeds: Sequence[Feeds]) -> Callable[..., None]:
+def _fit(rule: Recipe, fitting: Fitting, runs: Runs, field: str) -> Callable[..., None]:
     """What writes one graph of a variant by GPTQ."""
     assert rule.fitted is not None
     return partial(
-        rule.fitted, batches=feeds, open_session=open_session, heal=fitting.heal, head_bits=fitting.head_bits,
-        layer_bits=fitting.layer_bits,
+        rule.fitted, batches=runs.feeds_of(field), counted=runs.counted_of(field), open_session=open_session,
+        heal=fitting.heal, head_bits=fitting.head_bits, layer_bits=fitting.layer_bits,
     )  # fmt: skip
 
 

@@ -22,7 +22,9 @@ def memory_mb(method: str | None, weight_bytes: float, *, goal: bool = False) ->
     return LIBRARIES_MB + factor * weight_bytes / MB
 
 
-def require_room(bundle: Bundle, rule: Recipe, source: str, method: str | None, *, goal: bool = False) -> None:
+def require_room(
+    bundle: Bundle, rule: Recipe, source: str, method: str | None, *, goal: bool = False, beside: int = 0
+) -> None:
     """Raise :class:`InputError` where quantizing would run out of memory or disk.
 
     Args:
@@ -31,10 +33,11 @@ def require_room(bundle: Bundle, rule: Recipe, source: str, method: str | None, 
         source: The variant that it begins with.
         method: How weights are rounded, a name of ``METHODS``, or ``None``.
         goal: Whether bits are chosen for a size or a divergence.
+        beside: Bytes of disk that what is run takes besides.
     """
     manifest = bundle.manifest
     whole = sum(manifest.files[name].bytes for name in manifest.variants[source].files())
-    disk = whole * (1 + min(1.0, rule.weight_bytes / 4)) / MB
+    disk = (whole * (1 + min(1.0, rule.weight_bytes / 4)) + beside) / MB
     if disk > (free := free_disk_mb(bundle.path)):
         raise InputError(
             f"{bundle.path}: making {rule.variant} takes about {disk:.0f} MB of disk at its peak, and {free:.0f} MB are free "

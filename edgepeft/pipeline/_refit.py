@@ -18,10 +18,11 @@ from ..errors import InputError
 from ..quantize.recipes import WHOLE, recipe
 from ..quantize.refit import refit as solve
 from ..runtime.sessions import open_session
+from ._calibration_data import Data
 from ._calibration_runs import slot_tensors
 from ._edit import copy_files, edit
 from ._manifest import require_onnx, write_manifest
-from ._refit_runs import Data, Loss, RefitRuns, cannot_refit, measure, refit_runs
+from ._refit_runs import Loss, RefitRuns, cannot_refit, measure, refit_runs
 from ._refitted_files import write_refit
 
 Announce = Callable[[str], None]
@@ -141,6 +142,7 @@ def check_wanted(
 def check_refit(bundle: Bundle, variant: str, adapters: Iterable[str], data: Mapping[str, Data]) -> None:
     """Refuse what cannot be refitted, before anything is run; see :func:`refit`."""
     manifest = bundle.manifest
+    require_refits(bundle)
     if manifest.mode != "swap":
         raise InputError(f"{bundle.path} is merged with {manifest.merged!r}: there is no adapter to refit")
     bundle.variant(variant)
@@ -161,6 +163,15 @@ def check_refit(bundle: Bundle, variant: str, adapters: Iterable[str], data: Map
     for name in adapters:
         if why := cannot_refit(bundle, name):
             raise InputError(f"adapter {name!r} cannot be refitted: {why}")
+
+
+def require_refits(bundle: Bundle) -> None:
+    """Refuse a base whose adapters are not fitted to rounded weights: one that writes down speech."""
+    if bundle.manifest.hears:
+        raise InputError(
+            f"{bundle.path} writes down speech, and adapters are fitted to rounded weights over texts only: leave --refit out; the "
+            "adapter runs on every variant as it is"
+        )
 
 
 def calibrating(variant: str, method: str | None, data: Mapping[str, T]) -> dict[str, T]:

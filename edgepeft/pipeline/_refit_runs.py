@@ -16,7 +16,8 @@ from ..runtime.views import View
 from ..validate.language_rows import LanguageRow, LanguageRows
 from ..validate.likelihood import log_softmax, row_tokens
 from ._calibrate import inputs_of
-from ._calibration_crossed import _feeds, _pair, steps
+from ._calibration_crossed import AnsweredText, answered_text
+from ._calibration_data import Data
 from ._calibration_runs import HELD_OUT, SHIPPED, WINDOW, _windows, feeds_of
 from ._quality import compare_window
 
@@ -25,8 +26,6 @@ TOKENS, TEXTS, JUDGED = 8192, 256, 32
 #: Texts that an encoder-decoder answers: what its decoder reads of each is held in memory.
 ANSWERED = 48
 
-#: What an adapter is given: rows of a language model, texts of others.
-Data = Examples | LanguageRows
 #: Of one text kept apart, over fp32 and the variant: answers, both negative log-likelihoods, divergence, equal choices.
 Compare = Callable[[View, View], np.ndarray]
 
@@ -137,24 +136,22 @@ def _answer(view: View, row: LanguageRow, length: int) -> tuple[list[int], int]:
 
 def _crossed(view: View, data: Data | None) -> RefitRuns:
     texts = _plain(data) or [part for part in SHIPPED.read_text(encoding="utf-8").split("\n\n") if part.strip()]
-    pairs = [_pair(view, texts[i]) for i in evenly(len(texts), ANSWERED)]
+    pairs = [answered_text(view, texts[i]) for i in evenly(len(texts), ANSWERED)]
     used, apart = _split(pairs, view.name)
-    both = [_feeds(view, *pairs[place]) for place in used]
+    both = [pairs[place].feeds(view) for place in used]
 
-    def judge(source: Sequence[int], answer: Sequence[int]) -> Compare:
+    def judge(pair: AnsweredText) -> Compare:
         return lambda whole, rounded: sum(
             (
                 _chosen(one, two, token)
-                for token, one, two in zip(
-                    answer, steps(whole, source, answer), steps(rounded, source, answer), strict=True
-                )
+                for token, one, two in zip(pair.answer, pair.steps(whole), pair.steps(rounded), strict=True)
             ),
             np.zeros(5),
         )
 
     return RefitRuns(
         {"file": tuple(read for read, _ in both), "decoder_file": tuple(written for _, written in both)},
-        tuple(judge(*pairs[place]) for place in apart),
+        tuple(judge(pairs[place]) for place in apart),
     )
 
 

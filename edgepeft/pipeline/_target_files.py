@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..bundle import Bundle, Manifest, Variant, read_bundle
-from ..data import Examples
 from ..devices.checks.static import variant_facts
 from ..devices.place import deployed_mb
 from ..errors import BundleError, InputError, TargetError
 from ..quantize.recipes import RECIPES
 from ..targets import Target
+from ._calibration_data import Data
+from ._calibration_runs import can_calibrate
 from ._edit import copy_files
 from ._embedding import embeddings_in_ort_format
 from ._manifest import write_manifest
@@ -43,7 +44,7 @@ def stage_for(
     target: Target,
     folder: Path,
     *,
-    data: Mapping[str, Examples] | None,
+    data: Mapping[str, Data] | None,
     announce: Announce,
 ) -> Staged:
     """Write below ``folder`` the first of the target's variants whose operators it has and that keeps its size budget.
@@ -81,7 +82,7 @@ def stage_for(
     raise TargetError(f"no variant of {opened.path} suits {target.name} ({', '.join(target.variants)}): {said}")
 
 
-def _make(work: Path, variant: str, target: Target, data: Mapping[str, Examples] | None, announce: Announce) -> None:
+def _make(work: Path, variant: str, target: Target, data: Mapping[str, Data] | None, announce: Announce) -> None:
     """Put a variant into ``work`` where it is not there yet, and hold its graphs against the target's rules."""
     variants = read_bundle(work).manifest.variants
     if variant not in variants:
@@ -93,7 +94,7 @@ def _make(work: Path, variant: str, target: Target, data: Mapping[str, Examples]
                 f"{variant}"
             )
         try:
-            quantize(work, variant, data=data if RECIPES[variant].calibrated else None, announce=announce)
+            quantize(work, variant, data=_taken(read_bundle(work), variant, data), announce=announce)
         except (InputError, BundleError) as error:
             raise _UnsuitableError(str(error)) from error
     current = read_bundle(work)
@@ -108,6 +109,13 @@ def _make(work: Path, variant: str, target: Target, data: Mapping[str, Examples]
         )
     if bad := [op for op in target.graph.forbidden_ops if op in ops]:
         raise _UnsuitableError(f"{target.name} does not run {', '.join(bad)}")
+
+
+def _taken(bundle: Bundle, variant: str, data: Mapping[str, Data] | None) -> Mapping[str, Data] | None:
+    """``data`` where a variant's recipe runs the model over it; of fitted weights, where the bundle can be run so."""
+    rule = RECIPES[variant]
+    takes = rule.calibrated or (rule.fitted is not None and not can_calibrate(bundle, data or {}))
+    return data if takes else None
 
 
 def _write(work: Path, out: Path, variant: str, target: Target, announce: Announce) -> Bundle:

@@ -47,6 +47,7 @@ def calibrated(
     layer_bits: int | None = None,
     heal: int = 0,
     budget: int = BUDGET,
+    counted: Sequence[int] | None = None,
 ) -> None:
     """Write ``target``: the linear layers and embeddings of ``source`` in few bits, all else in fp32.
 
@@ -66,6 +67,7 @@ def calibrated(
         layer_bits: The same for the other linear layers, so not for tables of embeddings; ``bits`` by default.
         heal: Rank of the correction of each linear layer; 0 for none.
         budget: Bytes of covariances that are held at a time.
+        counted: How many rows of each run count, as :func:`~edgepeft.quantize.moments.measure_moments` takes it.
 
     Raises:
         BundleError: A weight or an activation is not finite; the message names it.
@@ -74,7 +76,9 @@ def calibrated(
         matrix.name: form_of(matrix, bits, head_bits=head_bits, layer_bits=layer_bits)
         for matrix in matrices(ir.load(source).graph, slots, width=BLOCK)
     }
-    fitted = fit(source, slots, forms, batches=batches, open_session=open_session, heal=heal, budget=budget)
+    fitted = fit(
+        source, slots, forms, batches=batches, open_session=open_session, heal=heal, budget=budget, counted=counted
+    )
     write_rounded(source, target, slots, {name: each.rounded for name, each in fitted.items()}, forms)
 
 
@@ -100,6 +104,7 @@ def fit(
     heal: int = 0,
     budget: int = BUDGET,
     only: Collection[str] | None = None,
+    counted: Sequence[int] | None = None,
 ) -> dict[str, Fitted]:
     """Round the matrices of linear layers that texts reach.
 
@@ -112,6 +117,7 @@ def fit(
         heal: Rank of the correction of each linear layer that is no table too; 0 for none.
         budget: Bytes of covariances that are held at a time.
         only: The matrices to fit; all of ``forms`` by default.
+        counted: How many rows of each run count, as :func:`~edgepeft.quantize.moments.measure_moments` takes it.
 
     Returns:
         What each became, by name. Matrices that no text reaches are left out.
@@ -127,7 +133,9 @@ def fit(
         if weight in waiting:
             reads.setdefault(value, []).append(weight)
     done: dict[str, Fitted] = {}
-    for found in measure_moments(source, slots, batches, open_session, budget=budget, only=waiting.keys()):
+    for found in measure_moments(
+        source, slots, batches, open_session, budget=budget, only=waiting.keys(), counted=counted
+    ):
         for value, moments in found.items():
             layer = _Layer(moments)
             for name in reads.get(value, ()):

@@ -92,6 +92,7 @@ def measure_moments(
     *,
     budget: int = BUDGET,
     only: Collection[str] | None = None,
+    counted: Sequence[int] | None = None,
 ) -> Iterator[dict[str, Moments]]:
     """Mean and covariance of every value that linear layers read, a segment of the graph at a time.
 
@@ -104,6 +105,7 @@ def measure_moments(
         open_session: Opens a segment's graph with ONNX Runtime.
         budget: Bytes of covariances that are held at a time.
         only: The matrices whose inputs are measured; all by default.
+        counted: How many rows of each run count, from the first on; all by default. What fills a window up is left out so.
 
     Yields:
         Moments by the name of the value, for each segment.
@@ -130,11 +132,12 @@ def measure_moments(
             write_segment(model, Segment(segment.inputs, tuple(names)), kept[0], file)
         session = open_session(file) if names else None
         sums = {name: _Sums() for name in segment.watched}
-        for values in kept:
+        for place, values in enumerate(kept):
             outputs = session.run(names, {name: values[name] for name in segment.inputs}) if session is not None else ()
             found = {**values, **dict(zip(names, outputs, strict=True))}
             for name in segment.watched:
-                if not sums[name].add(found[name].reshape(-1, found[name].shape[-1])):
+                rows = found[name].reshape(-1, found[name].shape[-1])
+                if not sums[name].add(rows if counted is None else rows[: counted[place]]):
                     raise BundleError(
                         f"activation {name} of the fp32 variant is not finite on the calibration texts: nothing can be fitted "
                         f"to it. {_origin(model.graph)}"

@@ -52,7 +52,7 @@ class LanguageRows:
 
 
 def read_language_rows(
-    path: str | Path, *, text: str = "text", limit: int | None = None, sounds: bool = False
+    path: str | Path, *, text: str = "text", limit: int | None = None, sounds: bool = False, answered: bool = True
 ) -> LanguageRows:
     """Read what a language model is judged on from a CSV, TSV or JSONL file.
 
@@ -62,6 +62,7 @@ def read_language_rows(
         limit: At most so many rows, spread evenly over the file.
         sounds: Whether the rows are speech: ``audio`` names a file beside this one, and ``language``, where there is such a
             column, what is spoken in it.
+        answered: Whether each row of speech must say what is said; where it may not, the answer is empty.
 
     Raises:
         DataError: Names the line, and what it lacks.
@@ -70,7 +71,7 @@ def read_language_rows(
     rows = ValuesBuilder(_as_text, _of_text, IN_MEMORY)
     for line, row in read_rows(path):
         where = f"{path}, line {line}"
-        rows.append(_heard(row, where, text, path.parent) if sounds else _row(row, where, text))
+        rows.append(_heard(row, where, text, path.parent, answered) if sounds else _row(row, where, text))
     if not len(rows):
         raise DataError(f"{path} has no data rows")
     found = LanguageRows(rows.done(), str(path), sounds)
@@ -86,19 +87,19 @@ def _of_text(text: str) -> LanguageRow:
     return LanguageRow(tuple(prompt) if isinstance(prompt, list) else prompt, answer, where, language)
 
 
-def _heard(row: Mapping[str, Any], where: str, text: str, folder: Path) -> LanguageRow:
-    if row.get("audio") is None or row.get(text) is None:
-        raise DataError(
-            f"{where}: speech is judged on files of sound and what is said in them; expected 'audio' and {text!r}, this row has: "
-            f"{', '.join(map(str, row)) or '-'}"
-        )
+def _heard(row: Mapping[str, Any], where: str, text: str, folder: Path, answered: bool) -> LanguageRow:
+    if row.get("audio") is None or (answered and row.get(text) is None):
+        wanted = f"is judged on files of sound and what is said in them; expected 'audio' and {text!r}"
+        wanted = wanted if answered else "is fitted to files of sound; expected 'audio'"
+        raise DataError(f"{where}: speech {wanted}, this row has: {', '.join(map(str, row)) or '-'}")
     file = folder / _filled(row["audio"], "'audio'", where)
     if not file.is_file():
         raise DataError(f"{where}: there is no file of sound at {file}")
     language = row.get("language")
     if language is not None:
         language = _filled(language, "'language'", where)
-    return LanguageRow(str(file), _filled(row[text], repr(text), where), where, language)
+    said = "" if not answered and row.get(text) in (None, "") else _filled(row[text], repr(text), where)
+    return LanguageRow(str(file), said, where, language)
 
 
 def _row(row: Mapping[str, Any], where: str, text: str) -> LanguageRow:

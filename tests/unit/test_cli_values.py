@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from edgepeft.bundle import Verify
 from edgepeft.cli import main
 from edgepeft.cli.run import _one_line, run
-from edgepeft.cli.values import calibration_texts, examples, with_columns
+from edgepeft.cli.values import calibration_data, examples, with_columns
 from edgepeft.errors import InputError
 
 
@@ -25,7 +25,7 @@ def test_columns_of_each_file(tmp_path: Path) -> None:
     )
     assert (found["a"].texts, found["a"].labels, found["a"].pairs) == (("good",), ("5",), ("t",))
     assert (found["b"].texts, found["b"].labels, found["b"].pairs) == (("bad",), ("1",), None)
-    assert calibration_texts((f"*={tmp_path / 'a.csv'}:text=title",), "text", None)["*"].texts == ("t",)
+    assert calibration_data(None, (f"*={tmp_path / 'a.csv'}:text=title",), "text", None)["*"].texts == ("t",)
 
 
 def test_paths_with_colons(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from ..options import (
     text_option,
 )
 from ..show import megabytes, print_json, steps, table
-from ..values import calibration_texts
+from ..values import calibration_data
 
 
 @cloup.command()
@@ -55,7 +55,7 @@ def pack(
     from ...targets import load_target
 
     with steps() as announce:
-        texts = calibration_texts(data, text, pair)
+        texts = calibration_data(bundle, data, text, pair)
         done = fit(
             bundle, load_target(target), out, data=texts, dry_run=dry_run, lock_timeout=lock_timeout, announce=announce
         )
