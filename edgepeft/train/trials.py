@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -182,6 +183,30 @@ def _frozen_features(
         with run:
             bench.known[key] = features(run, bench.rows, head_of(run.model, len(bench.problem.labels)))
     return bench.known[key]
+
+
+def step_seconds(
+    bench: Workbench,
+    candidate: Candidate,
+    places: Sequence[int],
+    batch_size: int,
+    seed: int,
+    threads: int | None,
+) -> float:
+    """Seconds that a step of ``candidate`` takes over the rows at ``places``: of the second and third, since the first warms up.
+
+    A loss that is no number ends them; the trial itself will tell.
+    """
+    rows = [bench.rows[place] for place in places]
+    run = _run(bench, candidate, rows, 3, batch_size, seed, threads)
+    with run:
+        run.keep_states()
+        start = time.monotonic()
+        with suppress(NotFiniteLossError):
+            run.advance(1)
+            start = time.monotonic()
+            run.advance(2)
+        return (time.monotonic() - start) / 2
 
 
 def trained(

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 #: tried, some look better by chance.
 _WORTH_ERRORS = 0.5
 _LEAST_STEPS, _MOST_STEPS = 40, 400
+#: Of the time that is left, the share that is planned for steps: networks are made, judged and written too.
+_FOR_STEPS = 0.9
 _EPOCHS = 4
 
 
@@ -76,11 +78,21 @@ class Search:
         """A candidate that is ``expected`` to be better than the best, by what was measured elsewhere: few judgements show little.
 
         It becomes the best where a gain is still to be expected after it is judged; what is tried later has to overcome as much.
-        It is judged on as many folds as half of the time allows, with its training on all rows; on one at least where there is any.
+        It is judged on as many folds as half of the time allows, with its training on all rows, and on one at least. It gets fewer
+        steps where there is no time for all of them on a fold and on all rows, and is left out where a third would be too many.
         """
-        if not self.time_left():
+        from .trials import step_seconds
+
+        room = 0.0
+        if self.time_left():
+            with enough_memory(self.takes_memory):
+                each = step_seconds(self.bench, candidate, self.folds[0][0], self.batch_size, self.seed, self.threads)
+            self.note_steps(candidate.kind, 1, each)
+            room = _FOR_STEPS * (self.ends - time.monotonic()) / self._seconds(candidate.kind, 1 + self.whole)
+        if room < steps // 3:
             self.left.append(f"{candidate.describe()} ({steps} steps)")
             return
+        steps = min(steps, int(room))
         half = (time.monotonic() + self.ends) / 2
         trial = self._tried(
             name, candidate, steps, lambda fold_s: time.monotonic() + (1 + self.whole) * fold_s < half

@@ -156,12 +156,12 @@ def test_few_judgements_leave_what_was_measured_elsewhere() -> None:
     assert ExpectedGain(0.05, 0.001).after(many[:40]) == pytest.approx(0.05, abs=0.01)
 
 
-@pytest.mark.parametrize(("labels", "sign"), [(4, -1), (7, -1), (8, 1), (64, 1), (1, -1)])
-def test_what_contrast_is_expected_to_gain_depends_on_the_labels(labels: int, sign: int) -> None:
+@pytest.mark.parametrize(("labels", "gain"), [(1, 0.015), (4, 0.015), (7, 0.015), (8, 0.05), (16, 0.055), (64, 0.055)])
+def test_what_contrast_is_expected_to_gain_depends_on_the_labels(labels: int, gain: float) -> None:
     asked: list[ExpectedGain] = []
     search: Any = SimpleNamespace(steps=1, prefer=lambda *given: asked.append(given[-1]))
     assert few_labels_stage(search, None, labels) == []
-    assert sign * asked[0].after(np.zeros(0)) > 0
+    assert asked[0].mean == gain
 
 
 @pytest.mark.parametrize(("worse_by", "taken"), [(0, True), (3, True), (40, False)])
@@ -184,6 +184,7 @@ def test_a_setting_that_is_expected_to_gain_is_taken_unless_judgements_outweigh_
         return judged
 
     monkeypatch.setattr(trials, "run_trial", run_trial)
+    monkeypatch.setattr(trials, "step_seconds", lambda *_: 1 / 9)
     search.prefer("few labels", judged.candidate, 9, ExpectedGain(0.04, 0.05))
     assert (search.best is not best) == taken
     # Half of a minute is left to others, and a fold more is followed by the training on 24 rows in place of 18.
@@ -195,6 +196,35 @@ def test_a_setting_that_is_expected_to_gain_is_taken_unless_judgements_outweigh_
     search.prefer("few labels", judged.candidate, 7, ExpectedGain(0.04, 0.05))
     assert len(asked) == 1
     assert search.left == [f"{judged.candidate.describe()} (7 steps)"]
+
+
+@pytest.mark.parametrize(("step_s", "steps"), [(0.1, 40), (1.0, 23), (1.7, 13), (1.9, None), (100.0, None)])
+def test_a_setting_gets_the_steps_that_there_is_time_for(
+    model: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    step_s: float,
+    steps: int | None,
+) -> None:
+    """Of a minute nine tenths; each step comes again on all rows, which are a third more: 54 / (1 + 24 / 18) / step_s."""
+    from edgepeft.train import trials
+
+    search = Search(bench(model, make_rows(24)), 60.0, 8, 0, 1, lambda message: None)
+    asked: list[int] = []
+
+    def run_trial(*_: Any, steps: int, **__: Any) -> Trial:
+        asked.append(steps)
+        return in_a_row([1.0], kind="contrast", steps=steps)
+
+    monkeypatch.setattr(trials, "run_trial", run_trial)
+    monkeypatch.setattr(trials, "step_seconds", lambda *_: step_s)
+    search.prefer("few labels", Candidate(Settings(), "contrast"), 40, ExpectedGain(0.04, 0.05))
+    assert asked == ([] if steps is None else [steps])
+    assert len(search.left) == (steps is None)
+    assert (search.best is None) == (steps is None)
+    late = Search(search.bench, 0.0, 8, 0, 1, lambda message: None)
+    late.prefer("few labels", Candidate(Settings(), "contrast"), 40, ExpectedGain(0.04, 0.05))
+    assert len(late.left) == 1
+    assert late.trials == []
 
 
 @pytest.mark.parametrize(
@@ -214,6 +244,7 @@ def test_what_comes_later_has_to_overcome_what_was_expected(
     places = np.arange(100)
     tried = iter([in_a_row(places < 60, kind="contrast"), in_a_row(places >= 40 - better_by, kind=kind)])
     monkeypatch.setattr(trials, "run_trial", lambda *_, **__: next(tried))
+    monkeypatch.setattr(trials, "step_seconds", lambda *_: 0.1)
     search.prefer("few labels", Candidate(Settings(), "contrast"), 9, ExpectedGain(0.04, 0.05))
     first = search.best
     search.stage("learning rate", [Candidate(Settings(), kind)])  # type: ignore[arg-type] # one of its kinds
