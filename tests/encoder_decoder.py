@@ -15,7 +15,7 @@ SEQ2SEQ = "text2text-generation"
 MODELS: dict[str, tuple[str, dict[str, Any], list[str], list[str]]] = {
     "T5": ({"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "eos_token_id": 1,
             "decoder_start_token_id": 0}, ["q", "v"], ["q", "k", "v", "o", "wi", "wo"]),
-    "Bart": ({"d_model": 32, "encoder_layers": 2, "decoder_layers": 1, "encoder_attention_heads": 4,
+    "Bart": ({"d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
               "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "max_position_embeddings": 40,
               "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2, "forced_eos_token_id": None},
              ["q_proj", "v_proj"], ["q_proj", "k_proj", "fc1", "fc2", "out_proj"]),

@@ -213,7 +213,7 @@ def test_layers_in_8_bits_lose_less_and_the_table_keeps_4(own: Path, tmp_path: P
 
 def test_an_encoder_wants_texts(own_bundle: Path) -> None:
     with pytest.raises(
-        InputError, match=r"cannot be run for it: .* no texts are given: --data .* --method rtn needs no texts"
+        InputError, match=r"cannot be run for it: .* no texts are given: --data .* --method rtn needs no data"
     ):
         quantize(own_bundle, "q4", method="gptq")
     assert quantize(own_bundle, "q4").method == "rtn"
