@@ -185,6 +185,11 @@ def _frozen_features(
     return bench.known[key]
 
 
+def rows_a_step(kind: Kind, batch_size: int) -> int:
+    """Rows in a step: those asked for, and for contrast no fewer than it takes to compare."""
+    return max(batch_size, CONTRAST_BATCH) if kind == "contrast" else batch_size
+
+
 def step_seconds(
     bench: Workbench,
     candidate: Candidate,
@@ -255,8 +260,8 @@ def _run(
     head = head_of(model, labels) if candidate.kind != "fine-tune" else None
 
     by_contrast: dict[str, Any] = {}
+    batch_size = rows_a_step(candidate.kind, batch_size)
     if candidate.kind == "contrast":
-        batch_size = max(batch_size, CONTRAST_BATCH)
         by_contrast = {"loss_of": lambda run, batch: contrast(run, batch, head), "epoch_of": shuffled_batches}
     return Run(
         model,

@@ -55,14 +55,21 @@ class Search:
         """What can be lowered where memory runs out."""
         return f"--batch-size ({self.batch_size}) or --max-length"
 
-    @property
-    def whole(self) -> float:
-        """How many times as many rows there are in all as a fold trains on."""
-        return len(self.bench.rows) / len(self.folds[0][0])
+    def whole(self, kind: Kind) -> float:
+        """How many times as long as on a fold the same training takes on all rows: more steps, of few rows larger ones."""
+        from .trials import rows_a_step
+
+        batch = rows_a_step(kind, self.batch_size)
+        every, fold = len(self.bench.rows), len(self.folds[0][0])
+        larger = (every / -(-every // batch)) / (fold / -(-fold // batch))
+        return every / fold * larger
 
     def time_left(self, seconds: float = 0.0) -> bool:
         """Whether so many seconds are left beside those that training the best setting on all rows takes."""
-        last = 0.0 if self.best is None else self._seconds(self.best.candidate.kind, self.best.steps * self.whole)
+        last = 0.0
+        if self.best is not None:
+            kind = self.best.candidate.kind
+            last = self._seconds(kind, self.best.steps * self.whole(kind))
         return time.monotonic() + seconds + last < self.ends
 
     def time_for_steps(self, steps: int) -> bool:
@@ -83,19 +90,19 @@ class Search:
         """
         from .trials import step_seconds
 
-        room = 0.0
+        room, whole = 0.0, self.whole(candidate.kind)
         if self.time_left():
             with enough_memory(self.takes_memory):
                 each = step_seconds(self.bench, candidate, self.folds[0][0], self.batch_size, self.seed, self.threads)
             self.note_steps(candidate.kind, 1, each)
-            room = _FOR_STEPS * (self.ends - time.monotonic()) / self._seconds(candidate.kind, 1 + self.whole)
+            room = _FOR_STEPS * (self.ends - time.monotonic()) / self._seconds(candidate.kind, 1 + whole)
         if room < steps // 3:
             self.left.append(f"{candidate.describe()} ({steps} steps)")
             return
         steps = min(steps, int(room))
         half = (time.monotonic() + self.ends) / 2
         trial = self._tried(
-            name, candidate, steps, lambda fold_s: time.monotonic() + (1 + self.whole) * fold_s < half
+            name, candidate, steps, lambda fold_s: time.monotonic() + (1 + whole) * fold_s < half
         )  # fmt: skip
         if self.best is None or expected.after(trial.differences(self.best)) > 0:
             self.best, self._expected = trial, expected

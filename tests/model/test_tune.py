@@ -187,9 +187,10 @@ def test_a_setting_that_is_expected_to_gain_is_taken_unless_judgements_outweigh_
     monkeypatch.setattr(trials, "step_seconds", lambda *_: 1 / 9)
     search.prefer("few labels", judged.candidate, 9, ExpectedGain(0.04, 0.05))
     assert (search.best is not best) == taken
-    # Half of a minute is left to others, and a fold more is followed by the training on 24 rows in place of 18.
-    assert [asked[0](seconds) for seconds in (0.1, 12, 14, 40)] == [True, True, False, False]
-    # The winner's training, 9 / 18 * 24 steps at a ninth of a second, is not there to be used up.
+    # Half of a minute is left to others, and a fold more is followed by the training on 24 rows in place of 18: a third more steps,
+    # each over all rows.
+    assert [asked[0](seconds) for seconds in (0.1, 10, 11.5, 40)] == [True, True, False, False]
+    # The winner's training, nine steps on a fold at a ninth of a second, is not there to be used up.
     assert search.time_left() == search.time_left(57) is True
     assert search.time_left(59) is not taken
     search.ends = 0.0
@@ -198,14 +199,22 @@ def test_a_setting_that_is_expected_to_gain_is_taken_unless_judgements_outweigh_
     assert search.left == [f"{judged.candidate.describe()} (7 steps)"]
 
 
-@pytest.mark.parametrize(("step_s", "steps"), [(0.1, 40), (1.0, 23), (1.7, 13), (1.9, None), (100.0, None)])
+def test_what_training_on_all_rows_takes(model: Path) -> None:  # noqa: F811
+    """Of 64 rows folds have 48: contrast makes a third more steps, of 32 rows in place of 24; fine-tuning those of eight."""
+    search = Search(bench(model, make_rows(64)), 60.0, 8, 0, 1, lambda message: None)
+    assert len(search.folds[0][0]) == 48
+    assert search.whole("contrast") == pytest.approx(4 / 3 * 32 / 24)
+    assert search.whole("fine-tune") == pytest.approx(4 / 3)
+
+
+@pytest.mark.parametrize(("step_s", "steps"), [(0.1, 40), (1.0, 19), (1.4, 13), (1.6, None), (100.0, None)])
 def test_a_setting_gets_the_steps_that_there_is_time_for(
     model: Path,  # noqa: F811
     monkeypatch: pytest.MonkeyPatch,
     step_s: float,
     steps: int | None,
 ) -> None:
-    """Of a minute nine tenths; each step comes again on all rows, which are a third more: 54 / (1 + 24 / 18) / step_s."""
+    """Of a minute nine tenths; on all rows a third more steps with a third more rows in each: 54 / (1 + 16 / 9) / step_s."""
     from edgepeft.train import trials
 
     search = Search(bench(model, make_rows(24)), 60.0, 8, 0, 1, lambda message: None)
