@@ -152,7 +152,8 @@ def parse_seconds(value: str) -> float:
 def _show(found: Tuning) -> None:
     costs = any(row.added_ms is not None for row in found.tried)
     table(
-        f"What was tried, on {found.judged_rows} rows judged out of fold ({found.folds} trainings each)",
+        f"What was tried, out of fold: the chosen one on {found.judged_rows} rows, in {found.folds} "
+        f"{'folds' if found.folds > 1 else 'fold'}",
         (
             "stage",
             "what",
@@ -167,7 +168,7 @@ def _show(found: Tuning) -> None:
             (
                 row.stage,
                 row.what,
-                str(row.steps),
+                str(row.steps or "–"),
                 spread(row.accuracy),
                 "chosen" if row.change is None else spread(row.change, "+"),
                 f"{row.loss:.3f}",

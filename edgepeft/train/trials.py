@@ -69,6 +69,11 @@ class Trial:
     folds: int
 
     @property
+    def steps_made(self) -> int:
+        """Steps that were made for it: a head on frozen features is solved for."""
+        return 0 if self.candidate.kind == "features" else self.steps
+
+    @property
     def accuracy(self) -> float:
         """The mean over rows."""
         return float(self.right.mean())

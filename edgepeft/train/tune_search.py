@@ -161,9 +161,8 @@ class Search:
         self.trials.append(trial)
         if candidate.kind != "features":
             self.note_steps(candidate.kind, steps * trial.folds, trial.seconds)
-        self.announce(
-            f"{name}: {candidate.describe()}, {steps} steps: accuracy {trial.accuracy:.3f} in {trial.seconds:.0f} s"
-        )
+        made = f", {steps} steps" if trial.steps_made else ""
+        self.announce(f"{name}: {candidate.describe()}{made}: accuracy {trial.accuracy:.3f} in {trial.seconds:.0f} s")
         return trial
 
 

@@ -103,7 +103,7 @@ def finished(
         TriedRow(
             stage=trial.stage,
             what=trial.candidate.describe(),
-            steps=trial.steps,
+            steps=trial.steps_made,
             accuracy=trial.interval,
             change=None if trial is best else trial.minus(best),
             loss=float(trial.loss.mean()),
@@ -184,7 +184,7 @@ def _as_record(trial: Trial, costs: TargetCosts | None) -> dict[str, Any]:
     return {
         "stage": trial.stage,
         "what": trial.candidate.describe(),
-        "steps": trial.steps,
+        "steps": trial.steps_made,
         "accuracy": interval.estimate,
         "lower": interval.lower,
         "upper": interval.upper,

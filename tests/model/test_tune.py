@@ -274,6 +274,7 @@ def test_a_search_ends_with_an_adapter(model: Path, tmp_path: Path, few: bool) -
     assert found.adapter.validation_rows == 60
     record = json.loads((tmp_path / "a" / ADAPTER_FILE).read_text())
     assert [row["what"] for row in record["tuning"]] == [row.what for row in found.tried]
+    assert all((row["steps"] == 0) == row["what"].startswith("head on frozen features") for row in record["tuning"])
     assert record["arguments"]["chosen"] == found.chosen
     export(model, {"mine": tmp_path / "a"}, tmp_path / "b")
     answers = runtime.open(tmp_path / "b").adapter("mine").predict(list(held.texts))
@@ -422,7 +423,7 @@ def test_tune_on_the_command_line(model: Path, tmp_path: Path) -> None:  # noqa:
     ]
     done = CliRunner().invoke(main, [*call, "--budget", "1s"])
     assert done.exit_code in {0, 1}, done.output
-    assert "What was tried" in done.stdout
+    assert "What was tried, out of fold: the chosen one on " in done.stdout
     assert "not tried within the budget" in done.stdout
     assert "frozen features" in done.stdout
     assert (tmp_path / "a" / "adapter_config.json").is_file()
