@@ -36,15 +36,14 @@ def candidate(bench: Any, what: str) -> Any:
     from edgepeft.train.even_attention import key_site
     from edgepeft.train.methods import Settings
     from edgepeft.train.trials import Candidate
-    from edgepeft.train.tune_stages import FEW_STRENGTH, upper_half
+    from edgepeft.train.tune_stages import FEW_STRENGTH, evenly_attending, taught_by_contrast, upper_half
 
     site = key_site(bench)
     assert site is not None
     if what == HEAD:
-        return Candidate(Settings("dora", rank=1, ranks=((site, 1),)), "features", FEW_STRENGTH, site)
+        return Candidate(evenly_attending(site), "features", FEW_STRENGTH, site)
     if what == CONTRAST:
-        settings = Settings("dora", rank=8, targets="all-linear", learning_rate=3e-4)
-        return Candidate(settings, "contrast", FEW_STRENGTH, site)
+        return taught_by_contrast(site)
     settings = Settings("dora", rank=8, targets=upper_half(bench), learning_rate=7e-4)
     return Candidate(settings, "fine-tune", FEW_STRENGTH, site)
 
@@ -69,10 +68,10 @@ def summary(file: Path) -> str:
     """Accuracies by labels and source, and the gains over the head."""
     found: dict[int, dict[str, dict[tuple[str, int], float]]] = defaultdict(lambda: defaultdict(dict))
     cpu: dict[str, list[float]] = defaultdict(list)
-    for row in rows_of(file):
+    for row in (rows := rows_of(file)):
         found[row["labels"]][row["what"]][row["source"], row["seed"]] = row["accuracy"]
         cpu[row["what"]].append(row["cpu"])
-    sources = [each for each in SOURCES if any(each == row["source"] for row in rows_of(file))]
+    sources = [each for each in SOURCES if any(each == row["source"] for row in rows)]
     lines = [
         f"| labels a class | recipe | draws | {' | '.join(sources)} | mean | minus the head | deviation over draws |",
         f"| ---: | --- | ---: |{' ---: |' * len(sources)} ---: | ---: | ---: |",
@@ -117,6 +116,7 @@ def main() -> None:
     if not (given.out / "data").is_dir():
         write_data(given.out / "data")
     open_base(str(minilm()), str(given.out / "data"))
+    known = rows_of(file)
     names = given.only.split(",") if given.only else [HEAD, MEAN, CONTRAST, UPPER]
     for seed in range(given.first, given.first + given.seeds):
         for labels in map(int, given.labels.split(",")):
@@ -124,7 +124,7 @@ def main() -> None:
                 bench = replace(draw(source, seed, labels), held=_bench(source).held[:HELD])
                 for what in names:
                     key = {"source": source, "seed": seed, "labels": labels, "what": what}
-                    if any(key.items() <= row.items() for row in rows_of(file)):
+                    if any(key.items() <= row.items() for row in known):
                         continue
                     row = {**key, **judged(bench, what, seed)}
                     with file.open("a") as lines:

@@ -9,34 +9,19 @@ the rounds). ``before`` is the edgepeft in ``TREE`` (a checkout of an older vers
 from __future__ import annotations
 
 import argparse
-import os
-import resource
 import runpy
 import shlex
 import statistics
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
-HERE = Path(__file__).resolve().parents[1]
+from start import HERE, cpu_seconds
 
 
-def cpu_seconds(call: str, folder: Path, tree: Path, bytecode: str) -> float:
+def refused(call: str, folder: Path, tree: Path, bytecode: str) -> float:
     """CPU seconds of one call in ``folder``, refused by the edgepeft in ``tree``; its bytecode is kept in a folder."""
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPYCACHEPREFIX": bytecode, "PYTHONDONTWRITEBYTECODE": ""}
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     code = f"import sys; sys.path.insert(0, {str(tree)!r}); from edgepeft.cli import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", code, *shlex.split(call)],
-        cwd=folder,
-        env=environment,
-        capture_output=True,
-    )
-    if done.returncode != 2:
-        raise SystemExit(f"edgepeft {call}: exit code {done.returncode}, expected 2\n{done.stderr.decode()}")
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+    return cpu_seconds(["-P", "-c", code, *shlex.split(call)], folder, bytecode, code=2, HF_HUB_OFFLINE="1")
 
 
 def main() -> None:
@@ -52,11 +37,11 @@ def main() -> None:
         folder = Path(name)
         tests["write_files"](folder)
         for tree in trees.values():  # compiles
-            cpu_seconds(calls[0], folder, tree, bytecode)
+            refused(calls[0], folder, tree, bytecode)
         runs: dict[tuple[str, str], list[float]] = {(call, tree): [] for call in calls for tree in trees}
         for _ in range(given.rounds):
             for (call, tree), seconds in runs.items():
-                seconds.append(cpu_seconds(call, folder, trees[tree], bytecode))
+                seconds.append(refused(call, folder, trees[tree], bytecode))
     medians = {key: statistics.median(values) for key, values in runs.items()}
     if given.all:
         for call in calls:

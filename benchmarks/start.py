@@ -29,22 +29,17 @@ CALLS = {
 }
 
 
-def cpu_seconds(arguments: list[str], tree: Path, bytecode: str) -> float:
-    """CPU seconds of one process of this Python, whose edgepeft is the one in ``tree``; its bytecode is kept in a folder."""
-    environment = {
-        **os.environ,
-        "PYTHONPATH": str(tree),
-        "PYTHONPYCACHEPREFIX": bytecode,
-        "PYTHONDONTWRITEBYTECODE": "",
-    }
+def cpu_seconds(arguments: list[str], folder: Path, bytecode: str, *, code: int = 0, **environment: str) -> float:
+    """CPU seconds of one process of this Python in ``folder``, which ends with ``code``; its bytecode is kept in another one."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    subprocess.run(
+    done = subprocess.run(
         [sys.executable, *arguments],
-        env=environment,
-        cwd=tree,  # where Python looks first
-        stdout=subprocess.DEVNULL,
-        check=True,
+        env={**os.environ, "PYTHONPYCACHEPREFIX": bytecode, "PYTHONDONTWRITEBYTECODE": "", **environment},
+        cwd=folder,
+        capture_output=True,
     )
+    if done.returncode != code:
+        raise SystemExit(f"{arguments}: exit code {done.returncode}, expected {code}\n{done.stderr.decode()}")
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
 
@@ -67,11 +62,11 @@ def measure(before: Path | None, rounds: int, bytecode: str) -> None:
     if before is not None:
         runs |= {(name, "before"): (arguments, before.resolve()) for name, arguments in CALLS.items()}
     for arguments, tree in runs.values():  # compiles, and reads files once
-        cpu_seconds(arguments, tree, bytecode)
+        cpu_seconds(arguments, tree, bytecode, PYTHONPATH=str(tree))
     seconds: dict[tuple[str, str], list[float]] = {key: [] for key in runs}
     for _ in range(rounds):
         for key, (arguments, tree) in runs.items():
-            seconds[key].append(cpu_seconds(arguments, tree, bytecode))
+            seconds[key].append(cpu_seconds(arguments, tree, bytecode, PYTHONPATH=str(tree)))
     medians = {key: statistics.median(values) for key, values in seconds.items()}
     python, parsers = (medians[name, ""] for name in FLOORS)
     print(f"{'call':24}{'tree':8}{'CPU s':>8}{'x python':>10}{'x click, cloup':>16}")

@@ -218,8 +218,4 @@ __all__ = [  # noqa: RUF022 - in the order of the pipeline
     "Fitted",
 ]
 
-__getattr__ = lazy_names(__name__, _HOME)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+__getattr__, __dir__ = lazy_names(__name__, _HOME)

@@ -14,7 +14,7 @@ from ..bundle.cache_names import as_pasts, grows
 from ..data import Examples, evenly
 from ..quantize.stages import Steps
 from ..runtime.views import View
-from ._calibration_runs import HELD_OUT, SHARED, SHIPPED, Runs, slot_tensors
+from ._calibration_runs import HELD_OUT, SHARED, Runs, shipped_paragraphs, slot_tensors
 
 #: Longest text, longest answer, and texts of the base and all adapters: what the decoder reads of each is held in memory.
 READ, WRITTEN, TEXTS = 128, 32, 48
@@ -119,7 +119,7 @@ def crossed_runs(bundle: Bundle, data: Mapping[str, Examples], *, rows: int) -> 
         data: Texts by adapter (``"*"``: for all).
         rows: How many texts of each adapter are run.
     """
-    everything = [text for each in data.values() for text in each.texts] or _shipped()
+    everything = [text for each in data.values() for text in each.texts] or shipped_paragraphs()
     adapters = bundle.manifest.adapters
 
     def answered(view: View) -> list[Answered]:
@@ -178,10 +178,6 @@ def answered_runs(
         probed_pairs=tuple(compared[i] for i in evenly(len(compared), probed)), judged_pairs=tuple(judged),
         places=None if None in filled else tuple(each for each in filled if each is not None),
     )  # fmt: skip
-
-
-def _shipped() -> list[str]:
-    return [part for part in SHIPPED.read_text(encoding="utf-8").split("\n\n") if part.strip()]
 
 
 def answered_text(view: View, text: str) -> AnsweredText:

@@ -33,6 +33,11 @@ SHARED = 4
 SHIPPED = Path(__file__).parents[1] / "quantize" / "calibration.txt"
 
 
+def shipped_paragraphs() -> list[str]:
+    """That text by its paragraphs: texts for what reads one at a time."""
+    return [part for part in SHIPPED.read_text(encoding="utf-8").split("\n\n") if part.strip()]
+
+
 @dataclass(frozen=True)
 class Runs:
     """Feeds to calibrate with, and token windows kept apart by adapter (``None``: the base)."""

@@ -19,7 +19,7 @@ from ..runtime.prefix import after_prefix
 from ._calibrate import takes_texts
 from ._calibration_crossed import CrossedRuns, crossed_runs
 from ._calibration_data import Data, sounds_of, texts_of
-from ._calibration_runs import HELD_OUT, SHIPPED, calibration_runs, can_calibrate
+from ._calibration_runs import HELD_OUT, calibration_runs, can_calibrate, shipped_paragraphs
 from ._calibration_sound import sound_runs
 
 Arrays = Mapping[str, np.ndarray]
@@ -111,7 +111,7 @@ def data_feeds(
     They are ``data``, or texts that ship with edgepeft where the base takes texts alone; nothing where it does not.
     """
     manifest = bundle.manifest
-    shipped = {"*": Examples(tuple(_paragraphs()), labels=None)}
+    shipped = {"*": Examples(tuple(shipped_paragraphs()), labels=None)}
     if any(entry.prefix_length for entry in manifest.adapters.values()) and not manifest.writes:
         return (), {}
     if "tokenizer.json" not in manifest.files or not (manifest.writes or manifest.hears or takes_texts(manifest)):
@@ -130,10 +130,6 @@ def _crossed(runs: CrossedRuns) -> tuple[tuple[tuple[Arrays, ...], ...], dict[st
     places = list(_chosen(runs.counts))
     feeds = tuple(tuple(each[i] for i in places) for each in (runs.feeds, runs.decoder))
     return feeds, _counts(runs.counts)
-
-
-def _paragraphs() -> list[str]:
-    return [part for part in SHIPPED.read_text(encoding="utf-8").split("\n\n") if part.strip()]
 
 
 def _most(name: str) -> int:

@@ -18,7 +18,7 @@ from ..validate.likelihood import log_softmax, row_tokens
 from ._calibrate import inputs_of
 from ._calibration_crossed import AnsweredText, answered_text
 from ._calibration_data import Data
-from ._calibration_runs import HELD_OUT, SHIPPED, WINDOW, _windows, feeds_of
+from ._calibration_runs import HELD_OUT, SHIPPED, WINDOW, _windows, feeds_of, shipped_paragraphs
 from ._quality import compare_window
 
 #: Most tokens of a language model that are fitted to, and texts of others; most windows, texts or answers that judge.
@@ -135,7 +135,7 @@ def _answer(view: View, row: LanguageRow, length: int) -> tuple[list[int], int]:
 
 
 def _crossed(view: View, data: Data | None) -> RefitRuns:
-    texts = _plain(data) or [part for part in SHIPPED.read_text(encoding="utf-8").split("\n\n") if part.strip()]
+    texts = _plain(data) or shipped_paragraphs()
     pairs = [answered_text(view, texts[i]) for i in evenly(len(texts), ANSWERED)]
     used, apart = _split(pairs, view.name)
     both = [pairs[place].feeds(view) for place in used]

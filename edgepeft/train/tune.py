@@ -118,9 +118,8 @@ def tune(
     if few:
         said += few_labels_stage(search, site, labels)
     rate = 0.0
-    if search.time_for_steps(
-        RANGE_STEPS + search.short * len(search.folds)
-    ):  # and for a trial of the rate that is found
+    # The test is worth its time where a trial of the rate that it finds fits in too.
+    if search.time_for_steps(RANGE_STEPS + search.short * len(search.folds)):
         start = time.monotonic()
         with enough_memory(search.takes_memory):
             found = range_test(bench, bench.rows, lora, batch_size=batch_size, seed=seed, threads=threads)

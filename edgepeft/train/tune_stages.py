@@ -25,6 +25,18 @@ FEW_STRENGTH = 0.01
 _GAINED = {4: ExpectedGain(0.015, 0.06), 8: ExpectedGain(0.05, 0.06), 16: ExpectedGain(0.055, 0.025)}
 
 
+def evenly_attending(site: str) -> Settings:
+    """The least that starts from even attention: DoRA at the one projection of keys, which is not trained."""
+    return Settings("dora", rank=1, ranks=((site, 1),))
+
+
+def taught_by_contrast(site: str | None) -> Candidate:
+    """Every linear layer taught by contrast: DoRA from even attention at ``site``, or LoRA where there is none."""
+    from .trials import Candidate
+
+    return Candidate(replace(_FEW, method="lora" if site is None else "dora"), "contrast", FEW_STRENGTH, site)
+
+
 def frozen_stage(search: Search, site: str | None, few: bool) -> list[str]:
     """Heads on frozen features, the base's own and those under even attention; what to say where they cannot be had."""
     from .trials import Candidate
@@ -32,7 +44,7 @@ def frozen_stage(search: Search, site: str | None, few: bool) -> list[str]:
     said = []
     starts: list[tuple[Settings, str | None]] = [(Settings("head-only"), None)]
     if site is not None:
-        starts.insert(0, (Settings("dora", rank=1, ranks=((site, 1),)), site))
+        starts.insert(0, (evenly_attending(site), site))
     for settings, even in starts:
         penalties = _PENALTIES if few else _PENALTIES[1:]
         try:
@@ -48,12 +60,9 @@ def few_labels_stage(search: Search, site: str | None, labels: int) -> list[str]
 
     ``labels`` are the rows of the rarest label, by which contrast gains more or less.
     """
-    from .trials import Candidate
-
-    settings = replace(_FEW, method="lora" if site is None else "dora")
     expected = _GAINED[max(count for count in _GAINED if count <= max(labels, min(_GAINED)))]
     try:
-        search.prefer("few labels", Candidate(settings, "contrast", FEW_STRENGTH, site), search.steps, expected)
+        search.prefer("few labels", taught_by_contrast(site), search.steps, expected)
     except (MissingExtraError, InputError) as error:
         return [f"contrast was not tried: {error}"]
     return []

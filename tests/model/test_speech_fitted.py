@@ -97,7 +97,7 @@ def test_what_is_run(bundle: Path, rows: Path) -> None:
     assert len(runs.feeds) == len(runs.decoder) == 24
     with runtime.open(bundle) as model:
         writer = model.base.generator
-        started = writer.speech.before("en", "transcribe")  # type: ignore[attr-defined]
+        started = writer.speech.before("en", "transcribe")  # type: ignore[attr-defined] # it transcribes
         given = read(rows).rows
         used = [given[place] for place in range(10) if place not in (4, 9)]
         for row, feeds in zip(used, runs.decoder[:8], strict=True):
