@@ -39,6 +39,21 @@ def spawn(*arguments: object, **options: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
 
 
+def small_files(most: int) -> dict[str, Any]:
+    """Options of ``subprocess`` for a process whose files may hold ``most`` bytes, as on a disk that is full.
+
+    It keeps no bytecode: Python moves what the limit has cut short into the cache that all tests read
+    (cpython issue 126606), and who imports that module next fails.
+    """
+
+    def limit() -> None:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+
+    return {"preexec_fn": limit, "env": {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}}
+
+
 @pytest.fixture(scope="session")
 def cli() -> Cli:
     return call

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from time import perf_counter
@@ -15,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from .conftest import call, save_adapter, snapshot
+from .conftest import call, save_adapter, small_files, snapshot, spawn
 
 pytestmark = pytest.mark.e2e
 
@@ -371,21 +369,16 @@ def test_json_errors_are_json(exported: Path) -> None:
 
 def test_disk_full(bundle: Path, adapters: dict[str, Path]) -> None:
     """Files of this process may hold 64 kB: every write of the base fails, as on a full disk."""
-    code = (
-        "import resource, sys; from edgepeft.cli import main; sys.argv[0] = 'edgepeft';"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536)); main()"
-    )
     before = snapshot(bundle)
     for arguments in (
         ["add", bundle, "--adapter", f"r={adapters['register']}"],
         ["quantize", bundle, "--variant", "int8"],
     ):
-        done = subprocess.run(
-            [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=False
-        )
-        assert done.returncode == 2, done.stderr
-        assert "was left as it was" in done.stderr
-        assert "too large" in done.stderr.lower()
+        process = spawn(*arguments, **small_files(65_536))
+        _, said = process.communicate()
+        assert process.returncode == 2, said
+        assert "was left as it was" in said
+        assert "too large" in said.lower()
         assert snapshot(bundle) == before
     assert sorted(p.name for p in bundle.parent.iterdir()) == ["bundle"]
 

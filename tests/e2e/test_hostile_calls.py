@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import call, snapshot
+from .conftest import call, small_files, snapshot
 
 pytestmark = pytest.mark.e2e
 
@@ -105,13 +104,9 @@ def test_no_home(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("command", ["add", "quantize"])
 def test_files_that_cannot_be_written(command: str, bundle: Path, adapters: dict[str, Path]) -> None:
     """A limit on the size of files stands for a disk that is full."""
-
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
-
     before = snapshot(bundle)
     more = [f"--adapter=register={adapters['register']}"] if command == "add" else ["--variant", "int8"]
-    done = edgepeft(command, bundle, *more, preexec_fn=limit)
+    done = edgepeft(command, bundle, *more, **small_files(20_000))
     assert done.returncode == 2, done.stderr
     assert "was left as it was" in done.stderr
     assert snapshot(bundle) == before

@@ -19,7 +19,7 @@ from edgepeft.bundle import read_bundle, replacing
 from edgepeft.report import write_reports
 from edgepeft.report.gate import Gate, Report
 
-from .conftest import call, snapshot, spawn
+from .conftest import call, small_files, snapshot, spawn
 
 pytestmark = pytest.mark.e2e
 
@@ -210,16 +210,12 @@ def in_shards(folder: Path) -> Path:
 @pytest.mark.skipif(sys.platform == "win32", reason="no such limits")
 def test_a_file_that_cannot_grow_leaves_the_old_bundle(tmp_path: Path) -> None:
     """The system itself refuses the next byte half-way into the weights, as a full disk does."""
-    import resource
-
     model, out = in_shards(tmp_path), tmp_path / "place" / "bundle"
     export = ("export", "--model", model, "--variant", "q4", "--out", out)
     assert call(*export).exit_code == 0
     before = snapshot(out)
     most = max(map(len, before.values())) // 2
-    process = spawn(
-        *export, "--slots", "all-linear", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
-    )
+    process = spawn(*export, "--slots", "all-linear", **small_files(most))
     _, said = process.communicate(timeout=300)
     assert process.returncode == 2, said
     assert "bundle was left as it was" in said
