@@ -7,7 +7,7 @@ A draw is a source, a seed and so many rows of each label; the source goes round
 is drawn from all four. On a draw 30 settings of LoRA are trained for as many steps as ``tune`` gives its winner: five learning
 rates, three places, two ranks. ``tune`` then gets a quarter of their CPU seconds; its CPU is that of the whole call, loading
 included, theirs is of training alone. Its adapter is read back from its folder. To save hours, steps on both sides compute in
-bfloat16 (``--precision bf16``) over 8 rows of at most 32 tokens. All are judged on the same 300 held-out sentences of documents
+bfloat16 (``--precision bf16``) over 8 rows of at most 64 tokens. All are judged on the same 300 held-out sentences of documents
 that no training saw.
 
 Each result is a line of OUT/tune-LABELS.jsonl with the rows that were right; what is there is not done again, so a later call
@@ -30,11 +30,11 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-from training_sweep import _STATE, MEAN, SOURCES, _bench, _by_mean_states, write_data
+from training_sweep import _STATE, LENGTH, MEAN, SOURCES, _bench, _by_mean_states, write_data
 from training_sweep import start as open_base
 
 HELD = 300
-BATCH, LENGTH = 8, 32
+BATCH = 8
 SHARE = 0.25
 RATES = (2e-4, 5e-4, 1e-3, 3e-3, 1e-2)
 RANKS = (4, 16)

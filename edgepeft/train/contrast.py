@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 #: Texts of a step at least: each is compared with all others.
 CONTRAST_BATCH = 32
+#: The network runs over so many texts of a step at a time, those of like length: a random batch of 32 sentences is half padding.
+_PIECE = 8
 
 
 def pair_loss(states: torch.Tensor, targets: Sequence[int]) -> torch.Tensor:
@@ -57,6 +59,17 @@ def contrast(run: Run, rows: Sequence[Row], head: Any) -> torch.Tensor:
     Raises:
         InputError: The head is computed at every token (decoders that classify).
     """
+    import torch
+
+    ordered = sorted(rows, key=len)
+    pieces = [ordered[start : start + _PIECE] for start in range(0, len(ordered), _PIECE)]
+    means, read = map(torch.cat, zip(*(_states(run, piece, head) for piece in pieces), strict=True))
+    targets = [row.target for row in ordered]
+    return (pair_loss(means, targets) + pair_loss(read, targets)) / 2
+
+
+def _states(run: Run, rows: Sequence[Row], head: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """The means of the last states ``[rows, hidden]``, and what enters ``head`` ``[rows, features]``."""
     last: list[Any] = []
     masks: list[Any] = []
     handles = [
@@ -70,8 +83,7 @@ def contrast(run: Run, rows: Sequence[Row], head: Any) -> torch.Tensor:
             handle.remove()
     states = last[-1][0] if isinstance(last[-1], tuple) else last[-1]
     mask = masks[-1][..., None].to(states.dtype)
-    targets = [row.target for row in rows]
-    return (pair_loss((states * mask).sum(dim=1) / mask.sum(dim=1), targets) + pair_loss(read, targets)) / 2
+    return (states * mask).sum(dim=1) / mask.sum(dim=1), read
 
 
 def shuffled_batches(rows: Sequence[Row], batch_size: int, generator: np.random.Generator) -> list[list[Row]]:

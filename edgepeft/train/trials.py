@@ -56,7 +56,8 @@ class Candidate:
 class Trial:
     """A candidate, judged: for each judged row the share of its judgements that were right, and its mean loss in nats.
 
-    ``places`` are those of the judged rows among all; ``folds`` is how many times it was trained.
+    ``places`` are those of the judged rows among all; ``folds`` is how many times it was trained. ``first_round`` trials got a part
+    of their steps, to see which candidates are worth all of them.
     """
 
     candidate: Candidate
@@ -67,6 +68,7 @@ class Trial:
     loss: npt.NDArray[np.float64]
     seconds: float
     folds: int
+    first_round: bool = False
 
     @property
     def steps_made(self) -> int:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from .allocation import SiteCost
 from .rank_cost import measure_rank_costs
-from .tune_search import Search, clearly_better
+from .tune_search import Search
 
 if TYPE_CHECKING:
     from ..targets import Target
@@ -56,18 +56,14 @@ def _layers(model: Any) -> list[tuple[tuple[int, int], int, bool]]:
 
 
 def prefer_cheaper(search: Search, costs: TargetCosts) -> str | None:
-    """Let the cheapest setting win among those with as many steps that the best is not clearly better than; what to say of it.
+    """Let the cheapest setting win among those that the best is not shown, nor expected, to be better than; what to say of it.
 
     Equal costs leave the more accurate one.
     """
     best = search.best
     if best is None:
         return None
-    alike = [
-        trial
-        for trial in search.trials
-        if trial.steps == best.steps and (trial is best or not clearly_better(best, trial))
-    ]
+    alike = [trial for trial in search.trials if search.alike(trial)]
     search.best = min(alike, key=lambda trial: (costs.of(trial.candidate), -trial.accuracy, -trial.key[1]))
     mine, theirs = costs.of(search.best.candidate), costs.of(best.candidate)
     name = costs.target.name

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from .device import enough_memory
@@ -114,7 +115,17 @@ class Search:
         for candidate in candidates:
             trial = self._try(name, candidate, self.steps)
             if trial is not None and self._wins(trial):
+                if self.best is not None and trial.candidate.kind != self.best.candidate.kind:
+                    self._expected = None  # it was of the one that lost
                 self.best = trial
+
+    def alike(self, trial: Trial) -> bool:
+        """Whether the best is not shown, nor expected, to be better than ``trial``, which had all its steps too."""
+        if self.best is None or trial.first_round:
+            return False
+        if self._expected is not None and trial.candidate.kind != self.best.candidate.kind:
+            return self._expected.after(self.best.differences(trial)) <= 0
+        return trial is self.best or not clearly_better(self.best, trial)
 
     def _wins(self, trial: Trial) -> bool:
         if self.best is None:
@@ -124,7 +135,11 @@ class Search:
         return clearly_better(trial, self.best)
 
     def _halved(self, name: str, candidates: Sequence[Candidate], steps: int) -> list[Candidate]:
-        tried = [trial for candidate in candidates if (trial := self._try(name, candidate, steps)) is not None]
+        tried = [
+            trial
+            for candidate in candidates
+            if (trial := self._try(name, candidate, steps, first_round=True)) is not None
+        ]
         tried.sort(key=lambda trial: trial.key, reverse=True)
         return [trial.candidate for trial in tried[: -(-len(tried) // 2)]]
 
@@ -134,15 +149,21 @@ class Search:
             return 0.0
         return steps * self._step_s.get(kind, max(self._step_s.values(), default=0.0))
 
-    def _try(self, name: str, candidate: Candidate, steps: int) -> Trial | None:
+    def _try(self, name: str, candidate: Candidate, steps: int, *, first_round: bool = False) -> Trial | None:
         expected = self._seconds(candidate.kind, steps * len(self.folds))
         if self.trials and not self.time_left(expected):
             self.left.append(f"{candidate.describe()} ({steps} steps)")
             return None
-        return self._tried(name, candidate, steps)
+        return self._tried(name, candidate, steps, first_round=first_round)
 
     def _tried(
-        self, name: str, candidate: Candidate, steps: int, goes_on: Callable[[float], bool] = lambda _: True
+        self,
+        name: str,
+        candidate: Candidate,
+        steps: int,
+        goes_on: Callable[[float], bool] = lambda _: True,
+        *,
+        first_round: bool = False,
     ) -> Trial:
         from .trials import run_trial
 
@@ -158,6 +179,7 @@ class Search:
                 threads=self.threads,
                 goes_on=goes_on,
             )
+        trial = replace(trial, first_round=first_round)
         self.trials.append(trial)
         if candidate.kind != "features":
             self.note_steps(candidate.kind, steps * trial.folds, trial.seconds)

@@ -167,12 +167,12 @@ def _course(bench: Workbench, search: Search, best: Trial, run: Any) -> Course:
 
 
 def _why(search: Search, best: Trial) -> str:
-    others = [trial for trial in search.trials if trial is not best and trial.steps == best.steps]
+    others = [trial for trial in search.trials if trial is not best and not trial.first_round]
     ties = sum(trial.minus(best).upper >= 0 for trial in others)
     head = next((trial for trial in search.trials if trial.candidate.kind == "features"), None)
     said = f"accuracy {best.accuracy:.3f} out of fold"
     if others:
-        said += f"; {ties} of {len(others)} other settings with as many steps are not shown to be worse"
+        said += f"; {ties} of {len(others)} other settings with all their steps are not shown to be worse"
     if head is not None and best.candidate.kind != "features":
         change = best.minus(head)
         said += f"; {change.estimate:+.3f} [{change.lower:+.3f}, {change.upper:+.3f}] against a head on frozen features"

@@ -49,6 +49,12 @@ class Workbench:
         """What is learnt."""
         return self.split.problem
 
+    @property
+    def width(self) -> int:
+        """Numbers in the state of a token: the hidden size."""
+        config = self.base.model.config.get_text_config()
+        return int(getattr(config, "hidden_size", None) or self.base.model.get_input_embeddings().weight.shape[1])
+
     def fresh(self, settings: Settings, seed: int, *, steps: int = 0) -> nn.Module:
         """A copy of the base with what ``settings`` train, its new head drawn by ``seed``."""
         from .trainer import seeded

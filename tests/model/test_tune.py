@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -159,7 +160,7 @@ def test_few_judgements_leave_what_was_measured_elsewhere() -> None:
 @pytest.mark.parametrize(("labels", "gain"), [(1, 0.015), (4, 0.015), (7, 0.015), (8, 0.05), (16, 0.055), (64, 0.055)])
 def test_what_contrast_is_expected_to_gain_depends_on_the_labels(labels: int, gain: float) -> None:
     asked: list[ExpectedGain] = []
-    search: Any = SimpleNamespace(steps=1, prefer=lambda *given: asked.append(given[-1]))
+    search: Any = SimpleNamespace(bench=SimpleNamespace(width=384), prefer=lambda *given: asked.append(given[-1]))
     assert few_labels_stage(search, None, labels) == []
     assert asked[0].mean == gain
 
@@ -307,39 +308,80 @@ def test_what_settings_add_to_a_run(model: Path, monkeypatch: pytest.MonkeyPatch
     assert len(asked) == 3
 
 
-def test_of_settings_that_are_alike_the_cheapest_is_taken() -> None:
+class Costs:
+    """Each rank costs a millisecond."""
+
+    target = type("Target", (), {"name": "mine"})
+
+    def of(self, candidate: Candidate) -> float:
+        return float(candidate.settings.rank)
+
+
+def test_of_settings_that_are_alike_the_cheapest_is_taken(model: Path) -> None:  # noqa: F811
     from edgepeft.train.tune_cost import prefer_cheaper
 
-    def trial(right: list[float], rank: int, steps: int = 9) -> Trial:
-        return Trial(
-            Candidate(Settings(rank=rank)),
-            "x",
-            steps,
-            tuple(range(len(right))),
-            np.array(right),
-            np.zeros(len(right)),
-            1.0,
-            1,
-        )
-
-    class Costs:
-        target = type("Target", (), {"name": "mine"})
-
-        def of(self, candidate: Candidate) -> float:
-            return float(candidate.settings.rank)
+    def trial(right: list[float], rank: int, *, first_round: bool = False) -> Trial:
+        made = in_a_row(right)
+        return replace(made, candidate=Candidate(Settings(rank=rank)), first_round=first_round)
 
     trials = [
         trial([1.0] * 62 + [0.0] * 38, 32),
         trial([0.0] * 5 + [1.0] * 61 + [0.0] * 34, 8),  # four rows won, five lost: alike
         trial([0.0] * 30 + [1.0] * 32 + [0.0] * 38, 2),  # clearly worse
-        trial([1.0] * 62 + [0.0] * 38, 1, steps=3),  # of another stage
+        trial([1.0] * 62 + [0.0] * 38, 1, first_round=True),
     ]
-    found: Any = SimpleNamespace(trials=trials, best=trials[0])
+    found = Search(bench(model, make_rows(24)), 60.0, 8, 0, 1, lambda message: None)
+    found.trials, found.best = trials, trials[0]
     said = prefer_cheaper(found, Costs())  # type: ignore[arg-type] # as much of them as is asked
     assert found.best is trials[1]
     assert said is not None
     assert "it adds 8.000 ms to a run on mine, the least of 2 settings that are alike" in said
     assert "accuracy 0.620, adds 32.000 ms" in said
+
+
+def test_a_cheaper_setting_than_one_that_is_expected_to_gain_has_to_overcome_that(
+    model: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A head that costs less is as good on 20 rows, which does not outweigh that more was expected of the other."""
+    from edgepeft.train import trials
+    from edgepeft.train.tune_cost import prefer_cheaper
+
+    search = Search(bench(model, make_rows(24)), 60.0, 8, 0, 1, lambda message: None)
+    right = np.arange(20) < 15
+    head = replace(in_a_row(right, kind="features", steps=40), candidate=Candidate(Settings(rank=1), "features"))
+    taught = replace(in_a_row(right, kind="contrast", steps=12), candidate=Candidate(Settings(rank=8), "contrast"))
+    monkeypatch.setattr(trials, "run_trial", lambda *_, **__: taught)
+    monkeypatch.setattr(trials, "step_seconds", lambda *_: 0.1)
+    for gain, wins in ((0.05, "contrast"), (-0.05, "features")):
+        search.trials, search.best = [head], head
+        search.prefer("few labels", taught.candidate, 12, ExpectedGain(abs(gain), 0.05))
+        assert search.best.candidate.kind == "contrast"
+        search._expected = ExpectedGain(gain, 0.05)
+        prefer_cheaper(search, Costs())  # type: ignore[arg-type] # as much of them as is asked
+        assert search.best.candidate.kind == wins
+
+
+def test_what_was_expected_of_one_is_not_expected_of_what_beat_it(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    from edgepeft.train import trials
+
+    search = Search(bench(model, make_rows(24)), 60.0, 8, 0, 1, lambda message: None)
+    places = np.arange(100)
+    tried = iter(
+        [in_a_row(places < 50, kind="contrast"), in_a_row(places < 90), in_a_row(places < 92, kind="contrast")]
+    )
+    monkeypatch.setattr(trials, "run_trial", lambda *_, **__: next(tried))
+    monkeypatch.setattr(trials, "step_seconds", lambda *_: 0.1)
+    search.prefer("few labels", Candidate(Settings(), "contrast"), 9, ExpectedGain(0.2, 0.01))
+    search.stage("learning rate", [Candidate(Settings())])
+    assert search.best is not None
+    assert search.best.candidate.kind == "contrast"  # a fifth more was expected, and is not outweighed
+    search._expected = ExpectedGain(0.05, 0.05)
+    tried = iter([in_a_row(places < 90), in_a_row(places < 92, kind="contrast")])
+    search.stage("learning rate", [Candidate(Settings())])
+    assert search.best.candidate.kind == "fine-tune"
+    search.stage("method", [Candidate(Settings(), "contrast")])
+    assert search.best.accuracy == 0.92  # two rows more and none less
 
 
 def test_tune_for_a_target(model: Path, tmp_path: Path) -> None:  # noqa: F811
