@@ -87,7 +87,8 @@ class Search:
 
         It becomes the best where a gain is still to be expected after it is judged; what is tried later has to overcome as much.
         It is judged on as many folds as half of the time allows, with its training on all rows, and on one at least. It gets fewer
-        steps where there is no time for all of them on a fold and on all rows, and is left out where a third would be too many.
+        steps, at a rate that is higher by as much, where there is no time for all of them on a fold and on all rows, and is left
+        out where a third would be too many.
         """
         from .trials import step_seconds
 
@@ -100,7 +101,10 @@ class Search:
         if room < steps // 3:
             self.left.append(f"{candidate.describe()} ({steps} steps)")
             return
-        steps = min(steps, int(room))
+        if room < steps:
+            rate = candidate.settings.rate * steps / int(room)
+            steps = int(room)
+            candidate = replace(candidate, settings=replace(candidate.settings, learning_rate=float(f"{rate:.2g}")))
         half = (time.monotonic() + self.ends) / 2
         trial = self._tried(
             name, candidate, steps, lambda fold_s: time.monotonic() + (1 + whole) * fold_s < half

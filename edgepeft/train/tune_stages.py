@@ -17,9 +17,9 @@ if TYPE_CHECKING:
 
 #: Penalties of logistic regression (its C) on frozen features: the fewer rows, the stronger the penalty that does best.
 _PENALTIES = (0.003, 0.01, 0.1)
-#: Steps of contrast on a fold, which has three quarters of the rows where labels are few: 16 on all of them. At the rate below they
-#: gain what 53 steps at 3e-4 do, in a third of the time (docs/training.md).
-CONTRAST_STEPS = 12
+#: From so many labels a class on: steps of contrast on a fold (a third more on all rows), and the share of LoRA's rate that they
+#: have. Few texts are learnt by heart at the whole rate, more of them gain from it and need fewer steps (docs/training.md).
+_CONTRAST = {0: (40, 1 / 6), 16: (20, 1 / 3), 32: (12, 1.0)}
 #: The penalty of the head that is solved for after contrast.
 FEW_STRENGTH = 0.01
 #: What contrast gained over a head on frozen features on MiniLM and four sources, from so many labels a class on (few_labels.py).
@@ -31,17 +31,18 @@ def evenly_attending(site: str) -> Settings:
     return Settings("dora", rank=1, ranks=((site, 1),))
 
 
-def taught_by_contrast(site: str | None, width: int) -> Candidate:
-    """Every linear layer taught by contrast: DoRA from even attention at ``site``, or LoRA where there is none.
+def taught_by_contrast(site: str | None, width: int, labels: int) -> tuple[Candidate, int]:
+    """Every linear layer taught by contrast, and its steps on a fold: DoRA from even attention at ``site``, or LoRA without one.
 
-    The rate is that of Schulman et al., *LoRA Without Regret* (2025), for a network of hidden size ``width``: ten times that of
-    all weights, 5e-5, times ``(2000 / width) ** 0.781``; 1.8e-3 for 384.
+    LoRA's rate, of which few labels get a share, is that of Schulman et al., *LoRA Without Regret* (2025), for a network of hidden
+    size ``width``: ten times that of all weights, 5e-5, times ``(2000 / width) ** 0.781``; 1.8e-3 for 384.
     """
     from .trials import Candidate
 
-    rate = float(f"{5e-4 * (2000 / width) ** 0.781:.2g}")
+    steps, share = _CONTRAST[max(count for count in _CONTRAST if count <= labels)]
+    rate = float(f"{share * 5e-4 * (2000 / width) ** 0.781:.2g}")
     settings = Settings("lora" if site is None else "dora", rank=8, targets="all-linear", learning_rate=rate)
-    return Candidate(settings, "contrast", FEW_STRENGTH, site)
+    return Candidate(settings, "contrast", FEW_STRENGTH, site), steps
 
 
 def frozen_stage(search: Search, site: str | None, few: bool) -> list[str]:
@@ -69,7 +70,7 @@ def few_labels_stage(search: Search, site: str | None, labels: int) -> list[str]
     """
     expected = _GAINED[max(count for count in _GAINED if count <= max(labels, min(_GAINED)))]
     try:
-        search.prefer("few labels", taught_by_contrast(site, search.bench.width), CONTRAST_STEPS, expected)
+        search.prefer("few labels", *taught_by_contrast(site, search.bench.width, labels), expected)
     except (MissingExtraError, InputError) as error:
         return [f"contrast was not tried: {error}"]
     return []

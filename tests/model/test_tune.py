@@ -28,7 +28,7 @@ from edgepeft.train.steps import NotFiniteLossError, Run
 from edgepeft.train.trials import Candidate, Trial, run_trial, trained
 from edgepeft.train.tune import tune
 from edgepeft.train.tune_search import Search, clearly_better
-from edgepeft.train.tune_stages import few_labels_stage
+from edgepeft.train.tune_stages import few_labels_stage, taught_by_contrast
 from edgepeft.train.workbench import open_workbench
 
 
@@ -165,6 +165,17 @@ def test_what_contrast_is_expected_to_gain_depends_on_the_labels(labels: int, ga
     assert asked[0].mean == gain
 
 
+@pytest.mark.parametrize(
+    ("labels", "width", "steps", "rate"),
+    [(1, 384, 40, 3e-4), (15, 384, 40, 3e-4), (16, 384, 20, 6e-4), (32, 384, 12, 1.8e-3), (64, 768, 12, 1.1e-3)],
+)
+def test_few_labels_have_more_steps_at_a_lower_rate(labels: int, width: int, steps: int, rate: float) -> None:
+    """The whole rate by hand: 5e-4 (2000 / 384)^0.781 = 1.81e-3, for 768 1.06e-3."""
+    candidate, made = taught_by_contrast("keys", width, labels)
+    assert (made, candidate.settings.rate, candidate.settings.method) == (steps, rate, "dora")
+    assert taught_by_contrast(None, width, labels)[0].settings.method == "lora"
+
+
 @pytest.mark.parametrize(("worse_by", "taken"), [(0, True), (3, True), (40, False)])
 def test_a_setting_that_is_expected_to_gain_is_taken_unless_judgements_outweigh_it(
     model: Path,  # noqa: F811
@@ -220,19 +231,21 @@ def test_a_setting_gets_the_steps_that_there_is_time_for(
 
     search = Search(bench(model, make_rows(24)), 60.0, 8, 0, 1, lambda message: None)
     asked: list[int] = []
+    settings = Settings(learning_rate=1e-3)
 
-    def run_trial(*_: Any, steps: int, **__: Any) -> Trial:
+    def run_trial(_: Any, candidate: Candidate, *__: Any, steps: int, **___: Any) -> Trial:
         asked.append(steps)
+        assert candidate.settings.rate == pytest.approx(1e-3 * 40 / steps, rel=0.05)  # two digits of it
         return in_a_row([1.0], kind="contrast", steps=steps)
 
     monkeypatch.setattr(trials, "run_trial", run_trial)
     monkeypatch.setattr(trials, "step_seconds", lambda *_: step_s)
-    search.prefer("few labels", Candidate(Settings(), "contrast"), 40, ExpectedGain(0.04, 0.05))
+    search.prefer("few labels", Candidate(settings, "contrast"), 40, ExpectedGain(0.04, 0.05))
     assert asked == ([] if steps is None else [steps])
     assert len(search.left) == (steps is None)
     assert (search.best is None) == (steps is None)
     late = Search(search.bench, 0.0, 8, 0, 1, lambda message: None)
-    late.prefer("few labels", Candidate(Settings(), "contrast"), 40, ExpectedGain(0.04, 0.05))
+    late.prefer("few labels", Candidate(settings, "contrast"), 40, ExpectedGain(0.04, 0.05))
     assert len(late.left) == 1
     assert late.trials == []
 
