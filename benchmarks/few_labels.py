@@ -5,7 +5,7 @@
 
 A draw is that of ``training_tune.py``: a source, a seed and so many rows of each label. On each the recipes of ``edgepeft tune``
 are trained as it trains them on all rows (in bfloat16, one thread) and judged on the first 500 held-out sentences: a head under
-even attention, contrast of every linear layer from it (53 steps, from 16 labels a class on 26, from 32 on 16), and the fine-tuning
+even attention, contrast of every linear layer from it (53 steps, from 32 labels a class on 16), and the fine-tuning
 of the upper half that contrast took the place of (53); beside them logistic regression on the means of the last states.
 Each result is a line of OUT/few-labels.jsonl; what is there is not done again.
 ``summary`` prints accuracies and each recipe's gain over the head: its mean, the standard deviation over draws and the standard
@@ -45,7 +45,7 @@ def candidate(bench: Any, what: str) -> tuple[Any, int]:
         return Candidate(evenly_attending(site), "features", FEW_STRENGTH, site), 0
     if what == CONTRAST:
         labels = min(Counter(row.target for row in bench.rows).values())
-        taught, steps = taught_by_contrast(site, bench.width, labels)
+        taught, steps = taught_by_contrast(site, bench.width, labels, len(bench.rows) * 3 // 4)
         return taught, steps * 4 // 3
     settings = Settings("dora", rank=8, targets=upper_half(bench), learning_rate=7e-4)
     return Candidate(settings, "fine-tune", FEW_STRENGTH, site), STEPS

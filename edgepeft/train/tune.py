@@ -20,14 +20,11 @@ from .record import arguments_of, check_arguments, check_extra
 from .source import Rows, load_rows
 from .tune_cost import TargetCosts, prefer_cheaper
 from .tune_search import Search
-from .tune_stages import few_labels_stage, frozen_stage, wider_stages
+from .tune_stages import FEW_LABELS, contrast_stage, frozen_stage, wider_stages
 from .tuned import Tuning, finished
 
 if TYPE_CHECKING:
     from ..targets import Target
-
-#: Up to so many labels a class a head on frozen features and contrast are tried with several penalties: little is learnt otherwise.
-FEW_LABELS = 64
 
 
 def tune(
@@ -52,10 +49,11 @@ def tune(
     """Find a good adapter for labelled rows within a time, and write it, trained on all of them.
 
     What matters most comes first: a head on frozen features, as the base reads them and under even attention
-    (:mod:`.even_attention`), which costs next to nothing; the learning rate, around what a range test
-    gives; where LoRA goes; its rank; another method last. In each stage all candidates train a third of the steps and the better
-    half all of them. They are judged out of fold, on the same folds; with up to 64 rows of a label teaching features by contrast
-    is tried too. A new setting is taken only where it is better by half a standard error.
+    (:mod:`.even_attention`), which costs next to nothing; features taught by contrast (:mod:`.contrast`), which take few steps;
+    the learning rate of fine-tuning, around what a range test gives; where LoRA goes; its rank; another method last. In each stage
+    all candidates train a third of the steps and the better half all of them. They are judged out of fold, on the same folds. A
+    new setting is taken only where it is better by half a standard error; with up to 64 rows of a label, where judgements are
+    few, contrast is weighed with what it gained elsewhere.
 
     Args:
         model: The base: a folder or a Hugging Face id.
@@ -115,8 +113,7 @@ def tune(
     lora = Settings("lora", rank=8, targets="all-linear")
     site = key_site(bench)
     said += frozen_stage(search, site, few)
-    if few:
-        said += few_labels_stage(search, site, labels)
+    said += contrast_stage(search, site, labels)
     rate = 0.0
     # The test is worth its time where a trial of the rate that it finds fits in too.
     if search.time_for_steps(RANGE_STEPS + search.short * len(search.folds)):

@@ -49,6 +49,7 @@ class Search:
         self.best: Trial | None = None
         self.left: list[str] = []
         self._step_s: dict[Kind, float] = {}
+        self._steps_of: dict[Kind, int] = {}
         self._expected: ExpectedGain | None = None
 
     @property
@@ -82,10 +83,11 @@ class Search:
         if steps:
             self._step_s[kind] = max(self._step_s.get(kind, 0.0), seconds / steps)
 
-    def prefer(self, name: str, candidate: Candidate, steps: int, expected: ExpectedGain) -> None:
-        """A candidate that is ``expected`` to be better than the best, by what was measured elsewhere: few judgements show little.
+    def prefer(self, name: str, candidate: Candidate, steps: int, expected: ExpectedGain | None) -> None:
+        """A candidate with steps of its own, which those of its kind that are tried later get too.
 
-        It becomes the best where a gain is still to be expected after it is judged; what is tried later has to overcome as much.
+        Where it is ``expected`` to be better than the best, by what was measured elsewhere, since few judgements show little, it
+        becomes the best if a gain is still to be expected after it is judged, and what is tried later has to overcome as much.
         It is judged on as many folds as half of the time allows, with its training on all rows, and on one at least. It gets fewer
         steps, at a rate that is higher by as much, where there is no time for all of them on a fold and on all rows, and is left
         out where a third would be too many.
@@ -109,19 +111,20 @@ class Search:
         trial = self._tried(
             name, candidate, steps, lambda fold_s: time.monotonic() + (1 + whole) * fold_s < half
         )  # fmt: skip
-        if self.best is None or expected.after(trial.differences(self.best)) > 0:
+        self._steps_of[candidate.kind] = steps
+        if expected is None:
+            self._take_better(trial)
+        elif self.best is None or expected.after(trial.differences(self.best)) > 0:
             self.best, self._expected = trial, expected
 
     def stage(self, name: str, candidates: Sequence[Candidate]) -> None:
         """Successive halving: all candidates with a third of the steps, the better half with all. One may become the best."""
         if len(candidates) > 2 and candidates[0].kind != "features":  # whose fit takes no steps
-            candidates = self._halved(name, candidates, self.short)
+            candidates = self._halved(name, candidates)
         for candidate in candidates:
-            trial = self._try(name, candidate, self.steps)
-            if trial is not None and self._wins(trial):
-                if self.best is not None and trial.candidate.kind != self.best.candidate.kind:
-                    self._expected = None  # it was of the one that lost
-                self.best = trial
+            trial = self._try(name, candidate, self._steps_of.get(candidate.kind, self.steps))
+            if trial is not None:
+                self._take_better(trial)
 
     def alike(self, trial: Trial) -> bool:
         """Whether the best is not shown, nor expected, to be better than ``trial``, which had all its steps too."""
@@ -131,19 +134,24 @@ class Search:
             return self._expected.after(self.best.differences(trial)) <= 0
         return trial is self.best or not clearly_better(self.best, trial)
 
-    def _wins(self, trial: Trial) -> bool:
-        if self.best is None:
-            return True
-        if self._expected is not None and trial.candidate.kind != self.best.candidate.kind:
-            return self._expected.reversed.after(trial.differences(self.best)) > 0
-        return clearly_better(trial, self.best)
+    def _take_better(self, trial: Trial) -> None:
+        if self.best is None or self._wins(trial, self.best):
+            if self.best is not None and trial.candidate.kind != self.best.candidate.kind:
+                self._expected = None  # it was of the one that lost
+            self.best = trial
 
-    def _halved(self, name: str, candidates: Sequence[Candidate], steps: int) -> list[Candidate]:
-        tried = [
-            trial
-            for candidate in candidates
-            if (trial := self._try(name, candidate, steps, first_round=True)) is not None
-        ]
+    def _wins(self, trial: Trial, best: Trial) -> bool:
+        if self._expected is not None and trial.candidate.kind != best.candidate.kind:
+            return self._expected.reversed.after(trial.differences(best)) > 0
+        return clearly_better(trial, best)
+
+    def _halved(self, name: str, candidates: Sequence[Candidate]) -> list[Candidate]:
+        tried = []
+        for candidate in candidates:
+            own = self._steps_of.get(candidate.kind)
+            steps = self.short if own is None else -(-own // 3)
+            if (trial := self._try(name, candidate, steps, first_round=True)) is not None:
+                tried.append(trial)
         tried.sort(key=lambda trial: trial.key, reverse=True)
         return [trial.candidate for trial in tried[: -(-len(tried) // 2)]]
 

@@ -17,9 +17,13 @@ if TYPE_CHECKING:
 
 #: Penalties of logistic regression (its C) on frozen features: the fewer rows, the stronger the penalty that does best.
 _PENALTIES = (0.003, 0.01, 0.1)
-#: From so many labels a class on: steps of contrast on a fold (a third more on all rows), and the share of LoRA's rate that they
-#: have. Few texts are learnt by heart at the whole rate, more of them gain from it and need fewer steps (docs/training.md).
-_CONTRAST = {0: (40, 1 / 6), 16: (20, 1 / 3), 32: (12, 1.0)}
+#: From so many labels a class on: the least steps of contrast on a fold (a third more on all rows), and their share of LoRA's rate.
+#: Few texts are learnt by heart at the whole rate; more of them gain from it, and need fewer steps (docs/training.md).
+_CONTRAST = {0: (40, 1 / 6), 32: (12, 1.0)}
+#: Many rows are seen so often, up to so many steps.
+_CONTRAST_EPOCHS, _MOST_CONTRAST = 2, 200
+#: Up to so many labels a class judgements are too few to tell what contrast gains.
+FEW_LABELS = 64
 #: The penalty of the head that is solved for after contrast.
 FEW_STRENGTH = 0.01
 #: What contrast gained over a head on frozen features on MiniLM and four sources, from so many labels a class on (few_labels.py).
@@ -31,17 +35,19 @@ def evenly_attending(site: str) -> Settings:
     return Settings("dora", rank=1, ranks=((site, 1),))
 
 
-def taught_by_contrast(site: str | None, width: int, labels: int) -> tuple[Candidate, int]:
-    """Every linear layer taught by contrast, and its steps on a fold: DoRA from even attention at ``site``, or LoRA without one.
+def taught_by_contrast(site: str | None, width: int, labels: int, rows: int) -> tuple[Candidate, int]:
+    """Every linear layer taught by contrast, and its steps on a fold of ``rows``: DoRA from even attention at ``site``, or LoRA.
 
     LoRA's rate, of which few labels get a share, is that of Schulman et al., *LoRA Without Regret* (2025), for a network of hidden
     size ``width``: ten times that of all weights, 5e-5, times ``(2000 / width) ** 0.781``; 1.8e-3 for 384.
     """
+    from .contrast import CONTRAST_BATCH
     from .trials import Candidate
 
-    steps, share = _CONTRAST[max(count for count in _CONTRAST if count <= labels)]
+    least, share = _CONTRAST[max(count for count in _CONTRAST if count <= labels)]
     rate = float(f"{share * 5e-4 * (2000 / width) ** 0.781:.2g}")
     settings = Settings("lora" if site is None else "dora", rank=8, targets="all-linear", learning_rate=rate)
+    steps = max(least, min(_MOST_CONTRAST, _CONTRAST_EPOCHS * rows // CONTRAST_BATCH))
     return Candidate(settings, "contrast", FEW_STRENGTH, site), steps
 
 
@@ -63,14 +69,19 @@ def frozen_stage(search: Search, site: str | None, few: bool) -> list[str]:
     return said
 
 
-def few_labels_stage(search: Search, site: str | None, labels: int) -> list[str]:
+def contrast_stage(search: Search, site: str | None, labels: int) -> list[str]:
     """Every linear layer taught by contrast, from even attention where there is ``site``; what to say where it cannot be.
 
-    ``labels`` are the rows of the rarest label, by which contrast gains more or less.
+    ``labels`` are the rows of the rarest label, by which contrast gains more or less. Where they are many, judgements alone decide.
     """
     expected = _GAINED[max(count for count in _GAINED if count <= max(labels, min(_GAINED)))]
+    rows = len(search.folds[0][0])
     try:
-        search.prefer("few labels", *taught_by_contrast(site, search.bench.width, labels), expected)
+        search.prefer(
+            "contrast",
+            *taught_by_contrast(site, search.bench.width, labels, rows),
+            expected if labels <= FEW_LABELS else None,
+        )
     except (MissingExtraError, InputError) as error:
         return [f"contrast was not tried: {error}"]
     return []

@@ -101,7 +101,7 @@ def test_a_search_over_several_sources(model: Path, tmp_path: Path) -> None:  # 
 
     with pytest.MonkeyPatch.context() as looking:
         looking.setattr(tune_search, "make_folds", noted)
-        looking.setattr("edgepeft.train.tune.few_labels_stage", lambda *_: [])  # judged on one fold where time is short
+        looking.setattr("edgepeft.train.tune.contrast_stage", lambda *_: [])  # judged on one fold where time is short
         found = tune(model, parts(48, 16), tmp_path / "a", budget_s=1, threads=1, mix_temperature=3.0)
     ((targets, sides),) = folds
     assert all({targets[place] for place in held} == {(t, s) for t in (0, 1) for s in (0, 1)} for _, held in sides)

@@ -28,7 +28,7 @@ from edgepeft.train.steps import NotFiniteLossError, Run
 from edgepeft.train.trials import Candidate, Trial, run_trial, trained
 from edgepeft.train.tune import tune
 from edgepeft.train.tune_search import Search, clearly_better
-from edgepeft.train.tune_stages import few_labels_stage, taught_by_contrast
+from edgepeft.train.tune_stages import contrast_stage, taught_by_contrast
 from edgepeft.train.workbench import open_workbench
 
 
@@ -157,23 +157,38 @@ def test_few_judgements_leave_what_was_measured_elsewhere() -> None:
     assert ExpectedGain(0.05, 0.001).after(many[:40]) == pytest.approx(0.05, abs=0.01)
 
 
-@pytest.mark.parametrize(("labels", "gain"), [(1, 0.015), (4, 0.015), (7, 0.015), (8, 0.05), (16, 0.055), (64, 0.055)])
-def test_what_contrast_is_expected_to_gain_depends_on_the_labels(labels: int, gain: float) -> None:
-    asked: list[ExpectedGain] = []
-    search: Any = SimpleNamespace(bench=SimpleNamespace(width=384), prefer=lambda *given: asked.append(given[-1]))
-    assert few_labels_stage(search, None, labels) == []
-    assert asked[0].mean == gain
+@pytest.mark.parametrize(
+    ("labels", "gain"), [(1, 0.015), (4, 0.015), (7, 0.015), (8, 0.05), (16, 0.055), (64, 0.055), (65, None)]
+)
+def test_what_contrast_is_expected_to_gain_depends_on_the_labels(labels: int, gain: float | None) -> None:
+    """Where they are many, judgements alone decide."""
+    asked: list[ExpectedGain | None] = []
+    search: Any = SimpleNamespace(
+        bench=SimpleNamespace(width=384), folds=[([1, 2], [3])], prefer=lambda *given: asked.append(given[-1])
+    )
+    assert contrast_stage(search, None, labels) == []
+    assert (None if asked[0] is None else asked[0].mean) == gain
 
 
 @pytest.mark.parametrize(
-    ("labels", "width", "steps", "rate"),
-    [(1, 384, 40, 3e-4), (15, 384, 40, 3e-4), (16, 384, 20, 6e-4), (32, 384, 12, 1.8e-3), (64, 768, 12, 1.1e-3)],
+    ("labels", "width", "rows", "steps", "rate"),
+    [
+        (1, 384, 12, 40, 3e-4),
+        (31, 384, 48, 40, 3e-4),
+        (32, 384, 48, 12, 1.8e-3),
+        (64, 768, 192, 12, 1.1e-3),
+        (400, 384, 640, 40, 1.8e-3),
+        (9, 384, 1600, 100, 3e-4),  # many labels
+        (9000, 384, 14_400, 200, 1.8e-3),
+    ],
 )
-def test_few_labels_have_more_steps_at_a_lower_rate(labels: int, width: int, steps: int, rate: float) -> None:
-    """The whole rate by hand: 5e-4 (2000 / 384)^0.781 = 1.81e-3, for 768 1.06e-3."""
-    candidate, made = taught_by_contrast("keys", width, labels)
+def test_few_labels_have_more_steps_at_a_lower_rate(
+    labels: int, width: int, rows: int, steps: int, rate: float
+) -> None:
+    """The whole rate by hand: 5e-4 (2000 / 384)^0.781 = 1.81e-3, for 768 1.06e-3. Two epochs where that is more."""
+    candidate, made = taught_by_contrast("keys", width, labels, rows)
     assert (made, candidate.settings.rate, candidate.settings.method) == (steps, rate, "dora")
-    assert taught_by_contrast(None, width, labels)[0].settings.method == "lora"
+    assert taught_by_contrast(None, width, labels, rows)[0].settings.method == "lora"
 
 
 @pytest.mark.parametrize(("worse_by", "taken"), [(0, True), (3, True), (40, False)])
@@ -197,7 +212,7 @@ def test_a_setting_that_is_expected_to_gain_is_taken_unless_judgements_outweigh_
 
     monkeypatch.setattr(trials, "run_trial", run_trial)
     monkeypatch.setattr(trials, "step_seconds", lambda *_: 1 / 9)
-    search.prefer("few labels", judged.candidate, 9, ExpectedGain(0.04, 0.05))
+    search.prefer("contrast", judged.candidate, 9, ExpectedGain(0.04, 0.05))
     assert (search.best is not best) == taken
     # Half of a minute is left to others, and a fold more is followed by the training on 24 rows in place of 18: a third more steps,
     # each over all rows.
@@ -206,7 +221,7 @@ def test_a_setting_that_is_expected_to_gain_is_taken_unless_judgements_outweigh_
     assert search.time_left() == search.time_left(57) is True
     assert search.time_left(59) is not taken
     search.ends = 0.0
-    search.prefer("few labels", judged.candidate, 7, ExpectedGain(0.04, 0.05))
+    search.prefer("contrast", judged.candidate, 7, ExpectedGain(0.04, 0.05))
     assert len(asked) == 1
     assert search.left == [f"{judged.candidate.describe()} (7 steps)"]
 
@@ -240,12 +255,12 @@ def test_a_setting_gets_the_steps_that_there_is_time_for(
 
     monkeypatch.setattr(trials, "run_trial", run_trial)
     monkeypatch.setattr(trials, "step_seconds", lambda *_: step_s)
-    search.prefer("few labels", Candidate(settings, "contrast"), 40, ExpectedGain(0.04, 0.05))
+    search.prefer("contrast", Candidate(settings, "contrast"), 40, ExpectedGain(0.04, 0.05))
     assert asked == ([] if steps is None else [steps])
     assert len(search.left) == (steps is None)
     assert (search.best is None) == (steps is None)
     late = Search(search.bench, 0.0, 8, 0, 1, lambda message: None)
-    late.prefer("few labels", Candidate(settings, "contrast"), 40, ExpectedGain(0.04, 0.05))
+    late.prefer("contrast", Candidate(settings, "contrast"), 40, ExpectedGain(0.04, 0.05))
     assert len(late.left) == 1
     assert late.trials == []
 
@@ -268,7 +283,7 @@ def test_what_comes_later_has_to_overcome_what_was_expected(
     tried = iter([in_a_row(places < 60, kind="contrast"), in_a_row(places >= 40 - better_by, kind=kind)])
     monkeypatch.setattr(trials, "run_trial", lambda *_, **__: next(tried))
     monkeypatch.setattr(trials, "step_seconds", lambda *_: 0.1)
-    search.prefer("few labels", Candidate(Settings(), "contrast"), 9, ExpectedGain(0.04, 0.05))
+    search.prefer("contrast", Candidate(Settings(), "contrast"), 9, ExpectedGain(0.04, 0.05))
     first = search.best
     search.stage("learning rate", [Candidate(Settings(), kind)])  # type: ignore[arg-type] # one of its kinds
     assert (search.best is not first) == taken
@@ -368,7 +383,7 @@ def test_a_cheaper_setting_than_one_that_is_expected_to_gain_has_to_overcome_tha
     monkeypatch.setattr(trials, "step_seconds", lambda *_: 0.1)
     for gain, wins in ((0.05, "contrast"), (-0.05, "features")):
         search.trials, search.best = [head], head
-        search.prefer("few labels", taught.candidate, 12, ExpectedGain(abs(gain), 0.05))
+        search.prefer("contrast", taught.candidate, 12, ExpectedGain(abs(gain), 0.05))
         assert search.best.candidate.kind == "contrast"
         search._expected = ExpectedGain(gain, 0.05)
         prefer_cheaper(search, Costs())  # type: ignore[arg-type] # as much of them as is asked
@@ -385,7 +400,7 @@ def test_what_was_expected_of_one_is_not_expected_of_what_beat_it(model: Path, m
     )
     monkeypatch.setattr(trials, "run_trial", lambda *_, **__: next(tried))
     monkeypatch.setattr(trials, "step_seconds", lambda *_: 0.1)
-    search.prefer("few labels", Candidate(Settings(), "contrast"), 9, ExpectedGain(0.2, 0.01))
+    search.prefer("contrast", Candidate(Settings(), "contrast"), 9, ExpectedGain(0.2, 0.01))
     search.stage("learning rate", [Candidate(Settings())])
     assert search.best is not None
     assert search.best.candidate.kind == "contrast"  # a fifth more was expected, and is not outweighed
@@ -425,7 +440,7 @@ def test_losses_that_are_no_numbers_lose(
 
     monkeypatch.setattr(Run, "advance", no_number)
     monkeypatch.setattr("edgepeft.train.folds._MOST_TRAININGS", 4)
-    monkeypatch.setattr("edgepeft.train.tune.few_labels_stage", lambda *_: [])  # two candidates are enough
+    monkeypatch.setattr("edgepeft.train.tune.contrast_stage", lambda *_: [])  # two candidates are enough
     monkeypatch.setattr(
         "edgepeft.train.tune.wider_stages",
         lambda search, *_: search.stage("learning rate", [Candidate(Settings(learning_rate=r)) for r in (1e-3, 1e-2)]),
@@ -535,10 +550,10 @@ def test_contrast_where_keys_are_no_layer_of_their_own(
     said: list[str] = []
     found = tune(base, rows, tmp_path / "a", budget_s=600, threads=1, announce=said.append)
     assert not [warning for warning in found.warnings if "was not tried" in warning]
-    taught = [row.what for row in found.tried if row.stage == "few labels"]
+    taught = [row.what for row in found.tried if row.stage == "contrast"]
     assert len(taught) == 1
     assert taught[0].startswith("contrast, then head: lora r=8 all-linear")
     assert not any("even attention" in row.what for row in found.tried)
-    assert any(line.startswith("few labels: ") for line in said)
+    assert any(line.startswith("contrast: ") for line in said)
     assert "contrast" in found.chosen or "features" in found.chosen
     assert found.adapter.labels == ("down", "up")
