@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,18 +23,55 @@ from .test_web import needs_node
 pytestmark = pytest.mark.e2e
 
 
+def timed_cases(bundle: Path, waves: list[np.ndarray]) -> list[dict[str, Any]]:
+    """Timestamps and second tries: each wave by adapters, what Python writes of it, and how sure it is."""
+    model, cases = runtime.open(bundle), []
+    for name in (None, "small", "dora"):
+        for place, wave in enumerate(waves):
+            for options in (
+                {"timestamps": True, "fallback": "off"},
+                {"timestamps": True, "fallback": "all"},
+                {"timestamps": False, "fallback": "all", "seed": 3},
+                {"timestamps": True, "fallback": "loops", "stop": "good"},
+            ):
+                found = model.adapter(name).transcribe(wave, language="en", max_new_tokens=16, **options)  # type: ignore[arg-type]
+                segments = [
+                    {
+                        "start": segment.start,
+                        "end": segment.end,
+                        "text": segment.text,
+                        "tokens": list(segment.tokens),
+                        "temperature": segment.confidence.temperature,
+                        "meanLogprob": segment.confidence.mean_logprob,
+                        "compressionRatio": segment.confidence.compression_ratio,
+                        "noSpeech": segment.confidence.no_speech,
+                    }
+                    for segment in found.segments
+                ]
+                cases.append(
+                    {"wave": place, "adapter": name, "options": options, "segments": segments, "text": found.text}
+                )
+    assert max(len(case["segments"]) for case in cases if case["wave"] < 3) > 1
+    assert {segment["temperature"] for case in cases for segment in case["segments"]} > {0.0}
+    return cases
+
+
 @needs_node
 def test_the_module_against_python(tmp_path: Path) -> None:
     """Every case of targets/web/test/against_python/speech.test.js."""
     bundle = build_whisper_bundle(tmp_path / "made")
     write_input_style(bundle)
+    timed = build_whisper_bundle(tmp_path / "timed", timed=True)
+    write_input_style(timed)
     model = runtime.open(bundle)
     waves = [sound(seed, 0.3 + 0.3 * seed) for seed in range(3)]
     cases = []
     for name in (None, "small", "dora", None):
         for place, wave in enumerate(waves):
             for language, task in (("en", "transcribe"), (None, "transcribe"), ("de", "translate")):
-                found = model.adapter(name).transcribe(wave, language=language, task=task, max_new_tokens=12)
+                found = model.adapter(name).transcribe(
+                    wave, language=language, task=task, max_new_tokens=12, fallback="off"
+                )
                 tokens = list(found.segments[0].generation.tokens)
                 cases.append(
                     {"wave": place, "adapter": name, "language": language, "task": task, "tokens": tokens, "heard": found.language}
@@ -51,6 +89,7 @@ def test_the_module_against_python(tmp_path: Path) -> None:
             "cuts": [[segment.start, segment.end] for segment in cut.segments],
             "tokens": [list(segment.generation.tokens) for segment in cut.segments],
         },
+        "timed": timed_cases(timed, [*waves, long]),
     }
     (tmp_path / "expected.json").write_text(json.dumps(expected))
     module = Path(
@@ -62,6 +101,7 @@ def test_the_module_against_python(tmp_path: Path) -> None:
         env={
             **os.environ,
             "EDGEPEFT_TEST_BUNDLE": str(bundle),
+            "EDGEPEFT_TEST_TIMED": str(timed),
             "EDGEPEFT_TEST_EXPECTED": str(tmp_path / "expected.json"),
         },
         capture_output=True,
