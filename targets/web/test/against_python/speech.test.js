@@ -71,7 +71,7 @@ test("timestamps, second tries and likelihoods are Python's", async () => {
       assert.equal(confidence.temperature, temperature, what);
       assert.ok(Math.abs(confidence.meanLogprob - meanLogprob) < 1e-3, `${what}: ${confidence.meanLogprob} for ${meanLogprob}`);
       assert.ok(
-        Math.abs(confidence.compressionRatio - compressionRatio) <= 0.1 * compressionRatio, // packed by another zlib: a byte or two differ
+        Math.abs(confidence.compressionRatio - compressionRatio) <= 0.15 * compressionRatio, // another zlib: up to three bytes of thirty
         `${what}: ${confidence.compressionRatio} for ${compressionRatio}`,
       );
       assert.ok(Math.abs((confidence.noSpeech ?? -1) - noSpeech) < 1e-3, `${what}: ${confidence.noSpeech} for ${noSpeech}`);
