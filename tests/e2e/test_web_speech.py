@@ -15,10 +15,13 @@ from tiny_whisper import RATE, build_whisper_bundle, sound
 
 from edgepeft import runtime
 from edgepeft.devices.executors.web import packages
+from edgepeft.devices.executors.web.browser import answer_of
+from edgepeft.devices.executors.web.folders import bundle_folder, module_folders
+from edgepeft.devices.executors.web.site import Site
 from edgepeft.pipeline import write_input_style
 from edgepeft.runtime.generation.log_mel import LogMel
 
-from .test_web import needs_node
+from .test_web import needs_browser, needs_node
 
 pytestmark = pytest.mark.e2e
 
@@ -110,3 +113,45 @@ def test_the_module_against_python(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+#: The head of the harness's page, which maps names to packages, and a script that transcribes.
+_SCRIPT = """
+let answer;
+try {
+  const { openBundle } = await import("/web/src/index.js");
+  const { cases, waves } = await (await fetch("/cases.json")).json();
+  const model = await openBundle("/bundle/");
+  answer = [];
+  for (const { wave, adapter, options } of cases) {
+    await model.use(adapter);
+    const found = await model.transcribe(Float32Array.from(waves[wave]), { language: "en", maxNewTokens: 16, ...options });
+    answer.push(found.segments.map(({ start, end, text, tokens }) => ({ start, end, text, tokens })));
+  }
+} catch (error) {
+  answer = { error: `${error.name}: ${error.message}` };
+}
+await fetch("/answer", { method: "POST", body: JSON.stringify(answer) });
+"""
+
+
+@pytest.mark.slow
+@needs_browser
+def test_in_chromium(tmp_path: Path) -> None:
+    """Timestamps, and second tries, whose texts are packed by what the browser has for it."""
+    bundle = build_whisper_bundle(tmp_path / "timed", timed=True)
+    write_input_style(bundle)
+    waves = [sound(seed, 0.3 + 0.3 * seed) for seed in range(3)]
+    cases = timed_cases(bundle, [*waves, np.concatenate(waves)])
+    page = (packages.web_folder() / "harness/page.html").read_text(encoding="utf-8")
+    head = page[: page.index('<script type="module">')]
+    given = {"cases": cases, "waves": [wave.tolist() for wave in (*waves, np.concatenate(waves))]}
+    folders = {"/bundle/": bundle_folder(bundle), **module_folders(packages.install(), "harness")}
+    texts = {"/cases.json": json.dumps(given), "/speech.html": f'{head}<script type="module">{_SCRIPT}</script>'}
+    with Site(folders, texts) as site:
+        answer, _ = answer_of(packages.find_browser() or "", site, "speech.html", 240)
+    expected = [
+        [{name: segment[name] for name in ("start", "end", "text", "tokens")} for segment in case["segments"]]
+        for case in cases
+    ]
+    assert json.loads(answer) == expected
