@@ -12,7 +12,10 @@ It reads the bundle that ``benchmarks/speech.py`` made in OUT, and the same clip
    ``fallback="all"``, its change on the same clips with a 95 % interval, and what they cost in CPU time. Clips are heard as they
    are, and with white noise as loud as the speech. The last column says how many texts are the same by default and with "off".
 
-CPU seconds of one thread. Needs ``apt-get install espeak-ng`` and ``pip install 'edgepeft[demo,metrics,audio]'``.
+4. Loops: six clips at a time joined to windows of 29 s, with noise as loud as the speech. How many windows repeat themselves, how many
+   of those that stay by default, and the word error rate without second tries and by default.
+
+``--part`` chooses. CPU seconds of one thread. Needs ``apt-get install espeak-ng`` and ``pip install 'edgepeft[demo,metrics,audio]'``.
 """
 
 from __future__ import annotations
@@ -37,6 +40,9 @@ from edgepeft.runtime import Runtime, Transcription, View
 
 #: Between passages, in seconds, and the loudness that is speech.
 PAUSE, LOUD = 0.5, 0.01
+#: Clips that make a long window.
+JOINED = 6
+PARTS = ("tokens", "times", "tries", "loops")
 
 
 def as_transformers(model: Runtime, name: str | None, adapter: Path | None, waves: Sequence[np.ndarray]) -> int:
@@ -131,6 +137,32 @@ def print_tries(
         print_row(row, first=first and noise is None)
 
 
+def print_loops(
+    out: Path, variant: str, waves: Mapping[str, Sequence[np.ndarray]], texts: Mapping[str, Sequence[str]]
+) -> None:
+    """The fourth part, with timestamps and without."""
+    model = runtime.open(out / "bundle", variant=variant, threads=1)
+    clips = [wave for each in waves.values() for wave in each]
+    answers = [text for each in texts.values() for text in each]
+    firsts = range(0, len(clips), JOINED)
+    long = [np.concatenate(clips[first : first + JOINED])[: 29 * SAMPLING_RATE] for first in firsts]
+    said = [" ".join(answers[first : first + JOINED]) for first in firsts]
+    heard = [hissing(wave, 0.0) for wave in long]
+    for timestamps in (False, True):
+        once, cost = timed(model, heard, fallback="off", timestamps=timestamps)
+        kept, dearer = timed(model, heard, timestamps=timestamps)
+        rates = [word_errors([each.text for each in found], said, variant, None, "all").value for found in (once, kept)]
+        before, after = (
+            sum(each.repeats for each in {id(s.generation): s.confidence for t in found for s in t.segments}.values())
+            for found in (once, kept)
+        )
+        print(
+            f"{variant}, timestamps {'on' if timestamps else 'off'}: of {len(heard)} windows {before} repeat themselves, {after} by default; "
+            f"word error rate {100 * rates[0]:.0f} and {100 * rates[1]:.0f} %, CPU {dearer / cost:.2f}x",
+            flush=True,
+        )
+
+
 def hissing(wave: np.ndarray, snr_db: float | None) -> np.ndarray:
     """A wave with white noise so many decibels below it."""
     if snr_db is None:
@@ -147,20 +179,25 @@ def hissing(wave: np.ndarray, snr_db: float | None) -> np.ndarray:
 @click.option(
     "--variant", "variants", multiple=True, default=("fp32", "q4"), show_default=True, help="May be repeated."
 )
-def main(out: Path, clips: int, steps: int, variants: tuple[str, ...]) -> None:
-    """Print the three parts."""
+@click.option("--part", "parts", type=click.Choice(PARTS), multiple=True, default=PARTS, help="All; may be repeated.")
+def main(out: Path, clips: int, steps: int, variants: tuple[str, ...], parts: tuple[str, ...]) -> None:
+    """Print the parts."""
     drawn = passages(JUDGED_ON, clips * len(VOICES), seed=0)
     texts = {name: drawn[place * clips : (place + 1) * clips] for place, name in enumerate(VOICES)}
     waves = {name: spoken(texts[name], voice) for name, voice in VOICES.items()}
-    whole = runtime.open(out / "bundle", variant="fp32", threads=1)
-    every = [wave for each in waves.values() for wave in each]
-    print(f"tokens as transformers, base: {as_transformers(whole, None, None, every)} of {len(every)}", flush=True)
-    adapter = out / f"adapter-{steps}"
-    print(f"with the adapter: {as_transformers(whole, ADAPTER, adapter, waves[ACCENT])} of {clips}", flush=True)
-    for variant in variants:
-        print_times(out, variant, [wave for name, each in waves.items() if name != ACCENT for wave in each])
+    if "tokens" in parts:
+        whole = runtime.open(out / "bundle", variant="fp32", threads=1)
+        every = [wave for each in waves.values() for wave in each]
+        print(f"tokens as transformers, base: {as_transformers(whole, None, None, every)} of {len(every)}", flush=True)
+        adapter = out / f"adapter-{steps}"
+        print(f"with the adapter: {as_transformers(whole, ADAPTER, adapter, waves[ACCENT])} of {clips}", flush=True)
     for place, variant in enumerate(variants):
-        print_tries(out, variant, waves, texts, first=place == 0)
+        if "times" in parts:
+            print_times(out, variant, [wave for name, each in waves.items() if name != ACCENT for wave in each])
+        if "tries" in parts:
+            print_tries(out, variant, waves, texts, first=place == 0)
+        if "loops" in parts:
+            print_loops(out, variant, waves, texts)
 
 
 if __name__ == "__main__":

@@ -100,14 +100,14 @@ def run_sounds(opened: Runtime, given: Mapping[str, Any], generation: Mapping[st
             **options,
         )
         results.append({"audio": str(file), **found.as_dict()})
-        if given["subtitles"] is not None:
-            _write(given["subtitles"], found.subtitles(_subtitle_form(given["subtitles"])))
         if not as_json:
             if len(given["audio"]) > 1:
                 click.secho(f"> {file}", bold=True)
             _print(found, given["timestamps"])
     if as_json:
         print_json(results)
+    if given["subtitles"] is not None:  # last: where the disk is full, the text is on the screen
+        _write(given["subtitles"], found.subtitles(_subtitle_form(given["subtitles"])))
 
 
 def _print(found: Transcription, timestamps: bool) -> None:

@@ -62,7 +62,21 @@ class Transcription:
         return {**vars(self), "segments": [segment.as_dict() for segment in self.segments]}
 
     def subtitles(self, form: SubtitleForm) -> str:
-        """The segments as the content of a file of subtitles, ``"srt"`` or ``"vtt"``; make them with ``timestamps=True``."""
+        """The segments as the content of a file of subtitles; write them down with ``timestamps=True``.
+
+        Args:
+            form: ``"srt"`` (SubRip) or ``"vtt"`` (WebVTT).
+
+        Returns:
+            The whole file. Segments without text are left out.
+
+        Raises:
+            InputError: The form is another.
+
+        Example:
+            >>> found = model.transcribe(wave, sampling_rate=rate, timestamps=True)
+            >>> Path("talk.srt").write_text(found.subtitles("srt"), encoding="utf-8")
+        """
         return subtitles(((segment.start, segment.end, segment.text) for segment in self.segments), form)
 
 
