@@ -12,10 +12,11 @@ It reads the bundle that ``benchmarks/speech.py`` made in OUT, and the same clip
    ``fallback="all"``, its change on the same clips with a 95 % interval, and what they cost in CPU time. Clips are heard as they
    are, and with white noise as loud as the speech. The last column says how many texts are the same by default and with "off".
 
-4. Loops: six clips at a time joined to windows of 29 s, with noise as loud as the speech. How many windows repeat themselves, how many
-   of those that stay by default, and the word error rate without second tries and by default.
+4. Loops: six clips at a time joined to windows of 29 s, with noise as loud as the speech. How many windows repeat themselves
+   without second tries and by default, and the word error rates.
 
-``--part`` chooses. CPU seconds of one thread. Needs ``apt-get install espeak-ng`` and ``pip install 'edgepeft[demo,metrics,audio]'``.
+``--part`` chooses. CPU seconds of one thread. Needs ``apt-get install espeak-ng`` and
+``pip install 'edgepeft[demo,metrics,audio]'``.
 """
 
 from __future__ import annotations
@@ -111,7 +112,7 @@ def print_tries(
     answers = [text for each in texts.values() for text in each]
 
     def rate(found: Sequence[Transcription], what: str) -> Any:
-        return word_errors([each.text for each in found], answers, what, None, "all")
+        return word_errors(answers, [each.text for each in found], what, None, "all")
 
     for noise in (None, 0.0):
         heard = [hissing(wave, noise) for each in waves.values() for wave in each]
@@ -151,13 +152,14 @@ def print_loops(
     for timestamps in (False, True):
         once, cost = timed(model, heard, fallback="off", timestamps=timestamps)
         kept, dearer = timed(model, heard, timestamps=timestamps)
-        rates = [word_errors([each.text for each in found], said, variant, None, "all").value for found in (once, kept)]
+        rates = [word_errors(said, [each.text for each in found], variant, None, "all").value for found in (once, kept)]
         before, after = (
             sum(each.repeats for each in {id(s.generation): s.confidence for t in found for s in t.segments}.values())
             for found in (once, kept)
         )
+        marks = "on" if timestamps else "off"
         print(
-            f"{variant}, timestamps {'on' if timestamps else 'off'}: of {len(heard)} windows {before} repeat themselves, {after} by default; "
+            f"{variant}, timestamps {marks}: of {len(heard)} windows {before} repeat themselves, {after} by default; "
             f"word error rate {100 * rates[0]:.0f} and {100 * rates[1]:.0f} %, CPU {dearer / cost:.2f}x",
             flush=True,
         )
