@@ -7,6 +7,7 @@ transformers goes on with the frames behind, padded with zeros, and this runtime
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,13 +15,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from broken_numbers import break_adapter
 from click.testing import CliRunner
 from test_speech import save_wav
 from tiny_whisper import RATE, build_whisper_bundle, sound, tokens
 
 from edgepeft import runtime
 from edgepeft.cli import main
-from edgepeft.errors import InputError
+from edgepeft.errors import InputError, NonFiniteError
 from edgepeft.runtime import Runtime, Transcription, transcription
 from edgepeft.runtime.generation import fallback as rules
 from edgepeft.runtime.generation.hearing import Heard
@@ -195,6 +197,16 @@ def test_refuses_timestamps_where_there_are_none(silent_bundle: Path) -> None:
     with pytest.raises(InputError, match=r"vocabulary has no timestamps .*leave out timestamps"):
         plain.transcribe(WAVES[0], timestamps=True)
     assert plain.transcribe(WAVES[0], fallback="all", max_new_tokens=3).segments[0].confidence.no_speech is None
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+@pytest.mark.parametrize("timestamps", [False, True])
+def test_an_adapter_whose_numbers_are_none_is_named(
+    bundle: Path, tmp_path: Path, number: float, timestamps: bool
+) -> None:
+    copied = break_adapter(Path(shutil.copytree(bundle, tmp_path / "bundle")), "small", number)
+    with pytest.raises(NonFiniteError, match="small"):
+        runtime.open(copied).adapter("small").transcribe(WAVES[0], language="en", timestamps=timestamps)
 
 
 # Second tries.

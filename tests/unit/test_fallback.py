@@ -79,3 +79,5 @@ def test_log_probability_is_that_of_a_softmax() -> None:
     for token in (0, 2, 3):
         assert log_probability(logits, token) == pytest.approx(np.log(weights[token] / weights.sum()), abs=1e-6)
     assert log_probability(np.array([1000.0, 0.0], np.float32), 0) == 0.0  # and does not overflow
+    for broken in (np.nan, np.inf, -np.inf):  # the sampler refuses these, with the adapter's name
+        assert np.isnan(log_probability(np.full(2, broken, np.float32), 0))

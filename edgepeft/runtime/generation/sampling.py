@@ -88,8 +88,10 @@ class Sampler:
 
 
 def log_probability(logits: np.ndarray, token: int) -> float:
-    """The logarithm of a token's probability by logits ``[vocabulary]``, in nats."""
+    """The logarithm of a token's probability by logits ``[vocabulary]``, in nats; NaN where the largest is no finite number."""
     top = logits.max()
+    if not math.isfinite(top):
+        return math.nan
     return float(logits[token] - top) - math.log(float(np.exp(logits - top).sum(dtype=np.float64)))
 
 
