@@ -1,4 +1,4 @@
-"""A tiny random Whisper: windows of one second, two layers, four languages."""
+"""A tiny random Whisper: windows of one second, two layers, four languages; ``timed`` with timestamps and a token for silence."""
 
 from __future__ import annotations
 
@@ -16,24 +16,32 @@ SPECIAL = (
     "<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|de|>", "<|fr|>", "<|ja|>", "<|translate|>", "<|transcribe|>",
     "<|notimestamps|>",
 )  # fmt: skip
+#: From 0.00 to 1.00 s in steps of 0.02 s, as in Whisper; these are no special tokens there either.
+TIMESTAMPS = tuple(f"<|{step / 50:.2f}|>" for step in range(51))
 
 
-def tokens() -> dict[str, int]:
-    """Special tokens and their numbers."""
-    return {token: len(_vocabulary("bert")) + place for place, token in enumerate(SPECIAL)}
+def special(timed: bool) -> tuple[str, ...]:
+    """Special tokens in their order."""
+    return (*SPECIAL[:-1], "<|nospeech|>", SPECIAL[-1]) if timed else SPECIAL
 
 
-def build_whisper(folder: Path) -> Path:
+def tokens(timed: bool = False) -> dict[str, int]:
+    """Special tokens, and timestamps behind them, and their numbers."""
+    names = (*special(timed), *(TIMESTAMPS if timed else ()))
+    return {token: len(_vocabulary("bert")) + place for place, token in enumerate(names)}
+
+
+def build_whisper(folder: Path, timed: bool = False) -> Path:
     """Write a random Whisper with its tokenizer, feature settings and generation settings to ``folder``."""
     import torch
     from transformers import WhisperConfig, WhisperForConditionalGeneration
 
     folder.mkdir(parents=True, exist_ok=True)
-    number, words = tokens(), _vocabulary("bert")
+    number, words = tokens(timed), _vocabulary("bert")
     with torch.random.fork_rng():
         torch.manual_seed(0)
         config = WhisperConfig(
-            vocab_size=len(words) + len(SPECIAL), d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
+            vocab_size=len(words) + len(number), d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
             decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48, num_mel_bins=80, max_source_positions=50,
             max_target_positions=40, pad_token_id=number["<|endoftext|>"], bos_token_id=number["<|endoftext|>"],
             eos_token_id=number["<|endoftext|>"], decoder_start_token_id=number["<|startoftranscript|>"], suppress_tokens=None,
@@ -58,13 +66,14 @@ def build_whisper(folder: Path) -> Path:
         "begin_suppress_tokens": [number["<|endoftext|>"]],
         "max_length": 40,
         "return_timestamps": False,
+        **({"max_initial_timestamp_index": 20} if timed else {}),
     }
     model.generation_config._from_model_config = False  # else transformers makes it anew of the model's
     for name, value in settings.items():
         setattr(model.generation_config, name, value)
     model.save_pretrained(folder)
-    save_tokenizer(folder, [*words, *SPECIAL])
-    _mark_special(folder)
+    save_tokenizer(folder, [*words, *number])
+    _mark_added(folder, special(timed), TIMESTAMPS if timed else ())
     extractor = {
         "feature_extractor_type": "WhisperFeatureExtractor", "feature_size": 80, "hop_length": 160, "n_fft": 400,
         "chunk_length": 1, "n_samples": RATE, "nb_max_frames": 100, "sampling_rate": RATE, "padding_value": 0.0,
@@ -74,11 +83,12 @@ def build_whisper(folder: Path) -> Path:
     return folder
 
 
-def _mark_special(folder: Path) -> None:
-    from tokenizers import Tokenizer
+def _mark_added(folder: Path, special: tuple[str, ...], others: tuple[str, ...]) -> None:
+    from tokenizers import AddedToken, Tokenizer
 
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    tokenizer.add_special_tokens(list(SPECIAL))
+    tokenizer.add_special_tokens(list(special))
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in others])
     tokenizer.save(str(folder / "tokenizer.json"))
 
 
@@ -92,15 +102,15 @@ def save_adapters(root: Path, model: Path) -> dict[str, Path]:
     }  # fmt: skip
 
 
-def build_whisper_bundle(folder: Path) -> Path:
+def build_whisper_bundle(folder: Path, timed: bool = False) -> Path:
     """``folder/model``, the adapters of :func:`save_adapters`, and ``folder/bundle`` with ``small`` and ``dora``; its path."""
-    return copy_of(_make_whisper_bundle, folder)
+    return copy_of(_make_whisper_bundle, folder, *(["timed"] if timed else []))
 
 
-def _make_whisper_bundle(folder: Path) -> Path:
+def _make_whisper_bundle(folder: Path, timed: str = "") -> Path:
     from edgepeft.pipeline import export
 
-    model = build_whisper(folder / "model")
+    model = build_whisper(folder / "model", bool(timed))
     sources = save_adapters(folder, model)
     done = export(model, {name: sources[name] for name in ("small", "dora")}, folder / "bundle", slots="all-linear")
     assert all(p.max_difference <= 1e-4 and p.changes_output for p in done.parity)

@@ -16,7 +16,7 @@ from .guarded import guarded
 from .options import PATH, bundle_argument, json_option, threads_option
 from .renamed import renamed_option
 from .show import bar, print_json, warn
-from .speech import SPEECH, check_speech, run_sounds, speech_options
+from .speech import SPEECH, check_audio, check_speech, run_sounds, speech_options
 from .text_generation import generation_options, refuse_generation, run_prompts
 from .values import parse_weights
 from .verbosity import quiet
@@ -123,6 +123,7 @@ def run(
     from_file = read_texts(file, text=old_column or column, pair=pair) if file is not None else []
     texts: list[Any] = [*text, *generation["prompt"], *from_file]
     if not texts and not speech["audio"]:
+        check_audio(speech)
         raise InputError("no text: give one as an argument, or a file with --file")
     chosen = parse_weights(adapter.split(",")) if adapter is not None and "=" in adapter else adapter
     check_speech(read_bundle(bundle).manifest.task, bundle, speech, texts, generation)

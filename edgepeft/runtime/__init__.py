@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .generation import Generator as Generator
     from .generation import TextStream as TextStream
     from .generation.chat import ChatTemplate as ChatTemplate
+    from .generation.fallback import Confidence as Confidence
     from .generation.loop import Steps as Steps
     from .gpu import Placement as Placement
     from .kernels import Kernels as Kernels
@@ -40,6 +41,7 @@ _HOME = {
     "Bundle": "..bundle",
     "Calls": ".views",
     "ChatTemplate": ".generation.chat",
+    "Confidence": ".generation.fallback",
     "Conversation": ".generation",
     "GenerateOptions": ".generation",
     "Generation": ".generation",
@@ -67,6 +69,7 @@ __all__ = [
     "Bundle",
     "Calls",
     "ChatTemplate",
+    "Confidence",
     "Conversation",
     "GenerateOptions",
     "Generation",

@@ -1,34 +1,46 @@
-"""What was said: the call of a view over a bundle that writes down speech."""
+"""What was said in sounds, and writing it down window after window."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Unpack, overload
+from typing import Any
 
-import numpy as np
+from .active import ActiveAdapter
+from .generation import Generation, Options
+from .generation.fallback import Confidence
+from .generation.hearing import Heard, Hearing, Manner
+from .generation.speech import Transcriber
+from .sound import Wave, windows
+from .subtitles import SubtitleForm, subtitles
 
-from ..errors import InputError
-from .arrays import Adapters
-from .described import Described
-from .generation import GenerateOptions, Generation, Options
-from .generation.generator import check_adapters, check_batch_size
-from .generation.speech import Task, Transcriber
-from .sound import as_wave, windows
+#: In less time, in seconds, nothing is said: a window that ends in the middle of speech is gone on with where it leaves more.
+_LEAST = 0.2
 
 
 @dataclass(frozen=True)
 class Segment:
-    """One window of sound, ``start`` to ``end`` in seconds, and what was written of it."""
+    """What was said from ``start`` to ``end``, in seconds of the whole sound: in one window, or with timestamps in a part of one.
+
+    ``text`` has no timestamps and no space around it, ``tokens`` are as they were written. Segments of one window share its
+    ``language``, ``generation`` and ``confidence``; ``generation`` is what the decoder wrote, also where ``text`` is empty because
+    nobody spoke.
+    """
 
     start: float
     end: float
+    text: str
     language: str | None
+    tokens: tuple[int, ...]
     generation: Generation
+    confidence: Confidence
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
-        return {"start": self.start, "end": self.end, "language": self.language, **self.generation.as_dict()}
+        own = {**vars(self), "tokens": list(self.tokens)}
+        del own["generation"], own["confidence"]
+        return {**self.generation.as_dict(), **vars(self.confidence), **own}
 
 
 @dataclass(frozen=True)
@@ -49,109 +61,108 @@ class Transcription:
         """For JSON."""
         return {**vars(self), "segments": [segment.as_dict() for segment in self.segments]}
 
-
-class SpeechCalls(Described):
-    """``transcribe``: for bundles whose task is to write down speech."""
-
-    __slots__ = ()
-
-    @overload
-    def transcribe(
-        self, sound: np.ndarray, *, sampling_rate: int = 16_000, language: str | None = None, task: Task = "transcribe",
-        adapters: None = None, batch_size: int = 4, **options: Unpack[GenerateOptions],
-    ) -> Transcription: ...  # fmt: skip
-
-    @overload
-    def transcribe(
-        self, sound: Sequence[np.ndarray], *, sampling_rate: int = 16_000, language: str | None = None,
-        task: Task = "transcribe", adapters: Adapters | None = None, batch_size: int = 4,
-        **options: Unpack[GenerateOptions],
-    ) -> list[Transcription]: ...  # fmt: skip
-
-    def transcribe(
-        self, sound: Any, *, sampling_rate: int = 16_000, language: str | None = None, task: Task = "transcribe",
-        adapters: Adapters | None = None, batch_size: int = 4, **options: Unpack[GenerateOptions],
-    ) -> Transcription | list[Transcription]:  # fmt: skip
-        """Write down speech.
-
-        Sound that is longer than the model's window (30 s) is cut at the quietest place of the last five seconds of each
-        window, and the texts are joined.
+    def subtitles(self, form: SubtitleForm) -> str:
+        """The segments as the content of a file of subtitles; write them down with ``timestamps=True``.
 
         Args:
-            sound: Samples ``[samples]`` of one channel, floats of -1 to 1 or 16-bit integers; or a list of such arrays.
-            sampling_rate: Samples a second. What is not the model's rate is resampled (``edgepeft[audio]``).
-            language: The language that is spoken (``"en"``), by default the likeliest one of each window. A model of one language
-                takes none.
-            task: ``"transcribe"``, or ``"translate"`` into English.
-            adapters: An adapter for each sound of a list; ``None`` is the base.
-            batch_size: Windows in one run.
-            **options: Those of :meth:`generate` that are not about prompts: ``max_new_tokens``, ``temperature``, ``stop``, ….
+            form: ``"srt"`` (SubRip) or ``"vtt"`` (WebVTT).
 
         Returns:
-            A :class:`Transcription`, or a list of them for a list.
+            The whole file. Segments without text are left out.
 
         Raises:
-            InputError: The bundle's task is another, or the sound, the language or an option cannot be meant.
-            MissingExtraError: Resampling needs ``edgepeft[audio]``.
+            InputError: The form is another.
 
         Example:
-            >>> wave, rate = runtime.read_sound("question.wav")
-            >>> model.adapter("clinic").transcribe(wave, sampling_rate=rate, language="en").text
-            'How often should I take it?'
+            >>> found = model.transcribe(wave, sampling_rate=rate, timestamps=True)
+            >>> Path("talk.srt").write_text(found.subtitles("srt"), encoding="utf-8")
         """
-        view, bundle = self.view, self.bundle
-        if not bundle.manifest.hears:
-            raise InputError(
-                f"{bundle.path} is for {bundle.manifest.task}; transcribing needs a model that writes down speech"
-            )
-        writer = view.engine.generator_of(view.active.text)
-        assert isinstance(writer, Transcriber)
-        check_batch_size(batch_size)
-        single = not isinstance(sound, (list, tuple))
-        sounds = [sound] if single else list(sound)
-        if not sounds:
-            raise InputError("no sounds were given")
-        names: list[str | None] = [view.name] * len(sounds)
-        if adapters is not None:
-            check_adapters(adapters)
-            if single or len(adapters) != len(sounds):
-                said = "one sound" if single else f"{len(sounds)} sounds"
-                raise InputError(
-                    f"{len(adapters)} adapters for {said}; give a list of sounds and one for each, None for the base"
-                )
-            names = list(adapters)
-        rate = writer.log_mel.rate
-        waves = [as_wave(each, sampling_rate, rate, f"sound {place + 1}") for place, each in enumerate(sounds)]
-        parts = [
-            (place, start, end)
-            for place, wave in enumerate(waves)
-            for start, end in windows(wave, rate, writer.log_mel.samples)
-        ]
-        found: list[list[Segment]] = [[] for _ in waves]
-        for first in range(0, len(parts), batch_size):
-            batch = parts[first : first + batch_size]
-            chosen = [names[place] for place, _, _ in batch]
-            active = view.active if adapters is None else view.engine.mixed(chosen)
-            run, decoder = writer.hear(
-                [waves[place][start:end] for place, start, end in batch],
-                Options(**options),
-                active,
-                chosen,
-                language,
-                task,
-            )
-            for _ in run:
-                pass
-            for (place, start, end), written, heard in zip(batch, run.results(), decoder.languages, strict=True):
-                found[place].append(Segment(start / rate, end / rate, heard, written))
-        results = [
-            Transcription(
-                text=" ".join(filter(None, (segment.generation.text.strip() for segment in segments))),
-                language=segments[0].language,
-                seconds=len(wave) / rate,
-                adapter=name,
-                segments=tuple(segments),
-            )
-            for wave, segments, name in zip(waves, found, names, strict=True)
-        ]
-        return results[0] if single else results
+        return subtitles(((segment.start, segment.end, segment.text) for segment in self.segments), form)
+
+
+def write_down(
+    writer: Transcriber,
+    waves: Sequence[Wave],
+    names: Sequence[str | None],
+    adapted: Callable[[Sequence[int]], ActiveAdapter],
+    manner: Manner,
+    options: Options,
+    batch_size: int,
+) -> list[Transcription]:
+    """Write down sounds, windows of several in one run.
+
+    Without timestamps it is known beforehand where sounds are cut. With them a window begins where the one before has ended, which
+    that one says; so windows of one sound run one after the other.
+
+    Args:
+        writer: What a bundle transcribes with.
+        waves: Samples ``[samples]`` of each sound, at the model's rate.
+        names: The name of each sound's adapter.
+        adapted: Gives the adapters of a run, by the places of its sounds.
+        manner: How.
+        options: How tokens are chosen.
+        batch_size: Windows in one run.
+    """
+    rate, most = writer.log_mel.rate, writer.log_mel.samples
+    waiting: deque[tuple[int, int, int]] = deque()
+    for place, wave in enumerate(waves):
+        cuts = [(place, start, end) for start, end in windows(wave, rate, most)]
+        waiting += cuts[:1] if manner.timestamps else cuts
+    found: list[list[Segment]] = [[] for _ in waves]
+    texts: list[list[str]] = [[] for _ in waves]
+    begun = [0] * len(waves)
+    while waiting:
+        batch = [waiting.popleft() for _ in range(min(batch_size, len(waiting)))]
+        numbers = []
+        for place, _, _ in batch:
+            numbers.append(begun[place])
+            begun[place] += 1
+        places = [place for place, _, _ in batch]
+        parts = [waves[place][start:end] for place, start, end in batch]
+        hearing = Hearing(writer, parts, numbers, manner, options, adapted(places), [names[place] for place in places])
+        for (place, start, end), heard in zip(batch, hearing.results(), strict=True):
+            found[place] += _segments(heard, start, end, rate)
+            texts[place].append("" if heard.silent else heard.generation.text.strip())
+            if manner.timestamps and (begin := _goes_on(heard, start, end, rate)) < len(waves[place]):
+                _, length = next(windows(waves[place][begin:], rate, most))
+                waiting.append((place, begin, begin + length))
+    return [
+        Transcription(
+            text=" ".join(filter(None, texts[place])),
+            language=found[place][0].language,
+            seconds=len(wave) / rate,
+            adapter=names[place],
+            segments=tuple(found[place]),
+        )
+        for place, wave in enumerate(waves)
+    ]
+
+
+def _segments(heard: Heard, start: int, end: int, rate: int) -> list[Segment]:
+    """A window's segments; it lasts from sample ``start`` to ``end``, and no part of it longer."""
+
+    def segment(begin: int, stop: int, text: str, tokens: tuple[int, ...]) -> Segment:
+        shown = text.strip()
+        return Segment(begin / rate, stop / rate, shown, heard.language, tokens, heard.generation, heard.confidence)
+
+    if heard.silent:
+        return [segment(start, end, "", ())]
+    if not heard.parts:
+        return [segment(start, end, heard.generation.text, heard.generation.tokens)]
+    return [
+        segment(
+            min(start + part.start, end),
+            end if part.end is None else min(start + part.end, end),
+            part.text,
+            part.tokens,
+        )
+        for part in heard.parts
+    ]
+
+
+def _goes_on(heard: Heard, start: int, end: int, rate: int) -> int:
+    """Where the next window begins: behind this one, or where this one ends in the middle of speech."""
+    least = int(_LEAST * rate)
+    if heard.silent or heard.rest is None or heard.rest < least or end - start - heard.rest < least:
+        return end
+    return start + heard.rest

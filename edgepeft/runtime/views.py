@@ -18,9 +18,9 @@ from .engine import Engine
 from .generation.generator import check_adapters, check_batch_size
 from .predictions import THRESHOLD, Prediction, check_threshold
 from .sessions import run_values
+from .speech_calls import SpeechCalls
 from .tasks import BY_TASK, TaskRun
 from .text import Texts
-from .transcription import SpeechCalls
 from .writing_calls import WritingCalls
 
 

@@ -96,6 +96,7 @@ def test_pinned() -> None:
         "Bundle",
         "Calls",
         "ChatTemplate",
+        "Confidence",
         "Conversation",
         "GenerateOptions",
         "Generation",

@@ -67,11 +67,15 @@ class CrossedDecoder:
 
     def feed(self, tokens: np.ndarray) -> np.ndarray:
         """Feed ``tokens`` ``[rows, tokens]``; the logits behind the last of each row, ``[rows, vocabulary]``."""
+        return self.feed_all(tokens)[:, -1]
+
+    def feed_all(self, tokens: np.ndarray) -> np.ndarray:
+        """Feed ``tokens`` ``[rows, tokens]``; the logits behind each, ``[rows, tokens, vocabulary]``."""
         fed = {"input_ids": tokens, **self._again, **self._cache}
         found = run_values(self._session, self._outputs, fed, self._slots, self.options)
         self._cache |= as_pasts(found)
         self.width += tokens.shape[1]
-        logits: np.ndarray = found["logits"][:, -1]
+        logits: np.ndarray = found["logits"]
         return logits
 
     def step(self, tokens: Sequence[int]) -> np.ndarray:

@@ -13,7 +13,7 @@ import numpy as np
 from ...errors import InputError, NonFiniteError
 from ..finite import non_finite
 from .draft import Drafter, RunCosts
-from .sampling import Sampler, Sampling
+from .sampling import Sampler, Sampling, log_probability
 from .tokens import TextPieces, Tokens
 
 FinishReason = Literal["eos", "stop", "length", "cancelled"]
@@ -52,7 +52,8 @@ class Plan:
     """How to generate one text: when to stop, how to choose, and what turns its tokens into text.
 
     ``eos`` tokens end a text by themselves; ``stop_tokens`` are special tokens that the caller gave as stop strings. ``costs``
-    are given where tokens are to be drafted from prompt and answer.
+    are given where tokens are to be drafted from prompt and answer. ``unwritten`` tokens are no text (timestamps). ``scored``: the
+    log-probabilities of the tokens are summed up.
     """
 
     sampling: Sampling
@@ -62,6 +63,8 @@ class Plan:
     stop_tokens: frozenset[int]
     tokens: Tokens
     costs: RunCosts | None = None
+    unwritten: range = range(0)
+    scored: bool = False
 
 
 class Steps(Protocol):
@@ -117,12 +120,15 @@ class _Row:
         self.ended = 0.0
         self.drafter = Drafter(self.prompt, plan.costs) if plan.costs is not None else None
         self.drafted = self.accepted = 0
+        self.logprob = 0.0
 
     def take(self, logits: np.ndarray) -> str:
         """Choose the next token; the text it adds."""
         plan = self.plan
         token = self.sampler.pick(logits)
         self.tokens.append(token)
+        if plan.scored:
+            self.logprob += log_probability(logits, token)
         if self.drafter is not None:
             self.drafter.add(token)
         piece = ""
@@ -131,7 +137,8 @@ class _Row:
         elif token in plan.eos:
             self.finish = "eos"
         else:
-            piece = self.pieces.push(token)
+            if token not in plan.unwritten:
+                piece = self.pieces.push(token)
             if self.pieces.stopped:
                 self.finish = "stop"
             elif len(self.tokens) >= plan.max_new_tokens:
@@ -294,6 +301,10 @@ class Run:
     def results(self) -> list[Generation]:
         """What each prompt gave."""
         return [self._result(row) for row in self._rows]
+
+    def mean_logprobs(self) -> list[float]:
+        """The mean log-probability of each answer's tokens, in nats, before temperature; for plans that are ``scored``."""
+        return [row.logprob / max(1, len(row.tokens)) for row in self._rows]
 
     def _result(self, row: _Row) -> Generation:
         seconds = row.ended - self._first

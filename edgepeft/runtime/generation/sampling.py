@@ -87,6 +87,14 @@ class Sampler:
         return int(kept[min(int(place), len(kept) - 1)])
 
 
+def log_probability(logits: np.ndarray, token: int) -> float:
+    """The logarithm of a token's probability by logits ``[vocabulary]``, in nats; NaN where the largest is no finite number."""
+    top = logits.max()
+    if not math.isfinite(top):
+        return math.nan
+    return float(logits[token] - top) - math.log(float(np.exp(logits - top).sum(dtype=np.float64)))
+
+
 def _penalized(logits: np.ndarray, seen: np.ndarray, penalty: float) -> np.ndarray:
     changed = logits.copy()
     values = logits[seen]

@@ -29,13 +29,16 @@ export const decoder = (tokenizer) => (tokens) =>
  * @param {number[]} [parts.stops]  Special tokens that were given as stop texts.
  * @param {number} parts.room  How many tokens at most.
  * @param {(piece: string) => void} parts.onText
+ * @param {(token: number, logits: Float32Array) => void} [parts.onToken]  Is told each token and what it was chosen from.
  * @param {AbortSignal | undefined} parts.signal
  * @returns {Promise<Written>}
  */
-export async function write({ logits, feed, forget = () => {}, drafter, sampler, pieces, ends, stops = [], room, onText, signal }) {
+export async function write({ logits, feed, forget = () => {}, drafter, sampler, pieces, ends, stops = [], room, onText, onToken = () => {}, signal }) {
   const begin = performance.now();
-  /** Take a token; what it ends the text with, if it does. @param {number} token @returns {Written["finish"] | null} */
-  const take = (token) => {
+  /** Take a token; what it ends the text with, if it does. @param {Float32Array} scores @returns {Written["finish"] | null} */
+  const take = (scores) => {
+    const token = sampler.pick(scores);
+    onToken(token, scores);
     drafter?.add(token);
     if (stops.includes(token) || ends.includes(token)) {
       pieces.tokens.push(token);
@@ -47,7 +50,7 @@ export async function write({ logits, feed, forget = () => {}, drafter, sampler,
     if (signal?.aborted) return "cancelled";
     return pieces.tokens.length >= room ? "length" : null;
   };
-  let finish = take(sampler.pick(logits));
+  let finish = take(logits);
   while (finish === null) {
     const had = pieces.tokens.length;
     const draft = drafter?.draft(room - had - 1) ?? [];
@@ -56,7 +59,7 @@ export async function write({ logits, feed, forget = () => {}, drafter, sampler,
     drafter?.costs.add(rows.length, performance.now() - started);
     // Each token is chosen from the logits behind those before it, as without a draft; the first that the draft has not ends it.
     for (const [i, row] of rows.entries()) {
-      finish = take(sampler.pick(row));
+      finish = take(row);
       if (finish !== null || pieces.tokens.at(-1) !== draft[i]) break;
     }
     const chosen = pieces.tokens.slice(had);

@@ -61,10 +61,10 @@ export class Sampler {
   #random;
   /** @type {Set<number> | null} */ #seen;
 
-  /** @param {Sampling} sampling @param {number[]} prompt */
-  constructor(sampling, prompt) {
+  /** @param {Sampling} sampling @param {number[]} prompt @param {number} [row]  Rows draw other numbers by one seed. */
+  constructor(sampling, prompt, row = 0) {
     this.#sampling = sampling;
-    this.#random = new Random([sampling.seed ?? anySeed(), 0]); // Python's: the seed and the row
+    this.#random = new Random([sampling.seed ?? anySeed(), row]); // as in Python
     this.#seen = sampling.repetitionPenalty === 1 ? null : new Set(prompt);
   }
 

@@ -1,44 +1,51 @@
-/** Writing down speech with Whisper: one run of the encoder for a window of sound, then one of the decoder for each token, greedily. */
+/** Writing down speech with Whisper, window after window. */
 
 import { BundleError, InputError } from "./errors.js";
-import { endTokens, stopsOf } from "./generate.js";
+import { FALLBACKS } from "./fallback.js";
+import { hear } from "./hearing.js";
 import { readLogMel } from "./log_mel.js";
-import { decoder, write } from "./loop.js";
-import { Pieces } from "./pieces.js";
-import { GREEDY, Sampler } from "./sampling.js";
-import { begun, readSettings, renamed } from "./seq2seq.js";
+import { readSettings } from "./seq2seq.js";
+import { windows } from "./sound.js";
+import { findTimestamps } from "./timestamps.js";
 
 /**
  * @typedef {import("./backend.js").Backend} Backend
- * @typedef {import("./backend.js").Feeds} Feeds
- * @typedef {import("./backend.js").Tensor} Tensor
  * @typedef {import("./cache.js").Run} Run
+ * @typedef {import("./fallback.js").Confidence} Confidence
+ * @typedef {import("./fallback.js").Fallback} Fallback
  * @typedef {import("./tokenizer.js").TextEncoder} TextEncoder
  *
  * @typedef {object} TranscribeOptions
  * @property {number} [samplingRate]  Samples a second; the model's (16,000) where it is left out. An AudioContext of that rate resamples.
  * @property {string} [language]  What is spoken (`"en"`); by default the likeliest one of each window.
  * @property {"transcribe" | "translate"} [task]  `"translate"`: into English.
+ * @property {boolean} [timestamps]  Let the model write when what was said: segments are then parts of windows.
+ * @property {Fallback} [fallback]  Which windows are written down again, at temperatures of 0.2 to 1 until one try holds: `"loops"` those
+ *   whose text repeats itself, `"all"` also those that the model was not sure of (and where nobody speaks the text is empty), `"off"` none.
+ *   By default `"loops"`, and `"off"` with `onText`: with second tries a window's text is told once it stays.
+ * @property {number} [seed]  Another one than 0 makes other second tries.
  * @property {number} [maxNewTokens]  Of each window.
  * @property {string | string[]} [stop]  Texts, or special tokens, to stop before.
  * @property {string | number | (string | number)[]} [eos]  Further tokens that end a text.
  * @property {(piece: string) => void} [onText]  Is told each piece of text as it comes.
  * @property {AbortSignal} [signal]  Ends it after the token that it is at.
  *
- * @typedef {object} Segment
- * @property {number} start  In seconds.
+ * @typedef {object} Segment  A window of sound, or with timestamps a part of one.
+ * @property {number} start  In seconds of the whole sound.
  * @property {number} end
  * @property {string | null} language
  * @property {string} text
- * @property {number[]} tokens  With the one that ended it.
- * @property {"eos" | "length" | "stop" | "cancelled"} finish
+ * @property {number[]} tokens  A window's with the one that ended it, a part's without timestamps.
+ * @property {"eos" | "length" | "stop" | "cancelled"} finish  Of the window.
+ * @property {Confidence} confidence  Of the window.
  *
  * @typedef {{ text: string, language: string | null, seconds: number, segments: Segment[] }} Transcription
  */
 
-/** The last part of a window in which a quiet place is looked for, and the length that is looked at, in seconds. */
-const LOOK_BACK = 5;
-const QUIET = 0.2;
+/** Samples in one step of timestamps are this many frames. */
+const FRAMES = 2;
+/** In less time, in seconds, nothing is said: a window that ends in the middle of speech is gone on with where it leaves more. */
+const LEAST = 0.2;
 
 /** What a bundle needs to write down speech, read once. */
 export class Transcriber {
@@ -82,6 +89,15 @@ export class Transcriber {
     this.never = tokens("suppress_tokens");
     this.neverFirst = [...this.never, ...tokens("begin_suppress_tokens")];
     this.ends = [config.eos_token_id ?? []].flat();
+    const silence = this.tokenizer.token_to_id("<|nospeech|>") ?? this.tokenizer.token_to_id("<|nocaptions|>");
+    this.silence = silence !== undefined && silence < config.vocab_size ? silence : null;
+    this.timestamps = findTimestamps(this.tokenizer, {
+      vocabulary: config.vocab_size,
+      none: this.plain[0] ?? null,
+      latestFirst: config.max_initial_timestamp_index == null ? null : token(config.max_initial_timestamp_index, "max_initial_timestamp_index"),
+      window: logMel.samples,
+      stride: FRAMES * logMel.hop,
+    });
   }
 
   /**
@@ -101,31 +117,46 @@ export class Transcriber {
     if (samplingRate !== rate) {
       throw new InputError(`the sound has ${samplingRate} samples a second and the model takes ${rate}: decode it in an AudioContext({ sampleRate: ${rate} })`);
     }
-    const before = this.#before(options.language, options.task ?? "transcribe");
+    const { timestamps = false, fallback = options.onText === undefined ? "loops" : "off", seed = 0 } = options;
+    if (!FALLBACKS.includes(fallback)) throw new InputError(`fallback must be one of ${FALLBACKS.join(", ")}, found ${fallback}`);
+    if (!Number.isSafeInteger(seed) || seed < 0) throw new InputError(`seed must be a whole number, 0 or more, found ${seed}`);
+    const before = this.#before(options.language, options.task ?? "transcribe", timestamps);
     const most = this.room - before.length;
     const { maxNewTokens = most } = options;
     if (!Number.isInteger(maxNewTokens) || maxNewTokens < 1 || maxNewTokens > most) {
       throw new InputError(`maxNewTokens must be a whole number from 1 to ${most}, found ${maxNewTokens}`);
     }
+    const manner = { before, timestamps: timestamps ? this.timestamps : null, fallback, seed, room: maxNewTokens, options };
     /** @type {Segment[]} */
     const segments = [];
-    for (const [start, end] of windows(wave, rate, samples)) {
-      const found = await this.#window(wave.subarray(start, end), before, maxNewTokens, options, encode, decode, names);
-      segments.push({ start: start / rate, end: end / rate, ...found });
+    /** @type {string[]} */
+    const texts = [];
+    for (let start = 0; start < wave.length; ) {
+      const [[, length] = [0, 0]] = windows(wave.subarray(start), rate, samples);
+      const end = start + length;
+      const found = await hear(this, wave.subarray(start, end), texts.length, manner, { encode, decode, names });
+      texts.push(found.silent ? "" : found.text.trim());
+      segments.push(...cut(found, start, end, rate));
       if (options.signal?.aborted) break;
+      const rest = found.silent || found.rest === null ? 0 : found.rest;
+      const least = Math.trunc(LEAST * rate);
+      start = rest >= least && length - rest >= least ? start + rest : end;
     }
-    const text = segments.map((segment) => segment.text.trim()).filter(Boolean);
-    return { text: text.join(" "), language: segments[0]?.language ?? null, seconds: wave.length / rate, segments };
+    return { text: texts.filter(Boolean).join(" "), language: segments[0]?.language ?? null, seconds: wave.length / rate, segments };
   }
 
-  /** The tokens before an answer, `null` in place of a language that is to be heard. @param {string | undefined} language @param {string} task */
-  #before(language, task) {
+  /** The tokens before an answer, `null` in place of a language that is to be heard. @param {string | undefined} language @param {string} task @param {boolean} timestamps */
+  #before(language, task, timestamps) {
     if (task !== "transcribe" && task !== "translate") throw new InputError(`task must be one of transcribe, translate, found ${task}`);
+    if (timestamps && this.timestamps === null) {
+      throw new InputError("this model's vocabulary has no timestamps (<|0.00|> and the tokens behind it): leave out timestamps");
+    }
+    const plain = timestamps ? [] : this.plain;
     if (this.languages.size === 0) {
       if ((language !== undefined && language !== "en") || task !== "transcribe") {
         throw new InputError("this model transcribes one language: language and task are for multilingual ones");
       }
-      return [this.start, ...this.plain];
+      return [this.start, ...plain];
     }
     const said = this.tasks.get(task);
     if (said === undefined) throw new InputError(`this model's generation_config.json has no token for task ${task}`);
@@ -134,86 +165,26 @@ export class Transcriber {
       const known = [...this.languages.keys()].map((key) => key.slice(2, -2)).sort();
       throw new InputError(`language ${language} is none of this model's: ${known.join(", ")}`);
     }
-    return [this.start, chosen, said, ...this.plain];
-  }
-
-  /**
-   * @param {Float32Array} wave @param {(number | null)[]} before @param {number} room @param {TranscribeOptions} options
-   * @param {Run} encode @param {Run} decode @param {readonly string[]} names
-   */
-  async #window(wave, before, room, options, encode, decode, names) {
-    const { bins, frames } = this.logMel;
-    const { texts, tokens: stops } = stopsOf(options.stop, this.tokenizer);
-    const input_features = this.backend.tensor("float32", this.logMel.compute(wave), [1, bins, frames]);
-    const empty = begun(await encode({ input_features }), names, this.backend);
-    let cache = empty;
-    /** @param {number[]} fed @param {number[]} never @returns {Promise<Float32Array>} */
-    const feed = async (fed, never) => {
-      const input_ids = this.backend.tensor("int64", BigInt64Array.from(fed, BigInt), [1, fed.length]);
-      const found = await decode({ input_ids, ...cache });
-      cache = { ...cache, ...renamed(found) };
-      const logits = /** @type {Tensor} */ (found.logits);
-      const last = /** @type {Float32Array} */ (logits.data).slice(-(logits.dims.at(-1) ?? 1));
-      for (const token of never) last[token] = Number.NEGATIVE_INFINITY;
-      return last;
-    };
-    let language = before[1] ?? null;
-    if (before.includes(null)) {
-      const logits = await feed([this.start], []);
-      const score = (/** @type {number} */ token) => logits[token] ?? Number.NEGATIVE_INFINITY;
-      language = [...this.languages.values()].reduce((best, token) => (score(token) > score(best) ? token : best));
-      cache = empty;
-    }
-    const logits = await feed(
-      before.map((token) => token ?? /** @type {number} */ (language)),
-      this.neverFirst,
-    );
-    const written = await write({
-      logits,
-      feed: async (fed) => [await feed(fed, this.never)],
-      sampler: new Sampler(GREEDY, []),
-      pieces: new Pieces(decoder(this.tokenizer), [], texts),
-      ends: [...this.ends, ...endTokens(options.eos, this.tokenizer)],
-      stops,
-      room,
-      onText: options.onText ?? (() => {}),
-      signal: options.signal,
-    });
-    const name = [...this.languages].find(([, token]) => token === language)?.[0].slice(2, -2) ?? null;
-    return { language: name, text: written.text, tokens: written.tokens, finish: written.finish };
+    return [this.start, chosen, said, ...plain];
   }
 }
 
 /**
- * Where a wave is cut into parts of at most `most` samples: at the quietest place of the last five seconds of each.
+ * A window's segments; it lasts from sample `start` to `end`, and no part of it longer.
  *
- * @param {Float32Array} wave @param {number} rate @param {number} most
- * @returns {Generator<[number, number], void>}
+ * @param {import("./hearing.js").Heard} heard @param {number} start @param {number} end @param {number} rate
+ * @returns {Segment[]}
  */
-export function* windows(wave, rate, most) {
-  let start = 0;
-  const length = Math.max(1, Math.trunc(QUIET * rate));
-  while (wave.length - start > most) {
-    const first = start + Math.max(most - Math.trunc(LOOK_BACK * rate), Math.trunc(most / 2));
-    const stop = start + most;
-    let end = stop;
-    let power = 0;
-    let [least, largest] = [Number.POSITIVE_INFINITY, 0];
-    for (let place = first; place < stop; place++) {
-      power += (wave[place] ?? 0) ** 2;
-      const begin = place - length + 1;
-      if (begin < first) continue;
-      const quiet = Math.max(0, power);
-      if (quiet <= least) {
-        least = quiet;
-        end = begin + Math.trunc(length / 2);
-      }
-      largest = Math.max(largest, quiet);
-      power -= (wave[begin] ?? 0) ** 2;
-    }
-    if (!(least < largest)) end = stop; // one place is as quiet as any other
-    yield [start, end];
-    start = end;
-  }
-  yield [start, wave.length];
+function cut({ silent, parts, text, tokens, language, finish, confidence }, start, end, rate) {
+  const whole = { language, finish, confidence };
+  const one = (/** @type {number} */ begin, /** @type {number} */ stop, /** @type {string} */ said, /** @type {number[]} */ written) => ({
+    start: begin / rate,
+    end: stop / rate,
+    text: said.trim(),
+    tokens: written,
+    ...whole,
+  });
+  if (silent) return [one(start, end, "", [])];
+  if (!parts.length) return [one(start, end, text, tokens)];
+  return parts.map((part) => one(Math.min(start + part.start, end), part.end === null ? end : Math.min(start + part.end, end), part.text, part.tokens));
 }
