@@ -1,12 +1,17 @@
 """What contrast gains over a head on frozen features, by the number of labels, on MiniLM and VADER's four sources.
 
-    python benchmarks/few_labels.py run OUT [--labels 4,8,16,32] [--seeds 3] [--sources reviews,movies,tweets,news] [--only NAME]
+    python benchmarks/few_labels.py run OUT [--labels 4,8,16,32] [--seeds 3] [--sources reviews,movies,tweets,news] [--only NAMES]
+    python benchmarks/few_labels.py run OUT --labels 32 --seeds 10 --draws-of-tune --only "contrast 16 0.002,contrast 27 0.002 r16"
     python benchmarks/few_labels.py summary OUT
 
 A draw is that of ``training_tune.py``: a source, a seed and so many rows of each label. On each the recipes of ``edgepeft tune``
 are trained as it trains them on all rows (in bfloat16, one thread) and judged on the first 500 held-out sentences: a head under
 even attention, contrast of every linear layer from it (53 steps, from 32 labels a class on 16), and the fine-tuning
 of the upper half that contrast took the place of (53); beside them logistic regression on the means of the last states.
+
+A name of ``--only`` may also say how contrast trains: steps, rate, a rank other than 8, and ``upper`` for the upper half alone.
+``--draws-of-tune`` takes one source a seed and 300 held-out sentences, as ``training_tune.py`` does; give it an OUT of its own.
+
 Each result is a line of OUT/few-labels.jsonl; what is there is not done again.
 ``summary`` prints accuracies and each recipe's gain over the head: its mean, the standard deviation over draws and the standard
 error of the mean. What ``edgepeft/train/tune_stages.py`` expects is taken from these.
@@ -47,6 +52,12 @@ def candidate(bench: Any, what: str) -> tuple[Any, int]:
         labels = min(Counter(row.target for row in bench.rows).values())
         taught, steps = taught_by_contrast(site, bench.width, labels, len(bench.rows) * 3 // 4)
         return taught, steps * 4 // 3
+    if what.startswith(CONTRAST):
+        _, made, rate, *more = what.split()
+        rank = next((int(word[1:]) for word in more if word.startswith("r")), 8)
+        where = upper_half(bench) if "upper" in more else "all-linear"
+        taught = Settings("dora", rank=rank, targets=where, learning_rate=float(rate))
+        return Candidate(taught, "contrast", FEW_STRENGTH, site), int(made)
     settings = Settings("dora", rank=8, targets=upper_half(bench), learning_rate=7e-4)
     return Candidate(settings, "fine-tune", FEW_STRENGTH, site), STEPS
 
@@ -86,11 +97,12 @@ def summary(file: Path) -> str:
             by_source = [np.mean([a for (s, _), a in draws.items() if s == source] or [np.nan]) for source in sources]
             changes = [a - recipes[HEAD][key] for key, a in draws.items() if key in recipes[HEAD]]
             cells = [*by_source, np.mean(list(draws.values()))]
-            change, spread = np.mean(changes), np.std(changes, ddof=min(1, len(changes) - 1))
+            change = np.mean(changes) if changes else np.nan
+            spread = np.std(changes, ddof=min(1, len(changes) - 1)) if changes else np.nan
             gains += changes if what == CONTRAST else []
             lines.append(
                 f"| {labels} | {what} | {len(draws)} | {' | '.join(f'{cell:.3f}' for cell in cells)} | "
-                f"{change:+.3f} ± {spread / len(changes) ** 0.5:.3f} | {spread:.3f} |"
+                f"{change:+.3f} ± {spread / max(1, len(changes)) ** 0.5:.3f} | {spread:.3f} |"
             )
     if gains:
         lines.append(
@@ -108,6 +120,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--sources", default=",".join(SOURCES))
+    parser.add_argument("--draws-of-tune", action="store_true", help="one source a seed, and 300 held-out sentences")
     parser.add_argument("--only", help=f"recipes by name, with , between them: {HEAD}, {MEAN}, {CONTRAST}, {UPPER}")
     given = parser.parse_args()
     file = given.out / "few-labels.jsonl"
@@ -124,8 +137,11 @@ def main() -> None:
     names = given.only.split(",") if given.only else [HEAD, MEAN, CONTRAST, UPPER]
     for seed in range(given.first, given.first + given.seeds):
         for labels in map(int, given.labels.split(",")):
-            for source in given.sources.split(","):
-                bench = replace(draw(source, seed, labels), held=_bench(source).held[:HELD])
+            sources = [SOURCES[seed % len(SOURCES)]] if given.draws_of_tune else given.sources.split(",")
+            for source in sources:
+                bench = draw(source, seed, labels)
+                if not given.draws_of_tune:
+                    bench = replace(bench, held=_bench(source).held[:HELD])
                 for what in names:
                     key = {"source": source, "seed": seed, "labels": labels, "what": what}
                     if any(key.items() <= row.items() for row in known):
