@@ -83,14 +83,16 @@ class Search:
         if steps:
             self._step_s[kind] = max(self._step_s.get(kind, 0.0), seconds / steps)
 
-    def prefer(self, name: str, candidate: Candidate, steps: int, expected: ExpectedGain | None) -> None:
-        """A candidate with steps of its own, which those of its kind that are tried later get too.
+    def prefer(
+        self, name: str, candidate: Candidate, steps: int, expected: ExpectedGain, later: ExpectedGain | None = None
+    ) -> None:
+        """A candidate that is ``expected`` to be better than the best, by what was measured elsewhere: judgements are few.
 
-        Where it is ``expected`` to be better than the best, by what was measured elsewhere, since few judgements show little, it
-        becomes the best if a gain is still to be expected after it is judged, and what is tried later has to overcome as much.
-        It is judged on as many folds as half of the time allows, with its training on all rows, and on one at least. It gets fewer
-        steps, at a rate that is higher by as much, where there is no time for all of them on a fold and on all rows, and is left
-        out where a third would be too many.
+        It becomes the best if a gain is still to be expected after it is judged; what is tried of other kinds then has to overcome
+        what it gains over them, ``later``, by default as much. It is judged on as many folds as half of the time allows, with its
+        training on all rows, and on one at least. It gets fewer steps, at a rate that is higher by as much, where there is no time
+        for all of them on a fold and on all rows, and is left out where a third would be too many. Those of its kind that are tried
+        later get as many.
         """
         from .trials import step_seconds
 
@@ -112,10 +114,8 @@ class Search:
             name, candidate, steps, lambda fold_s: time.monotonic() + (1 + whole) * fold_s < half
         )  # fmt: skip
         self._steps_of[candidate.kind] = steps
-        if expected is None:
-            self._take_better(trial)
-        elif self.best is None or expected.after(trial.differences(self.best)) > 0:
-            self.best, self._expected = trial, expected
+        if self.best is None or expected.after(trial.differences(self.best)) > 0:
+            self.best, self._expected = trial, later or expected
 
     def stage(self, name: str, candidates: Sequence[Candidate]) -> None:
         """Successive halving: all candidates with a third of the steps, the better half with all. One may become the best."""
@@ -123,8 +123,10 @@ class Search:
             candidates = self._halved(name, candidates)
         for candidate in candidates:
             trial = self._try(name, candidate, self._steps_of.get(candidate.kind, self.steps))
-            if trial is not None:
-                self._take_better(trial)
+            if trial is not None and (self.best is None or self._wins(trial, self.best)):
+                if self.best is not None and trial.candidate.kind != self.best.candidate.kind:
+                    self._expected = None  # it was of the one that lost
+                self.best = trial
 
     def alike(self, trial: Trial) -> bool:
         """Whether the best is not shown, nor expected, to be better than ``trial``, which had all its steps too."""
@@ -133,12 +135,6 @@ class Search:
         if self._expected is not None and trial.candidate.kind != self.best.candidate.kind:
             return self._expected.after(self.best.differences(trial)) <= 0
         return trial is self.best or not clearly_better(self.best, trial)
-
-    def _take_better(self, trial: Trial) -> None:
-        if self.best is None or self._wins(trial, self.best):
-            if self.best is not None and trial.candidate.kind != self.best.candidate.kind:
-                self._expected = None  # it was of the one that lost
-            self.best = trial
 
     def _wins(self, trial: Trial, best: Trial) -> bool:
         if self._expected is not None and trial.candidate.kind != best.candidate.kind:

@@ -22,12 +22,19 @@ _PENALTIES = (0.003, 0.01, 0.1)
 _CONTRAST = {0: (40, 1 / 6), 32: (12, 1.0)}
 #: Many rows are seen so often, up to so many steps.
 _CONTRAST_EPOCHS, _MOST_CONTRAST = 2, 200
-#: Up to so many labels a class judgements are too few to tell what contrast gains.
+#: Up to so many labels a class judgements are few.
 FEW_LABELS = 64
 #: The penalty of the head that is solved for after contrast.
 FEW_STRENGTH = 0.01
 #: What contrast gained over a head on frozen features on MiniLM and four sources, from so many labels a class on (few_labels.py).
-_GAINED = {4: ExpectedGain(0.015, 0.06), 8: ExpectedGain(0.05, 0.06), 16: ExpectedGain(0.055, 0.025)}
+_GAINED = {
+    0: ExpectedGain(0.015, 0.06),
+    8: ExpectedGain(0.05, 0.06),
+    16: ExpectedGain(0.055, 0.025),
+    65: ExpectedGain(0.06, 0.06),
+}
+#: What it gained over fine-tuning where labels are many; where they are few, what is tried later has to overcome all of the above.
+_GAINED_LATER = ExpectedGain(0.01, 0.015)
 
 
 def evenly_attending(site: str) -> Settings:
@@ -72,15 +79,17 @@ def frozen_stage(search: Search, site: str | None, few: bool) -> list[str]:
 def contrast_stage(search: Search, site: str | None, labels: int) -> list[str]:
     """Every linear layer taught by contrast, from even attention where there is ``site``; what to say where it cannot be.
 
-    ``labels`` are the rows of the rarest label, by which contrast gains more or less. Where they are many, judgements alone decide.
+    ``labels`` are the rows of the rarest label, by which contrast gains more or less.
     """
-    expected = _GAINED[max(count for count in _GAINED if count <= max(labels, min(_GAINED)))]
+    expected = _GAINED[max(count for count in _GAINED if count <= labels)]
+    later = expected if labels <= FEW_LABELS else _GAINED_LATER
     rows = len(search.folds[0][0])
     try:
         search.prefer(
             "contrast",
             *taught_by_contrast(site, search.bench.width, labels, rows),
-            expected if labels <= FEW_LABELS else None,
+            expected,
+            later,
         )
     except (MissingExtraError, InputError) as error:
         return [f"contrast was not tried: {error}"]
@@ -91,8 +100,9 @@ def wider_stages(search: Search, bench: Workbench, lora: Settings, rate: float, 
     """The learning rate around that of the range test, then where, the rank, and other methods and starts."""
     from .trials import Candidate
 
-    search.stage("learning rate", [Candidate(replace(lora, learning_rate=each)) for each in (rate, rate / 3, rate * 3)])
-    tuned = _best_rate(search, replace(lora, learning_rate=rate))
+    rates = (rate / 3, rate / 9, rate)  # hundreds of steps want a lower one than the test's few
+    search.stage("learning rate", [Candidate(replace(lora, learning_rate=each)) for each in rates])
+    tuned = _best_rate(search, replace(lora, learning_rate=rates[0]))
     best = search.best.candidate if search.best is not None else Candidate(tuned)
     trains = best.kind != "features"
     kind, base, even = (best.kind, best.settings, best.even) if trains else ("fine-tune", tuned, None)

@@ -158,16 +158,16 @@ def test_few_judgements_leave_what_was_measured_elsewhere() -> None:
 
 
 @pytest.mark.parametrize(
-    ("labels", "gain"), [(1, 0.015), (4, 0.015), (7, 0.015), (8, 0.05), (16, 0.055), (64, 0.055), (65, None)]
+    ("labels", "gain", "later"),
+    [(1, 0.015, 0.015), (7, 0.015, 0.015), (8, 0.05, 0.05), (16, 0.055, 0.055), (64, 0.055, 0.055), (65, 0.06, 0.01)],
 )
-def test_what_contrast_is_expected_to_gain_depends_on_the_labels(labels: int, gain: float | None) -> None:
-    """Where they are many, judgements alone decide."""
-    asked: list[ExpectedGain | None] = []
+def test_what_contrast_is_expected_to_gain_depends_on_the_labels(labels: int, gain: float, later: float) -> None:
+    asked: list[tuple[ExpectedGain, ExpectedGain]] = []
     search: Any = SimpleNamespace(
-        bench=SimpleNamespace(width=384), folds=[([1, 2], [3])], prefer=lambda *given: asked.append(given[-1])
+        bench=SimpleNamespace(width=384), folds=[([1, 2], [3])], prefer=lambda *given: asked.append(given[-2:])
     )
     assert contrast_stage(search, None, labels) == []
-    assert (None if asked[0] is None else asked[0].mean) == gain
+    assert tuple(each.mean for each in asked[0]) == (gain, later)
 
 
 @pytest.mark.parametrize(
