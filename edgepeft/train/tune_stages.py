@@ -31,7 +31,8 @@ _GAINED = {
     0: ExpectedGain(0.015, 0.06),
     8: ExpectedGain(0.05, 0.06),
     16: ExpectedGain(0.055, 0.025),
-    65: ExpectedGain(0.06, 0.06),
+    32: ExpectedGain(0.075, 0.035),
+    65: ExpectedGain(0.075, 0.06),
 }
 #: What it gained over fine-tuning where labels are many; where they are few, what is tried later has to overcome all of the above.
 _GAINED_LATER = ExpectedGain(0.01, 0.015)
