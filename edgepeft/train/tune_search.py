@@ -148,8 +148,8 @@ class Search:
             steps = self.short if own is None else -(-own // 3)
             if (trial := self._try(name, candidate, steps, first_round=True)) is not None:
                 tried.append(trial)
-        tried.sort(key=lambda trial: trial.key, reverse=True)
-        return [trial.candidate for trial in tried[: -(-len(tried) // 2)]]
+        better = sorted(range(len(tried)), key=lambda place: tried[place].key, reverse=True)[: -(-len(tried) // 2)]
+        return [tried[place].candidate for place in sorted(better)]  # of those that are alike the first one wins
 
     def _seconds(self, kind: Kind, steps: float) -> float:
         """What so many steps are expected to take; by other kinds of training where this one is not known yet."""
