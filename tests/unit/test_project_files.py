@@ -118,3 +118,15 @@ def test_shell_completion_as_documented(shell: str) -> None:
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         assert done.stdout.split() == ["plain,quantize"]
     assert get_completion_class(shell) is not None
+
+
+def test_test_files_have_names_of_their_own() -> None:
+    """Folders of tests that are no packages are one namespace to pytest: a name that stands twice breaks the run of all."""
+    tests = ROOT / "tests"
+    names = [
+        path.name
+        for path in tests.rglob("*.py")
+        if path.name != "conftest.py" and not (path.parent / "__init__.py").exists()
+    ]
+    assert len(names) > 100
+    assert sorted({name for name in names if names.count(name) > 1}) == []
