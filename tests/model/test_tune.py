@@ -289,6 +289,55 @@ def test_what_comes_later_has_to_overcome_what_was_expected(
     assert (search.best is not first) == taken
 
 
+@pytest.mark.parametrize(("later", "taken"), [(None, False), (ExpectedGain(0.0, 0.05), True)])
+def test_what_comes_later_may_have_less_to_overcome(
+    model: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+    later: ExpectedGain | None,
+    taken: bool,
+) -> None:
+    """Ten of 100 rows more, as above; and what is of the kind of contrast is tried with its steps, also in a first round."""
+    from edgepeft.train import trials
+
+    search = Search(bench(model, make_rows(24)), 60.0, 8, 0, 1, lambda message: None)
+    places = np.arange(100)
+    steps: list[int] = []
+
+    def run_trial(_: Any, candidate: Candidate, *__: Any, **given: Any) -> Trial:
+        steps.append(given["steps"])
+        return in_a_row(places >= 30 if candidate.kind == "fine-tune" else places < 60, kind=candidate.kind)
+
+    monkeypatch.setattr(trials, "run_trial", run_trial)
+    monkeypatch.setattr(trials, "step_seconds", lambda *_: 0.1)
+    search.prefer("contrast", Candidate(Settings(), "contrast"), 9, ExpectedGain(0.04, 0.05), later)
+    first = search.best
+    search.stage("learning rate", [Candidate(Settings())])
+    assert (search.best is not first) == taken
+    search.stage("rank", [Candidate(Settings(rank=rank), "contrast") for rank in (1, 2, 3)])
+    assert steps == [9, search.steps, 3, 3, 3, 9, 9]
+    assert [trial.first_round for trial in search.trials] == [False, False, True, True, True, False, False]
+
+
+def test_of_settings_that_are_alike_the_first_wins(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """In a first round the last one looks best; with all steps a row of a hundred does not tell."""
+    from edgepeft.train import trials
+
+    search = Search(bench(model, make_rows(24)), 60.0, 8, 0, 1, lambda message: None)
+    places = np.arange(100)
+    first_round = {1e-4: places < 60, 1e-3: places < 50, 1e-2: places < 70}
+    whole = {1e-4: places < 60, 1e-2: (places < 56) | (places >= 95)}  # five won, four lost
+
+    def run_trial(_: Any, candidate: Candidate, *__: Any, steps: int, **___: Any) -> Trial:
+        rate = candidate.settings.rate
+        right = first_round[rate] if steps == search.short else whole[rate]
+        return replace(in_a_row(right, steps=steps), candidate=candidate)
+
+    monkeypatch.setattr(trials, "run_trial", run_trial)
+    search.stage("learning rate", [Candidate(Settings(learning_rate=rate)) for rate in first_round])
+    assert [trial.candidate.settings.rate for trial in search.trials] == [1e-4, 1e-3, 1e-2, 1e-4, 1e-2]
+    assert search.best is search.trials[3]
+
+
 @pytest.mark.parametrize("few", [True, False], ids=["8-a-class", "enough"])
 def test_a_search_ends_with_an_adapter(model: Path, tmp_path: Path, few: bool) -> None:  # noqa: F811
     from edgepeft import runtime
