@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from conftest import _vocabulary, save_lora, save_tokenizer
@@ -125,3 +127,16 @@ def sound(seed: int, seconds: float = 0.8, rate: int = RATE) -> np.ndarray:
         np.sin(2 * np.pi * f * time + p) for f, p in zip(rng.uniform(100, 3000, 4), rng.uniform(0, 6, 4), strict=True)
     )
     return (0.2 * tones + 0.05 * rng.standard_normal(time.size)).astype(np.float32)
+
+
+def peft_whisper(bundle: Path, name: str | None, waves: Sequence[np.ndarray]) -> tuple[Any, Any]:
+    """The bundle's model in PyTorch under PEFT's unmerged adapter ``name``, and the frames of sounds as transformers makes them."""
+    from peft import PeftModel
+    from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
+
+    folder = bundle.with_name("model")
+    reference: Any = WhisperForConditionalGeneration.from_pretrained(folder)
+    if name is not None:
+        reference = PeftModel.from_pretrained(reference, bundle.with_name(name))
+    found = WhisperFeatureExtractor.from_pretrained(folder)(waves, sampling_rate=RATE, return_tensors="pt")
+    return reference.eval(), found.input_features

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -137,10 +136,9 @@ def _clock(seconds: float) -> str:
 
 def _write(file: Path, content: str) -> None:
     """Write a file whole: one that cannot be written leaves what was there."""
-    beside = file.with_name(f".{file.name}.{os.getpid()}")
+    from ..report.write import replace_text
+
     try:
-        beside.write_text(content, encoding="utf-8", newline="\n")
-        beside.replace(file)
+        replace_text(file, content)
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise InputError(f"cannot write --subtitles {file}: {error.strerror or error}") from error

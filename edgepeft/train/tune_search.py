@@ -123,23 +123,21 @@ class Search:
             candidates = self._halved(name, candidates)
         for candidate in candidates:
             trial = self._try(name, candidate, self._steps_of.get(candidate.kind, self.steps))
-            if trial is not None and (self.best is None or self._wins(trial, self.best)):
+            if trial is not None and (self.best is None or self._better(trial, self.best)):
                 if self.best is not None and trial.candidate.kind != self.best.candidate.kind:
                     self._expected = None  # it was of the one that lost
                 self.best = trial
 
     def alike(self, trial: Trial) -> bool:
         """Whether the best is not shown, nor expected, to be better than ``trial``, which had all its steps too."""
-        if self.best is None or trial.first_round:
-            return False
-        if self._expected is not None and trial.candidate.kind != self.best.candidate.kind:
-            return self._expected.after(self.best.differences(trial)) <= 0
-        return trial is self.best or not clearly_better(self.best, trial)
+        return self.best is not None and not trial.first_round and not self._better(self.best, trial)
 
-    def _wins(self, trial: Trial, best: Trial) -> bool:
-        if self._expected is not None and trial.candidate.kind != best.candidate.kind:
-            return self._expected.reversed.after(trial.differences(best)) > 0
-        return clearly_better(trial, best)
+    def _better(self, one: Trial, other: Trial) -> bool:
+        """Whether one is shown to be better than the other, or expected to be: the best may have been preferred to other kinds."""
+        if self._expected is None or one.candidate.kind == other.candidate.kind:
+            return clearly_better(one, other)
+        expected = self._expected if one is self.best else self._expected.reversed
+        return expected.after(one.differences(other)) > 0
 
     def _halved(self, name: str, candidates: Sequence[Candidate]) -> list[Candidate]:
         tried = []

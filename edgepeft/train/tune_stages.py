@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from ..errors import InputError, MissingExtraError
 from .expected_gain import ExpectedGain
@@ -14,6 +14,8 @@ from .tune_search import Search
 if TYPE_CHECKING:
     from .trials import Candidate
     from .workbench import Workbench
+
+_Value = TypeVar("_Value")
 
 #: Penalties of logistic regression (its C) on frozen features: the fewer rows, the stronger the penalty that does best.
 _PENALTIES = (0.003, 0.01, 0.1)
@@ -32,11 +34,16 @@ _GAINED = {
     8: ExpectedGain(0.05, 0.06),
     16: ExpectedGain(0.055, 0.025),
     32: ExpectedGain(0.075, 0.035),
-    65: ExpectedGain(0.075, 0.06),
+    FEW_LABELS + 1: ExpectedGain(0.075, 0.06),
 }
 #: What it gained over the fine-tuning that a search found where labels are many (docs/training.md); where they are few, what is
 #: tried later has to overcome all of the above.
 _GAINED_LATER = ExpectedGain(0.03, 0.02)
+
+
+def _from_labels(table: dict[int, _Value], labels: int) -> _Value:
+    """What a table that says "from so many labels a class on" has for ``labels``."""
+    return table[max(count for count in table if count <= labels)]
 
 
 def evenly_attending(site: str) -> Settings:
@@ -53,7 +60,7 @@ def taught_by_contrast(site: str | None, width: int, labels: int, rows: int) -> 
     from .contrast import CONTRAST_BATCH
     from .trials import Candidate
 
-    least, share = _CONTRAST[max(count for count in _CONTRAST if count <= labels)]
+    least, share = _from_labels(_CONTRAST, labels)
     rate = float(f"{share * 5e-4 * (2000 / width) ** 0.781:.2g}")
     settings = Settings("lora" if site is None else "dora", rank=8, targets="all-linear", learning_rate=rate)
     steps = max(least, min(_MOST_CONTRAST, _CONTRAST_EPOCHS * rows // CONTRAST_BATCH))
@@ -83,7 +90,7 @@ def contrast_stage(search: Search, site: str | None, labels: int) -> list[str]:
 
     ``labels`` are the rows of the rarest label, by which contrast gains more or less.
     """
-    expected = _GAINED[max(count for count in _GAINED if count <= labels)]
+    expected = _from_labels(_GAINED, labels)
     later = expected if labels <= FEW_LABELS else _GAINED_LATER
     rows = len(search.folds[0][0])
     try:
@@ -102,11 +109,8 @@ def wider_stages(search: Search, bench: Workbench, lora: Settings, rate: float, 
     """The learning rate around that of the range test, then where, the rank, and other methods and starts."""
     from .trials import Candidate
 
-    rates = (
-        rate / 9,
-        rate / 3,
-        rate,
-    )  # hundreds of steps want a lower one than the test's few; of those that are alike the lowest
+    # Hundreds of steps want a lower rate than the test's few; of those that are alike the first wins.
+    rates = (rate / 9, rate / 3, rate)
     search.stage("learning rate", [Candidate(replace(lora, learning_rate=each)) for each in rates])
     tuned = _best_rate(search, replace(lora, learning_rate=rates[0]))
     best = search.best.candidate if search.best is not None else Candidate(tuned)

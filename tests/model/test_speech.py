@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from tiny_whisper import RATE, build_whisper_bundle, sound
+from tiny_whisper import RATE, build_whisper_bundle, peft_whisper, sound
 
 from edgepeft import runtime
 from edgepeft.bundle import read_bundle
@@ -48,19 +48,12 @@ def copy(bundle: Path, tmp_path: Path) -> Path:
 def peft_hears(bundle: Path, name: str | None, language: str | None, task: str = "transcribe") -> list[list[int]]:
     """Tokens by transformers' greedy ``generate`` over PEFT's unmerged model, without the end token and padding."""
     import torch
-    from peft import PeftModel
-    from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
 
-    folder = bundle.with_name("model")
-    reference: Any = WhisperForConditionalGeneration.from_pretrained(folder)
-    if name is not None:
-        reference = PeftModel.from_pretrained(reference, bundle.with_name(name))
-    reference.eval()
-    frames = WhisperFeatureExtractor.from_pretrained(folder)(WAVES, sampling_rate=RATE, return_tensors="pt")
+    reference, frames = peft_whisper(bundle, name, WAVES)
     given = {} if language is None else {"language": language}
     with torch.no_grad():
         found = reference.generate(
-            input_features=frames.input_features,
+            input_features=frames,
             task=task,
             do_sample=False,
             max_new_tokens=TOKENS,

@@ -18,7 +18,7 @@ import pytest
 from broken_numbers import break_adapter
 from click.testing import CliRunner
 from test_speech import save_wav
-from tiny_whisper import RATE, build_whisper_bundle, sound, tokens
+from tiny_whisper import RATE, build_whisper_bundle, peft_whisper, sound, tokens
 
 from edgepeft import runtime
 from edgepeft.cli import main
@@ -55,16 +55,8 @@ def peft_hears(
 ) -> tuple[list[list[int]], list[float], list[float]]:
     """Tokens with the end token, their mean log-probabilities, and the probabilities of silence."""
     import torch
-    from peft import PeftModel
-    from transformers import WhisperFeatureExtractor, WhisperForConditionalGeneration
 
-    folder = bundle.with_name("model")
-    reference: Any = WhisperForConditionalGeneration.from_pretrained(folder)
-    if name is not None:
-        reference = PeftModel.from_pretrained(reference, bundle.with_name(name))
-    reference.eval()
-    features = WhisperFeatureExtractor.from_pretrained(folder)(WAVES, sampling_rate=RATE, return_tensors="pt")
-    frames = features.input_features
+    reference, frames = peft_whisper(bundle, name, WAVES)
     settings = reference.generation_config
     with torch.no_grad():
         found = reference.generate(
